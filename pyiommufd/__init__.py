@@ -1,0 +1,80 @@
+"""Linux's iommufd from Python: discovery, claims, the bind and attach lifecycle, DMA mappings, registers."""
+
+from .errors import (
+    AccessDeniedError,
+    AlreadyAttachedError,
+    AlreadyMappedError,
+    BusyError,
+    Cause,
+    ClaimError,
+    ClaimRefusedError,
+    ClosedError,
+    CloseError,
+    DeviceNotFoundError,
+    ForkedError,
+    GroupConflictError,
+    GroupNotViableError,
+    InUseError,
+    IoctlError,
+    IOMMUFDError,
+    NotFoundError,
+    Refusal,
+    RegionFaultError,
+    UnsupportedError,
+)
+from .host.claim import Claim, recover
+from .host.devices import HostDevice, find_device, list_devices
+from .host.groups import Group, find_group, list_groups
+from .host.plan import ClaimPlan, plan_claim
+from .kernel.attachment import AttachPreview, ChangeKind, DMAChange, Verdict
+from .kernel.buffer import DMABuffer
+from .kernel.device import Device
+from .kernel.device_file import DeviceFile
+from .kernel.ioas import IOAS
+from .kernel.iommufd import IOMMUFD
+from .kernel.mapping import DMAMapping
+from .kernel.region import Region
+
+__all__ = [
+    "IOAS",
+    "IOMMUFD",
+    "AccessDeniedError",
+    "AlreadyAttachedError",
+    "AlreadyMappedError",
+    "AttachPreview",
+    "BusyError",
+    "Cause",
+    "ChangeKind",
+    "Claim",
+    "ClaimError",
+    "ClaimPlan",
+    "ClaimRefusedError",
+    "CloseError",
+    "ClosedError",
+    "DMABuffer",
+    "DMAChange",
+    "DMAMapping",
+    "Device",
+    "DeviceFile",
+    "DeviceNotFoundError",
+    "ForkedError",
+    "Group",
+    "GroupConflictError",
+    "GroupNotViableError",
+    "HostDevice",
+    "IOMMUFDError",
+    "InUseError",
+    "IoctlError",
+    "NotFoundError",
+    "Refusal",
+    "Region",
+    "RegionFaultError",
+    "UnsupportedError",
+    "Verdict",
+    "find_device",
+    "find_group",
+    "list_devices",
+    "list_groups",
+    "plan_claim",
+    "recover",
+]

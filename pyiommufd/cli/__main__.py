@@ -1,0 +1,26 @@
+"""The entry point of ``pyiommufd`` and ``python -m pyiommufd.cli``."""
+
+from __future__ import annotations
+
+import sys
+
+MISSING = 3
+"""The exit status for: this machine lacks something."""
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    try:
+        import click  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        sys.stderr.write("pyiommufd: the command line needs click: pip install 'pyiommufd[cli]'\n")
+        sys.exit(MISSING)
+    from pyiommufd.cli.group import cli
+
+    cli(prog_name="pyiommufd")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""``pyiommufd guest``: run a command in a QEMU guest that has a virtual IOMMU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+import click
+
+from pyiommufd.testing.errors import GuestError, GuestTimeoutError
+from pyiommufd.testing.guest import Guest
+from pyiommufd.testing.machine import DEFAULT_DEVICES, IOMMU_KINDS, GuestDevice, RawDevice
+
+COULD_NOT_START = 125
+"""The exit status where the command has none of its own: the guest did not start, died, or ran out of time."""
+
+
+@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.option("--iommu", type=click.Choice(IOMMU_KINDS), default="intel", show_default=True, help="The virtual IOMMU.")
+@click.option(
+    "--kernel", type=click.Path(), metavar="FILE", help="The kernel image to boot. [PYIOMMUFD_KERNEL]"
+)
+@click.option("--qemu", metavar="PROGRAM", help="The QEMU to run. [PYIOMMUFD_QEMU]")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="ARG",
+    help="A device, as QEMU's -device takes it; may be repeated. Without: an edu device alone in its group, and a "
+    "group of two more and a virtio-rng.",
+)
+@click.option("--memory", type=click.IntRange(min=64), default=1024, show_default=True, metavar="MIB")
+@click.option("--cpus", type=click.IntRange(1, 8), default=2, show_default=True, metavar="N")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="The time for booting and COMMAND together; then the guest is ended. [none]",
+)
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="The folder that COMMAND may write to, as $PYIOMMUFD_RESULTS (/results). [a new one, kept if it is used]",
+)
+@click.option(
+    "--mount",
+    "mounts",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="One more folder that COMMAND sees, read-only; may be repeated.",
+)
+@click.option("--append", default="", metavar="KERNELARGS", help="More for the kernel's command line.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def guest(
+    ctx: click.Context,
+    iommu: str,
+    kernel: str | None,
+    qemu: str | None,
+    devices: tuple[str, ...],
+    memory: int,
+    cpus: int,
+    timeout: float | None,
+    results: str | None,
+    mounts: tuple[str, ...],
+    append: str,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND in a QEMU guest with a virtual IOMMU.
+
+    COMMAND runs as root in this Python environment and this folder, on a real kernel with /dev/iommu. It sees /usr,
+    the Python environment and this folder at their usual paths. What it writes is lost with the guest, except in
+    $PYIOMMUFD_RESULTS. Its output appears here and its exit status becomes this one's: 128+N for signal N, and 125
+    where the guest could not be started or died.
+    """
+    if not command:
+        raise click.UsageError("no COMMAND: pyiommufd guest [OPTIONS] -- COMMAND", ctx)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    chosen: tuple[GuestDevice, ...] = tuple(map(RawDevice, devices)) or DEFAULT_DEVICES
+    deadline = None if timeout is None else time.monotonic() + timeout
+    results_folder, ours = _results_folder(results)
+    machine = Guest(
+        iommu=iommu,
+        devices=chosen,
+        kernel=kernel,
+        qemu=qemu,
+        memory=memory,
+        cpus=cpus,
+        kernel_arguments=append.split(),
+        results=results_folder,
+        read_only=mounts,
+        boot_timeout=120 if timeout is None else min(timeout, 120),
+    )
+    try:
+        sys.exit(_run(machine, command, deadline))
+    finally:
+        machine.close()
+        if ours:
+            _leave_results(results_folder)
+
+
+def _run(machine: Guest, command: tuple[str, ...], deadline: float | None) -> int:
+    try:
+        machine.start()
+        left = None if deadline is None else max(deadline - time.monotonic(), 0.1)
+        result = machine.run(
+            command,
+            timeout=left,
+            stdout=_Writer(sys.stdout.buffer).write,
+            stderr=_Writer(sys.stderr.buffer).write,
+        )
+    except GuestTimeoutError as error:
+        return _failed(error, " (the time limit)" if deadline is not None else "")
+    except (GuestError, OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError):
+            # Nobody reads our output any more: end as a program does that SIGPIPE ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        return _failed(error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return result.returncode if result.returncode >= 0 else 128 - result.returncode
+
+
+class _Writer:
+    """Passes output on at once."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._stream.flush()
+
+
+def _failed(error: Exception, note: str = "") -> int:
+    console = error.console if isinstance(error, GuestError) else ""
+    if console:
+        click.echo("--- the guest's console, its end ---", err=True)
+        click.echo(console, err=True)
+        click.echo("---", err=True)
+    click.echo(f"pyiommufd guest: {error}{note}", err=True)
+    return COULD_NOT_START
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
+def _results_folder(option: str | None) -> tuple[Path, bool]:
+    """The folder for results, and whether it is a new one of ours."""
+    if option is None:
+        return Path(tempfile.mkdtemp(prefix="pyiommufd-results-")), True
+    folder = Path(option)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, False
+
+
+def _leave_results(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        click.echo(f"pyiommufd guest: results in {folder}", err=True)

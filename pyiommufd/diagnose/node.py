@@ -1,0 +1,82 @@
+"""Why a device node could not be opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ..errors import Cause
+from ..host import sysfs
+from ..host.devices import HostDevice
+from ..host.holders import holders
+
+
+def open_iommufd_causes(code: int, path: str) -> tuple[Cause, ...]:
+    """Why ``/dev/iommu`` could not be opened."""
+    if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        if (sysfs.SYS / "class/misc/iommu").exists():
+            return (
+                Cause(
+                    f"the kernel has iommufd, but there is no {path} here",
+                    "/sys/class/misc/iommu is there",
+                    "in a container, pass the device node in",
+                ),
+            )
+        return (
+            Cause(
+                "this kernel has no iommufd, or its module is not loaded",
+                f"kernel {os.uname().release}; no /sys/class/misc/iommu",
+                "modprobe iommufd; else use a kernel built with CONFIG_IOMMUFD (Fedora, Arch and Ubuntu have it, "
+                "Debian does not), or run in a guest that has one: pyiommufd guest -- COMMAND",
+            ),
+        )
+    return _permission_causes(code, path)
+
+
+def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
+    """Why a device's node under ``/dev/vfio/devices`` could not be opened, or found."""
+    if device.vfio_cdev is None:
+        if device.on_vfio:
+            return (
+                Cause(
+                    "this kernel has no device nodes for vfio",
+                    f"{device.name} is on {device.driver}, and its vfio-dev folder has no dev file",
+                    "use a kernel built with CONFIG_VFIO_DEVICE_CDEV",
+                ),
+            )
+        return (
+            Cause(
+                f"{device.name} is not on a vfio driver",
+                f"it is on {device.driver or 'no driver'}",
+                "claim it first: plan_claim([device]).apply()",
+            ),
+        )
+    if code == errno.EBUSY:
+        return tuple(Cause("it is open elsewhere", str(holder), "end that use") for holder in holders(device))
+    if code == errno.ENOENT:
+        return (
+            Cause(
+                f"{device.vfio_cdev} is missing though the kernel has the device",
+                str(device.sys_path / "vfio-dev"),
+                "in a container, pass /dev/vfio/devices in; else see that udev or devtmpfs is at work",
+            ),
+        )
+    return _permission_causes(code, device.vfio_cdev)
+
+
+def _permission_causes(code: int, path: str) -> tuple[Cause, ...]:
+    if code not in (errno.EACCES, errno.EPERM):
+        return ()
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return ()
+    evidence = f"mode {status.st_mode & 0o7777:04o}, owner {status.st_uid}, group {status.st_gid}"
+    return (
+        Cause(
+            f"user {os.geteuid()} may not open {path}",
+            evidence,
+            "run as root, have a udev rule give the node to this user, or take an open fd from a process that may",
+        ),
+    )

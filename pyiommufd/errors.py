@@ -1,0 +1,243 @@
+"""The exceptions that pyiommufd raises, and the causes that a refusal by the kernel carries.
+
+Wrong arguments are `TypeError` or `ValueError`, before any ioctl. Everything else derives from
+`IOMMUFDError`; what the kernel refused is an `IoctlError`, which is an `OSError` and keeps its errno.
+"""
+
+from __future__ import annotations
+
+import errno as errno_module
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class DeviceLike(Protocol):
+    """What an exception needs of a device: `pyiommufd.HostDevice` has it."""
+
+    @property
+    def subsystem(self) -> str:
+        """The bus of the device, such as ``pci``."""
+
+    @property
+    def name(self) -> str:
+        """The name of the device on its bus."""
+
+    @property
+    def driver(self) -> str | None:
+        """The driver that the device was on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One reason why the kernel may have refused, as found on this machine.
+
+    Attributes:
+        summary: What is wrong, in a sentence.
+        evidence: What was seen when the error was raised; empty where the kernel shows nothing.
+        fix: What to do about it.
+    """
+
+    summary: str
+    evidence: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        text = self.summary
+        if self.evidence:
+            text += f" ({self.evidence})"
+        if self.fix:
+            text += f"; {self.fix}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a device is not taken from the host.
+
+    Attributes:
+        device: The name of the device.
+        kind: What it is doing, as named to ``force``: ``mounted``, ``swap``, ``default-route``, ``held`` …
+        reason: What it is doing, in a sentence.
+    """
+
+    device: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.device}: {self.reason} [{self.kind}]"
+
+
+class IOMMUFDError(Exception):
+    """Base of all that pyiommufd raises, wrong arguments aside."""
+
+
+class ClosedError(IOMMUFDError, ValueError):
+    """A closed object was used."""
+
+
+class ForkedError(ClosedError):
+    """An object was used in a forked child; it belongs to the process that made it."""
+
+
+class InUseError(IOMMUFDError):
+    """An object cannot be closed while others use it.
+
+    Attributes:
+        users: The objects that use it.
+    """
+
+    def __init__(self, message: str, users: tuple[object, ...] = ()) -> None:
+        super().__init__(message, users)
+        self.users = users
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class AlreadyAttachedError(IOMMUFDError):
+    """A device that is attached was to be attached again; `Device.replace` is the way."""
+
+
+class CloseError(IOMMUFDError):
+    """Something failed while an owner closed what it owns; the rest was released all the same.
+
+    Attributes:
+        errors: Every failure, in the order in which they happened.
+    """
+
+    def __init__(self, message: str, errors: tuple[BaseException, ...] = ()) -> None:
+        super().__init__(message, errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return "\n  ".join([str(self.args[0]), *(f"{type(e).__name__}: {e}" for e in self.errors)])
+
+
+class DeviceNotFoundError(IOMMUFDError, LookupError):
+    """No device has that name, or more than one has."""
+
+
+class ClaimError(IOMMUFDError):
+    """A claim, or its release, could not be carried out."""
+
+
+class ClaimRefusedError(ClaimError):
+    """A claim would take something from the host that the host is using.
+
+    Attributes:
+        refusals: Each device and what it is doing.
+    """
+
+    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
+        super().__init__(refusals)
+        self.refusals = refusals
+
+    def __str__(self) -> str:
+        return "\n  ".join(["the claim is refused:", *map(str, self.refusals)])
+
+
+class RegionFaultError(IOMMUFDError, OSError):
+    """A device did not answer a register access: its memory decode is off, it sleeps, or it is gone."""
+
+
+class IoctlError(IOMMUFDError, OSError):
+    """The kernel refused a request.
+
+    Attributes:
+        request: The kernel's name of the ioctl, or of the system call where it was another.
+        errno: Why, as in `errno`.
+        target: What the request was about, such as the name of a device.
+        causes: What may be behind it, the likeliest first; found when the error was raised.
+    """
+
+    def __init__(
+        self, request: str, errno: int, target: str = "", causes: tuple[Cause, ...] = (), **details: Any
+    ) -> None:
+        super().__init__(errno, os.strerror(errno))
+        self.request = request
+        self.target = target
+        self.causes = causes
+        self._details = details
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.request, self.errno, self.target, self.causes, self._details)
+
+    def __str__(self) -> str:
+        name = errno_module.errorcode.get(self.errno or 0, str(self.errno))
+        text = f"{self.request}{f' on {self.target}' if self.target else ''}: {name} ({self.strerror})"
+        return "\n  ".join([text, *map(str, self.causes)])
+
+
+class UnsupportedError(IoctlError):
+    """This kernel, IOMMU or device does not have what was asked for (ENOTTY, EOPNOTSUPP)."""
+
+
+class BusyError(IoctlError):
+    """Something else uses the object (EBUSY)."""
+
+
+class NotFoundError(IoctlError):
+    """There is no such object, mapping or node (ENOENT)."""
+
+
+class AlreadyMappedError(IoctlError):
+    """The I/O virtual addresses hold a mapping already (EEXIST)."""
+
+
+class AccessDeniedError(IoctlError):
+    """The caller may not do this (EACCES, EPERM)."""
+
+
+class GroupNotViableError(IoctlError):
+    """A bind was refused because of another member of the device's IOMMU group.
+
+    Attributes:
+        blockers: The members that are on a host driver.
+    """
+
+    @property
+    def blockers(self) -> tuple[DeviceLike, ...]:
+        """The members that are on a host driver."""
+        return tuple(self._details.get("blockers", ()))
+
+
+class GroupConflictError(IoctlError):
+    """An attach was refused because a member of the group is attached to another page table.
+
+    Attributes:
+        peers: Those members.
+    """
+
+    @property
+    def peers(self) -> tuple[DeviceLike, ...]:
+        """The members that are attached to another page table."""
+        return tuple(self._details.get("peers", ()))
+
+
+def _rebuild(
+    kind: type[IoctlError],
+    request: str,
+    errno: int,
+    target: str,
+    causes: tuple[Cause, ...],
+    details: dict[str, Any],
+) -> IoctlError:
+    return kind(request, errno, target, causes, **details)
+
+
+_BY_ERRNO: dict[int, type[IoctlError]] = {
+    errno_module.ENOTTY: UnsupportedError,
+    errno_module.EOPNOTSUPP: UnsupportedError,
+    errno_module.EBUSY: BusyError,
+    errno_module.ENOENT: NotFoundError,
+    errno_module.EEXIST: AlreadyMappedError,
+    errno_module.EACCES: AccessDeniedError,
+    errno_module.EPERM: AccessDeniedError,
+}
+
+
+def ioctl_error(request: str, errno: int, target: str = "", causes: tuple[Cause, ...] = ()) -> IoctlError:
+    """The exception for an errno: the one place where the two meet."""
+    return _BY_ERRNO.get(errno, IoctlError)(request, errno, target, causes)

@@ -1,0 +1,235 @@
+"""Devices as the host sees them: frozen snapshots, found through udev."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DeviceNotFoundError
+from . import sysfs
+
+if TYPE_CHECKING:
+    from .groups import Group
+
+# The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio).
+SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
+
+_FULL_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_SHORT_ADDRESS = re.compile(r"[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_VENDOR_DEVICE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})")
+_CDEV = re.compile(r"/dev/vfio/devices/(vfio[0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A device as it was when it was looked up.
+
+    Nothing here changes when the machine does: look the device up again (`refreshed`) to see its driver of
+    now. Two snapshots of one device are equal, whatever has changed between them.
+
+    Attributes:
+        name: The name on its bus, such as ``0000:02:01.0``.
+        subsystem: The bus: ``pci``, ``mdev`` …
+        sys_path: Its folder under ``/sys/devices``.
+        vendor_id: PCI vendor, or None for what is not a PCI device.
+        device_id: PCI device id, or None.
+        class_code: PCI class, subclass and interface as one number of 24 bits, or None.
+        driver: The driver it is on, or None.
+        group_id: Its IOMMU group, or None where no IOMMU covers it.
+        numa_node: Its NUMA node, or None where the machine has no say.
+        iommu: The IOMMU that translates for it, such as ``dmar0``, or None.
+        vfio_cdev: Its node, such as ``/dev/vfio/devices/vfio0``; None where it is not on a vfio driver or
+            the kernel was built without VFIO_DEVICE_CDEV.
+        on_vfio: Whether a vfio driver has it, cdev or not.
+    """
+
+    name: str
+    subsystem: str
+    sys_path: Path = field(compare=False)
+    vendor_id: int | None = field(compare=False)
+    device_id: int | None = field(compare=False)
+    class_code: int | None = field(compare=False)
+    driver: str | None = field(compare=False)
+    group_id: int | None = field(compare=False)
+    numa_node: int | None = field(compare=False)
+    iommu: str | None = field(compare=False)
+    vfio_cdev: str | None = field(compare=False)
+    on_vfio: bool = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def group(self) -> Group | None:
+        """Its IOMMU group as it is now, or None where no IOMMU covers the device."""
+        from .groups import find_group
+
+        return None if self.group_id is None else find_group(self.group_id)
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it is a PCI bridge (class 06xx), which vfio-pci does not take."""
+        return self.class_code is not None and self.class_code >> 16 == 0x06
+
+    def refreshed(self) -> HostDevice:
+        """The same device as it is now.
+
+        Raises:
+            DeviceNotFoundError: It is gone.
+        """
+        return from_sys_path(self.sys_path)
+
+
+def from_sys_path(path: Path) -> HostDevice:
+    """The device whose folder this is.
+
+    Raises:
+        DeviceNotFoundError: There is no such folder, or it is no device's.
+    """
+    subsystem = sysfs.link_name(path / "subsystem")
+    if subsystem is None:
+        raise DeviceNotFoundError(f"there is no device at {path}")
+    group = sysfs.link_name(path / "iommu_group")
+    node = sysfs.read(path / "numa_node")
+    return HostDevice(
+        name=path.name,
+        subsystem=subsystem,
+        sys_path=path.resolve(),
+        vendor_id=_number(path / "vendor"),
+        device_id=_number(path / "device"),
+        class_code=_number(path / "class"),
+        driver=sysfs.link_name(path / "driver"),
+        group_id=int(group) if group is not None and group.isdigit() else None,
+        numa_node=int(node) if node is not None and node.isdigit() else None,
+        iommu=sysfs.link_name(path / "iommu"),
+        vfio_cdev=_vfio_cdev(path),
+        on_vfio=(path / "vfio-dev").is_dir(),
+    )
+
+
+def _number(path: Path) -> int | None:
+    text = sysfs.read(path)
+    try:
+        return None if text is None else int(text, 16)
+    except ValueError:
+        return None
+
+
+def _vfio_cdev(path: Path) -> str | None:
+    # The folder is there on a kernel without cdev support too; its `dev` file is not.
+    for number in (path / "vfio-dev").glob("vfio*/dev"):
+        return f"/dev/vfio/devices/{number.parent.name}"
+    return None
+
+
+def _enumerate(subsystem: str, **match: str) -> Iterator[Any]:
+    import pyudev  # here, so that `import pyiommufd` does not pay for it
+
+    enumerator = pyudev.Context().list_devices(subsystem=subsystem)
+    for attribute, value in match.items():
+        enumerator.match_attribute(attribute, value)
+    return iter(enumerator)
+
+
+def list_devices(subsystem: str | None = None) -> list[HostDevice]:
+    """Every device that passthrough could concern, ordered by bus and name.
+
+    These are all PCI devices, bridges included, and the devices of the other buses that have an IOMMU group.
+
+    Args:
+        subsystem: Only the devices of this bus, such as ``pci``.
+
+    Raises:
+        ValueError: No vfio driver exists for that bus.
+    """
+    if subsystem is not None and subsystem not in SUBSYSTEMS:
+        raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(SUBSYSTEMS)}")
+    found = []
+    for bus in (subsystem,) if subsystem is not None else SUBSYSTEMS:
+        devices = []
+        for entry in _enumerate(bus):
+            try:
+                device = from_sys_path(Path(entry.sys_path))
+            except DeviceNotFoundError:
+                continue  # unplugged since
+            if bus == "pci" or device.group_id is not None:
+                devices.append(device)
+        found += sorted(devices, key=lambda device: device.name)
+    return found
+
+
+def find_device(name: str) -> HostDevice:
+    """The device of that name.
+
+    Args:
+        name: Its name on its bus (``0000:02:01.0``, or an mdev's UUID); a PCI address without the domain
+            (``02:01.0``) or ``vendor:device`` (``1234:11e8``) where just one device has it; or the path of
+            its folder under ``/sys`` or of its node under ``/dev/vfio/devices``.
+
+    Raises:
+        DeviceNotFoundError: No device has that name, or more than one has; the message lists them.
+        TypeError: The name is not a string.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a device is a str, not {type(name).__name__}")
+    text = name.strip()
+    if "\0" in text or not text:
+        raise DeviceNotFoundError(f"{name!r} is no name of a device")
+    if text.startswith("/"):
+        return _by_path(text)
+    text = text.lower()
+    if _FULL_ADDRESS.fullmatch(text):
+        candidates = [_by_name("pci", text)]
+    elif _SHORT_ADDRESS.fullmatch(text):
+        domains = {path.name.rsplit(":", 2)[0] for path in (sysfs.SYS / "bus/pci/devices").glob(f"*:{text}")}
+        candidates = [_by_name("pci", f"{domain}:{text}") for domain in sorted(domains)]
+    elif match := _VENDOR_DEVICE.fullmatch(text):
+        vendor, device = match.groups()
+        entries = _enumerate("pci", vendor=f"0x{vendor}", device=f"0x{device}")
+        candidates = [from_sys_path(Path(entry.sys_path)) for entry in entries]
+    else:
+        candidates = [_by_name(bus, name.strip()) for bus in SUBSYSTEMS]
+    found = [candidate for candidate in candidates if candidate is not None]
+    if not found:
+        raise DeviceNotFoundError(
+            f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8"
+        )
+    if len(found) > 1:
+        names = ", ".join(sorted(device.name for device in found))
+        raise DeviceNotFoundError(f"{name!r} is ambiguous: it names {names}")
+    return found[0]
+
+
+def _by_name(bus: str, name: str) -> HostDevice | None:
+    if "/" in name or name in (".", ".."):
+        return None
+    path = sysfs.SYS / "bus" / bus / "devices" / name
+    try:
+        return from_sys_path(path.resolve(strict=True))
+    except (OSError, DeviceNotFoundError):
+        return None
+
+
+def _by_path(text: str) -> HostDevice:
+    if match := _CDEV.fullmatch(text):
+        path = sysfs.SYS / "class/vfio-dev" / match[1] / "device"
+        if not path.exists():
+            raise DeviceNotFoundError(f"there is no vfio device {text}")
+    else:
+        path = Path(text)
+    return from_sys_path(path.resolve())
+
+
+def as_device(target: HostDevice | str | Path) -> HostDevice:
+    """The device that a caller means, looked up afresh.
+
+    Raises:
+        DeviceNotFoundError: There is no such device, or it is gone.
+        TypeError: The target is neither a `HostDevice` nor a name or path.
+    """
+    if isinstance(target, HostDevice):
+        return target.refreshed()
+    return find_device(str(target) if isinstance(target, Path) else target)

@@ -1,0 +1,319 @@
+"""A device bound to an iommufd."""
+
+from __future__ import annotations
+
+import errno
+import operator
+from typing import TYPE_CHECKING
+
+from .. import uapi
+from ..diagnose.attach import attach_error
+from ..errors import AlreadyAttachedError, ClosedError, CloseError, IoctlError, UnsupportedError
+from ..host.devices import HostDevice
+from ..uapi import ioctls
+from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
+from .handle import Handle
+from .ioas import IOAS
+from .region import Region
+from .window import Window
+
+if TYPE_CHECKING:
+    from .iommufd import IOMMUFD
+
+_COMMAND = 0x04  # PCI Local Bus Specification 3.0, 6.2.2
+_COMMAND_MASTER = 0x0004
+
+
+class Device(Handle):
+    """A device bound to an iommufd. Made by `IOMMUFD.bind`; bound until it is closed.
+
+    While it is bound and no member of its group is attached, no member can do DMA.
+
+    Thread safety: everything here may be used from any thread.
+
+    Attributes:
+        id: Its id within the iommufd.
+        bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
+            group's first.
+    """
+
+    __slots__ = ("_device", "_iommufd", "_state", "_windows", "bind_change", "id")
+
+    def __init__(
+        self,
+        iommufd: IOMMUFD,
+        device: HostDevice,
+        fd: int,
+        device_id: int,
+        state: GroupState,
+        change: DMAChange,
+    ) -> None:
+        super().__init__(fd)
+        self._iommufd = iommufd
+        self._device = device
+        self._state = state
+        self._windows: dict[Window, None] = {}
+        self.bind_change = change
+        self.id = device_id
+
+    @property
+    def name(self) -> str:
+        """The name of the device on its bus."""
+        return self._device.name
+
+    @property
+    def host(self) -> HostDevice:
+        """The device as it was when it was bound."""
+        return self._device
+
+    @property
+    def iommufd(self) -> IOMMUFD:
+        """The iommufd that it is bound to."""
+        return self._iommufd
+
+    # Attach, replace, detach
+
+    def attach(self, page_table: IOAS, pasid: int | None = None) -> DMAChange:
+        """Let the device reach what an address space maps (VFIO_DEVICE_ATTACH_IOMMUFD_PT).
+
+        The group's first attach moves *every member* of the IOMMU group to that page table.
+
+        Args:
+            page_table: The address space, of the same iommufd.
+            pasid: Only the DMA with this PASID.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            AlreadyAttachedError: The device is attached already; `replace` is the way.
+            GroupConflictError: A member of the group is attached to another page table; it names them.
+            IoctlError: The kernel refused for another reason, such as a mapping that the device cannot reach.
+            ValueError: The page table belongs to another iommufd, or the PASID is out of range.
+            ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
+        """
+        with self._iommufd.lock:
+            pasid = self._check(page_table, pasid)
+            if self._state.attachment_of(self, pasid) is not None:
+                raise AlreadyAttachedError(
+                    f"{self.name} is attached already; replace() takes it, and every attached member of its group, "
+                    "to another page table"
+                )
+            return self._attach(page_table, pasid)
+
+    def replace(self, page_table: IOAS, pasid: int | None = None) -> DMAChange:
+        """Move to another page table without a gap, and *every attached member of the group* with it.
+
+        When the kernel refuses, the old page table stays.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            IoctlError, ValueError, ClosedError, ForkedError: As for `attach`. ValueError also where the device is
+                not attached.
+        """
+        with self._iommufd.lock:
+            pasid = self._check(page_table, pasid)
+            if self._state.attachment_of(self, pasid) is None:
+                raise ValueError(f"{self.name} is not attached: there is nothing to replace; attach() it")
+            return self._attach(page_table, pasid)
+
+    def _attach(self, page_table: IOAS, pasid: int | None) -> DMAChange:
+        kind = self._kind(page_table, pasid)
+        try:
+            ioctls.attach(self.fileno(), page_table.id, pasid)
+        except IoctlError as error:
+            peers = self._conflicting_peers(page_table, pasid)
+            raise attach_error(
+                error.errno or 0,
+                self._device,
+                repr(page_table),
+                [(peer.host, repr(peer.page_table_for(pasid))) for peer in peers],
+            ) from None
+        self._state.add(self, page_table, pasid)
+        return DMAChange(kind, self._changed(kind))
+
+    def detach(self, pasid: int | None = None) -> DMAChange:
+        """Leave the page table (VFIO_DEVICE_DETACH_IOMMUFD_PT). Does nothing where the device is not attached.
+
+        DMA is blocked again when the last attached member of the group leaves. Until then this device, too, reaches
+        what the others do.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        with self._iommufd.lock:
+            fd = self.fileno()
+            pasid = _checked_pasid(pasid)
+            if self._state.attachment_of(self, pasid) is None:
+                return DMAChange(ChangeKind.NOOP, ())
+            ioctls.detach(fd, pasid)
+            last = self._state.remove(self, pasid)
+            return DMAChange(ChangeKind.DETACH, self._iommufd.members(self._device) if last else ())
+
+    def preview_attach(self, page_table: IOAS, pasid: int | None = None) -> AttachPreview:
+        """What `attach`, or `replace` where the device is attached, would do. Changes nothing.
+
+        Raises:
+            ValueError, ClosedError, ForkedError: As for `attach`.
+        """
+        with self._iommufd.lock:
+            pasid = self._check(page_table, pasid)
+            kind = self._kind(page_table, pasid)
+            peers = self._conflicting_peers(page_table, pasid)
+            if peers:
+                reasons = tuple(
+                    f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
+                )
+                return AttachPreview(Verdict.REFUSED, kind, (), reasons)
+            return self._iommufd.preview(self._device, page_table, kind, self._changed(kind))
+
+    def _check(self, page_table: IOAS, pasid: int | None) -> int | None:
+        self.fileno()
+        if not isinstance(page_table, IOAS):
+            raise TypeError(f"a device attaches to an IOAS, not to {type(page_table).__name__}")
+        if page_table.closed:
+            raise ClosedError(f"{page_table!r} is closed")
+        if page_table.iommufd is not self._iommufd:
+            raise ValueError(f"{page_table!r} belongs to another IOMMUFD than {self.name}")
+        return _checked_pasid(pasid)
+
+    def _kind(self, page_table: IOAS, pasid: int | None) -> ChangeKind:
+        attachment = self._state.attachments.get(pasid)
+        if attachment is None:
+            return ChangeKind.FIRST
+        if self not in attachment.devices:
+            return ChangeKind.JOIN
+        return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
+
+    def _changed(self, kind: ChangeKind) -> tuple[HostDevice, ...]:
+        return self._iommufd.members(self._device) if kind in (ChangeKind.FIRST, ChangeKind.REPLACE) else ()
+
+    def _conflicting_peers(self, page_table: IOAS, pasid: int | None) -> tuple[Device, ...]:
+        attachment = self._state.attachments.get(pasid)
+        # An attached device replaces, and takes its peers along: they are in nobody's way.
+        if attachment is None or attachment.page_table is page_table or self in attachment.devices:
+            return ()
+        return tuple(attachment.devices)
+
+    @property
+    def page_table(self) -> IOAS | None:
+        """What it is attached to, or None."""
+        return self.page_table_for(None)
+
+    def page_table_for(self, pasid: int | None) -> IOAS | None:
+        """What it is attached to with a PASID, or None."""
+        attachment = self._state.attachment_of(self, pasid)
+        return None if attachment is None else attachment.page_table
+
+    @property
+    def page_tables(self) -> dict[int | None, IOAS]:
+        """What it is attached to, by PASID; without a PASID under None."""
+        return {
+            pasid: attachment.page_table
+            for pasid, attachment in self._state.attachments.items()
+            if self in attachment.devices
+        }
+
+    # Registers
+
+    def region(self, index: int) -> Region:
+        """A region by its number; for PCI 0 to 5 are the BARs.
+
+        Raises:
+            IoctlError: EINVAL: the device has no region of that number.
+            ValueError, TypeError: That is no number of a region.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        return Region(self, index)
+
+    @property
+    def config(self) -> Region:
+        """The PCI configuration space.
+
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        if not ioctls.device_info(self.fileno())[0] & uapi.VFIO_DEVICE_FLAGS_PCI:
+            raise UnsupportedError(
+                "VFIO_DEVICE_GET_REGION_INFO", errno.EOPNOTSUPP, f"{self.name}, which is not a PCI device"
+            )
+        return Region(self, uapi.VFIO_PCI_CONFIG_REGION_INDEX)
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the device may start DMA (the PCI command register's Bus Master Enable).
+
+        Every bind clears it. While it is off nothing does DMA, whatever is attached.
+
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        return bool(int.from_bytes(self.config.read(_COMMAND, 2), "little") & _COMMAND_MASTER)
+
+    @bus_master.setter
+    def bus_master(self, on: bool) -> None:
+        config = self.config
+        command = int.from_bytes(config.read(_COMMAND, 2), "little")
+        command = command | _COMMAND_MASTER if on else command & ~_COMMAND_MASTER
+        config.write(_COMMAND, command.to_bytes(2, "little"))
+
+    # The end
+
+    def remember_window(self, window: Window) -> None:
+        """Own a window: it keeps the device bound, so it has to go first."""
+        self._windows[window] = None
+
+    def forget_window(self, window: Window) -> None:
+        """A window has been closed."""
+        self._windows.pop(window, None)
+
+    def close(self) -> None:
+        """Unbind: close the windows and the cdev, which detaches. Does nothing the second time.
+
+        When the last bound device of the group is closed, the kernel's DMA API owns the group again and host
+        drivers can take its members. In a forked child only the child's copy of the fd is closed.
+
+        Raises:
+            CloseError: Something could not be released; the rest has been.
+        """
+        if self.closed:
+            return
+        if self.in_child:
+            self._close_fd()
+            return
+        errors: list[BaseException] = []
+        with self._iommufd.lock:
+            for window in list(self._windows):
+                try:
+                    window.close()
+                except IoctlError as error:
+                    errors.append(error)
+            try:
+                self._close_fd()
+            except OSError as error:
+                errors.append(error)
+            for pasid in list(self._state.attachments):
+                self._state.remove(self, pasid)
+            self._iommufd.forget(self)
+        if errors:
+            raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
+
+    def __repr__(self) -> str:
+        return f"<Device {self.id} {self._device.name}{' closed' if self.closed else ''}>"
+
+
+def _checked_pasid(pasid: int | None) -> int | None:
+    if pasid is None:
+        return None
+    pasid = operator.index(pasid)
+    if not 0 < pasid < 1 << 20:
+        raise ValueError(f"a PASID is a number from 1 to {(1 << 20) - 1:#x}, not {pasid}")
+    return pasid

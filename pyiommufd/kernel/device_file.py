@@ -1,0 +1,81 @@
+"""A vfio cdev that is open and not bound."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Self
+
+from ..diagnose.node import open_cdev_causes
+from ..errors import ioctl_error
+from ..host import sysfs
+from ..host.devices import HostDevice, as_device, from_sys_path
+from .handle import Handle
+
+
+class DeviceFile(Handle):
+    """An open ``/dev/vfio/devices/vfioX`` that is not bound: what `IOMMUFD.bind` takes, or a VMM.
+
+    Before the bind the kernel answers nothing but the bind, and the device cannot leave its vfio driver.
+
+    Args:
+        target: The device: a `HostDevice`, a name as for `find_device`, or the path of its node. Looked up afresh.
+
+    Raises:
+        DeviceNotFoundError: There is no such device.
+        IoctlError: It is not on a vfio driver, the kernel has no cdevs, or the node may not be opened.
+    """
+
+    __slots__ = ("_device",)
+
+    def __init__(self, target: HostDevice | str | Path) -> None:
+        device = as_device(target)
+        if device.vfio_cdev is None:
+            raise ioctl_error("open", errno.ENOENT, device.name, open_cdev_causes(errno.ENOENT, device))
+        try:
+            fd = os.open(device.vfio_cdev, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            code = error.errno or 0
+            raise ioctl_error("open", code, device.vfio_cdev, open_cdev_causes(code, device)) from None
+        super().__init__(fd)
+        self._device = device
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """Take over an fd that another process or part of the program has opened.
+
+        The fd is this object's from then on, and is closed with it. Where this fails it stays the caller's.
+
+        Raises:
+            ValueError: It is not the fd of a vfio cdev.
+            OSError: It is not open.
+        """
+        status = os.fstat(fd)
+        node = sysfs.SYS / "dev/char" / f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        if not stat.S_ISCHR(status.st_mode) or sysfs.link_name(node / "subsystem") != "vfio-dev":
+            raise ValueError(f"fd {fd} is not that of a vfio cdev (/dev/vfio/devices/vfioX)")
+        self = cls.__new__(cls)
+        Handle.__init__(self, fd)
+        self._device = from_sys_path((node / "device").resolve())
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name of the device on its bus."""
+        return self._device.name
+
+    @property
+    def device(self) -> HostDevice:
+        """The device as it was when the file was opened."""
+        return self._device
+
+    def give_up_fd(self) -> int:
+        """Hand the fd over to another owner; this object is closed then."""
+        fd = self.fileno()
+        self._fd = None
+        return fd
+
+    def __repr__(self) -> str:
+        return f"<DeviceFile {self._device.name}{' closed' if self.closed else ''}>"

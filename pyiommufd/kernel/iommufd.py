@@ -1,0 +1,260 @@
+"""The iommufd: a security context that owns devices and address spaces."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from ..diagnose.bind import bind_error
+from ..diagnose.node import open_iommufd_causes
+from ..errors import CloseError, DeviceNotFoundError, IoctlError, ioctl_error
+from ..host import sysfs
+from ..host.devices import HostDevice
+from ..host.groups import find_group
+from ..uapi import ioctls
+from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
+from .device import Device
+from .device_file import DeviceFile
+from .handle import Handle
+from .ioas import IOAS
+
+
+class IOMMUFD(Handle):
+    """An open ``/dev/iommu``: it owns the devices bound to it and the address spaces made from it.
+
+    A context manager; leaving it closes everything that it owns.
+
+    Thread safety: everything here may be used from any thread.
+
+    Args:
+        path: The device node.
+
+    Raises:
+        IoctlError: The node is not there (`NotFoundError`) or may not be opened (`AccessDeniedError`); `causes` says
+            why and what to do.
+    """
+
+    __slots__ = ("_devices", "_groups", "_ioases", "_shared", "lock")
+
+    def __init__(self, path: str | os.PathLike[str] = "/dev/iommu") -> None:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            code = error.errno or 0
+            raise ioctl_error("open", code, os.fspath(path), open_iommufd_causes(code, os.fspath(path))) from None
+        try:
+            self._take(fd, shared=False)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """Take over the fd of an iommufd that another process or part of the program has opened.
+
+        The fd is this object's from then on, and is closed with it. Where this fails it stays the caller's. What
+        others did with the iommufd is not known here: `Device.preview_attach` says ``unknown`` where it matters.
+
+        Raises:
+            ValueError: It is not the fd of an iommufd.
+            OSError: It is not open.
+        """
+        self = cls.__new__(cls)
+        self._take(fd, shared=True)
+        return self
+
+    def _take(self, fd: int, *, shared: bool) -> None:
+        status = os.fstat(fd)
+        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        if not stat.S_ISCHR(status.st_mode) or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
+            raise ValueError(f"fd {fd} is not that of an iommufd (/dev/iommu)")
+        super().__init__(fd)
+        self._devices: dict[Device, None] = {}
+        self._ioases: dict[IOAS, None] = {}
+        # By group id, or by the device's name where no IOMMU covers it.
+        self._groups: dict[int | str, GroupState] = {}
+        self._shared = shared
+        # Held while an action changes who is bound, attached or alive: the kernel's answer and what is recorded
+        # of it stay one step. Maps and unmaps do without.
+        self.lock = threading.RLock()
+
+    # What it makes
+
+    def bind(
+        self, target: DeviceFile | HostDevice | str | Path, *, token: uuid.UUID | str | bytes | None = None
+    ) -> Device:
+        """Bind a device (VFIO_DEVICE_BIND_IOMMUFD).
+
+        The first bind of an IOMMU group blocks the DMA of *every member*; `Device.bind_change` names them. Bus
+        mastering is off afterwards: see `Device.bus_master`.
+
+        Args:
+            target: A `DeviceFile`, which the device takes over when this succeeds and which stays the caller's when
+                it fails; or what `DeviceFile` takes.
+            token: The VF token, for a virtual function whose physical function is on a vfio driver too.
+
+        Raises:
+            GroupNotViableError: A member of the group is on a host driver; it names them.
+            IoctlError: The kernel refused for another reason; `causes` says which.
+            DeviceNotFoundError: There is no such device.
+            ValueError, TypeError: The token is no UUID.
+            ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
+        """
+        raw = _token_bytes(token)
+        iommufd = self.fileno()
+        if isinstance(target, DeviceFile):
+            return self._bind(target, iommufd, raw)
+        file = DeviceFile(target)
+        try:
+            return self._bind(file, iommufd, raw)
+        except BaseException:
+            file.close()
+            raise
+
+    def _bind(self, file: DeviceFile, iommufd: int, token: bytes | None) -> Device:
+        host = file.device
+        with self.lock:
+            try:
+                device_id = ioctls.bind(file.fileno(), iommufd, token)
+            except IoctlError as error:
+                raise bind_error(error.errno or 0, host.refreshed(), file.fileno()) from None
+            state = self._groups.setdefault(_group_key(host), GroupState())
+            first = not state.bound and not self._shared
+            kind = ChangeKind.FIRST if first else ChangeKind.NOOP
+            change = DMAChange(kind, self.members(host) if first else ())
+            device = Device(self, host, file.give_up_fd(), device_id, state, change)
+            state.bound.append(device)
+            self._devices[device] = None
+            return device
+
+    def alloc_ioas(self) -> IOAS:
+        """Make an address space (IOMMU_IOAS_ALLOC).
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
+        """
+        with self.lock:
+            ioas = IOAS(self, ioctls.ioas_alloc(self.fileno()))
+            self._ioases[ioas] = None
+            return ioas
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that this process has bound to it."""
+        return tuple(self._devices)
+
+    @property
+    def objects(self) -> tuple[Device | IOAS, ...]:
+        """What this process has made from it and not closed: devices, then address spaces."""
+        return (*self._devices, *self._ioases)
+
+    # What its objects ask of it
+
+    def users_of(self, page_table: IOAS) -> tuple[Device, ...]:
+        """The devices of this process that are attached to a page table."""
+        return tuple(device for device in self._devices if page_table in device.page_tables.values())
+
+    def members(self, device: HostDevice) -> tuple[HostDevice, ...]:
+        """Every member of a device's IOMMU group as it is now; the device alone where it has none."""
+        try:
+            group = None if device.group_id is None else find_group(device.group_id)
+        except DeviceNotFoundError:
+            group = None
+        return (device,) if group is None else group.devices
+
+    def preview(
+        self, device: HostDevice, page_table: IOAS, kind: ChangeKind, changes: tuple[HostDevice, ...]
+    ) -> AttachPreview:
+        """What is known of an attach that no peer of this process stands in the way of."""
+        if kind is ChangeKind.NOOP:
+            return AttachPreview(Verdict.ACCEPTED, kind, changes, ("it is attached there already",))
+        if self._shared:
+            reason = "this iommufd is shared, and what other processes have attached cannot be seen"
+            return AttachPreview(Verdict.UNKNOWN, kind, changes, (reason,))
+        group = device.group
+        hits = [
+            f"{mapping!r} lies in the reserved region {region.start:#x}..{region.last:#x} ({region.type})"
+            for region in (group.reserved_regions if group is not None else ())
+            if region.type != "direct-relaxable"
+            for mapping in page_table.mappings
+            if mapping.iova <= region.last and region.start < mapping.iova + mapping.length
+        ]
+        if hits:
+            return AttachPreview(Verdict.REFUSED, kind, (), tuple(hits))
+        return AttachPreview(Verdict.ACCEPTED, kind, changes, ())
+
+    def forget(self, made: Device | IOAS) -> None:
+        """One of its objects has been closed."""
+        with self.lock:
+            if isinstance(made, IOAS):
+                self._ioases.pop(made, None)
+                return
+            self._devices.pop(made, None)
+            key = _group_key(made.host)
+            state = self._groups.get(key)
+            if state is not None and made in state.bound:
+                state.bound.remove(made)
+                if not state.bound:
+                    del self._groups[key]
+
+    # The end
+
+    def close(self) -> None:
+        """Close everything that it owns, and the fd. Does nothing the second time.
+
+        In a forked child the child's copies of the fds are closed, and nothing else happens.
+
+        Raises:
+            CloseError: Something could not be released; the rest has been.
+        """
+        if self.closed:
+            return
+        if self.in_child:
+            for device in self._devices:
+                device.close()
+            self._close_fd()
+            return
+        errors: list[BaseException] = []
+
+        def attempt(step: Callable[[], None]) -> None:
+            try:
+                step()
+            except (OSError, CloseError) as error:
+                errors.extend(error.errors if isinstance(error, CloseError) else (error,))
+
+        with self.lock:
+            # By dependence in the kernel, users first. Devices above all: each holds a reference on the iommufd,
+            # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
+            for device in list(self._devices):
+                attempt(device.close)
+            for ioas in list(self._ioases):
+                attempt(ioas.close)
+                if not ioas.closed:
+                    ioas.mark_closed()  # the fd goes, and the kernel frees it with it
+            attempt(self._close_fd)
+        if errors:
+            raise CloseError("the iommufd was closed with errors:", tuple(errors))
+
+
+def _group_key(device: HostDevice) -> int | str:
+    return device.name if device.group_id is None else device.group_id
+
+
+def _token_bytes(token: uuid.UUID | str | bytes | None) -> bytes | None:
+    if token is None:
+        return None
+    if isinstance(token, bytes):
+        if len(token) != 16:
+            raise ValueError(f"a VF token has 16 bytes, not {len(token)}")
+        return token
+    if isinstance(token, str):
+        token = uuid.UUID(token)
+    if not isinstance(token, uuid.UUID):
+        raise TypeError(f"a VF token is a UUID, not {type(token).__name__}")
+    return token.bytes

@@ -1,0 +1,217 @@
+"""The guest's hardware: its IOMMU and its devices, and the QEMU arguments that make them.
+
+A device is a small frozen description; `device_arguments` gives each its place. The machine is always q35.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+IOMMU_KINDS = ("intel", "intel-first-stage", "amd", "virtio", "none")
+"""The virtual IOMMUs that a guest can have."""
+
+
+def escape(value: str) -> str:
+    """Double the commas of a value, as QEMU's option syntax wants it."""
+    return value.replace(",", ",,")
+
+
+@dataclass(slots=True)
+class Topology:
+    """What has been placed so far: numbers of ports and bridges, which must be unique in a machine."""
+
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def next_number(self) -> int:
+        """A number that no port, bridge or drive of this machine has yet."""
+        return next(self._numbers)
+
+
+class GuestDevice(Protocol):
+    """Something that can be put on a PCI bus of the guest."""
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """The QEMU arguments that add it.
+
+        Args:
+            topology: Gives unique numbers within one machine.
+            place: ``,bus=…,addr=…`` of QEMU's option syntax, or empty for the next free slot of the root bus.
+        """
+
+
+def _device(driver: str, properties: dict[str, str | int | None], place: str) -> list[str]:
+    given = "".join(f",{key}={escape(str(value))}" for key, value in properties.items() if value is not None)
+    return ["-device", f"{driver}{given}{place}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edu:
+    """QEMU's educational device (1234:11e8): a DMA engine, a 4 KiB buffer and an interrupt.
+
+    Attributes:
+        dma_mask: The addresses that its DMA reaches, as a mask; QEMU's default is 28 bits.
+        id: QEMU's name of the device, for hot-unplug.
+    """
+
+    dma_mask: int | None = None
+    id: str | None = None
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        mask = None if self.dma_mask is None else f"{self.dma_mask:#x}"
+        return _device("edu", {"id": self.id, "dma_mask": mask}, place)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioRng:
+    """A virtio entropy source that does its DMA through the IOMMU; the guest's ``virtio-pci`` drives it.
+
+    Attributes:
+        id: QEMU's name of the device, for hot-unplug.
+    """
+
+    id: str | None = None
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        # Without iommu_platform a virtio device goes around the IOMMU; a legacy one cannot have it.
+        properties: dict[str, str | int | None] = {
+            "id": self.id,
+            "iommu_platform": "on",
+            "disable-legacy": "on",
+        }
+        return _device("virtio-rng-pci", properties, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Nvme:
+    """An NVMe controller: real DMA by its admin queue, MSI-X.
+
+    Attributes:
+        serial: The serial number that it reports.
+        size: Bytes of its one namespace, which reads as zeroes and forgets what is written; None: no namespace.
+        id: QEMU's name of the device, for hot-unplug.
+    """
+
+    serial: str = "pyiommufd"
+    size: int | None = None
+    id: str | None = None
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        properties: dict[str, str | int | None] = {"id": self.id, "serial": self.serial}
+        drive: list[str] = []
+        if self.size is not None:
+            name = f"disk{topology.next_number()}"
+            drive = ["-blockdev", f"driver=null-co,node-name={name},size={self.size},read-zeroes=on"]
+            properties["drive"] = name
+        return [*drive, *_device("nvme", properties, place)]
+
+
+@dataclass(frozen=True, slots=True)
+class RawDevice:
+    """A device given as QEMU's own ``-device`` argument, such as ``edu,dma_mask=0xffffffff``."""
+
+    argument: str
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        return ["-device", f"{self.argument}{place}"]
+
+
+@dataclass(frozen=True, slots=True)
+class RootPort:
+    """A PCI Express root port with one device behind it: in a group of its own, and removable.
+
+    Attributes:
+        device: What sits behind the port.
+    """
+
+    device: GuestDevice
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        number = topology.next_number()
+        port = ["-device", f"pcie-root-port,id=rp{number},chassis={number}{place}"]
+        return [*port, *self.device.arguments(topology, f",bus=rp{number}")]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class SharedGroup:
+    """Devices that share one IOMMU group: they sit behind one PCIe-to-PCI bridge, which hides who speaks.
+
+    The bridge is behind a root port. As the first port of a machine its devices are 02:01.0, 02:02.0, …
+
+    Attributes:
+        devices: The devices behind the bridge, in slot order from 1.
+    """
+
+    devices: tuple[GuestDevice, ...]
+
+    def __init__(self, *devices: GuestDevice) -> None:
+        object.__setattr__(self, "devices", devices)
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        number = topology.next_number()
+        result = ["-device", f"pcie-root-port,id=rp{number},chassis={number}{place}"]
+        result += ["-device", f"pcie-pci-bridge,id=br{number},bus=rp{number}"]
+        for slot, device in enumerate(self.devices, start=1):
+            result += device.arguments(topology, f",bus=br{number},addr={slot:#x}")
+        return result
+
+
+DEFAULT_DEVICES: tuple[GuestDevice, ...] = (Edu(), SharedGroup(Edu(), Edu(), VirtioRng()))
+"""One edu alone in its group; two more share one with a virtio-rng that a host driver uses."""
+
+
+def device_arguments(devices: Iterable[GuestDevice]) -> list[str]:
+    """The QEMU arguments of the devices, in the order given."""
+    topology = Topology()
+    return [argument for device in devices for argument in device.arguments(topology)]
+
+
+def iommu_arguments(kind: str, properties: Sequence[str]) -> list[str]:
+    """The QEMU arguments of a virtual IOMMU; they go before the devices that it covers.
+
+    Args:
+        kind: One of `IOMMU_KINDS`.
+        properties: What this QEMU's device of that kind can be given (see `iommu_device`).
+
+    Raises:
+        ValueError: No such kind.
+        LookupError: This QEMU's device lacks what the kind needs.
+    """
+    match kind:
+        case "none":
+            return []
+        case "intel":
+            # 39 bits, the default, is less than the CPU's own address width.
+            return ["-device", "intel-iommu,intremap=on,device-iotlb=on,aw-bits=48"]
+        case "intel-first-stage":
+            # QEMU 11 took the experimental prefix off both names.
+            for scalable, first_stage in (("scalable-mode", "fsts"), ("x-scalable-mode", "x-flts")):
+                if first_stage in properties:
+                    scalable = scalable if scalable in properties else f"x-{scalable}"
+                    return ["-device", f"intel-iommu,intremap=on,aw-bits=48,{scalable}=on,{first_stage}=on"]
+            raise LookupError("first-stage translation in intel-iommu (QEMU 9.2 or newer)")
+        case "amd":
+            if "dma-remap" not in properties:
+                raise LookupError("DMA remapping in amd-iommu (QEMU 10.2 or newer)")
+            return ["-device", "amd-iommu,dma-remap=on,intremap=on,xtsup=on"]
+        case "virtio":
+            return ["-device", "virtio-iommu-pci"]
+    raise ValueError(f"no IOMMU kind {kind!r}: choose one of {', '.join(IOMMU_KINDS)}")
+
+
+def iommu_device(kind: str) -> str | None:
+    """The QEMU device whose properties `iommu_arguments` asks for; None where it needs none."""
+    return {"intel-first-stage": "intel-iommu", "amd": "amd-iommu"}.get(kind)
+
+
+def iommu_kernel_arguments(kind: str) -> list[str]:
+    """What the guest's kernel command line needs for the IOMMU."""
+    return {"intel": ["intel_iommu=on"], "intel-first-stage": ["intel_iommu=on,sm_on"]}.get(kind, [])

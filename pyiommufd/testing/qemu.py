@@ -1,0 +1,160 @@
+"""QEMU: which one, what it can do, and how fast: by hardware virtualisation or by emulation."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pyiommufd.testing.errors import GuestError, GuestMissingError
+
+OLDEST = (7, 2)
+"""The oldest QEMU whose IOMMUs and devices are known to do."""
+
+TCG = "tcg,thread=multi"
+_PROGRAMS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
+
+
+@dataclass(frozen=True, slots=True)
+class QEMU:
+    """A QEMU program.
+
+    Attributes:
+        path: The program.
+        version: Its major and minor version.
+    """
+
+    path: str
+    version: tuple[int, int]
+
+    def device_properties(self, device: str) -> frozenset[str]:
+        """The names of the properties that this QEMU's device of that name has; none where it has no such device."""
+        return _device_properties(self.path, device)
+
+
+def find_qemu(option: str | None = None, environment: Mapping[str, str] | None = None) -> QEMU:
+    """The QEMU to use: the one named, else ``PYIOMMUFD_QEMU``, else this machine's.
+
+    Args:
+        option: A path, or the name of a program on the PATH.
+        environment: In place of this process's own.
+
+    Raises:
+        GuestMissingError: There is none, or it is too old.
+    """
+    environment = os.environ if environment is None else environment
+    for origin, program in (("--qemu", option), ("PYIOMMUFD_QEMU", environment.get("PYIOMMUFD_QEMU"))):
+        if program:
+            path = shutil.which(program, path=environment.get("PATH"))
+            if path is None:
+                raise GuestMissingError(f"{origin}: {program} is no program that can be run")
+            return _checked(path)
+    for program in _PROGRAMS:
+        if path := shutil.which(program, path=environment.get("PATH")):
+            return _checked(path)
+    raise GuestMissingError("the guest needs QEMU: apt-get install qemu-system-x86")
+
+
+def _checked(path: str) -> QEMU:
+    path = os.path.abspath(path)
+    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    match = re.search(r"version (\d+)\.(\d+)", result.stdout)
+    if result.returncode != 0 or match is None:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        raise GuestMissingError(f"{path} --version: {said[0] if said else f'status {result.returncode}'}")
+    version = int(match[1]), int(match[2])
+    if version < OLDEST:
+        found, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST))
+        raise GuestMissingError(
+            f"{path} is QEMU {found}, and the guest needs {wanted} or newer: name one with --qemu or PYIOMMUFD_QEMU"
+        )
+    return QEMU(path, version)
+
+
+@cache
+def _device_properties(path: str, device: str) -> frozenset[str]:
+    command = [path, "-machine", "none", "-device", f"{device},help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return frozenset(re.findall(r"^\s+([\w.-]+)=", result.stdout, re.MULTILINE))
+
+
+def cpu_virtualises(cpuinfo: str) -> bool:
+    """Whether ``/proc/cpuinfo`` of this content shows hardware virtualisation."""
+    return re.search(r"^flags\s*:.*\b(vmx|svm)\b", cpuinfo, re.MULTILINE) is not None
+
+
+def kvm_openable() -> bool:
+    """Whether this user may use ``/dev/kvm``."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def choose_accelerator(qemu: QEMU, kernel: Path, cache_folder: Path) -> str:
+    """``kvm`` where a guest really runs by it, else emulation.
+
+    ``/dev/kvm`` alone proves nothing: nested virtualisation may accept a machine and then fail to run it. So a
+    probe guest is booted once per boot of this machine, and the outcome kept.
+
+    Args:
+        qemu: The QEMU that will run the guest.
+        kernel: The kernel to probe with.
+        cache_folder: Where the outcome is kept.
+    """
+    if not cpu_virtualises(Path("/proc/cpuinfo").read_text()) or not kvm_openable():
+        return TCG
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    marker = cache_folder / "kvm-probe"
+    key = f"{boot} {qemu.path} {os.getuid()} "
+    try:
+        known = marker.read_text()
+    except FileNotFoundError:
+        known = ""
+    if known.startswith(key):
+        return "kvm" if known.split()[-1] == "works" else TCG
+    works = probe_boots(qemu, kernel, "kvm")
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    temporary = marker.with_name(f"{marker.name}.{os.getpid()}")
+    temporary.write_text(key + ("works" if works else "fails"))
+    temporary.replace(marker)
+    return "kvm" if works else TCG
+
+
+def probe_boots(qemu: QEMU, kernel: Path, accelerator: str, timeout: float = 30) -> bool:
+    """Boot a guest without an operating system on top; whether its kernel gets as far as wanting one.
+
+    Args:
+        qemu: The QEMU to run.
+        kernel: The kernel image to boot.
+        accelerator: QEMU's ``-accel`` argument.
+        timeout: Seconds to wait.
+    """
+    command = [qemu.path, "-accel", accelerator, "-cpu", "max", *BASE_ARGUMENTS, "-m", "256"]
+    command += ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1", "-serial", "stdio"]
+    try:
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    # Without a root file system a kernel that works ends in this panic.
+    return b"Unable to mount root" in result.stdout or b"No working init" in result.stdout
+
+
+BASE_ARGUMENTS = (
+    "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none", "-vga", "none",
+    # Without the SATA controller of its own the kernel does not wait for six links that come up empty.
+    "-machine", "q35,kernel-irqchip=split,sata=off",
+)  # fmt: skip
+"""What every guest machine has: nothing that was not asked for, and a reboot ends it."""
+
+
+def iommu_error(qemu: QEMU, missing: str) -> GuestError:
+    """The error for a virtual IOMMU that this QEMU does not have."""
+    version = ".".join(map(str, qemu.version))
+    return GuestMissingError(
+        f"QEMU {version} ({qemu.path}) has no {missing}: name a newer one with --qemu or PYIOMMUFD_QEMU"
+    )

@@ -1,0 +1,31 @@
+/*
+ * C entry points of pyiommufd._uapi, in the subset of C that cffi's cdef reads.
+ *
+ * Results are plain numbers, so that a call from Python needs no struct object and no cast. A call that
+ * fails returns -1 (or, where the result is unsigned, all ones) and leaves the reason in errno; those that
+ * can return all ones as a value set errno to 0 when they succeed.
+ */
+
+int pyiommufd_ioctl(int fd, unsigned long request, void *argument);
+
+/* /dev/iommu. Every one issues exactly one ioctl. */
+int pyiommufd_destroy(int fd, uint32_t id);
+int64_t pyiommufd_ioas_alloc(int fd);
+uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void *user_va, uint64_t length,
+                            uint64_t iova);
+uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length);
+
+/* /dev/vfio/devices/vfioX. token: 16 bytes or NULL; pasid: negative for none. */
+int64_t pyiommufd_bind(int fd, int iommufd, const void *token);
+int64_t pyiommufd_attach(int fd, uint32_t pt_id, int64_t pasid);
+int pyiommufd_detach(int fd, int64_t pasid);
+
+/* A mapped part of a device region; see entry.c for the guard against SIGBUS. */
+struct pyiommufd_window;
+struct pyiommufd_window *pyiommufd_window_map(int fd, uint64_t offset, uint64_t length, int readable,
+                                              int writeable);
+int pyiommufd_window_unmap(struct pyiommufd_window *window);
+void pyiommufd_window_free(struct pyiommufd_window *window);
+uint64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width);
+int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width,
+                           uint64_t value);

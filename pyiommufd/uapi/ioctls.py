@@ -1,0 +1,170 @@
+"""The one module that issues ioctls and touches C: a typed face of the compiled extension.
+
+Above it there is no cdata and no request number. Every function raises `pyiommufd.errors.IoctlError`, bare of
+causes, when the kernel refuses; but for `ioas_map` and `ioas_unmap`, the hot path, which return `FAILED` and
+leave the reason to `last_errno`. All of them release the GIL while the kernel works and may be called from any
+thread; that the fd stays open meanwhile is the caller's care.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, NewType, Protocol, cast
+
+from pyiommufd._uapi import ffi, lib
+
+from ..errors import IoctlError, ioctl_error
+
+FAILED = 0xFFFF_FFFF_FFFF_FFFF
+"""What `ioas_map` and `ioas_unmap` return when they fail: no mapping can be there, or be that long."""
+
+
+class View(Protocol):
+    """Memory held through the buffer protocol: while it exists, its owner cannot resize or free it."""
+
+    def __len__(self) -> int:
+        """Its length in bytes."""
+
+
+# Bound here once, with types that say what Python passes: a wrapper would be a call more on the hot path.
+ioas_map = cast("Callable[[int, int, int, View, int, int], int]", lib.pyiommufd_ioas_map)
+"""IOMMU_IOAS_MAP: (fd, ioas_id, flags, user_va, length, iova) -> iova, or `FAILED`.
+
+`last_errno` is 0 where address, length or iova is not on page boundaries, or the length 0: no ioctl was issued."""
+ioas_unmap: Callable[[int, int, int, int], int] = lib.pyiommufd_ioas_unmap
+"""IOMMU_IOAS_UNMAP: (fd, ioas_id, iova, length) -> bytes unmapped, or `FAILED`."""
+
+
+def last_errno() -> int:
+    """The errno of this thread's last call that failed."""
+    return int(ffi.errno)
+
+
+_from_buffer: Any = ffi.from_buffer
+
+
+def view(buffer: object, writeable: bool) -> View:
+    """Hold the memory of an object that has the buffer protocol.
+
+    Raises:
+        TypeError: It has no contiguous memory to share.
+        BufferError, ValueError: It is read-only and the device is to write to it, or it is closed.
+    """
+    return cast("View", _from_buffer(buffer, require_writable=writeable))
+
+
+def address(held: View) -> int:
+    """The address of the memory that a `View` holds."""
+    return int(ffi.cast("uintptr_t", cast("Any", held)))
+
+
+def release(held: View) -> None:
+    """Let go of the memory at once, rather than when the last reference goes."""
+    ffi.release(cast("Any", held))
+
+
+def failure(request: str, target: str = "", code: int | None = None) -> IoctlError:
+    """The exception for a call that failed, by this thread's last errno unless another is given."""
+    return ioctl_error(request, last_errno() if code is None else code, target)
+
+
+def destroy(fd: int, object_id: int) -> None:
+    """IOMMU_DESTROY."""
+    if lib.pyiommufd_destroy(fd, object_id) < 0:
+        raise failure("IOMMU_DESTROY")
+
+
+def ioas_alloc(fd: int) -> int:
+    """IOMMU_IOAS_ALLOC: the id of a new address space."""
+    ioas_id = lib.pyiommufd_ioas_alloc(fd)
+    if ioas_id < 0:
+        raise failure("IOMMU_IOAS_ALLOC")
+    return int(ioas_id)
+
+
+def ioas_iova_ranges(fd: int, ioas_id: int) -> tuple[list[tuple[int, int]], int]:
+    """IOMMU_IOAS_IOVA_RANGES: (start, inclusive last) of each range, and the alignment in bytes."""
+    room = 16
+    while True:
+        ranges = ffi.new("struct iommu_iova_range[]", room)
+        command = ffi.new("struct iommu_ioas_iova_ranges *")
+        command.size = ffi.sizeof("struct iommu_ioas_iova_ranges")
+        command.ioas_id = ioas_id
+        command.num_iovas = room
+        command.allowed_iovas = int(ffi.cast("uintptr_t", ranges))
+        if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_IOVA_RANGES, command) == 0:
+            found = [(int(ranges[i].start), int(ranges[i].last)) for i in range(command.num_iovas)]
+            return found, int(command.out_iova_alignment)
+        # EMSGSIZE: there are more than that by now, and the kernel has said how many.
+        if last_errno() != errno.EMSGSIZE or command.num_iovas <= room:
+            raise failure("IOMMU_IOAS_IOVA_RANGES")
+        room = int(command.num_iovas)
+
+
+def bind(fd: int, iommufd: int, token: bytes | None) -> int:
+    """VFIO_DEVICE_BIND_IOMMUFD: the id of the device in the iommufd. token: 16 bytes, or None."""
+    device_id = lib.pyiommufd_bind(fd, iommufd, ffi.NULL if token is None else ffi.from_buffer(token))
+    if device_id < 0:
+        raise failure("VFIO_DEVICE_BIND_IOMMUFD")
+    return int(device_id)
+
+
+def attach(fd: int, pt_id: int, pasid: int | None) -> None:
+    """VFIO_DEVICE_ATTACH_IOMMUFD_PT.
+
+    The id that the kernel writes back is not returned: that of an automatic page table is given to another
+    object at once after the detach.
+    """
+    if lib.pyiommufd_attach(fd, pt_id, -1 if pasid is None else pasid) < 0:
+        raise failure("VFIO_DEVICE_ATTACH_IOMMUFD_PT")
+
+
+def detach(fd: int, pasid: int | None) -> None:
+    """VFIO_DEVICE_DETACH_IOMMUFD_PT."""
+    if lib.pyiommufd_detach(fd, -1 if pasid is None else pasid) < 0:
+        raise failure("VFIO_DEVICE_DETACH_IOMMUFD_PT")
+
+
+def region_info(fd: int, index: int) -> tuple[int, int, int]:
+    """VFIO_DEVICE_GET_REGION_INFO: flags, size in bytes, and the region's offset in the device file."""
+    info = ffi.new("struct vfio_region_info *")
+    info.argsz = ffi.sizeof("struct vfio_region_info")
+    info.index = index
+    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_REGION_INFO, info) < 0:
+        raise failure("VFIO_DEVICE_GET_REGION_INFO")
+    return int(info.flags), int(info.size), int(info.offset)
+
+
+def device_info(fd: int) -> tuple[int, int, int]:
+    """VFIO_DEVICE_GET_INFO: flags, number of regions, number of interrupt types."""
+    info = ffi.new("struct vfio_device_info *")
+    info.argsz = ffi.sizeof("struct vfio_device_info")
+    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_INFO, info) < 0:
+        raise failure("VFIO_DEVICE_GET_INFO")
+    return int(info.flags), int(info.num_regions), int(info.num_irqs)
+
+
+WindowHandle = NewType("WindowHandle", object)
+"""A mapped part of a region, as the C code keeps it."""
+
+# Hot as well: (window, offset, width) -> value, and (window, offset, width, value) -> 0 or -1.
+window_read = cast("Callable[[WindowHandle, int, int], int]", lib.pyiommufd_window_read)
+window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommufd_window_write)
+
+
+def window_map(fd: int, offset: int, length: int, *, readable: bool, writeable: bool) -> WindowHandle:
+    """Map part of a device file; offset and length in bytes, on page boundaries.
+
+    The handle frees itself; what it maps stays until `window_unmap`.
+    """
+    window = lib.pyiommufd_window_map(fd, offset, length, readable, writeable)
+    if window == ffi.NULL:
+        raise failure("mmap")
+    return cast("WindowHandle", ffi.gc(window, lib.pyiommufd_window_free))
+
+
+def window_unmap(window: WindowHandle) -> None:
+    """Unmap, once the accesses of other threads that are under way have ended; later ones are refused."""
+    if lib.pyiommufd_window_unmap(cast("Any", window)) < 0:
+        raise failure("munmap")
