@@ -23,9 +23,7 @@ COULD_NOT_START = 125
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("--iommu", type=click.Choice(IOMMU_KINDS), default="intel", show_default=True, help="The virtual IOMMU.")
-@click.option(
-    "--kernel", type=click.Path(), metavar="FILE", help="The kernel image to boot. [PYIOMMUFD_KERNEL]"
-)
+@click.option("--kernel", type=click.Path(), metavar="FILE", help="The kernel image to boot. [PYIOMMUFD_KERNEL]")
 @click.option("--qemu", metavar="PROGRAM", help="The QEMU to run. [PYIOMMUFD_QEMU]")
 @click.option(
     "--device",

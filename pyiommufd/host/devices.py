@@ -23,7 +23,7 @@ _VENDOR_DEVICE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})")
 _CDEV = re.compile(r"/dev/vfio/devices/(vfio[0-9]+)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class HostDevice:
     """A device as it was when it was looked up.
 
@@ -61,6 +61,10 @@ class HostDevice:
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        group = "no IOMMU group" if self.group_id is None else f"group {self.group_id}"
+        return f"<HostDevice {self.subsystem} {self.name}, {self.driver or 'no driver'}, {group}>"
 
     @property
     def group(self) -> Group | None:

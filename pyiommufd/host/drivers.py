@@ -49,14 +49,14 @@ def unbind(device: HostDevice, seconds: float = UNBIND_SECONDS) -> None:
             raise
 
 
-def bind(device: HostDevice, driver: str, seconds: float = UNBIND_SECONDS) -> None:
+def bind(device: HostDevice, driver: str) -> None:
     """Put the device on a driver that is loaded, and make sure that it is there.
 
     Raises:
         OSError: What the kernel answered; ENODEV also where the driver took another turn.
     """
     path = sysfs.SYS / "bus" / device.subsystem / "drivers" / driver / "bind"
-    sysfs.write_with_limit(path, device.name, seconds)
+    sysfs.write(path, device.name)
     if driver_of(device) != driver:
         raise OSError(errno.ENODEV, f"{device.name} did not stay on {driver}", str(path))
 

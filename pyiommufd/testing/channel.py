@@ -36,17 +36,17 @@ class Request:
         """Wait for the final answer, for so many seconds; False where it has not come."""
         return self._settled.wait(timeout)
 
-    def deliver(self, header: dict[str, Any], payload: bytes) -> None:
+    def deliver(self, message: dict[str, Any]) -> None:
         """Take one answer in."""
-        if header["op"] not in ("stdout", "stderr", "data"):
-            self.answer = header
+        if message["op"] not in ("stdout", "stderr", "data"):
+            self.answer = message
             self._settled.set()
             return
-        sink = self._sinks.get(header["op"])
+        sink = self._sinks.get(message["op"])
         if sink is None or self.failure is not None:
             return
         try:
-            sink(payload)
+            sink(message["data"])
         except BaseException as error:  # noqa: BLE001,RUF100 - raised again by whoever waits for the request
             self.fail(error)
 
@@ -85,22 +85,22 @@ class Channel:
             if not data:
                 return
             buffer += data
-            while frame := decode(buffer):
-                self._dispatch(*frame)
+            while message := decode(buffer):
+                self._dispatch(message)
 
-    def _dispatch(self, header: dict[str, Any], payload: bytes) -> None:
-        if header.get("op") == "hello":
-            self.hello = header
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        if message["op"] == "hello":
+            self.hello = message
             self.greeted.set()
             return
         with self._lock:
-            request = self._requests.get(header["id"])
-            if header["op"] in ("exit", "done", "error"):
-                self._requests.pop(header["id"], None)
+            request = self._requests.get(message["id"])
+            if message["op"] in ("exit", "done", "error"):
+                self._requests.pop(message["id"], None)
         if request is not None:
-            request.deliver(header, payload)
+            request.deliver(message)
 
-    def ask(self, op: str, *, payload: bytes = b"", sinks: dict[str, Sink] | None = None, **arguments: Any) -> Request:
+    def ask(self, op: str, *, sinks: dict[str, Sink] | None = None, **arguments: Any) -> Request:
         """Send a request; the caller waits for its answer.
 
         Raises:
@@ -113,7 +113,7 @@ class Channel:
             self._requests[request.identifier] = request
         try:
             with self._write_lock:
-                self._connection.sendall(encode({"op": op, "id": request.identifier, **arguments}, payload))
+                self._connection.sendall(encode({"op": op, "id": request.identifier, **arguments}))
         except OSError:
             # The reader sees the same hang-up and knows why; the request ends with its reason.
             pass

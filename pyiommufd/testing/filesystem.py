@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 RESULTS = "/results"
 """Where the guest sees the writable folder of the host."""
 
-_OWN_TREES = ("/proc", "/sys", "/dev", "/.guest", "/etc", RESULTS)
-_OWN_FOLDERS = ("/", "/run", "/dev/shm")  # noqa: S108 - themselves the guest's; what is in them may be the host's
+_OWN_TREES = tuple(map(Path, ("/proc", "/sys", "/dev", "/.guest", "/etc", RESULTS)))
+# These the guest has itself too, but what is in them may be the host's.
+_OWN_FOLDERS = tuple(map(Path, ("/", "/run", "/dev/shm")))  # noqa: S108
 
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_SYSTEM = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")))
 
 # Nothing here is secret: no shadow, no keys, no credentials.
 _ETC = (
     "alternatives", "bash.bashrc", "ca-certificates.conf", "debian_version", "fonts", "group", "host.conf", "hosts",
     "inputrc", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "lsb-release", "magic", "mime.types",
-    "networks", "nsswitch.conf", "os-release", "passwd", "profile", "protocols", "python3", "rpc", "services",
-    "shells", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
+    "networks", "nsswitch.conf", "os-release", "passwd", "profile", "protocols", "python3",
+    f"python{sys.version_info[0]}.{sys.version_info[1]}", "rpc", "services", "shells", "ssl/certs",
+    "ssl/openssl.cnf", "terminfo", "timezone",
 )  # fmt: skip
 
 
@@ -41,8 +43,8 @@ class Export:
         writable: Whether the guest may write to it.
     """
 
-    source: str
-    target: str
+    source: Path
+    target: Path
     writable: bool = False
 
 
@@ -58,121 +60,95 @@ class GuestFiles:
     """
 
     exports: list[Export] = field(default_factory=list)
-    links: dict[str, str] = field(default_factory=dict)
-    overlay: str | None = None
-    etc: dict[str, bytes | str] = field(default_factory=dict)
+    links: dict[Path, str] = field(default_factory=dict)
+    overlay: Path | None = None
+    etc: dict[Path, bytes | str] = field(default_factory=dict)
 
     @classmethod
-    def plan(cls, *, folder: str, results: str | None, extra: Iterable[str] = ()) -> GuestFiles:
+    def plan(cls, *, folder: Path, results: Path | None, extra: Iterable[Path] = ()) -> GuestFiles:
         """Decide what this guest sees.
 
         Args:
             folder: The working folder, absolute.
             results: The host's folder for `RESULTS`, or None for none.
-            extra: More folders to see read-only.
+            extra: More folders to see read-only, absolute.
 
         Raises:
             FileNotFoundError: One of the folders does not exist.
             ValueError: One is in a tree that is the guest's own, such as ``/sys``.
         """
         files = cls(etc=dict(_etc_entries()))
-        real_folder = os.path.realpath(folder, strict=True)
-        wanted = [path for path in (*_SYSTEM, *python_folders()) if os.path.isdir(path)]
-        for path in (folder, *extra):
-            real_path = os.path.realpath(path, strict=True)
-            if not _mountable(real_path) and real_path not in (*_OWN_TREES, *_OWN_FOLDERS):
-                raise ValueError(f"the guest cannot have {real_path}: it has a {_own(real_path)} of its own")
-        if _mountable(real_folder):
-            wanted.append(folder)
-            files.overlay = real_folder
-        real = set()
-        for path in [*wanted, *extra]:
-            target = files._follow(path)
-            if _mountable(target):
-                real.add(target)
-        for path in sorted(real):
-            # Sorted, so whatever covers a path comes before it.
-            if not files._covers(path):
+        named = [folder, *extra]
+        for path in named:
+            real = path.resolve(strict=True)
+            if not _mountable(real) and real not in (*_OWN_TREES, *_OWN_FOLDERS):
+                own = next(tree for tree in _OWN_TREES if real.is_relative_to(tree))
+                raise ValueError(f"the guest cannot see {real}: it has its own {own}")
+        if _mountable(folder.resolve()):
+            files.overlay = folder.resolve()
+        wanted = [path for path in (*_SYSTEM, *python_folders()) if path.is_dir()]
+        # Sorted, so whatever covers a path comes before it.
+        for path in sorted({files._follow(path) for path in (*wanted, *named)}):
+            if _mountable(path) and not files._covers(path):
                 files.exports.append(Export(path, path))
         files.links = {path: target for path, target in files.links.items() if not files._covers(path)}
         if results is not None:
-            files.exports.append(Export(os.path.realpath(results, strict=True), RESULTS, writable=True))
+            files.exports.append(Export(results.resolve(strict=True), Path(RESULTS), writable=True))
         return files
 
-    def _follow(self, path: str) -> str:
+    def _follow(self, path: Path) -> Path:
         """The real path, noting every symbolic link on the way."""
-        done, rest = "/", [part for part in path.split("/") if part]
-        for _ in range(200):
+        done, rest = Path("/"), list(path.parts[1:])
+        for _ in range(400):
             if not rest:
                 return done
             part = rest.pop(0)
-            if part == "..":
-                done = os.path.dirname(done)
-                continue
-            here = os.path.join(done, part)
-            if os.path.islink(here):
-                target = os.readlink(here)
-                self.links[here] = target
-                rest = [piece for piece in target.split("/") if piece and piece != "."] + rest
-                done = "/" if target.startswith("/") else done
+            here = done.parent if part == ".." else done / part
+            if here.is_symlink():
+                target = here.readlink()
+                self.links[here] = str(target)
+                rest = [piece for piece in target.parts if piece != "/"] + rest
+                done = Path("/") if target.is_absolute() else done
             else:
                 done = here
         raise OSError(f"too many symbolic links in {path}")
 
-    def _covers(self, path: str) -> bool:
-        return any(is_inside(path, export.target) for export in self.exports)
+    def _covers(self, path: Path) -> bool:
+        return any(path.is_relative_to(export.target) for export in self.exports)
 
 
-def is_inside(path: str, folder: str) -> bool:
-    """Whether the path is the folder or below it; both absolute and normal."""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+def _mountable(path: Path) -> bool:
+    if path in _OWN_FOLDERS:
+        return False
+    if path.is_relative_to("/dev/shm"):  # noqa: S108
+        return True
+    return not any(path.is_relative_to(own) for own in _OWN_TREES)
 
 
-def _mountable(path: str) -> bool:
-    if path in _OWN_FOLDERS or is_inside(path, "/dev/shm"):  # noqa: S108
-        return path not in _OWN_FOLDERS
-    return not any(is_inside(path, own) for own in _OWN_TREES)
-
-
-def _own(path: str) -> str:
-    return next(own for own in _OWN_TREES if is_inside(path, own))
-
-
-def python_folders() -> list[str]:
+def python_folders() -> list[Path]:
     """The folders of this Python environment: prefixes, the import path, and this package itself."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    executables = (sys.executable, getattr(sys, "_base_executable", sys.executable))
-    folders = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
-    folders += [os.path.dirname(program) for program in executables if program]
-    folders += [os.path.dirname(os.path.realpath(program)) for program in executables if program]
-    # An editable install puts a source tree on the path; the package is all that is needed of ours. A home folder
-    # gets there by running a script in it, and is not to be shown whole.
-    skipped = {os.path.dirname(package), "/", os.path.realpath(Path.home())}
-    folders += [entry for entry in sys.path if entry.startswith("/") and os.path.realpath(entry) not in skipped]
-    return [folder for folder in dict.fromkeys([*folders, package]) if os.path.isdir(folder)]
+    package = Path(__file__).absolute().parent.parent
+    programs = [Path(program) for program in (sys.executable, getattr(sys, "_base_executable", "")) if program]
+    folders = [Path(p) for p in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)]
+    folders += [program.parent for program in programs] + [program.resolve().parent for program in programs]
+    # Running a script puts its folder on the path, and an editable install its source tree: neither is the
+    # environment, and of ours the package is all that is needed.
+    main = Path(getattr(sys.modules.get("__main__"), "__file__", None) or package)
+    skipped = {Path("/"), Path.home().resolve(), package.parent.resolve(), main.resolve().parent}
+    entries = [Path(entry) for entry in sys.path if entry.startswith("/")]
+    folders += [entry for entry in entries if entry.resolve() not in skipped]
+    return [folder for folder in dict.fromkeys([*folders, package]) if folder.is_dir()]
 
 
-def _etc_entries() -> Iterable[tuple[str, bytes | str]]:
-    for name in (*_ETC, f"python{sys.version_info[0]}.{sys.version_info[1]}"):
-        root = os.path.join("/etc", name)
-        if os.path.islink(root) or os.path.isfile(root):
-            yield from _etc_entry(root)
-            continue
-        for folder, folders, names in os.walk(root):
-            for child in (*folders, *names):
-                path = os.path.join(folder, child)
-                if os.path.islink(path) or os.path.isfile(path):
-                    yield from _etc_entry(path)
-
-
-def _etc_entry(path: str) -> Iterable[tuple[str, bytes | str]]:
-    if os.path.islink(path):
-        yield path, os.readlink(path)
-        return
-    try:
-        yield path, Path(path).read_bytes()
-    except PermissionError:
-        return  # what this user may not read is none of the guest's business
+def _etc_entries() -> Iterator[tuple[Path, bytes | str]]:
+    for name in _ETC:
+        root = Path("/etc", name)
+        below = sorted(root.rglob("*")) if root.is_dir() and not root.is_symlink() else []
+        for path in (root, *below):
+            if path.is_symlink():
+                yield path, str(path.readlink())
+            elif path.is_file() and os.access(path, os.R_OK):
+                yield path, path.read_bytes()
 
 
 def guest_environment() -> dict[str, str]:
@@ -180,7 +156,7 @@ def guest_environment() -> dict[str, str]:
     kept = ("LANG", "LANGUAGE", "TERM", "TZ", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CI", "VIRTUAL_ENV")
     prefixes = ("LC_", "PYTHON", "PYTEST_", "COVERAGE_", "HYPOTHESIS_", "PYIOMMUFD_")
     environment = {key: value for key, value in os.environ.items() if key in kept or key.startswith(prefixes)}
-    folders = [os.path.join(sys.prefix, "bin"), os.path.dirname(sys.executable)]
+    folders = [f"{sys.prefix}/bin", str(Path(sys.executable).parent)]
     system = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
     environment["PATH"] = ":".join(dict.fromkeys(folders + system))
     environment |= {"HOME": "/root", "USER": "root", "LOGNAME": "root", "TMPDIR": "/tmp", "SHELL": "/bin/sh"}  # noqa: S108

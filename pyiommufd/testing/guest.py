@@ -12,11 +12,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from pyiommufd.testing import launch
 from pyiommufd.testing.channel import Channel, Request, Sink
@@ -81,7 +80,7 @@ class Guest:
         boot_timeout: float = 120,
         accelerator: str | None = None,
     ) -> None:
-        self.folder = os.path.abspath(os.getcwd() if folder is None else folder)
+        self.folder = Path.cwd() if folder is None else Path(folder).absolute()
         self._iommu = iommu
         self._devices = tuple(devices)
         self._kernel_option = None if kernel is None else os.fspath(kernel)
@@ -90,8 +89,8 @@ class Guest:
         self._cpus = cpus
         self._kernel_arguments = tuple(kernel_arguments)
         self._qemu_arguments = tuple(qemu_arguments)
-        self._results = None if results is None else os.path.abspath(results)
-        self._read_only = [os.path.abspath(path) for path in read_only]
+        self._results = None if results is None else Path(results).absolute()
+        self._read_only = [Path(path).absolute() for path in read_only]
         self._boot_timeout = boot_timeout
         self._accelerator = accelerator
         self._state: _Running | None = None
@@ -112,9 +111,7 @@ class Guest:
         accelerator = self._accelerator or choose_accelerator(qemu, kernel.image, cache_folder())
         work = Path(tempfile.mkdtemp(prefix="pyiommufd-guest-"))
         try:
-            (work / "initramfs").write_bytes(
-                build_initramfs(files, list(kernel.boot_modules), list(kernel.modules))
-            )
+            (work / "initramfs").write_bytes(build_initramfs(files, list(kernel.boot_modules), list(kernel.modules)))
             arguments = self._arguments(qemu, kernel, files, accelerator, work)
             self._state = _Running(work, arguments)
             self._state.wait_ready(self._boot_timeout)
@@ -124,9 +121,7 @@ class Guest:
             self.close()
             raise
 
-    def _arguments(
-        self, qemu: QEMU, kernel: Kernel, files: GuestFiles, accelerator: str, work: Path
-    ) -> list[str]:
+    def _arguments(self, qemu: QEMU, kernel: Kernel, files: GuestFiles, accelerator: str, work: Path) -> list[str]:
         device = iommu_device(self._iommu)
         try:
             iommu = iommu_arguments(self._iommu, qemu.device_properties(device) if device else frozenset())
@@ -140,7 +135,7 @@ class Guest:
         result += ["-device", "virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name=pyiommufd.agent"]
         for number, export in enumerate(files.exports):
             read_only = "" if export.writable else ",readonly=on"
-            path = escape(export.source)
+            path = escape(str(export.source))
             result += [
                 "-fsdev",
                 f"local,id=fs{number},path={path},security_model=none,multidevs=remap{read_only}",
@@ -171,7 +166,7 @@ class Guest:
         if state is not None:
             self._console = state.close()
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -225,8 +220,8 @@ class Guest:
             sinks=sinks,
             argv=argv,
             env=guest_environment() | dict(env or {}),
-            cwd=self.folder if cwd is None else os.fspath(cwd),
-            timeout=timeout,
+            cwd=os.fspath(self.folder if cwd is None else cwd),
+            timeout=None if timeout is None else max(1, round(timeout * 1000)),
         )
         what = f"{argv[0]} in the guest"
         answer = state.settle(request, what, None if timeout is None else timeout + _ANSWER_TIME)
@@ -251,7 +246,7 @@ class Guest:
         size = 1 << 18
         for start in range(0, max(len(content), 1), size):
             piece = content[start : start + size]
-            request = self._running.channel.ask("put", payload=piece, path=path, mode=mode, append=start > 0)
+            request = self._running.channel.ask("put", data=piece, path=path, mode=mode, append=start > 0)
             self._running.settle(request, f"writing {path}", None)
 
     def get(self, path: str) -> bytes:
@@ -369,9 +364,7 @@ class _Running:
             reason = f"QEMU ended with status {status}"
         else:
             reason = "it turned itself off"
-        return GuestError(
-            f"the guest died: {reason}" + (f"\n{said}" if said else ""), console=console_tail(console)
-        )
+        return GuestError(f"the guest died: {reason}" + (f"\n{said}" if said else ""), console=console_tail(console))
 
     def wait_ready(self, timeout: float) -> None:
         if not self.channel.greeted.wait(timeout):
@@ -396,7 +389,7 @@ class _Running:
             raise request.failure
         assert request.answer is not None  # noqa: S101 - settled, and not failed
         if request.answer["op"] == "error":
-            number, message = request.answer.get("errno"), f"{what}: {request.answer['message']}"
+            number, message = request.answer.get("errno"), f"{what}: {request.answer['reason']}"
             raise OSError(number, message) if number else GuestError(message)
         return request.answer
 

@@ -31,35 +31,35 @@ class Archive:
     """A cpio archive in the "newc" format, which the kernel unpacks into its root."""
 
     _parts: list[bytes] = field(default_factory=list)
-    _folders: set[str] = field(default_factory=set)
+    _folders: set[Path] = field(default_factory=set)
     _number: int = 0
 
-    def folder(self, path: str, mode: int = 0o755) -> None:
+    def folder(self, path: str | Path, mode: int = 0o755) -> None:
         """Add a folder and those above it, unless they are there."""
-        path = path.strip("/")
-        if path and path not in self._folders:
-            self.folder(os.path.dirname(path))
+        path = Path(path)
+        if path not in self._folders and path != path.parent:
+            self.folder(path.parent)
             self._folders.add(path)
             self._entry(path, stat.S_IFDIR | mode)
 
-    def file(self, path: str, content: bytes, mode: int = 0o644) -> None:
+    def file(self, path: str | Path, content: bytes, mode: int = 0o644) -> None:
         """Add a regular file."""
-        self.folder(os.path.dirname(path))
+        self.folder(Path(path).parent)
         self._entry(path, stat.S_IFREG | mode, content)
 
-    def link(self, path: str, target: str) -> None:
+    def link(self, path: str | Path, target: str) -> None:
         """Add a symbolic link."""
-        self.folder(os.path.dirname(path))
+        self.folder(Path(path).parent)
         self._entry(path, stat.S_IFLNK | 0o777, os.fsencode(target))
 
-    def character_device(self, path: str, major: int, minor: int) -> None:
+    def character_device(self, path: str | Path, major: int, minor: int) -> None:
         """Add a character device node."""
-        self.folder(os.path.dirname(path))
+        self.folder(Path(path).parent)
         self._entry(path, stat.S_IFCHR | 0o600, device=(major, minor))
 
-    def _entry(self, path: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+    def _entry(self, path: str | Path, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
         self._number += 1
-        name = os.fsencode(path.strip("/")) + b"\0"
+        name = os.fsencode(path).strip(b"/") + b"\0"
         links = 2 if stat.S_ISDIR(mode) else 1
         # Inode, mode, uid, gid, links, time, size, the archive's device, the node's device, name length, checksum.
         numbers = (self._number, mode, 0, 0, links, 0, len(content), 0, 0, *device, len(name), 0)
@@ -131,7 +131,7 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
             archive.link(path, content)
         else:
             archive.file(path, content)
-    if "/etc/mtab" not in files.etc:
+    if Path("/etc/mtab") not in files.etc:
         archive.link("/etc/mtab", "/proc/self/mounts")
     for path, target in files.links.items():
         archive.link(path, target)
@@ -148,9 +148,9 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
 def _compiled_agent() -> bytes:
     # Compiled here, by the Python that will run it: compiling takes the emulated CPU longer than running.
     with tempfile.TemporaryDirectory() as folder:
-        target = os.path.join(folder, "agent.pyc")
-        py_compile.compile(agent.__file__, target, dfile="/.guest/agent.py", doraise=True)
-        return Path(target).read_bytes()
+        target = Path(folder, "agent.pyc")
+        py_compile.compile(agent.__file__, str(target), dfile="/.guest/agent.py", doraise=True)
+        return target.read_bytes()
 
 
 def init_script(files: GuestFiles, modules: list[str]) -> str:
@@ -189,20 +189,20 @@ def init_script(files: GuestFiles, modules: list[str]) -> str:
         # the host is to see every byte even when the guest dies, so they are written through.
         options = "rw,cache=mmap" if export.writable else "ro,cache=loose"
         lines += [
-            f"$b mkdir -p {quote(export.target)}",
+            f"$b mkdir -p {quote(str(export.target))}",
             f"$b mount -t 9p -o trans=virtio,version=9p2000.L,access=any,msize={_9P_SIZE},{options} "
-            f"fs{number} {quote(export.target)} || die {quote('cannot mount ' + export.target)}",
+            f"fs{number} {quote(str(export.target))} || die {quote(f'cannot mount {export.target}')}",
         ]
     if files.overlay is not None:
         # "." as the lower folder: the path itself would need overlayfs's own escapes.
         lines += [
             "$b mount -t tmpfs tmpfs /.guest/overlay && $b mkdir /.guest/overlay/upper /.guest/overlay/work",
-            f"cd {quote(files.overlay)} && $b mount -t overlay "
+            f"cd {quote(str(files.overlay))} && $b mount -t overlay "
             "-o lowerdir=.,upperdir=/.guest/overlay/upper,workdir=/.guest/overlay/work overlay "
-            f"{quote(files.overlay)} || die 'cannot make the working folder writable'",
+            f"{quote(str(files.overlay))} || die 'cannot make the working folder writable'",
             "cd /",
         ]
-    python = quote(os.path.realpath(sys.executable))
+    python = quote(str(Path(sys.executable).resolve()))
     lines += [
         f"exec {python} -I -S /.guest/agent.pyc",
         "die 'cannot run Python'",

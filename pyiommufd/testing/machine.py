@@ -6,7 +6,7 @@ A device is a small frozen description; `device_arguments` gives each its place.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,7 +59,7 @@ class Edu:
     dma_mask: int | None = None
     id: str | None = None
 
-    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
         """See `GuestDevice.arguments`."""
         mask = None if self.dma_mask is None else f"{self.dma_mask:#x}"
         return _device("edu", {"id": self.id, "dma_mask": mask}, place)
@@ -75,7 +75,7 @@ class VirtioRng:
 
     id: str | None = None
 
-    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
         """See `GuestDevice.arguments`."""
         # Without iommu_platform a virtio device goes around the IOMMU; a legacy one cannot have it.
         properties: dict[str, str | int | None] = {
@@ -117,7 +117,7 @@ class RawDevice:
 
     argument: str
 
-    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
         """See `GuestDevice.arguments`."""
         return ["-device", f"{self.argument}{place}"]
 
@@ -174,7 +174,7 @@ def device_arguments(devices: Iterable[GuestDevice]) -> list[str]:
     return [argument for device in devices for argument in device.arguments(topology)]
 
 
-def iommu_arguments(kind: str, properties: Sequence[str]) -> list[str]:
+def iommu_arguments(kind: str, properties: Collection[str]) -> list[str]:
     """The QEMU arguments of a virtual IOMMU; they go before the devices that it covers.
 
     Args:

@@ -61,7 +61,7 @@ def find_qemu(option: str | None = None, environment: Mapping[str, str] | None =
 
 
 def _checked(path: str) -> QEMU:
-    path = os.path.abspath(path)
+    path = str(Path(path).absolute())
     result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     match = re.search(r"version (\d+)\.(\d+)", result.stdout)
     if result.returncode != 0 or match is None:
@@ -135,9 +135,7 @@ def probe_boots(qemu: QEMU, kernel: Path, accelerator: str, timeout: float = 30)
     command = [qemu.path, "-accel", accelerator, "-cpu", "max", *BASE_ARGUMENTS, "-m", "256"]
     command += ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1", "-serial", "stdio"]
     try:
-        result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
         return False
     # Without a root file system a kernel that works ends in this panic.
