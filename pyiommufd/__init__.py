@@ -25,6 +25,7 @@ from .errors import (
 from .host.claim import Claim, recover
 from .host.devices import HostDevice, find_device, list_devices
 from .host.groups import Group, find_group, list_groups
+from .host.monitor import DeviceEvent, Monitor
 from .host.plan import ClaimPlan, plan_claim
 from .kernel.attachment import AttachPreview, ChangeKind, DMAChange, Verdict
 from .kernel.buffer import DMABuffer
@@ -55,6 +56,7 @@ __all__ = [
     "DMAChange",
     "DMAMapping",
     "Device",
+    "DeviceEvent",
     "DeviceFile",
     "DeviceNotFoundError",
     "ForkedError",
@@ -65,6 +67,7 @@ __all__ = [
     "IOMMUFDError",
     "InUseError",
     "IoctlError",
+    "Monitor",
     "NotFoundError",
     "Refusal",
     "Region",

@@ -1,0 +1,139 @@
+"""Changes of the host's devices, as they happen."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import ClosedError, DeviceNotFoundError
+from .devices import SUBSYSTEMS, HostDevice, from_sys_path
+
+# Written by udevd as long as it runs; without it, as in a small guest, only the kernel's own events come.
+_UDEV_CONTROL = Path("/run/udev/control")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEvent:
+    """Something that happened to a device.
+
+    Attributes:
+        action: ``add`` and ``remove`` of the device; ``bind`` and ``unbind`` of its driver; ``change`` …
+        subsystem: The bus of the device, or ``vfio-dev`` where its vfio node came or went.
+        name: Its name there, such as ``0000:02:01.0`` or ``vfio0``.
+        sys_path: Its folder.
+        device: The device as it is now; of a vfio node, the device behind it. None where it is gone.
+    """
+
+    action: str
+    subsystem: str
+    name: str
+    sys_path: Path
+    device: HostDevice | None
+
+
+class Monitor:
+    """Watches devices come, go and change drivers (udev's events; the kernel's where no udevd runs).
+
+    A context manager, an iterator that waits for the next event, and an async one. Events from its creation on
+    are kept until they are read.
+
+    Thread safety: one thread reads; `close` may be called from any.
+
+    Args:
+        subsystems: The buses to watch; ``vfio-dev`` for vfio nodes. All that `list_devices` knows, and these, when
+            left out.
+
+    Raises:
+        ValueError: None of a bus's devices can have a vfio driver.
+    """
+
+    def __init__(self, subsystems: Collection[str] | None = None) -> None:
+        known = (*SUBSYSTEMS, "vfio-dev")
+        wanted = known if subsystems is None else tuple(subsystems)
+        for subsystem in wanted:
+            if subsystem not in known:
+                raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(known)}")
+        import pyudev
+
+        source = "udev" if _UDEV_CONTROL.exists() else "kernel"
+        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
+        for subsystem in wanted:
+            monitor.filter_by(subsystem)
+        monitor.start()
+        self._monitor: Any = monitor
+
+    def _live(self) -> Any:
+        if self._monitor is None:
+            raise ClosedError("this Monitor is closed")
+        return self._monitor
+
+    def fileno(self) -> int:
+        """A file descriptor that is readable when there is an event."""
+        return int(self._live().fileno())
+
+    def poll(self, seconds: float | None = None) -> DeviceEvent | None:
+        """The next event, or None where none came in time.
+
+        Args:
+            seconds: How long to wait; None: until one comes.
+
+        Raises:
+            ClosedError: The monitor is closed.
+        """
+        entry = self._live().poll(seconds)
+        return None if entry is None else _event(entry)
+
+    def __iter__(self) -> Iterator[DeviceEvent]:
+        while self._monitor is not None:
+            event = self.poll()
+            if event is not None:
+                yield event
+
+    async def __aiter__(self) -> AsyncIterator[DeviceEvent]:
+        import asyncio  # here, so that `import pyiommufd` does not pay for it
+
+        loop = asyncio.get_running_loop()
+        while self._monitor is not None:
+            event = self.poll(0)
+            if event is not None:
+                yield event
+                continue
+            readable = asyncio.Event()
+            fd = self.fileno()
+            loop.add_reader(fd, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(fd)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._monitor is None
+
+    def close(self) -> None:
+        """Stop watching. Does nothing the second time."""
+        # libudev closes the socket when its object goes.
+        self._monitor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _event(entry: Any) -> DeviceEvent:
+    path = Path(entry.sys_path)
+    # The device behind a node: …/0000:02:01.0/vfio-dev/vfio0
+    of = path.parent.parent if entry.subsystem == "vfio-dev" else path
+    try:
+        device = from_sys_path(of)
+    except DeviceNotFoundError:
+        device = None
+    return DeviceEvent(entry.action, entry.subsystem, entry.sys_name, path, device)
