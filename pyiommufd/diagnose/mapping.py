@@ -11,7 +11,7 @@ from ..host import sysfs
 
 
 def map_error(
-    code: int, request: str, ioas: str, length: int, iova: int | None, ranges: str, *, neighbours: str = ""
+    code: int, request: str, ioas: str, length: int, iova: int | None, ranges: str, neighbours: str = ""
 ) -> IoctlError:
     """The exception for a refused map.
 

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
-from dataclasses import dataclass
+import operator
+from array import array
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import uapi
 from ..diagnose.mapping import map_error
-from ..errors import ClosedError, InUseError, IoctlError, IOMMUFDError, NotFoundError
+from ..errors import ClosedError, InUseError, IoctlError, IOMMUFDError
 from ..uapi import ioctls
-from ..uapi.ioctls import FAILED, View, ioas_map, ioas_unmap, last_errno, view
-from .mapping import DMAMapping
+from ..uapi.ioctls import FAILED, View, ioas_map, ioas_unmap, last_errno
+from .arguments import U64_MAX, access_flags, check_range, hold, misaligned
+from .iova import IOVARange, first_fit
+from .mapping import PIECES_A_CALL, DMAMapping, DMAMappings
+from .mapping_table import MappingTable
 
 if TYPE_CHECKING:
     from .iommufd import IOMMUFD
 
-_U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
-_READABLE: int = uapi.IOMMU_IOAS_MAP_READABLE
-_WRITEABLE: int = uapi.IOMMU_IOAS_MAP_WRITEABLE
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
-
-
-@dataclass(frozen=True, slots=True)
-class IOVARange:
-    """A range of I/O virtual addresses.
-
-    Attributes:
-        start: The first address.
-        last: The last address, inclusive.
-    """
-
-    start: int
-    last: int
-
-    def __contains__(self, iova: int) -> bool:
-        return self.start <= iova <= self.last
-
-    def __str__(self) -> str:
-        return f"{self.start:#x}..{self.last:#x}"
 
 
 class IOAS:
@@ -53,17 +37,16 @@ class IOAS:
         id: Its id within the iommufd. The kernel reuses ids at once after the object is destroyed.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_iommufd", "_mappings", "id")
+    __slots__ = ("__weakref__", "_closed", "_iommufd", "id", "table")
 
     def __init__(self, iommufd: IOMMUFD, ioas_id: int) -> None:
         self._iommufd = iommufd
         self._closed = False
-        # Each mapping and the memory that it holds. By mapping and not by iova: taking one out is then a single
-        # step that says whether it was still there, also where its iova has another mapping by now.
-        self._mappings: dict[DMAMapping, View] = {}
+        self.table = MappingTable()
         self.id = ioas_id
 
-    def _fd(self) -> int:
+    def fd(self) -> int:
+        """The fd of its iommufd, as long as both are open and this process's."""
         fd = self._iommufd.fileno()
         if self._closed:
             raise ClosedError(f"this {self!r} is closed")
@@ -80,12 +63,20 @@ class IOAS:
         return self._closed
 
     @property
-    def mappings(self) -> tuple[DMAMapping, ...]:
+    def mappings(self) -> tuple[DMAMapping | DMAMappings, ...]:
         """What this process has mapped here, by address."""
-        return tuple(sorted(self._mappings, key=lambda mapping: mapping.iova))
+        return self.table.ordered()
+
+    # Map
 
     def map(
-        self, buffer: object, *, iova: int | None = None, readable: bool = True, writeable: bool = True
+        self,
+        buffer: object,
+        *,
+        iova: int | None = None,
+        below: int | None = None,
+        readable: bool = True,
+        writeable: bool = True,
     ) -> DMAMapping:
         """Let the devices of this address space reach memory (IOMMU_IOAS_MAP).
 
@@ -96,49 +87,194 @@ class IOAS:
                 multiples of the page size: rounding would show the device its neighbours in memory.
             iova: Where devices shall see it, on a page boundary. Left out, the kernel chooses; attach first, as it
                 knows what the device cannot reach only then.
+            below: Choose the lowest free address from which the last byte stays below this one: the IOMMU does
+                not know what a device itself can reach (``1 << 32``, say). Not together with ``iova``.
             readable: Whether devices may read it.
             writeable: Whether devices may write to it. Read-only memory takes False.
 
         Raises:
             AlreadyMappedError: Some of the addresses are mapped already.
-            IoctlError: The kernel refused: addresses that are reserved or out of reach, no memory, a limit on it.
+            IoctlError: The kernel refused: addresses that are reserved or out of reach, no memory, a limit on it, no
+                room (ENOSPC).
             TypeError: The buffer has no contiguous memory, or the iova is no int.
             ValueError: Address, length or iova is not on page boundaries, the iova is negative or does not fit 64
                 bits, the length is 0, the memory is read-only, or neither access is allowed.
             ClosedError, ForkedError: The address space is closed, or belongs to the parent process.
         """
-        fd = self._fd()
-        flags = (_READABLE if readable else 0) | (_WRITEABLE if writeable else 0)
-        if not flags:
-            raise ValueError("a mapping is readable or writeable for the device, or both")
-        try:
-            held = view(buffer, writeable)
-        except BufferError:
-            raise ValueError("this memory is read-only: map it with writeable=False") from None
+        fd = self.fd()
+        flags = access_flags(readable, writeable)
+        held = hold(buffer, writeable)
         length = len(held)
+        if below is not None:
+            return self._map_below(held, iova, below, flags)
+        # On record before it is mapped: an exception from a signal in between must not free the memory.
+        mapping = DMAMapping(self, 0 if iova is None else iova, length)
+        self.table[mapping] = held
         try:
             if iova is None:
                 got = ioas_map(fd, self.id, flags, held, length, 0)
             else:
                 got = ioas_map(fd, self.id, flags | _FIXED, held, length, iova)
-        except OverflowError:
+        except (OverflowError, TypeError) as error:
+            del self.table[mapping]
+            if isinstance(error, TypeError):
+                raise
             raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
         if got == FAILED:
-            raise self._map_failed(last_errno(), held, iova)
-        mapping = DMAMapping(self, got, length)
-        self._mappings[mapping] = held
+            code = last_errno()
+            del self.table[mapping]
+            raise self._map_failed(code, held, length, iova)
+        mapping.iova = got
         return mapping
 
-    def _map_failed(self, code: int, held: View, iova: int | None) -> Exception:
-        length = len(held)
-        if code == 0:
-            return _misaligned(ioctls.address(held), length, iova)
-        ranges = self._ranges_in_words()
-        neighbours = ""
+    def _map_below(self, held: View, iova: int | None, below: int, flags: int) -> DMAMapping:
         if iova is not None:
-            taken = [m for m in self.mappings if m.iova < iova + length and iova < m.iova + m.length]
-            neighbours = ", ".join(str(IOVARange(m.iova, m.iova + m.length - 1)) for m in taken)
-        return map_error(code, "IOMMU_IOAS_MAP", repr(self), length, iova, ranges, neighbours=neighbours)
+            raise ValueError("iova says where, below lets the address be chosen: not both")
+        below = operator.index(below)
+        length, fd = len(held), self.fd()
+        if below <= 0:
+            raise ValueError(f"nothing is below {below}")
+        allowed, alignment = ioctls.ioas_iova_ranges(fd, self.id)
+        ranges = [IOVARange(*one) for one in allowed]
+        alignment = max(alignment, mmap.PAGESIZE)
+        taken = self.table.places()
+        while True:
+            place = first_fit(ranges, taken, length, below, alignment)
+            if place is None:
+                raise map_error(
+                    errno.ENOSPC, "IOMMU_IOAS_MAP", repr(self), length, None, f"{self._ranges_in_words()}, of which "
+                    f"those below {below:#x} are asked for"
+                )  # fmt: skip
+            mapping = DMAMapping(self, place, length)
+            self.table[mapping] = held
+            if ioas_map(fd, self.id, flags | _FIXED, held, length, place) != FAILED:
+                return mapping
+            code = last_errno()
+            del self.table[mapping]
+            if code != errno.EEXIST:
+                raise self._map_failed(code, held, length, place)
+            # Another thread was quicker, or a process that shares this iommufd has something there.
+            taken.append((place, alignment))
+
+    def map_many(
+        self,
+        buffer: object,
+        pieces: Iterable[tuple[int, int, int | None]],
+        *,
+        readable: bool = True,
+        writeable: bool = True,
+    ) -> DMAMappings:
+        """Map many pieces of one buffer as one object, all or none (IOMMU_IOAS_MAP for each).
+
+        Args:
+            buffer: As for `map`; here only the pieces have to be on page boundaries.
+            pieces: For each the offset in the buffer and the length, in bytes, and its iova; None lets the kernel
+                choose.
+            readable: Whether devices may read it.
+            writeable: Whether devices may write to it.
+
+        Raises:
+            AlreadyMappedError, IoctlError, TypeError, ClosedError, ForkedError: As for `map`; nothing stays mapped.
+            ValueError: As for `map`, or a piece is not within the buffer, or there is none.
+        """
+        fd = self.fd()
+        flags = access_flags(readable, writeable)
+        held = hold(buffer, writeable)
+        numbers = array("Q")
+        for offset, length, iova in pieces:
+            if not 0 <= offset <= len(held) or not 0 < length <= len(held) - offset:
+                raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {len(held):#x}")
+            if iova is not None and not 0 <= iova < U64_MAX:
+                raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+            numbers.extend((offset, length, FAILED if iova is None else iova))
+        if not numbers:
+            raise ValueError("there is no piece to map")
+        mappings = DMAMappings(self, array("Q"))
+        self.table[mappings] = held
+        start = 0
+        try:
+            while start < len(numbers):
+                part = numbers[start : start + 3 * PIECES_A_CALL]
+                done = 3 * ioctls.ioas_map_many(fd, self.id, flags, held, part)
+                code = last_errno()
+                mappings.extend(part[:done])
+                if done < len(part):
+                    offset, length, iova = part[done : done + 3]
+                    raise self._map_failed(code, held, length, None if iova == FAILED else iova, offset)
+                start += done
+        except BaseException:
+            mappings.unmap()
+            raise
+        return mappings
+
+    def copy_from(
+        self,
+        source: IOAS,
+        iova: int,
+        length: int,
+        *,
+        dst_iova: int | None = None,
+        readable: bool = True,
+        writeable: bool = True,
+    ) -> DMAMapping:
+        """Map here what another address space has mapped (IOMMU_IOAS_COPY): the same memory, pinned once.
+
+        Args:
+            source: The other address space, of the same iommufd; or this one, for a second address.
+            iova: Where it is mapped there.
+            length: Bytes.
+            dst_iova: Where devices shall see it here; left out, the kernel chooses.
+            readable: Whether devices may read it here.
+            writeable: Whether devices may write to it here.
+
+        Raises:
+            NotFoundError: Not all of that range is mapped there.
+            AccessDeniedError: It is mapped read-only there, and shall be writeable here.
+            AlreadyMappedError, IoctlError: As for `map`.
+            ValueError: The source belongs to another iommufd, or a number is out of range.
+            ClosedError, ForkedError: As for `map`.
+        """
+        fd = self.fd()
+        flags = access_flags(readable, writeable)
+        if not isinstance(source, IOAS):
+            raise TypeError(f"the source is an IOAS, not a {type(source).__name__}")
+        source.fd()  # closed, or of the parent process
+        if source.iommufd is not self._iommufd:
+            raise ValueError(f"{source!r} belongs to another IOMMUFD than {self!r}")
+        check_range(iova, length)
+        if dst_iova is not None:
+            check_range(dst_iova, length)
+        # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
+        held = source.table.memory_of(iova, length)
+        mapping = DMAMapping(self, dst_iova or 0, length)
+        self.table[mapping] = held
+        try:
+            mapping.iova = ioctls.ioas_copy(
+                fd,
+                flags=flags if dst_iova is None else flags | _FIXED,
+                dst_ioas_id=self.id,
+                src_ioas_id=source.id,
+                length=length,
+                dst_iova=dst_iova or 0,
+                src_iova=iova,
+            )
+        except IoctlError as error:
+            del self.table[mapping]
+            code = error.errno or 0
+            if code in (errno.ENOENT, errno.EPERM):
+                target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
+                raise ioctls.failure("IOMMU_IOAS_COPY", target, code) from None
+            raise self._refused(code, "IOMMU_IOAS_COPY", length, dst_iova) from None
+        return mapping
+
+    def _map_failed(self, code: int, held: View, length: int, iova: int | None, offset: int = 0) -> Exception:
+        if code == 0:
+            return misaligned(ioctls.address(held) + offset, length, iova)
+        return self._refused(code, "IOMMU_IOAS_MAP", length, iova)
+
+    def _refused(self, code: int, request: str, length: int, iova: int | None) -> IoctlError:
+        there = "" if iova is None else self.table.words(iova, length)
+        return map_error(code, request, repr(self), length, iova, self._ranges_in_words(), there)
 
     def _ranges_in_words(self) -> str:
         try:
@@ -146,28 +282,7 @@ class IOAS:
         except IOMMUFDError as error:
             return f"ranges that cannot be read ({error})"
 
-    def unmap_mapping(self, mapping: DMAMapping) -> None:
-        """What `DMAMapping.unmap` does."""
-        held = self._mappings.pop(mapping, None)
-        if held is None:
-            return
-        try:
-            done = ioas_unmap(self._fd(), self.id, mapping.iova, mapping.length)
-        except ClosedError:
-            self._mappings[mapping] = held
-            raise
-        if done == FAILED:
-            error = ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {mapping!r}")
-            # ENOENT: another process unmapped it through a shared iommufd; it is gone, as was wanted.
-            if not isinstance(error, NotFoundError):
-                self._mappings[mapping] = held
-                raise error
-        elif done != mapping.length:
-            raise IOMMUFDError(f"the kernel unmapped {done:#x} bytes for {mapping!r}")
-
-    def holds(self, mapping: DMAMapping) -> bool:
-        """Whether that mapping is still there."""
-        return mapping in self._mappings
+    # Unmap
 
     def unmap(self, iova: int, length: int) -> int:
         """Unmap every mapping within a range (IOMMU_IOAS_UNMAP).
@@ -185,18 +300,14 @@ class IOAS:
             ValueError: The numbers are negative or do not fit 64 bits, or the length is 0.
             ClosedError, ForkedError: As for `map`.
         """
-        fd = self._fd()
-        if not 0 <= iova <= _U64_MAX or not 0 < length <= _U64_MAX:
-            raise ValueError(f"iova {iova} and length {length} are no range of 64-bit addresses")
+        fd = self.fd()
+        check_range(iova, length)
         done = ioas_unmap(fd, self.id, iova, length)
         if done == FAILED:
-            error = ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {iova:#x}..{iova + length - 1:#x}")
-            # The kernel goes upwards and stops at the first mapping that the range cuts (io_pagetable.c, 7.3).
-            cut = [m for m in self.mappings if m.iova < iova + length < m.iova + m.length]
-            if cut and not any(m.iova < iova < m.iova + m.length for m in self.mappings):
-                self._forget(iova, cut[0].iova - iova)
+            error = ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {IOVARange(iova, iova + length - 1)}")
+            self.table.forget_up_to_cut(iova, length)
             raise error
-        self._forget(iova, length)
+        self.table.forget(iova, length)
         return done
 
     def unmap_all(self) -> int:
@@ -208,17 +319,13 @@ class IOAS:
         Raises:
             ClosedError, ForkedError: As for `map`.
         """
-        done = ioas_unmap(self._fd(), self.id, 0, _U64_MAX)
+        done = ioas_unmap(self.fd(), self.id, 0, U64_MAX)
         if done == FAILED:
             raise ioctls.failure("IOMMU_IOAS_UNMAP", repr(self))
-        self._mappings.clear()
+        self.table.clear()
         return done
 
-    def _forget(self, iova: int, length: int) -> None:
-        """Drop the records of mappings within a range that the kernel has unmapped."""
-        for mapping in self.mappings:
-            if iova <= mapping.iova and mapping.iova + mapping.length <= iova + length:
-                self._mappings.pop(mapping, None)
+    # Where mappings can be
 
     def iova_ranges(self) -> tuple[IOVARange, ...]:
         """Where mappings can be (IOMMU_IOAS_IOVA_RANGES). Every attach and detach may change it.
@@ -227,13 +334,59 @@ class IOAS:
             IoctlError: The kernel refused.
             ClosedError, ForkedError: As for `map`.
         """
-        ranges, _ = ioctls.ioas_iova_ranges(self._fd(), self.id)
+        ranges, _ = ioctls.ioas_iova_ranges(self.fd(), self.id)
         return tuple(IOVARange(start, last) for start, last in ranges)
 
     @property
     def iova_alignment(self) -> int:
         """What an iova and a length must be multiples of, in bytes. Every attach and detach may change it."""
-        return ioctls.ioas_iova_ranges(self._fd(), self.id)[1]
+        return ioctls.ioas_iova_ranges(self.fd(), self.id)[1]
+
+    def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
+        """Keep addresses for mappings (IOMMU_IOAS_ALLOW_IOVAS).
+
+        From then on addresses that the kernel chooses lie within these ranges, and an attach that would narrow
+        them is refused. Every call replaces what the last one said; no ranges at all take it back.
+
+        Args:
+            ranges: `IOVARange` objects, or pairs of the first and the inclusive last address.
+
+        Raises:
+            IoctlError: EADDRINUSE: an attached device cannot reach some of them. EINVAL: they overlap, or one has
+                a single byte.
+            ValueError: A range ends before it starts, or does not fit 64 bits.
+            ClosedError, ForkedError: As for `map`.
+        """
+        pairs = []
+        for one in ranges:
+            start, last = (one.start, one.last) if isinstance(one, IOVARange) else map(operator.index, one)
+            if not 0 <= start <= last <= U64_MAX:
+                raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
+            pairs.append((start, last))
+        fd = self.fd()
+        try:
+            ioctls.ioas_allow_iovas(fd, self.id, pairs)
+        except IoctlError as error:
+            wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
+            raise ioctls.failure("IOMMU_IOAS_ALLOW_IOVAS", f"{self!r} ({wanted})", error.errno) from None
+
+    @property
+    def huge_pages(self) -> bool:
+        """Whether contiguous pages are combined in the IOMMU's page table (IOMMU_OPTION_HUGE_PAGES).
+
+        Raises, when set to False:
+            IoctlError: EINVAL: something is mapped into a page table already.
+        """
+        return bool(ioctls.option(self.fd(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id))
+
+    @huge_pages.setter
+    def huge_pages(self, on: bool) -> None:
+        try:
+            ioctls.option(self.fd(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id, int(bool(on)))
+        except IoctlError as error:
+            raise ioctls.failure("IOMMU_OPTION", f"huge pages of {self!r}", error.errno) from None
+
+    # The end
 
     def close(self) -> None:
         """Destroy the address space with its mappings (IOMMU_DESTROY). Does nothing the second time.
@@ -252,7 +405,7 @@ class IOAS:
                 names = ", ".join(device.name for device in users)
                 raise InUseError(f"{self!r} is in use: {names} attached; detach first", users)
             try:
-                ioctls.destroy(self._fd(), self.id)
+                ioctls.destroy(self.fd(), self.id)
             except IoctlError as error:
                 raise ioctls.failure("IOMMU_DESTROY", repr(self), error.errno) from None
             self.mark_closed()
@@ -260,7 +413,7 @@ class IOAS:
     def mark_closed(self) -> None:
         """Let go of all that belonged to it, once the kernel has destroyed it."""
         self._closed = True
-        self._mappings.clear()
+        self.table.clear()
         self._iommufd.forget(self)
 
     def __enter__(self) -> Self:
@@ -273,15 +426,3 @@ class IOAS:
 
     def __repr__(self) -> str:
         return f"<IOAS {self.id}{' closed' if self._closed else ''}>"
-
-
-def _misaligned(address: int, length: int, iova: int | None) -> ValueError:
-    page = mmap.PAGESIZE
-    if not length:
-        return ValueError("there is nothing to map: the buffer has 0 bytes")
-    if address % page or length % page:
-        return ValueError(
-            f"the buffer (address {address:#x}, length {length:#x}) does not begin and end on page boundaries of "
-            f"{page} bytes; devices would see what lies beside it. Use a DMABuffer, or a page-aligned part of one"
-        )
-    return ValueError(f"iova {iova:#x} is not on a page boundary of {page} bytes")

@@ -179,11 +179,11 @@ class IOMMUFD(Handle):
             return AttachPreview(Verdict.UNKNOWN, kind, changes, (reason,))
         group = device.group
         hits = [
-            f"{mapping!r} lies in the reserved region {region.start:#x}..{region.last:#x} ({region.type})"
+            f"what is mapped at {page_table.table.words(region.start, region.last - region.start + 1)} lies in the "
+            f"region {region.start:#x}..{region.last:#x}, which is reserved ({region.type})"
             for region in (group.reserved_regions if group is not None else ())
             if region.type != "direct-relaxable"
-            for mapping in page_table.mappings
-            if mapping.iova <= region.last and region.start < mapping.iova + mapping.length
+            and page_table.table.overlapping(region.start, region.last - region.start + 1)
         ]
         if hits:
             return AttachPreview(Verdict.REFUSED, kind, (), tuple(hits))

@@ -74,6 +74,34 @@ uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t 
     return command.length;
 }
 
+uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const void *memory, uint64_t *pieces,
+                                 uint64_t count)
+{
+    uint64_t done;
+
+    for (done = 0; done < count; done++) {
+        uint64_t *piece = pieces + 3 * done;
+        int fixed = piece[2] != UINT64_MAX;
+        uint64_t iova = pyiommufd_ioas_map(fd, ioas_id, fixed ? flags | IOMMU_IOAS_MAP_FIXED_IOVA : flags,
+                                           (const char *)memory + piece[0], piece[1], fixed ? piece[2] : 0);
+
+        if (iova == UINT64_MAX)
+            break;
+        piece[2] = iova;
+    }
+    return done;
+}
+
+uint64_t pyiommufd_ioas_unmap_many(int fd, uint32_t ioas_id, const uint64_t *pieces, uint64_t count)
+{
+    uint64_t done;
+
+    for (done = 0; done < count; done++)
+        if (pyiommufd_ioas_unmap(fd, ioas_id, pieces[3 * done + 2], pieces[3 * done + 1]) == UINT64_MAX)
+            break;
+    return done;
+}
+
 int64_t pyiommufd_bind(int fd, int iommufd, const void *token)
 {
     struct vfio_device_bind_iommufd command = {

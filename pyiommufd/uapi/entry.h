@@ -15,6 +15,14 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
                             uint64_t iova);
 uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length);
 
+/*
+ * Many pieces of one memory by one call. pieces: count times (offset, length, iova); an iova of all ones lets the
+ * kernel choose, and is overwritten by what it chose. The result is how many were done before one failed.
+ */
+uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const void *memory, uint64_t *pieces,
+                                 uint64_t count);
+uint64_t pyiommufd_ioas_unmap_many(int fd, uint32_t ioas_id, const uint64_t *pieces, uint64_t count);
+
 /* /dev/vfio/devices/vfioX. token: 16 bytes or NULL; pasid: negative for none. */
 int64_t pyiommufd_bind(int fd, int iommufd, const void *token);
 int64_t pyiommufd_attach(int fd, uint32_t pt_id, int64_t pasid);

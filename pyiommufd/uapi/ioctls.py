@@ -9,7 +9,8 @@ thread; that the fd stays open meanwhile is the caller's care.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any, NewType, Protocol, cast
 
 from pyiommufd._uapi import ffi, lib
@@ -81,6 +82,75 @@ def ioas_alloc(fd: int) -> int:
     if ioas_id < 0:
         raise failure("IOMMU_IOAS_ALLOC")
     return int(ioas_id)
+
+
+def ioas_map_many(fd: int, ioas_id: int, flags: int, memory: View, pieces: array[int]) -> int:
+    """IOMMU_IOAS_MAP for each piece, by one call: how many were mapped before one failed (see `last_errno`).
+
+    pieces: for each its offset in the memory, its length and its iova; `FAILED` as an iova lets the kernel choose,
+    and is overwritten by what it chose.
+    """
+    numbers = cast("Any", ffi.from_buffer("uint64_t[]", pieces, require_writable=True))
+    return int(lib.pyiommufd_ioas_map_many(fd, ioas_id, flags, cast("Any", memory), numbers, len(pieces) // 3))
+
+
+def ioas_unmap_many(fd: int, ioas_id: int, pieces: array[int]) -> int:
+    """IOMMU_IOAS_UNMAP for each piece, by one call: how many were unmapped before one failed (see `last_errno`)."""
+    numbers = cast("Any", ffi.from_buffer("uint64_t[]", pieces))
+    return int(lib.pyiommufd_ioas_unmap_many(fd, ioas_id, numbers, len(pieces) // 3))
+
+
+def ioas_copy(
+    fd: int, *, flags: int, dst_ioas_id: int, src_ioas_id: int, length: int, dst_iova: int, src_iova: int
+) -> int:
+    """IOMMU_IOAS_COPY: the iova of the copy."""
+    command = ffi.new("struct iommu_ioas_copy *")
+    command.size = ffi.sizeof("struct iommu_ioas_copy")
+    command.flags = flags
+    command.dst_ioas_id = dst_ioas_id
+    command.src_ioas_id = src_ioas_id
+    command.length = length
+    command.dst_iova = dst_iova
+    command.src_iova = src_iova
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_COPY, command) < 0:
+        raise failure("IOMMU_IOAS_COPY")
+    return int(command.dst_iova)
+
+
+def ioas_allow_iovas(fd: int, ioas_id: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """IOMMU_IOAS_ALLOW_IOVAS; ranges: (start, inclusive last)."""
+    allowed = ffi.new("struct iommu_iova_range[]", [{"start": start, "last": last} for start, last in ranges])
+    command = ffi.new("struct iommu_ioas_allow_iovas *")
+    command.size = ffi.sizeof("struct iommu_ioas_allow_iovas")
+    command.ioas_id = ioas_id
+    command.num_iovas = len(ranges)
+    command.allowed_iovas = int(ffi.cast("uintptr_t", allowed))
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_ALLOW_IOVAS, command) < 0:
+        raise failure("IOMMU_IOAS_ALLOW_IOVAS")
+
+
+def option(fd: int, option_id: int, object_id: int, value: int | None = None) -> int:
+    """IOMMU_OPTION: set the option to the value, or get it where that is None. Returns the value."""
+    command = ffi.new("struct iommu_option *")
+    command.size = ffi.sizeof("struct iommu_option")
+    command.option_id = option_id
+    command.object_id = object_id
+    command.op = lib.IOMMU_OPTION_OP_GET if value is None else lib.IOMMU_OPTION_OP_SET
+    command.val64 = value or 0
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_OPTION, command) < 0:
+        raise failure("IOMMU_OPTION")
+    return int(command.val64)
+
+
+def hwpt_alloc(fd: int, dev_id: int, pt_id: int) -> int:
+    """IOMMU_HWPT_ALLOC: the id of a page table that the device's IOMMU can walk, over an address space."""
+    command = ffi.new("struct iommu_hwpt_alloc *")
+    command.size = ffi.sizeof("struct iommu_hwpt_alloc")
+    command.dev_id = dev_id
+    command.pt_id = pt_id
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_HWPT_ALLOC, command) < 0:
+        raise failure("IOMMU_HWPT_ALLOC")
+    return int(command.out_hwpt_id)
 
 
 def ioas_iova_ranges(fd: int, ioas_id: int) -> tuple[list[tuple[int, int]], int]:

@@ -1,0 +1,64 @@
+"""Checks of what callers pass to map and unmap, and the errors that say what is wrong with it."""
+
+from __future__ import annotations
+
+import mmap
+import operator
+
+from .. import uapi
+from ..uapi.ioctls import View, view
+
+U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
+
+_READABLE: int = uapi.IOMMU_IOAS_MAP_READABLE
+_WRITEABLE: int = uapi.IOMMU_IOAS_MAP_WRITEABLE
+
+
+def access_flags(readable: bool, writeable: bool) -> int:
+    """The flags of IOMMU_IOAS_MAP and COPY for what devices may do.
+
+    Raises:
+        ValueError: They may do nothing.
+    """
+    flags = (_READABLE if readable else 0) | (_WRITEABLE if writeable else 0)
+    if not flags:
+        raise ValueError("a mapping is readable or writeable for the device, or both")
+    return flags
+
+
+def hold(buffer: object, writeable: bool) -> View:
+    """Hold a buffer's memory, so that its owner can neither free nor resize it.
+
+    Raises:
+        TypeError: It has no contiguous memory.
+        ValueError: It is read-only, and devices shall write to it; or it is closed.
+    """
+    try:
+        return view(buffer, writeable)
+    except BufferError:
+        raise ValueError("this memory is read-only: map it with writeable=False") from None
+
+
+def check_range(iova: int, length: int) -> None:
+    """Refuse what is no range of addresses.
+
+    Raises:
+        TypeError: The numbers are no ints.
+        ValueError: They are negative or do not fit 64 bits, or the length is 0.
+    """
+    iova, length = operator.index(iova), operator.index(length)
+    if not 0 <= iova <= U64_MAX or not 0 < length <= U64_MAX:
+        raise ValueError(f"iova {iova} and length {length} are no range of 64-bit addresses")
+
+
+def misaligned(address: int, length: int, iova: int | None) -> ValueError:
+    """The error for what does not begin and end on page boundaries."""
+    page = mmap.PAGESIZE
+    if not length:
+        return ValueError("there is nothing to map: the buffer has 0 bytes")
+    if address % page or length % page:
+        return ValueError(
+            f"the buffer (address {address:#x}, length {length:#x}) does not begin and end on page boundaries of "
+            f"{page} bytes; devices would see what lies beside it. Use a DMABuffer, or a page-aligned part of one"
+        )
+    return ValueError(f"iova {iova:#x} is not on a page boundary of {page} bytes")

@@ -1,0 +1,55 @@
+"""Ranges of I/O virtual addresses, and where in them there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class IOVARange:
+    """A range of I/O virtual addresses.
+
+    Attributes:
+        start: The first address.
+        last: The last address, inclusive.
+    """
+
+    start: int
+    last: int
+
+    def __contains__(self, iova: int) -> bool:
+        return self.start <= iova <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.start:#x}..{self.last:#x}"
+
+
+def first_fit(
+    allowed: Iterable[IOVARange], taken: Iterable[tuple[int, int]], length: int, below: int, alignment: int
+) -> int | None:
+    """The lowest address at which there is room.
+
+    Args:
+        allowed: Where mappings can be.
+        taken: What is mapped: iova and length in bytes of each.
+        length: How much room, in bytes.
+        below: The first address that is too high for the last byte.
+        alignment: What the address has to be a multiple of: a power of two, in bytes.
+
+    Returns:
+        The address, or None where there is no room. Never 0, which drivers take for "no address".
+    """
+    occupied = sorted(taken)
+    for range_ in sorted(allowed):
+        place = -(-max(range_.start, alignment) // alignment) * alignment
+        last = min(range_.last, below - 1)
+        for start, size in occupied:
+            if start + size <= place:
+                continue
+            if place + length <= start:
+                break
+            place = -(-(start + size) // alignment) * alignment
+        if place + length - 1 <= last:
+            return place
+    return None
