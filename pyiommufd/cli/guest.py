@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -13,12 +14,16 @@ from typing import BinaryIO
 
 import click
 
-from pyiommufd.testing.errors import GuestError, GuestTimeoutError
+from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
 from pyiommufd.testing.guest import Guest
 from pyiommufd.testing.machine import DEFAULT_DEVICES, IOMMU_KINDS, GuestDevice, RawDevice
 
+FAILED = 1
+MISSING = 3
 COULD_NOT_START = 125
 """The exit status where the command has none of its own: the guest did not start, died, or ran out of time."""
+
+NEWEST = "newest"
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
@@ -56,6 +61,15 @@ COULD_NOT_START = 125
     help="One more folder that COMMAND sees, read-only; may be repeated.",
 )
 @click.option("--append", default="", metavar="KERNELARGS", help="More for the kernel's command line.")
+@click.option(
+    "--build-kernel",
+    "build",
+    is_flag=False,
+    flag_value=NEWEST,
+    metavar="[VERSION]",
+    help="First build a kernel from the distribution's source, unless that was done before: the newest on offer, or "
+    "VERSION, such as 6.12. Without COMMAND: print its path.",
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def guest(
@@ -70,6 +84,7 @@ def guest(
     results: str | None,
     mounts: tuple[str, ...],
     append: str,
+    build: str | None,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND in a QEMU guest with a virtual IOMMU.
@@ -79,10 +94,19 @@ def guest(
     $PYIOMMUFD_RESULTS. Its output appears here and its exit status becomes this one's: 128+N for signal N, and 125
     where the guest could not be started or died.
     """
-    if not command:
+    if not command and build is None:
         raise click.UsageError("no COMMAND: pyiommufd guest [OPTIONS] -- COMMAND", ctx)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
+    if build is not None:
+        if kernel is not None:
+            raise click.UsageError("--kernel and --build-kernel exclude each other", ctx)
+        if build != NEWEST and not re.fullmatch(r"\d+(\.\d+)+[\w.+~-]*", build):
+            raise click.UsageError(f"--build-kernel: {build} is no version; put -- before COMMAND", ctx)
+        kernel = str(_build(build, alone=not command))
+    if not command:
+        click.echo(kernel)
+        return
     chosen: tuple[GuestDevice, ...] = tuple(map(RawDevice, devices)) or DEFAULT_DEVICES
     deadline = None if timeout is None else time.monotonic() + timeout
     results_folder, ours = _results_folder(results)
@@ -106,6 +130,20 @@ def guest(
             _leave_results(results_folder)
 
 
+def _build(version: str, *, alone: bool) -> Path:
+    """Build the kernel, and exit where that fails."""
+    # apt and the build's parts are imported by those who build only: every other guest starts sooner.
+    from pyiommufd.testing.kernel_build import build_kernel
+
+    try:
+        return build_kernel(None if version == NEWEST else version).folder / "bzImage"
+    except (GuestError, OSError) as error:
+        status = MISSING if isinstance(error, GuestMissingError) else FAILED
+        sys.exit(_failed(error, status=status if alone else COULD_NOT_START))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
 def _run(machine: Guest, command: tuple[str, ...], deadline: float | None) -> int:
     try:
         machine.start()
@@ -117,7 +155,7 @@ def _run(machine: Guest, command: tuple[str, ...], deadline: float | None) -> in
             stderr=_Writer(sys.stderr.buffer).write,
         )
     except GuestTimeoutError as error:
-        return _failed(error, " (the time limit)" if deadline is not None else "")
+        return _failed(error, "" if deadline is None else "; that is the time limit, booting included")
     except (GuestError, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             # Nobody reads our output any more: end as a program does that SIGPIPE ends.
@@ -140,14 +178,14 @@ class _Writer:
         self._stream.flush()
 
 
-def _failed(error: Exception, note: str = "") -> int:
+def _failed(error: Exception, note: str = "", *, status: int = COULD_NOT_START) -> int:
     console = error.console if isinstance(error, GuestError) else ""
     if console:
         click.echo("--- the guest's console, its end ---", err=True)
         click.echo(console, err=True)
         click.echo("---", err=True)
     click.echo(f"pyiommufd guest: {error}{note}", err=True)
-    return COULD_NOT_START
+    return status
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

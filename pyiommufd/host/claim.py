@@ -184,10 +184,14 @@ def _give_back(before: journal.Before) -> None:
         if users:
             raise ClaimError(f"{device.name} cannot leave {device.driver}: " + "; ".join(map(str, users)))
         drivers.unbind(device)
+    if before.driver is not None and drivers.driver_of(device) is None:
+        # An override set while the device was on another driver would not let it back there.
+        wanted = before.driver if before.driver_override is not None else None
+        if drivers.driver_override(device) != wanted:
+            drivers.set_driver_override(device, wanted)
+        drivers.bind(device, before.driver)
     if drivers.driver_override(device) != before.driver_override:
         drivers.set_driver_override(device, before.driver_override)
-    if before.driver is not None and drivers.driver_of(device) is None:
-        drivers.bind(device, before.driver)
 
 
 def recover() -> list[str]:

@@ -19,7 +19,7 @@ class Holder:
         pid: The process.
         command: Its command name.
         node: What it holds: the path of a vfio cdev or of a legacy group.
-        how: By what: ``fd 7``, or ``mapping`` for mapped registers whose fd may be closed.
+        how: By what: ``fd 7``, or ``mapping`` for mapped registers, which hold it with the fd closed as well.
     """
 
     pid: int
@@ -78,10 +78,10 @@ def _held_by(process: Path, nodes: dict[int, str]) -> list[Holder]:
                 continue  # closed since
             if stat.S_ISCHR(status.st_mode) and status.st_rdev in nodes:
                 held.append(Holder(int(process.name), command, nodes[status.st_rdev], f"fd {fd.name}"))
-        if not held:
-            text = (process / "maps").read_text(errors="replace")
-            for node in sorted({node for node in nodes.values() if f" {node}\n" in text}):
-                held.append(Holder(int(process.name), command, node, "mapping"))
+        # With an fd as well: closing that one alone frees nothing.
+        text = (process / "maps").read_text(errors="replace")
+        for node in sorted({node for node in nodes.values() if f" {node}\n" in text}):
+            held.append(Holder(int(process.name), command, node, "mapping"))
     except OSError:
         pass  # ended since, or not ours to see
     return held

@@ -61,12 +61,14 @@ class Entry:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot, or None where there is none of that pid."""
+    """When a process started, in clock ticks since boot, or None where none of that pid is running."""
     text = sysfs.read(Path("/proc") / str(pid) / "stat")
     if not text:
         return None
-    # proc_pid_stat(5): the command may hold blanks and brackets, and ends at the last bracket; field 22.
-    return int(text.rpartition(")")[2].split()[19])
+    # proc_pid_stat(5): the command may hold blanks and brackets, and ends at the last bracket; fields 3 and 22.
+    fields = text.rpartition(")")[2].split()
+    # One that has ended and that its parent has not waited for is there, and does nothing any more.
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import operator
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ from ..uapi import ioctls
 from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
 from .handle import Handle
 from .ioas import IOAS
+from .iova import IOVARange
 from .region import Region
+from .trial import try_page_table, unfit_mappings
 from .window import Window
 
 if TYPE_CHECKING:
@@ -124,15 +127,19 @@ class Device(Handle):
         try:
             ioctls.attach(self.fileno(), page_table.id, pasid)
         except IoctlError as error:
-            peers = self._conflicting_peers(page_table, pasid)
-            raise attach_error(
-                error.errno or 0,
-                self._device,
-                repr(page_table),
-                [(peer.host, repr(peer.page_table_for(pasid))) for peer in peers],
-            ) from None
+            raise self._attach_refused(error.errno or 0, page_table, pasid) from None
         self._state.add(self, page_table, pasid)
         return DMAChange(kind, self._changed(kind))
+
+    def _attach_refused(self, code: int, page_table: IOAS, pasid: int | None) -> IoctlError:
+        peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
+        unfit: list[IOVARange] = []
+        reserved: list[str] = []
+        if not peers:
+            reserved = self._iommufd.reserved_hits(self._device, page_table)
+            with contextlib.suppress(IoctlError):  # what could not be tried is not named
+                unfit = unfit_mappings(self._iommufd.fileno(), self.id, page_table, code)
+        return attach_error(code, self._device, repr(page_table), peers, [*reserved, *map(str, unfit)])
 
     def detach(self, pasid: int | None = None) -> DMAChange:
         """Leave the page table (VFIO_DEVICE_DETACH_IOMMUFD_PT). Does nothing where the device is not attached.
@@ -157,7 +164,9 @@ class Device(Handle):
             return DMAChange(ChangeKind.DETACH, self._iommufd.members(self._device) if last else ())
 
     def preview_attach(self, page_table: IOAS, pasid: int | None = None) -> AttachPreview:
-        """What `attach`, or `replace` where the device is attached, would do. Changes nothing.
+        """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
+
+        Memory that is mapped is pinned for a moment, to see whether it can be.
 
         Raises:
             ValueError, ClosedError, ForkedError: As for `attach`.
@@ -171,7 +180,29 @@ class Device(Handle):
                     f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
                 )
                 return AttachPreview(Verdict.REFUSED, kind, (), reasons)
-            return self._iommufd.preview(self._device, page_table, kind, self._changed(kind))
+            verdict, reasons = self._foresee(page_table, kind)
+            return AttachPreview(verdict, kind, () if verdict is Verdict.REFUSED else self._changed(kind), reasons)
+
+    def _foresee(self, page_table: IOAS, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
+        """What is known of an attach that no peer of this process stands in the way of."""
+        if kind is ChangeKind.NOOP:
+            return Verdict.ACCEPTED, ("it is attached there already",)
+        if self._iommufd.shared:
+            return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
+        if kind is ChangeKind.JOIN:
+            return Verdict.ACCEPTED, ("the group is there already",)
+        hits = self._iommufd.reserved_hits(self._device, page_table)
+        if hits:
+            return Verdict.REFUSED, tuple(f"it has mapped {hit}" for hit in hits)
+        if not page_table.table:
+            return Verdict.ACCEPTED, ()
+        code = try_page_table(self._iommufd.fileno(), self.id, page_table)
+        if code in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOENT):
+            return Verdict.UNKNOWN, ("this kernel or device has no way to try whether what is mapped fits",)
+        if code:
+            unfit = ", ".join(map(str, unfit_mappings(self._iommufd.fileno(), self.id, page_table, code)))
+            return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: mapped {unfit}",)
+        return Verdict.ACCEPTED, ("a page table made on trial holds what is mapped",)
 
     def _check(self, page_table: IOAS, pasid: int | None) -> int | None:
         self.fileno()
@@ -305,6 +336,13 @@ class Device(Handle):
             self._iommufd.forget(self)
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
+
+    def __del__(self) -> None:
+        # Nobody could close the windows any more, and one that is left keeps the device bound.
+        if getattr(self, "_fd", None) is not None and not self.in_child:
+            for window in list(getattr(self, "_windows", ())):
+                window.close()
+        super().__del__()
 
     def __repr__(self) -> str:
         return f"<Device {self.id} {self._device.name}{' closed' if self.closed else ''}>"

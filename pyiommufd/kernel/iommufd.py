@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from .. import uapi
 from ..diagnose.bind import bind_error
 from ..diagnose.node import open_iommufd_causes
 from ..errors import CloseError, DeviceNotFoundError, IoctlError, ioctl_error
@@ -17,7 +18,7 @@ from ..host import sysfs
 from ..host.devices import HostDevice
 from ..host.groups import find_group
 from ..uapi import ioctls
-from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
+from .attachment import ChangeKind, DMAChange, GroupState
 from .device import Device
 from .device_file import DeviceFile
 from .handle import Handle
@@ -122,7 +123,7 @@ class IOMMUFD(Handle):
             try:
                 device_id = ioctls.bind(file.fileno(), iommufd, token)
             except IoctlError as error:
-                raise bind_error(error.errno or 0, host.refreshed(), file.fileno()) from None
+                raise bind_error(error.errno or 0, _as_it_is_now(host), file.fileno()) from None
             state = self._groups.setdefault(_group_key(host), GroupState())
             first = not state.bound and not self._shared
             kind = ChangeKind.FIRST if first else ChangeKind.NOOP
@@ -145,9 +146,31 @@ class IOMMUFD(Handle):
             return ioas
 
     @property
+    def rlimit_mode(self) -> bool:
+        """Whether locked memory is accounted to each process, and not to its user (IOMMU_OPTION_RLIMIT_MODE).
+
+        Raises, when set:
+            AccessDeniedError: It takes CAP_SYS_RESOURCE in the initial user namespace.
+            BusyError: Something has been made from this iommufd already.
+        """
+        return bool(ioctls.option(self.fileno(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0))
+
+    @rlimit_mode.setter
+    def rlimit_mode(self, on: bool) -> None:
+        try:
+            ioctls.option(self.fileno(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0, int(bool(on)))
+        except IoctlError as error:
+            raise ioctls.failure("IOMMU_OPTION", "the accounting of locked memory", error.errno) from None
+
+    @property
     def devices(self) -> tuple[Device, ...]:
         """The devices that this process has bound to it."""
         return tuple(self._devices)
+
+    @property
+    def shared(self) -> bool:
+        """Whether it was taken over from elsewhere: other processes may do things with it that are not known here."""
+        return self._shared
 
     @property
     def objects(self) -> tuple[Device | IOAS, ...]:
@@ -168,26 +191,19 @@ class IOMMUFD(Handle):
             group = None
         return (device,) if group is None else group.devices
 
-    def preview(
-        self, device: HostDevice, page_table: IOAS, kind: ChangeKind, changes: tuple[HostDevice, ...]
-    ) -> AttachPreview:
-        """What is known of an attach that no peer of this process stands in the way of."""
-        if kind is ChangeKind.NOOP:
-            return AttachPreview(Verdict.ACCEPTED, kind, changes, ("it is attached there already",))
-        if self._shared:
-            reason = "this iommufd is shared, and what other processes have attached cannot be seen"
-            return AttachPreview(Verdict.UNKNOWN, kind, changes, (reason,))
+    def reserved_hits(self, device: HostDevice, page_table: IOAS) -> list[str]:
+        """What is mapped where sysfs says that the device's group must not map, in words.
+
+        An attach checks the same, but for ``direct-relaxable`` regions (Linux 7.3, io_pagetable.c).
+        """
         group = device.group
-        hits = [
-            f"what is mapped at {page_table.table.words(region.start, region.last - region.start + 1)} lies in the "
-            f"region {region.start:#x}..{region.last:#x}, which is reserved ({region.type})"
+        return [
+            f"{page_table.table.words(region.start, region.last - region.start + 1)}, in the reserved region "
+            f"{region.start:#x}..{region.last:#x} ({region.type})"
             for region in (group.reserved_regions if group is not None else ())
             if region.type != "direct-relaxable"
             and page_table.table.overlapping(region.start, region.last - region.start + 1)
         ]
-        if hits:
-            return AttachPreview(Verdict.REFUSED, kind, (), tuple(hits))
-        return AttachPreview(Verdict.ACCEPTED, kind, changes, ())
 
     def forget(self, made: Device | IOAS) -> None:
         """One of its objects has been closed."""
@@ -240,6 +256,14 @@ class IOMMUFD(Handle):
             attempt(self._close_fd)
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
+
+
+def _as_it_is_now(device: HostDevice) -> HostDevice:
+    """The device looked up afresh; as it was where it is gone, which may be why the kernel refused."""
+    try:
+        return device.refreshed()
+    except DeviceNotFoundError:
+        return device
 
 
 def _group_key(device: HostDevice) -> int | str:

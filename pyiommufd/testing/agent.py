@@ -23,7 +23,8 @@ TYPE_CHECKING = False  # importing typing is as slow as json; type checkers take
 if TYPE_CHECKING:
     from typing import Any
 
-PORT = "/dev/vport0p1"
+PORTS = "/sys/class/virtio-ports"
+PORT_NAME = "pyiommufd.agent"
 BUSYBOX = "/.guest/busybox"
 CHUNK = 1 << 16
 LARGEST_FRAME = 1 << 26
@@ -316,10 +317,22 @@ class Agent:
                 command.kill(9)
 
 
+def _open_port() -> int:
+    """The port of our name: its number depends on what other virtio devices there are."""
+    # It is announced after its controller, so it may come a little later than this process.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for port in os.listdir(PORTS) if os.path.isdir(PORTS) else ():  # noqa: PTH112,PTH208 - pathlib is slow to import
+            with open(f"{PORTS}/{port}/name") as name:
+                if name.read().strip() == PORT_NAME:
+                    return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
+        time.sleep(0.01)
+    raise FileNotFoundError(f"no virtio port {PORT_NAME}")
+
+
 def main() -> None:
     """Serve the host, then turn the machine off."""
-    port = os.open(PORT, os.O_RDWR | os.O_CLOEXEC)
-    Agent(port).serve()
+    Agent(_open_port()).serve()
     os.execv(BUSYBOX, ["poweroff", "-f"])  # noqa: S606 - no shell on purpose
 
 

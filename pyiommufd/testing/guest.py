@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pyiommufd.testing import launch
+from pyiommufd.testing.agent import PORT_NAME
 from pyiommufd.testing.channel import Channel, Request, Sink
 from pyiommufd.testing.errors import GuestError, GuestTimeoutError
 from pyiommufd.testing.filesystem import GuestFiles, guest_environment
@@ -34,7 +35,7 @@ from pyiommufd.testing.machine import (
 )
 from pyiommufd.testing.qemu import BASE_ARGUMENTS, QEMU, choose_accelerator, find_qemu, iommu_error
 
-_ANSWER_TIME = 10.0
+_ANSWER_TIME = 5.0
 
 # The launcher's own devices go to the last free slots of the root bus, all in one group, so that the
 # devices under test have the first slots whatever else the guest needs.
@@ -132,7 +133,7 @@ class Guest:
         result += iommu
         places = (f"bus=pcie.0,addr={slot:#x}.{function}" for slot in _OWN_SLOTS for function in range(8))
         result += ["-device", f"virtio-serial-pci,id=agent-bus,multifunction=on,{next(places)}"]
-        result += ["-device", "virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name=pyiommufd.agent"]
+        result += ["-device", f"virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name={PORT_NAME}"]
         for number, export in enumerate(files.exports):
             read_only = "" if export.writable else ",readonly=on"
             path = escape(str(export.source))
@@ -227,7 +228,7 @@ class Guest:
         answer = state.settle(request, what, None if timeout is None else timeout + _ANSWER_TIME)
         if answer["timed_out"]:
             raise GuestTimeoutError(
-                f"{what} did not finish within {timeout:g} s", console=console_tail(state.console())
+                f"{what} did not finish within {timeout:.3g} s", console=console_tail(state.console())
             )
         result = subprocess.CompletedProcess(
             argv, int(answer["status"]), bytes(collected["stdout"]), bytes(collected["stderr"])
@@ -369,7 +370,7 @@ class _Running:
     def wait_ready(self, timeout: float) -> None:
         if not self.channel.greeted.wait(timeout):
             raise GuestTimeoutError(
-                f"the guest was not ready after {timeout:g} s", console=console_tail(self.console())
+                f"the guest was not ready after {timeout:.3g} s", console=console_tail(self.console())
             )
         if self.channel.hello is None:
             self._thread.join()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyiommufd.testing import agent
+from pyiommufd.testing.distribution_kernel import module_content, module_name
 from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.filesystem import GuestFiles
 
@@ -137,8 +138,8 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
         archive.link(path, target)
     names = []
     for number, module in enumerate(modules):
-        names.append(f"/.guest/modules/{number:03}-{module.name}")
-        archive.file(names[-1], module.read_bytes())
+        names.append(f"/.guest/modules/{number:03}-{module_name(module.name)}.ko")
+        archive.file(names[-1], module_content(module))
     for module in extra_modules:
         archive.file(f"/modules/{module.name}", module.read_bytes())
     archive.file("/init", init_script(files, names).encode(errors="surrogateescape"), 0o755)
@@ -162,6 +163,7 @@ def init_script(files: GuestFiles, modules: list[str]) -> str:
     lines = [
         "#!/.guest/busybox sh",
         "b=/.guest/busybox",
+        "$b chmod 755 /",
         'die() { echo "guest: $1"; $b sleep 0.2; $b poweroff -f; }',
         "$b mount -t proc proc /proc || die 'cannot mount /proc'",
         "$b mount -t sysfs sysfs /sys || die 'cannot mount /sys'",

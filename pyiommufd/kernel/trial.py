@@ -1,0 +1,60 @@
+"""Page tables made on trial: whether an attach would fail for what is mapped, and for which mapping."""
+
+from __future__ import annotations
+
+from .. import uapi
+from ..errors import IoctlError
+from ..uapi import ioctls
+from .ioas import IOAS
+from .iova import IOVARange
+
+_MOST = 4096  # mappings that are tried one by one
+
+
+def try_page_table(iommufd: int, device_id: int, page_table: IOAS) -> int:
+    """Whether a page table of this device holds what is mapped: 0, or the errno that an attach would end with.
+
+    Makes the page table and destroys it (IOMMU_HWPT_ALLOC, IOMMU_DESTROY), which pins the memory for a moment and
+    checks alignment and the IOMMU's reach; not the reserved regions, which only an attach adds. ENOTTY, EOPNOTSUPP and
+    ENOENT say that this kernel or device cannot try.
+    """
+    try:
+        ioctls.destroy(iommufd, ioctls.hwpt_alloc(iommufd, device_id, page_table.id))
+    except IoctlError as error:
+        return error.errno or 0
+    return 0
+
+
+def unfit_mappings(iommufd: int, device_id: int, page_table: IOAS, code: int) -> list[IOVARange]:
+    """The mappings of an address space that a page table of this device fails for, with that errno.
+
+    Memory is pinned, and addresses are checked, when a page table is made. So each mapping is copied alone to an
+    address space of its own, and a page table made for that: one that fails by itself is one that is in the way.
+
+    Args:
+        iommufd: The fd.
+        device_id: The bound device.
+        page_table: The address space.
+        code: The errno of the attach.
+    """
+    found = []
+    for iova, length in page_table.table.places()[:_MOST]:
+        scratch = ioctls.ioas_alloc(iommufd)
+        try:
+            # Readable is enough: whether the memory is pinned for writing was said by the first map of it.
+            ioctls.ioas_copy(
+                iommufd,
+                flags=uapi.IOMMU_IOAS_MAP_READABLE | uapi.IOMMU_IOAS_MAP_FIXED_IOVA,
+                dst_ioas_id=scratch,
+                src_ioas_id=page_table.id,
+                length=length,
+                dst_iova=iova,
+                src_iova=iova,
+            )
+            ioctls.destroy(iommufd, ioctls.hwpt_alloc(iommufd, device_id, scratch))
+        except IoctlError as error:
+            if error.errno == code:
+                found.append(IOVARange(iova, iova + length - 1))
+        finally:
+            ioctls.destroy(iommufd, scratch)
+    return found
