@@ -6,12 +6,15 @@ import mmap
 import operator
 
 from .. import uapi
-from ..uapi.ioctls import View, view
+from ..uapi.ioctls import CHAR_ARRAY, View, from_buffer
 
 U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
+READ_ONLY = "this memory is read-only: map it with writeable=False"
 
 _READABLE: int = uapi.IOMMU_IOAS_MAP_READABLE
 _WRITEABLE: int = uapi.IOMMU_IOAS_MAP_WRITEABLE
+BOTH = _READABLE | _WRITEABLE
+"""The flags of a mapping that devices may read and write."""
 
 
 def access_flags(readable: bool, writeable: bool) -> int:
@@ -34,9 +37,9 @@ def hold(buffer: object, writeable: bool) -> View:
         ValueError: It is read-only, and devices shall write to it; or it is closed.
     """
     try:
-        return view(buffer, writeable)
+        return from_buffer(CHAR_ARRAY, buffer, writeable)
     except BufferError:
-        raise ValueError("this memory is read-only: map it with writeable=False") from None
+        raise ValueError(READ_ONLY) from None
 
 
 def check_range(iova: int, length: int) -> None:

@@ -337,6 +337,12 @@ class Device(Handle):
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
 
+    def mark_forked(self) -> None:
+        """This process is a forked child: the windows are its parent's, too."""
+        super().mark_forked()
+        for window in self._windows:
+            window.mark_forked()
+
     def __del__(self) -> None:
         # Nobody could close the windows any more, and one that is left keeps the device bound.
         if getattr(self, "_fd", None) is not None and not self.in_child:

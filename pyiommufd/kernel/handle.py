@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from types import TracebackType
 from typing import Self
 
 from ..errors import ClosedError, ForkedError
 
+# Every open handle, by its id. A dictionary, since its single steps are atomic.
+_open: dict[int, weakref.ref[Handle]] = {}
 
-def check_owner(pid: int, what: str) -> None:
-    """Refuse the use of an object in a process other than the one that made it.
 
-    Raises:
-        ForkedError: This is a forked child. It shares the kernel's objects with its parent, so that what it
-            does would be done to the parent's.
-    """
-    if os.getpid() != pid:
-        raise ForkedError(f"{what} belongs to process {pid}, not to its forked child; open one of your own")
+def _after_fork_in_child() -> None:
+    for reference in list(_open.values()):
+        handle = reference()
+        if handle is not None:
+            handle.mark_forked()
+
+
+# In the child what the handles stand for is its parent's: every use would be done to the parent's mappings. Told
+# to the objects once, at the fork: to compare process ids would be a system call at each map and register access.
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def forked_error(what: str) -> ForkedError:
+    """The error for the use of a parent's object."""
+    return ForkedError(f"{what} belongs to the process that made it, not to a forked child; open one of your own")
 
 
 class Handle:
@@ -28,11 +38,12 @@ class Handle:
     dropped without being closed is closed with a `ResourceWarning`.
     """
 
-    __slots__ = ("__weakref__", "_fd", "_pid")
+    __slots__ = ("__weakref__", "_fd", "_forked")
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
-        self._pid = os.getpid()
+        self._forked = False
+        _open[id(self)] = weakref.ref(self)
 
     def fileno(self) -> int:
         """The file descriptor.
@@ -44,8 +55,8 @@ class Handle:
         fd = self._fd
         if fd is None:
             raise ClosedError(f"this {type(self).__name__} is closed")
-        if self._pid != os.getpid():
-            check_owner(self._pid, f"this {type(self).__name__}")
+        if self._forked:
+            raise forked_error(f"this {type(self).__name__}")
         return fd
 
     @property
@@ -56,10 +67,15 @@ class Handle:
     @property
     def in_child(self) -> bool:
         """Whether this process is a forked child of the one that owns it."""
-        return self._pid != os.getpid()
+        return self._forked
+
+    def mark_forked(self) -> None:
+        """This process is a forked child: from now on only `close` does something."""
+        self._forked = True
 
     def _close_fd(self) -> None:
         fd, self._fd = self._fd, None
+        _open.pop(id(self), None)
         if fd is not None:
             os.close(fd)
 

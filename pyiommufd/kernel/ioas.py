@@ -14,15 +14,16 @@ from .. import uapi
 from ..diagnose.mapping import map_error
 from ..errors import ClosedError, InUseError, IoctlError, IOMMUFDError
 from ..uapi import ioctls
-from ..uapi.ioctls import FAILED, View, ioas_map, ioas_unmap, last_errno
-from .arguments import U64_MAX, access_flags, check_range, hold, misaligned
+from ..uapi.ioctls import CHAR_ARRAY, FAILED, View, from_buffer, ioas_map, ioas_unmap, last_errno
+from .arguments import BOTH, READ_ONLY, U64_MAX, access_flags, check_range, hold, misaligned
 from .iova import IOVARange, first_fit
-from .mapping import PIECES_A_CALL, DMAMapping, DMAMappings
+from .mapping import PENDING, PIECES_A_CALL, DMAMapping, DMAMappings
 from .mapping_table import MappingTable
 
 if TYPE_CHECKING:
     from .iommufd import IOMMUFD
 
+_new = object.__new__
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 
@@ -37,20 +38,30 @@ class IOAS:
         id: Its id within the iommufd. The kernel reuses ids at once after the object is destroyed.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_iommufd", "id", "table")
+    __slots__ = ("__weakref__", "_closed", "_iommufd", "id", "live_fd", "table")
 
-    def __init__(self, iommufd: IOMMUFD, ioas_id: int) -> None:
+    def __init__(self, iommufd: IOMMUFD, ioas_id: int, fd: int) -> None:
         self._iommufd = iommufd
         self._closed = False
+        # None once it cannot be used any more: map and unmap then have one thing to look at.
+        self.live_fd: int | None = fd
         self.table = MappingTable()
         self.id = ioas_id
 
     def fd(self) -> int:
-        """The fd of its iommufd, as long as both are open and this process's."""
-        fd = self._iommufd.fileno()
-        if self._closed:
+        """The fd of its iommufd.
+
+        Raises:
+            ClosedError, ForkedError: One of the two is closed, or belongs to the parent process.
+        """
+        if self.live_fd is None:
+            self._iommufd.fileno()
             raise ClosedError(f"this {self!r} is closed")
-        return fd
+        return self.live_fd
+
+    def mark_forked(self) -> None:
+        """This process is a forked child, which must not touch it."""
+        self.live_fd = None
 
     @property
     def iommufd(self) -> IOMMUFD:
@@ -101,14 +112,23 @@ class IOAS:
                 bits, the length is 0, the memory is read-only, or neither access is allowed.
             ClosedError, ForkedError: The address space is closed, or belongs to the parent process.
         """
-        fd = self.fd()
-        flags = access_flags(readable, writeable)
-        held = hold(buffer, writeable)
-        length = len(held)
+        # The hot path: nothing here that could be done once, or only where something is wrong.
+        fd = self.live_fd
+        if fd is None:
+            fd = self.fd()
+        flags = BOTH if readable and writeable else access_flags(readable, writeable)
+        try:
+            held = from_buffer(CHAR_ARRAY, buffer, writeable)
+        except BufferError:
+            raise ValueError(READ_ONLY) from None
         if below is not None:
             return self._map_below(held, iova, below, flags)
+        length = len(held)
         # On record before it is mapped: an exception from a signal in between must not free the memory.
-        mapping = DMAMapping(self, 0 if iova is None else iova, length)
+        mapping = _new(DMAMapping)
+        mapping._ioas = self
+        mapping.iova = PENDING
+        mapping.length = length
         self.table[mapping] = held
         try:
             if iova is None:
@@ -145,9 +165,10 @@ class IOAS:
                     errno.ENOSPC, "IOMMU_IOAS_MAP", repr(self), length, None, f"{self._ranges_in_words()}, of which "
                     f"those below {below:#x} are asked for"
                 )  # fmt: skip
-            mapping = DMAMapping(self, place, length)
+            mapping = DMAMapping(self, PENDING, length)
             self.table[mapping] = held
             if ioas_map(fd, self.id, flags | _FIXED, held, length, place) != FAILED:
+                mapping.iova = place
                 return mapping
             code = last_errno()
             del self.table[mapping]
@@ -246,7 +267,7 @@ class IOAS:
             check_range(dst_iova, length)
         # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
         held = source.table.memory_of(iova, length)
-        mapping = DMAMapping(self, dst_iova or 0, length)
+        mapping = DMAMapping(self, PENDING, length)
         self.table[mapping] = held
         try:
             mapping.iova = ioctls.ioas_copy(
@@ -302,12 +323,13 @@ class IOAS:
         """
         fd = self.fd()
         check_range(iova, length)
+        before = tuple(self.table)
         done = ioas_unmap(fd, self.id, iova, length)
         if done == FAILED:
             error = ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {IOVARange(iova, iova + length - 1)}")
-            self.table.forget_up_to_cut(iova, length)
+            self.table.forget_up_to_cut(before, iova, length)
             raise error
-        self.table.forget(iova, length)
+        self.table.forget(before, iova, length)
         return done
 
     def unmap_all(self) -> int:
@@ -319,10 +341,12 @@ class IOAS:
         Raises:
             ClosedError, ForkedError: As for `map`.
         """
-        done = ioas_unmap(self.fd(), self.id, 0, U64_MAX)
+        fd = self.fd()
+        before = tuple(self.table)
+        done = ioas_unmap(fd, self.id, 0, U64_MAX)
         if done == FAILED:
             raise ioctls.failure("IOMMU_IOAS_UNMAP", repr(self))
-        self.table.clear()
+        self.table.forget(before, 0, U64_MAX + 1)
         return done
 
     # Where mappings can be
@@ -413,6 +437,7 @@ class IOAS:
     def mark_closed(self) -> None:
         """Let go of all that belonged to it, once the kernel has destroyed it."""
         self._closed = True
+        self.live_fd = None
         self.table.clear()
         self._iommufd.forget(self)
 

@@ -141,7 +141,7 @@ class IOMMUFD(Handle):
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
         with self.lock:
-            ioas = IOAS(self, ioctls.ioas_alloc(self.fileno()))
+            ioas = IOAS(self, ioctls.ioas_alloc(self.fileno()), self.fileno())
             self._ioases[ioas] = None
             return ioas
 
@@ -220,6 +220,12 @@ class IOMMUFD(Handle):
                     del self._groups[key]
 
     # The end
+
+    def mark_forked(self) -> None:
+        """This process is a forked child: the address spaces are its parent's, too."""
+        super().mark_forked()
+        for ioas in self._ioases:
+            ioas.mark_forked()
 
     def close(self) -> None:
         """Close everything that it owns, and the fd. Does nothing the second time.

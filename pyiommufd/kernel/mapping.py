@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ..errors import ClosedError, IOMMUFDError
+from ..errors import IOMMUFDError
 from ..uapi import ioctls
 from ..uapi.ioctls import FAILED, ioas_unmap, last_errno
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PIECES_A_CALL = 1024
 """So many pieces are mapped or unmapped by one call at most: a signal is then answered within milliseconds."""
+
+
+PENDING = -1
+"""The iova of a mapping that the kernel is working on."""
 
 
 class DMAMapping:
@@ -34,7 +38,7 @@ class DMAMapping:
 
     __slots__ = ("__weakref__", "_ioas", "iova", "length")
 
-    # On the hot path: no check here of what IOAS.map has checked.
+    # IOAS.map, the hot path, sets these by itself.
     def __init__(self, ioas: IOAS, iova: int, length: int) -> None:
         self._ioas = ioas
         self.iova = iova
@@ -53,11 +57,11 @@ class DMAMapping:
         held = ioas.table.pop(self, None)
         if held is None:
             return
-        try:
-            done = ioas_unmap(ioas.fd(), ioas.id, self.iova, self.length)
-        except ClosedError:
+        fd = ioas.live_fd
+        if fd is None:
             ioas.table[self] = held
-            raise
+            fd = ioas.fd()  # raises
+        done = ioas_unmap(fd, ioas.id, self.iova, self.length)
         if done == self.length:
             return
         if done != FAILED:
@@ -75,7 +79,8 @@ class DMAMapping:
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece, of which there is one."""
-        yield self.iova, self.length
+        if self.iova != PENDING:
+            yield self.iova, self.length
 
     def drop(self, iova: int, length: int) -> bool:
         """The kernel has unmapped a range: whether that is all of this."""

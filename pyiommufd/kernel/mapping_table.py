@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .iova import IOVARange
@@ -21,8 +23,9 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
     __slots__ = ()
 
     def ordered(self) -> tuple[DMAMapping | DMAMappings, ...]:
-        """The mappings by address."""
-        return tuple(sorted(self, key=lambda mapping: next(mapping.ranges(), (0, 0))))
+        """The mappings by address, without those that the kernel is working on."""
+        placed = [(next(mapping.ranges(), None), mapping) for mapping in list(self)]
+        return tuple(mapping for place, mapping in sorted((p for p in placed if p[0]), key=operator.itemgetter(0)))
 
     def places(self) -> list[tuple[int, int]]:
         """Where something is mapped: iova and length in bytes, by address."""
@@ -40,20 +43,26 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
             if any(start < iova + length and iova < start + size for start, size in mapping.ranges())
         )
 
-    def forget(self, iova: int, length: int) -> None:
-        """Drop what the kernel has unmapped within a range."""
-        for mapping in list(self):
+    def forget(self, before: Iterable[DMAMapping | DMAMappings], iova: int, length: int) -> None:
+        """Drop what the kernel has unmapped within a range.
+
+        Args:
+            before: What was here before it did: another thread may have mapped something since.
+            iova: The first address.
+            length: Bytes.
+        """
+        for mapping in before:
             if mapping.drop(iova, length):
                 self.pop(mapping, None)
 
-    def forget_up_to_cut(self, iova: int, length: int) -> None:
+    def forget_up_to_cut(self, before: Iterable[DMAMapping | DMAMappings], iova: int, length: int) -> None:
         """Drop what is gone after the kernel refused to unmap a range.
 
         It goes upwards and stops at the first mapping that the range cuts (Linux 7.3, iopt_unmap_iova_range).
         """
         for start, size in self.overlapping(iova, length):
             if start < iova or start + size > iova + length:
-                self.forget(iova, start - iova)
+                self.forget(before, iova, start - iova)
                 return
 
     def words(self, iova: int, length: int) -> str:

@@ -137,7 +137,7 @@ class Region:
             readable=bool(self.flags & RegionFlag.READ),
             writeable=bool(self.flags & RegionFlag.WRITE),
         )
-        window = Window(self, handle, offset, length, os.getpid())
+        window = Window(self, handle, offset, length)
         self.device.remember_window(window)
         return window
 

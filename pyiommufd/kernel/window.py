@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from ..errors import ClosedError, RegionFaultError
 from ..uapi import ioctls
 from ..uapi.ioctls import FAILED, WindowHandle, last_errno, window_read, window_write
-from .handle import check_owner
+from .handle import forked_error
 
 if TYPE_CHECKING:
     from .region import Region
@@ -32,12 +32,11 @@ class Window:
         length: Bytes.
     """
 
-    __slots__ = ("__weakref__", "_handle", "_lock", "_owner", "_region", "length", "offset")
+    __slots__ = ("__weakref__", "_handle", "_lock", "_region", "length", "offset")
 
-    def __init__(self, region: Region, handle: WindowHandle, offset: int, length: int, owner: int) -> None:
+    def __init__(self, region: Region, handle: WindowHandle, offset: int, length: int) -> None:
         self._region = region
         self._handle: WindowHandle | None = handle
-        self._owner = owner
         self._lock = threading.Lock()
         self.offset = offset
         self.length = length
@@ -91,9 +90,14 @@ class Window:
     def _live(self) -> WindowHandle:
         handle = self._handle
         if handle is None:
+            if self._region.device.in_child:
+                raise forked_error(f"this {self!r}")
             raise ClosedError(f"this {self!r} is closed")
-        check_owner(self._owner, f"this {self!r}")
         return handle
+
+    def mark_forked(self) -> None:
+        """This process is a forked child, which does not have the mapping."""
+        self._handle = None
 
     def _read(self, offset: int, width: int) -> int:
         handle = self._live()
@@ -142,7 +146,7 @@ class Window:
         """Unmap. Does nothing the second time, nor in a forked child, which never had the mapping."""
         with self._lock:
             handle, self._handle = self._handle, None
-            if handle is not None and not self._region.device.in_child:
+            if handle is not None:
                 ioctls.window_unmap(handle)
         self._region.device.forget_window(self)
 

@@ -42,17 +42,16 @@ def last_errno() -> int:
     return int(ffi.errno)
 
 
-_from_buffer: Any = ffi.from_buffer
+CHAR_ARRAY: object = ffi.typeof("char[]")
+"""The type of a `View`, made once."""
 
+from_buffer = cast("Callable[[object, object, bool], View]", ffi.from_buffer)
+"""(CHAR_ARRAY, buffer, writeable) -> the memory of an object that has the buffer protocol, held.
 
-def view(buffer: object, writeable: bool) -> View:
-    """Hold the memory of an object that has the buffer protocol.
-
-    Raises:
-        TypeError: It has no contiguous memory to share.
-        BufferError, ValueError: It is read-only and the device is to write to it, or it is closed.
-    """
-    return cast("View", _from_buffer(buffer, require_writable=writeable))
+Raises:
+    TypeError: It has no contiguous memory to share.
+    BufferError, ValueError: It is read-only and is to be written to, or it is closed.
+"""
 
 
 def address(held: View) -> int:

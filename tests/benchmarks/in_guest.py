@@ -1,0 +1,128 @@
+"""The measuring half of the benchmark, run in the guest: in_guest.py LOOP-PROGRAM ROUNDS.
+
+Prints one JSON object: virtual nanoseconds a pair of map and unmap, by address space and by way of calling.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import json
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from pyiommufd import IOAS, IOMMUFD, DMABuffer, plan_claim, uapi
+
+DEVICE = "0000:00:01.0"
+_MAP = struct.Struct("=IIIIQQQ")
+_UNMAP = struct.Struct("=IIQQ")
+_ACCESS = uapi.IOMMU_IOAS_MAP_READABLE | uapi.IOMMU_IOAS_MAP_WRITEABLE
+
+
+class Map(ctypes.Structure):
+    """struct iommu_ioas_map."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("ioas_id", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("user_va", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+        ("iova", ctypes.c_uint64),
+    )
+
+
+class Unmap(ctypes.Structure):
+    """struct iommu_ioas_unmap."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("ioas_id", ctypes.c_uint32),
+        ("iova", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+    )
+
+
+def by_pyiommufd(ioas: IOAS, rounds: int) -> int:
+    """The public API."""
+    buffer = DMABuffer(4096)
+    start = time.monotonic_ns()
+    for _ in range(rounds):
+        mapping = ioas.map(buffer)
+        mapping.unmap()
+    return time.monotonic_ns() - start
+
+
+def by_fcntl(ioas: IOAS, rounds: int) -> int:
+    """fcntl.ioctl and struct, as somebody would write it who has no library."""
+    buffer = DMABuffer(4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    fd, ioas_id = ioas.iommufd.fileno(), ioas.id
+    start = time.monotonic_ns()
+    for _ in range(rounds):
+        command = bytearray(_MAP.pack(_MAP.size, _ACCESS, ioas_id, 0, address, 4096, 0))
+        fcntl.ioctl(fd, uapi.IOMMU_IOAS_MAP, command)
+        iova = _MAP.unpack(command)[6]
+        fcntl.ioctl(fd, uapi.IOMMU_IOAS_UNMAP, bytearray(_UNMAP.pack(_UNMAP.size, ioas_id, iova, 4096)))
+    return time.monotonic_ns() - start
+
+
+def by_ctypes(ioas: IOAS, rounds: int) -> int:
+    """ctypes structures and libc's ioctl."""
+    buffer = DMABuffer(4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    fd, ioas_id = ioas.iommufd.fileno(), ioas.id
+    libc = ctypes.CDLL(None, use_errno=True)
+    start = time.monotonic_ns()
+    for _ in range(rounds):
+        command = Map(ctypes.sizeof(Map), _ACCESS, ioas_id, 0, address, 4096, 0)
+        if libc.ioctl(fd, uapi.IOMMU_IOAS_MAP, ctypes.byref(command)):
+            raise OSError(ctypes.get_errno(), "IOMMU_IOAS_MAP")
+        undo = Unmap(ctypes.sizeof(Unmap), ioas_id, command.iova, 4096)
+        if libc.ioctl(fd, uapi.IOMMU_IOAS_UNMAP, ctypes.byref(undo)):
+            raise OSError(ctypes.get_errno(), "IOMMU_IOAS_UNMAP")
+    return time.monotonic_ns() - start
+
+
+def by_c(ioas: IOAS, rounds: int) -> int:
+    """The loop in C, on the same address space."""
+    fd = ioas.iommufd.fileno()
+    command = [sys.argv[1], str(fd), str(ioas.id), str(rounds)]
+    return int(subprocess.run(command, pass_fds=[fd], check=True, capture_output=True).stdout)
+
+
+WAYS: dict[str, Callable[[IOAS, int], int]] = {
+    "C": by_c,
+    "pyiommufd": by_pyiommufd,
+    "fcntl+struct": by_fcntl,
+    "ctypes": by_ctypes,
+}
+
+
+def measure(ioas: IOAS, rounds: int) -> dict[str, float]:
+    """Nanoseconds a pair, for each way; one short run before, that nothing is measured for the first time."""
+    gc.disable()
+    for way in WAYS.values():
+        way(ioas, 20)
+    return {name: way(ioas, rounds) / rounds for name, way in WAYS.items()}
+
+
+def main() -> None:
+    """Measure without and with a device attached."""
+    rounds = int(sys.argv[2])
+    with plan_claim(DEVICE).apply(), IOMMUFD() as iommufd:
+        device = iommufd.bind(DEVICE)
+        ioas = iommufd.alloc_ioas()
+        result = {"no device attached": measure(ioas, rounds)}
+        device.attach(ioas)
+        result["VT-d device attached"] = measure(ioas, rounds)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
