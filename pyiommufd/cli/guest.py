@@ -16,7 +16,7 @@ import click
 
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
 from pyiommufd.testing.guest import Guest
-from pyiommufd.testing.machine import DEFAULT_DEVICES, IOMMU_KINDS, GuestDevice, RawDevice
+from pyiommufd.testing.machine import IOMMU_KINDS, RawDevice
 
 FAILED = 1
 MISSING = 3
@@ -107,12 +107,11 @@ def guest(
     if not command:
         click.echo(kernel)
         return
-    chosen: tuple[GuestDevice, ...] = tuple(map(RawDevice, devices)) or DEFAULT_DEVICES
     deadline = None if timeout is None else time.monotonic() + timeout
     results_folder, ours = _results_folder(results)
     machine = Guest(
         iommu=iommu,
-        devices=chosen,
+        devices=list(map(RawDevice, devices)) or None,
         kernel=kernel,
         qemu=qemu,
         memory=memory,

@@ -26,9 +26,9 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def forked_error(what: str) -> ForkedError:
-    """The error for the use of a parent's object."""
-    return ForkedError(f"{what} belongs to the process that made it, not to a forked child; open one of your own")
+def forked_error(what: str, pid: int) -> ForkedError:
+    """The error for the use, in a forked child, of what process ``pid`` made."""
+    return ForkedError(f"{what} belongs to process {pid}, not to its forked child; open one of your own")
 
 
 class Handle:
@@ -36,13 +36,17 @@ class Handle:
 
     Closing is safe to repeat. In a forked child it closes the child's copy of the fd and nothing else. What is
     dropped without being closed is closed with a `ResourceWarning`.
+
+    Attributes:
+        pid: The process that made it.
     """
 
-    __slots__ = ("__weakref__", "_fd", "_forked")
+    __slots__ = ("__weakref__", "_fd", "_forked", "pid")
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
         self._forked = False
+        self.pid = os.getpid()
         _open[id(self)] = weakref.ref(self)
 
     def fileno(self) -> int:
@@ -56,7 +60,7 @@ class Handle:
         if fd is None:
             raise ClosedError(f"this {type(self).__name__} is closed")
         if self._forked:
-            raise forked_error(f"this {type(self).__name__}")
+            raise forked_error(f"this {type(self).__name__}", self.pid)
         return fd
 
     @property

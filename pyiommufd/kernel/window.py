@@ -91,7 +91,7 @@ class Window:
         handle = self._handle
         if handle is None:
             if self._region.device.in_child:
-                raise forked_error(f"this {self!r}")
+                raise forked_error(f"this {self!r}", self._region.device.pid)
             raise ClosedError(f"this {self!r} is closed")
         return handle
 

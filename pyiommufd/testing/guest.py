@@ -25,8 +25,8 @@ from pyiommufd.testing.filesystem import GuestFiles, guest_environment
 from pyiommufd.testing.initramfs import build_initramfs
 from pyiommufd.testing.kernels import Kernel, cache_folder, find_kernel
 from pyiommufd.testing.machine import (
-    DEFAULT_DEVICES,
     GuestDevice,
+    default_devices,
     device_arguments,
     escape,
     iommu_arguments,
@@ -50,7 +50,7 @@ class Guest:
 
     Args:
         iommu: One of `machine.IOMMU_KINDS`.
-        devices: The PCI devices under test, in slot order.
+        devices: The PCI devices under test, in slot order; None: `machine.default_devices`.
         kernel: The kernel image to boot; see `find_kernel` for what None means.
         qemu: The QEMU to run; see `find_qemu` for what None means.
         memory: MiB of memory.
@@ -68,7 +68,7 @@ class Guest:
         self,
         *,
         iommu: str = "intel",
-        devices: Iterable[GuestDevice] = DEFAULT_DEVICES,
+        devices: Iterable[GuestDevice] | None = None,
         kernel: str | os.PathLike[str] | None = None,
         qemu: str | os.PathLike[str] | None = None,
         memory: int = 1024,
@@ -83,7 +83,7 @@ class Guest:
     ) -> None:
         self.folder = Path.cwd() if folder is None else Path(folder).absolute()
         self._iommu = iommu
-        self._devices = tuple(devices)
+        self._devices = default_devices(iommu) if devices is None else tuple(devices)
         self._kernel_option = None if kernel is None else os.fspath(kernel)
         self._qemu_option = None if qemu is None else os.fspath(qemu)
         self._memory = memory

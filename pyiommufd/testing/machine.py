@@ -167,6 +167,15 @@ class SharedGroup:
 DEFAULT_DEVICES: tuple[GuestDevice, ...] = (Edu(), SharedGroup(Edu(), Edu(), VirtioRng()))
 """One edu alone in its group; two more share one with a virtio-rng that a host driver uses."""
 
+FLAT_DEVICES: tuple[GuestDevice, ...] = (Edu(), Edu())
+"""Two edu devices on the root bus."""
+
+
+def default_devices(iommu: str) -> tuple[GuestDevice, ...]:
+    """The devices of a guest whose devices were not chosen, for a kind of IOMMU."""
+    # With a PCIe-to-PCI bridge behind a virtio IOMMU no device of the machine gets a group (Linux 7.3, QEMU 11).
+    return FLAT_DEVICES if iommu == "virtio" else DEFAULT_DEVICES
+
 
 def device_arguments(devices: Iterable[GuestDevice]) -> list[str]:
     """The QEMU arguments of the devices, in the order given."""
