@@ -5,6 +5,7 @@ Nothing is kept between calls, so everything here can be used from any thread.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -15,12 +16,14 @@ SYS = Path("/sys")
 
 _log = logging.getLogger(__name__)
 
-# Run by an interpreter of its own: writes argv[2] to the file argv[1], exits with errno.
+# Run by an interpreter of its own: writes argv[2] to the file argv[1] when told to, exits with errno.
 _WRITER = """
 import os, sys
 try:
     fd = os.open(sys.argv[1], os.O_WRONLY)
-    os.write(fd, sys.argv[2].encode())
+    os.write(1, b".")
+    if os.read(0, 1):
+        os.write(fd, sys.argv[2].encode())
 except OSError as error:
     sys.exit(error.errno)
 """
@@ -77,10 +80,16 @@ def write_with_limit(path: Path, text: str, seconds: float) -> None:
     # mappings, and wait for itself.
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WRITER, str(path), text],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        bufsize=0,
     )
+    # It starts slowly, and this process may be killed meanwhile: the write must not come after somebody has
+    # recovered what was left behind. So it waits for the word, and takes the end of the pipe for a no.
+    with process.stdin as word, process.stdout as ready, contextlib.suppress(BrokenPipeError):  # type: ignore[union-attr]
+        ready.read(1)
+        word.write(b".")
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import operator
 from array import array
 from collections.abc import Iterable
@@ -11,13 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import uapi
-from ..diagnose.mapping import map_error
-from ..errors import ClosedError, InUseError, IoctlError, IOMMUFDError
+from ..errors import ClosedError, InUseError, IoctlError
 from ..uapi import ioctls
-from ..uapi.ioctls import CHAR_ARRAY, FAILED, View, from_buffer, ioas_map, ioas_unmap, last_errno
-from .arguments import BOTH, READ_ONLY, U64_MAX, access_flags, check_range, hold, misaligned
-from .iova import IOVARange, first_fit
-from .mapping import PENDING, PIECES_A_CALL, DMAMapping, DMAMappings
+from ..uapi.ioctls import CHAR_ARRAY, FAILED, from_buffer, ioas_map, ioas_unmap, last_errno
+from .arguments import BOTH, READ_ONLY, U64_MAX, access_flags, check_range, hold
+from .iova import IOVARange
+from .mapping import PENDING, DMAMapping, DMAMappings
+from .mapping_steps import map_below, map_failed, map_pieces, refused, undo
 from .mapping_table import MappingTable
 
 if TYPE_CHECKING:
@@ -122,60 +121,32 @@ class IOAS:
         except BufferError:
             raise ValueError(READ_ONLY) from None
         if below is not None:
-            return self._map_below(held, iova, below, flags)
+            if iova is not None:
+                raise ValueError("iova says where, below lets the address be chosen: not both")
+            return map_below(self, held, operator.index(below), flags)
         length = len(held)
         # On record before it is mapped: an exception from a signal in between must not free the memory.
         mapping = _new(DMAMapping)
         mapping._ioas = self
         mapping.iova = PENDING
         mapping.length = length
-        self.table[mapping] = held
         try:
+            self.table[mapping] = held
             if iova is None:
                 got = ioas_map(fd, self.id, flags, held, length, 0)
             else:
                 got = ioas_map(fd, self.id, flags | _FIXED, held, length, iova)
-        except (OverflowError, TypeError) as error:
-            del self.table[mapping]
-            if isinstance(error, TypeError):
-                raise
-            raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
-        if got == FAILED:
-            code = last_errno()
-            del self.table[mapping]
-            raise self._map_failed(code, held, length, iova)
-        mapping.iova = got
-        return mapping
-
-    def _map_below(self, held: View, iova: int | None, below: int, flags: int) -> DMAMapping:
-        if iova is not None:
-            raise ValueError("iova says where, below lets the address be chosen: not both")
-        below = operator.index(below)
-        length, fd = len(held), self.fd()
-        if below <= 0:
-            raise ValueError(f"nothing is below {below}")
-        allowed, alignment = ioctls.ioas_iova_ranges(fd, self.id)
-        ranges = [IOVARange(*one) for one in allowed]
-        alignment = max(alignment, mmap.PAGESIZE)
-        taken = self.table.places()
-        while True:
-            place = first_fit(ranges, taken, length, below, alignment)
-            if place is None:
-                raise map_error(
-                    errno.ENOSPC, "IOMMU_IOAS_MAP", repr(self), length, None, f"{self._ranges_in_words()}, of which "
-                    f"those below {below:#x} are asked for"
-                )  # fmt: skip
-            mapping = DMAMapping(self, PENDING, length)
-            self.table[mapping] = held
-            if ioas_map(fd, self.id, flags | _FIXED, held, length, place) != FAILED:
-                mapping.iova = place
+            if got != FAILED:
+                mapping.iova = got
                 return mapping
             code = last_errno()
-            del self.table[mapping]
-            if code != errno.EEXIST:
-                raise self._map_failed(code, held, length, place)
-            # Another thread was quicker, or a process that shares this iommufd has something there.
-            taken.append((place, alignment))
+        except BaseException as error:
+            undo(mapping, self)
+            if isinstance(error, OverflowError):
+                raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
+            raise
+        del self.table[mapping]
+        raise map_failed(self, code, held, length, iova)
 
     def map_many(
         self,
@@ -198,7 +169,7 @@ class IOAS:
             AlreadyMappedError, IoctlError, TypeError, ClosedError, ForkedError: As for `map`; nothing stays mapped.
             ValueError: As for `map`, or a piece is not within the buffer, or there is none.
         """
-        fd = self.fd()
+        self.fd()
         flags = access_flags(readable, writeable)
         held = hold(buffer, writeable)
         numbers = array("Q")
@@ -210,23 +181,7 @@ class IOAS:
             numbers.extend((offset, length, FAILED if iova is None else iova))
         if not numbers:
             raise ValueError("there is no piece to map")
-        mappings = DMAMappings(self, array("Q"))
-        self.table[mappings] = held
-        start = 0
-        try:
-            while start < len(numbers):
-                part = numbers[start : start + 3 * PIECES_A_CALL]
-                done = 3 * ioctls.ioas_map_many(fd, self.id, flags, held, part)
-                code = last_errno()
-                mappings.extend(part[:done])
-                if done < len(part):
-                    offset, length, iova = part[done : done + 3]
-                    raise self._map_failed(code, held, length, None if iova == FAILED else iova, offset)
-                start += done
-        except BaseException:
-            mappings.unmap()
-            raise
-        return mappings
+        return map_pieces(self, held, numbers, flags)
 
     def copy_from(
         self,
@@ -280,28 +235,13 @@ class IOAS:
                 src_iova=iova,
             )
         except IoctlError as error:
-            del self.table[mapping]
+            self.table.pop(mapping, None)
             code = error.errno or 0
             if code in (errno.ENOENT, errno.EPERM):
                 target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
                 raise ioctls.failure("IOMMU_IOAS_COPY", target, code) from None
-            raise self._refused(code, "IOMMU_IOAS_COPY", length, dst_iova) from None
+            raise refused(self, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
         return mapping
-
-    def _map_failed(self, code: int, held: View, length: int, iova: int | None, offset: int = 0) -> Exception:
-        if code == 0:
-            return misaligned(ioctls.address(held) + offset, length, iova)
-        return self._refused(code, "IOMMU_IOAS_MAP", length, iova)
-
-    def _refused(self, code: int, request: str, length: int, iova: int | None) -> IoctlError:
-        there = "" if iova is None else self.table.words(iova, length)
-        return map_error(code, request, repr(self), length, iova, self._ranges_in_words(), there)
-
-    def _ranges_in_words(self) -> str:
-        try:
-            return ", ".join(map(str, self.iova_ranges())) or "no addresses at all"
-        except IOMMUFDError as error:
-            return f"ranges that cannot be read ({error})"
 
     # Unmap
 

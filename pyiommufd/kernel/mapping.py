@@ -61,12 +61,17 @@ class DMAMapping:
         if fd is None:
             ioas.table[self] = held
             fd = ioas.fd()  # raises
-        done = ioas_unmap(fd, ioas.id, self.iova, self.length)
-        if done == self.length:
-            return
+        try:
+            done = ioas_unmap(fd, ioas.id, self.iova, self.length)
+            if done == self.length:
+                return
+            code = last_errno()
+        except BaseException:
+            # A signal handler raised. Where it was unmapped before that, the next call finds nothing to do.
+            ioas.table[self] = held
+            raise
         if done != FAILED:
             raise IOMMUFDError(f"the kernel unmapped {done:#x} bytes for {self!r}")
-        code = last_errno()
         # ENOENT: a process that shares this iommufd has unmapped it; it is gone, as was wanted.
         if code != errno.ENOENT:
             ioas.table[self] = held

@@ -134,7 +134,7 @@ class Archive:
         self._release = os_release() if release is None else release
         self._complaints = ""
         self._sources = folder / "private.sources"
-        self._wanted = ""
+        self.wanted = ""
 
     def _environment(self) -> dict[str, str]:
         return os.environ | {"APT_CONFIG": str(self._folder / "apt.conf"), "LC_ALL": "C"}
@@ -164,7 +164,7 @@ class Archive:
         for name in ("lists/partial", "cache/archives/partial", "empty"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         (self._folder / "status").touch()
-        self._wanted = "\n".join(self._stanzas())
+        self.wanted = "\n".join(self._stanzas())
         own = self._folder
         lines = [
             f'Dir::Etc::main "/dev/null"; Dir::Etc::parts "{own}/empty"; Dir::Etc::preferencesparts "{own}/empty";',
@@ -202,21 +202,21 @@ class Archive:
     def update(self) -> None:
         """Fetch the package lists, unless that was done within a day."""
         stamp = self._folder / "updated"
-        if self._sources.is_file() and stamp.is_file() and stamp.read_text() == self._wanted:
+        if self._sources.is_file() and stamp.is_file() and stamp.read_text() == self.wanted:
             age = time.time() - stamp.stat().st_mtime
             if 0 <= age < _FRESH:
                 return
-        self._sources.write_text(self._wanted)
+        self._sources.write_text(self.wanted)
         result = self._run("apt-get", "update", "-q")
         alias = self._codename(STABLE_BACKPORTS)
         if alias is not None:
             # Mirrors that copy or cache by name may keep an older state under the alias.
-            self._sources.write_text(self._wanted.replace(f"Suites: {STABLE_BACKPORTS}\n", f"Suites: {alias}\n"))
+            self._sources.write_text(self.wanted.replace(f"Suites: {STABLE_BACKPORTS}\n", f"Suites: {alias}\n"))
             result = self._run("apt-get", "update", "-q")
         # A suite that a mirror lacks fails the whole; what counts is what is on offer afterwards.
         self._complaints = result.stderr.strip()
         if result.returncode == 0 or any((self._folder / "lists").glob("*_Packages*")):
-            stamp.write_text(self._wanted)
+            stamp.write_text(self.wanted)
 
     def _codename(self, suite: str) -> str | None:
         """What the fetched lists say the suite is called."""

@@ -33,6 +33,20 @@ int64_t pyiommufd_ioas_alloc(int fd)
     return command.out_ioas_id;
 }
 
+/*
+ * Kept because Python may run a signal handler, and raise from it, between the return of the call and the use of
+ * its result: the mapping can then still be found, and undone.
+ */
+static __thread uint64_t last_map = UINT64_MAX;
+
+uint64_t pyiommufd_ioas_last_map(void)
+{
+    uint64_t iova = last_map;
+
+    last_map = UINT64_MAX;
+    return iova;
+}
+
 uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void *user_va, uint64_t length,
                             uint64_t iova)
 {
@@ -51,12 +65,14 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
         .iova = iova,
     };
 
+    last_map = UINT64_MAX;
     if (((uintptr_t)user_va | length | iova) & in_page || !length) {
         errno = 0;
         return UINT64_MAX;
     }
     if (ioctl(fd, IOMMU_IOAS_MAP, &command))
         return UINT64_MAX;
+    last_map = command.iova;
     return command.iova;
 }
 
@@ -79,6 +95,7 @@ uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const
 {
     uint64_t done;
 
+    pieces[3 * count] = 0;
     for (done = 0; done < count; done++) {
         uint64_t *piece = pieces + 3 * done;
         int fixed = piece[2] != UINT64_MAX;
@@ -88,6 +105,7 @@ uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const
         if (iova == UINT64_MAX)
             break;
         piece[2] = iova;
+        pieces[3 * count] = done + 1;
     }
     return done;
 }

@@ -15,12 +15,17 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
                             uint64_t iova);
 uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length);
 
+/* What pyiommufd_ioas_map returned to this thread last, once: all ones when asked again. */
+uint64_t pyiommufd_ioas_last_map(void);
+
 /*
- * Many pieces of one memory by one call. pieces: count times (offset, length, iova); an iova of all ones lets the
- * kernel choose, and is overwritten by what it chose. The result is how many were done before one failed.
+ * Many pieces of one memory by one call. pieces: count times (offset, length, iova), then one number more. An iova
+ * of all ones lets the kernel choose, and is overwritten by what it chose; the number at the end becomes that of
+ * the pieces that were mapped before one failed, and is the result.
  */
 uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const void *memory, uint64_t *pieces,
                                  uint64_t count);
+/* The same numbers, without the one at the end. The result is how many were unmapped before one failed. */
 uint64_t pyiommufd_ioas_unmap_many(int fd, uint32_t ioas_id, const uint64_t *pieces, uint64_t count);
 
 /* /dev/vfio/devices/vfioX. token: 16 bytes or NULL; pasid: negative for none. */

@@ -83,11 +83,17 @@ def ioas_alloc(fd: int) -> int:
     return int(ioas_id)
 
 
+def ioas_last_map() -> int:
+    """What `ioas_map` returned to this thread last, once; `FAILED` when asked again."""
+    return int(lib.pyiommufd_ioas_last_map())
+
+
 def ioas_map_many(fd: int, ioas_id: int, flags: int, memory: View, pieces: array[int]) -> int:
     """IOMMU_IOAS_MAP for each piece, by one call: how many were mapped before one failed (see `last_errno`).
 
-    pieces: for each its offset in the memory, its length and its iova; `FAILED` as an iova lets the kernel choose,
-    and is overwritten by what it chose.
+    pieces: for each its offset in the memory, its length and its iova; then one number more. `FAILED` as an iova lets
+    the kernel choose, and is overwritten by what it chose. The number at the end becomes what is returned, for where
+    a signal handler raises before that can be used.
     """
     numbers = cast("Any", ffi.from_buffer("uint64_t[]", pieces, require_writable=True))
     return int(lib.pyiommufd_ioas_map_many(fd, ioas_id, flags, cast("Any", memory), numbers, len(pieces) // 3))
