@@ -74,6 +74,13 @@ class HostDevice:
         return None if self.group_id is None else find_group(self.group_id)
 
     @property
+    def aliases(self) -> tuple[str, ...]:
+        """The PCI addresses that its DMA can carry; see `pyiommufd.host.aliases.dma_aliases`."""
+        from .aliases import dma_aliases
+
+        return dma_aliases(self)
+
+    @property
     def is_bridge(self) -> bool:
         """Whether it is a PCI bridge (class 06xx), which vfio-pci does not take."""
         return self.class_code is not None and self.class_code >> 16 == 0x06
