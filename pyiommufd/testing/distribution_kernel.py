@@ -22,11 +22,25 @@ _WANTED = (
 
 def find(release: str, root: Path = Path("/")) -> Path | None:
     """The image of that kernel release, if it has iommufd and VFIO device files."""
-    image = root / f"boot/vmlinuz-{release}"
-    for config in (root / f"boot/config-{release}", root / f"lib/modules/{release}/config"):
-        if config.is_file() and image.is_file():
+    boot, modules = root / "boot", root / "lib/modules" / release
+    images = [path for path in (boot / f"vmlinuz-{release}", modules / "vmlinuz") if path.is_file()]
+    for config in (boot / f"config-{release}", modules / "config"):
+        if config.is_file() and images:
             options = kernel_config.parse(config.read_text())
-            return image if all(options.get(name) in ("y", "m") for name in _NEEDED) else None
+            return images[0] if all(options.get(name) in ("y", "m") for name in _NEEDED) else None
+    return None
+
+
+def release_of(image: Path) -> tuple[str, Path] | None:
+    """The release of a distribution's kernel image, by where it lies, and the root that it lies in.
+
+    None where that does not tell.
+    """
+    if image.name.startswith("vmlinuz-") and image.parent.name == "boot":
+        release, root = image.name.removeprefix("vmlinuz-"), image.parent.parent
+        return (release, root) if (root / "lib/modules" / release).is_dir() else None
+    if image.name == "vmlinuz" and image.parent.parent.name == "modules":
+        return image.parent.name, image.parents[3]
     return None
 
 

@@ -17,7 +17,13 @@ from pathlib import Path
 RESULTS = "/results"
 """Where the guest sees the writable folder of the host."""
 
-_OWN_TREES = tuple(map(Path, ("/proc", "/sys", "/dev", "/.guest", "/etc", RESULTS)))
+MODULES = "/modules"
+"""Where the guest has the modules of a kernel built by `kernel_build`, to be loaded by insmod."""
+
+SPARE_FOLDER = "/.guest/bin"
+"""Programs of busybox, for a host that has none of the name; last on the PATH."""
+
+_OWN_TREES = tuple(map(Path, ("/proc", "/sys", "/dev", "/.guest", "/etc", RESULTS, MODULES)))
 # These the guest has itself too, but what is in them may be the host's.
 _OWN_FOLDERS = tuple(map(Path, ("/", "/run", "/dev/shm")))  # noqa: S108
 
@@ -157,8 +163,8 @@ def guest_environment() -> dict[str, str]:
     prefixes = ("LC_", "PYTHON", "PYTEST_", "COVERAGE_", "HYPOTHESIS_", "PYIOMMUFD_")
     environment = {key: value for key, value in os.environ.items() if key in kept or key.startswith(prefixes)}
     folders = [f"{sys.prefix}/bin", str(Path(sys.executable).parent)]
-    system = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+    system = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", SPARE_FOLDER]
     environment["PATH"] = ":".join(dict.fromkeys(folders + system))
     environment |= {"HOME": "/root", "USER": "root", "LOGNAME": "root", "TMPDIR": "/tmp", "SHELL": "/bin/sh"}  # noqa: S108
-    environment |= {"PYIOMMUFD_GUEST": "1", "PYIOMMUFD_RESULTS": RESULTS}
+    environment |= {"PYIOMMUFD_GUEST": "1", "PYIOMMUFD_RESULTS": RESULTS, "PYIOMMUFD_MODULES": MODULES}
     return environment

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pyiommufd.testing import launch
 from pyiommufd.testing.agent import PORT_NAME
-from pyiommufd.testing.channel import Channel, Request, Sink
+from pyiommufd.testing.channel import Sink
 from pyiommufd.testing.errors import GuestError, GuestTimeoutError
 from pyiommufd.testing.filesystem import GuestFiles, guest_environment
+from pyiommufd.testing.hotplug import hot_plug, unplug
 from pyiommufd.testing.initramfs import build_initramfs
 from pyiommufd.testing.kernels import Kernel, cache_folder, find_kernel
 from pyiommufd.testing.machine import (
@@ -33,9 +29,15 @@ from pyiommufd.testing.machine import (
     iommu_device,
     iommu_kernel_arguments,
 )
+from pyiommufd.testing.process import ANSWER_TIME, GuestProcess, console_tail
 from pyiommufd.testing.qemu import BASE_ARGUMENTS, QEMU, choose_accelerator, find_qemu, iommu_error
+from pyiommufd.testing.register_trace import EVENTS as TRACE_EVENTS
+from pyiommufd.testing.register_trace import RegisterAccess, parse_ranges, parse_trace
 
-_ANSWER_TIME = 5.0
+if TYPE_CHECKING:
+    from pyiommufd.testing.monitor import Monitor
+
+__all__ = ["Guest", "console_tail"]
 
 # The launcher's own devices go to the last free slots of the root bus, all in one group, so that the
 # devices under test have the first slots whatever else the guest needs.
@@ -62,6 +64,8 @@ class Guest:
         read_only: More folders of the host that the guest sees, read-only.
         boot_timeout: Seconds that the guest may take to be ready.
         accelerator: QEMU's ``-accel`` argument; None: KVM where it works, else emulation.
+        ports: Names of virtio ports for programs in the guest to talk to this process by; see `port`.
+        trace: Record every access to a device's registers, for `register_accesses`.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class Guest:
         read_only: Iterable[str | os.PathLike[str]] = (),
         boot_timeout: float = 120,
         accelerator: str | None = None,
+        ports: Sequence[str] = (),
+        trace: bool = False,
     ) -> None:
         self.folder = Path.cwd() if folder is None else Path(folder).absolute()
         self._iommu = iommu
@@ -94,7 +100,9 @@ class Guest:
         self._read_only = [Path(path).absolute() for path in read_only]
         self._boot_timeout = boot_timeout
         self._accelerator = accelerator
-        self._state: _Running | None = None
+        self._ports = tuple(ports)
+        self._trace = trace
+        self._state: GuestProcess | None = None
         self._console = ""
 
     def start(self) -> None:
@@ -114,8 +122,10 @@ class Guest:
         try:
             (work / "initramfs").write_bytes(build_initramfs(files, list(kernel.boot_modules), list(kernel.modules)))
             arguments = self._arguments(qemu, kernel, files, accelerator, work)
-            self._state = _Running(work, arguments)
+            self._state = GuestProcess(work, arguments, self._ports)
             self._state.wait_ready(self._boot_timeout)
+            # QEMU has read it; should this process be killed, less of it stays behind.
+            (work / "initramfs").unlink()
         except BaseException:
             if self._state is None:
                 shutil.rmtree(work, ignore_errors=True)
@@ -134,6 +144,8 @@ class Guest:
         places = (f"bus=pcie.0,addr={slot:#x}.{function}" for slot in _OWN_SLOTS for function in range(8))
         result += ["-device", f"virtio-serial-pci,id=agent-bus,multifunction=on,{next(places)}"]
         result += ["-device", f"virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name={PORT_NAME}"]
+        for number, name in enumerate(self._ports):
+            result += ["-device", f"virtserialport,bus=agent-bus.0,nr={number + 2},chardev=port{number},name={name}"]
         for number, export in enumerate(files.exports):
             read_only = "" if export.writable else ",readonly=on"
             path = escape(str(export.source))
@@ -147,6 +159,9 @@ class Guest:
         result += ["-chardev", f"file,id=console,path={escape(str(work / 'console'))}", "-serial", "chardev:console"]
         result += ["-kernel", str(kernel.image), "-initrd", str(work / "initramfs")]
         result += ["-append", " ".join(self._kernel_command_line())]
+        if self._trace:
+            result += [argument for event in TRACE_EVENTS for argument in ("-trace", event)]
+            result += ["-D", str(work / "trace")]
         return [*result, *self._qemu_arguments]
 
     def _kernel_command_line(self) -> list[str]:
@@ -157,6 +172,8 @@ class Guest:
             "panic=-1",
             "oops=panic",
             "random.trust_cpu=on",
+            # On a busy host the emulated timer may miss the kernel's test of it, which would be a panic.
+            "no_timer_check",
             *iommu_kernel_arguments(self._iommu),
             *self._kernel_arguments,
         ]
@@ -177,7 +194,7 @@ class Guest:
         self.close()
 
     @property
-    def _running(self) -> _Running:
+    def _running(self) -> GuestProcess:
         if self._state is None:
             raise GuestError("the guest does not run")
         return self._state
@@ -220,12 +237,12 @@ class Guest:
             "run",
             sinks=sinks,
             argv=argv,
-            env=guest_environment() | dict(env or {}),
+            env=guest_environment() | {"PYIOMMUFD_GUEST_CONFIGURATION": self.description} | dict(env or {}),
             cwd=os.fspath(self.folder if cwd is None else cwd),
             timeout=None if timeout is None else max(1, round(timeout * 1000)),
         )
         what = f"{argv[0]} in the guest"
-        answer = state.settle(request, what, None if timeout is None else timeout + _ANSWER_TIME)
+        answer = state.settle(request, what, None if timeout is None else timeout + ANSWER_TIME)
         if answer["timed_out"]:
             raise GuestTimeoutError(
                 f"{what} did not finish within {timeout:.3g} s", console=console_tail(state.console())
@@ -279,172 +296,88 @@ class Guest:
 
         Raises:
             GuestError: QEMU refused, or is gone.
+            GuestMissingError: The package ``qemu.qmp`` is not installed.
         """
-        return self._running.qmp(command, arguments)
+        return self.monitor.execute(command, arguments)
 
-
-class _Running:
-    """A QEMU process, its agent and its files.
-
-    The process is started and waited for by one thread of its own: `launch` ties it to the life of the thread
-    that starts it, and the caller's may end before the guest does.
-    """
-
-    def __init__(self, work: Path, arguments: list[str]) -> None:
-        self._work = work
-        agent_host, agent_guest = socket.socketpair()
-        qmp_host, qmp_guest = socket.socketpair()
-        self.channel = Channel(agent_host)
-        self._sockets = (agent_host, qmp_host)
-        self._qmp_socket = qmp_host
-        self._qmp_lock = threading.Lock()
-        self._qmp_file: Any = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._start_error: OSError | None = None
-        self._started = threading.Event()
-        self._closing = False
-        fds = (agent_guest.fileno(), qmp_guest.fileno())
-        arguments = [
-            *arguments,
-            *("-chardev", f"socket,id=agent,fd={fds[0]}"),
-            *("-chardev", f"socket,id=qmp,fd={fds[1]}", "-mon", "chardev=qmp,mode=control"),
-        ]
-        command = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *arguments]
-        self._thread = threading.Thread(
-            target=self._supervise, args=(command, (agent_guest, qmp_guest)), name="pyiommufd-guest", daemon=True
-        )
-        self._thread.start()
-        self._started.wait()
-        if self._start_error is not None:
-            raise GuestError(f"cannot start QEMU: {self._start_error}")
-
-    def _supervise(self, command: list[str], theirs: tuple[socket.socket, ...]) -> None:
-        try:
-            with (self._work / "qemu.log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[end.fileno() for end in theirs],
-                    # Not the terminal's process group: the launcher decides what Ctrl-C does to the guest.
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self._start_error = error
-            return
-        finally:
-            for end in theirs:
-                end.close()
-            self._started.set()
-        failure: Exception | None = None
-        try:
-            self.channel.read()
-        except Exception as error:
-            failure = error  # the guest sent what is no frame
-            self._process.kill()
-        # The agent hangs up only when the machine goes; a QEMU that stays behind without it is of no use.
-        try:
-            self._process.wait(_ANSWER_TIME)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self.channel.fail_all(self._death(failure))
-
-    def _death(self, failure: Exception | None) -> GuestError:
-        console = self.console()
-        if self._closing:
-            return GuestError("the guest was closed")
-        status = self._process.returncode if self._process else None
-        said = (self._work / "qemu.log").read_text(errors="replace").strip()
-        if failure is not None:
-            reason = f"its agent sent something that is no answer ({failure})"
-        elif "Kernel panic" in console:
-            reason = next(line for line in console.splitlines() if "Kernel panic" in line).strip()
-        elif status:
-            reason = f"QEMU ended with status {status}"
-        else:
-            reason = "it turned itself off"
-        return GuestError(f"the guest died: {reason}" + (f"\n{said}" if said else ""), console=console_tail(console))
-
-    def wait_ready(self, timeout: float) -> None:
-        if not self.channel.greeted.wait(timeout):
-            raise GuestTimeoutError(
-                f"the guest was not ready after {timeout:.3g} s", console=console_tail(self.console())
-            )
-        if self.channel.hello is None:
-            self._thread.join()
-            raise self._death(None)
-
-    def settle(self, request: Request, what: str, timeout: float | None) -> dict[str, Any]:
-        """Wait for the answer.
+    @property
+    def monitor(self) -> Monitor:
+        """The connection to QEMU's monitor.
 
         Raises:
-            GuestTimeoutError: The guest does not answer; it has been ended.
+            GuestError: QEMU is gone.
+            GuestMissingError: The package ``qemu.qmp`` is not installed.
         """
-        if not request.wait(timeout):
-            console = console_tail(self.console())
-            self.kill()
-            raise GuestTimeoutError(f"{what}: the guest does not answer; it was ended", console=console)
-        if request.failure is not None:
-            raise request.failure
-        assert request.answer is not None  # noqa: S101 - settled, and not failed
-        if request.answer["op"] == "error":
-            number, message = request.answer.get("errno"), f"{what}: {request.answer['reason']}"
-            raise OSError(number, message) if number else GuestError(message)
-        return request.answer
+        return self._running.monitor()
 
-    def console(self) -> str:
-        try:
-            return (self._work / "console").read_text(errors="replace").replace("\r", "")
-        except FileNotFoundError:
-            return ""
+    def hot_plug(self, device: GuestDevice, *, port: str | None = None) -> str:
+        """Put a device behind an empty root port (``RootPort()`` among the guest's devices) while the guest runs.
 
-    def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGKILL)
+        Args:
+            device: One without a bridge of its own.
+            port: QEMU's name of the port, such as ``rp1``; None: the first empty one.
 
-    def close(self) -> str:
-        """End the guest and give its console back."""
-        if self.channel.hello is not None and self._thread.is_alive():
-            # The agent writes out what is in flight to the results folder; the rest of the guest is thrown away.
-            with contextlib.suppress(GuestError):
-                self.channel.ask("shutdown").wait(_ANSWER_TIME)
-        self._closing = True
-        self.kill()
-        self._thread.join()
-        for end in self._sockets:
-            end.close()
-        console = self.console()
-        shutil.rmtree(self._work, ignore_errors=True)
-        return console
+        Returns:
+            QEMU's name of the device, for `unplug`.
 
-    def qmp(self, command: str, arguments: dict[str, Any]) -> Any:
-        with self._qmp_lock:
-            if self._qmp_file is None:
-                self._qmp_socket.settimeout(_ANSWER_TIME)
-                self._qmp_file = self._qmp_socket.makefile("rwb")
-                self._qmp_file.readline()  # the greeting
-                self._qmp_exchange({"execute": "qmp_capabilities"})
-            return self._qmp_exchange({"execute": command, "arguments": arguments})
+        Raises:
+            GuestError: QEMU refused, or no port is empty.
+        """
+        return hot_plug(self.monitor, device, port)
 
-    def _qmp_exchange(self, request: dict[str, Any]) -> Any:
-        try:
-            self._qmp_file.write(json.dumps(request).encode() + b"\n")
-            self._qmp_file.flush()
-            while line := self._qmp_file.readline():
-                answer = json.loads(line)
-                if "error" in answer:
-                    raise GuestError(f"QEMU refuses {request['execute']}: {answer['error']['desc']}")
-                if "return" in answer:  # everything else is an event
-                    return answer["return"]
-        except OSError as error:
-            raise GuestError(f"QEMU's monitor: {error}") from error
-        raise GuestError("QEMU's monitor hung up")
+    def unplug(self, name: str, *, timeout: float = 30) -> None:
+        """Take a device that sits behind a root port away, and wait until it is gone.
 
+        Args:
+            name: Its ``id``.
+            timeout: Seconds to wait. The guest lets go of a device only when its driver, or whoever holds it open
+                through vfio, has; 0: ask for it and do not wait.
 
-def console_tail(console: str, lines: int = 40) -> str:
-    """The last lines of a console, without control characters."""
-    clean = "".join(character for character in console if character.isprintable() or character == "\n")
-    return "\n".join(clean.strip().splitlines()[-lines:])
+        Raises:
+            GuestError: QEMU refused.
+            GuestTimeoutError: The guest did not let go.
+        """
+        unplug(self.monitor, name, timeout)
+
+    def register_accesses(self, region: str | None = None) -> list[RegisterAccess]:
+        """What the guest read from and wrote to device registers so far, in order; needs ``trace=True``.
+
+        Args:
+            region: Only those of the memory region that QEMU calls so, such as ``edu-mmio``; None: all, and with
+                them every access to the serial console and the interrupt controller.
+
+        Raises:
+            GuestError: The guest does not run, or was not made with ``trace=True``.
+        """
+        if not self._trace:
+            raise GuestError("the guest records no register accesses: make it with trace=True")
+        ranges = parse_ranges(self.monitor.human("info mtree"))
+        with self._running.trace_log.open(errors="replace") as lines:
+            return list(parse_trace(lines, ranges, region=region))
+
+    def port(self, name: str) -> socket.socket:
+        """This process's end of a virtio port; in the guest the other is ``/dev/vport…``, found by the name.
+
+        Args:
+            name: One of those that the guest was made with.
+
+        Raises:
+            GuestError: The guest does not run.
+            KeyError: It has no such port.
+        """
+        return self._running.ports[name]
+
+    @property
+    def description(self) -> str:
+        """What kind of guest this is, as JSON; commands find it in ``PYIOMMUFD_GUEST_CONFIGURATION``."""
+        return json.dumps(
+            {
+                "iommu": self._iommu,
+                "kernel": None if self._kernel_option is None else str(Path(self._kernel_option).absolute()),
+                "devices": device_arguments(self._devices),
+                "memory": self._memory,
+                "cpus": self._cpus,
+                "kernel_arguments": self._kernel_arguments,
+                "qemu_arguments": self._qemu_arguments,
+            }
+        )

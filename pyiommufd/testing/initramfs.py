@@ -19,9 +19,12 @@ from pathlib import Path
 from pyiommufd.testing import agent
 from pyiommufd.testing.distribution_kernel import module_content, module_name
 from pyiommufd.testing.errors import GuestMissingError
-from pyiommufd.testing.filesystem import GuestFiles
+from pyiommufd.testing.filesystem import MODULES, SPARE_FOLDER, GuestFiles
 
 _TRAILER = "TRAILER!!!"
+
+# What the host may not have, being a container, and a guest has use for.
+_SPARE_PROGRAMS = ("insmod", "rmmod", "lsmod", "dmesg", "ip", "ifconfig", "mount", "umount", "poweroff")
 
 # As large as the kernel's virtio transport takes.
 _9P_SIZE = 512000
@@ -110,7 +113,7 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
     Args:
         files: What the guest sees.
         modules: Kernel modules that the guest needs to get going, in loading order.
-        extra_modules: Kernel modules that lie ready in ``/modules``.
+        extra_modules: Kernel modules that lie ready in `MODULES`.
 
     Raises:
         GuestMissingError: This machine has no static busybox.
@@ -120,7 +123,9 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
     archive.character_device("/dev/null", 1, 3)
     archive.file("/.guest/busybox", find_busybox().read_bytes(), 0o755)
     archive.file("/.guest/agent.pyc", _compiled_agent())
-    for folder in ("/proc", "/sys", "/run", "/var/log", "/var/cache", "/mnt", "/home", "/modules"):
+    for name in _SPARE_PROGRAMS:
+        archive.link(f"{SPARE_FOLDER}/{name}", "../busybox")
+    for folder in ("/proc", "/sys", "/run", "/var/log", "/var/cache", "/mnt", "/home", MODULES):
         archive.folder(folder)
     archive.folder("/root", 0o700)
     for folder in ("/tmp", "/var/tmp"):  # noqa: S108 - the guest's
@@ -141,7 +146,7 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
         names.append(f"/.guest/modules/{number:03}-{module_name(module.name)}.ko")
         archive.file(names[-1], module_content(module))
     for module in extra_modules:
-        archive.file(f"/modules/{module.name}", module.read_bytes())
+        archive.file(f"{MODULES}/{module.name}", module.read_bytes())
     archive.file("/init", init_script(files, names).encode(errors="surrogateescape"), 0o755)
     return archive.build()
 

@@ -26,7 +26,7 @@ class Kernel:
     Attributes:
         image: The bzImage.
         boot_modules: Modules that the guest needs to find its files, in loading order.
-        modules: Modules that lie ready in the guest's ``/modules``.
+        modules: Modules that lie ready in the guest, in `filesystem.MODULES`.
     """
 
     image: Path
@@ -123,7 +123,7 @@ def find_kernel(
     environment = os.environ if environment is None else environment
     for origin, name in (("--kernel", option), ("PYIOMMUFD_KERNEL", environment.get("PYIOMMUFD_KERNEL"))):
         if name:
-            return _named(origin, Path(name).absolute(), root)
+            return _named(origin, Path(name).absolute())
     damaged: list[Path] = []
     cached = cached_kernels(cache_folder(environment), damaged=damaged)
     for folder in damaged:
@@ -139,7 +139,7 @@ def find_kernel(
     )
 
 
-def _named(origin: str, image: Path, root: Path) -> Kernel:
+def _named(origin: str, image: Path) -> Kernel:
     if not image.is_file():
         raise GuestMissingError(f"{origin}: there is no kernel image {image}")
     if image.name == "bzImage" and (image.parent / _MANIFEST).is_file():
@@ -147,7 +147,6 @@ def _named(origin: str, image: Path, root: Path) -> Kernel:
         if cached is None:
             raise GuestMissingError(f"{origin}: the kernel in {image.parent} is damaged: build it anew")
         return cached.kernel()
-    release = image.name.removeprefix("vmlinuz-")
-    if release != image.name and (root / "lib/modules" / release).is_dir():
-        return Kernel(image, boot_modules=distribution_kernel.boot_modules(release, root))
+    if distribution := distribution_kernel.release_of(image):
+        return Kernel(image, boot_modules=distribution_kernel.boot_modules(*distribution))
     return Kernel(image)

@@ -127,16 +127,16 @@ class RootPort:
     """A PCI Express root port with one device behind it: in a group of its own, and removable.
 
     Attributes:
-        device: What sits behind the port.
+        device: What sits behind the port; None: nothing yet, for `Guest.hot_plug`.
     """
 
-    device: GuestDevice
+    device: GuestDevice | None = None
 
     def arguments(self, topology: Topology, place: str = "") -> list[str]:
         """See `GuestDevice.arguments`."""
         number = topology.next_number()
         port = ["-device", f"pcie-root-port,id=rp{number},chassis={number}{place}"]
-        return [*port, *self.device.arguments(topology, f",bus=rp{number}")]
+        return port if self.device is None else [*port, *self.device.arguments(topology, f",bus=rp{number}")]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -185,6 +185,8 @@ def device_arguments(devices: Iterable[GuestDevice]) -> list[str]:
 
 def iommu_arguments(kind: str, properties: Collection[str]) -> list[str]:
     """The QEMU arguments of a virtual IOMMU; they go before the devices that it covers.
+
+    AMD's and virtio's are PCI functions themselves and take the first slot of the root bus.
 
     Args:
         kind: One of `IOMMU_KINDS`.

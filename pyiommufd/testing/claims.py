@@ -1,0 +1,85 @@
+"""Devices for a test: found by what they are, claimed while it lasts, given back at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ..errors import CloseError, IOMMUFDError
+from ..host import journal
+from ..host.claim import Claim
+from ..host.devices import HostDevice, list_devices
+from ..host.groups import Group, list_groups
+from ..host.plan import plan_claim
+
+
+class Claims:
+    """The claims of a test, by IOMMU group. Each is made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._claims: dict[int, Claim] = {}
+
+    def take(self, device: HostDevice) -> None:
+        """Have a device, and with it its whole group, on its vfio driver; does nothing where this process has it.
+
+        Raises:
+            ClaimRefusedError: The host uses it, or another process has claimed it.
+            ClaimError: It has no group, or the caller is not root.
+        """
+        if device.group_id in self._claims or _claimed_here(device):
+            return
+        claim = plan_claim(device).apply()
+        for group in claim.plan.groups:
+            self._claims[group.id] = claim
+
+    def release(self) -> None:
+        """Give everything back, the last first.
+
+        Raises:
+            CloseError: Something could not be given back; the rest has been.
+        """
+        errors: list[BaseException] = []
+        claims = list(dict.fromkeys(self._claims.values()))
+        self._claims.clear()
+        for claim in reversed(claims):
+            try:
+                claim.release()
+            except (OSError, IOMMUFDError) as error:
+                errors += error.errors if isinstance(error, CloseError) else [error]
+        if errors:
+            raise CloseError("not everything that the test had claimed could be given back:", tuple(errors))
+
+
+def _claimed_here(device: HostDevice) -> bool:
+    """Whether a claim of this process has it already, such as one that a wider fixture keeps."""
+    pid = os.getpid()
+    return device.on_vfio and any(
+        entry.pid == pid and any(before.name == device.name for before in entry.devices)
+        for entry in journal.entries(journal.RUN)
+    )
+
+
+def devices_by_id(vendor: int, device: int) -> list[HostDevice]:
+    """The PCI devices of that vendor and device id, those that concern the fewest others first.
+
+    Args:
+        vendor: Such as 0x1234.
+        device: Such as 0x11e8.
+    """
+    found = [one for one in list_devices("pci") if (one.vendor_id, one.device_id) == (vendor, device)]
+
+    def others(one: HostDevice) -> int:
+        group = one.group
+        return 0 if group is None else len(group.devices)
+
+    return sorted(found, key=others)
+
+
+def endpoints(group: Group) -> tuple[HostDevice, ...]:
+    """The members of a group that a vfio driver can take: all but bridges."""
+    return tuple(device for device in group.devices if not device.is_bridge)
+
+
+def shared_groups() -> Iterator[Group]:
+    """The groups with several members that a vfio driver can take."""
+    return (group for group in list_groups() if len(endpoints(group)) > 1)

@@ -1,0 +1,306 @@
+"""`pyiommufd guest` from outside: real guests, of the kernel that the command would choose."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.boots
+
+GUEST = [sys.executable, "-m", "pyiommufd.cli", "guest"]
+
+LISTING = r"""
+for device in /sys/bus/pci/devices/*; do
+    driver=none; [ -e $device/driver ] && driver=$(basename $(readlink $device/driver))
+    echo $(basename $device) $(cat $device/vendor):$(cat $device/device) \
+        $(basename $(readlink $device/iommu_group)) $driver
+done
+"""
+
+
+def guest(
+    *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*GUEST, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        timeout=180,
+        check=False,
+    )
+
+
+def children(pid: int) -> list[int]:
+    """All descendants of a process."""
+    direct = [
+        int(child) for task in Path(f"/proc/{pid}/task").glob("*") for child in (task / "children").read_text().split()
+    ]
+    return direct + [below for child in direct for below in children(child)]
+
+
+def qemu_of(pid: int) -> int:
+    """The QEMU process that a launcher has started."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for child in children(pid):
+            if "qemu" in Path(f"/proc/{child}/comm").read_text():
+                return child
+        time.sleep(0.05)
+    raise AssertionError("the launcher started no QEMU")
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    """Whether a process ends within so many seconds; a zombie has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A launcher whose command has said that it runs."""
+    process = subprocess.Popen(
+        [*GUEST, "--", "sh", "-c", "echo running; sleep 600"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # a killed launcher leaves its folders behind
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_devices_are_in_groups_as_promised() -> None:
+    result = guest("--", "sh", "-c", f"test -c /dev/iommu && {LISTING}")
+    assert result.returncode == 0, result.stderr
+    devices = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    group = {name: facts[1] for name, facts in devices.items()}
+    assert devices["0000:00:01.0"][0] == "0x1234:0x11e8"
+    assert [name for name in group if group[name] == group["0000:00:01.0"]] == ["0000:00:01.0"]
+    shared = [name for name in group if group[name] == group["0000:02:01.0"]]
+    assert shared == ["0000:01:00.0", "0000:02:01.0", "0000:02:02.0", "0000:02:03.0"]
+    assert [devices[name][0] for name in shared[1:]] == ["0x1234:0x11e8", "0x1234:0x11e8", "0x1af4:0x1044"]
+    assert [devices[name][2] for name in shared] == ["none", "none", "none", "virtio-pci"]
+
+
+def test_devices_named_replace_the_default_ones() -> None:
+    result = guest("--device", "edu,addr=5", "--device", "nvme,serial=a,,b,addr=6", "--", "sh", "-c", LISTING)
+    names = {line.split()[0] for line in result.stdout.splitlines()}
+    assert {"0000:00:05.0", "0000:00:06.0"} < names
+    assert not any(name.startswith("0000:02") for name in names)
+
+
+def test_no_iommu() -> None:
+    result = guest("--iommu", "none", "--", "ls", "/sys/kernel/iommu_groups")
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+def test_virtio_iommu_groups_each_device_alone() -> None:
+    result = guest("--iommu", "virtio", "--", "sh", "-c", LISTING)
+    groups = [line.split()[2] for line in result.stdout.splitlines() if "0x1234:0x11e8" in line]
+    assert len(groups) >= 2, result.stderr
+    assert len(set(groups)) == len(groups)
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [(["true"], 0), (["sh", "-c", "exit 42"], 42), (["sh", "-c", "kill -SEGV $$"], 128 + signal.SIGSEGV)],
+)
+def test_exit_status_is_the_commands(command: list[str], status: int) -> None:
+    result = guest("--", *command)
+    assert (result.returncode, result.stdout, result.stderr) == (status, "", "")
+
+
+def test_program_that_is_not_there() -> None:
+    result = guest("--", "no-such-program")
+    assert result.returncode == 127
+    assert "no-such-program: No such file" in result.stderr
+
+
+def test_output_comes_apart_and_whole() -> None:
+    program = "import sys\nfor n in range(20000): print(n); n % 1000 or print('e', n, file=sys.stderr)"
+    result = guest("--", "python", "-c", program)
+    assert result.returncode == 0
+    assert result.stdout.splitlines() == [str(n) for n in range(20000)]
+    assert result.stderr.splitlines() == [f"e {n}" for n in range(0, 20000, 1000)]
+
+
+def test_environment_and_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder, with 'odd' names"
+    folder.mkdir()
+    (folder / "here").write_text("from the host")
+    program = (
+        "import os, sys, pyiommufd\n"
+        "print(sys.executable, sys.prefix, os.getcwd(), open('here').read(), sep='\\n')\n"
+        "print(os.environ.get('SECRET_TOKEN'))\n"
+        "open('scratch', 'w').write('x'); os.rename('here', 'there'); os.remove('there'); os.mkdir('here')"
+    )
+    result = guest("--", "python", "-c", program, cwd=folder, env={"SECRET_TOKEN": "secret"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [sys.executable, sys.prefix, str(folder), "from the host", "None"]
+    assert [path.name for path in folder.iterdir()] == ["here"]
+    assert (folder / "here").read_text() == "from the host"
+
+
+def test_results_are_kept_and_nothing_else_is_writable(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    script = "echo kept > $PYIOMMUFD_RESULTS/file; touch /usr/x 2>&1; touch /results/second; mkdir /results/folder"
+    result = guest("--results", str(results), "--", "sh", "-c", script)
+    assert "Read-only file system" in result.stdout
+    assert result.returncode == 0, result.stderr
+    assert (results / "file").read_text() == "kept\n"
+    assert sorted(path.name for path in results.iterdir()) == ["file", "folder", "second"]
+
+
+def test_unused_results_folder_is_removed(tmp_path: Path) -> None:
+    unused = guest("--", "true", env={"TMPDIR": str(tmp_path)})
+    assert (unused.returncode, unused.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    used = guest("--", "sh", "-c", "echo x > /results/x", env={"TMPDIR": str(tmp_path)})
+    (folder,) = tmp_path.iterdir()
+    assert f"results in {folder}" in used.stderr
+    assert (folder / "x").read_text() == "x\n"
+
+
+def test_folders_outside_are_invisible(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    work = tmp_path / "work"
+    work.mkdir()
+    script = f"ls {tmp_path}; cat /etc/shadow; ls -A /root /home /var/lib; ls /boot /opt /srv /var/log"
+    result = guest("--", "sh", "-c", script, cwd=work)
+    assert result.stdout.splitlines()[0] == "work"
+    assert "/etc/shadow: No such file" in result.stderr
+    assert "secret" not in result.stdout
+    seen = guest("--mount", str(tmp_path / "outside"), "--", "cat", f"{tmp_path}/outside/secret", cwd=work)
+    assert seen.stdout == "secret", seen.stderr
+
+
+def test_memory_cpus_and_kernel_arguments() -> None:
+    result = guest("--cpus", "1", "--memory", "768", "--append", "hugepages=8 quiet", "--", "sh", "-c",
+                   "nproc; grep MemTotal /proc/meminfo; cat /proc/sys/vm/nr_hugepages")  # fmt: skip
+    cpus, memory, pages = result.stdout.splitlines()
+    assert cpus == "1"
+    assert 640 << 10 < int(memory.split()[1]) < 768 << 10
+    assert pages == "8"
+
+
+def test_panic_is_told_with_the_console() -> None:
+    result = guest("--", "sh", "-c", "echo before; echo c > /proc/sysrq-trigger; sleep 60")
+    assert result.returncode == 125
+    assert result.stdout == "before\n"
+    assert "Kernel panic - not syncing: sysrq triggered crash" in result.stderr
+    assert "Call Trace" in result.stderr
+
+
+def test_guest_that_turns_itself_off() -> None:
+    result = guest("--", "sh", "-c", "/.guest/busybox poweroff -f; sleep 60")
+    assert result.returncode == 125
+    assert "it turned itself off" in result.stderr
+
+
+def test_time_limit_ends_a_command() -> None:
+    start = time.monotonic()
+    result = guest("--timeout", "15", "--", "sleep", "600")
+    assert result.returncode == 125
+    assert "time limit" in result.stderr
+    assert time.monotonic() - start < 25
+
+
+def test_time_limit_ends_a_guest_that_hangs() -> None:
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [*GUEST, "--timeout", "15", "--", "sh", "-c", "echo hangs > /dev/console; echo running; sleep 600"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    qemu = qemu_of(process.pid)
+    os.kill(qemu, signal.SIGSTOP)  # as a hung machine: nothing in it answers any more
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 125
+    assert "does not answer" in stderr
+    assert "hangs" in stderr
+    assert time.monotonic() - start < 30
+    assert gone(qemu)
+
+
+def test_kernel_that_is_none() -> None:
+    result = guest("--kernel", "/etc/passwd", "--", "true")
+    assert result.returncode == 125
+    assert "the guest died" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_launcher_and_guest(running: subprocess.Popen[str], number: signal.Signals) -> None:
+    qemu = qemu_of(running.pid)
+    running.send_signal(number)
+    assert running.wait(20) == 128 + number
+    assert gone(qemu)
+
+
+def test_killed_launcher_takes_the_guest_along(running: subprocess.Popen[str]) -> None:
+    qemu = qemu_of(running.pid)
+    running.kill()
+    running.wait()
+    assert gone(qemu, 3)
+
+
+def test_broken_pipe_ends_all() -> None:
+    process = subprocess.Popen(
+        [*GUEST, "--", "sh", "-c", "while :; do echo again; done"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"again\n"
+    qemu = qemu_of(process.pid)
+    process.stdout.close()
+    assert process.wait(30) == 128 + signal.SIGPIPE
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert gone(qemu)
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    processes = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        command = [*GUEST, "--results", str(tmp_path / name), "--", "sh", "-c", f"sleep 2; echo {name} > /results/name"]
+        processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [(tmp_path / name / "name").read_text() for name in ("one", "two")] == ["one\n", "two\n"]
+
+
+def test_without_busybox(tmp_path: Path) -> None:
+    busybox = shutil.which("busybox")
+    if busybox is None or Path(busybox).parent not in map(Path, ("/usr/bin", "/bin")):
+        pytest.skip("busybox is not where the distribution has it")
+    # A busybox that needs a loader is of no use: the guest has none yet when it starts.
+    (tmp_path / "busybox").symlink_to("/bin/sh")
+    result = guest("--", "true", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert result.returncode == 125
+    assert "apt-get install busybox-static" in result.stderr

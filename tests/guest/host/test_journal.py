@@ -1,0 +1,153 @@
+"""The record of claims, and recovering by it what a process has left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import ClaimError, ClaimRefusedError, CloseError, DeviceFile, HostDevice, plan_claim, recover
+from pyiommufd.host import journal
+
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a process that claims a device; by default it has done so when this returns its pid."""
+    started: list[int] = []
+
+    def start(device: HostDevice, *, wait: bool = True) -> int:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                plan_claim(device).apply()
+                os.write(writer, b"c")
+                time.sleep(600)
+            finally:
+                os._exit(1)
+        os.close(writer)
+        started.append(child)
+        with open(reader, "rb") as pipe:
+            if wait:
+                assert pipe.read(1) == b"c"
+        return child
+
+    yield start
+    for child in started:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            end(child)
+    recover()
+
+
+def end(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def test_claim_of_a_killed_process_is_recovered(
+    start: Start, first: HostDevice, peer: HostDevice, neighbour: HostDevice
+) -> None:
+    process = start(first)
+    assert neighbour.refreshed().driver == "vfio-pci"
+    end(process)
+    (entry,) = journal.entries(journal.RUN)
+    assert (entry.state, entry.pid, entry.alive) == (journal.State.SESSION, process, False)
+    # Nobody gets it before.
+    with pytest.raises(ClaimRefusedError, match="recover"):
+        plan_claim(first).apply()
+    assert set(recover()) == {first.name, peer.name, neighbour.name}
+    assert neighbour.refreshed().driver == "virtio-pci"
+    assert first.refreshed().driver is None
+    assert journal.entries(journal.RUN) == []
+    assert recover() == []
+
+
+def test_claim_of_a_living_process_is_left_alone(start: Start, alone: HostDevice) -> None:
+    start(alone)
+    assert recover() == []
+    assert alone.refreshed().driver == "vfio-pci"
+    with pytest.raises(ClaimRefusedError, match="claimed already, by process"):
+        plan_claim(alone).apply()
+
+
+def test_process_that_nobody_has_waited_for_is_gone(start: Start, alone: HostDevice) -> None:
+    process = start(alone)
+    os.kill(process, signal.SIGKILL)
+    status = Path(f"/proc/{process}/stat")
+    while status.read_text().rpartition(") ")[2][0] != "Z":
+        time.sleep(0.01)
+    assert recover() == [alone.name]
+    assert alone.refreshed().driver is None
+
+
+def test_other_process_of_that_pid_is_not_the_claimer(start: Start, alone: HostDevice) -> None:
+    process = start(alone)
+    (entry,) = journal.entries(journal.RUN)
+    assert entry.start_time == journal.start_time(process)
+    entry.start_time -= 1
+    journal.write(journal.RUN, entry)
+    assert recover() == [alone.name]
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_claim_that_died_halfway_is_undone(
+    start: Start, first: HostDevice, neighbour: HostDevice, devices: int
+) -> None:
+    """Killed as soon as its record names so many devices."""
+    process = start(first, wait=False)
+    deadline = time.monotonic() + 60
+    while not any(len(entry.devices) >= devices for entry in journal.entries(journal.RUN)):
+        assert time.monotonic() < deadline
+    end(process)
+    recovered = recover()
+    assert len(recovered) >= devices
+    assert recovered[0] == first.name
+    # Also what the dead process had only just asked for does not come after.
+    time.sleep(0.5)
+    group = first.group
+    assert group is not None
+    assert {device.name: device.driver for device in group.devices if device.driver} == {neighbour.name: "virtio-pci"}
+
+
+def test_kept_claim_is_left_alone_and_its_half_release_completed(start: Start, alone: HostDevice) -> None:
+    end(start(alone))
+    (entry,) = journal.entries(journal.RUN)
+    entry.state = journal.State.KEPT
+    journal.write(journal.RUN, entry)
+    assert recover() == []
+    assert alone.refreshed().driver == "vfio-pci"
+    # What a release begins with.
+    entry.state = journal.State.IN_PROGRESS
+    journal.write(journal.RUN, entry)
+    assert recover() == [alone.name]
+    assert alone.refreshed().driver is None
+
+
+def test_recover_of_a_held_device_keeps_the_record(start: Start, alone: HostDevice) -> None:
+    end(start(alone))
+    with DeviceFile(alone), pytest.raises(CloseError, match=alone.name):
+        recover()
+    assert len(journal.entries(journal.RUN)) == 1
+    # This process has begun the recovery, and lives: its record says "in progress" until it is tried again.
+    (entry,) = journal.entries(journal.RUN)
+    entry.start_time -= 1
+    journal.write(journal.RUN, entry)
+    assert recover() == [alone.name]
+
+
+def test_foreign_file_is_named(tmp_path: Path) -> None:
+    path = journal.RUN / "foreign.json"
+    path.write_text("{}")
+    try:
+        with pytest.raises(ClaimError, match=r"foreign\.json"):
+            recover()
+    finally:
+        path.unlink()
+    assert recover() == []

@@ -1,0 +1,134 @@
+"""A bound device: its life, and use after its end."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+
+from pyiommufd import IOAS, IOMMUFD, Claim, ClosedError, Device, DMABuffer, DMAMapping, HostDevice, find_device
+from pyiommufd.testing.edu import EduDriver
+
+IOVA = 0x100000
+
+
+def test_close_unbinds(claimed: Claim, iommufd: IOMMUFD, first: HostDevice, ioas: IOAS) -> None:
+    device = iommufd.bind(first)
+    device.attach(ioas)
+    device.close()
+    assert device.closed
+    assert len(iommufd.devices) == 0
+    # Detached as well, in the kernel's eyes: the address space is free to go, and the device to be bound anew.
+    ioas.close()
+    again = iommufd.bind(first)
+    assert again.bind_change.devices
+    device.close()
+    assert list(iommufd.devices) == [again]
+
+
+def test_close_of_one_leaves_the_peer_bound(device: Device, peer_device: Device, iommufd: IOMMUFD) -> None:
+    device.close()
+    assert peer_device.bus_master
+    again = iommufd.bind(device.host)
+    # The group was not given up in between.
+    assert again.bind_change.devices == ()
+
+
+def test_with_block_closes(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    with iommufd.bind(first) as device:
+        assert device in iommufd.objects
+    assert device.closed
+    assert iommufd.objects == ()
+
+
+def test_close_takes_the_windows_along(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    device = iommufd.bind(first)
+    window = device.region(0).map()
+    device.close()
+    assert window.closed
+    # A mapping that were left would keep the device bound.
+    assert iommufd.bind(first).id == device.id
+
+
+def test_dropped_device_warns_and_lets_everything_go(claimed: Claim, first: HostDevice) -> None:
+    with IOMMUFD() as iommufd:
+        device = iommufd.bind(first)
+        assert iommufd.devices == (device,)
+        # The iommufd owns it: dropping the name is no end of it.
+        del device
+        gc.collect()
+        assert len(iommufd.devices) == 1
+
+
+def test_use_after_close(device: Device, ioas: IOAS) -> None:
+    region, config = device.region(0), device.config
+    window = region.map()
+    device.close()
+
+    def set_bus_master() -> None:
+        device.bus_master = True
+
+    uses: tuple[Callable[[], object], ...] = (
+        device.fileno,
+        lambda: device.attach(ioas),
+        lambda: device.replace(ioas),
+        device.detach,
+        lambda: device.preview_attach(ioas),
+        lambda: device.region(0),
+        lambda: device.config,
+        lambda: device.bus_master,
+        set_bus_master,
+        lambda: region.read(0, 4),
+        lambda: region.write(0, b"1234"),
+        region.map,
+        lambda: config.read(0, 4),
+        lambda: window.read32(0),
+        lambda: window.write32(4, 0),
+    )
+    for use in uses:
+        with pytest.raises(ClosedError):
+            use()
+    assert device.name
+    assert device.page_table is None
+    assert repr(device).endswith("closed>")
+
+
+def test_attach_to_a_closed_address_space(device: Device, ioas: IOAS) -> None:
+    ioas.close()
+    for action in (device.attach, device.replace, device.preview_attach):
+        with pytest.raises(ClosedError, match="IOAS"):
+            action(ioas)
+
+
+def test_page_tables_by_pasid(device: Device, ioas: IOAS) -> None:
+    assert device.page_tables == {}
+    device.attach(ioas)
+    assert device.page_tables == {None: ioas}
+
+
+def test_bound_device_gives_no_memory_after_the_group_is_given_up(
+    claimed: Claim,
+    first: HostDevice,
+    buffer: DMABuffer,
+    arrives: Callable[[EduDriver, DMABuffer], bool],
+) -> None:
+    """A new bind starts from blocked, whatever the last one had mapped."""
+    with IOMMUFD() as iommufd:
+        device = iommufd.bind(first)
+        device.bus_master = True
+        ioas = iommufd.alloc_ioas()
+        device.attach(ioas)
+        ioas.map(buffer, iova=IOVA)
+        with EduDriver(device) as edu:
+            assert arrives(edu, buffer)
+    with IOMMUFD() as iommufd:
+        device = iommufd.bind(first)
+        device.bus_master = True
+        with EduDriver(device) as edu:
+            assert not arrives(edu, buffer)
+
+
+def test_snapshot_of_when_it_was_bound(device: Device, ioas: IOAS, mapping: DMAMapping) -> None:
+    assert device.host == find_device(device.name)
+    assert device.host.on_vfio

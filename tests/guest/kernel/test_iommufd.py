@@ -1,0 +1,280 @@
+"""The iommufd: opening, binding, what refuses a bind, and closing in the right order."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import (
+    IOMMUFD,
+    AccessDeniedError,
+    ChangeKind,
+    Claim,
+    ClosedError,
+    Device,
+    DeviceFile,
+    DeviceNotFoundError,
+    DMABuffer,
+    GroupNotViableError,
+    HostDevice,
+    InUseError,
+    IoctlError,
+    NotFoundError,
+    Verdict,
+    find_device,
+)
+from pyiommufd.host import drivers
+
+IOVA = 0x100000
+
+
+def test_open_and_close(kernel_fds: Callable[[], dict[int, str]]) -> None:
+    iommufd = IOMMUFD()
+    assert kernel_fds()[iommufd.fileno()] == "/dev/iommu"
+    iommufd.close()
+    assert iommufd.closed
+    iommufd.close()
+    assert "/dev/iommu" not in kernel_fds().values()
+
+
+def test_fd_is_not_inherited() -> None:
+    with IOMMUFD() as iommufd:
+        assert not os.get_inheritable(iommufd.fileno())
+
+
+def test_missing_node_says_so() -> None:
+    with pytest.raises(NotFoundError, match="/dev/no-iommu") as caught:
+        IOMMUFD("/dev/no-iommu")
+    assert caught.value.errno == errno.ENOENT
+    # This kernel has iommufd: the cause is the path, and not the kernel.
+    assert "the kernel has iommufd" in str(caught.value)
+
+
+def test_path_of_something_else_is_refused() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(ValueError, match="not that of an iommufd"):
+        IOMMUFD("/dev/null")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_from_fd_takes_the_fd_over() -> None:
+    fd = os.open("/dev/iommu", os.O_RDWR | os.O_CLOEXEC)
+    with IOMMUFD.from_fd(fd) as iommufd:
+        assert iommufd.fileno() == fd
+        assert iommufd.alloc_ioas().id
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_from_fd_of_something_else_leaves_it_open() -> None:
+    fd = os.open("/dev/null", os.O_RDWR)
+    with pytest.raises(ValueError, match="iommufd"):
+        IOMMUFD.from_fd(fd)
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        IOMMUFD.from_fd(fd)
+
+
+def test_alloc_ioas_asks_the_kernel(iommufd: IOMMUFD) -> None:
+    first, second = iommufd.alloc_ioas(), iommufd.alloc_ioas()
+    assert first.id != second.id
+    assert iommufd.objects == (first, second)
+
+
+def test_bind_takes_a_name_a_snapshot_a_node_or_a_file(claimed: Claim, first: HostDevice) -> None:
+    node = first.refreshed().vfio_cdev
+    assert node is not None
+    for target in (first.name, first, node, Path(node), first.sys_path):
+        with IOMMUFD() as iommufd:
+            device = iommufd.bind(target)
+            assert (device.name, device.iommufd) == (first.name, iommufd)
+            assert iommufd.devices == (device,)
+            # Only a bound device answers.
+            assert device.config.read(0, 4) == bytes.fromhex("3412e811")
+    with IOMMUFD() as iommufd, DeviceFile(first) as file:
+        fd = file.fileno()
+        device = iommufd.bind(file)
+        assert device.fileno() == fd
+        assert file.closed
+
+
+def test_bind_clears_bus_mastering(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    device = iommufd.bind(first)
+    assert not device.bus_master
+    device.bus_master = True
+    assert device.bus_master
+    device.close()
+    assert not iommufd.bind(first).bus_master
+
+
+def test_bind_of_an_unclaimed_device_says_to_claim_it(iommufd: IOMMUFD, alone: HostDevice) -> None:
+    with pytest.raises(NotFoundError, match="plan_claim"):
+        iommufd.bind(alone)
+
+
+def test_bind_of_no_device(iommufd: IOMMUFD) -> None:
+    with pytest.raises(DeviceNotFoundError):
+        iommufd.bind("0000:7f:00.0")
+    with pytest.raises(DeviceNotFoundError):
+        iommufd.bind("/dev/vfio/devices/vfio99")
+    with pytest.raises(TypeError):
+        iommufd.bind(5)  # type: ignore[arg-type]
+
+
+def test_refused_bind_names_the_member_on_a_host_driver_and_leaves_the_file_open(
+    claimed: Claim, iommufd: IOMMUFD, first: HostDevice, neighbour: HostDevice
+) -> None:
+    assert neighbour.driver is not None
+    away = neighbour.refreshed()
+    drivers.unbind(away)
+    drivers.set_driver_override(away, None)
+    drivers.bind(away, neighbour.driver)
+    try:
+        file = DeviceFile(first)
+        with pytest.raises(GroupNotViableError) as caught:
+            iommufd.bind(file)
+        assert caught.value.errno == errno.EPERM
+        assert [blocker.name for blocker in caught.value.blockers] == [neighbour.name]
+        assert neighbour.name in str(caught.value)
+        assert neighbour.driver in str(caught.value)
+        assert iommufd.devices == ()
+        # The way out, once somebody takes it, leads there by the same file.
+        drivers.unbind(neighbour)
+        device = iommufd.bind(file)
+        assert device.bind_change.kind is ChangeKind.FIRST
+        device.close()
+    finally:
+        drivers.unbind(neighbour)
+        drivers.set_driver_override(neighbour, "vfio-pci")
+        drivers.bind(neighbour, "vfio-pci")
+
+
+def test_refused_bind_by_name_leaves_nothing_open(
+    device: Device, first: HostDevice, kernel_fds: Callable[[], dict[int, str]]
+) -> None:
+    before = kernel_fds()
+    with IOMMUFD() as other, pytest.raises(IoctlError, match="VFIO_DEVICE_BIND_IOMMUFD") as caught:
+        other.bind(first)
+    # The kernel says EINVAL, which says nothing: who has it open is what the error adds.
+    assert caught.value.errno == errno.EINVAL
+    assert f"pid {os.getpid()}" in str(caught.value)
+    assert kernel_fds() == before
+
+
+def test_member_of_a_group_that_another_iommufd_owns(device: Device, peer: HostDevice) -> None:
+    with IOMMUFD() as other, pytest.raises(AccessDeniedError) as caught:
+        other.bind(peer)
+    assert not isinstance(caught.value, GroupNotViableError)
+    assert "owned by another iommufd" in str(caught.value)
+    assert f"pid {os.getpid()}" in str(caught.value)
+
+
+@pytest.mark.parametrize("token", [b"short", "no uuid"])
+def test_token_that_is_none(claimed: Claim, iommufd: IOMMUFD, first: HostDevice, token: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"token|UUID"):
+        iommufd.bind(first, token=token)
+    with pytest.raises(TypeError):
+        iommufd.bind(first, token=7)  # type: ignore[arg-type]
+    assert iommufd.devices == ()
+
+
+def test_token_reaches_the_kernel(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    """A device without SR-IOV takes none: the refusal is the proof that it was sent."""
+    token = uuid.uuid4()
+    for given in (token, str(token), token.bytes):
+        with pytest.raises(IoctlError) as caught:
+            iommufd.bind(first, token=given)
+        assert caught.value.errno == errno.EINVAL
+    iommufd.bind(first)
+
+
+def test_close_lets_the_device_go_first(
+    claimed: Claim, first: HostDevice, peer: HostDevice, kernel_fds: Callable[[], dict[int, str]]
+) -> None:
+    for _ in range(3):
+        iommufd = IOMMUFD()
+        device, other = iommufd.bind(first), iommufd.bind(peer)
+        ioas = iommufd.alloc_ioas()
+        device.attach(ioas)
+        other.attach(ioas)
+        window = device.region(0).map()
+        mapping = ioas.map(DMABuffer(4096), iova=IOVA)
+        assert list(iommufd.objects) == [device, other, ioas]
+        # The same ids each time: nothing of the last round is left in the kernel.
+        assert (device.id, other.id, ioas.id) == (1, 2, 3)
+        iommufd.close()
+        assert device.closed
+        assert other.closed
+        assert ioas.closed
+        assert window.closed
+        assert not mapping.mapped
+        assert len(iommufd.objects) == 0
+        assert kernel_fds() == {}
+        for owner in (device, other, ioas, window, iommufd):
+            owner.close()
+
+
+def test_use_after_close(claimed: Claim, first: HostDevice) -> None:
+    iommufd = IOMMUFD()
+    iommufd.close()
+    for use in (iommufd.alloc_ioas, iommufd.fileno, lambda: iommufd.bind(first)):
+        with pytest.raises(ClosedError):
+            use()
+    with DeviceFile(first) as file:
+        with pytest.raises(ClosedError):
+            iommufd.bind(file)
+        assert not file.closed
+    with IOMMUFD() as other, pytest.raises(ClosedError):
+        other.bind(file)
+
+
+def test_with_block_closes_after_an_error(claimed: Claim, first: HostDevice) -> None:
+    with contextlib.suppress(RuntimeError), IOMMUFD() as iommufd:
+        device = iommufd.bind(first)
+        device.attach(iommufd.alloc_ioas())
+        raise RuntimeError("of the block")
+    assert device.closed
+    with IOMMUFD() as again:
+        assert again.bind(first).id == 1
+
+
+def test_unclosed_iommufd_warns_and_is_closed(
+    claimed: Claim, first: HostDevice, kernel_fds: Callable[[], dict[int, str]]
+) -> None:
+    iommufd = IOMMUFD()
+    device = iommufd.bind(first)
+    device.attach(iommufd.alloc_ioas())
+    window = device.region(0).map()
+    del iommufd, device, window
+    with pytest.warns(ResourceWarning, match="unclosed") as caught:
+        gc.collect()
+    assert len(caught) == 2
+    assert kernel_fds() == {}
+    # Nothing keeps the device bound, the window neither.
+    with IOMMUFD() as again:
+        assert again.bind(first).id == 1
+
+
+def test_shared_iommufd_says_unknown(claimed: Claim, first: HostDevice) -> None:
+    with IOMMUFD() as iommufd, IOMMUFD.from_fd(os.dup(iommufd.fileno())) as shared:
+        ioas = shared.alloc_ioas()
+        device = shared.bind(first)
+        preview = device.preview_attach(ioas)
+        assert preview.verdict is Verdict.UNKNOWN
+        assert "shared" in preview.reasons[0]
+        device.attach(ioas)
+        # By the other object it is the same kernel object, in use.
+        with pytest.raises(InUseError):
+            ioas.close()
+
+
+def test_snapshot_from_before_the_claim_will_do(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    assert first.vfio_cdev is None
+    assert iommufd.bind(first).host.vfio_cdev == find_device(first.name).vfio_cdev

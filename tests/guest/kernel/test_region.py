@@ -1,0 +1,100 @@
+"""Regions by pread and pwrite."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from pyiommufd import Device, IoctlError, UnsupportedError
+from pyiommufd.kernel.region import RegionFlag
+
+CONFIG, VGA = 7, 8
+LIVENESS = 0x04
+
+
+def test_registers_of_edu(device: Device) -> None:
+    region = device.region(0)
+    assert region.size == 1 << 20
+    assert region.flags & RegionFlag.READ
+    assert region.flags & RegionFlag.WRITE
+    assert region.flags & RegionFlag.MMAP
+    assert region.read(0, 4)[0] == 0xED
+    region.write(LIVENESS, bytes.fromhex("00ff00aa"))
+    assert region.read(LIVENESS, 4) == bytes.fromhex("ff00ff55")
+
+
+def test_config_space(device: Device) -> None:
+    config = device.config
+    assert config.index == CONFIG
+    assert config.size == 256
+    assert config.read(0, 4) == bytes.fromhex("3412e811")
+    # Longer than the kernel reads at a time.
+    assert len(config.read(0, 256)) == 256
+    # The line register is for software to keep something in; vfio lets it through.
+    before = config.read(0x3C, 1)
+    config.write(0x3C, b"\x0b")
+    assert config.read(0x3C, 1) == b"\x0b"
+    config.write(0x3C, bytearray(before))
+
+
+def test_command_register_by_config_and_property_agree(device: Device) -> None:
+    device.bus_master = False
+    assert not device.config.read(4, 2)[0] & 4
+    device.bus_master = True
+    assert device.config.read(4, 2)[0] & 4
+    # Only that bit has changed.
+    assert device.config.read(4, 2)[0] & 2
+
+
+def test_empty_region(device: Device) -> None:
+    region = device.region(1)
+    assert region.size == 0
+    assert region.read(0, 0) == b""
+    with pytest.raises(ValueError, match="not within"):
+        region.read(0, 1)
+    with pytest.raises(UnsupportedError):
+        region.map()
+
+
+def test_region_that_is_not_there(device: Device) -> None:
+    for index in (VGA, 9, 0xFFFF_FFFF):
+        with pytest.raises(IoctlError) as caught:
+            device.region(index)
+        assert caught.value.errno == errno.EINVAL
+    for wrong in (-1, 1 << 32):
+        with pytest.raises(ValueError, match="index of a region"):
+            device.region(wrong)
+    with pytest.raises(TypeError):
+        device.region("0")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-1, 4), (0, -1), (1 << 20, 1), ((1 << 20) - 3, 4), (1 << 70, 1)])
+def test_range_outside(device: Device, offset: int, size: int) -> None:
+    region = device.region(0)
+    with pytest.raises(ValueError, match="not within"):
+        region.read(offset, size)
+    if size > 0:
+        with pytest.raises(ValueError, match="not within"):
+            region.write(offset, bytes(size))
+        with pytest.raises(ValueError, match="not within"):
+            region.map(offset, size)
+
+
+def test_write_takes_bytes_only(device: Device) -> None:
+    with pytest.raises(TypeError):
+        device.region(0).write(0, "text")  # type: ignore[arg-type]
+
+
+def test_reads_and_writes_with_memory_decode_off(device: Device) -> None:
+    region, config = device.region(0), device.config
+    command = config.read(4, 2)
+    config.write(4, bytes([command[0] & ~2, command[1]]))
+    with pytest.raises(OSError, match="pread") as caught:
+        region.read(0, 4)
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(OSError, match="pwrite") as caught:
+        region.write(LIVENESS, bytes(4))
+    assert caught.value.errno == errno.EIO
+    config.write(4, command)
+    assert region.read(0, 4)[0] == 0xED

@@ -1,0 +1,200 @@
+"""Mapped registers: one access of the width named, and no SIGBUS that gets through."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pyiommufd import IOMMUFD, Claim, ClosedError, Device, ForkedError, HostDevice, RegionFaultError, UnsupportedError
+from pyiommufd.host.holders import holders
+
+IDENTIFICATION, LIVENESS, SOURCE = 0x00, 0x04, 0x80
+
+
+def memory_decode(device: Device, on: bool) -> None:
+    command = device.config.read(4, 2)
+    device.config.write(4, bytes([command[0] | 2 if on else command[0] & ~2, command[1]]))
+
+
+def test_registers_answer_by_4_bytes(device: Device) -> None:
+    with device.region(0).map() as window:
+        assert (window.offset, window.length) == (0, 1 << 20)
+        assert window.read32(IDENTIFICATION) & 0xFF == 0xED
+        window.write32(LIVENESS, 0x12345678)
+        assert window.read32(LIVENESS) == 0xFFFF_FFFF ^ 0x12345678
+
+
+def test_registers_answer_by_8_bytes(device: Device) -> None:
+    with device.region(0).map() as window:
+        window.write64(SOURCE, 0x1234_5678_9ABC_DEF0)
+        assert window.read64(SOURCE) == 0x1234_5678_9ABC_DEF0
+        # Half of it is another register to the device: two accesses of 4 bytes do not make one of 8.
+        window.write32(SOURCE, 0x1111_1111)
+        assert window.read64(SOURCE) == 0x1111_1111
+
+
+def test_all_ones_are_a_value(device: Device) -> None:
+    with device.region(0).map() as window:
+        window.write64(SOURCE, 0xFFFF_FFFF_FFFF_FFFF)
+        assert window.read64(SOURCE) == 0xFFFF_FFFF_FFFF_FFFF
+
+
+def test_width_is_exact(device: Device) -> None:
+    """The device answers to 4 and 8 bytes only: a narrow access made a wider one would reach its registers."""
+    with device.region(0).map() as window:
+        window.write32(LIVENESS, 0xFFFF_FFFF)
+        assert window.read32(LIVENESS) == 0
+        assert window.read8(IDENTIFICATION) in (0, 0xFF)
+        assert window.read16(IDENTIFICATION) in (0, 0xFFFF)
+        window.write8(LIVENESS, 0)
+        window.write16(LIVENESS, 0)
+        assert window.read32(LIVENESS) == 0
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 64])
+def test_bounds_and_alignment(device: Device, width: int) -> None:
+    with device.region(0).map(4096, 4096) as window:
+        read: Callable[[int], int] = getattr(window, f"read{width}")
+        write: Callable[[int, int], None] = getattr(window, f"write{width}")
+        step = width // 8
+        for outside in (-1, -step, 4096, 4096 - step + 1, 1 << 63, 1 << 64, 1 << 70):
+            with pytest.raises(ValueError, match="not within"):
+                read(outside)
+            with pytest.raises(ValueError, match="not within"):
+                write(outside, 0)
+        if step > 1:
+            with pytest.raises(ValueError, match="multiple"):
+                read(1)
+            with pytest.raises(ValueError, match="multiple"):
+                write(1, 0)
+        for value in (-1, 1 << width):
+            with pytest.raises(ValueError, match="fit"):
+                write(0, value)
+        for wrong in ("0", 1.5, None):
+            with pytest.raises(TypeError):
+                read(wrong)  # type: ignore[arg-type]
+            with pytest.raises(TypeError):
+                write(0, wrong)  # type: ignore[arg-type]
+        read(4096 - step)
+
+
+def test_part_of_a_region(device: Device) -> None:
+    region = device.region(0)
+    with region.map(0, 4096) as low, region.map(4096) as high:
+        assert low.read32(IDENTIFICATION) & 0xFF == 0xED
+        assert (high.offset, high.length) == (4096, (1 << 20) - 4096)
+        assert high.read32(0) != low.read32(IDENTIFICATION)
+    with pytest.raises(ValueError, match="page boundary"):
+        region.map(4)
+    with pytest.raises(ValueError, match="at least one byte"):
+        region.map(0, 0)
+
+
+def test_config_space_cannot_be_mapped(device: Device) -> None:
+    with pytest.raises(UnsupportedError, match="read and write") as caught:
+        device.config.map()
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_memory_decode_off_is_an_exception_and_the_device_works_again_after(device: Device) -> None:
+    with device.region(0).map() as window:
+        memory_decode(device, False)
+        for _ in range(3):
+            with pytest.raises(RegionFaultError, match="memory decode is off") as caught:
+                window.read32(IDENTIFICATION)
+            assert caught.value.errno == errno.EIO
+            with pytest.raises(RegionFaultError):
+                window.write64(SOURCE, 1)
+        memory_decode(device, True)
+        assert window.read32(IDENTIFICATION) & 0xFF == 0xED
+
+
+def test_fault_in_a_thread_is_that_threads(device: Device) -> None:
+    found: list[object] = []
+    with device.region(0).map() as window:
+        memory_decode(device, False)
+
+        def access() -> None:
+            try:
+                window.read32(IDENTIFICATION)
+            except BaseException as error:
+                found.append(error)
+
+        threads = [threading.Thread(target=access) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        memory_decode(device, True)
+    assert [type(error) for error in found] == [RegionFaultError] * 4
+
+
+def test_faulthandler_does_not_take_the_guard_away(device: Device) -> None:
+    was_enabled = faulthandler.is_enabled()
+    faulthandler.enable()
+    try:
+        with device.region(0).map() as window:
+            memory_decode(device, False)
+            with pytest.raises(RegionFaultError):
+                window.read32(IDENTIFICATION)
+            memory_decode(device, True)
+    finally:
+        if not was_enabled:
+            faulthandler.disable()
+
+
+def test_handler_of_python_still_gets_a_signal_that_was_sent(device: Device) -> None:
+    got: list[int] = []
+    before = signal.signal(signal.SIGBUS, lambda number, _: got.append(number))
+    try:
+        with device.region(0).map():
+            signal.raise_signal(signal.SIGBUS)
+        assert got == [signal.SIGBUS]
+    finally:
+        signal.signal(signal.SIGBUS, before)
+
+
+def test_use_after_close(device: Device) -> None:
+    window = device.region(0).map()
+    window.close()
+    assert window.closed
+    window.close()
+    for use in (lambda: window.read8(0), lambda: window.write8(0, 0)):
+        with pytest.raises(ClosedError):
+            use()
+    assert "closed" in repr(window)
+
+
+def test_open_window_keeps_the_device_bound_and_close_frees_it(
+    claimed: Claim, iommufd: IOMMUFD, first: HostDevice
+) -> None:
+    device = iommufd.bind(first)
+    window = device.region(0).map()
+    assert any("vfio" in holder.node for holder in holders(first.refreshed()))
+    device.close()
+    assert window.closed
+    assert holders(first.refreshed()) == ()
+
+
+def test_forked_child_has_no_part_in_it(
+    claimed: Claim, iommufd: IOMMUFD, first: HostDevice, in_child: Callable[[Callable[[], Any]], Any]
+) -> None:
+    device = iommufd.bind(first)
+    window = device.region(0).map()
+
+    def child() -> tuple[str, bool]:
+        try:
+            window.read32(0)
+        except ForkedError as error:
+            refused = type(error).__name__
+        with open("/proc/self/maps") as maps:
+            return refused, "/dev/vfio" in maps.read()
+
+    assert in_child(child) == ("ForkedError", False)
+    assert window.read32(IDENTIFICATION) & 0xFF == 0xED

@@ -1,0 +1,236 @@
+"""The fixtures do what they say, also where they have to fail: inner test runs, with no other fixtures in the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import HostDevice, list_devices
+from pyiommufd.host import journal
+from pyiommufd.testing.claims import shared_groups
+
+pytest_plugins = ["pytester"]
+
+Run = Callable[[str], pytest.RunResult]
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Run:
+    """Run tests of their own with nothing but the package's fixtures."""
+
+    def run(source: str) -> pytest.RunResult:
+        pytester.makepyfile(source)
+        return pytester.runpytest_inprocess(
+            "-p", "pyiommufd.testing.fixtures", "-p", "no:cacheprovider", "-rs", "-Werror"
+        )
+
+    return run
+
+
+def states() -> dict[str, str | None]:
+    """Which driver each device is on."""
+    return {device.name: device.driver for device in list_devices("pci")}
+
+
+def test_edu_does_dma_into_the_address_space(run: Run) -> None:
+    run("""
+        from pyiommufd import DMABuffer
+
+        def test_dma(edu, ioas, dmesg, no_leaks):
+            assert edu.device.bus_master
+            assert edu.device.page_table is None
+            edu.device.attach(ioas)
+            buffer = DMABuffer(4096)
+            ioas.map(buffer, iova=0x100000)
+            buffer[:4] = b"good"
+            edu.copy_in(0x100000, 4)
+            edu.copy_out(0x100000 + 8, 4)
+            assert buffer[8:12] == b"good"
+    """).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("order", ["edu, ioas, no_leaks", "no_leaks, ioas, edu", "ioas, no_leaks, edu"])
+def test_the_order_of_fixtures_does_not_matter(run: Run, order: str) -> None:
+    run(f"""
+        def test_attached_to_the_end({order}):
+            edu.device.attach(ioas)
+    """).assert_outcomes(passed=1)
+
+
+def test_vfio_device_takes_the_one_that_is_alone_and_gives_it_back(run: Run, alone: HostDevice) -> None:
+    before = states()
+    run(f"""
+        from pyiommufd import find_device
+
+        def test_bound(vfio_device, iommufd):
+            device = vfio_device(0x1234, 0x11e8)
+            assert device.name == {alone.name!r}
+            assert device in iommufd.devices
+            assert find_device(device.name).driver == "vfio-pci"
+            assert not device.bus_master
+
+        def test_next(iommufd):
+            assert find_device({alone.name!r}).driver == {alone.driver!r}
+    """).assert_outcomes(passed=2)
+    assert states() == before
+
+
+def test_vfio_device_takes_another_one_at_each_call(run: Run, alone: HostDevice) -> None:
+    before = states()
+    run("""
+        def test_three(vfio_device, no_leaks):
+            devices = [vfio_device(0x1234, 0x11e8, bus_master=True) for _ in range(3)]
+            assert len({device.name for device in devices}) == 3
+            assert all(device.bus_master for device in devices)
+
+        def test_four(vfio_device, no_leaks):
+            for _ in range(4):
+                vfio_device(0x1234, 0x11e8)
+    """).assert_outcomes(passed=1, skipped=1)
+    assert states() == before
+
+
+def test_vfio_device_skips_where_none_is_free(run: Run, alone: HostDevice) -> None:
+    """A process of its own holds the claims of all of them."""
+    held = subprocess.Popen(
+        [sys.executable, "-c", """
+import sys
+from pyiommufd import list_devices, plan_claim
+with plan_claim([d for d in list_devices("pci") if d.device_id == 0x11e8]).apply():
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert held.stdout is not None
+        assert held.stdout.readline() == b"claimed\n"
+        result = run("""
+            def test_none_free(vfio_device):
+                vfio_device(0x1234, 0x11e8)
+
+            def test_no_group(shared_group):
+                pass
+        """)
+        result.assert_outcomes(skipped=2)
+        result.stdout.fnmatch_lines(
+            [f"*none of those here is free*{alone.name}*claimed already, by process {held.pid}*"]
+        )
+    finally:
+        held.communicate()
+
+
+def test_vfio_device_skips_where_there_is_none(run: Run) -> None:
+    result = run("""
+        def test_none(vfio_device):
+            vfio_device(0xdead, 0xbeef)
+    """)
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*device dead:beef: there is none; run the tests in a guest*"])
+
+
+def test_what_a_failing_test_has_claimed_is_given_back(run: Run) -> None:
+    before = states()
+    run("""
+        def test_fails(edu, shared_group, ioas):
+            edu.device.attach(ioas)
+            assert False
+    """).assert_outcomes(failed=1)
+    assert states() == before
+    assert not list(journal.entries(journal.RUN))
+
+
+def test_shared_group_is_bound_whole(run: Run) -> None:
+    group = next(iter(shared_groups()))
+    names = [device.name for device in group.devices if not device.is_bridge]
+    assert len(names) > 1
+    run(f"""
+        def test_group(shared_group, iommufd, ioas, no_leaks):
+            assert shared_group.group.id == {group.id}
+            assert [device.name for device in shared_group.devices] == {names!r}
+            assert set(iommufd.devices) == set(shared_group.devices)
+            assert [d.host.device_id for d in shared_group.of(0x1234, 0x11e8)] == [0x11e8, 0x11e8]
+            first, second = shared_group.of(0x1234, 0x11e8)
+            assert len(first.attach(ioas).devices) == len(shared_group.group.devices)
+            assert second.attach(ioas).devices == ()
+    """).assert_outcomes(passed=1)
+    assert {device.name: device.driver for device in group.devices}.items() <= states().items()
+
+
+def test_without_dev_iommu_tests_are_skipped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    node, away = Path("/dev/iommu"), Path("/dev/iommu-away")
+    node.rename(away)
+    try:
+        result = run("""
+            def test_iommufd(iommufd):
+                pass
+
+            def test_mock(mock_device):
+                pass
+        """)
+    finally:
+        away.rename(node)
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["*/dev/iommu*pyiommufd guest*"])
+
+
+# Leaks
+
+
+@pytest.mark.parametrize(
+    ("leak", "report"),
+    [
+        ("kept.append(os.open('/dev/iommu', os.O_RDWR))", "*fd *: /dev/iommu*"),
+        ("kept.append(iommufd.alloc_ioas())", "*<IOAS *> of <IOMMUFD*"),
+        ("kept.append(ioctls.ioas_alloc(iommufd.fileno()))", "*id * of <IOMMUFD *still taken*"),
+        ("kept.append(iommufd.bind(edu.device.host) if edu.device.close() is None else 0)", "*<Device *> of <IOMMUFD*"),
+        (
+            "kept.append(edu.device.config.fileno() if 0 else os.dup(edu.device.fileno()))",
+            "*fd *: /dev/vfio/devices/vfio*",
+        ),
+        ("kept.append(mmap.mmap(edu.device.fileno(), 4096, offset=0))", "*mapped memory at *: */vfio*"),
+    ],
+)
+def test_no_leaks_names_what_was_leaked(run: Run, leak: str, report: str) -> None:
+    result = run(f"""
+        import mmap, os
+        import pytest
+        from pyiommufd.uapi import ioctls
+
+        kept = []
+
+        @pytest.fixture(scope="module", autouse=True)
+        def let_go():
+            yield
+            for one in kept:
+                if hasattr(one, "close"):
+                    one.close()
+                elif not {"ioas_alloc" in leak!r}:
+                    os.close(one)
+
+        def test_leaks(no_leaks, iommufd{", edu" if "edu" in leak else ""}):
+            {leak}
+    """)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*something was not given back:*", report])
+
+
+def test_no_leaks_lets_pass_what_was_given_back_or_was_there_before(run: Run) -> None:
+    run("""
+        import os
+        import pytest
+        from pyiommufd import IOMMUFD, DMABuffer
+
+        @pytest.fixture(scope="module", autouse=True)
+        def wider():
+            with IOMMUFD() as iommufd:
+                yield iommufd
+
+        def test_closed(no_leaks, iommufd, ioas, wider):
+            ioas.map(DMABuffer(4096))
+            with iommufd.alloc_ioas(), IOMMUFD() as other:
+                other.alloc_ioas()
+            wider.alloc_ioas()
+    """).assert_outcomes(passed=1)

@@ -1,0 +1,49 @@
+"""Causes of a node that cannot be opened."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import HostDevice
+from pyiommufd.diagnose.node import open_cdev_causes, open_iommufd_causes
+
+
+def device(driver: str | None, *, cdev: str | None = None, on_vfio: bool = False) -> HostDevice:
+    path = Path("/sys/devices/none")
+    return HostDevice("0000:02:01.0", "pci", path, 1, 2, 3, driver, None, None, None, cdev, on_vfio)
+
+
+@pytest.mark.parametrize("driver", [None, "nvme"])
+def test_device_that_is_not_claimed(driver: str | None) -> None:
+    (cause,) = open_cdev_causes(errno.ENOENT, device(driver))
+    assert (driver or "no driver") in cause.evidence
+    assert "claim" in cause.fix
+
+
+def test_kernel_without_cdevs() -> None:
+    (cause,) = open_cdev_causes(errno.ENOENT, device("vfio-pci", on_vfio=True))
+    assert "CONFIG_VFIO_DEVICE_CDEV" in cause.fix
+
+
+def test_node_that_a_container_lacks() -> None:
+    (cause,) = open_cdev_causes(errno.ENOENT, device("vfio-pci", cdev="/dev/vfio/devices/vfio0", on_vfio=True))
+    assert "container" in cause.fix
+
+
+def test_node_without_permission(tmp_path: Path) -> None:
+    node = tmp_path / "vfio0"
+    node.touch()
+    node.chmod(0o600)
+    (cause,) = open_cdev_causes(errno.EACCES, device("vfio-pci", cdev=str(node), on_vfio=True))
+    assert "mode 0600" in cause.evidence
+    (cause,) = open_iommufd_causes(errno.EACCES, str(node))
+    assert "udev rule" in cause.fix
+
+
+def test_iommufd_that_is_not_there() -> None:
+    (cause,) = open_iommufd_causes(errno.ENOENT, "/dev/iommu")
+    assert cause.fix
+    assert open_iommufd_causes(errno.EMFILE, "/dev/iommu") == ()
