@@ -1,103 +1,34 @@
 """Runs the tests: what `tests/run` and continuous integration call, in the environment that they have made.
 
-    python tests/suite.py [--all] [PATH…] [PYTEST OPTIONS]
+    python -m tests.suite [--all] [PATH…] [PYTEST OPTIONS]
 
-Paths choose: those under tests/unit and tests/boot run here, those under tests/guest in a guest. Without any, all of
-them run, after ruff and mypy; tests/boot, which starts guests of its own, with --all only.
+Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
+all of them run, after ruff and mypy; tests/boot, which starts guests of its own, with --all only. With --all and no
+paths the core tests run on the whole matrix as well.
 """
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
-import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from pyiommufd.testing.errors import GuestError
+from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.qemu import QEMU
+from tests import matrix
+from tests.runs import Run, check, here, in_guest, title
+
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
     ("mypy", ["mypy"]),
 )
-GUEST_SECONDS = 900
-NO_TESTS = 5  # pytest's exit status where the options chose none
-
-
-@dataclass
-class Run:
-    """One run of pytest, or of a checker as a run of one test."""
-
-    name: str
-    passed: int = 0
-    failed: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    def read(self, report: Path, status: int) -> None:
-        """Count what a junit report says; a run that ended without one, or badly, is a failure of its own."""
-        try:
-            cases = list(ElementTree.parse(report).iter("testcase"))  # noqa: S314 - our own pytest wrote it
-        except (OSError, ElementTree.ParseError):
-            cases = []
-            self.failed += 1
-        for case in cases:
-            skip = case.find("skipped")
-            if case.find("failure") is not None or case.find("error") is not None:
-                self.failed += 1
-            elif skip is not None:
-                self.skipped[skip.get("message") or "no reason given"] += 1
-            else:
-                self.passed += 1
-        if status not in (0, NO_TESTS) and not self.failed:
-            self.failed += 1
-
-
-def title(text: str) -> None:
-    """Say what comes now."""
-    print(f"\n==== {text}", flush=True)
-
-
-def check(name: str, command: list[str]) -> Run:
-    """Run a checker."""
-    title(name)
-    start = time.monotonic()
-    status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
-    return Run(name, passed=int(not status), failed=int(bool(status)), seconds=time.monotonic() - start)
-
-
-def here(name: str, arguments: list[str]) -> Run:
-    """Run pytest on this machine."""
-    title(name)
-    run = Run(name)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-        run.read(report, subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode)
-    run.seconds = time.monotonic() - start
-    return run
-
-
-def in_guest(name: str, arguments: list[str]) -> Run:
-    """Run pytest in a guest."""
-    title(name)
-    run = Run(name)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        inner = ["python", "-m", "pytest", "-p", "no:cacheprovider", "--junit-xml=/results/report.xml", *arguments]
-        guest = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--timeout={GUEST_SECONDS}", f"--results={folder}"]
-        status = subprocess.run([*guest, "--", *inner], cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
-        run.read(Path(folder) / "report.xml", status)
-    run.seconds = time.monotonic() - start
-    return run
 
 
 def main() -> int:
     """Run what the arguments choose; 0 if all of it passed."""
+    start = time.monotonic()
     arguments = sys.argv[1:]
     everything = "--all" in arguments
     arguments = [argument for argument in arguments if argument != "--all"]
@@ -108,22 +39,40 @@ def main() -> int:
         mine = [path for path in paths if path.startswith(f"tests/{folder}")]
         return mine or ([f"tests/{folder}"] if by_default and not paths else [])
 
-    runs = [] if arguments else [check(*one) for one in CHECKS]
+    runs: list[Run] = []
+    kernels: list[CachedKernel] = []
+    qemus: list[QEMU] = []
+    whole_matrix = everything and not paths
+    if whole_matrix:
+        title("kernels and QEMUs")
+        try:
+            kernels, qemus = matrix.prepare()
+        except (GuestError, OSError) as error:
+            print(error)
+            runs.append(Run("kernels and QEMUs", failed=1))
+    runs += [] if arguments else [check(*one) for one in CHECKS]
     if where := chosen("unit"):
         runs.append(here("unit tests", [*where, *options]))
+    if where := chosen("abi", everything or bool(cached_kernels(cache_folder()))):
+        environment = dict(os.environ)
+        if kernels:
+            environment["PYIOMMUFD_TEST_KERNELS"] = os.pathsep.join(str(kernel.folder) for kernel in kernels)
+        # -rP: what was compared, and left out on purpose, is to be read also where nothing fails.
+        runs.append(here("ABI", ["-rP", *where, *options], environment))
     if where := chosen("guest"):
         runs.append(in_guest("guest tests", [*where, *options]))
     if where := chosen("boot", everything):
         runs.append(here("tests that boot guests", [*where, *options]))
+    if kernels and qemus:
+        runs += matrix.run_matrix(matrix.combinations(kernels, qemus))
 
     title("summary")
     for run in runs:
-        skipped = sum(run.skipped.values())
-        print(f"{run.name:24} {run.passed:5} passed {run.failed:3} failed {skipped:3} skipped  {run.seconds:6.1f} s")
-        for reason, count in run.skipped.most_common():
-            print(f"{'':24} {count:5} skipped: {reason}")
+        run.show()
+    minutes, seconds = divmod(int(time.monotonic() - start), 60)
+    print(f"in {minutes}:{seconds:02}")
     passed, failed = sum(run.passed for run in runs), sum(run.failed for run in runs)
-    print(f"{passed} passed, {failed} failed, {sum(sum(run.skipped.values()) for run in runs)} skipped")
+    print(f"{passed} passed, {failed} failed, {sum(run.skipped.total() for run in runs)} skipped")
     return int(failed > 0 or not passed)
 
 

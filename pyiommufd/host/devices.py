@@ -225,13 +225,12 @@ def _by_name(bus: str, name: str) -> HostDevice | None:
 
 
 def _by_path(text: str) -> HostDevice:
-    if match := _CDEV.fullmatch(text):
-        path = sysfs.SYS / "class/vfio-dev" / match[1] / "device"
-        if not path.exists():
-            raise DeviceNotFoundError(f"there is no vfio device {text}")
-    else:
-        path = Path(text)
-    return from_sys_path(path.resolve())
+    node = _CDEV.fullmatch(text)
+    path = Path(text) if node is None else sysfs.SYS / "class/vfio-dev" / node[1] / "device"
+    try:
+        return from_sys_path(path.resolve(strict=True))
+    except (OSError, RuntimeError):  # the latter, before Python 3.13, for a loop of symbolic links
+        raise DeviceNotFoundError(f"there is no device at {text}") from None
 
 
 def as_device(target: HostDevice | str | Path) -> HostDevice:

@@ -13,6 +13,7 @@ from .devices import SUBSYSTEMS, HostDevice, from_sys_path
 
 # Written by udevd as long as it runs; without it, as in a small guest, only the kernel's own events come.
 _UDEV_CONTROL = Path("/run/udev/control")
+_LONGEST = 2_000_000.0  # seconds; poll(2) counts milliseconds in 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,15 @@ class Monitor:
 
         Raises:
             ClosedError: The monitor is closed.
+            ValueError: The time is negative, or no number.
+            TypeError: It is no number.
         """
-        entry = self._live().poll(seconds)
+        monitor = self._live()
+        if seconds is not None:
+            if not seconds >= 0:
+                raise ValueError(f"seconds to wait are 0 or more, not {seconds}")
+            seconds = float(min(seconds, _LONGEST))
+        entry = monitor.poll(seconds)
         return None if entry is None else _event(entry)
 
     def __iter__(self) -> Iterator[DeviceEvent]:

@@ -37,13 +37,22 @@ def hold(buffer: object, writeable: bool) -> View:
         ValueError: It is read-only, and devices shall write to it; or it is closed.
     """
     try:
-        return from_buffer(CHAR_ARRAY, buffer, writeable)
-    except BufferError:
-        raise ValueError(READ_ONLY) from None
+        return from_buffer(CHAR_ARRAY, buffer, bool(writeable))
+    except BufferError as error:
+        raise unshared(error, buffer) from None
 
 
-def check_range(iova: int, length: int) -> None:
-    """Refuse what is no range of addresses.
+def unshared(error: BufferError, buffer: object) -> ValueError:
+    """The error for a buffer that does not share its memory: it is read-only, or not in one piece."""
+    try:
+        read_only = memoryview(buffer).readonly  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):
+        read_only = False
+    return ValueError(READ_ONLY if read_only else f"this buffer does not share its memory: {error}")
+
+
+def check_range(iova: int, length: int) -> tuple[int, int]:
+    """A range of addresses, as plain ints: those of NumPy overflow when they are added.
 
     Raises:
         TypeError: The numbers are no ints.
@@ -52,6 +61,7 @@ def check_range(iova: int, length: int) -> None:
     iova, length = operator.index(iova), operator.index(length)
     if not 0 <= iova <= U64_MAX or not 0 < length <= U64_MAX:
         raise ValueError(f"iova {iova} and length {length} are no range of 64-bit addresses")
+    return iova, length
 
 
 def misaligned(address: int, length: int, iova: int | None) -> ValueError:

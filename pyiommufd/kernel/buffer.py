@@ -8,6 +8,8 @@ import os
 import weakref
 from typing import Any, Self
 
+from ..errors import ioctl_error
+
 # Not named by CPython's mmap; asm-generic/mman-common.h and hugetlb_encode.h (x86 and arm64 alike).
 _MAP_HUGETLB = 0x40000
 _HUGE_SHIFT = 26
@@ -30,7 +32,7 @@ class DMABuffer(mmap.mmap):
 
     Raises:
         ValueError: A size that is not positive or does not fit, or a huge page size that is none.
-        OSError: There is no memory, or not enough huge pages of that size are free.
+        IoctlError: There is no memory, or not enough huge pages of that size are free; or the machine has none.
     """
 
     _memfd: int | None
@@ -49,24 +51,28 @@ class DMABuffer(mmap.mmap):
         length = -(-size // unit) * unit
         if length.bit_length() > 63:
             raise ValueError(f"{size} bytes are more than an address space holds")
-        fd = -1
+        fd, call = -1, "mmap"
         try:
             if memfd:
                 huge = 0 if huge_page_size is None else os.MFD_HUGETLB | encoded
+                call = "memfd_create"
                 fd = os.memfd_create("pyiommufd", os.MFD_CLOEXEC | huge)
+                call = "ftruncate"
                 os.ftruncate(fd, length)
+                call = "mmap"
                 self = super().__new__(cls, fd, length)
             else:
                 huge = 0 if huge_page_size is None else _MAP_HUGETLB | encoded
                 flags: Any = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | huge
                 self = super().__new__(cls, -1, length, flags=flags)
-        except OSError as error:
+        except OSError as failure:
             if fd >= 0:
                 os.close(fd)
+            error = ioctl_error(call, failure.errno or 0, f"a DMABuffer of {length:#x} bytes")
             if huge_page_size is not None:
                 pool = f"/sys/kernel/mm/hugepages/hugepages-{unit >> 10}kB/nr_hugepages"
                 error.add_note(f"it takes {length // unit} free huge pages of {unit} bytes: reserve them in {pool}")
-            raise
+            raise error from None
         self._memfd = None if fd < 0 else fd
         if fd >= 0:
             weakref.finalize(self, os.close, fd)

@@ -21,6 +21,7 @@ from .trial import try_page_table, unfit_mappings
 from .window import Window
 
 if TYPE_CHECKING:
+    from .device_file import DeviceFile
     from .iommufd import IOMMUFD
 
 _COMMAND = 0x04  # PCI Local Bus Specification 3.0, 6.2.2
@@ -46,12 +47,11 @@ class Device(Handle):
         self,
         iommufd: IOMMUFD,
         device: HostDevice,
-        fd: int,
         device_id: int,
         state: GroupState,
         change: DMAChange,
     ) -> None:
-        super().__init__(fd)
+        super().__init__(None)  # it comes by take_fd
         self._iommufd = iommufd
         self._device = device
         self._state = state
@@ -73,6 +73,10 @@ class Device(Handle):
     def iommufd(self) -> IOMMUFD:
         """The iommufd that it is bound to."""
         return self._iommufd
+
+    def take_fd(self, file: DeviceFile) -> None:
+        """Own the fd of a file that has been bound. One step: no signal handler can run between the two."""
+        self._fd, file._fd = file._fd, None
 
     # Attach, replace, detach
 
@@ -128,6 +132,14 @@ class Device(Handle):
             ioctls.attach(self.fileno(), page_table.id, pasid)
         except IoctlError as error:
             raise self._attach_refused(error.errno or 0, page_table, pasid) from None
+        except BaseException:
+            # A signal handler raised, maybe after the kernel had attached: back to what is on record.
+            old = self._state.attachment_of(self, pasid)
+            if old is None:
+                ioctls.detach(self.fileno(), pasid)
+            else:
+                ioctls.attach(self.fileno(), old.page_table.id, pasid)
+            raise
         self._state.add(self, page_table, pasid)
         return DMAChange(kind, self._changed(kind))
 

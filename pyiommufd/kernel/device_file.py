@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +11,7 @@ from ..diagnose.node import open_cdev_causes
 from ..errors import ioctl_error
 from ..host import sysfs
 from ..host.devices import HostDevice, as_device, from_sys_path
-from .handle import Handle
+from .handle import Handle, character_device
 
 
 class DeviceFile(Handle):
@@ -49,12 +48,12 @@ class DeviceFile(Handle):
         The fd is this object's from then on, and is closed with it. Where this fails it stays the caller's.
 
         Raises:
-            ValueError: It is not the fd of a vfio cdev.
-            OSError: It is not open.
+            ValueError, TypeError: It is not the fd of a vfio cdev.
+            IoctlError: It is not open.
         """
-        status = os.fstat(fd)
-        node = sysfs.SYS / "dev/char" / f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        if not stat.S_ISCHR(status.st_mode) or sysfs.link_name(node / "subsystem") != "vfio-dev":
+        fd, number = character_device(fd)
+        node = sysfs.SYS / "dev/char" / number
+        if not number or sysfs.link_name(node / "subsystem") != "vfio-dev":
             raise ValueError(f"fd {fd} is not that of a vfio cdev (/dev/vfio/devices/vfioX)")
         self = cls.__new__(cls)
         Handle.__init__(self, fd)
@@ -70,12 +69,6 @@ class DeviceFile(Handle):
     def device(self) -> HostDevice:
         """The device as it was when the file was opened."""
         return self._device
-
-    def give_up_fd(self) -> int:
-        """Hand the fd over to another owner; this object is closed then."""
-        fd = self.fileno()
-        self._fd = None
-        return fd
 
     def __repr__(self) -> str:
         return f"<DeviceFile {self._device.name}{' closed' if self.closed else ''}>"

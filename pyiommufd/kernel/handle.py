@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import stat
 import warnings
 import weakref
 from types import TracebackType
 from typing import Self
 
-from ..errors import ClosedError, ForkedError
+from ..errors import ClosedError, ForkedError, ioctl_error
 
 # Every open handle, by its id. A dictionary, since its single steps are atomic.
 _open: dict[int, weakref.ref[Handle]] = {}
@@ -31,6 +33,24 @@ def forked_error(what: str, pid: int) -> ForkedError:
     return ForkedError(f"{what} belongs to process {pid}, not to its forked child; open one of your own")
 
 
+def character_device(fd: int) -> tuple[int, str]:
+    """The number of an fd, and which device node it is of: ``major:minor``, or nothing where it is none's.
+
+    Raises:
+        TypeError, ValueError: It is no number of an fd.
+        IoctlError: EBADF: it is not open.
+    """
+    fd = operator.index(fd)
+    try:
+        status = os.fstat(fd)
+    except OverflowError:
+        raise ValueError(f"{fd} is no file descriptor") from None
+    except OSError as error:
+        raise ioctl_error("fstat", error.errno or 0, f"fd {fd}") from None
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return fd, number if stat.S_ISCHR(status.st_mode) else ""
+
+
 class Handle:
     """An owner of one fd.
 
@@ -43,8 +63,8 @@ class Handle:
 
     __slots__ = ("__weakref__", "_fd", "_forked", "pid")
 
-    def __init__(self, fd: int) -> None:
-        self._fd: int | None = fd
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
         self._forked = False
         self.pid = os.getpid()
         _open[id(self)] = weakref.ref(self)
@@ -96,6 +116,7 @@ class Handle:
         self.close()
 
     def __del__(self) -> None:
+        _open.pop(id(self), None)
         # The attribute is missing where __init__ failed.
         if getattr(self, "_fd", None) is None:
             return

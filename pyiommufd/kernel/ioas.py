@@ -13,7 +13,7 @@ from .. import uapi
 from ..errors import ClosedError, InUseError, IoctlError
 from ..uapi import ioctls
 from ..uapi.ioctls import CHAR_ARRAY, FAILED, from_buffer, ioas_map, ioas_unmap, last_errno
-from .arguments import BOTH, READ_ONLY, U64_MAX, access_flags, check_range, hold
+from .arguments import BOTH, U64_MAX, access_flags, check_range, hold, unshared
 from .iova import IOVARange
 from .mapping import PENDING, DMAMapping, DMAMappings
 from .mapping_steps import map_below, map_failed, map_pieces, refused, undo
@@ -115,11 +115,16 @@ class IOAS:
         fd = self.live_fd
         if fd is None:
             fd = self.fd()
-        flags = BOTH if readable and writeable else access_flags(readable, writeable)
+        if readable and writeable:
+            flags, writeable = BOTH, True
+        else:
+            flags, writeable = access_flags(readable, writeable), bool(writeable)
+        if iova is not None and type(iova) is not int:
+            iova = operator.index(iova)  # C would take what has a fraction
         try:
             held = from_buffer(CHAR_ARRAY, buffer, writeable)
-        except BufferError:
-            raise ValueError(READ_ONLY) from None
+        except BufferError as error:
+            raise unshared(error, buffer) from None
         if below is not None:
             if iova is not None:
                 raise ValueError("iova says where, below lets the address be chosen: not both")
@@ -174,9 +179,11 @@ class IOAS:
         held = hold(buffer, writeable)
         numbers = array("Q")
         for offset, length, iova in pieces:
+            # Not those of NumPy, which overflow.
+            offset, length = operator.index(offset), operator.index(length)
             if not 0 <= offset <= len(held) or not 0 < length <= len(held) - offset:
                 raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {len(held):#x}")
-            if iova is not None and not 0 <= iova < U64_MAX:
+            if iova is not None and not 0 <= operator.index(iova) < U64_MAX:
                 raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
             numbers.extend((offset, length, FAILED if iova is None else iova))
         if not numbers:
@@ -217,14 +224,14 @@ class IOAS:
         source.fd()  # closed, or of the parent process
         if source.iommufd is not self._iommufd:
             raise ValueError(f"{source!r} belongs to another IOMMUFD than {self!r}")
-        check_range(iova, length)
+        iova, length = check_range(iova, length)
         if dst_iova is not None:
-            check_range(dst_iova, length)
+            dst_iova, length = check_range(dst_iova, length)
         # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
         held = source.table.memory_of(iova, length)
         mapping = DMAMapping(self, PENDING, length)
-        self.table[mapping] = held
         try:
+            self.table[mapping] = held
             mapping.iova = ioctls.ioas_copy(
                 fd,
                 flags=flags if dst_iova is None else flags | _FIXED,
@@ -241,6 +248,9 @@ class IOAS:
                 target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
                 raise ioctls.failure("IOMMU_IOAS_COPY", target, code) from None
             raise refused(self, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
+        except BaseException:
+            undo(mapping, self)
+            raise
         return mapping
 
     # Unmap
@@ -262,14 +272,13 @@ class IOAS:
             ClosedError, ForkedError: As for `map`.
         """
         fd = self.fd()
-        check_range(iova, length)
+        iova, length = check_range(iova, length)
         before = tuple(self.table)
-        done = ioas_unmap(fd, self.id, iova, length)
+        done = self._unmap(fd, before, iova, length)
         if done == FAILED:
             error = ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {IOVARange(iova, iova + length - 1)}")
             self.table.forget_up_to_cut(before, iova, length)
             raise error
-        self.table.forget(before, iova, length)
         return done
 
     def unmap_all(self) -> int:
@@ -283,10 +292,20 @@ class IOAS:
         """
         fd = self.fd()
         before = tuple(self.table)
-        done = ioas_unmap(fd, self.id, 0, U64_MAX)
+        done = self._unmap(fd, before, 0, U64_MAX)
         if done == FAILED:
             raise ioctls.failure("IOMMU_IOAS_UNMAP", repr(self))
-        self.table.forget(before, 0, U64_MAX + 1)
+        return done
+
+    def _unmap(self, fd: int, before: tuple[DMAMapping | DMAMappings, ...], iova: int, length: int) -> int:
+        done = FAILED
+        try:
+            done = ioas_unmap(fd, self.id, iova, length)
+        finally:
+            # Also where a signal handler raised between the kernel's work and its result.
+            if done != FAILED or ioctls.ioas_last_unmap(fd, self.id) == iova:
+                # The kernel takes the longest range for the whole space, whose last address it does not include.
+                self.table.forget(before, iova, length + (length == U64_MAX))
         return done
 
     # Where mappings can be
@@ -323,7 +342,7 @@ class IOAS:
         """
         pairs = []
         for one in ranges:
-            start, last = (one.start, one.last) if isinstance(one, IOVARange) else map(operator.index, one)
+            start, last = map(operator.index, (one.start, one.last) if isinstance(one, IOVARange) else one)
             if not 0 <= start <= last <= U64_MAX:
                 raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
             pairs.append((start, last))

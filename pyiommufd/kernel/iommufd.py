@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import uuid
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from ..uapi import ioctls
 from .attachment import ChangeKind, DMAChange, GroupState
 from .device import Device
 from .device_file import DeviceFile
-from .handle import Handle
+from .handle import Handle, character_device
 from .ioas import IOAS
 
 
@@ -47,7 +46,8 @@ class IOMMUFD(Handle):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             code = error.errno or 0
-            raise ioctl_error("open", code, os.fspath(path), open_iommufd_causes(code, os.fspath(path))) from None
+            node = os.fsdecode(path)
+            raise ioctl_error("open", code, node, open_iommufd_causes(code, node)) from None
         try:
             self._take(fd, shared=False)
         except BaseException:
@@ -62,17 +62,16 @@ class IOMMUFD(Handle):
         others did with the iommufd is not known here: `Device.preview_attach` says ``unknown`` where it matters.
 
         Raises:
-            ValueError: It is not the fd of an iommufd.
-            OSError: It is not open.
+            ValueError, TypeError: It is not the fd of an iommufd.
+            IoctlError: It is not open.
         """
         self = cls.__new__(cls)
         self._take(fd, shared=True)
         return self
 
     def _take(self, fd: int, *, shared: bool) -> None:
-        status = os.fstat(fd)
-        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        if not stat.S_ISCHR(status.st_mode) or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
+        fd, number = character_device(fd)
+        if not number or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
             raise ValueError(f"fd {fd} is not that of an iommufd (/dev/iommu)")
         super().__init__(fd)
         self._devices: dict[Device, None] = {}
@@ -128,9 +127,16 @@ class IOMMUFD(Handle):
             first = not state.bound and not self._shared
             kind = ChangeKind.FIRST if first else ChangeKind.NOOP
             change = DMAChange(kind, self.members(host) if first else ())
-            device = Device(self, host, file.give_up_fd(), device_id, state, change)
-            state.bound.append(device)
-            self._devices[device] = None
+            device = Device(self, host, device_id, state, change)
+            try:
+                state.bound.append(device)
+                self._devices[device] = None
+                device.take_fd(file)
+            except BaseException:
+                # A signal handler raised. Until the device has the fd, it is the file that keeps it bound.
+                if device.closed:
+                    self.forget(device)
+                raise
             return device
 
     def alloc_ioas(self) -> IOAS:

@@ -54,21 +54,23 @@ class DMAMapping:
             ForkedError: This is a forked child.
         """
         ioas = self._ioas
-        held = ioas.table.pop(self, None)
+        held = ioas.table.get(self)
         if held is None:
             return
         fd = ioas.live_fd
         if fd is None:
-            ioas.table[self] = held
             fd = ioas.fd()  # raises
         try:
+            if ioas.table.pop(self, None) is None:
+                return  # another thread was quicker
             done = ioas_unmap(fd, ioas.id, self.iova, self.length)
             if done == self.length:
                 return
             code = last_errno()
         except BaseException:
-            # A signal handler raised. Where it was unmapped before that, the next call finds nothing to do.
-            ioas.table[self] = held
+            # A signal handler raised, maybe between the kernel's work and its result.
+            if ioctls.ioas_last_unmap(fd, ioas.id) != self.iova:
+                ioas.table[self] = held
             raise
         if done != FAILED:
             raise IOMMUFDError(f"the kernel unmapped {done:#x} bytes for {self!r}")
@@ -137,12 +139,14 @@ class DMAMappings:
             ForkedError: This is a forked child.
         """
         ioas = self._ioas
-        held = ioas.table.pop(self, None)
+        held = ioas.table.get(self)
         if held is None:
             return
+        fd = ioas.fd()
         rest = self._pieces
         try:
-            fd = ioas.fd()
+            if ioas.table.pop(self, None) is None:
+                return  # another thread was quicker
             while rest:
                 part = rest[: 3 * PIECES_A_CALL]
                 done = 3 * ioctls.ioas_unmap_many(fd, ioas.id, part)

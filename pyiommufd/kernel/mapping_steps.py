@@ -25,7 +25,7 @@ _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 def undo(mapping: DMAMapping, ioas: IOAS) -> None:
     """A signal handler raised while it was being mapped: unmap it where it had come so far."""
     if mapping.iova == PENDING:
-        got = ioctls.ioas_last_map()
+        got = ioctls.ioas_last_map(ioas.fd(), ioas.id)
         # The last call may have been an earlier one, whose mapping is on record then.
         if got != FAILED and not ioas.table.overlapping(got, mapping.length):
             mapping.iova = got

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -101,6 +102,8 @@ class Window:
 
     def _read(self, offset: int, width: int) -> int:
         handle = self._live()
+        if type(offset) is not int:
+            offset = operator.index(offset)  # C would take what has a fraction
         try:
             value = window_read(handle, offset, width)
         except OverflowError:
@@ -111,6 +114,8 @@ class Window:
 
     def _write(self, offset: int, width: int, value: int) -> None:
         handle = self._live()
+        if type(offset) is not int or type(value) is not int:
+            offset, value = operator.index(offset), operator.index(value)
         if not 0 <= value < 1 << (8 * width):
             raise ValueError(f"{value:#x} does not fit {width} bytes")
         try:

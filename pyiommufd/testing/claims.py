@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from ..errors import CloseError, IOMMUFDError
 from ..host import journal
 from ..host.claim import Claim
 from ..host.devices import HostDevice, list_devices
-from ..host.groups import Group, list_groups
+from ..host.groups import Group, is_safe, list_groups
 from ..host.plan import plan_claim
 
 
@@ -60,7 +59,7 @@ def _claimed_here(device: HostDevice) -> bool:
 
 
 def devices_by_id(vendor: int, device: int) -> list[HostDevice]:
-    """The PCI devices of that vendor and device id, those that concern the fewest others first.
+    """The PCI devices of that vendor and device id: unused ones first, then those that concern the fewest others.
 
     Args:
         vendor: Such as 0x1234.
@@ -68,11 +67,16 @@ def devices_by_id(vendor: int, device: int) -> list[HostDevice]:
     """
     found = [one for one in list_devices("pci") if (one.vendor_id, one.device_id) == (vendor, device)]
 
-    def others(one: HostDevice) -> int:
+    def cost(one: HostDevice) -> tuple[bool, int]:
         group = one.group
-        return 0 if group is None else len(group.devices)
+        return not unused(one), 0 if group is None else len(group.devices)
 
-    return sorted(found, key=others)
+    return sorted(found, key=cost)
+
+
+def unused(device: HostDevice) -> bool:
+    """Whether no host driver has it."""
+    return is_safe(device) and not device.is_bridge
 
 
 def endpoints(group: Group) -> tuple[HostDevice, ...]:
@@ -80,6 +84,11 @@ def endpoints(group: Group) -> tuple[HostDevice, ...]:
     return tuple(device for device in group.devices if not device.is_bridge)
 
 
-def shared_groups() -> Iterator[Group]:
-    """The groups with several members that a vfio driver can take."""
-    return (group for group in list_groups() if len(endpoints(group)) > 1)
+def shared_groups() -> list[Group]:
+    """The groups with several unused members, the smallest first.
+
+    Groups that host drivers have for themselves are not among them: nobody has named their devices, and the machine
+    may live by them (a guest's file systems, say).
+    """
+    groups = [group for group in list_groups() if sum(map(unused, group.devices)) > 1]
+    return sorted(groups, key=lambda group: len(group.devices))

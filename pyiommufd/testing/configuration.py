@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyiommufd.testing.errors import GuestMissingError
-from pyiommufd.testing.guest import Guest
+from pyiommufd.testing.guest import CONFIGURATION_VARIABLE, Guest
 from pyiommufd.testing.kernels import cache_folder, cached_kernels
-from pyiommufd.testing.machine import IOMMU_KINDS, GuestDevice, RawDevice, default_devices, device_arguments
-
-ENVIRONMENT = "PYIOMMUFD_GUEST_CONFIGURATION"
-"""In the guest: what it was made as, for those who ask whether it is the one they want."""
+from pyiommufd.testing.machine import IOMMU_KINDS, GuestDevice, RawDevice, device_arguments
 
 _VERSION = r"\d+(\.\d+)+"
 
@@ -122,7 +119,7 @@ def misfits(wishes: Mapping[str, Any], environment: Mapping[str, str]) -> list[s
     """
     if not wishes:
         return []
-    described = environment.get(ENVIRONMENT)
+    described = environment.get(CONFIGURATION_VARIABLE)
     if described is None:
         return ["this machine is not one of the project's guests"]
     have = json.loads(described)
@@ -147,11 +144,3 @@ def _is_kernel(wanted: str, running: str | None) -> bool:
     if re.fullmatch(_VERSION, wanted):
         return f"{os.uname().release}.".startswith((f"{wanted}.", f"{wanted}-"))
     return running is not None and Path(wanted).absolute() == Path(running)
-
-
-def describe(guest: Guest) -> str:
-    """What `misfits` wants to find in the guest's environment."""
-    return guest.description
-
-
-__all__ = ["ENVIRONMENT", "GuestConfiguration", "default_devices", "describe", "misfits"]

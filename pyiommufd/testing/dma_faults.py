@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..host import sysfs
-from ..host.devices import HostDevice, from_sys_path
+from ..host.aliases import devices_of_requester
+from ..host.devices import HostDevice, list_devices
 from .dmesg import KernelLog, LogLine
 
 RATE_INTERVAL = 5.0
@@ -47,10 +46,6 @@ _VIRTIO = re.compile(
 )
 _AMD_WRITE = 0x20
 _NO_PASID = 0xFFFFFFFF
-_REQUESTER = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
-
-_PCIE_CAPABILITY = 0x10
-_PCIE_TO_PCI_BRIDGE = 0x7  # PCI Express Base Specification, Device/Port Type
 
 
 class Access(StrEnum):
@@ -112,75 +107,13 @@ def parse_fault(line: LogLine) -> DMAFault | None:
         requester = f"0000:{requester}"
     return DMAFault(
         requester=requester,
-        devices=devices_of_requester(requester),
+        devices=devices_of_requester(requester, list_devices("pci")),
         address=None if match["address"] is None else int(match["address"], 16),
         access=Access(access.lower()) if access else None,
         pasid=pasid,
         reason=match["reason"],
         line=line,
     )
-
-
-def devices_of_requester(requester: str) -> tuple[HostDevice, ...]:
-    """The devices whose DMA bears this PCI address, ordered by name; none where nothing is known of it.
-
-    These are the device of that address, and where a bridge passes on requests under it, all that is behind: a
-    PCIe-to-PCI bridge uses device 0, function 0 of its secondary bus, a conventional one its own address.
-    (drivers/pci/search.c of Linux 7.3, pci_for_each_dma_alias, goes the other way, from device to aliases.)
-
-    Args:
-        requester: Such as ``0000:02:00.0``; without a domain it is that of domain 0.
-
-    Raises:
-        ValueError: That is no PCI address.
-    """
-    match = _REQUESTER.fullmatch(requester)
-    if match is None:
-        raise ValueError(f"{requester!r} is no PCI address, such as 0000:02:00.0")
-    domain, bus, slot, function = match[1] or "0000", match[2], match[3], match[4]
-    name = f"{domain}:{bus}:{slot}.{function}"
-    found: dict[Path, None] = {}
-    device = sysfs.SYS / "bus/pci/devices" / name
-    if device.exists():
-        found[device.resolve()] = None
-        if _is_bridge(device) and _port_type(device) is None:
-            found |= dict.fromkeys(_behind(device.resolve()))
-    segment = sysfs.SYS / "class/pci_bus" / f"{domain}:{bus}" / "device"
-    if (slot, function) == ("00", "0") and segment.exists() and _port_type(segment) == _PCIE_TO_PCI_BRIDGE:
-        found |= dict.fromkeys(_behind(segment.resolve()))
-    if not found:
-        # Some devices speak under a function number that they do not have: then it is another of the slot.
-        neighbours = (sysfs.SYS / "bus/pci/devices").glob(f"{domain}:{bus}:{slot}.[0-7]")
-        found = dict.fromkeys(path.resolve() for path in neighbours)
-    return tuple(sorted((from_sys_path(path) for path in found), key=lambda one: one.name))
-
-
-def _behind(bridge: Path) -> Iterable[Path]:
-    """The folders of all devices below a bridge."""
-    for path in bridge.iterdir():
-        if _REQUESTER.fullmatch(path.name) and path.is_dir():
-            yield path
-            yield from _behind(path)
-
-
-def _is_bridge(device: Path) -> bool:
-    return (sysfs.read(device / "class") or "").startswith("0x0604")
-
-
-def _port_type(device: Path) -> int | None:
-    """The Device/Port Type of a PCI Express function; None: it is conventional, or the caller may not see it."""
-    try:
-        config = (device / "config").read_bytes()
-    except OSError:
-        return None
-    at = config[0x34] & 0xFC if len(config) > 0x40 else 0
-    for _ in range(48):  # a broken list may be a circle
-        if not 0x40 <= at < len(config) - 3:
-            break
-        if config[at] == _PCIE_CAPABILITY:
-            return config[at + 2] >> 4
-        at = config[at + 1] & 0xFC
-    return None
 
 
 class DMAFaults:

@@ -151,8 +151,7 @@ def troubles(lines: Iterable[LogLine]) -> list[tuple[LogLine, ...]]:
                     found.append((kernel[at],))
                 at += 1
                 continue
-            inside = itertools.takewhile(lambda i: kernel[i].text.startswith(" "), range(trace + 1, len(kernel)))
-            end = max(inside, default=trace)
+            end = _end_of_trace(kernel, trace)
         else:
             if kernel[at].trouble:
                 found.append((kernel[at],))
@@ -161,6 +160,15 @@ def troubles(lines: Iterable[LogLine]) -> list[tuple[LogLine, ...]]:
         found.append(tuple(kernel[at : end + 1]))
         at = end + 1
     return found
+
+
+def _end_of_trace(lines: list[LogLine], at: int) -> int:
+    """The last line of the trace whose head is at an index."""
+    rest = range(at + 1, len(lines))
+    if rest and lines[rest[0]].text.strip() in ("<TASK>", "<IRQ>"):
+        # With the registers, which are not indented; an interrupt's part is followed by that of the task.
+        return next((i for i in rest if lines[i].text.strip() == "</TASK>"), rest[-1])
+    return max(itertools.takewhile(lambda i: lines[i].text.startswith(" "), rest), default=at)
 
 
 class UnexpectedKernelMessageError(AssertionError):

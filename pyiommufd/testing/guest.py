@@ -37,7 +37,10 @@ from pyiommufd.testing.register_trace import RegisterAccess, parse_ranges, parse
 if TYPE_CHECKING:
     from pyiommufd.testing.monitor import Monitor
 
-__all__ = ["Guest", "console_tail"]
+__all__ = ["CONFIGURATION_VARIABLE", "Guest", "console_tail"]
+
+CONFIGURATION_VARIABLE = "PYIOMMUFD_GUEST_CONFIGURATION"
+"""The environment variable that tells a command in which guest it is; see `Guest.description`."""
 
 # The launcher's own devices go to the last free slots of the root bus, all in one group, so that the
 # devices under test have the first slots whatever else the guest needs.
@@ -237,7 +240,7 @@ class Guest:
             "run",
             sinks=sinks,
             argv=argv,
-            env=guest_environment() | {"PYIOMMUFD_GUEST_CONFIGURATION": self.description} | dict(env or {}),
+            env=guest_environment() | {CONFIGURATION_VARIABLE: self.description} | dict(env or {}),
             cwd=os.fspath(self.folder if cwd is None else cwd),
             timeout=None if timeout is None else max(1, round(timeout * 1000)),
         )
@@ -369,7 +372,7 @@ class Guest:
 
     @property
     def description(self) -> str:
-        """What kind of guest this is, as JSON; commands find it in ``PYIOMMUFD_GUEST_CONFIGURATION``."""
+        """What kind of guest this is, as JSON; commands find it in `CONFIGURATION_VARIABLE`."""
         return json.dumps(
             {
                 "iommu": self._iommu,

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -116,7 +116,7 @@ class GuestSession:
     def _fail(
         self,
         item: pytest.Item,
-        when: str,
+        when: Literal["setup", "call", "teardown"],
         reason: str,
         sections: Sequence[tuple[str, str]] = (),
         *,
@@ -127,10 +127,10 @@ class GuestSession:
         report = pytest.TestReport(
             nodeid=item.nodeid,
             location=item.location,
-            keywords={name: 1 for name in item.keywords},
+            keywords=dict.fromkeys(item.keywords, 1),
             outcome="failed",
             longrepr=reason,
-            when=when,  # type: ignore[arg-type]
+            when=when,
             sections=sections,
             duration=seconds,
             start=time.time() - seconds,
@@ -157,14 +157,12 @@ class _Run:
         self.items = items
         self.left = dict(enumerate(items))
         self.current: int | None = None
-        self.phase = "setup"
+        self.phase: Literal["setup", "call", "teardown"] = "setup"
         self.start = 0.0
         self.uncollected: list[tuple[str, bool, str]] = []
         self.stop_sent = False
         config = host.config
-        self.inner = InnerPytest(
-            guest, config.invocation_params.args, config.invocation_params.dir, host.timeout
-        )  # type: ignore[arg-type]
+        self.inner = InnerPytest(guest, config.invocation_params.args, config.invocation_params.dir, host.timeout)
 
     def run(self) -> list[pytest.Item]:
         """Run the tests.
@@ -194,22 +192,25 @@ class _Run:
     def _on_collected(self, message: dict[str, Any]) -> None:
         for number in message["missing"]:
             item = self.left.pop(number)
-            for nodeid, skipped, reason in self.uncollected:
-                if item.nodeid.startswith(nodeid):
-                    break
-            else:
-                skipped, reason = False, "collected here, and not in the guest"
+            skipped, reason = self._why_uncollected(item)
             if skipped:
                 self._skip(item, reason)
             else:
                 self.host._fail(item, "setup", f"not collected in the guest:\n{reason}")
+
+    def _why_uncollected(self, item: pytest.Item) -> tuple[bool, str]:
+        """Whether the guest skipped the whole of what the test is in, and what it said."""
+        for nodeid, skipped, reason in self.uncollected:
+            if not nodeid or f"{item.nodeid}/".startswith((f"{nodeid}/", f"{nodeid}::")):
+                return skipped, reason
+        return False, "collected here, and not in the guest"
 
     def _skip(self, item: pytest.Item, reason: str) -> None:
         path, line, _ = item.location
         report = pytest.TestReport(
             nodeid=item.nodeid,
             location=item.location,
-            keywords={name: 1 for name in item.keywords},
+            keywords=dict.fromkeys(item.keywords, 1),
             outcome="skipped",
             longrepr=(path, (line or 0) + 1, reason if reason.startswith("Skipped") else f"Skipped: {reason}"),
             when="setup",
@@ -231,7 +232,7 @@ class _Run:
             # Reading it back, pytest 9 puts the values into quotes once more.
             object.__setattr__(report.context, "kwargs", context["kwargs"])
         if report.when != "call" or type(report) is pytest.TestReport:
-            self.phase = {"setup": "call", "call": "teardown"}.get(report.when, "teardown")
+            self.phase = "call" if report.when == "setup" else "teardown"
         item.ihook.pytest_runtest_logreport(report=report)
         if report.failed:
             if self.host.shell:
@@ -281,17 +282,10 @@ class _Run:
         item = self.left.pop(self.current)
         reason = f"while this test ran in the guest: {end}"
         sections = self._last_words(end)
-        self.host._fail(
-            item, self.phase_of_death, reason, sections, started=True, seconds=time.monotonic() - self.start
-        )
+        self.host._fail(item, self.phase, reason, sections, started=True, seconds=time.monotonic() - self.start)
         if self.host.shell:
             self.host.shell = False
             open_shell(None, self.host.config, f"{item.nodeid}: the guest is gone")
-
-    @property
-    def phase_of_death(self) -> str:
-        """The phase that the test was in: pytest says when one is over."""
-        return self.phase
 
     def _ended_between(self, end: End) -> None:
         """Pytest in the guest ended by itself before all tests had run, and none was running."""

@@ -65,4 +65,6 @@ def _properties(argument: str) -> dict[str, str]:
 
 def _typed(argument: str) -> dict[str, Any]:
     words: dict[str, Any] = {"on": True, "off": False}
-    return {key: int(value) if value.isdigit() else words.get(value, value) for key, value in _properties(argument).items()}
+    return {
+        key: int(value) if value.isdigit() else words.get(value, value) for key, value in _properties(argument).items()
+    }

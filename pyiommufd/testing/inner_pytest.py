@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -97,11 +98,11 @@ class InnerPytest:
                 ended = self._result is not None
                 # What pytest wrote before it ended is in the socket already: read until nothing is left.
                 wait = 0 if ended else max(0.0, deadline - time.monotonic())
-                ready = select.select([port, self._wake[0]], [], [], wait)[0]
+                ready = select.select([port.fileno(), self._wake[0]], [], [], wait)[0]
                 self._pass_output_on()
                 if self._wake[0] in ready:
                     os.read(self._wake[0], 1 << 12)
-                if port in ready:
+                if port.fileno() in ready:
                     data = port.recv(_CHUNK)
                     if not data:
                         break  # QEMU is gone
@@ -131,10 +132,8 @@ class InnerPytest:
         self._send("stop" if stop else "go")
 
     def _send(self, op: str, **message: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # QEMU is gone: reading says so
             self.guest.port(wire.PORT).sendall(wire.encode({"op": op, **message}))
-        except OSError:
-            pass  # QEMU is gone: reading says so
 
     def _run(self) -> None:
         command = [sys.executable]
@@ -174,10 +173,8 @@ class InnerPytest:
         self.end = End(timed_out=True)
         if self._pid is not None:
             # Its fault handler answers this with a traceback of every thread.
-            try:
+            with contextlib.suppress(GuestError, OSError):
                 self.guest.run([_BUSYBOX, "kill", "-ABRT", str(self._pid)], cwd="/", timeout=_LAST_WORDS)
-            except (GuestError, OSError):
-                pass
             assert self._thread is not None  # noqa: S101 - it runs
             self._thread.join(_LAST_WORDS)
             self._pass_output_on()

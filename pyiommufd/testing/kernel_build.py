@@ -7,7 +7,6 @@ beside the final one, and takes its place whole. Several builds at once are safe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -17,13 +16,14 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyiommufd.testing import kernel_config, launch
 from pyiommufd.testing.apt import Archive, Package
 from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels, release_order
+from pyiommufd.testing.locked import locked
 from pyiommufd.testing.progress import Progress
 
 OLDEST = (6, 12)
@@ -102,18 +102,6 @@ def entry_name(package: Package, fragment: str) -> str:
     return f"{package.name.removeprefix('linux-source-')}-{key[:12]}"
 
 
-@contextlib.contextmanager
-def _lock(path: Path, progress: Progress, waiting_for: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.step(f"another process is at {waiting_for}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def build_kernel(
     version: str | None = None, *, cache: Path | None = None, archive: Archive | None = None, jobs: int | None = None,
     progress: Progress | None = None,
@@ -136,7 +124,7 @@ def build_kernel(
     archive = Archive(cache / "apt") if archive is None else archive
     fragment = kernel_config.FRAGMENT.read_text()
     try:
-        with _lock(cache / "apt.lock", progress, "the package lists"):
+        with locked(cache / "apt.lock", progress, "the package lists"):
             archive.configure()
             archive.update()
             package = choose(archive.packages(_NAME), version)
@@ -150,7 +138,7 @@ def build_kernel(
     folder = cache / "kernels" / name
     if ready := CachedKernel.load(folder):
         return ready
-    with _lock(cache / "kernels" / f".{name}.lock", progress, f"kernel {name}"):
+    with locked(cache / "kernels" / f".{name}.lock", progress, f"kernel {name}"):
         if ready := CachedKernel.load(folder):
             return ready
         if missing := missing_packages():

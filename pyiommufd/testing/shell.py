@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import shutil
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.guest import Guest
 
 SHELL_PORT = "pyiommufd.shell"
@@ -46,7 +44,7 @@ def open_shell(guest: Guest | None, config: pytest.Config, occasion: str) -> Non
     capture.suspend(in_=True)
     try:
         if not (os.isatty(0) and os.isatty(1)):
-            say(f"{occasion}; for the shell run this in a terminal, with -s or without. Going on")
+            say(f"{occasion}; there is no terminal for a shell in the guest: run this in one. Going on with the tests")
             return
         say(f"{occasion}; this is a shell in the guest, its end (exit, Ctrl-D) goes on with the tests")
         connect_terminal(guest)
@@ -113,9 +111,5 @@ def connect_terminal(guest: Guest) -> int:
 
 def _to_terminal(data: bytes) -> None:
     view = memoryview(data)
-    with contextlib.suppress(BlockingIOError):
-        while view:
-            view = view[os.write(1, view) :]
-
-
-__all__ = ["SHELL_PORT", "GuestError", "connect_terminal", "open_shell"]
+    while view:
+        view = view[os.write(1, view) :]

@@ -35,15 +35,39 @@ int64_t pyiommufd_ioas_alloc(int fd)
 
 /*
  * Kept because Python may run a signal handler, and raise from it, between the return of the call and the use of
- * its result: the mapping can then still be found, and undone.
+ * its result: what was mapped can then still be found and undone, and what was unmapped is not taken for mapped.
  */
-static __thread uint64_t last_map = UINT64_MAX;
+struct last_call {
+    int fd;
+    uint32_t ioas_id;
+    uint64_t iova; /* all ones: none */
+};
 
-uint64_t pyiommufd_ioas_last_map(void)
+static __thread struct last_call last_map = { .iova = UINT64_MAX }, last_unmap = { .iova = UINT64_MAX };
+
+static uint64_t take(struct last_call *last, int fd, uint32_t ioas_id)
 {
-    uint64_t iova = last_map;
+    uint64_t iova = last->fd == fd && last->ioas_id == ioas_id ? last->iova : UINT64_MAX;
 
-    last_map = UINT64_MAX;
+    last->iova = UINT64_MAX;
+    return iova;
+}
+
+uint64_t pyiommufd_ioas_last_map(int fd, uint32_t ioas_id)
+{
+    return take(&last_map, fd, ioas_id);
+}
+
+uint64_t pyiommufd_ioas_last_unmap(int fd, uint32_t ioas_id)
+{
+    return take(&last_unmap, fd, ioas_id);
+}
+
+/* What was unmapped may be mapped again by this, and the other way round: neither outlives the other. */
+static uint64_t mapped(int fd, uint32_t ioas_id, uint64_t iova)
+{
+    last_map = (struct last_call){ .fd = fd, .ioas_id = ioas_id, .iova = iova };
+    last_unmap.iova = UINT64_MAX;
     return iova;
 }
 
@@ -65,15 +89,14 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
         .iova = iova,
     };
 
-    last_map = UINT64_MAX;
+    last_map.iova = UINT64_MAX;
     if (((uintptr_t)user_va | length | iova) & in_page || !length) {
         errno = 0;
         return UINT64_MAX;
     }
     if (ioctl(fd, IOMMU_IOAS_MAP, &command))
         return UINT64_MAX;
-    last_map = command.iova;
-    return command.iova;
+    return mapped(fd, ioas_id, command.iova);
 }
 
 uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length)
@@ -85,9 +108,31 @@ uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t 
         .length = length,
     };
 
+    last_unmap.iova = UINT64_MAX;
     if (ioctl(fd, IOMMU_IOAS_UNMAP, &command))
         return UINT64_MAX;
+    last_unmap = (struct last_call){ .fd = fd, .ioas_id = ioas_id, .iova = iova };
+    last_map.iova = UINT64_MAX;
     return command.length;
+}
+
+uint64_t pyiommufd_ioas_copy(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src_ioas_id, uint64_t src_iova,
+                             uint64_t length, uint64_t dst_iova)
+{
+    struct iommu_ioas_copy command = {
+        .size = sizeof(command),
+        .flags = flags,
+        .dst_ioas_id = dst_ioas_id,
+        .src_ioas_id = src_ioas_id,
+        .length = length,
+        .dst_iova = dst_iova,
+        .src_iova = src_iova,
+    };
+
+    last_map.iova = UINT64_MAX;
+    if (ioctl(fd, IOMMU_IOAS_COPY, &command))
+        return UINT64_MAX;
+    return mapped(fd, dst_ioas_id, command.dst_iova);
 }
 
 uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const void *memory, uint64_t *pieces,
@@ -174,6 +219,7 @@ struct pyiommufd_window {
     uint64_t length;
     atomic_uint users; /* accesses under way */
     atomic_int closed;
+    pid_t owner; /* a forked child has the struct, and not what it maps */
 };
 
 static __thread sigjmp_buf guard;
@@ -228,31 +274,37 @@ static int install_guard(void)
     return result;
 }
 
-struct pyiommufd_window *pyiommufd_window_map(int fd, uint64_t offset, uint64_t length, int readable,
-                                              int writeable)
+/*
+ * Made and mapped in two steps, as Python may run a signal handler, and raise from it, after each call: what is
+ * mapped then has an owner already, which unmaps it.
+ */
+struct pyiommufd_window *pyiommufd_window_new(void)
+{
+    struct pyiommufd_window *window = calloc(1, sizeof(*window));
+
+    if (window)
+        window->closed = 1;
+    return window;
+}
+
+int pyiommufd_window_map(struct pyiommufd_window *window, int fd, uint64_t offset, uint64_t length, int readable,
+                         int writeable)
 {
     int protection = (readable ? PROT_READ : 0) | (writeable ? PROT_WRITE : 0);
-    struct pyiommufd_window *window;
     void *base;
 
     if (install_guard())
-        return NULL;
-    window = calloc(1, sizeof(*window));
-    if (!window)
-        return NULL;
+        return -1;
     base = mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset);
-    if (base == MAP_FAILED) {
-        int reason = errno;
-
-        free(window);
-        errno = reason;
-        return NULL;
-    }
+    if (base == MAP_FAILED)
+        return -1;
     /* A forked child that inherited the mapping would keep the device bound after its owner let go. */
     madvise(base, length, MADV_DONTFORK);
     window->base = base;
     window->length = length;
-    return window;
+    window->owner = getpid();
+    atomic_store(&window->closed, 0);
+    return 0;
 }
 
 /* Waits for the accesses under way, so that none of them can hit what is mapped there next. */
@@ -267,6 +319,8 @@ int pyiommufd_window_unmap(struct pyiommufd_window *window)
 
 void pyiommufd_window_free(struct pyiommufd_window *window)
 {
+    if (window && !atomic_load(&window->closed) && window->owner == getpid())
+        munmap(window->base, window->length);
     free(window);
 }
 

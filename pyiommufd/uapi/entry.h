@@ -15,8 +15,16 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
                             uint64_t iova);
 uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length);
 
-/* What pyiommufd_ioas_map returned to this thread last, once: all ones when asked again. */
-uint64_t pyiommufd_ioas_last_map(void);
+/* As pyiommufd_ioas_map; the iova of the copy. */
+uint64_t pyiommufd_ioas_copy(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src_ioas_id, uint64_t src_iova,
+                             uint64_t length, uint64_t dst_iova);
+
+/*
+ * The iova that this thread's last call mapped (pyiommufd_ioas_map, pyiommufd_ioas_copy) or unmapped
+ * (pyiommufd_ioas_unmap) if that was in this address space; once, and all ones when asked again.
+ */
+uint64_t pyiommufd_ioas_last_map(int fd, uint32_t ioas_id);
+uint64_t pyiommufd_ioas_last_unmap(int fd, uint32_t ioas_id);
 
 /*
  * Many pieces of one memory by one call. pieces: count times (offset, length, iova), then one number more. An iova
@@ -35,8 +43,9 @@ int pyiommufd_detach(int fd, int64_t pasid);
 
 /* A mapped part of a device region; see entry.c for the guard against SIGBUS. */
 struct pyiommufd_window;
-struct pyiommufd_window *pyiommufd_window_map(int fd, uint64_t offset, uint64_t length, int readable,
-                                              int writeable);
+struct pyiommufd_window *pyiommufd_window_new(void);
+int pyiommufd_window_map(struct pyiommufd_window *window, int fd, uint64_t offset, uint64_t length, int readable,
+                         int writeable);
 int pyiommufd_window_unmap(struct pyiommufd_window *window);
 void pyiommufd_window_free(struct pyiommufd_window *window);
 uint64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width);

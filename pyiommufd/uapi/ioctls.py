@@ -83,9 +83,14 @@ def ioas_alloc(fd: int) -> int:
     return int(ioas_id)
 
 
-def ioas_last_map() -> int:
-    """What `ioas_map` returned to this thread last, once; `FAILED` when asked again."""
-    return int(lib.pyiommufd_ioas_last_map())
+def ioas_last_map(fd: int, ioas_id: int) -> int:
+    """What this thread's last call mapped (`ioas_map`, `ioas_copy`), if there; once, and `FAILED` when asked again."""
+    return int(lib.pyiommufd_ioas_last_map(fd, ioas_id))
+
+
+def ioas_last_unmap(fd: int, ioas_id: int) -> int:
+    """The iova of this thread's last successful `ioas_unmap`, if there; once, and `FAILED` when asked again."""
+    return int(lib.pyiommufd_ioas_last_unmap(fd, ioas_id))
 
 
 def ioas_map_many(fd: int, ioas_id: int, flags: int, memory: View, pieces: array[int]) -> int:
@@ -109,17 +114,10 @@ def ioas_copy(
     fd: int, *, flags: int, dst_ioas_id: int, src_ioas_id: int, length: int, dst_iova: int, src_iova: int
 ) -> int:
     """IOMMU_IOAS_COPY: the iova of the copy."""
-    command = ffi.new("struct iommu_ioas_copy *")
-    command.size = ffi.sizeof("struct iommu_ioas_copy")
-    command.flags = flags
-    command.dst_ioas_id = dst_ioas_id
-    command.src_ioas_id = src_ioas_id
-    command.length = length
-    command.dst_iova = dst_iova
-    command.src_iova = src_iova
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_COPY, command) < 0:
+    iova = int(lib.pyiommufd_ioas_copy(fd, dst_ioas_id, flags, src_ioas_id, src_iova, length, dst_iova))
+    if iova == FAILED:
         raise failure("IOMMU_IOAS_COPY")
-    return int(command.dst_iova)
+    return iova
 
 
 def ioas_allow_iovas(fd: int, ioas_id: int, ranges: Sequence[tuple[int, int]]) -> None:
@@ -231,12 +229,12 @@ window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommuf
 def window_map(fd: int, offset: int, length: int, *, readable: bool, writeable: bool) -> WindowHandle:
     """Map part of a device file; offset and length in bytes, on page boundaries.
 
-    The handle frees itself; what it maps stays until `window_unmap`.
+    The handle frees itself, and unmaps where `window_unmap` has not been called.
     """
-    window = lib.pyiommufd_window_map(fd, offset, length, readable, writeable)
-    if window == ffi.NULL:
+    window = ffi.gc(lib.pyiommufd_window_new(), lib.pyiommufd_window_free)
+    if window == ffi.NULL or lib.pyiommufd_window_map(window, fd, offset, length, readable, writeable) < 0:
         raise failure("mmap")
-    return cast("WindowHandle", ffi.gc(window, lib.pyiommufd_window_free))
+    return cast("WindowHandle", window)
 
 
 def window_unmap(window: WindowHandle) -> None:

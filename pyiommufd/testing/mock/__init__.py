@@ -11,7 +11,7 @@ make kernel objects that no hardware stands behind. What it answers is iommufd i
 from .access import MockAccess, PinnedPages
 from .device import MockDevice
 from .dmabuf import MockDMABuf
-from .fail_nth import FailNth, InjectionMissingError, fail_each, fail_nth
+from .failures import FailNth, InjectionMissingError, fail_each, fail_nth
 from .iommufd import MockIOMMUFD
 
 __all__ = [

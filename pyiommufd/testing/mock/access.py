@@ -23,11 +23,11 @@ class MockAccess(Handle):
 
     __slots__ = ("_iommufd", "ioas")
 
-    def __init__(self, iommufd: MockIOMMUFD, fd: int, ioas: IOAS | None) -> None:
+    def __init__(self, iommufd: MockIOMMUFD, fd: int, ioas: IOAS) -> None:
         super().__init__(fd)
         self._iommufd = iommufd
         self.ioas = ioas
-        """What it accesses, or None."""
+        """What it accesses."""
 
     def read(self, iova: int, length: int, *, slow: bool = False) -> bytes:
         """Read what is mapped (ACCESS_RW).
@@ -77,13 +77,13 @@ class MockAccess(Handle):
         fd, address = self._iommufd.fileno(), ioctls.address(held)
         return PinnedPages(self, commands.access_pages(fd, self.fileno(), iova, len(held), address, flags))
 
-    def replace(self, ioas: IOAS | None) -> None:
-        """Go to another address space, or to none (ACCESS_REPLACE_IOAS). What was pinned is unpinned.
+    def replace(self, ioas: IOAS) -> None:
+        """Go to another address space (ACCESS_REPLACE_IOAS). What was pinned is unpinned.
 
         Raises:
             IoctlError: The kernel refused.
         """
-        commands.access_replace_ioas(self._iommufd.fileno(), self.fileno(), 0 if ioas is None else ioas.id)
+        commands.access_replace_ioas(self._iommufd.fileno(), self.fileno(), ioas.id)
         self.ioas = ioas
 
     def unpin(self, pages_id: int) -> None:

@@ -199,7 +199,7 @@ def set_temp_memory_limit(fd: int, limit: int) -> None:
 
 
 def access_replace_ioas(fd: int, access_fd: int, ioas_id: int) -> None:
-    """Move an access to another address space; 0: to none."""
+    """Move an access to another address space."""
     _run(fd, Operation.ACCESS_REPLACE_IOAS, access_fd, "I", ioas_id)
 
 

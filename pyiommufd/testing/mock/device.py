@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
+import mmap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,9 @@ class MockDevice(Device):
     def __init__(
         self, iommufd: MockIOMMUFD, host: HostDevice, stdev_id: int, hwpt_id: int, device_id: int, state: GroupState
     ) -> None:
+        super().__init__(iommufd, host, device_id, state, DMAChange(ChangeKind.FIRST, (host,)))
         # A Device owns an fd. Here it is a copy of the iommufd's, so that ioctls of a device file fail with ENOTTY.
-        bound = DMAChange(ChangeKind.FIRST, (host,))
-        super().__init__(iommufd, host, os.dup(iommufd.fileno()), device_id, state, bound)
+        self._fd = fcntl.fcntl(iommufd.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
         self._mock = iommufd
         self.stdev_id = stdev_id
         self._hwpt_ids: dict[int | None, int] = {None: hwpt_id}
@@ -124,8 +125,11 @@ class MockDevice(Device):
         """
         return holds(lambda: commands.pasid_check_hwpt(self.fileno(), self.stdev_id, pasid or 0, hwpt_id or 0))
 
-    def set_dirty(self, iova: int, pages: Iterable[int], *, count: int, page_size: int = commands.PAGE_SIZE) -> int:
+    def set_dirty(self, iova: int, pages: Iterable[int], *, count: int, page_size: int = mmap.PAGESIZE) -> int:
         """Mark pages of its page table as written to by DMA (DIRTY).
+
+        One mark is for all that an entry of the page table maps: more than a page where contiguous ones are combined;
+        `IOAS.huge_pages` off prevents that.
 
         Args:
             iova: Where they begin.
@@ -171,7 +175,7 @@ class MockDevice(Device):
         """
         commands.trigger_vevent(self.fileno(), self.id)
 
-    def cacheholds(self, entry: int, value: int) -> bool:
+    def cache_holds(self, entry: int, value: int) -> bool:
         """Whether an entry of its translation cache has a value (DEV_CHECK_CACHE); 0 once it was invalidated."""
         return holds(lambda: commands.dev_check_cache(self.fileno(), self.id, entry, value))
 

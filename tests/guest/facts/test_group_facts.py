@@ -351,7 +351,6 @@ def test_a_replace_moves_every_attached_peer_with_it(
     assert buffer[:64] == kept
     assert [one.page_table for one in attached] == [other] * 3
     # The kernel has none of the three on the old table: it lets it go, and not the new one.
-    ioctls.destroy(iommufd.fileno(), iommufd.alloc_ioas().id)
     ioas.close()
     with pytest.raises(IoctlError) as caught:
         ioctls.destroy(iommufd.fileno(), other.id)
@@ -557,14 +556,14 @@ def test_state_belongs_to_the_group_whatever_the_order_of_attaches_and_detaches(
     iommufd: IOMMUFD,
     arrives: Arrives,
 ) -> None:
-    """Sixty random actions on the three devices and two tables; each preview is compared with what then happens."""
-    rng = random.Random(0)
+    """Forty-eight random actions on the three devices and two tables; each preview is compared with what then happens."""
+    rng = random.Random(0)  # noqa: S311
     tables, buffers = (iommufd.alloc_ioas(), iommufd.alloc_ioas()), (DMABuffer(4096), DMABuffer(4096))
     for table, buffer in zip(tables, buffers, strict=True):
         table.map(buffer, iova=IOVA)
     devices = (device, peer_device, third_device)
     kinds = set()
-    for turn in range(60):
+    for turn in range(48):
         one, table = rng.choice(devices), rng.choice(tables)
         if rng.random() < 0.3:
             kinds.add(one.detach().kind)

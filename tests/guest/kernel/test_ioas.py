@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
+import resource
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ from pyiommufd import (
     IOAS,
     IOMMUFD,
     AlreadyMappedError,
+    Claim,
     ClosedError,
     Device,
     DMABuffer,
     DMAMapping,
+    HostDevice,
     InUseError,
     IoctlError,
     NotFoundError,
@@ -433,3 +438,26 @@ def test_copy_that_is_refused(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -
         ioas.copy_from(source, IOVA, PAGE)
     buffer.close()
     assert ioas.unmap_all() == PAGE
+
+
+def test_limit_on_locked_memory(
+    claimed: Claim, first: HostDevice, in_child: Callable[[Callable[[], Any]], Any]
+) -> None:
+    """Root pins as it likes; a user does not, and is told by what."""
+
+    def child() -> list[str]:
+        with IOMMUFD() as own:
+            device, space = own.bind(first), own.alloc_ioas()
+            device.attach(space)
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (2 * PAGE, 2 * PAGE))
+            space.map(DMABuffer(16 * PAGE)).unmap()
+            os.setuid(65534)
+            space.map(DMABuffer(PAGE))
+            with pytest.raises(IoctlError) as caught:
+                space.map(DMABuffer(16 * PAGE))
+            return [errno.errorcode[caught.value.errno or 0], str(caught.value)]
+
+    code, text = in_child(child)
+    assert code == "ENOMEM"
+    assert f"locked memory is limited to {2 * PAGE:#x} bytes" in text
+    assert "ulimit -l" in text

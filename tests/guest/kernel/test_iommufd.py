@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,7 @@ from pyiommufd import (
 from pyiommufd.host import drivers
 
 IOVA = 0x100000
+NOBODY = 65534
 
 
 def test_open_and_close(kernel_fds: Callable[[], dict[int, str]]) -> None:
@@ -62,6 +64,21 @@ def test_path_of_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="not that of an iommufd"):
         IOMMUFD("/dev/null")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_user_who_may_not_open_it(in_child: Callable[[Callable[[], Any]], Any]) -> None:
+    def child() -> tuple[int | None, str]:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with pytest.raises(AccessDeniedError) as caught:
+            IOMMUFD()
+        return caught.value.errno, str(caught.value)
+
+    code, text = in_child(child)
+    assert code == errno.EACCES
+    assert f"user {NOBODY} may not open /dev/iommu" in text
+    assert "mode 0660" in text
 
 
 def test_from_fd_takes_the_fd_over() -> None:

@@ -1,0 +1,115 @@
+"""Which core tests must run, and not skip, on which kind of IOMMU: a pair is not to pass by skipping.
+
+All core tests are listed, each in the one set that says what it takes. A new one that is in none fails the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.runs import Case
+
+
+def _of(file: str, *names: str) -> frozenset[str]:
+    return frozenset(f"test_{file}::test_{name}" for name in names)
+
+
+EVERYWHERE = (
+    _of(
+        "discovery",
+        "every_pci_device_is_listed",
+        "a_device_is_found_by_name_and_not_by_an_id_that_several_have",
+        "groups_are_those_of_sysfs",
+        "devices_name_the_iommu_that_translates_for_them",
+    )
+    | _of(
+        "mappings",
+        "map_at_an_address_and_where_the_kernel_likes",
+        "an_overlap_and_a_cut_are_refused_and_change_nothing",
+        "allowed_ranges_bind_what_the_kernel_chooses",
+        "below_finds_the_lowest_room",
+        "many_pieces_are_mapped_all_or_none",
+        "a_copy_shares_the_memory_and_its_rights",
+        "memory_off_page_boundaries_is_refused_before_the_kernel",
+    )
+)  # fmt: skip
+"""iommufd itself needs no IOMMU."""
+
+WITH_IOMMU = (
+    _of("claims", "a_claim_takes_a_device_and_restores_its_override")
+    | _of(
+        "bind",
+        "bind_takes_the_group_and_close_gives_it_back",
+        "a_device_that_nobody_claimed_is_refused_with_the_way_out",
+        "interrupts_that_are_not_isolated_are_named_and_the_fix_works",
+    )
+    | _of(
+        "dma",
+        "dma_is_blocked_moves_and_is_blocked_again",
+        "data_moves_both_ways_and_nowhere_else",
+        "unmapped_memory_is_out_of_reach",
+        "replace_moves_to_the_other_page_table",
+        "a_preview_says_what_attach_does_about_a_reserved_address",
+        "what_devices_cannot_reach_leaves_the_allowed_ranges",
+    )
+    | _of(
+        "registers",
+        "the_configuration_space_is_read_by_the_kernel",
+        "a_window_and_the_kernel_see_the_same_registers",
+        "a_window_ends_at_its_length_and_with_its_device",
+    )
+)
+"""A device alone in its group."""
+
+WITH_SHARED_GROUP = (
+    _of(
+        "claims",
+        "a_plan_names_the_companions_and_changes_nothing",
+        "a_claim_of_a_shared_group_puts_the_host_driver_back_to_work",
+    )
+    | _of("bind", "a_member_on_a_host_driver_is_named")
+    | _of(
+        "shared_group",
+        "a_second_address_space_is_refused_and_the_peer_named",
+        "a_bound_peer_reaches_what_the_attached_one_does",
+        "dma_goes_on_until_the_last_one_detaches",
+        "a_replace_takes_the_peer_along",
+    )
+)
+"""Several devices behind a PCIe-to-PCI bridge, with which no device gets a group from a virtio IOMMU."""
+
+WITHOUT_IOMMU = _of(
+    "without_iommu",
+    "a_claim_is_refused_for_want_of_an_iommu",
+    "there_is_no_group_and_nothing_to_bind",
+)
+
+ALL = EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITHOUT_IOMMU
+
+REQUIRED = {
+    "intel": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP,
+    "intel-first-stage": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP,
+    "amd": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP,
+    "virtio": EVERYWHERE | WITH_IOMMU,
+    "none": EVERYWHERE | WITHOUT_IOMMU,
+}
+"""What must run, by the kind of IOMMU as `pyiommufd guest --iommu` takes it."""
+
+
+def shortfalls(iommu: str, cases: Iterable[Case]) -> list[str]:
+    """What a run of the core tests left out, a line each; nothing where it ran all it had to.
+
+    Args:
+        iommu: The kind of IOMMU.
+        cases: The tests of the run.
+    """
+    by_name = {case.name: case for case in cases}
+    result = []
+    for name in sorted(REQUIRED[iommu]):
+        case = by_name.get(name)
+        if case is None:
+            result.append(f"{name} did not run")
+        elif case.outcome == "skipped":
+            result.append(f"{name} must not skip with {iommu}: {case.reason}")
+    result += [f"{name} is in no set of tests/core_tests.py" for name in sorted(set(by_name) - ALL)]
+    return result

@@ -1,0 +1,149 @@
+"""What the core tests share: what this machine has, whatever its kernel, QEMU and IOMMU are.
+
+A claim lasts one test here: other tests of the same run take the same devices. A test that asks for what the machine
+lacks is skipped, and tests/core_tests.py says on which kinds of machine each of them must not be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from pyiommufd import IOMMUFD, Claim, Device, Group, HostDevice, find_group, list_devices, plan_claim, recover
+from pyiommufd.host import drivers
+from pyiommufd.testing import edu as edu_module
+from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.guest import CONFIGURATION_VARIABLE
+
+
+@dataclass(frozen=True)
+class CoreMachine:
+    """The machine as it was before the first test.
+
+    Attributes:
+        kind: The kind of its IOMMU, as `pyiommufd guest --iommu` takes it.
+        edus: Its edu devices.
+        alone: The first of them that is alone in its IOMMU group.
+        shared: The group that several of them are in.
+    """
+
+    kind: str
+    edus: tuple[HostDevice, ...]
+    alone: HostDevice | None
+    shared: Group | None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> CoreMachine:
+    described = os.environ.get(CONFIGURATION_VARIABLE)
+    if described is None:
+        pytest.exit("these tests are for a guest; run: pyiommufd guest -- python -m pytest tests/guest/core", 3)
+    recover()
+    edus = tuple(
+        device
+        for device in list_devices("pci")
+        if (device.vendor_id, device.device_id) == (edu_module.VENDOR_ID, edu_module.DEVICE_ID)
+    )
+    groups = [device.group for device in edus]
+    lone = [device for device, group in zip(edus, groups, strict=True) if group and len(group.devices) == 1]
+    shared = [group for group in groups if group and len(set(group.devices) & set(edus)) > 1]
+    kind = json.loads(described)["iommu"]
+    return CoreMachine(kind, edus, lone[0] if lone else None, shared[0] if shared else None)
+
+
+@pytest.fixture
+def kind(machine: CoreMachine) -> str:
+    """The kind of this machine's IOMMU."""
+    return machine.kind
+
+
+@pytest.fixture
+def all_edus(machine: CoreMachine) -> tuple[HostDevice, ...]:
+    return machine.edus
+
+
+@pytest.fixture
+def members() -> Callable[[Group], dict[str, tuple[str | None, str | None]]]:
+    """Driver and override of each member of a group, as they are now."""
+
+    def members(group: Group) -> dict[str, tuple[str | None, str | None]]:
+        now = find_group(group.id).devices
+        return {device.name: (device.driver, drivers.driver_override(device)) for device in now}
+
+    return members
+
+
+@pytest.fixture
+def lone(machine: CoreMachine) -> HostDevice:
+    """An edu device alone in its group, on no driver."""
+    if machine.alone is None:
+        pytest.skip("no edu device here is alone in an IOMMU group")
+    return machine.alone
+
+
+@pytest.fixture
+def lone_claim(lone: HostDevice) -> Iterator[Claim]:
+    with plan_claim(lone).apply() as claim:
+        yield claim
+
+
+@pytest.fixture
+def device(lone_claim: Claim, iommufd: IOMMUFD, lone: HostDevice) -> Iterator[Device]:
+    """The edu device that is alone, bound, and able to do DMA as far as it is up to the device."""
+    with_master = iommufd.bind(lone)
+    with_master.bus_master = True
+    yield with_master
+    with_master.close()  # before the claim is given back: the device could not leave its driver
+
+
+@pytest.fixture
+def edu(device: Device) -> Iterator[EduDriver]:
+    with EduDriver(device) as driver:
+        yield driver
+
+
+@pytest.fixture
+def shared(machine: CoreMachine) -> Group:
+    """A group with several edu devices and one that is on a host driver."""
+    if machine.shared is None:
+        pytest.skip("no IOMMU group here has several edu devices")
+    return machine.shared
+
+
+@pytest.fixture
+def shared_edus(shared: Group, machine: CoreMachine) -> tuple[HostDevice, ...]:
+    return tuple(device for device in machine.edus if device in shared.devices)
+
+
+@pytest.fixture
+def host_driven(shared: Group) -> HostDevice:
+    """The member of the shared group that is on a host driver."""
+    (device,) = shared.blockers
+    return device
+
+
+@pytest.fixture
+def shared_claim(shared_edus: tuple[HostDevice, ...]) -> Iterator[Claim]:
+    with plan_claim(shared_edus[0]).apply() as claim:
+        yield claim
+
+
+@pytest.fixture
+def pair(shared_claim: Claim, iommufd: IOMMUFD, shared_edus: tuple[HostDevice, ...]) -> Iterator[tuple[Device, Device]]:
+    """Two edu devices of the shared group, bound to one iommufd in this order."""
+    bound = [iommufd.bind(device) for device in shared_edus[:2]]
+    for one in bound:
+        one.bus_master = True
+    yield bound[0], bound[1]
+    for one in reversed(bound):
+        one.close()
+
+
+@pytest.fixture
+def edus(pair: tuple[Device, Device]) -> Iterator[tuple[EduDriver, EduDriver]]:
+    with EduDriver(pair[0]) as first, EduDriver(pair[1]) as second:
+        yield first, second

@@ -1,0 +1,384 @@
+"""Everything closed before and after everything else, twice, and used afterwards."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+
+from pyiommufd import (
+    IOAS,
+    IOMMUFD,
+    Claim,
+    ClosedError,
+    CloseError,
+    Device,
+    DeviceFile,
+    DMABuffer,
+    DMAMapping,
+    HostDevice,
+    InUseError,
+    Monitor,
+    plan_claim,
+)
+from pyiommufd.kernel.mapping import DMAMappings
+from pyiommufd.kernel.window import Window
+from pyiommufd.testing.leaks import LeakCheck
+
+IOVA = 0x100000
+PAGE = 4096
+
+
+class Scene:
+    """One of each: two devices of a group attached to an address space that has a buffer mapped in both ways.
+
+    `owned` says which go when another is closed; `held` which keep another from being closed, and by what exception.
+    """
+
+    NAMES = (
+        "iommufd",
+        "device",
+        "peer",
+        "ioas",
+        "mapping",
+        "mappings",
+        "window",
+        "buffer",
+        "file",
+        "claim",
+        "monitor",
+    )
+    OWNED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "iommufd": ("device", "peer", "window", "ioas", "mapping", "mappings"),
+        "device": ("window",),
+        "ioas": ("mapping", "mappings"),
+    }
+    HELD: ClassVar[dict[str, tuple[tuple[str, ...], type[Exception]]]] = {
+        "ioas": (("device", "peer"), InUseError),
+        "buffer": (("mapping", "mappings"), BufferError),
+        "claim": (("file",), CloseError),
+    }
+
+    def __init__(self, first: HostDevice, peer: HostDevice, alone: HostDevice, claim: Claim | None) -> None:
+        self.iommufd = IOMMUFD()
+        self.device = self.iommufd.bind(first)
+        self.peer = self.iommufd.bind(peer)
+        self.ioas = self.iommufd.alloc_ioas()
+        self.device.attach(self.ioas)
+        self.peer.attach(self.ioas)
+        self.buffer = DMABuffer(2 * PAGE, memfd=True)
+        self.mapping = self.ioas.map(self.buffer, iova=IOVA)
+        self.mappings = self.ioas.map_many(self.buffer, [(0, PAGE, 2 * IOVA), (PAGE, PAGE, 3 * IOVA)])
+        self.window = self.device.region(0).map()
+        self.file = DeviceFile(alone)
+        self.claim = claim
+        self.monitor = Monitor()
+        self.open = {name for name in self.NAMES if name != "claim" or claim is not None}
+
+    def close(self, name: str) -> None:
+        """Close one, with the exception that the model says, and look at what is open then."""
+        one = getattr(self, name)
+        act = {"mapping": "unmap", "mappings": "unmap", "claim": "release"}.get(name, "close")
+        holders, refusal = self.HELD.get(name, ((), Exception))
+        if name in self.open and self.open.intersection(holders):
+            with pytest.raises(refusal):
+                getattr(one, act)()
+        else:
+            getattr(one, act)()
+            self.open -= {name, *self.OWNED.get(name, ())}
+        assert self.really_open() == self.open, f"after closing {name}"
+
+    def really_open(self) -> set[str]:
+        """What is open by what the objects say of themselves."""
+        found = {name for name in ("mapping", "mappings") if getattr(self, name).mapped}
+        if self.claim is not None and not self.claim.released:
+            found.add("claim")
+        rest = set(self.NAMES) - {"mapping", "mappings", "claim"}
+        return found | {name for name in rest if not getattr(self, name).closed}
+
+    def close_all(self) -> None:
+        """Close the rest, apart from the claim, in an order in which nothing is refused."""
+        for name in ("iommufd", "buffer", "file", "monitor"):
+            if name in self.open:
+                self.close(name)
+        assert self.open <= {"claim"}
+
+
+PAIRS = list(itertools.permutations(Scene.NAMES, 2))
+
+
+@pytest.fixture
+def no_leaks_here() -> Iterator[None]:
+    with LeakCheck():
+        yield
+
+
+@pytest.mark.parametrize("name", [name for name in Scene.NAMES if name != "claim"])
+def test_closed_before_and_after_every_other(
+    claimed: Claim,
+    claimed_alone: Claim,
+    no_leaks_here: None,
+    first: HostDevice,
+    peer: HostDevice,
+    alone: HostDevice,
+    name: str,
+) -> None:
+    for other in (other for one, other in PAIRS if one == name and other != "claim"):
+        scene = Scene(first, peer, alone, None)
+        try:
+            # The first of them once more: it has nothing left to do, or is still refused, or can be closed now.
+            for one in (name, other, name):
+                scene.close(one)
+        finally:
+            scene.close_all()
+
+
+def test_a_claim_closed_before_and_after_every_other(
+    no_leaks_here: None, first: HostDevice, peer: HostDevice, alone: HostDevice
+) -> None:
+    """The claim is that of the device that is open and not bound; the group of the others has one of its own."""
+    with plan_claim(first).apply(), plan_claim(alone).apply() as claim:
+        # The file last: as long as it is open the claim is refused to be released, and serves the next turn too.
+        for other in (*(name for name in Scene.NAMES if name not in ("claim", "file")), "file"):
+            scene = Scene(first, peer, alone, claim)
+            try:
+                for one in ("claim", other, "claim", "claim"):
+                    scene.close(one)
+            finally:
+                scene.close_all()
+        assert claim.released
+
+
+def test_a_claim_of_bound_devices_is_not_released(
+    no_leaks_here: None, first: HostDevice, peer: HostDevice, alone: HostDevice
+) -> None:
+    claim = plan_claim([first, alone]).apply()
+    scene = Scene(first, peer, alone, None)
+    try:
+        for name in ("file", "window", "peer"):
+            with pytest.raises(CloseError) as caught:
+                claim.release()
+            assert first.name in str(caught.value)
+            assert not claim.released
+            scene.close(name)
+        # What was given back already is claimed no more; what is still bound is still there to be used.
+        assert scene.device.region(0).size == 1 << 20
+    finally:
+        scene.close_all()
+        claim.release()
+    assert claim.released
+    assert alone.refreshed().driver is None
+
+
+# What may still be asked of an object that is closed: what it was, and whether it is closed.
+INERT: dict[type, frozenset[str]] = {
+    IOMMUFD: frozenset(
+        {"closed", "pid", "lock", "in_child", "mark_forked", "from_fd", "devices", "objects", "shared"}
+        | {"users_of", "members", "reserved_hits", "forget"}  # what its objects ask of it
+    ),
+    Device: frozenset(
+        {"closed", "pid", "in_child", "mark_forked", "id", "name", "host", "iommufd", "bind_change"}
+        | {"page_table", "page_table_for", "page_tables", "remember_window", "forget_window", "take_fd"}
+    ),
+    IOAS: frozenset({"closed", "id", "iommufd", "live_fd", "table", "mappings", "mark_closed", "mark_forked"}),
+    DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "drop"}),
+    DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "drop", "extend"}),
+    Window: frozenset({"closed", "offset", "length", "mark_forked"}),
+    DeviceFile: frozenset({"closed", "pid", "in_child", "mark_forked", "name", "device", "from_fd"}),
+    Claim: frozenset({"devices", "plan", "released"}),
+    Monitor: frozenset({"closed"}),
+}
+CLOSING: dict[type, str] = {DMAMapping: "unmap", DMAMappings: "unmap", Claim: "release"}
+
+
+def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]]]:
+    """A call of every public method and property that does something, with arguments that were good before."""
+    iommufd, device, ioas, window = scene.iommufd, scene.device, scene.ioas, scene.window
+    fresh = DMABuffer(PAGE)
+    return {
+        IOMMUFD: {
+            "fileno": iommufd.fileno,
+            "bind": lambda: iommufd.bind(device.host),
+            "alloc_ioas": iommufd.alloc_ioas,
+            "rlimit_mode": lambda: iommufd.rlimit_mode,
+            "rlimit_mode=": lambda: setattr(iommufd, "rlimit_mode", True),
+        },
+        Device: {
+            "fileno": device.fileno,
+            "attach": lambda: device.attach(other),
+            "replace": lambda: device.replace(other),
+            "detach": device.detach,
+            "preview_attach": lambda: device.preview_attach(other),
+            "region": lambda: device.region(0),
+            "config": lambda: device.config,
+            "bus_master": lambda: device.bus_master,
+            "bus_master=": lambda: setattr(device, "bus_master", True),
+        },
+        IOAS: {
+            "fd": ioas.fd,
+            "map": lambda: ioas.map(fresh, iova=IOVA),
+            "map_many": lambda: ioas.map_many(fresh, [(0, PAGE, IOVA)]),
+            "copy_from": lambda: ioas.copy_from(other, IOVA, PAGE),
+            "unmap": lambda: ioas.unmap(IOVA, PAGE),
+            "unmap_all": ioas.unmap_all,
+            "iova_ranges": ioas.iova_ranges,
+            "iova_alignment": lambda: ioas.iova_alignment,
+            "allow_iovas": lambda: ioas.allow_iovas([]),
+            "huge_pages": lambda: ioas.huge_pages,
+            "huge_pages=": lambda: setattr(ioas, "huge_pages", True),
+        },
+        DMAMapping: {},
+        DMAMappings: {},
+        Window: {
+            **{f"read{width}": partial(getattr(window, f"read{width}"), 0) for width in (8, 16, 32, 64)},
+            **{f"write{width}": partial(getattr(window, f"write{width}"), 0, 0) for width in (8, 16, 32, 64)},
+        },
+        DeviceFile: {"fileno": scene.file.fileno},
+        Claim: {},
+        Monitor: {"fileno": scene.monitor.fileno, "poll": lambda: scene.monitor.poll(0)},
+    }
+
+
+@pytest.mark.parametrize("kind", list(INERT), ids=lambda kind: kind.__name__)
+def test_the_table_of_uses_is_complete(
+    claimed: Claim, claimed_alone: Claim, first: HostDevice, peer: HostDevice, alone: HostDevice, kind: type
+) -> None:
+    """A public name that is added to a class has to be said here to be inert, or used after close."""
+    public = {name for name, _ in inspect.getmembers_static(kind) if not name.startswith("_")}
+    scene = Scene(first, peer, alone, None)
+    try:
+        used = {name.rstrip("=") for name in uses(scene, scene.ioas)[kind]}
+        setters = {name.rstrip("=") for name in uses(scene, scene.ioas)[kind] if name.endswith("=")}
+    finally:
+        scene.close_all()
+    assert public - used - INERT[kind] - {CLOSING.get(kind, "close")} == set()
+    settable = {
+        name for name, value in inspect.getmembers_static(kind, lambda v: isinstance(v, property)) if value.fset
+    }
+    assert settable == setters
+
+
+def test_use_after_close_is_refused_whatever_was_used(
+    claimed: Claim, claimed_alone: Claim, no_leaks_here: None, first: HostDevice, peer: HostDevice, alone: HostDevice
+) -> None:
+    scene = Scene(first, peer, alone, None)
+    calls = uses(scene, scene.ioas)
+    region = scene.device.region(0)
+    scene.close_all()
+    calls[Device] |= {
+        "Region.read": lambda: region.read(0, 4),
+        "Region.write": lambda: region.write(0, bytes(4)),
+        "Region.map": region.map,
+    }
+    for kind, named in calls.items():
+        for name, call in named.items():
+            with pytest.raises(ClosedError, match="closed"):
+                pytest.fail(f"{kind.__name__}.{name} gave {call()!r} after the close")
+    # In a for loop a closed monitor has ended, as a closed file would not have; documented by its iteration.
+    assert list(scene.monitor) == []
+    for one in (scene.iommufd, scene.device, scene.peer, scene.ioas, scene.window, scene.file, scene.monitor):
+        one.close()
+        assert "closed" in repr(one) or isinstance(one, Monitor)
+    scene.mapping.unmap()
+    scene.mappings.unmap()
+    with pytest.raises(ValueError, match="closed"):
+        scene.buffer.read_byte()
+    assert (scene.mapping.mapped, scene.mappings.mapped, scene.mappings.iovas) == (False, False, (2 * IOVA, 3 * IOVA))
+
+
+def test_objects_of_a_closed_owner_raise_the_same(
+    claimed: Claim, claimed_alone: Claim, first: HostDevice, peer: HostDevice, alone: HostDevice
+) -> None:
+    """Closed by themselves, while their iommufd is open: as when it was closed."""
+    for name in ("device", "ioas", "window"):
+        scene = Scene(first, peer, alone, None)
+        try:
+            other = scene.iommufd.alloc_ioas()
+            calls = uses(scene, other)
+            scene.device.detach()
+            scene.peer.detach()
+            scene.close(name) if name != "ioas" else scene.ioas.close()
+            kind: Any = type(getattr(scene, name))
+            for use, call in calls[kind].items():
+                with pytest.raises(ClosedError, match="closed"):
+                    pytest.fail(f"{kind.__name__}.{use} gave {call()!r} after the close")
+        finally:
+            scene.iommufd.close()
+            scene.buffer.close()
+            scene.file.close()
+            scene.monitor.close()
+
+
+def test_a_failing_close_releases_the_rest_and_reports_every_failure(
+    claimed: Claim, first: HostDevice, peer: HostDevice, no_leaks_here: None
+) -> None:
+    """The fds are closed by somebody else first, so that the kernel answers EBADF for each."""
+    iommufd = IOMMUFD()
+    devices = [iommufd.bind(first), iommufd.bind(peer)]
+    ioas = iommufd.alloc_ioas()
+    buffer = DMABuffer(PAGE)
+    mapping = ioas.map(buffer)
+    windows = [device.region(0).map() for device in devices]
+    owned: list[Any] = [iommufd, ioas, *devices, *windows]
+    for fd in (iommufd.fileno(), *(device.fileno() for device in devices)):
+        os.close(fd)
+    with pytest.raises(CloseError) as caught:
+        iommufd.close()
+    # Two devices, DESTROY of the address space, the fd of the iommufd.
+    assert [getattr(error, "errno", None) for error in caught.value.errors] == [9] * 4
+    assert str(caught.value).count("EBADF") + str(caught.value).count("Bad file descriptor") >= 4
+    assert all(one.closed for one in owned)
+    assert not mapping.mapped
+    buffer.close()
+    iommufd.close()
+    with IOMMUFD() as again:
+        again.bind(first).close()
+
+
+@pytest.mark.parametrize("kind", ["iommufd", "device", "file"])
+def test_what_is_dropped_unclosed_warns_and_is_closed(
+    claimed: Claim, no_leaks_here: None, first: HostDevice, kind: str
+) -> None:
+    with ExitStack() as stack:
+        if kind == "iommufd":
+            made: list[object] = [IOMMUFD()]
+        elif kind == "file":
+            made = [DeviceFile(first)]
+        else:
+            iommufd = stack.enter_context(IOMMUFD())
+            made = [iommufd.bind(first)]
+            # The iommufd holds what it owns: drop that reference as well.
+            iommufd.forget(made[0])  # type: ignore[arg-type]
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            made.clear()
+            gc.collect()
+        assert [warning.category for warning in seen] == [ResourceWarning]
+        assert "unclosed" in str(seen[0].message)
+    with IOMMUFD() as again:
+        again.bind(first).close()
+
+
+def test_everything_dropped_at_once_is_closed(claimed: Claim, first: HostDevice, no_leaks_here: None) -> None:
+    """An iommufd and its device refer to each other: the garbage collector takes both, in whatever order."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        iommufd = IOMMUFD()
+        device = iommufd.bind(first)
+        ioas = iommufd.alloc_ioas()
+        device.attach(ioas)
+        mapping = ioas.map(DMABuffer(PAGE), iova=IOVA)
+        window = device.region(0).map()
+        del iommufd, device, ioas, mapping, window
+        gc.collect()
+    assert [warning.category for warning in seen] == [ResourceWarning] * 2
+    with IOMMUFD() as again:
+        again.bind(first).close()

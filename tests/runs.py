@@ -1,0 +1,134 @@
+"""Runs of pytest and of checkers, and what came of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GUEST_SECONDS = 900
+_NO_TESTS = 5  # pytest's exit status where the options chose none
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test of a run.
+
+    Attributes:
+        name: The file without its ending, and the function, such as ``test_dma::test_replace``.
+        outcome: ``passed``, ``failed`` or ``skipped``.
+        reason: Why it was skipped.
+    """
+
+    name: str
+    outcome: str
+    reason: str = ""
+
+
+def read_report(report: Path) -> list[Case] | None:
+    """The tests in a junit report; None where there is none that can be read."""
+    try:
+        elements = list(ElementTree.parse(report).iter("testcase"))  # noqa: S314 - our own pytest wrote it
+    except (OSError, ElementTree.ParseError):
+        return None
+    cases: dict[str, Case] = {}
+    for element in elements:
+        name = f"{element.get('classname', '').rpartition('.')[2]}::{element.get('name')}"
+        skip = element.find("skipped")
+        if element.find("failure") is not None or element.find("error") is not None:
+            case = Case(name, "failed")
+        elif skip is not None:
+            case = Case(name, "skipped", skip.get("message") or "no reason given")
+        else:
+            case = Case(name, "passed")
+        # A test that fails and whose teardown fails as well is reported twice.
+        if name not in cases or case.outcome == "failed":
+            cases[name] = case
+    return list(cases.values())
+
+
+@dataclass
+class Run:
+    """One run of pytest, or of a checker as a run of one test."""
+
+    name: str
+    passed: int = 0
+    failed: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def count(self, cases: list[Case] | None, status: int) -> None:
+        """Count what a report says; a run that ended without one, or badly, is a failure of its own."""
+        if cases is None:
+            self.failed += 1
+        for case in cases or ():
+            if case.outcome == "skipped":
+                self.skipped[case.reason] += 1
+            elif case.outcome == "failed":
+                self.failed += 1
+            else:
+                self.passed += 1
+        if status not in (0, _NO_TESTS) and not self.failed:
+            self.failed += 1
+
+    def show(self) -> None:
+        """Print the run's line of the summary."""
+        skipped = self.skipped.total()
+        figures = f"{self.passed:5} passed {self.failed:3} failed {skipped:3} skipped  {self.seconds:6.1f} s"
+        print(f"{self.name:24} {figures}")
+        for reason, count in self.skipped.most_common():
+            print(f"{'':24} {count:5} skipped: {reason}")
+
+
+def title(text: str) -> None:
+    """Say what comes now."""
+    print(f"\n==== {text}", flush=True)
+
+
+def check(name: str, command: list[str]) -> Run:
+    """Run a checker."""
+    title(name)
+    start = time.monotonic()
+    status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+    return Run(name, passed=int(not status), failed=int(bool(status)), seconds=time.monotonic() - start)
+
+
+def here(name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Run:
+    """Run pytest on this machine."""
+    title(name)
+    run = Run(name)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
+        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
+        run.count(read_report(report), status)
+    run.seconds = time.monotonic() - start
+    return run
+
+
+def guest_command(folder: str, options: list[str], arguments: list[str], seconds: int = GUEST_SECONDS) -> list[str]:
+    """The command that runs pytest in a guest, with its report in a folder."""
+    guest = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--timeout={seconds}", f"--results={folder}", *options]
+    inner = ["python", "-m", "pytest", "-p", "no:cacheprovider", "--junit-xml=/results/report.xml", *arguments]
+    return [*guest, "--", *inner]
+
+
+def in_guest(name: str, arguments: list[str]) -> Run:
+    """Run pytest in a guest of the default kernel and QEMU."""
+    title(name)
+    run = Run(name)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        command = guest_command(folder, [], arguments)
+        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+        run.count(read_report(Path(folder) / "report.xml"), status)
+    run.seconds = time.monotonic() - start
+    return run
