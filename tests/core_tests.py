@@ -65,18 +65,26 @@ WITH_SHARED_GROUP = (
     _of(
         "claims",
         "a_plan_names_the_companions_and_changes_nothing",
-        "a_claim_of_a_shared_group_puts_the_host_driver_back_to_work",
+        "a_claim_of_a_shared_group_restores_every_member",
     )
     | _of("bind", "a_member_on_a_host_driver_is_named")
     | _of(
         "shared_group",
         "a_second_address_space_is_refused_and_the_peer_named",
-        "a_bound_peer_reaches_what_the_attached_one_does",
-        "dma_goes_on_until_the_last_one_detaches",
-        "a_replace_takes_the_peer_along",
+        "what_an_action_changes_is_the_group",
     )
 )
 """Several devices behind a PCIe-to-PCI bridge, with which no device gets a group from a virtio IOMMU."""
+
+WITH_BRIDGED_DMA = _of("claims", "a_released_claim_leaves_the_host_driver_at_work") | _of(
+    "shared_group",
+    "a_bound_peer_reaches_what_the_attached_one_does",
+    "dma_goes_on_until_the_last_one_detaches",
+    "a_replace_takes_the_peer_along",
+)
+"""Such devices whose DMA arrives. With VT-d's first stage none does (Linux 7.3, QEMU 11.1): VT-d faults it for want of
+a context entry for the bridge's requester id, a host driver's DMA as well.
+"""
 
 WITHOUT_IOMMU = _of(
     "without_iommu",
@@ -84,12 +92,12 @@ WITHOUT_IOMMU = _of(
     "there_is_no_group_and_nothing_to_bind",
 )
 
-ALL = EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITHOUT_IOMMU
+ALL = EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITH_BRIDGED_DMA | WITHOUT_IOMMU
 
 REQUIRED = {
-    "intel": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP,
+    "intel": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITH_BRIDGED_DMA,
     "intel-first-stage": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP,
-    "amd": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP,
+    "amd": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITH_BRIDGED_DMA,
     "virtio": EVERYWHERE | WITH_IOMMU,
     "none": EVERYWHERE | WITHOUT_IOMMU,
 }

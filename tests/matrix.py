@@ -27,7 +27,7 @@ from tests.runs import ROOT, Run, guest_command, read_report, title
 
 OLDER_KERNEL = "6.12"
 AT_A_TIME = 2
-SECONDS = 600
+SECONDS = 900
 
 # The QEMU that brought what a kind of IOMMU takes. That an older one lacks it is the only reason not to run a pair.
 SINCE_QEMU = {"intel-first-stage": (9, 2), "amd": (10, 2)}

@@ -42,11 +42,11 @@ class IOMMUFD(Handle):
     __slots__ = ("_devices", "_groups", "_ioases", "_shared", "lock")
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/iommu") -> None:
+        node = os.fsdecode(path)  # a TypeError for what is no path
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             code = error.errno or 0
-            node = os.fsdecode(path)
             raise ioctl_error("open", code, node, open_iommufd_causes(code, node)) from None
         try:
             self._take(fd, shared=False)

@@ -22,8 +22,8 @@ _CHUNK = 1 << 18
 _KEPT = 1 << 16
 _BUSYBOX = "/.guest/busybox"
 
-# What may pass between the guest taking the command and pytest in it having collected: imports on an emulated CPU.
-_START_TIME = 300.0
+# What may pass besides while no test runs: pytest starts and collects on what may be an emulated CPU.
+_OTHER_TIME = 300.0
 _LAST_WORDS = 3.0
 
 
@@ -33,13 +33,11 @@ class End:
 
     Attributes:
         status: Pytest's exit status, negative for a signal; None where there is none.
-        error: What befell the guest, or None.
-        timed_out: It was ended because it took too long.
+        error: What befell the guest, its end at the time limit included; or None.
     """
 
     status: int | None = None
     error: BaseException | None = None
-    timed_out: bool = False
 
     @property
     def console(self) -> str:
@@ -49,8 +47,6 @@ class End:
     def __str__(self) -> str:
         if self.error is not None:
             return str(self.error)
-        if self.timed_out:
-            return "it took longer than the time limit"
         if self.status is not None and self.status < 0:
             return f"pytest in the guest was ended by signal {-self.status}"
         return f"pytest in the guest ended with status {self.status}"
@@ -87,12 +83,13 @@ class InnerPytest:
             tests: The node ids to run, in order.
         """
         port = self.guest.port(wire.PORT)
+        port.settimeout(_OTHER_TIME)  # for sending: of receiving select says when
         self._wake = os.pipe()
         self._thread = threading.Thread(target=self._run, name="pyiommufd-inner-pytest", daemon=True)
         self._thread.start()
-        self._send("job", files=list(files), tests=list(tests))
         buffer = bytearray()
-        deadline = time.monotonic() + self.timeout + _START_TIME
+        limit = self.timeout + _OTHER_TIME
+        deadline = time.monotonic() + limit
         try:
             while True:
                 ended = self._result is not None
@@ -109,15 +106,21 @@ class InnerPytest:
                     buffer += data
                     while message := wire.decode(buffer):
                         if message["op"] == "ready":
+                            # Not before it reads: a job may be larger than what the socket holds.
                             self._pid = message["pid"]
+                            self._send("job", files=list(files), tests=list(tests))
+                        now = time.monotonic()
                         if message["op"] in ("collected", "start", "finish"):
                             del self.stderr[:]
+                            limit = self.timeout + (0 if message["op"] == "start" else _OTHER_TIME)
+                            deadline = now + limit
                         yield message
-                    deadline = time.monotonic() + self.timeout
+                        # What the caller takes, perhaps for a shell in the guest, is not the test's time.
+                        deadline += time.monotonic() - now
                 elif ended:
                     break
                 elif not ready and time.monotonic() >= deadline:
-                    self._give_up()
+                    self._give_up(limit)
                     break
             self._thread.join()
             self.end = self.end or self._result
@@ -168,9 +171,8 @@ class InnerPytest:
             file.write(data.decode(errors="replace"))
             file.flush()
 
-    def _give_up(self) -> None:
+    def _give_up(self, limit: float) -> None:
         """End the guest, after pytest has been asked where it is stuck."""
-        self.end = End(timed_out=True)
         if self._pid is not None:
             # Its fault handler answers this with a traceback of every thread.
             with contextlib.suppress(GuestError, OSError):
@@ -180,4 +182,5 @@ class InnerPytest:
             self._pass_output_on()
         console = self.guest.console
         self.guest.close()
-        self.end.error = GuestError(f"it took longer than the {self.timeout:g} s of --guest-timeout", console=console)
+        of_what = "of --guest-timeout" if limit == self.timeout else "that pytest in the guest has between tests"
+        self.end = End(error=GuestError(f"it took longer than the {limit:g} s {of_what}", console=console))

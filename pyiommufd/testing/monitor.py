@@ -10,12 +10,9 @@ import socket
 import threading
 import time
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
-
-if TYPE_CHECKING:
-    from qemu.qmp import Message
 
 _ANSWER_TIME = 30.0
 
@@ -40,7 +37,7 @@ class Monitor:
             raise GuestMissingError(
                 "QEMU's monitor needs the package qemu.qmp: pip install pyiommufd[testing]"
             ) from None
-        self._events: list[Message] = []
+        self._events: list[Any] = []
         self._news = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyiommufd-monitor", daemon=True)
@@ -100,7 +97,8 @@ class Monitor:
     def events(self, name: str) -> list[dict[str, Any]]:
         """The data of all events of that name so far."""
         with self._news:
-            return [dict(event["data"]) for event in self._events if event["event"] == name]  # type: ignore[call-overload]
+            found = [event for event in self._events if event["event"] == name]
+        return [dict(event.get("data", {})) for event in found]
 
     def wait_event(self, name: str, timeout: float, **data: Any) -> None:
         """Wait until an event of that name with this data has come; those of the past count.

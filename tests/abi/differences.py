@@ -97,8 +97,9 @@ def _layout(name: str, kernel: Struct, ours: Struct, older: bool) -> list[str]:
             wrong.append(f"struct {name}.{label}: the kernel says {theirs}, ours {mine or 'lack it'}")
     added = {label: mine for label, mine in ours.fields.items() if label not in kernel.fields}
     places = {(each.offset, each.size) for each in kernel.fields.values()}
-    # A struct grows at its end; or a field gets a second name, in a union.
-    beyond = [label for label, mine in added.items() if mine.offset >= kernel.size]
+    # A struct grows after its last field, padding first; or a field gets a second name, in a union.
+    end = max(each.offset + (each.size or 0) for each in kernel.fields.values())
+    beyond = [label for label, mine in added.items() if mine.offset >= end]
     renamed = [label for label, mine in added.items() if (mine.offset, mine.size) in places]
     if added and not (older and set(added) == {*beyond, *renamed}):
         wrong.append(f"struct {name}: ours have {', '.join(added)}, which the kernel lacks")

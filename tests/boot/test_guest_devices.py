@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,7 +55,13 @@ def test_refusals_name_what_was_refused(guest: Guest) -> None:
         guest.hot_plug(SharedGroup(Edu()))
 
 
-def test_monitor_answers_several_threads_and_remembers_events(guest: Guest) -> None:
+def test_monitor_answers_several_threads(guest: Guest) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: guest.qmp("query-name"), range(100)))
+    assert answers == [{}] * 100
+
+
+def test_monitor_remembers_events(guest: Guest) -> None:
     assert guest.qmp("query-status")["running"] is True
     guest.qmp("stop")
     guest.qmp("cont")

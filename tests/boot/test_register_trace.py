@@ -42,22 +42,28 @@ def guest() -> Iterator[Guest]:
 def seen(guest: Guest, device: str, bar: int, region: str, wanted: Wanted) -> list[RegisterAccess]:
     """What QEMU saw of the region while these accesses were made."""
     before = len(guest.register_accesses(region))
-    done = guest.run(["python", "-c", ACCESS, device, str(bar), json.dumps(wanted)], timeout=120)
+    done = guest.run(["python", "-c", ACCESS, device, str(bar), json.dumps(wanted)], timeout=600)
     assert done.returncode == 0, done.stderr.decode()
     return guest.register_accesses(region)[before:]
 
 
-def shape(accesses: list[RegisterAccess]) -> list[tuple[str, int, int | None]]:
-    return [(access.kind, 8 * access.size, access.offset) for access in accesses]
+def shapes(found: list[RegisterAccess]) -> list[tuple[str, int, int]]:
+    """Kind, width in bits and offset; the region need not be mapped any more where QEMU says where it is."""
+    return [(one.kind, 8 * one.size, one.address & 0xFFF) for one in found]
 
 
-def check(guest: Guest, device: str, bar: int, region: str, wanted: Wanted) -> None:
-    """As many accesses as were made, of those widths, at those offsets, in that order, with those values."""
-    found = seen(guest, device, bar, region, wanted)
-    # The region need not be mapped any more when QEMU is asked where it is: the low bits of the address say it too.
-    assert [(one.kind, 8 * one.size, one.address & 0xFFF) for one in found] == [
-        (kind, width, offset & 0xFFF) for kind, width, offset, _ in wanted
-    ]
+def check(guest: Guest, device: str, region: str, wanted: Wanted, *, driver: bool = False) -> None:
+    """As many accesses as were made, of those widths, at those offsets, in that order, with those values.
+
+    A host driver makes its own when it lets the device go and gets it back: before the first and after the last.
+    """
+    found = seen(guest, device, 0, region, wanted)
+    expected = [(kind, width, offset & 0xFFF) for kind, width, offset, _ in wanted]
+    if driver:
+        starts = [at for at in range(len(found)) if shapes(found[at : at + len(wanted)]) == expected]
+        assert len(starts) == 1, shapes(found)
+        found = found[starts[0] : starts[0] + len(wanted)]
+    assert shapes(found) == expected
     assert [one.value for one in found if one.kind == "write"] == [
         value for kind, _, _, value in wanted if kind == "write"
     ]
@@ -65,7 +71,7 @@ def check(guest: Guest, device: str, bar: int, region: str, wanted: Wanted) -> N
 
 def test_edu_by_4_and_8_bytes(guest: Guest) -> None:
     wanted: Wanted = []
-    for turn in range(50):
+    for turn in range(20):
         wanted.append(("read", 32, 0x00, 0))
         wanted.append(("write", 32, 0x04, 0x1234_5678 ^ turn))
         wanted.append(("read", 32, 0x04, 0))
@@ -73,28 +79,28 @@ def test_edu_by_4_and_8_bytes(guest: Guest) -> None:
         wanted.append(("read", 64, 0x80, 0))
         wanted.append(("write", 64, 0x88, (1 << 64) - 1 - turn))
         wanted.append(("read", 64, 0x88, 0))
-    check(guest, "1234:11e8", 0, "edu-mmio", wanted)
+    check(guest, "1234:11e8", "edu-mmio", wanted)
 
 
 def test_single_bytes(guest: Guest) -> None:
     """pci-testdev takes one byte at a time: a wider access would be seen as several."""
     wanted: Wanted = []
-    for turn in range(50):
+    for turn in range(20):
         wanted.append(("read", 8, 16 + turn % 16, 0))
         wanted.append(("write", 8, 0, turn % 2))
-    check(guest, "1b36:0005", 0, "pci-testdev-mmio", wanted)
+    check(guest, "1b36:0005", "pci-testdev-mmio", wanted)
 
 
 def test_two_bytes(guest: Guest) -> None:
     """nvme takes 2, 4 and 8 bytes; what is written goes to reserved registers."""
     wanted: Wanted = []
-    for turn in range(50):
+    for turn in range(20):
         wanted.append(("read", 16, 0x08 + 2 * (turn % 2), 0))
         wanted.append(("read", 32, 0x08, 0))
         wanted.append(("read", 64, 0x00, 0))
         wanted.append(("write", 16, 0x100 + 2 * turn, 0xA500 + turn))
         wanted.append(("write", 32, 0x200 + 4 * turn, 0xA5A5_0000 + turn))
-    check(guest, "1b36:0010", 0, "nvme", wanted)
+    check(guest, "1b36:0010", "nvme", wanted, driver=True)
 
 
 def test_mapping_and_unmapping_touch_no_register(guest: Guest) -> None:
@@ -123,6 +129,6 @@ with plan_claim(find_device(sys.argv[1])).apply() as claim, IOMMUFD() as iommufd
         assert refused == 22, refused
 """
     before = len(guest.register_accesses("edu-mmio"))
-    done = guest.run(["python", "-c", program, "1234:11e8"], timeout=120)
+    done = guest.run(["python", "-c", program, "1234:11e8"], timeout=600)
     assert done.returncode == 0, done.stderr.decode()
     assert guest.register_accesses("edu-mmio")[before:] == []

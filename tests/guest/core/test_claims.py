@@ -38,7 +38,7 @@ def test_a_plan_names_the_companions_and_changes_nothing(
     assert members(shared) == before
 
 
-def test_a_claim_of_a_shared_group_puts_the_host_driver_back_to_work(
+def test_a_claim_of_a_shared_group_restores_every_member(
     shared: Group, shared_edus: tuple[HostDevice, ...], host_driven: HostDevice, members: Members
 ) -> None:
     before = members(shared)
@@ -47,5 +47,12 @@ def test_a_claim_of_a_shared_group_puts_the_host_driver_back_to_work(
         during = members(shared)
         assert {during[device.name][0] for device in (*shared_edus, host_driven)} == {"vfio-pci"}
     assert members(shared) == before
+
+
+def test_a_released_claim_leaves_the_host_driver_at_work(
+    bridged_dma: None, shared_edus: tuple[HostDevice, ...]
+) -> None:
+    with plan_claim(shared_edus[0]).apply():
+        pass
     with open("/dev/hwrng", "rb") as generator:
         assert len(generator.read(16)) == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -16,33 +17,41 @@ Pair = tuple[Device, Device]
 Edus = tuple[EduDriver, EduDriver]
 
 
-def test_a_second_address_space_is_refused_and_the_peer_named(
-    pair: Pair, edus: Edus, iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
-) -> None:
+def test_a_second_address_space_is_refused_and_the_peer_named(pair: Pair, iommufd: IOMMUFD, ioas: IOAS) -> None:
     first, second = pair
     other = iommufd.alloc_ioas()
-    ioas.map(buffer, iova=IOVA)
     first.attach(ioas)
     preview = second.preview_attach(other)
     assert (preview.verdict, preview.changes) == (Verdict.REFUSED, ())
     with pytest.raises(GroupConflictError) as caught:
         second.attach(other)
+    assert caught.value.errno == errno.EINVAL
     assert [peer.name for peer in caught.value.peers] == [first.name]
     assert first.name in str(caught.value)
-    assert arrives(edus[0], buffer)
+    assert second.page_table is None
+    assert second.attach(ioas).kind is ChangeKind.JOIN
 
 
-def test_a_bound_peer_reaches_what_the_attached_one_does(
-    pair: Pair, edus: Edus, shared: Group, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
-) -> None:
+def test_what_an_action_changes_is_the_group(pair: Pair, shared: Group, ioas: IOAS) -> None:
     first, second = pair
     assert set(first.bind_change.devices) == set(shared.devices)
     assert second.bind_change.devices == ()
+    assert set(first.preview_attach(ioas).changes) == set(shared.devices)
+    assert set(first.attach(ioas).devices) == set(shared.devices)
+    assert second.page_table is None
+
+
+def test_a_bound_peer_reaches_what_the_attached_one_does(
+    pair: Pair, edus: Edus, iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
+) -> None:
+    first, second = pair
     ioas.map(buffer, iova=IOVA)
     assert not arrives(edus[1], buffer)
-    change = first.attach(ioas)
-    assert set(change.devices) == set(shared.devices)
-    assert second.page_table is None
+    first.attach(ioas)
+    assert arrives(edus[1], buffer)
+    with pytest.raises(GroupConflictError):
+        second.attach(iommufd.alloc_ioas())
+    assert arrives(edus[0], buffer)
     assert arrives(edus[1], buffer)
 
 

@@ -51,14 +51,17 @@ def test_unbind_of_a_held_device_is_not_waited_for_without_end(on_vfio: HostDevi
         start = time.monotonic()
         with pytest.raises(TimeoutError, match="still uses the device"):
             drivers.unbind(on_vfio, 1.0)
-        assert 1.0 <= time.monotonic() - start < 5
+        assert time.monotonic() - start >= 1.0
         # It looks as if it had left, as the link goes first; the driver has not let it go before the file is closed.
-        assert drivers.driver_of(on_vfio) is None
+        deadline = time.monotonic() + 60
+        while drivers.driver_of(on_vfio) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     # Now it does, and the kernel has the next bind wait for that.
     drivers.bind(on_vfio, "vfio-pci")
     with DeviceFile(on_vfio):
         pass
-    assert sysfs._abandoned.pop().wait(10) is not None
+    assert sysfs._abandoned.pop().wait(60) is not None
 
 
 def test_vfio_driver_of_a_device(alone: HostDevice, neighbour: HostDevice) -> None:

@@ -17,14 +17,14 @@ def test_driver_change_is_seen(alone: HostDevice) -> None:
         drivers.bind(alone, "vfio-pci")
         events: list[DeviceEvent] = []
         while not events or events[-1].action != "bind":
-            event = monitor.poll(10)
+            event = monitor.poll(60)
             assert event is not None
             events.append(event)
         assert {(event.subsystem, event.action) for event in events} == {("vfio-dev", "add"), ("pci", "bind")}
         assert all(event.device == alone for event in events)
         drivers.unbind(alone)
         drivers.set_driver_override(alone, None)
-        first = monitor.poll(10)
+        first = monitor.poll(60)
         assert first is not None
         assert (first.subsystem, first.action) == ("vfio-dev", "remove")
     with pytest.raises(ClosedError):
@@ -52,4 +52,4 @@ def test_device_that_goes_and_comes(alone: HostDevice) -> None:
             return seen
 
         (alone.sys_path / "remove").write_text("1")
-        assert asyncio.run(asyncio.wait_for(of_alone(), 20)) == [("remove", True), ("add", False)]
+        assert asyncio.run(asyncio.wait_for(of_alone(), 120)) == [("remove", True), ("add", False)]

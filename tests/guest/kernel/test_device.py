@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Callable
 
 import pytest
 
-from pyiommufd import IOAS, IOMMUFD, Claim, ClosedError, Device, DMABuffer, DMAMapping, HostDevice, find_device
+from pyiommufd import (
+    IOAS,
+    IOMMUFD,
+    Claim,
+    ClosedError,
+    Device,
+    DMABuffer,
+    DMAMapping,
+    HostDevice,
+    IoctlError,
+    find_device,
+)
 from pyiommufd.testing.edu import EduDriver
 
 IOVA = 0x100000
@@ -16,6 +28,9 @@ IOVA = 0x100000
 def test_close_unbinds(claimed: Claim, iommufd: IOMMUFD, first: HostDevice, ioas: IOAS) -> None:
     device = iommufd.bind(first)
     device.attach(ioas)
+    with pytest.raises(IoctlError) as refusal:
+        iommufd.bind(first)
+    assert refusal.value.errno == errno.EINVAL  # it is open, and bound, through another fd
     device.close()
     assert device.closed
     assert len(iommufd.devices) == 0

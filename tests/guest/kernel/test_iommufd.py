@@ -16,6 +16,7 @@ import pytest
 from pyiommufd import (
     IOMMUFD,
     AccessDeniedError,
+    AlreadyMappedError,
     ChangeKind,
     Claim,
     ClosedError,
@@ -103,6 +104,11 @@ def test_alloc_ioas_asks_the_kernel(iommufd: IOMMUFD) -> None:
     first, second = iommufd.alloc_ioas(), iommufd.alloc_ioas()
     assert first.id != second.id
     assert iommufd.objects == (first, second)
+    buffer = DMABuffer(4096)
+    for ioas in (first, second):
+        ioas.map(buffer, iova=0x100000)
+        with pytest.raises(AlreadyMappedError):
+            ioas.map(buffer, iova=0x100000)
 
 
 def test_bind_takes_a_name_a_snapshot_a_node_or_a_file(claimed: Claim, first: HostDevice) -> None:

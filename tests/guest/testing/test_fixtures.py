@@ -210,10 +210,11 @@ def test_no_leaks_names_what_was_leaked(run: Run) -> None:
             yield claims
             claims.release()
 
-        @pytest.fixture(scope="module", autouse=True)
+        @pytest.fixture(autouse=True)  # so that it is the first, and what it does comes after the check
         def let_go(vfio_claims):
             yield
-            for one in kept:
+            while kept:
+                one = kept.pop()
                 one.close() if hasattr(one, "close") else os.close(one)
 
         def test_iommufd(no_leaks):

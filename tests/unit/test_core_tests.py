@@ -1,0 +1,66 @@
+"""The list of core tests that must run is that of the tests there are, and a run that skips one is found out."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from pyiommufd.testing.machine import IOMMU_KINDS
+from tests import core_tests
+from tests.core_tests import REQUIRED, shortfalls
+from tests.runs import Case, read_report
+
+FOLDER = Path(__file__).resolve().parents[1] / "guest/core"
+
+
+def test_all_core_tests_are_listed_once() -> None:
+    there = {
+        f"{file.stem}::{node.name}"
+        for file in FOLDER.glob("test_*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    sets = (
+        core_tests.EVERYWHERE,
+        core_tests.WITH_IOMMU,
+        core_tests.WITH_SHARED_GROUP,
+        core_tests.WITH_BRIDGED_DMA,
+        core_tests.WITHOUT_IOMMU,
+    )
+    assert there == core_tests.ALL
+    assert sum(map(len, sets)) == len(there)
+    assert set(REQUIRED) == set(IOMMU_KINDS)
+
+
+def test_a_run_that_skips_or_misses_what_it_must_not_is_found_out() -> None:
+    names = sorted(REQUIRED["none"])
+    full = [Case(name, "passed") for name in names]
+    assert shortfalls("none", full) == []
+    # A failure counts by itself; what another kind must run may skip here.
+    assert shortfalls("none", [Case(names[0], "failed"), *full[1:], Case("test_dma::test_x", "skipped", "none")]) == [
+        "test_dma::test_x is in no set of tests/core_tests.py"
+    ]
+    (missing,) = shortfalls("none", full[1:])
+    assert missing == f"{names[0]} did not run"
+    (skipped,) = shortfalls("none", [Case(names[0], "skipped", "no device"), *full[1:]])
+    assert names[0] in skipped
+    assert "no device" in skipped
+
+
+def test_a_report_is_read_case_by_case(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="tests.guest.core.test_dma" name="test_a"/>'
+        '<testcase classname="tests.guest.core.test_dma" name="test_b"><skipped message="why"/></testcase>'
+        '<testcase classname="tests.guest.core.test_dma" name="test_c"><failure/></testcase>'
+        '<testcase classname="tests.guest.core.test_dma" name="test_d"/>'
+        '<testcase classname="tests.guest.core.test_dma" name="test_d"><error/></testcase></testsuite></testsuites>'
+    )
+    assert read_report(report) == [
+        Case("test_dma::test_a", "passed"),
+        Case("test_dma::test_b", "skipped", "why"),
+        Case("test_dma::test_c", "failed"),
+        Case("test_dma::test_d", "failed"),
+    ]
+    report.write_text("<testsuites>")
+    assert read_report(report) is None
