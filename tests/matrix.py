@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyiommufd.testing.kernel_build import build_kernel
-from pyiommufd.testing.kernels import CachedKernel
+from pyiommufd.testing.kernels import CachedKernel, release_order
 from pyiommufd.testing.machine import IOMMU_KINDS, iommu_arguments, iommu_device
 from pyiommufd.testing.newer_qemu import fetch
 from pyiommufd.testing.qemu import QEMU, find_qemu
@@ -113,7 +113,8 @@ def run_one(combination: Combination) -> Result:
         )
         cases = read_report(Path(folder) / "report.xml")
     run.count(cases, done.returncode)
-    missing = [] if cases is None else shortfalls(combination.iommu, cases)
+    release = release_order(combination.kernel.release)
+    missing = [] if cases is None else shortfalls(combination.iommu, cases, release)
     run.failed += len(missing)
     run.seconds = time.monotonic() - start
     return Result(combination, run, None, missing, done.stdout)

@@ -121,13 +121,13 @@ def guest_command(folder: str, options: list[str], arguments: list[str], seconds
     return [*guest, "--", *inner]
 
 
-def in_guest(name: str, arguments: list[str]) -> Run:
+def in_guest(name: str, arguments: list[str], seconds: int = GUEST_SECONDS) -> Run:
     """Run pytest in a guest of the default kernel and QEMU."""
     title(name)
     run = Run(name)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        command = guest_command(folder, [], arguments)
+        command = guest_command(folder, [], arguments, seconds)
         status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
         run.count(read_report(Path(folder) / "report.xml"), status)
     run.seconds = time.monotonic() - start

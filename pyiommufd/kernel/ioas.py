@@ -391,6 +391,17 @@ class IOAS:
                 ioctls.destroy(self.fd(), self.id)
             except IoctlError as error:
                 raise ioctls.failure("IOMMU_DESTROY", repr(self), error.errno) from None
+            except BaseException:
+                # A signal handler raised, maybe after the kernel had destroyed it. Under the lock nothing of this
+                # process has been given the id meanwhile: what is there is still this.
+                try:
+                    ioctls.destroy(self.fd(), self.id)
+                except IoctlError as error:
+                    if error.errno == errno.ENOENT:
+                        self.mark_closed()
+                else:
+                    self.mark_closed()
+                raise
             self.mark_closed()
 
     def mark_closed(self) -> None:

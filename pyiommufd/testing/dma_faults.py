@@ -177,7 +177,7 @@ class DMAFaults:
             OSError: ``/dev/kmsg`` may not be written to and read: it takes root.
         """
         pattern = re.compile(LOG_PATTERN)
-        # The log's clock runs apart from the others, by seconds in an emulated machine: a line of our own says its time.
+        # The log's clock differs from the others, by seconds in an emulated machine: a line of our own says its time.
         with open(KMSG, "wb", buffering=0) as file:
             file.write(b"<7>pyiommufd: waiting until DMA faults are logged again\n")
         with KernelLog(from_start=True) as log:

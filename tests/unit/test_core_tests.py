@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pyiommufd.testing.machine import IOMMU_KINDS
 from tests import core_tests
-from tests.core_tests import REQUIRED, shortfalls
+from tests.core_tests import LIMITS, REQUIRED, limits, shortfalls
 from tests.runs import Case, read_report
 
+NEW = (7, 3, 4)
 FOLDER = Path(__file__).resolve().parents[1] / "guest/core"
 
 
@@ -35,16 +36,25 @@ def test_all_core_tests_are_listed_once() -> None:
 def test_a_run_that_skips_or_misses_what_it_must_not_is_found_out() -> None:
     names = sorted(REQUIRED["none"])
     full = [Case(name, "passed") for name in names]
-    assert shortfalls("none", full) == []
+    assert shortfalls("none", full, NEW) == []
     # A failure counts by itself; what another kind must run may skip here.
-    assert shortfalls("none", [Case(names[0], "failed"), *full[1:], Case("test_dma::test_x", "skipped", "none")]) == [
-        "test_dma::test_x is in no set of tests/core_tests.py"
-    ]
-    (missing,) = shortfalls("none", full[1:])
+    with_another = [Case(names[0], "failed"), *full[1:], Case("test_dma::test_x", "skipped", "none")]
+    assert shortfalls("none", with_another, NEW) == ["test_dma::test_x is in no set of tests/core_tests.py"]
+    (missing,) = shortfalls("none", full[1:], NEW)
     assert missing == f"{names[0]} did not run"
-    (skipped,) = shortfalls("none", [Case(names[0], "skipped", "no device"), *full[1:]])
+    (skipped,) = shortfalls("none", [Case(names[0], "skipped", "no device"), *full[1:]], NEW)
     assert names[0] in skipped
     assert "no device" in skipped
+
+
+def test_what_a_kernel_cannot_do_may_fail_there_and_only_there() -> None:
+    for limit in LIMITS:
+        assert limit.tests <= REQUIRED[limit.iommu]
+        assert set(limits(limit.iommu, limit.last)) == limit.tests
+        assert limits(limit.iommu, NEW) == limits("none", limit.last) == {}
+        cases = [Case(name, "skipped" if name in limit.tests else "passed") for name in REQUIRED[limit.iommu]]
+        assert shortfalls(limit.iommu, cases, limit.last) == []
+        assert len(shortfalls(limit.iommu, cases, NEW)) == len(limit.tests)
 
 
 def test_a_report_is_read_case_by_case(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pyiommufd import (
     NotFoundError,
 )
 from pyiommufd.host import drivers
+from pyiommufd.testing.kernels import release_order
 
 UNSAFE_INTERRUPTS = Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts")
 
@@ -41,12 +43,14 @@ def test_a_device_that_nobody_claimed_is_refused_with_the_way_out(lone: HostDevi
 def test_interrupts_that_are_not_isolated_are_named_and_the_fix_works(
     kind: str, lone_claim: Claim, lone: HostDevice, iommufd: IOMMUFD
 ) -> None:
-    """Only the emulated VT-d isolates them; for the others the machine was booted with the exception."""
+    """VT-d isolates them and virtio does not; with AMD's, Linux 6.12 takes them for isolated and 7.3 does not.
+
+    Where they may not be, the machine was booted with the exception.
+    """
     before = UNSAFE_INTERRUPTS.read_text()
-    assert before.strip() == ("N" if kind.startswith("intel") else "Y")
     UNSAFE_INTERRUPTS.write_text("0")
     try:
-        if kind.startswith("intel"):
+        if kind.startswith("intel") or (kind == "amd" and release_order(os.uname().release)[:2] <= (6, 12)):
             iommufd.bind(lone).close()
             return
         with pytest.raises(AccessDeniedError) as caught:

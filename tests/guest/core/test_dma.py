@@ -80,28 +80,35 @@ def test_replace_moves_to_the_other_page_table(
     other.close()
 
 
-def test_a_preview_says_what_attach_does_about_a_reserved_address(
-    device: Device, edu: EduDriver, lone: HostDevice, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
+def test_a_preview_refuses_a_reserved_address_as_attach_does(
+    device: Device, lone: HostDevice, ioas: IOAS, kind: str
 ) -> None:
     """The interrupts' addresses, which every IOMMU of this architecture keeps."""
     group = lone.group
     assert group is not None
     (window,) = [region for region in group.reserved_regions if region.type == "msi"]
-    misplaced = ioas.map(DMABuffer(4096), iova=window.start)
+    ioas.map(DMABuffer(4096), iova=window.start)
     preview = device.preview_attach(ioas)
     assert (preview.verdict, preview.changes) == (Verdict.REFUSED, ())
     assert f"{window.start:#x}" in str(preview.reasons)
     with pytest.raises(IoctlError) as caught:
         device.attach(ioas)
-    assert caught.value.errno == errno.EADDRINUSE
-    assert f"{window.start:#x}" in str(caught.value)
-    misplaced.unmap()
+    if kind != "intel-first-stage":  # where an older kernel refuses every attach, and not for this
+        assert caught.value.errno == errno.EADDRINUSE
+        assert f"{window.start:#x}" in str(caught.value)
+    assert device.page_table is None
+
+
+def test_a_preview_does_not_refuse_what_attach_accepts(
+    device: Device, edu: EduDriver, lone: HostDevice, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
+) -> None:
     ioas.map(buffer, iova=IOVA)
     preview = device.preview_attach(ioas)
-    assert (preview.verdict, preview.kind, preview.changes) == (Verdict.ACCEPTED, ChangeKind.FIRST, (lone,))
     assert not arrives(edu, buffer)
-    device.attach(ioas)
+    change = device.attach(ioas)
     assert arrives(edu, buffer)
+    assert preview.verdict is not Verdict.REFUSED, preview.reasons
+    assert (preview.kind, preview.changes) == (change.kind, change.devices) == (ChangeKind.FIRST, (lone,))
 
 
 def test_what_devices_cannot_reach_leaves_the_allowed_ranges(device: Device, lone: HostDevice, ioas: IOAS) -> None:

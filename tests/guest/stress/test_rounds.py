@@ -222,7 +222,11 @@ def test_every_step_may_fail(
         where = f"{how} at call {number}, {step}: {failure!r}"
         assert failure is not None, where
         assert injection.calls[number] == step, where
-        chain = {type(failure), type(failure.__context__), type(failure.__cause__)}
+        chain = set()
+        link: BaseException | None = failure
+        while link is not None:
+            chain.add(type(link))
+            link = link.__cause__ or link.__context__
         if how == "errno":
             assert isinstance(failure, Exception), where
         else:
@@ -231,7 +235,7 @@ def test_every_step_may_fail(
         for left in iommufd.objects:
             left.close()
         assert iommufd.objects == (), where
-        failure = None
+        failure = link = None
         assert check.leaks() == [], where
         one_round(iommufd, first, buffer)
     buffer.close()
