@@ -556,7 +556,7 @@ def test_state_belongs_to_the_group_whatever_the_order_of_attaches_and_detaches(
     iommufd: IOMMUFD,
     arrives: Arrives,
 ) -> None:
-    """Forty-eight random actions on the three devices and two tables; each preview is compared with what then happens."""
+    """Forty-eight random actions on three devices and two tables: each preview is compared with what then happens."""
     rng = random.Random(0)  # noqa: S311
     tables, buffers = (iommufd.alloc_ioas(), iommufd.alloc_ioas()), (DMABuffer(4096), DMABuffer(4096))
     for table, buffer in zip(tables, buffers, strict=True):

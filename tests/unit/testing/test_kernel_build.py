@@ -19,6 +19,7 @@ from pyiommufd.testing.apt import Archive, Package
 from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
 from pyiommufd.testing.kernel_build import build_kernel, choose, entry_name, missing_packages, unpack_source
 from pyiommufd.testing.kernel_config import ESSENTIAL, FRAGMENT, merge
+from pyiommufd.testing.locked import locked
 from pyiommufd.testing.progress import Progress
 
 MakeArchive = Callable[[Mapping[tuple[str, str], Mapping[str, Path]]], Archive]
@@ -277,7 +278,7 @@ def test_lock_is_released_by_death(tmp_path: Path) -> None:
             os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
     progress = Quiet()
-    with kernel_build._lock(path, progress, "x"):
+    with locked(path, progress, "x"):
         assert progress.text.getvalue() == ""
 
 
