@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+
 from .. import uapi
 from ..errors import IoctlError
 from ..uapi import ioctls
 from .ioas import IOAS
 from .iova import IOVARange
 
+_LOW = 0x1000  # an address that every IOMMU translates
 _MOST = 4096  # mappings that are tried one by one
 
 
@@ -18,11 +22,46 @@ def try_page_table(iommufd: int, device_id: int, page_table: IOAS) -> int:
     checks alignment and the IOMMU's reach; not the reserved regions, which only an attach adds. ENOTTY, EOPNOTSUPP and
     ENOENT say that this kernel or device cannot try.
     """
+    code = _trial(iommufd, device_id, page_table.id)
+    # A virtio-iommu of 6.12 gives a page table its reach only at the attach: there every trial fails, also that of a
+    # single page at an address that anything reaches, and says nothing.
+    if code == errno.EADDRINUSE and _trial_alone(iommufd, device_id, page_table, _LOW) == code:
+        return errno.EOPNOTSUPP
+    return code
+
+
+def _trial(iommufd: int, device_id: int, ioas_id: int) -> int:
     try:
-        ioctls.destroy(iommufd, ioctls.hwpt_alloc(iommufd, device_id, page_table.id))
+        ioctls.destroy(iommufd, ioctls.hwpt_alloc(iommufd, device_id, ioas_id))
     except IoctlError as error:
         return error.errno or 0
     return 0
+
+
+def _trial_alone(iommufd: int, device_id: int, page_table: IOAS, dst_iova: int) -> int:
+    """A trial of one page of what is mapped, at an address of its own."""
+    scratch = ioctls.ioas_alloc(iommufd)
+    try:
+        for iova, _ in page_table.table.places()[:1]:
+            _copy(iommufd, page_table, scratch, iova, mmap.PAGESIZE, dst_iova)
+        return _trial(iommufd, device_id, scratch)
+    except IoctlError:
+        return 0
+    finally:
+        ioctls.destroy(iommufd, scratch)
+
+
+def _copy(iommufd: int, page_table: IOAS, scratch: int, iova: int, length: int, dst_iova: int) -> None:
+    # Readable is enough: whether the memory is pinned for writing was said by the first map of it.
+    ioctls.ioas_copy(
+        iommufd,
+        flags=uapi.IOMMU_IOAS_MAP_READABLE | uapi.IOMMU_IOAS_MAP_FIXED_IOVA,
+        dst_ioas_id=scratch,
+        src_ioas_id=page_table.id,
+        length=length,
+        dst_iova=dst_iova,
+        src_iova=iova,
+    )
 
 
 def unfit_mappings(iommufd: int, device_id: int, page_table: IOAS, code: int) -> list[IOVARange]:
@@ -41,16 +80,7 @@ def unfit_mappings(iommufd: int, device_id: int, page_table: IOAS, code: int) ->
     for iova, length in page_table.table.places()[:_MOST]:
         scratch = ioctls.ioas_alloc(iommufd)
         try:
-            # Readable is enough: whether the memory is pinned for writing was said by the first map of it.
-            ioctls.ioas_copy(
-                iommufd,
-                flags=uapi.IOMMU_IOAS_MAP_READABLE | uapi.IOMMU_IOAS_MAP_FIXED_IOVA,
-                dst_ioas_id=scratch,
-                src_ioas_id=page_table.id,
-                length=length,
-                dst_iova=iova,
-                src_iova=iova,
-            )
+            _copy(iommufd, page_table, scratch, iova, length, iova)
             ioctls.destroy(iommufd, ioctls.hwpt_alloc(iommufd, device_id, scratch))
         except IoctlError as error:
             if error.errno == code:
