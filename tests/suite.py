@@ -3,8 +3,8 @@
     python -m tests.suite [--all] [PATH…] [PYTEST OPTIONS]
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
-all of them run, after ruff and mypy; those that take minutes with --all only: tests/boot, which starts guests of its
-own, and tests/guest/stress. With --all and no paths the core tests run on the whole matrix as well.
+all of them run, after ruff and mypy; but for tests/boot, which starts guests of its own, and tests/guest/core, which runs
+on the whole matrix: these with --all only; and for tests/guest/stress, which is run by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from pyiommufd.testing.qemu import QEMU
 from tests import matrix
 from tests.runs import Run, check, here, in_guest, title
 
-STRESS_SECONDS = 1800
+GUEST_TESTS = {
+    "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
+    "guest tests, fixtures": ["tests/guest/testing"],
+}
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
@@ -60,12 +63,13 @@ def main() -> int:
             environment["PYIOMMUFD_TEST_KERNELS"] = os.pathsep.join(str(kernel.folder) for kernel in kernels)
         # -rP: what was compared, and left out on purpose, is to be read also where nothing fails.
         runs.append(here("ABI", ["-rP", *where, *options], environment))
-    if where := chosen("guest"):
-        # A guest of its own for the long ones: what they leave behind, were it only load, is nobody else's.
-        apart = [] if paths else ["--ignore=tests/guest/stress"]
-        runs.append(in_guest("guest tests", [*where, *apart, *options]))
-    if whole_matrix:
-        runs.append(in_guest("guest tests, stress", ["tests/guest/stress", *options], STRESS_SECONDS))
+    if paths:
+        if where := chosen("guest"):
+            runs.append(in_guest("guest tests", [*where, *options]))
+    else:
+        # Guests of their own: the tests of the core hold their claims to the end, those of the fixtures claim anew.
+        for name, folders in GUEST_TESTS.items():
+            runs.append(in_guest(name, [*folders, *options]))
     if where := chosen("boot", everything):
         runs.append(here("tests that boot guests", [*where, *options]))
     if kernels and qemus:
