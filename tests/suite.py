@@ -3,8 +3,8 @@
     python -m tests.suite [--all] [PATH…] [PYTEST OPTIONS]
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
-all of them run, after ruff and mypy; but for tests/boot, which starts guests of its own, and tests/guest/core, which runs
-on the whole matrix: these with --all only; and for tests/guest/stress, which is run by name.
+all of them run, after ruff and mypy; but for tests/boot, which starts guests of its own, and tests/guest/core, which
+runs on the whole matrix: these with --all only; and for tests/guest/stress, which is run by name.
 """
 
 from __future__ import annotations
