@@ -63,7 +63,8 @@ class DMABuffer(mmap.mmap):
                 self = super().__new__(cls, fd, length)
             else:
                 huge = 0 if huge_page_size is None else _MAP_HUGETLB | encoded
-                flags: Any = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | huge
+                # Python takes a signed int; from pages of 4 GiB on the size reaches its highest bit.
+                flags: Any = (mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | huge) - (huge >> 31 << 32)
                 self = super().__new__(cls, -1, length, flags=flags)
         except OSError as failure:
             if fd >= 0:

@@ -343,9 +343,11 @@ class Device(Handle):
                 self._close_fd()
             except OSError as error:
                 errors.append(error)
-            for pasid in list(self._state.attachments):
-                self._state.remove(self, pasid)
-            self._iommufd.forget(self)
+            finally:
+                # Also where a signal handler raised: the fd is gone either way.
+                for pasid in list(self._state.attachments):
+                    self._state.remove(self, pasid)
+                self._iommufd.forget(self)
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
 

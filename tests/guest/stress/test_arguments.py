@@ -204,9 +204,7 @@ class Hammer:
         self.junk = st.one_of(
             pick([*NUMBERS, *TEXTS, *anything]),
             integers(),
-            st.text(max_size=20),
-            st.binary(max_size=20),
-            st.floats(),
+            st.text(max_size=8),
         )
         self.examples = 0
         self.accepted = 0
@@ -316,7 +314,7 @@ def test_iommufd(hammer: Hammer, iommufd: IOMMUFD, first: HostDevice, fds: list[
         hammer(elsewhere(IOMMUFD.from_fd), 2500, st.one_of(junk, pick(fds)))
         hammer(lambda value: setattr(iommufd, "rlimit_mode", value), 1500, junk)
         hammer(iommufd.alloc_ioas, 500, junk)
-        hammer(iommufd.bind, 3000, junk, token=junk)
+        hammer(iommufd.bind, 3000, junk, undo=lambda made: made.close(), token=junk)
         hammer(iommufd.bind, 500, pick([first.name]), token=junk, undo=lambda made: made.close())
         # What is printed and compared is not refused, and does not fail.
         hammer(lambda value: (iommufd == value, hash(iommufd), repr(iommufd)), 100, pick(TEXTS))
@@ -327,7 +325,8 @@ def test_iommufd(hammer: Hammer, iommufd: IOMMUFD, first: HostDevice, fds: list[
 
 def test_device_file(hammer: Hammer, first: HostDevice, fds: list[int]) -> None:
     with LeakCheck():
-        hammer(DeviceFile, 6000, hammer.junk)
+        # Some of the names and devices among it are good: the file has to be closed then.
+        hammer(DeviceFile, 6000, hammer.junk, undo=lambda made: made.close())
         hammer(elsewhere(DeviceFile.from_fd), 4000, st.one_of(hammer.junk, pick(fds)))
         hammer(DeviceFile, 50, hammer.mix(first, first.name, first.sys_path), undo=lambda made: made.close())
     assert hammer.examples >= EXAMPLES * 9 // 10

@@ -66,12 +66,12 @@ def map_count() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 
 
-def test_a_thousand_rounds_leave_nothing(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+def test_a_thousand_rounds_leave_nothing(claimed_alone: Claim, iommufd: IOMMUFD, alone: HostDevice) -> None:
     buffer = DMABuffer(2 * PAGE)
 
     def rounds(count: int) -> None:
         for number in range(count):
-            one_round(iommufd, first, buffer, dma=number % 50 == 0)
+            one_round(iommufd, alone, buffer, dma=number % 50 == 0)
         gc.collect()
 
     # Imports, caches and the allocator's arenas come with the first rounds.
