@@ -1,0 +1,49 @@
+"""In the guest: the C program, our twins, and our twins on a library that does nothing.
+
+    python -m tests.conformance.inside NAME FILE [PYTEST OPTIONS]
+
+NAME is one of `upstream.PROGRAMS`, FILE the program. What comes of it goes to the results folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.conformance.upstream import PROGRAMS
+
+_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+_SECONDS = 600
+_BRIEF = ["-q", "--tb=no", "-r", "N"]
+
+
+def main() -> int:
+    """Run them; that something failed is for the reports to say."""
+    name, file, *options = sys.argv[1:]
+    program = next(program for program in PROGRAMS if program.name == name)
+    results = Path(os.environ["PYIOMMUFD_RESULTS"])
+    _POOL.write_text(str(program.huge_pages))
+
+    start = time.monotonic()
+    with (results / f"{name}.tap").open("w") as tap:
+        status = subprocess.run([file], stdout=tap, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False).returncode
+    print(f"{name}: the C program ended with status {status}, {time.monotonic() - start:.1f} s", flush=True)
+
+    pytest = ["-p", "no:cacheprovider", program.twins, *options]
+    _python(["-m", "pytest", "-q", f"--junit-xml={results / name}-twins.xml", *pytest])
+    for since in ("setup", "call"):
+        report = f"--junit-xml={results / name}-noop-{since}.xml"
+        print(f"{name}: the same on a library whose ioctls do nothing, from the {since} on", flush=True)
+        _python(["-m", "tests.conformance.noop", since, *_BRIEF, report, *pytest])
+    return 0
+
+
+def _python(arguments: list[str]) -> None:
+    subprocess.run([sys.executable, *arguments], stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
