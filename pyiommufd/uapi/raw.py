@@ -101,7 +101,7 @@ class Struct:
         values = ", ".join(
             f"{name}={value:#x}"
             for name, _ in self._type.fields
-            if isinstance(value := getattr(self._fields, name), int)
+            if name and isinstance(value := getattr(self._fields, name), int)
         )
         return f"<{self._type.cname} {values}>"
 

@@ -37,6 +37,7 @@ _NOOPS = {
     "ioas_alloc": lambda fd: 0,
     "ioas_map": lambda fd, ioas_id, flags, user_va, length, iova: iova,
     "ioas_unmap": lambda fd, ioas_id, iova, length: length,
+    "ioas_map_file": lambda fd, ioas_id, flags, file, start, length, iova: iova,
     "ioas_copy": lambda fd, dst_id, flags, src_id, src_iova, length, dst_iova: dst_iova,
     "ioas_map_many": _map_many,
     "ioas_unmap_many": lambda fd, ioas_id, pieces, count: count,

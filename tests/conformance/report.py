@@ -15,7 +15,7 @@ from tests.runs import Run
 EMPTY = ("simple_close",)
 EMPTY_WITHOUT_SETUP = ("iommufd.simple_close",)
 
-_WORST = ("pass", "skip", "fail", "error")
+_WORST = ("pass", "skip", "error", "fail")
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,12 @@ def read_twins(report: Path) -> dict[str, Twin]:
         if "case" not in properties:
             continue  # what is reported of a file, which counts by what it lacks
         result = "pass"
-        for tag, name in (("skipped", "skip"), ("failure", "fail"), ("error", "error")):
+        # A failing call says more than what its teardown trips over then.
+        for tag, name in (("skipped", "skip"), ("error", "error"), ("failure", "fail")):
             if element.find(tag) is not None:
                 result = name
         case = properties["case"]
-        # Where the call and the teardown fail, there are two elements.
-        if case in twins and twins[case].result == "fail":
-            continue
+        # Where the call and the teardown fail, there may be two elements.
         if case not in twins or _WORST.index(result) > _WORST.index(twins[case].result):
             twins[case] = Twin(case, properties.get("route", ""), result)
     return twins

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ def map_at(ioas: IOAS, address: int, length: int, iova: int | None = None) -> in
     return map_by_id(ioas.fd(), ioas.id, address, length, iova)
 
 
+def map_file_at(ioas: IOAS, file: int, start: int, length: int) -> int:
+    """Map any piece of a file, on page boundaries or not. Returns its iova."""
+    command = raw.struct("iommu_ioas_map_file", ioas_id=ioas.id, flags=BOTH, fd=file, start=start, length=length)
+    raw.ioctl(ioas.fd(), uapi.IOMMU_IOAS_MAP_FILE, command)
+    return command.iova
+
+
 def unmap_at(ioas: IOAS, iova: int, length: int) -> int:
     """Unmap what `map_at` mapped. Returns how many bytes that were."""
     command = raw.struct("iommu_ioas_unmap", ioas_id=ioas.id, iova=iova, length=length)
@@ -83,6 +91,8 @@ def in_child(body: Callable[[], object]) -> int:
         try:
             body()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     return child

@@ -244,6 +244,7 @@ def test_ioas_iova_alloc(space: Space, buffer: memoryview) -> None:
                 map_at(ioas, address, length)
         else:
             assert unmap_at(ioas, map_at(ioas, address, length), length) == length
+    assert ioas.unmap_all() == 0
 
 
 # Copies

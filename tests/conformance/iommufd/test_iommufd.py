@@ -161,18 +161,19 @@ def test_set_iommu_cmd(iommufd: MockIOMMUFD) -> None:
 
 @twin("iommufd.vfio_ioas", Route.RAW)
 def test_vfio_ioas(iommufd: MockIOMMUFD) -> None:
-    def command(operation: int, ioas_id: int = 0) -> int:
-        answer = issue(iommufd, uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", op=operation, ioas_id=ioas_id)
-        return answer.ioas_id
+    def check_none() -> None:
+        assert iommufd.vfio_ioas is None
+        with refused(errno.ENODEV):
+            issue(iommufd, uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", op=uapi.IOMMU_VFIO_IOAS_GET)
 
-    with refused(errno.ENODEV):
-        command(uapi.IOMMU_VFIO_IOAS_GET)
+    check_none()
     with pytest.raises(NotFoundError):
-        command(uapi.IOMMU_VFIO_IOAS_SET)
+        issue(iommufd, uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", op=uapi.IOMMU_VFIO_IOAS_SET, ioas_id=0)
     ioas = iommufd.alloc_ioas()
     assert ioas.id
-    command(uapi.IOMMU_VFIO_IOAS_SET, ioas.id)
-    assert command(uapi.IOMMU_VFIO_IOAS_GET) == ioas.id
-    command(uapi.IOMMU_VFIO_IOAS_CLEAR)
-    with refused(errno.ENODEV):
-        command(uapi.IOMMU_VFIO_IOAS_GET)
+    iommufd.vfio_ioas = ioas
+    answer = issue(iommufd, uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", op=uapi.IOMMU_VFIO_IOAS_GET)
+    assert answer.ioas_id == ioas.id
+    assert iommufd.vfio_ioas is ioas
+    iommufd.vfio_ioas = None
+    check_none()

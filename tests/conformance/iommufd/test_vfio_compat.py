@@ -55,7 +55,7 @@ def container(request: pytest.FixtureRequest, iommufd: MockIOMMUFD) -> Container
     ioas = iommufd.alloc_ioas()
     assert ioas.id
     device = iommufd.mock_device(ioas)
-    issue(iommufd, uapi.IOMMU_VFIO_IOAS, "iommu_vfio_ioas", op=uapi.IOMMU_VFIO_IOAS_SET, ioas_id=ioas.id)
+    iommufd.vfio_ioas = ioas
     raw.ioctl(iommufd.fileno(), uapi.VFIO_SET_IOMMU, request.param)
     return Container(iommufd, ioas, device, request.param)
 
