@@ -32,7 +32,8 @@ def main() -> int:
         status = subprocess.run([file], stdout=tap, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False).returncode
     print(f"{name}: the C program ended with status {status}, {time.monotonic() - start:.1f} s", flush=True)
 
-    pytest = ["-p", "no:cacheprovider", program.twins, *options]
+    # hypothesis is slow to import, and has no part in this.
+    pytest = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", program.twins, *options]
     _python(["-m", "pytest", "-q", f"--junit-xml={results / name}-twins.xml", *pytest])
     for since in ("setup", "call"):
         report = f"--junit-xml={results / name}-noop-{since}.xml"
