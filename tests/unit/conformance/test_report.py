@@ -75,7 +75,8 @@ def test_a_twin_that_notices_nothing(since: str, result: str) -> None:
 
 REPORT = """\
 <testsuites><testsuite name="pytest" time="1.5">
-<testcase name="a"><properties><property name="case" value="a.good"/><property name="route" value="public API"/></properties></testcase>
+<testcase name="a"><properties><property name="case" value="a.good"/><property name="route" value="public API"/>
+</properties></testcase>
 <testcase name="b"><properties><property name="case" value="a.bad"/></properties><failure/><error/></testcase>
 <testcase name="c"><properties><property name="case" value="a.twice"/></properties><error/></testcase>
 <testcase name="c"><properties><property name="case" value="a.twice"/></properties></testcase>
