@@ -71,10 +71,11 @@ def map_file_error(
     elif code == errno.EINVAL:
         # Only with a page table there is the file looked at (Linux 7.3, memfd_pin_folios).
         end = start + length
-        if size is not None and end > size:
+        if size is not None and not _of_memory(what):
+            file_cause = Cause("this is no memfd and no file of hugetlbfs", what, "use DMABuffer(size, memfd=True)")
+            causes = (file_cause, *causes)
+        elif size is not None and end > size:
             causes = (Cause(f"the range ends at {end:#x}, after the end of the file", f"{what} has {size:#x} bytes"),)
-        elif size is not None and not _of_memory(what):
-            causes = (Cause("this is no memfd and no file of hugetlbfs", what, "use DMABuffer(size, memfd=True)"),)
     return ioctl_error(error.request, code, error.target, causes)
 
 
