@@ -4,8 +4,8 @@
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
 all of them run, after ruff and mypy; but for tests/guest/stress, which takes minutes, tests/boot, which starts guests
-of its own, and tests/guest/core, which runs on the whole matrix: these with --all only. --conformance
-runs the kernel's own C programs and our twins of their cases, and nothing else; --all runs them, too.
+of its own, and tests/guest/core, which runs on the whole matrix: these with --all only. With --conformance the kernel's
+own C programs run and our twins of their cases, and nothing else; --all runs them, too.
 """
 
 from __future__ import annotations
