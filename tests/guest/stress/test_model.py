@@ -6,6 +6,7 @@ and comes again with the same seed.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from typing import Any, ClassVar
@@ -324,6 +325,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.iommufd.close()
+        gc.collect()  # memoryviews in the frames of exceptions
         for buffer in self.buffers:
             buffer.close()
         del self.buffers
