@@ -7,28 +7,22 @@ import errno
 import operator
 from typing import TYPE_CHECKING
 
-from .. import uapi
 from ..diagnose.attach import attach_error
-from ..errors import AlreadyAttachedError, ClosedError, CloseError, IoctlError, UnsupportedError
+from ..errors import AlreadyAttachedError, ClosedError, CloseError, IoctlError
 from ..host.devices import HostDevice
 from ..uapi import ioctls
 from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
-from .handle import Handle
 from .ioas import IOAS
 from .iova import IOVARange
-from .region import Region
 from .trial import try_page_table, unfit_mappings
-from .window import Window
+from .vfio_device import VFIODevice
 
 if TYPE_CHECKING:
     from .device_file import DeviceFile
     from .iommufd import IOMMUFD
 
-_COMMAND = 0x04  # PCI Local Bus Specification 3.0, 6.2.2
-_COMMAND_MASTER = 0x0004
 
-
-class Device(Handle):
+class Device(VFIODevice):
     """A device bound to an iommufd. Made by `IOMMUFD.bind`; bound until it is closed.
 
     While it is bound and no member of its group is attached, no member can do DMA.
@@ -41,7 +35,7 @@ class Device(Handle):
             group's first.
     """
 
-    __slots__ = ("_device", "_iommufd", "_state", "_windows", "bind_change", "id")
+    __slots__ = ("_iommufd", "_state", "bind_change", "id")
 
     def __init__(
         self,
@@ -51,23 +45,11 @@ class Device(Handle):
         state: GroupState,
         change: DMAChange,
     ) -> None:
-        super().__init__(None)  # it comes by take_fd
+        super().__init__(device)
         self._iommufd = iommufd
-        self._device = device
         self._state = state
-        self._windows: dict[Window, None] = {}
         self.bind_change = change
         self.id = device_id
-
-    @property
-    def name(self) -> str:
-        """The name of the device on its bus."""
-        return self._device.name
-
-    @property
-    def host(self) -> HostDevice:
-        """The device as it was when it was bound."""
-        return self._device
 
     @property
     def iommufd(self) -> IOMMUFD:
@@ -263,63 +245,10 @@ class Device(Handle):
             if self in attachment.devices
         }
 
-    # Registers
-
-    def region(self, index: int) -> Region:
-        """A region by its number; for PCI 0 to 5 are the BARs.
-
-        Raises:
-            IoctlError: EINVAL: the device has no region of that number.
-            ValueError, TypeError: That is no number of a region.
-            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
-        """
-        return Region(self, index)
-
-    @property
-    def config(self) -> Region:
-        """The PCI configuration space.
-
-        Raises:
-            UnsupportedError: It is not a PCI device.
-            IoctlError, ClosedError, ForkedError: As for `region`.
-        """
-        if not ioctls.device_info(self.fileno())[0] & uapi.VFIO_DEVICE_FLAGS_PCI:
-            raise UnsupportedError(
-                "VFIO_DEVICE_GET_REGION_INFO", errno.EOPNOTSUPP, f"{self.name}, which is not a PCI device"
-            )
-        return Region(self, uapi.VFIO_PCI_CONFIG_REGION_INDEX)
-
-    @property
-    def bus_master(self) -> bool:
-        """Whether the device may start DMA (the PCI command register's Bus Master Enable).
-
-        Every bind clears it. While it is off nothing does DMA, whatever is attached.
-
-        Raises:
-            UnsupportedError: It is not a PCI device.
-            IoctlError, ClosedError, ForkedError: As for `region`.
-        """
-        return bool(int.from_bytes(self.config.read(_COMMAND, 2), "little") & _COMMAND_MASTER)
-
-    @bus_master.setter
-    def bus_master(self, on: bool) -> None:
-        config = self.config
-        command = int.from_bytes(config.read(_COMMAND, 2), "little")
-        command = command | _COMMAND_MASTER if on else command & ~_COMMAND_MASTER
-        config.write(_COMMAND, command.to_bytes(2, "little"))
-
     # The end
 
-    def remember_window(self, window: Window) -> None:
-        """Own a window: it keeps the device bound, so it has to go first."""
-        self._windows[window] = None
-
-    def forget_window(self, window: Window) -> None:
-        """A window has been closed."""
-        self._windows.pop(window, None)
-
     def close(self) -> None:
-        """Unbind: close the windows and the cdev, which detaches. Does nothing the second time.
+        """Unbind: close the windows, the eventfds and the cdev, which detaches. Does nothing the second time.
 
         When the last bound device of the group is closed, the kernel's DMA API owns the group again and host
         drivers can take its members. In a forked child only the child's copy of the fd is closed.
@@ -330,15 +259,12 @@ class Device(Handle):
         if self.closed:
             return
         if self.in_child:
+            self.close_children()
             self._close_fd()
             return
         errors: list[BaseException] = []
         with self._iommufd.lock:
-            for window in list(self._windows):
-                try:
-                    window.close()
-                except IoctlError as error:
-                    errors.append(error)
+            errors += self.close_children()
             try:
                 self._close_fd()
             except OSError as error:
@@ -350,19 +276,6 @@ class Device(Handle):
                 self._iommufd.forget(self)
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
-
-    def mark_forked(self) -> None:
-        """This process is a forked child: the windows are its parent's, too."""
-        super().mark_forked()
-        for window in self._windows:
-            window.mark_forked()
-
-    def __del__(self) -> None:
-        # Nobody could close the windows any more, and one that is left keeps the device bound.
-        if getattr(self, "_fd", None) is not None and not self.in_child:
-            for window in list(getattr(self, "_windows", ())):
-                window.close()
-        super().__del__()
 
     def __repr__(self) -> str:
         return f"<Device {self.id} {self._device.name}{' closed' if self.closed else ''}>"

@@ -1,0 +1,249 @@
+"""What a bound VFIO device is to its user: regions, interrupts, reset, removal."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from .. import uapi
+from ..diagnose.reset import hot_reset_error, reset_error
+from ..errors import IoctlError, UnsupportedError, ioctl_error
+from ..host.devices import HostDevice
+from ..host.reset import reset_methods, set_reset_methods
+from ..uapi import device_ioctls
+from .config_space import Command, ConfigSpace
+from .device_info import DeviceFlag, DeviceInfo, read_device_info
+from .handle import Handle
+from .hot_reset import HotResetInfo, read_hot_reset_info
+from .interrupts import Interrupts
+from .ioeventfd import IOEventFD
+from .region import Region
+from .removal import RemovalWatch
+from .window import Window
+
+
+class VFIODevice(Handle):
+    """A bound VFIO device, without what concerns its IOMMU group: see `Device`.
+
+    Thread safety: everything here may be used from any thread.
+
+    Attributes:
+        interrupts: Its interrupts.
+    """
+
+    __slots__ = ("_children", "_device", "interrupts")
+
+    def __init__(self, device: HostDevice) -> None:
+        super().__init__(None)  # it comes with the bind
+        self._device = device
+        self._children: dict[Window | IOEventFD, None] = {}
+        self.interrupts = Interrupts(self)
+
+    @property
+    def name(self) -> str:
+        """The name of the device on its bus."""
+        return self._device.name
+
+    @property
+    def host(self) -> HostDevice:
+        """The device as it was when it was bound."""
+        return self._device
+
+    def info(self) -> DeviceInfo:
+        """What the device says of itself (VFIO_DEVICE_GET_INFO), as it is now.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        return read_device_info(self.fileno())
+
+    # Registers
+
+    def region(self, index: int) -> Region:
+        """A region by its number; for PCI 0 to 5 are the BARs.
+
+        Raises:
+            IoctlError: EINVAL: the device has no region of that number.
+            ValueError, TypeError: That is no number of a region.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        return Region(self, index)
+
+    @property
+    def config(self) -> ConfigSpace:
+        """The PCI configuration space.
+
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        if not self.info().flags & DeviceFlag.PCI:
+            raise UnsupportedError(
+                "VFIO_DEVICE_GET_REGION_INFO", errno.EOPNOTSUPP, f"{self.name}, which is not a PCI device"
+            )
+        return ConfigSpace(self, uapi.VFIO_PCI_CONFIG_REGION_INDEX)
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the device may start DMA (the PCI command register's Bus Master Enable).
+
+        Every bind clears it. While it is off nothing does DMA, whatever is attached.
+
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        return bool(self.config.command & Command.MASTER)
+
+    @bus_master.setter
+    def bus_master(self, on: bool) -> None:
+        self.config.set_command(Command.MASTER, on)
+
+    @property
+    def memory_decode(self) -> bool:
+        """Whether the device answers to accesses to its memory BARs (the command register's Memory Space Enable).
+
+        The bind turns it on. While it is off, an access to a window is a `RegionFaultError`.
+
+        Raises:
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `bus_master`.
+        """
+        return bool(self.config.command & Command.MEMORY)
+
+    @memory_decode.setter
+    def memory_decode(self, on: bool) -> None:
+        self.config.set_command(Command.MEMORY, on)
+
+    # Reset
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """How the kernel resets this device alone, in the order in which it tries; none: it cannot (sysfs)."""
+        return reset_methods(self._device)
+
+    def reset(self, method: str | None = None) -> None:
+        """Reset the device alone (VFIO_DEVICE_RESET).
+
+        Windows stay; an access during the reset is a `RegionFaultError`. The kernel restores the configuration space.
+
+        Args:
+            method: This one of the kernel's methods, such as ``flr``, chosen in sysfs for the time being, which takes
+                root; None: those of `reset_methods`.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` says why.
+            ValueError: The device does not have that method.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self.fileno()
+        if method is None:
+            self._reset(fd)
+            return
+        before = self.reset_methods
+        try:
+            set_reset_methods(self._device, (method,))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                known = ", ".join(before) or "none"
+                raise ValueError(f"{self.name} has no reset method {method!r}; its methods: {known}") from None
+            raise ioctl_error("write", error.errno or 0, f"the reset methods of {self.name}") from None
+        try:
+            self._reset(fd)
+        finally:
+            set_reset_methods(self._device, before)
+
+    def _reset(self, fd: int) -> None:
+        try:
+            device_ioctls.reset(fd)
+        except IoctlError as error:
+            raise reset_error(error.errno or 0, self._device) from None
+
+    def hot_reset_info(self) -> HotResetInfo:
+        """What `hot_reset` would reset, and what of it stands in the way.
+
+        Raises:
+            IoctlError: ENODEV: neither its bus nor its slot can be reset.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self.fileno()
+        try:
+            return read_hot_reset_info(fd)
+        except IoctlError as error:
+            raise hot_reset_error(error.errno or 0, self._device, (), error.request) from None
+
+    def hot_reset(self) -> HotResetInfo:
+        """Reset everything on the device's bus or slot (VFIO_DEVICE_PCI_HOT_RESET).
+
+        Each device there has to be bound to the same iommufd, or to be on a vfio driver in a group that has one bound
+        to it: such a device *is reset* without having been named.
+
+        Returns:
+            What has been reset.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` names the devices that are not owned.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        info = self.hot_reset_info()
+        try:
+            device_ioctls.hot_reset(self.fileno())
+        except IoctlError as error:
+            not_owned = [device.name for device in info.not_owned]
+            raise hot_reset_error(error.errno or 0, self._device, not_owned, error.request) from None
+        return info
+
+    # Removal
+
+    def watch_removal(self, callback: Callable[[VFIODevice], object] | None = None) -> RemovalWatch:
+        """Let the device go when the host wants it back: for its driver's unbind, or for hot-unplug.
+
+        Until every user has let go, the one who asked waits in the kernel, and cannot be interrupted.
+
+        Args:
+            callback: Called with the device, in a thread of its own, to stop what uses it. When it returns, or
+                raises, the device is closed.
+
+        Returns:
+            The watch, whose ``close()`` ends it. It ends with the device, too.
+
+        Raises:
+            InUseError: It is watched already, or `Interrupts.req` is on.
+            UnsupportedError: The device cannot be asked for back.
+            TypeError: The callback cannot be called.
+            IoctlError, ClosedError, ForkedError: As for `IRQ.enable`.
+        """
+        return RemovalWatch(self, callback)
+
+    # What it owns
+
+    def remember_child(self, child: Window | IOEventFD) -> None:
+        """Own a window, which keeps the device bound and has to go first, or an eventfd."""
+        self._children[child] = None
+
+    def forget_child(self, child: Window | IOEventFD) -> None:
+        """One of those has been closed."""
+        self._children.pop(child, None)
+
+    def close_children(self) -> list[BaseException]:
+        """Close windows and eventfds: what failed."""
+        errors: list[BaseException] = []
+        for child in list(self._children):
+            try:
+                child.close()
+            except IoctlError as error:
+                errors.append(error)
+        self.interrupts.close()
+        return errors
+
+    def mark_forked(self) -> None:
+        """This process is a forked child: the windows are its parent's, too."""
+        super().mark_forked()
+        for child in self._children:
+            child.mark_forked()
+
+    def __del__(self) -> None:
+        # Nobody could close the windows any more, and one that is left keeps the device bound.
+        if getattr(self, "_fd", None) is not None and not self.in_child:
+            self.close_children()
+        super().__del__()
