@@ -62,6 +62,14 @@ def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], req
                 "use reset(), if the device has a method of its own",
             ),
         )
+    elif code == errno.ENOTTY:
+        causes = (
+            Cause(
+                "the reset was carried out, and the kernel waited in vain for the device or its link to come back",
+                "dmesg says which",
+                "if the device answers, go on with it; QEMU's root ports say so of devices that are well",
+            ),
+        )
     elif code == errno.EBUSY:
         causes = (Cause("another thread is using the registers of a device that is to be reset", "", "try again"),)
     return ioctl_error(request, code, device.name, causes)

@@ -18,7 +18,7 @@ from .hot_reset import HotResetInfo, read_hot_reset_info
 from .interrupts import Interrupts
 from .ioeventfd import IOEventFD
 from .region import Region
-from .removal import RemovalWatch
+from .removal import RemovalWaiter, RemovalWatch
 from .window import Window
 
 
@@ -31,12 +31,13 @@ class VFIODevice(Handle):
         interrupts: Its interrupts.
     """
 
-    __slots__ = ("_children", "_device", "interrupts")
+    __slots__ = ("_children", "_device", "_removal", "interrupts")
 
     def __init__(self, device: HostDevice) -> None:
         super().__init__(None)  # it comes with the bind
         self._device = device
         self._children: dict[Window | IOEventFD, None] = {}
+        self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
 
     @property
@@ -201,19 +202,25 @@ class VFIODevice(Handle):
         Until every user has let go, the one who asked waits in the kernel, and cannot be interrupted.
 
         Args:
-            callback: Called with the device, in a thread of its own, to stop what uses it. When it returns, or
-                raises, the device is closed.
+            callback: Called with the device, in another thread, to stop what uses it. When it returns, or raises, the
+                device is closed. Where there are several watches, the latest is told first.
 
         Returns:
             The watch, whose ``close()`` ends it. It ends with the device, too.
 
         Raises:
-            InUseError: It is watched already, or `Interrupts.req` is on.
+            InUseError: `Interrupts.req` is on, for a use of your own.
             UnsupportedError: The device cannot be asked for back.
             TypeError: The callback cannot be called.
             IoctlError, ClosedError, ForkedError: As for `IRQ.enable`.
         """
-        return RemovalWatch(self, callback)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{callback!r} cannot be called")
+        with self.interrupts.lock:
+            self.fileno()
+            if self._removal is None or self._removal.ended:
+                self._removal = RemovalWaiter(self)
+            return self._removal.add(callback)
 
     # What it owns
 

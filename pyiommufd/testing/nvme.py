@@ -5,6 +5,7 @@ Numbers and layouts: NVM Express Base Specification 1.4, 3.1 (registers), 4.2 an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 import time
@@ -185,7 +186,8 @@ class NvmeDriver:
             if self.interrupt is None:
                 time.sleep(0.0005)
             else:
-                self.interrupt.wait(left)
+                with contextlib.suppress(TimeoutError):
+                    self.interrupt.wait(left)
 
     def close(self) -> None:
         """Stop the controller, and let registers, interrupt and memory go; the device stays bound."""

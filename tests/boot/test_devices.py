@@ -8,7 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyiommufd.testing import E1000e, Edu, Guest, GuestDevice, GuestTimeoutError, Igb, Ivshmem, Nvme, RootPort, Xhci
+from pyiommufd.testing import (
+    E1000e,
+    Edu,
+    Guest,
+    GuestDevice,
+    GuestTimeoutError,
+    Igb,
+    Ivshmem,
+    Nvme,
+    RootPort,
+    SharedGroup,
+    Xhci,
+)
 from pyiommufd.testing.kernels import cache_folder
 from pyiommufd.testing.newer_qemu import fetched_qemus
 
@@ -71,6 +83,7 @@ def guest() -> Iterator[Guest]:
         RootPort(Xhci()),
         Ivshmem(size=1 << 16),
         RootPort(),
+        SharedGroup(Nvme(serial="first"), Nvme(serial="second")),
     ]
     with Guest(devices=devices) as guest:
         yield guest

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, Device, HostDevice, find_device, list_devices, plan_claim, recover
+from pyiommufd import IOMMUFD, Claim, Device, HostDevice, list_devices, plan_claim, recover
+from tests.guest.devices.factories import Binder, Claimer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,29 +17,33 @@ def machine() -> None:
 
 
 @pytest.fixture(scope="session")
-def claim() -> Iterator[Callable[[int, int], HostDevice]]:
-    """Takes the first device of a vendor and device id, to the end of the run."""
-    claims: dict[tuple[int, int], Claim] = {}
+def claim() -> Iterator[Claimer]:
+    """Takes a device, with its group, to the end of the run."""
+    claims: list[Claim] = []
+    taken: set[str] = set()
 
-    def claim(vendor: int, device: int) -> HostDevice:
-        if (vendor, device) not in claims:
-            found = [one for one in list_devices("pci") if (one.vendor_id, one.device_id) == (vendor, device)]
-            if not found:
-                pytest.skip(f"this guest has no {vendor:04x}:{device:04x}: run tests/boot/test_devices.py")
-            claims[vendor, device] = plan_claim(found[0]).apply()
-        return find_device(claims[vendor, device].devices[0].name)
+    def claim(vendor: int, device: int, place: int = 0) -> HostDevice:
+        found = [one for one in list_devices("pci") if (one.vendor_id, one.device_id) == (vendor, device)]
+        if len(found) <= place:
+            pytest.skip(f"this guest lacks a {vendor:04x}:{device:04x}: run tests/boot/test_devices.py")
+        wanted = found[place]
+        if wanted.name not in taken:
+            claims.append(plan_claim(wanted).apply())
+            group = wanted.group
+            taken.update(one.name for one in (group.devices if group else (wanted,)))
+        return wanted.refreshed()
 
     yield claim
-    for one in claims.values():
+    for one in claims:
         one.release()
 
 
 @pytest.fixture
-def bind(claim: Callable[[int, int], HostDevice], iommufd: IOMMUFD) -> Callable[[int, int], Device]:
-    """Claims a device by vendor and device id, and binds it; bus mastering on."""
+def bind(claim: Claimer, iommufd: IOMMUFD) -> Binder:
+    """Claims a device and binds it; bus mastering on."""
 
-    def bind(vendor: int, device: int) -> Device:
-        bound = iommufd.bind(claim(vendor, device))
+    def bind(vendor: int, device: int, place: int = 0) -> Device:
+        bound = iommufd.bind(claim(vendor, device, place))
         bound.bus_master = True
         return bound
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from pyiommufd import IOAS, Device, DMABuffer
+from pyiommufd import IOAS, DMABuffer
 from pyiommufd.kernel.config_space import ExtendedCapabilityID
 from pyiommufd.testing.igb import DEVICE_ID, LARGEST, SMALLEST, VENDOR_ID, IgbDriver
+from tests.guest.devices.factories import Binder
 
 
 @pytest.fixture
-def igb(bind: Callable[[int, int], Device], ioas: IOAS) -> Iterator[IgbDriver]:
+def igb(bind: Binder, ioas: IOAS) -> Iterator[IgbDriver]:
     device = bind(VENDOR_ID, DEVICE_ID)
     device.attach(ioas)
     with IgbDriver(device, ioas) as driver:

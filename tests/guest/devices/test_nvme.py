@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from pyiommufd import IOAS, Device, IoctlError
+from pyiommufd import IOAS, IOMMUFD, AccessDeniedError, Device, IoctlError
 from pyiommufd.kernel.config_space import CapabilityID, ExtendedCapabilityID
 from pyiommufd.kernel.device_info import DeviceFlag, MmapArea, MSIXMappable
 from pyiommufd.testing.nvme import NvmeDriver
+from tests.guest.devices.factories import Binder, Claimer
 
 NVME = (0x1B36, 0x0010)
 SERIAL = "pyiommufd-7"
@@ -17,7 +16,7 @@ TABLE_PAGE = 0x2000
 
 
 @pytest.fixture
-def nvme(bind: Callable[[int, int], Device]) -> Device:
+def nvme(bind: Binder) -> Device:
     return bind(*NVME)
 
 
@@ -123,18 +122,14 @@ def test_msix_vectors_come_and_go(nvme: Device) -> None:
     assert [vector.take() for vector in msix.vectors] == [1] * everything
 
 
-@pytest.mark.parametrize("how", ["reset", "flr", "hot reset"])
-def test_reset_stops_the_controller_and_leaves_the_rest(attached: Device, ioas: IOAS, how: str) -> None:
+@pytest.mark.parametrize("method", [None, "flr"])
+def test_reset_stops_the_controller_and_leaves_the_rest(attached: Device, ioas: IOAS, method: str | None) -> None:
     with NvmeDriver(attached, ioas) as driver:
         driver.identify()
-        if how == "hot reset":
-            info = attached.hot_reset()
-            assert [one.id for one in info.devices] == [attached.id]
-        else:
-            methods = attached.reset_methods
-            assert "flr" in methods
-            attached.reset(None if how == "reset" else how)
-            assert attached.reset_methods == methods
+        methods = attached.reset_methods
+        assert "flr" in methods
+        attached.reset(method)
+        assert attached.reset_methods == methods
         assert not driver.enabled
         # Configuration, attachment and interrupts are as they were.
         assert attached.bus_master
@@ -144,3 +139,29 @@ def test_reset_stops_the_controller_and_leaves_the_rest(attached: Device, ioas: 
         assert vector.take() >= 1
     with NvmeDriver(attached, ioas) as driver:
         assert driver.identify().serial == SERIAL
+
+
+def test_hot_reset_takes_the_whole_bus(bind: Binder, ioas: IOAS) -> None:
+    """Two controllers behind one bridge: what is asked of one happens to both."""
+    first, second = bind(*NVME, 1), bind(*NVME, 2)
+    for device in (first, second):
+        device.attach(ioas)
+    with NvmeDriver(first, ioas) as one, NvmeDriver(second, ioas, use_interrupt=False) as other:
+        assert [driver.identify().serial for driver in (one, other)] == ["first", "second"]
+        assert [dependent.id for dependent in first.hot_reset().devices] == [first.id, second.id]
+        assert [one.enabled, other.enabled] == [False, False]
+        assert first.bus_master
+        assert second.bus_master
+        assert second.page_table is ioas
+    with NvmeDriver(second, ioas) as other:
+        assert other.identify().serial == "second"
+
+
+def test_hot_reset_with_a_neighbour_bound_elsewhere(bind: Binder, claim: Claimer) -> None:
+    """The group is one iommufd's: the neighbour, bound nowhere, is owned all the same, and reset unnamed."""
+    first = bind(*NVME, 1)
+    info = first.hot_reset()
+    assert {dependent.id for dependent in info.devices} == {first.id, None}
+    assert info.not_owned == ()
+    with IOMMUFD() as other, pytest.raises(AccessDeniedError):
+        other.bind(claim(*NVME, 2))

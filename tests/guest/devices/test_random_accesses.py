@@ -15,6 +15,7 @@ from pyiommufd import IOMMUFD, Device, IoctlError, RegionFaultError, list_device
 from pyiommufd.kernel.config_space import ConfigSpace
 from pyiommufd.kernel.region import Region
 from pyiommufd.kernel.window import Window
+from tests.guest.devices.factories import Binder
 
 OPERATIONS = 100_000
 EDU, NVME, E1000E, XHCI, IVSHMEM = (
@@ -101,7 +102,7 @@ def choose() -> random.Random:
 
 
 @pytest.fixture
-def accesses(bind: Callable[[int, int], Device], choose: random.Random) -> dict[tuple[int, int], Accesses]:
+def accesses(bind: Binder, choose: random.Random) -> dict[tuple[int, int], Accesses]:
     return {ids: Accesses(bind(*ids), choose) for ids in (EDU, NVME, E1000E, XHCI, IVSHMEM)}
 
 
@@ -177,7 +178,7 @@ def test_random_accesses(accesses: dict[tuple[int, int], Accesses], choose: rand
     assert len(counts) == 4
 
 
-def test_memory_is_there_for_all_who_map_it(bind: Callable[[int, int], Device], iommufd: IOMMUFD) -> None:
+def test_memory_is_there_for_all_who_map_it(bind: Binder, iommufd: IOMMUFD) -> None:
     device = bind(*IVSHMEM)
     region = device.region(2)
     with region.map() as window, region.map(4096) as rest:

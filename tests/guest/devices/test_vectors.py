@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pyiommufd import Device, VectorsUnavailableError
+from tests.guest.devices.factories import Binder
 
 XHCI = (0x1033, 0x0194)
 
 
 @pytest.fixture
-def xhci(bind: Callable[[int, int], Device]) -> Device:
+def xhci(bind: Binder) -> Device:
     if "intremap=off" not in Path("/proc/cmdline").read_text():
         pytest.skip("interrupts are remapped here, and a device gets all that it has")
     return bind(*XHCI)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, ClosedError, DMABuffer, HostDevice, InUseError
+from pyiommufd import IOMMUFD, Claim, ClosedError, Device, DMABuffer, HostDevice, InUseError
 from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.holders import holders
 from pyiommufd.kernel.vfio_device import VFIODevice
@@ -111,13 +111,15 @@ def test_req_from_asyncio(rebound: HostDevice) -> None:
 
 def test_removal_watch_takes_req(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
     device = iommufd.bind(first)
-    with device.watch_removal():
-        for again in (device.watch_removal, device.interrupts.req.enable):
-            with pytest.raises(InUseError):
-                again()
+    with device.watch_removal(), pytest.raises(InUseError):
+        device.interrupts.req.enable()
     assert not device.interrupts.req.enabled
     told: list[VFIODevice] = []
     device.watch_removal(told.append)
+    device.watch_removal()
+    with device.watch_removal(lambda device: told.clear()):
+        pass
+    device.watch_removal(lambda device: None if device.closed else told.append(device))
     window = device.region(0).map()
     # As the kernel does when the host wants the device back.
     device.interrupts.req.trigger()
@@ -125,11 +127,22 @@ def test_removal_watch_takes_req(claimed: Claim, iommufd: IOMMUFD, first: HostDe
     while device in iommufd.devices:
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert told == [device]
+    assert told == [device, device]
     assert device.closed
     assert window.closed
     with pytest.raises(TypeError):
         iommufd.bind(first).watch_removal("x")  # type: ignore[arg-type]
+
+
+def test_req_of_ones_own_once_the_watch_has_ended(device: Device) -> None:
+    device.watch_removal()
+    device.interrupts.req.disable()
+    (req,) = device.interrupts.req.enable()
+    with pytest.raises(InUseError):
+        device.watch_removal()
+    req.trigger()
+    assert req.wait(SECONDS) == 1
+    assert not device.closed
 
 
 def test_watch_ends_with_the_device(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
