@@ -6,6 +6,7 @@ import operator
 import threading
 from typing import TYPE_CHECKING
 
+from ..errors import ClosedError
 from .interrupt import IRQIndex
 from .irq import IRQ
 
@@ -24,11 +25,12 @@ class Interrupts:
         lock: Held while a type is turned on or off.
     """
 
-    __slots__ = ("_device", "_irqs", "lock")
+    __slots__ = ("_closed", "_device", "_irqs", "lock")
 
     def __init__(self, device: VFIODevice) -> None:
         self._device = device
         self._irqs: dict[int, IRQ] = {}
+        self._closed = False
         self.lock = threading.RLock()
 
     def __getitem__(self, index: int) -> IRQ:
@@ -77,6 +79,16 @@ class Interrupts:
         """The types that are on."""
         return tuple(irq for irq in self._irqs.values() if irq.enabled)
 
+    def fileno(self) -> int:
+        """The device's fd, for who holds the lock: it stays open meanwhile.
+
+        Raises:
+            ClosedError, ForkedError: The device is closed, or about to be, or belongs to the parent process.
+        """
+        if self._closed:
+            raise ClosedError(f"this {type(self._device).__name__} is closed")
+        return self._device.fileno()
+
     def close(self) -> None:
         """The device is about to be closed: close the eventfds. Those who wait get `ClosedError`."""
         if self._device.in_child:
@@ -84,6 +96,7 @@ class Interrupts:
                 irq.close_in_child()
             return
         with self.lock:
+            self._closed = True
             for irq in self._irqs.values():
                 irq.close()
 

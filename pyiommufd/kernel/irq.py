@@ -100,7 +100,7 @@ class IRQ:
         count = operator.index(count)
         least = count if minimum is None else operator.index(minimum)
         with self._interrupts.lock:
-            fd = self.device.fileno()
+            fd = self._interrupts.fileno()
             if self._vectors:
                 raise InUseError(f"{self!r} is on already; resize() changes the number of vectors", self._vectors)
             self._check(count)
@@ -135,7 +135,7 @@ class IRQ:
         """
         count = operator.index(count)
         with self._interrupts.lock:
-            fd = self.device.fileno()
+            fd = self._interrupts.fileno()
             self._check(count)
             self._check_enabled()
             before = len(self._vectors)
@@ -173,7 +173,7 @@ class IRQ:
             ClosedError, ForkedError: As for `enable`.
         """
         with self._interrupts.lock:
-            fd = self.device.fileno()
+            fd = self._interrupts.fileno()
             if self._vectors:
                 device_ioctls.set_irqs(fd, self.index, _TRIGGER, 0, 0)
                 self._drop(0)
@@ -193,7 +193,7 @@ class IRQ:
         """
         start = operator.index(start)
         with self._interrupts.lock:
-            fd = self.device.fileno()
+            fd = self._interrupts.fileno()
             self._check_enabled()
             count = len(self._vectors) - start if count is None else operator.index(count)
             if start < 0 or count < 1 or start + count > len(self._vectors):
@@ -219,7 +219,7 @@ class IRQ:
 
     def _set_mask(self, action: int) -> None:
         with self._interrupts.lock:
-            fd = self.device.fileno()
+            fd = self._interrupts.fileno()
             self._check_maskable()
             device_ioctls.set_irqs(fd, self.index, action, 0, 1)
 
@@ -231,7 +231,7 @@ class IRQ:
             UnsupportedError, ValueError, IoctlError, ClosedError, ForkedError: As for `mask`.
         """
         with self._interrupts.lock:
-            fd = self.device.fileno()
+            fd = self._interrupts.fileno()
             self._check_maskable()
             if self._unmask is not None:
                 raise InUseError(f"{self!r} has an unmask event already", (self._unmask,))
@@ -298,7 +298,7 @@ class IRQ:
                 if len(self._vectors) == 1:
                     self.disable()
                 else:
-                    self._bind(self.device.fileno(), _TRIGGER, vector.vector, [-1])
+                    self._bind(self._interrupts.fileno(), _TRIGGER, vector.vector, [-1])
 
     def release_unmask(self, event: UnmaskEvent) -> None:
         """The unmask event is about to be closed."""
@@ -307,7 +307,7 @@ class IRQ:
         with self._interrupts.lock:
             if event is self._unmask:
                 self._unmask = None
-                self._bind(self.device.fileno(), _UNMASK, 0, [-1])
+                self._bind(self._interrupts.fileno(), _UNMASK, 0, [-1])
 
     def close(self) -> None:
         """The device is about to be closed, which turns everything off."""

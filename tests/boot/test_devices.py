@@ -30,8 +30,9 @@ SERIAL = "pyiommufd-7"
 
 HOLD = """
 import sys, time
-from pyiommufd import IOMMUFD, DMABuffer, find_device, plan_claim
+from pyiommufd import IOMMUFD, DMABuffer, find_device, plan_claim, recover
 
+recover()  # of the test before: its device has gone, and this one has its place
 claim = plan_claim(find_device(sys.argv[1])).apply()
 iommufd = IOMMUFD()
 device = iommufd.bind(claim.devices[0])
