@@ -34,7 +34,10 @@ from .kernel.config_space import CapabilityID, Command, ConfigSpace, ExtendedCap
 from .kernel.device import Device
 from .kernel.device_file import DeviceFile
 from .kernel.device_info import DeviceInfo
+from .kernel.dirty_bitmap import DirtyBitmap
 from .kernel.hot_reset import HotResetInfo
+from .kernel.hw_info import HWCapability, HWInfo, HWInfoType
+from .kernel.hwpt import HWPT
 from .kernel.interrupt import Interrupt
 from .kernel.ioas import IOAS
 from .kernel.iommufd import IOMMUFD
@@ -42,6 +45,7 @@ from .kernel.mapping import DMAMapping
 from .kernel.region import Region
 
 __all__ = [
+    "HWPT",
     "IOAS",
     "IOMMUFD",
     "AccessDeniedError",
@@ -68,11 +72,15 @@ __all__ = [
     "DeviceFile",
     "DeviceInfo",
     "DeviceNotFoundError",
+    "DirtyBitmap",
     "ExtendedCapabilityID",
     "ForkedError",
     "Group",
     "GroupConflictError",
     "GroupNotViableError",
+    "HWCapability",
+    "HWInfo",
+    "HWInfoType",
     "HostDevice",
     "HotResetInfo",
     "IOMMUFDError",

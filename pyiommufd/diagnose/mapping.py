@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Cause, IoctlError, ioctl_error
@@ -47,6 +50,64 @@ def map_error(
     }
     cause = by_errno.get(code)
     return ioctl_error(request, code, target, () if cause is None else (cause,))
+
+
+def map_file_error(
+    code: int, ioas: str, file: int, start: int, length: int, iova: int | None, ranges: str, neighbours: str = ""
+) -> IoctlError:
+    """The exception for a refused IOMMU_IOAS_MAP_FILE: `file` is the fd; the rest is as for `map_error`."""
+    error = map_error(code, "IOMMU_IOAS_MAP_FILE", ioas, length, iova, ranges, neighbours)
+    what, size = _file(file)
+    by_errno = {
+        errno.EBADF: Cause(f"fd {file} is not open", "", "keep the file open until it is mapped"),
+        errno.ENODEV: Cause("the dma-buf was revoked", what, "export it anew once the device is awake and decodes"),
+        errno.EOPNOTSUPP: Cause(
+            "the exporter of this dma-buf does not lend its memory to an iommufd", what, "only vfio-pci does"
+        ),
+    }
+    causes = error.causes
+    if code in by_errno:
+        causes = (by_errno[code],)
+    elif code == errno.EINVAL:
+        # Only with a page table there is the file looked at (Linux 7.3, memfd_pin_folios).
+        end = start + length
+        if size is not None and not _of_memory(what):
+            file_cause = Cause("this is no memfd and no file of hugetlbfs", what, "use DMABuffer(size, memfd=True)")
+            causes = (file_cause, *causes)
+        elif size is not None and end > size:
+            causes = (Cause(f"the range ends at {end:#x}, after the end of the file", f"{what} has {size:#x} bytes"),)
+    return ioctl_error(error.request, code, error.target, causes)
+
+
+def change_process_error(code: int, of_memory: Sequence[str]) -> IoctlError:
+    """The exception for a refused IOMMU_IOAS_CHANGE_PROCESS; of_memory: mappings that are not of files, in words."""
+    causes: tuple[Cause, ...] = ()
+    if code == errno.EINVAL:
+        which = ", ".join(of_memory[:8]) + (" …" if len(of_memory) > 8 else "")
+        causes = (
+            Cause(
+                "memory is mapped that is not a file's, and so belongs to the process that mapped it",
+                which or "mapped by another process",
+                "map memfds by IOAS.map_file(), or unmap that first",
+            ),
+        )
+    elif code == errno.ENOMEM:
+        causes = (Cause("this process may not lock so much", _memlock(), "raise the limit (ulimit -l)"),)
+    return ioctl_error("IOMMU_IOAS_CHANGE_PROCESS", code, "", causes)
+
+
+def _file(file: int) -> tuple[str, int | None]:
+    """What an fd is of, and its size in bytes; None where it has none or is not open."""
+    try:
+        status = os.fstat(file)
+        what = str(Path(f"/proc/self/fd/{file}").readlink())
+    except OSError:
+        return f"fd {file}", None
+    return f"fd {file} ({what})", status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _of_memory(what: str) -> bool:
+    return "/memfd:" in what or "/dev/hugepages" in what
 
 
 def _memlock() -> str:

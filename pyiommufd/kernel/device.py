@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..diagnose.attach import attach_error
-from ..errors import AlreadyAttachedError, ClosedError, CloseError, IoctlError
+from .. import uapi
+from ..diagnose.reset import hot_reset_error, reset_error
+from ..errors import CloseError, IoctlError, UnsupportedError, ioctl_error
 from ..host.devices import HostDevice
-from ..uapi import ioctls
-from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
-from .ioas import IOAS
-from .iova import IOVARange
-from .trial import try_page_table, unfit_mappings
-from .vfio_device import VFIODevice
+from ..host.reset import reset_methods, set_reset_methods
+from ..uapi import device_ioctls
+from .attachable import Attachable
+from .attachment import DMAChange, GroupState
+from .config_space import Command, ConfigSpace
+from .device_info import DeviceFlag, DeviceInfo, read_device_info
+from .hot_reset import HotResetInfo, read_hot_reset_info
+from .interrupts import Interrupts
+from .ioeventfd import IOEventFD
+from .region import Region
+from .removal import RemovalWaiter, RemovalWatch
+from .window import Window
 
 if TYPE_CHECKING:
     from .device_file import DeviceFile
     from .iommufd import IOMMUFD
 
 
-class Device(VFIODevice):
+class Device(Attachable):
     """A device bound to an iommufd. Made by `IOMMUFD.bind`; bound until it is closed.
 
     While it is bound and no member of its group is attached, no member can do DMA.
@@ -33,9 +39,10 @@ class Device(VFIODevice):
         id: Its id within the iommufd.
         bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
             group's first.
+        interrupts: Its interrupts.
     """
 
-    __slots__ = ("_iommufd", "_state", "bind_change", "id")
+    __slots__ = ("_children", "_removal", "interrupts")
 
     def __init__(
         self,
@@ -45,205 +52,207 @@ class Device(VFIODevice):
         state: GroupState,
         change: DMAChange,
     ) -> None:
-        super().__init__(device)
-        self._iommufd = iommufd
-        self._state = state
-        self.bind_change = change
-        self.id = device_id
-
-    @property
-    def iommufd(self) -> IOMMUFD:
-        """The iommufd that it is bound to."""
-        return self._iommufd
+        super().__init__(iommufd, device, device_id, state, change)  # the fd comes by take_fd
+        self._children: dict[Window | IOEventFD, None] = {}
+        self._removal: RemovalWaiter | None = None
+        self.interrupts = Interrupts(self)
 
     def take_fd(self, file: DeviceFile) -> None:
         """Own the fd of a file that has been bound. One step: no signal handler can run between the two."""
         self._fd, file._fd = file._fd, None
 
-    # Attach, replace, detach
-
-    def attach(self, page_table: IOAS, pasid: int | None = None) -> DMAChange:
-        """Let the device reach what an address space maps (VFIO_DEVICE_ATTACH_IOMMUFD_PT).
-
-        The group's first attach moves *every member* of the IOMMU group to that page table.
-
-        Args:
-            page_table: The address space, of the same iommufd.
-            pasid: Only the DMA with this PASID.
-
-        Returns:
-            Whose DMA this has changed.
-
-        Raises:
-            AlreadyAttachedError: The device is attached already; `replace` is the way.
-            GroupConflictError: A member of the group is attached to another page table; it names them.
-            IoctlError: The kernel refused for another reason, such as a mapping that the device cannot reach.
-            ValueError: The page table belongs to another iommufd, or the PASID is out of range.
-            ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
-        """
-        with self._iommufd.lock:
-            pasid = self._check(page_table, pasid)
-            if self._state.attachment_of(self, pasid) is not None:
-                raise AlreadyAttachedError(
-                    f"{self.name} is attached already; replace() takes it, and every attached member of its group, "
-                    "to another page table"
-                )
-            return self._attach(page_table, pasid)
-
-    def replace(self, page_table: IOAS, pasid: int | None = None) -> DMAChange:
-        """Move to another page table without a gap, and *every attached member of the group* with it.
-
-        When the kernel refuses, the old page table stays.
-
-        Returns:
-            Whose DMA this has changed.
-
-        Raises:
-            IoctlError, ValueError, ClosedError, ForkedError: As for `attach`. ValueError also where the device is
-                not attached.
-        """
-        with self._iommufd.lock:
-            pasid = self._check(page_table, pasid)
-            if self._state.attachment_of(self, pasid) is None:
-                raise ValueError(f"{self.name} is not attached: there is nothing to replace; attach() it")
-            return self._attach(page_table, pasid)
-
-    def _attach(self, page_table: IOAS, pasid: int | None) -> DMAChange:
-        kind = self._kind(page_table, pasid)
-        try:
-            ioctls.attach(self.fileno(), page_table.id, pasid)
-        except IoctlError as error:
-            raise self._attach_refused(error.errno or 0, page_table, pasid) from None
-        except BaseException:
-            # A signal handler raised, maybe after the kernel had attached: back to what is on record.
-            old = self._state.attachment_of(self, pasid)
-            if old is None:
-                ioctls.detach(self.fileno(), pasid)
-            else:
-                ioctls.attach(self.fileno(), old.page_table.id, pasid)
-            raise
-        self._state.add(self, page_table, pasid)
-        return DMAChange(kind, self._changed(kind))
-
-    def _attach_refused(self, code: int, page_table: IOAS, pasid: int | None) -> IoctlError:
-        peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
-        unfit: list[IOVARange] = []
-        reserved: list[str] = []
-        if not peers:
-            reserved = self._iommufd.reserved_hits(self._device, page_table)
-            with contextlib.suppress(IoctlError):  # what could not be tried is not named
-                unfit = unfit_mappings(self._iommufd.fileno(), self.id, page_table, code)
-        return attach_error(code, self._device, repr(page_table), peers, [*reserved, *map(str, unfit)])
-
-    def detach(self, pasid: int | None = None) -> DMAChange:
-        """Leave the page table (VFIO_DEVICE_DETACH_IOMMUFD_PT). Does nothing where the device is not attached.
-
-        DMA is blocked again when the last attached member of the group leaves. Until then this device, too, reaches
-        what the others do.
-
-        Returns:
-            Whose DMA this has changed.
+    def info(self) -> DeviceInfo:
+        """What the device says of itself (VFIO_DEVICE_GET_INFO), as it is now.
 
         Raises:
             IoctlError: The kernel refused.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        with self._iommufd.lock:
-            fd = self.fileno()
-            pasid = _checked_pasid(pasid)
-            if self._state.attachment_of(self, pasid) is None:
-                return DMAChange(ChangeKind.NOOP, ())
-            ioctls.detach(fd, pasid)
-            last = self._state.remove(self, pasid)
-            return DMAChange(ChangeKind.DETACH, self._iommufd.members(self._device) if last else ())
+        return read_device_info(self.fileno())
 
-    def preview_attach(self, page_table: IOAS, pasid: int | None = None) -> AttachPreview:
-        """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
+    # Registers
 
-        Memory that is mapped is pinned for a moment, to see whether it can be.
+    def region(self, index: int) -> Region:
+        """A region by its number; for PCI 0 to 5 are the BARs.
 
         Raises:
-            ValueError, ClosedError, ForkedError: As for `attach`.
+            IoctlError: EINVAL: the device has no region of that number.
+            ValueError, TypeError: That is no number of a region.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        with self._iommufd.lock:
-            pasid = self._check(page_table, pasid)
-            kind = self._kind(page_table, pasid)
-            peers = self._conflicting_peers(page_table, pasid)
-            if peers:
-                reasons = tuple(
-                    f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
-                )
-                return AttachPreview(Verdict.REFUSED, kind, (), reasons)
-            verdict, reasons = self._foresee(page_table, kind)
-            return AttachPreview(verdict, kind, () if verdict is Verdict.REFUSED else self._changed(kind), reasons)
-
-    def _foresee(self, page_table: IOAS, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
-        """What is known of an attach that no peer of this process stands in the way of."""
-        if kind is ChangeKind.NOOP:
-            return Verdict.ACCEPTED, ("it is attached there already",)
-        if self._iommufd.shared:
-            return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
-        if kind is ChangeKind.JOIN:
-            return Verdict.ACCEPTED, ("the group is there already",)
-        hits = self._iommufd.reserved_hits(self._device, page_table)
-        if hits:
-            return Verdict.REFUSED, tuple(f"it has mapped {hit}" for hit in hits)
-        if not page_table.table:
-            return Verdict.ACCEPTED, ()
-        code = try_page_table(self._iommufd.fileno(), self.id, page_table)
-        if code in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOENT):
-            return Verdict.UNKNOWN, ("this kernel or device has no way to try whether what is mapped fits",)
-        if code:
-            unfit = ", ".join(map(str, unfit_mappings(self._iommufd.fileno(), self.id, page_table, code)))
-            return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: mapped {unfit}",)
-        return Verdict.ACCEPTED, ("a page table made on trial holds what is mapped",)
-
-    def _check(self, page_table: IOAS, pasid: int | None) -> int | None:
-        self.fileno()
-        if not isinstance(page_table, IOAS):
-            raise TypeError(f"a device attaches to an IOAS, not to {type(page_table).__name__}")
-        if page_table.closed:
-            raise ClosedError(f"{page_table!r} is closed")
-        if page_table.iommufd is not self._iommufd:
-            raise ValueError(f"{page_table!r} belongs to another IOMMUFD than {self.name}")
-        return _checked_pasid(pasid)
-
-    def _kind(self, page_table: IOAS, pasid: int | None) -> ChangeKind:
-        attachment = self._state.attachments.get(pasid)
-        if attachment is None:
-            return ChangeKind.FIRST
-        if self not in attachment.devices:
-            return ChangeKind.JOIN
-        return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
-
-    def _changed(self, kind: ChangeKind) -> tuple[HostDevice, ...]:
-        return self._iommufd.members(self._device) if kind in (ChangeKind.FIRST, ChangeKind.REPLACE) else ()
-
-    def _conflicting_peers(self, page_table: IOAS, pasid: int | None) -> tuple[Device, ...]:
-        attachment = self._state.attachments.get(pasid)
-        # An attached device replaces, and takes its peers along: they are in nobody's way.
-        if attachment is None or attachment.page_table is page_table or self in attachment.devices:
-            return ()
-        return tuple(attachment.devices)
+        return Region(self, index)
 
     @property
-    def page_table(self) -> IOAS | None:
-        """What it is attached to, or None."""
-        return self.page_table_for(None)
+    def config(self) -> ConfigSpace:
+        """The PCI configuration space.
 
-    def page_table_for(self, pasid: int | None) -> IOAS | None:
-        """What it is attached to with a PASID, or None."""
-        attachment = self._state.attachment_of(self, pasid)
-        return None if attachment is None else attachment.page_table
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        if not self.info().flags & DeviceFlag.PCI:
+            raise UnsupportedError(
+                "VFIO_DEVICE_GET_REGION_INFO", errno.EOPNOTSUPP, f"{self.name}, which is not a PCI device"
+            )
+        return ConfigSpace(self, uapi.VFIO_PCI_CONFIG_REGION_INDEX)
 
     @property
-    def page_tables(self) -> dict[int | None, IOAS]:
-        """What it is attached to, by PASID; without a PASID under None."""
-        return {
-            pasid: attachment.page_table
-            for pasid, attachment in self._state.attachments.items()
-            if self in attachment.devices
-        }
+    def bus_master(self) -> bool:
+        """Whether the device may start DMA (the PCI command register's Bus Master Enable).
+
+        Every bind clears it. While it is off nothing does DMA, whatever is attached.
+
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        return bool(self.config.command & Command.MASTER)
+
+    @bus_master.setter
+    def bus_master(self, on: bool) -> None:
+        self.config.set_command(Command.MASTER, on)
+
+    @property
+    def memory_decode(self) -> bool:
+        """Whether the device answers to accesses to its memory BARs (the command register's Memory Space Enable).
+
+        The bind turns it on. While it is off, an access to a window is a `RegionFaultError`.
+
+        Raises:
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `bus_master`.
+        """
+        return bool(self.config.command & Command.MEMORY)
+
+    @memory_decode.setter
+    def memory_decode(self, on: bool) -> None:
+        self.config.set_command(Command.MEMORY, on)
+
+    # Reset
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """How the kernel resets this device alone, in the order in which it tries; none: it cannot (sysfs)."""
+        return reset_methods(self._device)
+
+    def reset(self, method: str | None = None) -> None:
+        """Reset the device alone (VFIO_DEVICE_RESET).
+
+        Windows stay; an access during the reset is a `RegionFaultError`. The kernel restores the configuration space.
+
+        Args:
+            method: This one of the kernel's methods, such as ``flr``, chosen in sysfs for the time being, which takes
+                root; None: those of `reset_methods`.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` says why.
+            ValueError: The device does not have that method.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self.fileno()
+        if method is None:
+            self._reset(fd)
+            return
+        before = self.reset_methods
+        try:
+            set_reset_methods(self._device, (method,))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                known = ", ".join(before) or "none"
+                raise ValueError(f"{self.name} has no reset method {method!r}; its methods: {known}") from None
+            raise ioctl_error("write", error.errno or 0, f"the reset methods of {self.name}") from None
+        try:
+            self._reset(fd)
+        finally:
+            set_reset_methods(self._device, before)
+
+    def _reset(self, fd: int) -> None:
+        try:
+            device_ioctls.reset(fd)
+        except IoctlError as error:
+            raise reset_error(error.errno or 0, self._device) from None
+
+    def hot_reset_info(self) -> HotResetInfo:
+        """What `hot_reset` would reset, and what of it stands in the way.
+
+        Raises:
+            IoctlError: ENODEV: neither its bus nor its slot can be reset.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self.fileno()
+        try:
+            return read_hot_reset_info(fd)
+        except IoctlError as error:
+            raise hot_reset_error(error.errno or 0, self._device, (), error.request) from None
+
+    def hot_reset(self) -> HotResetInfo:
+        """Reset everything on the device's bus or slot (VFIO_DEVICE_PCI_HOT_RESET).
+
+        Each device there has to be bound to the same iommufd, or to be on a vfio driver in a group that has one bound
+        to it: such a device *is reset* without having been named.
+
+        Returns:
+            What has been reset.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` names the devices that are not owned.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        info = self.hot_reset_info()
+        try:
+            device_ioctls.hot_reset(self.fileno())
+        except IoctlError as error:
+            not_owned = [device.name for device in info.not_owned]
+            raise hot_reset_error(error.errno or 0, self._device, not_owned, error.request) from None
+        return info
+
+    # Removal
+
+    def watch_removal(self, callback: Callable[[Device], object] | None = None) -> RemovalWatch:
+        """Let the device go when the host wants it back: for its driver's unbind, or for hot-unplug.
+
+        Until every user has let go, the one who asked waits in the kernel, and cannot be interrupted.
+
+        Args:
+            callback: Called with the device, in another thread, to stop what uses it. When it returns, or raises, the
+                device is closed. Where there are several watches, the latest is told first.
+
+        Returns:
+            The watch, whose ``close()`` ends it. It ends with the device, too.
+
+        Raises:
+            InUseError: `Interrupts.req` is on, for a use of your own.
+            UnsupportedError: The device cannot be asked for back.
+            TypeError: The callback cannot be called.
+            IoctlError, ClosedError, ForkedError: As for `IRQ.enable`.
+        """
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{callback!r} cannot be called")
+        with self.interrupts.lock:
+            self.fileno()
+            if self._removal is None or self._removal.ended:
+                self._removal = RemovalWaiter(self)
+            return self._removal.add(callback)
+
+    # What it owns
+
+    def remember_child(self, child: Window | IOEventFD) -> None:
+        """Own a window, which keeps the device bound and has to go first, or an eventfd."""
+        self._children[child] = None
+
+    def forget_child(self, child: Window | IOEventFD) -> None:
+        """One of those has been closed."""
+        self._children.pop(child, None)
+
+    def close_children(self) -> list[BaseException]:
+        """Close windows and eventfds: what failed."""
+        errors: list[BaseException] = []
+        for child in list(self._children):
+            try:
+                child.close()
+            except IoctlError as error:
+                errors.append(error)
+        self.interrupts.close()
+        return errors
 
     # The end
 
@@ -277,14 +286,17 @@ class Device(VFIODevice):
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
 
+    def mark_forked(self) -> None:
+        """This process is a forked child: the windows are its parent's, too."""
+        super().mark_forked()
+        for child in self._children:
+            child.mark_forked()
+
+    def __del__(self) -> None:
+        # Nobody could close the windows any more, and one that is left keeps the device bound.
+        if getattr(self, "_fd", None) is not None and not self.in_child:
+            self.close_children()
+        super().__del__()
+
     def __repr__(self) -> str:
         return f"<Device {self.id} {self._device.name}{' closed' if self.closed else ''}>"
-
-
-def _checked_pasid(pasid: int | None) -> int | None:
-    if pasid is None:
-        return None
-    pasid = operator.index(pasid)
-    if not 0 < pasid < 1 << 20:
-        raise ValueError(f"a PASID is a number from 1 to {(1 << 20) - 1:#x}, not {pasid}")
-    return pasid

@@ -11,7 +11,7 @@ from .interrupt import IRQIndex
 from .irq import IRQ
 
 if TYPE_CHECKING:
-    from .vfio_device import VFIODevice
+    from .device import Device
 
 
 class Interrupts:
@@ -27,7 +27,7 @@ class Interrupts:
 
     __slots__ = ("_closed", "_device", "_irqs", "lock")
 
-    def __init__(self, device: VFIODevice) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
         self._irqs: dict[int, IRQ] = {}
         self._closed = False

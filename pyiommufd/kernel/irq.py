@@ -16,8 +16,8 @@ from .eventfd import EventFD
 from .interrupt import Interrupt, IRQFlag, IRQIndex, UnmaskEvent
 
 if TYPE_CHECKING:
+    from .device import Device
     from .interrupts import Interrupts
-    from .vfio_device import VFIODevice
 
 _MASK: int = uapi.VFIO_IRQ_SET_ACTION_MASK
 _UNMASK: int = uapi.VFIO_IRQ_SET_ACTION_UNMASK
@@ -39,7 +39,7 @@ class IRQ:
 
     __slots__ = ("_interrupts", "_unmask", "_vectors", "device", "index")
 
-    def __init__(self, interrupts: Interrupts, device: VFIODevice, index: int) -> None:
+    def __init__(self, interrupts: Interrupts, device: Device, index: int) -> None:
         self._interrupts = interrupts
         self._vectors: tuple[Interrupt, ...] = ()
         self._unmask: UnmaskEvent | None = None

@@ -17,7 +17,7 @@ from .ioeventfd import IOEventFD
 from .window import Window
 
 if TYPE_CHECKING:
-    from .vfio_device import VFIODevice
+    from .device import Device
 
 _CONFIG: int = uapi.VFIO_PCI_CONFIG_REGION_INDEX
 _BARS = range(uapi.VFIO_PCI_BAR0_REGION_INDEX, uapi.VFIO_PCI_BAR5_REGION_INDEX + 1)
@@ -47,7 +47,7 @@ class RegionBytes:
 
     __slots__ = ("__weakref__", "_chain", "device", "file_offset", "flags", "index", "size")
 
-    def __init__(self, device: VFIODevice, index: int) -> None:
+    def __init__(self, device: Device, index: int) -> None:
         index = operator.index(index)
         if not 0 <= index <= 0xFFFF_FFFF:
             raise ValueError(f"{index} is no index of a region")
@@ -127,7 +127,7 @@ class Region(RegionBytes):
 
     __slots__ = ("capabilities",)
 
-    def __init__(self, device: VFIODevice, index: int) -> None:
+    def __init__(self, device: Device, index: int) -> None:
         super().__init__(device, index)
         self.capabilities = region_capabilities(self._chain)
 

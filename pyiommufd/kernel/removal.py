@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from ..errors import ClosedError
 
 if TYPE_CHECKING:
-    from .vfio_device import VFIODevice
+    from .device import Device
 
 
 class RemovalWatch:
@@ -22,7 +22,7 @@ class RemovalWatch:
 
     __slots__ = ("_waiter", "callback")
 
-    def __init__(self, waiter: RemovalWaiter, callback: Callable[[VFIODevice], object] | None) -> None:
+    def __init__(self, waiter: RemovalWaiter, callback: Callable[[Device], object] | None) -> None:
         self._waiter = waiter
         self.callback = callback
 
@@ -44,7 +44,7 @@ class RemovalWaiter:
 
     __slots__ = ("_device", "_lock", "_request", "_watches")
 
-    def __init__(self, device: VFIODevice) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
         self._lock = threading.RLock()
         self._watches: list[RemovalWatch] = []
@@ -61,7 +61,7 @@ class RemovalWaiter:
         """Whether nothing is waited for any more."""
         return self._request.closed
 
-    def add(self, callback: Callable[[VFIODevice], object] | None) -> RemovalWatch:
+    def add(self, callback: Callable[[Device], object] | None) -> RemovalWatch:
         """Watch as well."""
         watch = RemovalWatch(self, callback)
         with self._lock:

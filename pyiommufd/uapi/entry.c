@@ -99,6 +99,25 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
     return mapped(fd, ioas_id, command.iova);
 }
 
+uint64_t pyiommufd_ioas_map_file(int fd, uint32_t ioas_id, uint32_t flags, int file, uint64_t start, uint64_t length,
+                                 uint64_t iova)
+{
+    struct iommu_ioas_map_file command = {
+        .size = sizeof(command),
+        .flags = flags,
+        .ioas_id = ioas_id,
+        .fd = file,
+        .start = start,
+        .length = length,
+        .iova = iova,
+    };
+
+    last_map.iova = UINT64_MAX;
+    if (ioctl(fd, IOMMU_IOAS_MAP_FILE, &command))
+        return UINT64_MAX;
+    return mapped(fd, ioas_id, command.iova);
+}
+
 uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length)
 {
     struct iommu_ioas_unmap command = {
@@ -229,8 +248,8 @@ static atomic_flag installing = ATOMIC_FLAG_INIT;
 
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
-    /* si_code <= 0: sent by a process, not raised by an access. */
-    if (guarded && info->si_code > 0) {
+    /* si_code <= 0: sent by a process, not raised by an access; nor is the report of a memory error elsewhere. */
+    if (guarded && info->si_code > 0 && info->si_code != BUS_MCEERR_AO) {
         guarded = 0;
         siglongjmp(guard, 1);
     }

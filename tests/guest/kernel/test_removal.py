@@ -14,7 +14,6 @@ import pytest
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, DMABuffer, HostDevice, InUseError
 from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.holders import holders
-from pyiommufd.kernel.vfio_device import VFIODevice
 
 SECONDS = 10.0
 IOVA = 0x100000
@@ -114,7 +113,7 @@ def test_removal_watch_takes_req(claimed: Claim, iommufd: IOMMUFD, first: HostDe
     with device.watch_removal(), pytest.raises(InUseError):
         device.interrupts.req.enable()
     assert not device.interrupts.req.enabled
-    told: list[VFIODevice] = []
+    told: list[Device] = []
     device.watch_removal(told.append)
     device.watch_removal()
     with device.watch_removal(lambda device: told.clear()):
@@ -147,7 +146,7 @@ def test_req_of_ones_own_once_the_watch_has_ended(device: Device) -> None:
 
 def test_watch_ends_with_the_device(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
     device = iommufd.bind(first)
-    told: list[VFIODevice] = []
+    told: list[Device] = []
     watch = device.watch_removal(told.append)
     device.close()
     watch.close()
