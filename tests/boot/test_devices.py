@@ -94,6 +94,10 @@ def test_nvme(guest: Guest) -> None:
     run_tests(guest, "nvme")
 
 
+def test_e1000e(guest: Guest) -> None:
+    run_tests(guest, "e1000e")
+
+
 def test_random_accesses(guest: Guest) -> None:
     run_tests(guest, "random_accesses")
 

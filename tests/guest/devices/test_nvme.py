@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+
 import pytest
 
-from pyiommufd import IOAS, IOMMUFD, AccessDeniedError, Device, IoctlError
+from pyiommufd import IOAS, IOMMUFD, AccessDeniedError, Device, IoctlError, RegionFaultError
 from pyiommufd.kernel.config_space import CapabilityID, ExtendedCapabilityID
 from pyiommufd.kernel.device_info import DeviceFlag, MmapArea, MSIXMappable
 from pyiommufd.testing.nvme import NvmeDriver
@@ -139,6 +142,30 @@ def test_reset_stops_the_controller_and_leaves_the_rest(attached: Device, ioas: 
         assert vector.take() >= 1
     with NvmeDriver(attached, ioas) as driver:
         assert driver.identify().serial == SERIAL
+
+
+def test_reset_while_another_thread_reads(nvme: Device) -> None:
+    """An access during a reset waits for its end, or is refused; the process lives."""
+    answers: Counter[object] = Counter()
+    over = threading.Event()
+    with nvme.region(0).map() as window:
+        capabilities = window.read64(0)
+
+        def read() -> None:
+            while not over.is_set():
+                try:
+                    answers[window.read64(0)] += 1
+                except Exception as error:
+                    answers[type(error)] += 1
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        for _ in range(20):
+            nvme.reset()
+        over.set()
+        thread.join()
+    assert answers[capabilities] > 20
+    assert set(answers) <= {capabilities, 0xFFFF_FFFF_FFFF_FFFF, RegionFaultError}, answers
 
 
 def test_hot_reset_takes_the_whole_bus(bind: Binder, ioas: IOAS) -> None:
