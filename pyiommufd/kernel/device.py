@@ -246,12 +246,11 @@ class Device(Attachable):
     def close_children(self) -> list[BaseException]:
         """Close windows and eventfds: what failed."""
         errors: list[BaseException] = []
-        for child in list(self._children):
+        for child in (*self._children, self.interrupts):
             try:
                 child.close()
-            except IoctlError as error:
+            except OSError as error:
                 errors.append(error)
-        self.interrupts.close()
         return errors
 
     # The end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
 from typing import TYPE_CHECKING
@@ -97,8 +98,9 @@ class Interrupts:
             return
         with self.lock:
             self._closed = True
-            for irq in self._irqs.values():
-                irq.close()
+            with contextlib.ExitStack() as stack:  # all of them, also where one fails
+                for irq in self._irqs.values():
+                    stack.callback(irq.close)
 
     def __repr__(self) -> str:
         return f"<Interrupts of {self._device.name}>"

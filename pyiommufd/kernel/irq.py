@@ -273,11 +273,12 @@ class IRQ:
 
     def _drop(self, keep: int) -> None:
         dropped, self._vectors = self._vectors[keep:], self._vectors[:keep]
-        for vector in dropped:
-            EventFD.close(vector)
-        if not keep and self._unmask is not None:
-            event, self._unmask = self._unmask, None
-            EventFD.close(event)
+        with contextlib.ExitStack() as stack:  # all of them, also where one fails
+            for vector in dropped:
+                stack.callback(EventFD.close, vector)
+            if not keep and self._unmask is not None:
+                event, self._unmask = self._unmask, None
+                stack.callback(EventFD.close, event)
 
     def _set(self, fd: int, start: int, vectors: Sequence[Interrupt]) -> int:
         return self._bind(fd, _TRIGGER, start, [-1 if one.closed else one.fileno() for one in vectors[start:]])
