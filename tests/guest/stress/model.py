@@ -79,8 +79,6 @@ class Space:
             self.areas.append(Area(at + first - start, area.memory[first - area.start : last - area.start]))
         return None
 
-    def write(self, table: Table, pages: set[int]) -> int:
-        """Devices write to pages: how many of them were marked."""
-        mapped = {page for area in self.areas for page in range(area.start, area.end)}
-        table.dirty |= pages & mapped
-        return len(pages & mapped)
+    def write(self, table: Table, pages: set[int]) -> None:
+        """Devices write to pages; what is not mapped is out of their reach."""
+        table.dirty |= pages & {page for area in self.areas for page in range(area.start, area.end)}
