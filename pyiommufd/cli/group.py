@@ -18,6 +18,9 @@ COMMANDS = {
     "show": "pyiommufd.cli.show:show",
     "groups": "pyiommufd.cli.groups:groups",
     "holders": "pyiommufd.cli.holders:holders",
+    "topology": "pyiommufd.cli.topology:topology",
+    "explain": "pyiommufd.cli.explain:explain",
+    "watch": "pyiommufd.cli.watch:watch",
     "guest": "pyiommufd.cli.guest:guest",
 }
 """The commands by name: where each is, as module and attribute."""

@@ -61,10 +61,17 @@ def _interrupts_seen(subject: Subject) -> tuple[Cause, ...]:
     return (Cause(_NO_ISOLATION, seen, _REMAP),)
 
 
-def _interrupts_by_elimination(subject: Subject) -> tuple[Cause, ...]:
+def _seen_at_once(subject: Subject) -> tuple[Cause, ...]:
+    # The kernel asks for the interrupts before it looks at the group.
+    return _interrupts_seen(subject) + _unsafe_drivers(subject)
+
+
+def _interrupts_by_elimination(subject: Subject) -> tuple[Cause, ...] | None:
     # What /proc/interrupts shows is not all that iommufd asks.
     if unsafe_interrupts_allowed() is not False or interrupts_isolated() is False:
         return ()
+    if subject.fd is None:
+        return None  # what was in the way may be gone by now
     if subject.group is None or subject.group.blockers or subject.others(*subject.members):
         return ()
     seen = "no other cause was found, and iommufd.allow_unsafe_interrupts is 0"
@@ -119,10 +126,8 @@ def _legacy(subject: Subject) -> tuple[Cause, ...]:
 
 BIND: Rows = {
     (REQUEST, errno.EPERM): (
-        # Seen for certain it comes first, as the kernel asks for it before it looks at the group.
-        Row(_NO_ISOLATION, _REMAP, _interrupts_seen),
         Row("a member of the IOMMU group is on a host driver", "claim the group: plan_claim([DEVICE]).apply()",
-            _unsafe_drivers),
+            _seen_at_once),
         Row("the group is owned by another iommufd", _ONE_IOMMUFD, _other_owner),
         Row(_NO_ISOLATION, _REMAP, _interrupts_by_elimination),
     ),

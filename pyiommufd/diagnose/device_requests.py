@@ -57,7 +57,12 @@ def _no_match(subject: Subject) -> tuple[Cause, ...] | None:
     return (Cause(summary, f"driver_override is {override}", "bind that one, or clear driver_override"),)
 
 
+_NOT_BOUND = Row("the device is not bound yet: until then the kernel answers nothing else", "IOMMUFD.bind() it first")
+
 DEVICE: Rows = {
+    ("VFIO_DEVICE_GET_INFO", errno.EINVAL): (_NOT_BOUND,),
+    ("VFIO_DEVICE_GET_REGION_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such region", "see its info()")),
+    ("VFIO_DEVICE_GET_IRQ_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such interrupt", "see its info()")),
     (_RESET, errno.EINVAL): (Row("the device has no way to be reset", "hot_reset(), or reboot", _no_reset),),
     (_HOT, errno.EINVAL): (
         Row("a device that would be reset too is not owned by this iommufd, or on no vfio driver",

@@ -19,6 +19,10 @@ from .rows import Row, Rows, Subject, causes_found
 _OPEN = "open"
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}
 _FAMILIES = ("VFIO_DEVICE_", "IOMMU_IOAS_", "IOMMU_")
+_WITHOUT_ROWS = (
+    "VFIO_DEVICE_DETACH_IOMMUFD_PT", "VFIO_DEVICE_IOEVENTFD", "VFIO_DEVICE_QUERY_GFX_PLANE",
+    "VFIO_DEVICE_GET_GFX_DMABUF", "IOMMU_IOAS_ALLOC", "IOMMU_FAULT_QUEUE_ALLOC",
+)  # fmt: skip
 _OF_MANY = {
     errno_module.ENOTTY: (
         Row("this kernel does not know the request", "use a newer kernel: pyiommufd caps shows what this one has"),
@@ -42,8 +46,8 @@ def table() -> Rows:
 
 
 def requests() -> tuple[str, ...]:
-    """The requests that have rows, under the kernel's names; ``open``, and ``sysfs bind`` and ``sysfs unbind``."""
-    return tuple(dict.fromkeys(request for request, _ in table()))
+    """Every request that can be explained, under the kernel's names; ``open``, ``sysfs bind`` and ``sysfs unbind``."""
+    return (*dict.fromkeys(request for request, _ in table()), *_WITHOUT_ROWS)
 
 
 def find_request(text: str) -> str:
