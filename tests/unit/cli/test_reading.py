@@ -169,13 +169,31 @@ def test_check(machine: FakeSysfs) -> None:
     assert {finding["check"] for finding in shown["findings"]} >= {"iommu", "iommufd", "reset", "mixed-group"}
 
 
+def test_explain(machine: FakeSysfs) -> None:
+    text = run("explain", "bind", "eperm", "01:00.1").stdout
+    assert text.splitlines()[:2] == [
+        "VFIO_DEVICE_BIND_IOMMUFD on 0000:01:00.1: EPERM (Operation not permitted)",
+        "  1. 0000:01:00.0 is in the same IOMMU group and on the host driver nvme",
+    ]
+    assert "fix: claim the group" in text
+    shown = run_json("explain", "IOMMU_IOAS_MAP", "17")
+    assert (shown["request"], shown["errno"], shown["name"], shown["device"]) == ("IOMMU_IOAS_MAP", 17, "EEXIST", None)
+    assert "no reason" in run("explain", "bind", "EXDEV").stdout
+    assert "ambiguous" in run("explain", "hwpt", "EINVAL", status=2).output
+    assert "no errno" in run("explain", "bind", "EWHAT", status=2).output
+    assert "no device" in run("explain", "bind", "EPERM", "09:00.0", status=1).output
+
+
 READING: dict[str, list[list[str]]] = {
     "list": [[]],
     "groups": [[]],
     "show": [["01:00.0"], ["00:02.0"], ["00:03.0"]],
     "check": [[]],
     "holders": [["00:02.0"]],
+    "topology": [[]],
+    "explain": [["bind", "EPERM", "01:00.0"]],
 }
+STREAMING = {"watch"}
 
 
 @pytest.mark.parametrize("command", READING)
@@ -183,6 +201,7 @@ def test_keys_are_those_documented(machine: FakeSysfs, monkeypatch: pytest.Monke
     held = Holder(4711, "qemu", "/dev/vfio/devices/vfio0", "fd 20")
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: (held,))
     monkeypatch.setattr("pyiommufd.host.details.holders", lambda *devices: (held,))
+    monkeypatch.setattr("pyiommufd.host.topology.holders", lambda *devices: (held,))
     told = documented(command)
     assert all(told.values())
     printed: set[str] = set()
@@ -197,8 +216,10 @@ def test_keys_are_those_documented(machine: FakeSysfs, monkeypatch: pytest.Monke
 def test_every_reading_command_is_here() -> None:
     with click.Context(cli) as context:
         commands = {name: cli.get_command(context, name) for name in COMMANDS}
-    assert {name for name, command in commands.items() if isinstance(command, ReadingCommand)} == set(READING)
-    for name in READING:
+    assert {name for name, command in commands.items() if isinstance(command, ReadingCommand)} == set(
+        READING
+    ) | STREAMING
+    for name in {*READING, *STREAMING}:
         assert "JSON:" in run(name, "--help").output
 
 
