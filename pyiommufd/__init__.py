@@ -31,12 +31,16 @@ from .kernel.attachment import AttachPreview, ChangeKind, DMAChange, Verdict
 from .kernel.buffer import DMABuffer
 from .kernel.device import Device
 from .kernel.device_file import DeviceFile
+from .kernel.dirty_bitmap import DirtyBitmap
+from .kernel.hw_info import HWCapability, HWInfo, HWInfoType
+from .kernel.hwpt import HWPT
 from .kernel.ioas import IOAS
 from .kernel.iommufd import IOMMUFD
 from .kernel.mapping import DMAMapping
 from .kernel.region import Region
 
 __all__ = [
+    "HWPT",
     "IOAS",
     "IOMMUFD",
     "AccessDeniedError",
@@ -59,10 +63,14 @@ __all__ = [
     "DeviceEvent",
     "DeviceFile",
     "DeviceNotFoundError",
+    "DirtyBitmap",
     "ForkedError",
     "Group",
     "GroupConflictError",
     "GroupNotViableError",
+    "HWCapability",
+    "HWInfo",
+    "HWInfoType",
     "HostDevice",
     "IOMMUFDError",
     "InUseError",

@@ -295,6 +295,17 @@ class _Lib:
         /,
     ) -> int: ...
     def pyiommufd_ioas_unmap(self, fd: int, ioas_id: int, iova: int, length: int, /) -> int: ...
+    def pyiommufd_ioas_map_file(
+        self,
+        fd: int,
+        ioas_id: int,
+        flags: int,
+        file: int,
+        start: int,
+        length: int,
+        iova: int,
+        /,
+    ) -> int: ...
     def pyiommufd_ioas_copy(
         self,
         fd: int,

@@ -3,8 +3,8 @@
     python -m tests.suite [--all] [PATH…] [PYTEST OPTIONS]
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
-all of them run, after ruff and mypy; but for tests/boot, which starts guests of its own, and tests/guest/core, which
-runs on the whole matrix: these with --all only; and for tests/guest/stress, which is run by name.
+all of them run, after ruff and mypy; but for tests/guest/stress, which takes minutes, tests/boot, which starts guests
+of its own, and tests/guest/core, which runs on the whole matrix: these with --all only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
     "guest tests, fixtures": ["tests/guest/testing"],
 }
+LONG_GUEST_TESTS = {"guest tests, stress": ["tests/guest/stress"]}
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
@@ -68,7 +69,7 @@ def main() -> int:
             runs.append(in_guest("guest tests", [*where, *options]))
     else:
         # Guests of their own: the tests of the core hold their claims to the end, those of the fixtures claim anew.
-        for name, folders in GUEST_TESTS.items():
+        for name, folders in (GUEST_TESTS | (LONG_GUEST_TESTS if everything else {})).items():
             runs.append(in_guest(name, [*folders, *options]))
     if where := chosen("boot", everything):
         runs.append(here("tests that boot guests", [*where, *options]))

@@ -11,7 +11,7 @@ from ..host.devices import HostDevice
 from .attach import ATTACH
 from .bind import BIND
 from .device_requests import DEVICE
-from .mapping import MAPPING
+from .mapping_rows import MAPPING
 from .node import NODES, open_cdev_causes
 from .objects import OBJECTS
 from .rows import Row, Rows, Subject, causes_found

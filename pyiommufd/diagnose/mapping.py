@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Cause, IoctlError, ioctl_error
-from ..host import sysfs
-from ..host.limits import lockable_memory
-from .rows import Row, Rows, Subject
+from .memory import memory_cause
 
 
 def map_error(
@@ -42,83 +43,66 @@ def map_error(
             "",
             "map read-only memory with writeable=False; device registers cannot be mapped this way",
         ),
-        errno.ENOMEM: _memory(),
+        errno.ENOMEM: memory_cause(),
     }
     cause = by_errno.get(code)
     return ioctl_error(request, code, target, () if cause is None else (cause,))
 
 
-def _memory() -> Cause:
-    """Why memory could not be pinned: the limit, where there is one for this process."""
-    limit = lockable_memory()
-    if limit is None:
-        return Cause("the memory could not be pinned: the machine has too little", "no limit applies", "map less")
-    status = sysfs.read(Path("/proc/self/status")) or ""
-    pinned = [line.split(None, 1)[1] for line in status.splitlines() if line.startswith("VmPin:")]
-    seen = f"locked memory is limited to {limit:#x} bytes; other processes of this user count too"
-    return Cause(
-        "the memory could not be pinned: it is over the limit on locked memory",
-        f"{seen}; this process has pinned {pinned[0]}" if pinned else seen,
-        _LIMIT,
-    )
+def map_file_error(
+    code: int, ioas: str, file: int, start: int, length: int, iova: int | None, ranges: str, neighbours: str = ""
+) -> IoctlError:
+    """The exception for a refused IOMMU_IOAS_MAP_FILE: `file` is the fd; the rest is as for `map_error`."""
+    error = map_error(code, "IOMMU_IOAS_MAP_FILE", ioas, length, iova, ranges, neighbours)
+    what, size = _file(file)
+    by_errno = {
+        errno.EBADF: Cause(f"fd {file} is not open", "", "keep the file open until it is mapped"),
+        errno.ENODEV: Cause("the dma-buf was revoked", what, "export it anew once the device is awake and decodes"),
+        errno.EOPNOTSUPP: Cause(
+            "the exporter of this dma-buf does not lend its memory to an iommufd", what, "only vfio-pci does"
+        ),
+    }
+    causes = error.causes
+    if code in by_errno:
+        causes = (by_errno[code],)
+    elif code == errno.EINVAL:
+        # Only with a page table there is the file looked at (Linux 7.3, memfd_pin_folios).
+        end = start + length
+        if size is not None and not _of_memory(what):
+            file_cause = Cause("this is no memfd and no file of hugetlbfs", what, "use DMABuffer(size, memfd=True)")
+            causes = (file_cause, *causes)
+        elif size is not None and end > size:
+            seen = f"{what} has {size:#x} bytes"
+            causes = (Cause(f"the range ends at {end:#x}, after the end of the file", seen, "map no more than it has"),)
+    return ioctl_error(error.request, code, error.target, causes)
 
 
-def _memory_of_this_user(subject: Subject) -> tuple[Cause, ...]:
-    del subject
-    return (_memory(),)
+def change_process_error(code: int, of_memory: Sequence[str]) -> IoctlError:
+    """The exception for a refused IOMMU_IOAS_CHANGE_PROCESS; of_memory: mappings that are not of files, in words."""
+    causes: tuple[Cause, ...] = ()
+    if code == errno.EINVAL:
+        which = ", ".join(of_memory[:8]) + (" …" if len(of_memory) > 8 else "")
+        causes = (
+            Cause(
+                "memory is mapped that is not a file's, and so belongs to the process that mapped it",
+                which or "mapped by another process",
+                "map memfds by IOAS.map_file(), or unmap that first",
+            ),
+        )
+    elif code == errno.ENOMEM:
+        causes = (memory_cause(),)
+    return ioctl_error("IOMMU_IOAS_CHANGE_PROCESS", code, "", causes)
 
 
-_LIMIT = "raise the limit on locked memory (ulimit -l), or have CAP_IPC_LOCK"
-_MAP, _MAP_FILE, _UNMAP, _COPY = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_UNMAP", "IOMMU_IOAS_COPY"
-_RANGES, _ALLOW = "IOMMU_IOAS_IOVA_RANGES", "IOMMU_IOAS_ALLOW_IOVAS"
+def _file(file: int) -> tuple[str, int | None]:
+    """What an fd is of, and its size in bytes; None where it has none or is not open."""
+    try:
+        status = os.fstat(file)
+        what = str(Path(f"/proc/self/fd/{file}").readlink())
+    except OSError:
+        return f"fd {file}", None
+    return f"fd {file} ({what})", status.st_size if stat.S_ISREG(status.st_mode) else None
 
-_PLACE: dict[int, tuple[Row, ...]] = {
-    errno.EEXIST: (Row("some of these addresses are mapped already", "unmap first, or let the kernel choose them"),),
-    errno.EINVAL: (
-        Row("the addresses are reserved or out of the IOMMU's reach", "choose others: IOAS.iova_ranges() says which"),
-        Row("address, length or iova is not on page boundaries, or the length is 0", "map whole pages"),
-        Row("neither reading nor writing was asked for", "map readable, writeable or both"),
-    ),
-    errno.ENOSPC: (Row("there is no free range of that size", "unmap something, or map less"),),
-    errno.EOVERFLOW: (Row("the range wraps around the end of the address space", "choose a lower iova"),),
-    errno.EFAULT: (
-        Row("the memory is read-only, and was to be mapped writeable", "map it with writeable=False"),
-        Row("it is a device's registers", "share them as a dma-buf (VFIO_DEVICE_FEATURE_DMA_BUF) and map that"),
-        Row("there is no memory at the address", "map memory that exists and stays"),
-    ),
-    errno.ENOMEM: (Row("the limit on locked memory, or memory itself, is used up", _LIMIT, _memory_of_this_user),),
-    errno.ENOENT: (Row("there is no address space of that id", "use one that is not closed yet"),),
-}  # fmt: skip
 
-MAPPING: Rows = {
-    **{(request, code): rows for request in (_MAP, _MAP_FILE, _COPY) for code, rows in _PLACE.items()},
-    (_MAP_FILE, errno.EBADF): (Row("the file's fd is closed", "give the fd of an open file"),),
-    (_MAP_FILE, errno.EINVAL): (
-        Row("the file is neither a memfd, on hugetlbfs, nor a dma-buf", "map a memfd"),
-        Row("the range goes past the end of the file", "map no more than it has"),
-        *_PLACE[errno.EINVAL],
-    ),
-    (_MAP_FILE, errno.EOPNOTSUPP): (Row("this dma-buf's maker does not let iommufd map it", "use one of vfio's"),),
-    (_MAP_FILE, errno.ENODEV): (
-        Row("the dma-buf has been revoked: its device was reset, sleeps, or has memory decode off", "make a new one"),
-    ),
-    (_UNMAP, errno.ENOENT): (
-        Row("nothing is mapped there", "unmap what map returned"),
-        Row("the range would cut a mapping in two; mappings before it may be gone", "unmap whole mappings"),
-    ),
-    (_UNMAP, errno.EBUSY): (Row("the kernel uses the memory for a nested page table or queue", "close that first"),),
-    (_UNMAP, errno.EDEADLK): (Row("a driver in the kernel did not let go of the memory", "close its user first"),),
-    (_COPY, errno.ENOENT): (
-        Row("the source range has a hole, or begins within a mapping that ends before it", "copy what is mapped"),
-        Row("there is no address space of that id", "use ones that are not closed yet"),
-    ),
-    (_COPY, errno.EPERM): (Row("the source is mapped read-only, the copy was to be writeable", "writeable=False"),),
-    (_RANGES, errno.EMSGSIZE): (Row("there are more ranges than room was given for", "ask again with that count"),),
-    (_RANGES, errno.ENOENT): _PLACE[errno.ENOENT],
-    (_ALLOW, errno.EADDRINUSE): (
-        Row("a range to be allowed is reserved by an attached device", "leave that out: IOAS.iova_ranges() says which"),
-        Row("a mapping lies outside the ranges to be allowed", "unmap it first"),
-    ),
-    (_ALLOW, errno.EINVAL): (Row("two ranges overlap, or one is a single byte or empty", "give ranges apart"),),
-}  # fmt: skip
-"""Every reason for a refused request about mappings."""
+def _of_memory(what: str) -> bool:
+    return "/memfd:" in what or "/dev/hugepages" in what

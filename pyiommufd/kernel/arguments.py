@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import operator
+from typing import Protocol, SupportsIndex
 
 from .. import uapi
 from ..uapi.ioctls import CHAR_ARRAY, View, from_buffer
@@ -75,3 +76,30 @@ def misaligned(address: int, length: int, iova: int | None) -> ValueError:
             f"{page} bytes; devices would see what lies beside it. Use a DMABuffer, or a page-aligned part of one"
         )
     return ValueError(f"iova {iova:#x} is not on a page boundary of {page} bytes")
+
+
+class SupportsFileno(Protocol):
+    """What has a file descriptor."""
+
+    def fileno(self) -> int:
+        """The file descriptor."""
+
+
+def file_number(file: SupportsFileno | int) -> int:
+    """The number of an fd, or of the fd that an object has.
+
+    Raises:
+        TypeError: It has none.
+        ValueError: It is no number of an fd, or the object is closed or has none.
+    """
+    number = operator.index(file) if isinstance(file, SupportsIndex) else _fileno(file)
+    if not 0 <= number <= 0x7FFF_FFFF:
+        raise ValueError(f"{number} is no file descriptor")
+    return number
+
+
+def _fileno(file: object) -> int:
+    try:
+        return operator.index(file.fileno())  # type: ignore[attr-defined]
+    except AttributeError:
+        raise TypeError(f"a file is an fd or has one, which {type(file).__name__} has not") from None

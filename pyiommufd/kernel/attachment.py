@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..host.devices import HostDevice
 
 if TYPE_CHECKING:
-    from .device import Device
+    from .attachable import Attachable
+    from .hwpt import HWPT
     from .ioas import IOAS
 
-    PageTable = IOAS
+    PageTable: TypeAlias = IOAS | HWPT
 
 
 class ChangeKind(StrEnum):
@@ -78,29 +79,29 @@ class Attachment:
     """A group's page table for one PASID, and its devices that are attached to it."""
 
     page_table: PageTable
-    devices: list[Device] = field(default_factory=list)
+    devices: list[Attachable] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class GroupState:
     """What one iommufd has of one IOMMU group: bound devices, and an attachment for each PASID (None: without)."""
 
-    bound: list[Device] = field(default_factory=list)
+    bound: list[Attachable] = field(default_factory=list)
     attachments: dict[int | None, Attachment] = field(default_factory=dict)
 
-    def attachment_of(self, device: Device, pasid: int | None) -> Attachment | None:
+    def attachment_of(self, device: Attachable, pasid: int | None) -> Attachment | None:
         """The attachment that this device itself has, apart from those of its peers."""
         attachment = self.attachments.get(pasid)
         return attachment if attachment is not None and device in attachment.devices else None
 
-    def add(self, device: Device, page_table: PageTable, pasid: int | None) -> None:
+    def add(self, device: Attachable, page_table: PageTable, pasid: int | None) -> None:
         """Record an attach or a replace that the kernel has accepted."""
         attachment = self.attachments.setdefault(pasid, Attachment(page_table))
         attachment.page_table = page_table
         if device not in attachment.devices:
             attachment.devices.append(device)
 
-    def remove(self, device: Device, pasid: int | None) -> bool:
+    def remove(self, device: Attachable, pasid: int | None) -> bool:
         """Record a detach. Returns whether it was the last of the group, which leaves all members blocked."""
         attachment = self.attachment_of(device, pasid)
         if attachment is None:

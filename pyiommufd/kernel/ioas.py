@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import errno
 import operator
 from array import array
 from collections.abc import Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import uapi
-from ..errors import ClosedError, InUseError, IoctlError
+from ..errors import IoctlError
 from ..uapi import ioctls
 from ..uapi.ioctls import CHAR_ARRAY, FAILED, from_buffer, ioas_map, ioas_unmap, last_errno
-from .arguments import BOTH, U64_MAX, access_flags, check_range, hold, unshared
+from .address_space import AddressSpace
+from .arguments import BOTH, U64_MAX, SupportsFileno, access_flags, check_range, file_number, hold, unshared
+from .hwpt import HWPT
 from .iova import IOVARange
 from .mapping import PENDING, DMAMapping, DMAMappings
-from .mapping_steps import map_below, map_failed, map_pieces, refused, undo
+from .mapping_steps import copy_range, map_below, map_failed, map_file, map_pieces, undo
 from .mapping_table import MappingTable
 
 if TYPE_CHECKING:
+    from .device import Device
     from .iommufd import IOMMUFD
+    from .kernel_object import KernelObject
+
+
+class PhysicalRange(NamedTuple):
+    """Contiguous memory of the machine.
+
+    Attributes:
+        address: The physical address of the first byte.
+        length: Bytes.
+    """
+
+    address: int
+    length: int
+
 
 _new = object.__new__
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 
-class IOAS:
+class IOAS(AddressSpace):
     """An I/O address space (IOMMU_IOAS_ALLOC). Made by `IOMMUFD.alloc_ioas`.
 
-    It owns its mappings. Devices of any number of groups can be attached to it and then share them.
+    It owns its mappings and the page tables that were allocated for it (`HWPT`). Devices of any number of groups can
+    be attached to it and then share the mappings.
 
     Thread safety: `map` and `unmap` may be called from any thread, at the same time too.
 
@@ -37,45 +53,26 @@ class IOAS:
         id: Its id within the iommufd. The kernel reuses ids at once after the object is destroyed.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_iommufd", "id", "live_fd", "table")
+    __slots__ = ("table",)
 
     def __init__(self, iommufd: IOMMUFD, ioas_id: int, fd: int) -> None:
-        self._iommufd = iommufd
-        self._closed = False
-        # None once it cannot be used any more: map and unmap then have one thing to look at.
-        self.live_fd: int | None = fd
+        super().__init__(iommufd, ioas_id, fd)
         self.table = MappingTable()
-        self.id = ioas_id
-
-    def fd(self) -> int:
-        """The fd of its iommufd.
-
-        Raises:
-            ClosedError, ForkedError: One of the two is closed, or belongs to the parent process.
-        """
-        if self.live_fd is None:
-            self._iommufd.fileno()
-            raise ClosedError(f"this {self!r} is closed")
-        return self.live_fd
-
-    def mark_forked(self) -> None:
-        """This process is a forked child, which must not touch it."""
-        self.live_fd = None
-
-    @property
-    def iommufd(self) -> IOMMUFD:
-        """The iommufd that it belongs to."""
-        return self._iommufd
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has been closed, or its iommufd has."""
-        return self._closed
 
     @property
     def mappings(self) -> tuple[DMAMapping | DMAMappings, ...]:
         """What this process has mapped here, by address."""
         return self.table.ordered()
+
+    @property
+    def hwpts(self) -> tuple[HWPT, ...]:
+        """The page tables that this process has allocated for it (`Device.alloc_hwpt`) and not closed."""
+        return self._iommufd.hwpts_of(self)
+
+    @property
+    def ioas(self) -> IOAS:
+        """This: it stands for the page tables that the kernel makes for it by itself. See `HWPT.ioas`."""
+        return self
 
     # Map
 
@@ -190,6 +187,43 @@ class IOAS:
             raise ValueError("there is no piece to map")
         return map_pieces(self, held, numbers, flags)
 
+    def map_file(
+        self,
+        file: SupportsFileno | int,
+        length: int,
+        *,
+        start: int = 0,
+        iova: int | None = None,
+        below: int | None = None,
+        readable: bool = True,
+        writeable: bool = True,
+    ) -> DMAMapping:
+        """Let the devices of this address space reach memory by its file (IOMMU_IOAS_MAP_FILE; since Linux 6.13).
+
+        The kernel holds the file, not the memory of this process: the fd may be closed and the memory need not be
+        mapped here. It is what `IOMMUFD.change_process` takes.
+
+        Args:
+            file: A memfd, a file of hugetlbfs, or the fd of a dma-buf; or what has one, as a `DMABuffer` that was made
+                with ``memfd=True``. The access mode of the fd is not looked at: an fd that was opened for reading
+                can be mapped writeable.
+            length: Bytes, a multiple of the page size.
+            start: Where in the file it begins, in bytes, on a page boundary.
+            iova: As for `map`.
+            below: As for `map`.
+            readable: Whether devices may read it.
+            writeable: Whether devices may write to it.
+
+        Raises:
+            UnsupportedError: This kernel cannot map files.
+            AlreadyMappedError, IoctlError: As for `map`; also EBADF: it is no open file; EINVAL: a file of another
+                kind, or the range is not within the file, which is seen once a device is attached.
+            TypeError, ValueError, ClosedError, ForkedError: As for `map`.
+        """
+        self.fd()
+        flags = access_flags(readable, writeable)
+        return map_file(self, file_number(file), length, start=start, iova=iova, below=below, flags=flags)
+
     def copy_from(
         self,
         source: IOAS,
@@ -217,7 +251,7 @@ class IOAS:
             ValueError: The source belongs to another iommufd, or a number is out of range.
             ClosedError, ForkedError: As for `map`.
         """
-        fd = self.fd()
+        self.fd()
         flags = access_flags(readable, writeable)
         if not isinstance(source, IOAS):
             raise TypeError(f"the source is an IOAS, not a {type(source).__name__}")
@@ -227,31 +261,7 @@ class IOAS:
         iova, length = check_range(iova, length)
         if dst_iova is not None:
             dst_iova, length = check_range(dst_iova, length)
-        # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
-        held = source.table.memory_of(iova, length)
-        mapping = DMAMapping(self, PENDING, length)
-        try:
-            self.table[mapping] = held
-            mapping.iova = ioctls.ioas_copy(
-                fd,
-                flags=flags if dst_iova is None else flags | _FIXED,
-                dst_ioas_id=self.id,
-                src_ioas_id=source.id,
-                length=length,
-                dst_iova=dst_iova or 0,
-                src_iova=iova,
-            )
-        except IoctlError as error:
-            self.table.pop(mapping, None)
-            code = error.errno or 0
-            if code in (errno.ENOENT, errno.EPERM):
-                target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
-                raise ioctls.failure("IOMMU_IOAS_COPY", target, code) from None
-            raise refused(self, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
-        except BaseException:
-            undo(mapping, self)
-            raise
-        return mapping
+        return copy_range(self, source, iova, length, dst_iova, flags)
 
     # Unmap
 
@@ -308,116 +318,58 @@ class IOAS:
                 self.table.forget(before, iova, length + (length == U64_MAX))
         return done
 
-    # Where mappings can be
+    def physical_address(self, iova: int, length: int = 1) -> PhysicalRange:
+        """Where in the machine's memory something is mapped (IOMMU_IOAS_NOIOMMU_GET_PA; since Linux 7.3).
 
-    def iova_ranges(self) -> tuple[IOVARange, ...]:
-        """Where mappings can be (IOMMU_IOAS_IOVA_RANGES). Every attach and detach may change it.
-
-        Raises:
-            IoctlError: The kernel refused.
-            ClosedError, ForkedError: As for `map`.
-        """
-        ranges, _ = ioctls.ioas_iova_ranges(self.fd(), self.id)
-        return tuple(IOVARange(start, last) for start, last in ranges)
-
-    @property
-    def iova_alignment(self) -> int:
-        """What an iova and a length must be multiples of, in bytes. Every attach and detach may change it."""
-        return ioctls.ioas_iova_ranges(self.fd(), self.id)[1]
-
-    def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
-        """Keep addresses for mappings (IOMMU_IOAS_ALLOW_IOVAS).
-
-        From then on addresses that the kernel chooses lie within these ranges, and an attach that would narrow
-        them is refused. Every call replaces what the last one said; no ranges at all take it back.
+        For devices that no IOMMU stands before, which have to be given these addresses.
 
         Args:
-            ranges: `IOVARange` objects, or pairs of the first and the inclusive last address.
+            iova: The address here.
+            length: How many bytes from there on are of interest.
+
+        Returns:
+            Where the first of them is, and how many follow it contiguously, of those asked for.
 
         Raises:
-            IoctlError: EADDRINUSE: an attached device cannot reach some of them. EINVAL: they overlap, or one has
-                a single byte.
-            ValueError: A range ends before it starts, or does not fit 64 bits.
+            UnsupportedError: This kernel was built without support for devices without an IOMMU.
+            AccessDeniedError: It takes CAP_SYS_RAWIO.
+            NotFoundError: Nothing is mapped there.
+            IoctlError: The kernel refused, as for an address space that a device behind an IOMMU uses.
+            ValueError, TypeError: The numbers are no range.
             ClosedError, ForkedError: As for `map`.
         """
-        pairs = []
-        for one in ranges:
-            start, last = map(operator.index, (one.start, one.last) if isinstance(one, IOVARange) else one)
-            if not 0 <= start <= last <= U64_MAX:
-                raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
-            pairs.append((start, last))
         fd = self.fd()
+        iova, length = check_range(iova, length)
         try:
-            ioctls.ioas_allow_iovas(fd, self.id, pairs)
+            return PhysicalRange(*ioctls.ioas_noiommu_get_pa(fd, self.id, iova, length))
         except IoctlError as error:
-            wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
-            raise ioctls.failure("IOMMU_IOAS_ALLOW_IOVAS", f"{self!r} ({wanted})", error.errno) from None
-
-    @property
-    def huge_pages(self) -> bool:
-        """Whether contiguous pages are combined in the IOMMU's page table (IOMMU_OPTION_HUGE_PAGES).
-
-        Raises, when set to False:
-            IoctlError: EINVAL: something is mapped into a page table already.
-        """
-        return bool(ioctls.option(self.fd(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id))
-
-    @huge_pages.setter
-    def huge_pages(self, on: bool) -> None:
-        try:
-            ioctls.option(self.fd(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id, int(bool(on)))
-        except IoctlError as error:
-            raise ioctls.failure("IOMMU_OPTION", f"huge pages of {self!r}", error.errno) from None
+            target = f"{self!r}, {IOVARange(iova, iova + length - 1)}"
+            raise ioctls.failure("IOMMU_IOAS_NOIOMMU_GET_PA", target, error.errno) from None
 
     # The end
 
     def close(self) -> None:
-        """Destroy the address space with its mappings (IOMMU_DESTROY). Does nothing the second time.
+        """Destroy the address space with its mappings and page tables (IOMMU_DESTROY). Does nothing the second time.
 
         In a forked child it does nothing at all: the address space is the parent's.
 
         Raises:
-            InUseError: A device is attached to it; nothing has been destroyed.
+            InUseError: A device is attached to it or to one of its page tables; nothing has been destroyed.
             BusyError: Something that this process does not know of uses it.
         """
-        if self._closed or self._iommufd.in_child:
-            return
-        with self._iommufd.lock:
-            users = self._iommufd.users_of(self)
-            if users:
-                names = ", ".join(device.name for device in users)
-                raise InUseError(f"{self!r} is in use: {names} attached; detach first", users)
-            try:
-                ioctls.destroy(self.fd(), self.id)
-            except IoctlError as error:
-                raise ioctls.failure("IOMMU_DESTROY", repr(self), error.errno) from None
-            except BaseException:
-                # A signal handler raised, maybe after the kernel had destroyed it. Under the lock nothing of this
-                # process has been given the id meanwhile: what is there is still this.
-                try:
-                    ioctls.destroy(self.fd(), self.id)
-                except IoctlError as error:
-                    if error.errno == errno.ENOENT:
-                        self.mark_closed()
-                else:
-                    self.mark_closed()
-                raise
-            self.mark_closed()
+        super().close()
+
+    def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
+        return tuple(
+            user for page_table in (self, *self.hwpts) for user in page_table.users if not isinstance(user, HWPT)
+        )
+
+    def _destroy(self) -> None:
+        for hwpt in self.hwpts:
+            hwpt.close()
+        super()._destroy()
 
     def mark_closed(self) -> None:
         """Let go of all that belonged to it, once the kernel has destroyed it."""
-        self._closed = True
-        self.live_fd = None
+        super().mark_closed()
         self.table.clear()
-        self._iommufd.forget(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<IOAS {self.id}{' closed' if self._closed else ''}>"

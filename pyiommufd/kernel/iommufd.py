@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import uuid
@@ -11,6 +12,7 @@ from typing import Self
 
 from .. import uapi
 from ..diagnose.bind import bind_error
+from ..diagnose.mapping import change_process_error
 from ..diagnose.node import open_iommufd_causes
 from ..errors import CloseError, DeviceNotFoundError, IoctlError, ioctl_error
 from ..host import sysfs
@@ -21,7 +23,9 @@ from .attachment import ChangeKind, DMAChange, GroupState
 from .device import Device
 from .device_file import DeviceFile
 from .handle import Handle, character_device
+from .hwpt import HWPT
 from .ioas import IOAS
+from .kernel_object import KernelObject
 
 
 class IOMMUFD(Handle):
@@ -39,7 +43,7 @@ class IOMMUFD(Handle):
             why and what to do.
     """
 
-    __slots__ = ("_devices", "_groups", "_ioases", "_shared", "lock")
+    __slots__ = ("_devices", "_groups", "_hwpts", "_ioases", "_shared", "lock")
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/iommu") -> None:
         node = os.fsdecode(path)  # a TypeError for what is no path
@@ -76,6 +80,7 @@ class IOMMUFD(Handle):
         super().__init__(fd)
         self._devices: dict[Device, None] = {}
         self._ioases: dict[IOAS, None] = {}
+        self._hwpts: dict[HWPT, None] = {}
         # By group id, or by the device's name where no IOMMU covers it.
         self._groups: dict[int | str, GroupState] = {}
         self._shared = shared
@@ -169,6 +174,68 @@ class IOMMUFD(Handle):
             raise ioctls.failure("IOMMU_OPTION", "the accounting of locked memory", error.errno) from None
 
     @property
+    def vfio_ioas(self) -> IOAS | None:
+        """The address space that VFIO's container interface works on, for programs that use it with this fd.
+
+        Set, it is that one (IOMMU_VFIO_IOAS); None takes it away, as closing the address space does. The container
+        interface makes one of its own where there is none; it is listed among `objects` once it was asked for here.
+
+        Raises:
+            IoctlError: The kernel refused.
+            TypeError, ValueError, when set: That is no address space of this iommufd.
+            ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
+        """
+        with self.lock:
+            fd = self.fileno()
+            try:
+                ioas_id = ioctls.vfio_ioas(fd, uapi.IOMMU_VFIO_IOAS_GET)
+            except IoctlError as error:
+                if error.errno == errno.ENODEV:
+                    return None
+                raise
+            for ioas in self._ioases:
+                if ioas.id == ioas_id:
+                    return ioas
+            ioas = IOAS(self, ioas_id, fd)
+            self._ioases[ioas] = None
+            return ioas
+
+    @vfio_ioas.setter
+    def vfio_ioas(self, ioas: IOAS | None) -> None:
+        if ioas is None:
+            ioctls.vfio_ioas(self.fileno(), uapi.IOMMU_VFIO_IOAS_CLEAR)
+            return
+        if not isinstance(ioas, IOAS):
+            raise TypeError(f"the container interface works on an IOAS, not on {type(ioas).__name__}")
+        fd = ioas.fd()
+        if ioas.iommufd is not self:
+            raise ValueError(f"{ioas!r} belongs to another IOMMUFD")
+        ioctls.vfio_ioas(fd, uapi.IOMMU_VFIO_IOAS_SET, ioas.id)
+
+    @vfio_ioas.deleter
+    def vfio_ioas(self) -> None:
+        self.vfio_ioas = None
+
+    def change_process(self) -> None:
+        """Account what is mapped to this process (IOMMU_IOAS_CHANGE_PROCESS; since Linux 6.14).
+
+        For a process that has got the fd from the one that mapped, after an exec or over a socket: the mappings stay,
+        the devices go on, and the pinned memory counts against this process' limit from then on. It concerns all
+        address spaces of the iommufd.
+
+        Raises:
+            UnsupportedError: This kernel cannot.
+            IoctlError: EINVAL: memory is mapped that is not a file's (`IOAS.map_file`); those of this process' mappings
+                are named. ENOMEM: it is more than this process may lock.
+            ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
+        """
+        try:
+            ioctls.ioas_change_process(self.fileno())
+        except IoctlError as error:
+            of_memory = [f"{mapping!r} of {ioas!r}" for ioas in self._ioases for mapping in ioas.table.of_memory()]
+            raise change_process_error(error.errno or 0, of_memory) from None
+
+    @property
     def devices(self) -> tuple[Device, ...]:
         """The devices that this process has bound to it."""
         return tuple(self._devices)
@@ -179,15 +246,28 @@ class IOMMUFD(Handle):
         return self._shared
 
     @property
-    def objects(self) -> tuple[Device | IOAS, ...]:
-        """What this process has made from it and not closed: devices, then address spaces."""
-        return (*self._devices, *self._ioases)
+    def objects(self) -> tuple[Device | HWPT | IOAS, ...]:
+        """What this process has made from it and not closed: devices, page tables, address spaces.
+
+        Each before what it uses: `Device.page_tables`, `HWPT.ioas`; the other way round `HWPT.users` and `IOAS.users`.
+        What other processes have made from a shared iommufd is not known here.
+        """
+        return (*self._devices, *self._hwpts, *self._ioases)
 
     # What its objects ask of it
 
-    def users_of(self, page_table: IOAS) -> tuple[Device, ...]:
-        """The devices of this process that are attached to a page table."""
-        return tuple(device for device in self._devices if page_table in device.page_tables.values())
+    def users_of(self, made: KernelObject) -> tuple[Device | KernelObject, ...]:
+        """What of this process uses one of its objects: devices that are attached to it, page tables made for it."""
+        attached = tuple(device for device in self._devices if made in device.page_tables.values())
+        return (*attached, *(self.hwpts_of(made) if isinstance(made, IOAS) else ()))
+
+    def hwpts_of(self, ioas: IOAS) -> tuple[HWPT, ...]:
+        """The page tables that were made for an address space."""
+        return tuple(hwpt for hwpt in self._hwpts if hwpt.ioas is ioas)
+
+    def remember(self, hwpt: HWPT) -> None:
+        """A page table has been made."""
+        self._hwpts[hwpt] = None
 
     def members(self, device: HostDevice) -> tuple[HostDevice, ...]:
         """Every member of a device's IOMMU group as it is now; the device alone where it has none."""
@@ -197,25 +277,28 @@ class IOMMUFD(Handle):
             group = None
         return (device,) if group is None else group.devices
 
-    def reserved_hits(self, device: HostDevice, page_table: IOAS) -> list[str]:
+    def reserved_hits(self, device: HostDevice, ioas: IOAS) -> list[str]:
         """What is mapped where sysfs says that the device's group must not map, in words.
 
         An attach checks the same, but for ``direct-relaxable`` regions (Linux 7.3, io_pagetable.c).
         """
         group = device.group
         return [
-            f"{page_table.table.words(region.start, region.last - region.start + 1)}, in the reserved region "
+            f"{ioas.table.words(region.start, region.last - region.start + 1)}, in the reserved region "
             f"{region.start:#x}..{region.last:#x} ({region.type})"
             for region in (group.reserved_regions if group is not None else ())
             if region.type != "direct-relaxable"
-            and page_table.table.overlapping(region.start, region.last - region.start + 1)
+            and ioas.table.overlapping(region.start, region.last - region.start + 1)
         ]
 
-    def forget(self, made: Device | IOAS) -> None:
+    def forget(self, made: Device | KernelObject) -> None:
         """One of its objects has been closed."""
         with self.lock:
             if isinstance(made, IOAS):
                 self._ioases.pop(made, None)
+            elif isinstance(made, HWPT):
+                self._hwpts.pop(made, None)
+            if isinstance(made, KernelObject):
                 return
             self._devices.pop(made, None)
             key = _group_key(made.host)
@@ -228,10 +311,10 @@ class IOMMUFD(Handle):
     # The end
 
     def mark_forked(self) -> None:
-        """This process is a forked child: the address spaces are its parent's, too."""
+        """This process is a forked child: page tables and address spaces are its parent's, too."""
         super().mark_forked()
-        for ioas in self._ioases:
-            ioas.mark_forked()
+        for made in (*self._hwpts, *self._ioases):
+            made.mark_forked()
 
     def close(self) -> None:
         """Close everything that it owns, and the fd. Does nothing the second time.
@@ -261,10 +344,10 @@ class IOMMUFD(Handle):
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
             for device in list(self._devices):
                 attempt(device.close)
-            for ioas in list(self._ioases):
-                attempt(ioas.close)
-                if not ioas.closed:
-                    ioas.mark_closed()  # the fd goes, and the kernel frees it with it
+            for made in (*self._hwpts, *self._ioases):
+                attempt(made.close)
+                if not made.closed:
+                    made.mark_closed()  # the fd goes, and the kernel frees it with it
             attempt(self._close_fd)
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import mmap
+import operator
 from array import array
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .. import uapi
-from ..diagnose.mapping import map_error
+from ..diagnose.mapping import map_error, map_file_error
 from ..errors import IoctlError, IOMMUFDError
 from ..uapi import ioctls
-from ..uapi.ioctls import FAILED, View, ioas_map, last_errno
-from .arguments import misaligned
+from ..uapi.ioctls import FAILED, View, ioas_map, ioas_map_file, last_errno
+from .arguments import U64_MAX, misaligned
 from .iova import IOVARange, first_fit
 from .mapping import PENDING, PIECES_A_CALL, DMAMapping, DMAMappings
+from .mapping_table import OF_FILE
 
 if TYPE_CHECKING:
     from .ioas import IOAS
@@ -37,10 +40,28 @@ def undo(mapping: DMAMapping, ioas: IOAS) -> None:
 
 def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
     """Map at the lowest free address from which the last byte stays below an address."""
+    fd, length = ioas.fd(), len(held)
+
+    def issue(place: int) -> int:
+        return ioas_map(fd, ioas.id, flags | _FIXED, held, length, place)
+
+    def failed(code: int, place: int) -> Exception:
+        return map_failed(ioas, code, held, length, place)
+
+    return _first_free(ioas, held, length, below, issue, failed)
+
+
+def _first_free(
+    ioas: IOAS,
+    held: object,
+    length: int,
+    below: int,
+    issue: Callable[[int], int],
+    failed: Callable[[int, int], Exception],
+) -> DMAMapping:
     if below <= 0:
         raise ValueError(f"nothing is below {below}")
-    fd, length = ioas.fd(), len(held)
-    allowed, alignment = ioctls.ioas_iova_ranges(fd, ioas.id)
+    allowed, alignment = ioctls.ioas_iova_ranges(ioas.fd(), ioas.id)
     ranges = [IOVARange(*one) for one in allowed]
     alignment = max(alignment, mmap.PAGESIZE)
     taken = ioas.table.places()
@@ -52,7 +73,7 @@ def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
         mapping = DMAMapping(ioas, PENDING, length)
         try:
             ioas.table[mapping] = held
-            if ioas_map(fd, ioas.id, flags | _FIXED, held, length, place) != FAILED:
+            if issue(place) != FAILED:
                 mapping.iova = place
                 return mapping
             code = last_errno()
@@ -61,9 +82,81 @@ def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
             raise
         del ioas.table[mapping]
         if code != errno.EEXIST:
-            raise map_failed(ioas, code, held, length, place)
+            raise failed(code, place)
         # Another thread was quicker, or a process that shares this iommufd has something there.
         taken.append((place, alignment))
+
+
+def map_file(
+    ioas: IOAS, file: int, length: int, *, start: int, iova: int | None, below: int | None, flags: int
+) -> DMAMapping:
+    """Map a range of a file."""
+    fd = ioas.fd()
+    start, length = operator.index(start), operator.index(length)
+    if not 0 <= start <= U64_MAX or not 0 < length <= U64_MAX:
+        raise ValueError(f"start {start} and length {length} are no range of a file")
+    if iova is not None:
+        iova = operator.index(iova)
+        if not 0 <= iova <= U64_MAX:
+            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+    # As for memory of the process: without a device the kernel accepts a piece of a page, and fails the attach for it.
+    for name, number in (("start", start), ("length", length), ("iova", iova or 0)):
+        if number % mmap.PAGESIZE:
+            raise ValueError(f"the {name} {number:#x} is not on a page boundary of {mmap.PAGESIZE} bytes")
+
+    def issue(place: int | None) -> int:
+        place_flags, at = (flags, 0) if place is None else (flags | _FIXED, place)
+        return ioas_map_file(fd, ioas.id, place_flags, file, start, length, at)
+
+    def failed(code: int, place: int | None) -> Exception:
+        return file_refused(ioas, code, file, start, length, place)
+
+    if below is not None:
+        if iova is not None:
+            raise ValueError("iova says where, below lets the address be chosen: not both")
+        return _first_free(ioas, OF_FILE, length, operator.index(below), issue, failed)
+    mapping = DMAMapping(ioas, PENDING, length)
+    try:
+        ioas.table[mapping] = OF_FILE
+        got = issue(iova)
+        if got != FAILED:
+            mapping.iova = got
+            return mapping
+        code = last_errno()
+    except BaseException:
+        undo(mapping, ioas)
+        raise
+    del ioas.table[mapping]
+    raise failed(code, iova)
+
+
+def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
+    """Map what another address space has mapped."""
+    # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
+    held = source.table.memory_of(iova, length)
+    mapping = DMAMapping(ioas, PENDING, length)
+    try:
+        ioas.table[mapping] = held
+        mapping.iova = ioctls.ioas_copy(
+            ioas.fd(),
+            flags=flags if dst_iova is None else flags | _FIXED,
+            dst_ioas_id=ioas.id,
+            src_ioas_id=source.id,
+            length=length,
+            dst_iova=dst_iova or 0,
+            src_iova=iova,
+        )
+    except IoctlError as error:
+        ioas.table.pop(mapping, None)
+        code = error.errno or 0
+        if code in (errno.ENOENT, errno.EPERM):
+            target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
+            raise ioctls.failure("IOMMU_IOAS_COPY", target, code) from None
+        raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
+    except BaseException:
+        undo(mapping, ioas)
+        raise
+    return mapping
 
 
 def map_pieces(ioas: IOAS, held: View, pieces: array[int], flags: int) -> DMAMappings:
@@ -103,6 +196,12 @@ def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None) 
     """The exception for a map or copy that the kernel refused."""
     there = "" if iova is None else ioas.table.words(iova, length)
     return map_error(code, request, repr(ioas), length, iova, ranges_in_words(ioas), there)
+
+
+def file_refused(ioas: IOAS, code: int, file: int, start: int, length: int, iova: int | None) -> IoctlError:
+    """The exception for a map of a file that the kernel refused."""
+    there = "" if iova is None else ioas.table.words(iova, length)
+    return map_file_error(code, repr(ioas), file, start, length, iova, ranges_in_words(ioas), there)
 
 
 def ranges_in_words(ioas: IOAS) -> str:

@@ -11,6 +11,9 @@ from .iova import IOVARange
 if TYPE_CHECKING:
     from .mapping import DMAMapping, DMAMappings
 
+OF_FILE = "a file"
+"""What holds the memory of a mapping of a file: the kernel does, by the file."""
+
 
 class MappingTable(dict["DMAMapping | DMAMappings", object]):
     """Each mapping with what holds its memory.
@@ -64,6 +67,14 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
             if start < iova or start + size > iova + length:
                 self.forget(before, iova, start - iova)
                 return
+
+    def of_memory(self) -> list[DMAMapping | DMAMappings]:
+        """Those that are of this process' memory, and not of a file."""
+
+        def of_file(memory: object) -> bool:
+            return memory is OF_FILE or (isinstance(memory, tuple) and all(map(of_file, memory)))
+
+        return [mapping for mapping, memory in list(self.items()) if not of_file(memory)]
 
     def words(self, iova: int, length: int) -> str:
         """The places that a range touches, for a message."""

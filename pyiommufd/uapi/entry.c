@@ -99,6 +99,25 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
     return mapped(fd, ioas_id, command.iova);
 }
 
+uint64_t pyiommufd_ioas_map_file(int fd, uint32_t ioas_id, uint32_t flags, int file, uint64_t start, uint64_t length,
+                                 uint64_t iova)
+{
+    struct iommu_ioas_map_file command = {
+        .size = sizeof(command),
+        .flags = flags,
+        .ioas_id = ioas_id,
+        .fd = file,
+        .start = start,
+        .length = length,
+        .iova = iova,
+    };
+
+    last_map.iova = UINT64_MAX;
+    if (ioctl(fd, IOMMU_IOAS_MAP_FILE, &command))
+        return UINT64_MAX;
+    return mapped(fd, ioas_id, command.iova);
+}
+
 uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length)
 {
     struct iommu_ioas_unmap command = {

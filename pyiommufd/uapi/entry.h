@@ -15,12 +15,16 @@ uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void
                             uint64_t iova);
 uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length);
 
+/* As pyiommufd_ioas_map, of a file. */
+uint64_t pyiommufd_ioas_map_file(int fd, uint32_t ioas_id, uint32_t flags, int file, uint64_t start, uint64_t length,
+                                 uint64_t iova);
+
 /* As pyiommufd_ioas_map; the iova of the copy. */
 uint64_t pyiommufd_ioas_copy(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src_ioas_id, uint64_t src_iova,
                              uint64_t length, uint64_t dst_iova);
 
 /*
- * The iova that this thread's last call mapped (pyiommufd_ioas_map, pyiommufd_ioas_copy) or unmapped
+ * The iova that this thread's last call mapped (pyiommufd_ioas_map and its relatives) or unmapped
  * (pyiommufd_ioas_unmap) if that was in this address space; once, and all ones when asked again.
  */
 uint64_t pyiommufd_ioas_last_map(int fd, uint32_t ioas_id);

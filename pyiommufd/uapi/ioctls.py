@@ -33,6 +33,8 @@ ioas_map = cast("Callable[[int, int, int, View, int, int], int]", lib.pyiommufd_
 """IOMMU_IOAS_MAP: (fd, ioas_id, flags, user_va, length, iova) -> iova, or `FAILED`.
 
 `last_errno` is 0 where address, length or iova is not on page boundaries, or the length 0: no ioctl was issued."""
+ioas_map_file: Callable[[int, int, int, int, int, int, int], int] = lib.pyiommufd_ioas_map_file
+"""IOMMU_IOAS_MAP_FILE: (fd, ioas_id, flags, file, start, length, iova) -> iova, or `FAILED`."""
 ioas_unmap: Callable[[int, int, int, int], int] = lib.pyiommufd_ioas_unmap
 """IOMMU_IOAS_UNMAP: (fd, ioas_id, iova, length) -> bytes unmapped, or `FAILED`."""
 
@@ -145,15 +147,102 @@ def option(fd: int, option_id: int, object_id: int, value: int | None = None) ->
     return int(command.val64)
 
 
-def hwpt_alloc(fd: int, dev_id: int, pt_id: int) -> int:
+def vfio_ioas(fd: int, op: int, ioas_id: int = 0) -> int:
+    """IOMMU_VFIO_IOAS: get, set or clear. Returns the id."""
+    command = ffi.new("struct iommu_vfio_ioas *")
+    command.size = ffi.sizeof("struct iommu_vfio_ioas")
+    command.op = op
+    command.ioas_id = ioas_id
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_VFIO_IOAS, command) < 0:
+        raise failure("IOMMU_VFIO_IOAS")
+    return int(command.ioas_id)
+
+
+def ioas_change_process(fd: int) -> None:
+    """IOMMU_IOAS_CHANGE_PROCESS."""
+    command = ffi.new("struct iommu_ioas_change_process *")
+    command.size = ffi.sizeof("struct iommu_ioas_change_process")
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_CHANGE_PROCESS, command) < 0:
+        raise failure("IOMMU_IOAS_CHANGE_PROCESS")
+
+
+def ioas_noiommu_get_pa(fd: int, ioas_id: int, iova: int, length: int) -> tuple[int, int]:
+    """IOMMU_IOAS_NOIOMMU_GET_PA: the physical address, and how many bytes are contiguous there."""
+    command = ffi.new("struct iommu_ioas_noiommu_get_pa *")
+    command.size = ffi.sizeof("struct iommu_ioas_noiommu_get_pa")
+    command.ioas_id = ioas_id
+    command.iova = iova
+    command.length = length
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_NOIOMMU_GET_PA, command) < 0:
+        raise failure("IOMMU_IOAS_NOIOMMU_GET_PA")
+    return int(command.out_phys), int(command.length)
+
+
+def hwpt_alloc(
+    fd: int, dev_id: int, pt_id: int, *, flags: int = 0, data_type: int = 0, data: bytes = b"", fault_id: int = 0
+) -> int:
     """IOMMU_HWPT_ALLOC: the id of a page table that the device's IOMMU can walk, over an address space."""
+    held = ffi.from_buffer(data)
     command = ffi.new("struct iommu_hwpt_alloc *")
     command.size = ffi.sizeof("struct iommu_hwpt_alloc")
+    command.flags = flags
     command.dev_id = dev_id
     command.pt_id = pt_id
+    command.data_type = data_type
+    command.data_len = len(data)
+    command.data_uptr = int(ffi.cast("uintptr_t", held)) if data else 0
+    command.fault_id = fault_id
     if lib.pyiommufd_ioctl(fd, lib.IOMMU_HWPT_ALLOC, command) < 0:
         raise failure("IOMMU_HWPT_ALLOC")
     return int(command.out_hwpt_id)
+
+
+def hwpt_set_dirty_tracking(fd: int, hwpt_id: int, flags: int) -> None:
+    """IOMMU_HWPT_SET_DIRTY_TRACKING."""
+    command = ffi.new("struct iommu_hwpt_set_dirty_tracking *")
+    command.size = ffi.sizeof("struct iommu_hwpt_set_dirty_tracking")
+    command.flags = flags
+    command.hwpt_id = hwpt_id
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_HWPT_SET_DIRTY_TRACKING, command) < 0:
+        raise failure("IOMMU_HWPT_SET_DIRTY_TRACKING")
+
+
+def hwpt_get_dirty_bitmap(
+    fd: int, hwpt_id: int, flags: int, iova: int, length: int, page_size: int, bitmap: bytearray
+) -> None:
+    """IOMMU_HWPT_GET_DIRTY_BITMAP: bits are added to those of the bitmap, whole words of 64 bits."""
+    held = ffi.from_buffer("uint64_t[]", bitmap, require_writable=True)
+    command = ffi.new("struct iommu_hwpt_get_dirty_bitmap *")
+    command.size = ffi.sizeof("struct iommu_hwpt_get_dirty_bitmap")
+    command.hwpt_id = hwpt_id
+    command.flags = flags
+    command.iova = iova
+    command.length = length
+    command.page_size = page_size
+    command.data = int(ffi.cast("uintptr_t", held))
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_HWPT_GET_DIRTY_BITMAP, command) < 0:
+        raise failure("IOMMU_HWPT_GET_DIRTY_BITMAP")
+
+
+def get_hw_info(fd: int, dev_id: int, data_type: int | None) -> tuple[int, int, int, bytes]:
+    """IOMMU_GET_HW_INFO: data type, width of PASIDs in bits, capabilities, and the IOMMU driver's own data."""
+    room = 256
+    while True:
+        data = ffi.new("char[]", room)
+        command = ffi.new("struct iommu_hw_info *")
+        command.size = ffi.sizeof("struct iommu_hw_info")
+        command.dev_id = dev_id
+        command.data_len = room
+        command.data_uptr = int(ffi.cast("uintptr_t", data))
+        if data_type is not None:
+            command.flags = lib.IOMMU_HW_INFO_FLAG_INPUT_TYPE
+            command.in_data_type = data_type
+        if lib.pyiommufd_ioctl(fd, lib.IOMMU_GET_HW_INFO, command) < 0:
+            raise failure("IOMMU_GET_HW_INFO")
+        if command.data_len <= room:
+            width, length = int(command.out_max_pasid_log2), int(command.data_len)
+            return int(command.out_data_type), width, int(command.out_capabilities), bytes(ffi.buffer(data, length))
+        room = int(command.data_len)
 
 
 def ioas_iova_ranges(fd: int, ioas_id: int) -> tuple[list[tuple[int, int]], int]:

@@ -11,13 +11,13 @@ from ...errors import CloseError, IoctlError
 from ...host.devices import HostDevice
 from ...kernel.attachment import ChangeKind, DMAChange, GroupState
 from ...kernel.device import Device
-from ...kernel.ioas import IOAS
 from ...uapi import ioctls
 from ...uapi.ioctls import CHAR_ARRAY, from_buffer
 from . import commands
 from .check import holds
 
 if TYPE_CHECKING:
+    from ...kernel.attachment import PageTable
     from .iommufd import MockIOMMUFD
 
 
@@ -59,7 +59,7 @@ class MockDevice(Device):
 
     # The same as a device file's, by the test command
 
-    def _attach(self, page_table: IOAS, pasid: int | None) -> DMAChange:
+    def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
         kind = self._kind(page_table, pasid)
         try:
             self.attach_to_id(page_table.id, pasid, replace=kind in (ChangeKind.REPLACE, ChangeKind.NOOP))

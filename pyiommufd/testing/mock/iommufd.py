@@ -10,6 +10,7 @@ from ...errors import CloseError, IOMMUFDError
 from ...host import sysfs
 from ...host.devices import from_sys_path
 from ...kernel.attachment import GroupState
+from ...kernel.hwpt import HWPT
 from ...kernel.ioas import IOAS
 from ...kernel.iommufd import IOMMUFD
 from ...uapi import ioctls
@@ -36,7 +37,7 @@ class MockIOMMUFD(IOMMUFD):
         super()._take(fd, shared=shared)
         self._accesses: dict[MockAccess, None] = {}
 
-    def mock_device(self, page_table: IOAS, *, dirty_tracking: bool = True, pasid: bool = False) -> MockDevice:
+    def mock_device(self, page_table: IOAS | HWPT, *, dirty_tracking: bool = True, pasid: bool = False) -> MockDevice:
         """Make a device of the mock IOMMU, bind it and attach it (MOCK_DOMAIN, MOCK_DOMAIN_FLAGS).
 
         Args:

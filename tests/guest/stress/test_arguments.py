@@ -314,6 +314,8 @@ def test_iommufd(hammer: Hammer, iommufd: IOMMUFD, first: HostDevice, fds: list[
         hammer(elsewhere(IOMMUFD.from_fd), 2500, st.one_of(junk, pick(fds)))
         hammer(lambda value: setattr(iommufd, "rlimit_mode", value), 1500, junk)
         hammer(iommufd.alloc_ioas, 500, junk)
+        hammer(lambda value: setattr(iommufd, "vfio_ioas", value), 500, junk)
+        hammer(iommufd.change_process, 50, junk)
         hammer(iommufd.bind, 3000, junk, undo=lambda made: made.close(), token=junk)
         hammer(iommufd.bind, 500, pick([first.name]), token=junk, undo=lambda made: made.close())
         # What is printed and compared is not refused, and does not fail.
@@ -345,7 +347,7 @@ def test_ioas(
 ) -> None:
     good = memories[-2]
     source = iommufd.alloc_ioas()
-    held = DMABuffer(4 * PAGE)
+    held = DMABuffer(4 * PAGE, memfd=True)
     source.map(held, iova=IOVA)
     if attached:
         device.attach(ioas)
@@ -365,6 +367,9 @@ def test_ioas(
     hammer(ioas.map, 1000, st.just(good), undo=unmap, iova=places)
     hammer(ioas.map, 1000, st.just(good), undo=unmap, below=places)
     hammer(ioas.map_many, 1500, memory, st.one_of(hammer.junk, pieces(hammer)), undo=unmap, **access)
+    files = st.one_of(hammer.junk, pick([held, 987654]))
+    hammer(ioas.map_file, 1000, files, places, undo=unmap, start=places, iova=places, below=places, **access)
+    hammer(ioas.physical_address, 500, places, places)
     hammer(ioas.copy_from, 1000, hammer.mix(source), places, places, undo=unmap, dst_iova=places, **access)
     hammer(ioas.copy_from, 500, st.just(source), st.just(IOVA), st.just(4 * PAGE), undo=unmap, dst_iova=places)
     assert ioas.unmap_all() == 0
@@ -414,6 +419,28 @@ def test_device(hammer: Hammer, iommufd: IOMMUFD, device: Device, peer_device: D
     detach(None)
     check.check()
     ioas.close()
+
+
+def test_page_tables(hammer: Hammer, iommufd: IOMMUFD, device: Device, ioas: IOAS) -> None:
+    ioas.map(DMABuffer(4 * PAGE), iova=IOVA)
+    check = LeakCheck(iommufd)
+    flags = dict.fromkeys(("nest_parent", "dirty_tracking", "pasid"), st.one_of(st.booleans(), hammer.junk))
+    driver = {"data_type": st.one_of(st.just(0), integers(), hammer.junk), "data": hammer.junk}
+    hammer(device.alloc_hwpt, 3500, hammer.mix(ioas), undo=lambda made: made.close(), **flags, **driver)
+    hammer(device.alloc_hwpt, 500, st.just(ioas), undo=lambda made: made.close(), pasid=st.booleans())
+    hammer(device.hw_info, 1500, st.one_of(st.none(), integers(), hammer.junk))
+    places = st.one_of(integers(), st.integers(0, 100).map(lambda page: page * PAGE), hammer.junk)
+    with device.alloc_hwpt(ioas) as hwpt:
+        # Small enough to have memory for the bits, where the numbers are good.
+        lengths = places.filter(lambda value: not isinstance(value, int) or value < 1 << 40)
+        sizes = st.one_of(integers(), st.sampled_from([0, 3, PAGE, 1 << 30]), hammer.junk)
+        hammer(hwpt.dirty_bitmap, 3500, places, lengths, page_size=sizes, clear=hammer.junk)
+        hammer(hwpt.set_dirty_tracking, 500, hammer.junk)
+        hammer(hwpt.close, 50, hammer.junk)
+    assert hammer.examples >= EXAMPLES * 9 // 10
+    assert hammer.accepted > 10
+    assert ioas.hwpts == ()
+    check.check()
 
 
 def test_registers(hammer: Hammer, device: Device) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pyiommufd import (
+    HWPT,
     IOAS,
     IOMMUFD,
     Claim,
@@ -48,6 +49,7 @@ class Scene:
         "device",
         "peer",
         "ioas",
+        "hwpt",
         "mapping",
         "mappings",
         "window",
@@ -57,9 +59,9 @@ class Scene:
         "monitor",
     )
     OWNED: ClassVar[dict[str, tuple[str, ...]]] = {
-        "iommufd": ("device", "peer", "window", "ioas", "mapping", "mappings"),
+        "iommufd": ("device", "peer", "window", "ioas", "hwpt", "mapping", "mappings"),
         "device": ("window",),
-        "ioas": ("mapping", "mappings"),
+        "ioas": ("hwpt", "mapping", "mappings"),
     }
     HELD: ClassVar[dict[str, tuple[tuple[str, ...], type[Exception]]]] = {
         "ioas": (("device", "peer"), InUseError),
@@ -72,6 +74,7 @@ class Scene:
         self.device = self.iommufd.bind(first)
         self.peer = self.iommufd.bind(peer)
         self.ioas = self.iommufd.alloc_ioas()
+        self.hwpt = self.device.alloc_hwpt(self.ioas)
         self.device.attach(self.ioas)
         self.peer.attach(self.ioas)
         self.buffer = DMABuffer(2 * PAGE, memfd=True)
@@ -179,16 +182,18 @@ def test_a_claim_of_bound_devices_is_not_released(
 
 
 # What may still be asked of an object that is closed: what it was, and whether it is closed.
+KERNEL_OBJECT = frozenset({"closed", "id", "iommufd", "live_fd", "users", "mark_closed", "mark_forked"})
 INERT: dict[type, frozenset[str]] = {
     IOMMUFD: frozenset(
         {"closed", "pid", "lock", "in_child", "mark_forked", "from_fd", "devices", "objects", "shared"}
-        | {"users_of", "members", "reserved_hits", "forget"}  # what its objects ask of it
+        | {"users_of", "hwpts_of", "remember", "members", "reserved_hits", "forget"}  # what its objects ask of it
     ),
     Device: frozenset(
         {"closed", "pid", "in_child", "mark_forked", "id", "name", "host", "iommufd", "bind_change"}
         | {"page_table", "page_table_for", "page_tables", "remember_window", "forget_window", "take_fd"}
     ),
-    IOAS: frozenset({"closed", "id", "iommufd", "live_fd", "table", "mappings", "mark_closed", "mark_forked"}),
+    IOAS: KERNEL_OBJECT | {"table", "mappings", "hwpts", "ioas"},
+    HWPT: KERNEL_OBJECT | {"ioas", "host", "flags"},
     DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "drop"}),
     DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "drop", "extend"}),
     Window: frozenset({"closed", "offset", "length", "mark_forked"}),
@@ -201,8 +206,8 @@ CLOSING: dict[type, str] = {DMAMapping: "unmap", DMAMappings: "unmap", Claim: "r
 
 def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]]]:
     """A call of every public method and property that does something, with arguments that were good before."""
-    iommufd, device, ioas, window = scene.iommufd, scene.device, scene.ioas, scene.window
-    fresh = DMABuffer(PAGE)
+    iommufd, device, ioas, hwpt, window = scene.iommufd, scene.device, scene.ioas, scene.hwpt, scene.window
+    fresh = DMABuffer(PAGE, memfd=True)
     return {
         IOMMUFD: {
             "fileno": iommufd.fileno,
@@ -210,6 +215,9 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "alloc_ioas": iommufd.alloc_ioas,
             "rlimit_mode": lambda: iommufd.rlimit_mode,
             "rlimit_mode=": lambda: setattr(iommufd, "rlimit_mode", True),
+            "vfio_ioas": lambda: iommufd.vfio_ioas,
+            "vfio_ioas=": lambda: setattr(iommufd, "vfio_ioas", None),
+            "change_process": iommufd.change_process,
         },
         Device: {
             "fileno": device.fileno,
@@ -217,6 +225,8 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "replace": lambda: device.replace(other),
             "detach": device.detach,
             "preview_attach": lambda: device.preview_attach(other),
+            "hw_info": device.hw_info,
+            "alloc_hwpt": lambda: device.alloc_hwpt(other),
             "region": lambda: device.region(0),
             "config": lambda: device.config,
             "bus_master": lambda: device.bus_master,
@@ -226,6 +236,8 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "fd": ioas.fd,
             "map": lambda: ioas.map(fresh, iova=IOVA),
             "map_many": lambda: ioas.map_many(fresh, [(0, PAGE, IOVA)]),
+            "map_file": lambda: ioas.map_file(fresh, PAGE),
+            "physical_address": lambda: ioas.physical_address(IOVA),
             "copy_from": lambda: ioas.copy_from(other, IOVA, PAGE),
             "unmap": lambda: ioas.unmap(IOVA, PAGE),
             "unmap_all": ioas.unmap_all,
@@ -234,6 +246,11 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "allow_iovas": lambda: ioas.allow_iovas([]),
             "huge_pages": lambda: ioas.huge_pages,
             "huge_pages=": lambda: setattr(ioas, "huge_pages", True),
+        },
+        HWPT: {
+            "fd": hwpt.fd,
+            "set_dirty_tracking": lambda: hwpt.set_dirty_tracking(True),
+            "dirty_bitmap": lambda: hwpt.dirty_bitmap(IOVA, PAGE),
         },
         DMAMapping: {},
         DMAMappings: {},
@@ -284,7 +301,7 @@ def test_use_after_close_is_refused_whatever_was_used(
                 pytest.fail(f"{kind.__name__}.{name} gave {call()!r} after the close")
     # In a for loop a closed monitor has ended, as a closed file would not have; documented by its iteration.
     assert list(scene.monitor) == []
-    for one in (scene.iommufd, scene.device, scene.peer, scene.ioas, scene.window, scene.file, scene.monitor):
+    for one in (getattr(scene, name) for name in Scene.NAMES if name not in ("claim", "buffer", "mapping", "mappings")):
         one.close()
         assert "closed" in repr(one) or isinstance(one, Monitor)
     scene.mapping.unmap()
@@ -298,7 +315,7 @@ def test_objects_of_a_closed_owner_raise_the_same(
     claimed: Claim, claimed_alone: Claim, first: HostDevice, peer: HostDevice, alone: HostDevice
 ) -> None:
     """Closed by themselves, while their iommufd is open: as when it was closed."""
-    for name in ("device", "ioas", "window"):
+    for name in ("device", "ioas", "hwpt", "window"):
         scene = Scene(first, peer, alone, None)
         try:
             other = scene.iommufd.alloc_ioas()

@@ -1,0 +1,343 @@
+"""What is bound to an iommufd as an attacher of page tables: attach, replace, detach, and what they change."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import operator
+from typing import TYPE_CHECKING
+
+from ..diagnose.attach import REQUEST, attach_error
+from ..errors import AlreadyAttachedError, Cause, ClosedError, IoctlError, UnsupportedError
+from ..host.devices import HostDevice
+from ..uapi import ioctls
+from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
+from .handle import Handle
+from .hw_info import HWInfo, hw_info
+from .hwpt import HWPT
+from .hwpt_alloc import alloc_hwpt
+from .ioas import IOAS
+from .iova import IOVARange
+from .trial import try_page_table, unfit_mappings
+
+if TYPE_CHECKING:
+    from .attachment import PageTable
+    from .iommufd import IOMMUFD
+
+
+class Attachable(Handle):
+    """A device as the iommufd sees it: its id, its group's state, and the page tables that it is attached to.
+
+    Attributes:
+        id: Its id within the iommufd.
+        bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
+            group's first.
+    """
+
+    __slots__ = ("_device", "_iommufd", "_pasid_width", "_state", "bind_change", "id")
+
+    def __init__(
+        self,
+        iommufd: IOMMUFD,
+        device: HostDevice,
+        device_id: int,
+        state: GroupState,
+        change: DMAChange,
+    ) -> None:
+        super().__init__(None)  # the device's own comes later
+        self._iommufd = iommufd
+        self._device = device
+        self._state = state
+        self._pasid_width: int | None = None
+        self.bind_change = change
+        self.id = device_id
+
+    @property
+    def name(self) -> str:
+        """The name of the device on its bus."""
+        return self._device.name
+
+    @property
+    def host(self) -> HostDevice:
+        """The device as it was when it was bound."""
+        return self._device
+
+    @property
+    def iommufd(self) -> IOMMUFD:
+        """The iommufd that it is bound to."""
+        return self._iommufd
+
+    # Attach, replace, detach
+
+    def attach(self, page_table: PageTable, pasid: int | None = None) -> DMAChange:
+        """Let the device reach what an address space maps (VFIO_DEVICE_ATTACH_IOMMUFD_PT).
+
+        The group's first attach moves *every member* of the IOMMU group to that page table.
+
+        Args:
+            page_table: The address space, for which the kernel finds or makes a page table, or an `HWPT`; of the same
+                iommufd. It never finds an `HWPT`: to a group, an address space and an HWPT of it are two page tables.
+            pasid: Only the DMA with this PASID.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            AlreadyAttachedError: The device is attached already; `replace` is the way.
+            GroupConflictError: A member of the group is attached to another page table; it names them.
+            IoctlError: The kernel refused for another reason, such as a mapping that the device cannot reach.
+            UnsupportedError: The device can do no DMA with PASIDs (the kernel would accept that, and do nothing).
+            ValueError: The page table belongs to another iommufd, or the PASID is out of range.
+            ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
+        """
+        with self._iommufd.lock:
+            pasid = self._check(page_table, pasid)
+            if self._state.attachment_of(self, pasid) is not None:
+                raise AlreadyAttachedError(
+                    f"{self.name} is attached already; replace() takes it, and every attached member of its group, "
+                    "to another page table"
+                )
+            return self._attach(page_table, pasid)
+
+    def replace(self, page_table: PageTable, pasid: int | None = None) -> DMAChange:
+        """Move to another page table without a gap, and *every attached member of the group* with it.
+
+        When the kernel refuses, the old page table stays.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            IoctlError, ValueError, ClosedError, ForkedError: As for `attach`. ValueError also where the device is
+                not attached.
+        """
+        with self._iommufd.lock:
+            pasid = self._check(page_table, pasid)
+            if self._state.attachment_of(self, pasid) is None:
+                raise ValueError(f"{self.name} is not attached: there is nothing to replace; attach() it")
+            return self._attach(page_table, pasid)
+
+    def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
+        kind = self._kind(page_table, pasid)
+        try:
+            ioctls.attach(self.fileno(), page_table.id, pasid)
+        except IoctlError as error:
+            raise self._attach_refused(error.errno or 0, page_table, pasid) from None
+        except BaseException:
+            # A signal handler raised, maybe after the kernel had attached: back to what is on record.
+            old = self._state.attachment_of(self, pasid)
+            if old is None:
+                ioctls.detach(self.fileno(), pasid)
+            else:
+                ioctls.attach(self.fileno(), old.page_table.id, pasid)
+            raise
+        self._state.add(self, page_table, pasid)
+        return DMAChange(kind, self._changed(kind))
+
+    def _attach_refused(self, code: int, page_table: PageTable, pasid: int | None) -> IoctlError:
+        peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
+        unfit: list[IOVARange] = []
+        reserved: list[str] = []
+        if not peers:
+            reserved = self._iommufd.reserved_hits(self._device, page_table.ioas)
+            with contextlib.suppress(IoctlError):  # what could not be tried is not named
+                unfit = unfit_mappings(self._iommufd.fileno(), self.id, page_table.ioas, code)
+        return attach_error(code, self._device, repr(page_table), peers, [*reserved, *map(str, unfit)])
+
+    def detach(self, pasid: int | None = None) -> DMAChange:
+        """Leave the page table (VFIO_DEVICE_DETACH_IOMMUFD_PT). Does nothing where the device is not attached.
+
+        DMA is blocked again when the last attached member of the group leaves. Until then this device, too, reaches
+        what the others do.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        with self._iommufd.lock:
+            fd = self.fileno()
+            pasid = _checked_pasid(pasid)
+            if self._state.attachment_of(self, pasid) is None:
+                return DMAChange(ChangeKind.NOOP, ())
+            ioctls.detach(fd, pasid)
+            last = self._state.remove(self, pasid)
+            return DMAChange(ChangeKind.DETACH, self._iommufd.members(self._device) if last else ())
+
+    def preview_attach(self, page_table: PageTable, pasid: int | None = None) -> AttachPreview:
+        """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
+
+        Memory that is mapped is pinned for a moment, to see whether it can be.
+
+        Raises:
+            ValueError, ClosedError, ForkedError: As for `attach`.
+        """
+        with self._iommufd.lock:
+            pasid = self._check(page_table, pasid)
+            kind = self._kind(page_table, pasid)
+            peers = self._conflicting_peers(page_table, pasid)
+            if peers:
+                reasons = tuple(
+                    f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
+                )
+                return AttachPreview(Verdict.REFUSED, kind, (), reasons)
+            verdict, reasons = self._foresee(page_table, kind)
+            return AttachPreview(verdict, kind, () if verdict is Verdict.REFUSED else self._changed(kind), reasons)
+
+    def _foresee(self, page_table: PageTable, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
+        """What is known of an attach that no peer of this process stands in the way of."""
+        if kind is ChangeKind.NOOP:
+            return Verdict.ACCEPTED, ("it is attached there already",)
+        if self._iommufd.shared:
+            return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
+        if kind is ChangeKind.JOIN:
+            return Verdict.ACCEPTED, ("the group is there already",)
+        hits = self._iommufd.reserved_hits(self._device, page_table.ioas)
+        if hits:
+            return Verdict.REFUSED, tuple(f"it has mapped {hit}" for hit in hits)
+        if isinstance(page_table, HWPT):
+            if page_table.host == self._device:
+                return Verdict.ACCEPTED, ("the page table was made for it",)
+            return Verdict.UNKNOWN, (f"the page table was made for {page_table.host.name}: only an attach can tell",)
+        if not page_table.table:
+            return Verdict.ACCEPTED, ()
+        code = try_page_table(self._iommufd.fileno(), self.id, page_table)
+        if code in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOENT):
+            return Verdict.UNKNOWN, ("this kernel or device has no way to try whether what is mapped fits",)
+        if code:
+            unfit = ", ".join(map(str, unfit_mappings(self._iommufd.fileno(), self.id, page_table, code)))
+            return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: mapped {unfit}",)
+        return Verdict.ACCEPTED, ("a page table made on trial holds what is mapped",)
+
+    def _check(self, page_table: PageTable, pasid: int | None) -> int | None:
+        self.fileno()
+        if not isinstance(page_table, IOAS | HWPT):
+            raise TypeError(f"a device attaches to an IOAS or an HWPT, not to {type(page_table).__name__}")
+        if page_table.closed:
+            raise ClosedError(f"{page_table!r} is closed")
+        if page_table.iommufd is not self._iommufd:
+            raise ValueError(f"{page_table!r} belongs to another IOMMUFD than {self.name}")
+        return self._check_pasid(pasid)
+
+    def _check_pasid(self, pasid: int | None) -> int | None:
+        pasid = _checked_pasid(pasid)
+        if pasid is None or self._state.attachment_of(self, pasid) is not None:
+            return pasid
+        if self._pasid_width is None:
+            try:
+                self._pasid_width = self.hw_info().pasid_width
+            except IoctlError:
+                return pasid  # an mdev, say: the kernel knows better
+        if not self._pasid_width:
+            # The kernel would accept the attach, and do nothing.
+            cause = Cause(
+                "this device can do no DMA with PASIDs here", "IOMMU_GET_HW_INFO says so", "attach without one"
+            )
+            raise UnsupportedError(REQUEST, errno.EOPNOTSUPP, f"{self.name}, PASID {pasid}", (cause,))
+        if pasid >> self._pasid_width:
+            raise ValueError(f"PASID {pasid:#x} has more than the {self._pasid_width} bits that {self.name} can use")
+        return pasid
+
+    def _kind(self, page_table: PageTable, pasid: int | None) -> ChangeKind:
+        attachment = self._state.attachments.get(pasid)
+        if attachment is None:
+            return ChangeKind.FIRST
+        if self not in attachment.devices:
+            return ChangeKind.JOIN
+        return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
+
+    def _changed(self, kind: ChangeKind) -> tuple[HostDevice, ...]:
+        return self._iommufd.members(self._device) if kind in (ChangeKind.FIRST, ChangeKind.REPLACE) else ()
+
+    def _conflicting_peers(self, page_table: PageTable, pasid: int | None) -> tuple[Attachable, ...]:
+        attachment = self._state.attachments.get(pasid)
+        # An attached device replaces, and takes its peers along: they are in nobody's way.
+        if attachment is None or attachment.page_table is page_table or self in attachment.devices:
+            return ()
+        return tuple(attachment.devices)
+
+    @property
+    def page_table(self) -> PageTable | None:
+        """What it is attached to, or None."""
+        return self.page_table_for(None)
+
+    def page_table_for(self, pasid: int | None) -> PageTable | None:
+        """What it is attached to with a PASID, or None."""
+        attachment = self._state.attachment_of(self, pasid)
+        return None if attachment is None else attachment.page_table
+
+    @property
+    def page_tables(self) -> dict[int | None, PageTable]:
+        """What it is attached to, by PASID; without a PASID under None."""
+        return {
+            pasid: attachment.page_table
+            for pasid, attachment in self._state.attachments.items()
+            if self in attachment.devices
+        }
+
+    # The IOMMU
+
+    def hw_info(self, data_type: int | None = None) -> HWInfo:
+        """What the IOMMU before the device is and can (IOMMU_GET_HW_INFO; since Linux 6.6).
+
+        Args:
+            data_type: Ask for data of this type, which the IOMMU has beside its usual one (a `HWInfoType`; since
+                Linux 6.17).
+
+        Raises:
+            UnsupportedError: The kernel or the IOMMU has no such information.
+            NotFoundError: No IOMMU stands before the device, as before a mediated one.
+            ValueError, TypeError: The type is no number of 32 bits.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        self.fileno()
+        if data_type is not None and not 0 <= operator.index(data_type) < 1 << 32:
+            raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
+        try:
+            return hw_info(*ioctls.get_hw_info(self._iommufd.fileno(), self.id, data_type))
+        except IoctlError as error:
+            raise ioctls.failure("IOMMU_GET_HW_INFO", self.name, error.errno) from None
+
+    def alloc_hwpt(
+        self,
+        ioas: IOAS,
+        *,
+        nest_parent: bool = False,
+        dirty_tracking: bool = False,
+        pasid: bool = False,
+        data_type: int = 0,
+        data: bytes = b"",
+    ) -> HWPT:
+        """Make a page table for this device's IOMMU, over what an address space maps (IOMMU_HWPT_ALLOC; 6.6).
+
+        What is mapped is pinned at once. It changes nobody's DMA: `attach` or `replace` does.
+
+        Args:
+            ioas: The address space, of the same iommufd. It owns the page table.
+            nest_parent: Page tables of a VM can be nested in it.
+            dirty_tracking: It can note which pages devices write to (since Linux 6.7; `HWInfo.capabilities`).
+            pasid: It can be attached with a PASID, or beside attachments with PASIDs (since Linux 6.15).
+            data_type: IOMMU_HWPT_DATA_…: what ``data`` is.
+            data: The IOMMU driver's own data.
+
+        Raises:
+            UnsupportedError: The kernel or the IOMMU has no such page tables.
+            IoctlError: The kernel refused, such as for a mapping that the device cannot reach; it names it.
+            TypeError, ValueError: That is no address space of this iommufd, or no data.
+            ClosedError, ForkedError: The device or the address space is closed, or belongs to the parent process.
+        """
+        with self._iommufd.lock:
+            self.fileno()
+            options = {"nest_parent": nest_parent, "dirty_tracking": dirty_tracking, "pasid": pasid}
+            return alloc_hwpt(self, ioas, options, data_type, data)
+
+
+def _checked_pasid(pasid: int | None) -> int | None:
+    if pasid is None:
+        return None
+    pasid = operator.index(pasid)
+    if not 0 < pasid < 1 << 20:
+        raise ValueError(f"a PASID is a number from 1 to {(1 << 20) - 1:#x}, not {pasid}")
+    return pasid

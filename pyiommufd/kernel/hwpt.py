@@ -1,0 +1,105 @@
+"""Page tables that are made explicitly, for what those that the kernel makes by itself cannot do."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+from .. import uapi
+from ..errors import IoctlError
+from ..uapi import ioctls
+from .arguments import check_range
+from .dirty_bitmap import DirtyBitmap
+from .iova import IOVARange
+from .kernel_object import KernelObject
+
+if TYPE_CHECKING:
+    from ..host.devices import HostDevice
+    from .ioas import IOAS
+    from .iommufd import IOMMUFD
+
+
+class HWPT(KernelObject):
+    """A page table that an IOMMU walks, over what an address space maps (IOMMU_HWPT_ALLOC).
+
+    Made by `Device.alloc_hwpt`, for that device; others whose IOMMU can walk it may be attached, too. It shows what
+    is mapped into its `ioas`, now and later.
+
+    Thread safety: everything here may be used from any thread.
+
+    Attributes:
+        id: Its id within the iommufd. The kernel reuses ids at once after the object is destroyed.
+        ioas: The address space.
+        host: The device that it was made for, as it was then.
+        flags: The IOMMU_HWPT_ALLOC flags that it was made with.
+    """
+
+    __slots__ = ("flags", "host", "ioas")
+
+    def __init__(self, iommufd: IOMMUFD, hwpt_id: int, ioas: IOAS, host: HostDevice, flags: int) -> None:
+        super().__init__(iommufd, hwpt_id, iommufd.fileno())
+        self.ioas = ioas
+        self.host = host
+        self.flags = flags
+
+    def set_dirty_tracking(self, on: bool) -> None:
+        """Begin or stop to note which pages devices write to (IOMMU_HWPT_SET_DIRTY_TRACKING).
+
+        To begin forgets what was noted before.
+
+        Raises:
+            UnsupportedError: It was made without ``dirty_tracking=True``, or the kernel has no dirty tracking.
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: It is closed, or belongs to the parent process.
+        """
+        flags = uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE if on else 0
+        try:
+            ioctls.hwpt_set_dirty_tracking(self.fd(), self.id, flags)
+        except IoctlError as error:
+            raise self._failed(error, "IOMMU_HWPT_SET_DIRTY_TRACKING") from None
+
+    def dirty_bitmap(self, iova: int, length: int, *, page_size: int = 4096, clear: bool = True) -> DirtyBitmap:
+        """The pages that devices have written to (IOMMU_HWPT_GET_DIRTY_BITMAP).
+
+        Pages that are larger than the IOMMU's are dirty where a part of them is; where the IOMMU's are larger (it
+        combines contiguous memory, see `IOAS.huge_pages`), all of a page that it noted is. Linux up to 7.3 says of
+        addresses with nothing mapped that they are clean.
+
+        Args:
+            iova: The first address, a multiple of the page size.
+            length: Bytes, likewise.
+            page_size: Bytes that a bit stands for: a power of two.
+            clear: Forget the pages that are read, so that the next call tells of later writes alone. Without it the
+                next one has them again.
+
+        Raises:
+            UnsupportedError: The page table does not track, or the kernel has no dirty tracking.
+            IoctlError: The kernel refused: EINVAL: not a multiple of the IOMMU's page (`IOAS.iova_alignment`).
+            ValueError, TypeError: The numbers are no such range or page size.
+            ClosedError, ForkedError: It is closed, or belongs to the parent process.
+        """
+        iova, length = check_range(iova, length)
+        page_size = operator.index(page_size)
+        if page_size <= 0 or page_size & (page_size - 1):
+            raise ValueError(f"a page size is a power of two, not {page_size}")
+        if iova % page_size or length % page_size:
+            raise ValueError(
+                f"iova {iova:#x} and length {length:#x} have to be multiples of the page size {page_size:#x}"
+            )
+        if iova + length > 1 << 64:
+            raise ValueError(f"iova {iova:#x} and length {length:#x} wrap around the end of the address space")
+        flags = 0 if clear else uapi.IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR
+        fd = self.fd()
+        memory = bytearray(-(-length // page_size // 64) * 8)
+        try:
+            ioctls.hwpt_get_dirty_bitmap(fd, self.id, flags, iova, length, page_size, memory)
+        except IoctlError as error:
+            where = f", {IOVARange(iova, iova + length - 1)}"
+            raise self._failed(error, "IOMMU_HWPT_GET_DIRTY_BITMAP", where) from None
+        return DirtyBitmap(iova, length, page_size, memory)
+
+    def _failed(self, error: IoctlError, request: str, where: str = "") -> IoctlError:
+        return ioctls.failure(request, f"{self!r}{where}", error.errno)
+
+    def __repr__(self) -> str:
+        return f"<HWPT {self.id} of {self.ioas!r}{' closed' if self.closed else ''}>"
