@@ -19,6 +19,7 @@ COMMANDS = {
     "groups": "pyiommufd.cli.groups:groups",
     "holders": "pyiommufd.cli.holders:holders",
     "topology": "pyiommufd.cli.topology:topology",
+    "caps": "pyiommufd.cli.caps:caps",
     "explain": "pyiommufd.cli.explain:explain",
     "watch": "pyiommufd.cli.watch:watch",
     "guest": "pyiommufd.cli.guest:guest",
