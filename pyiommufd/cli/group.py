@@ -23,6 +23,7 @@ COMMANDS = {
     "explain": "pyiommufd.cli.explain:explain",
     "watch": "pyiommufd.cli.watch:watch",
     "guest": "pyiommufd.cli.guest:guest",
+    "man": "pyiommufd.cli.man:man",
 }
 """The commands by name: where each is, as module and attribute."""
 
