@@ -120,21 +120,16 @@ def lines(rows: Iterable[Produced]) -> list[str]:
     by_cause: dict[tuple[str, str, str], dict[str, Produced]] = {}
     for row in rows:
         by_cause.setdefault((row.ioctl, row.errno, row.cause), {})[row.kernel] = row
-    head = [
-        "ioctl",
-        "errno",
-        "cause",
-        *(f"{k}: {what}" for k in kernels for what in ("produced", "first", "fix works")),
-    ]
+    head = ["ioctl", "errno", "cause", *(f"{kernel}: produced, first, fix works" for kernel in kernels)]
     result = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for (ioctl, code, cause), found in by_cause.items():
         cells = [f"`{ioctl}`", code, cause]
         for kernel in kernels:
             one = found.get(kernel)
             if one is None or one.lacks:
-                cells += [one.lacks if one is not None else "not run", "", ""]
+                cells.append("not run" if one is None else f"this kernel: {one.lacks}")
             else:
-                cells += ["yes" if said else "NO" for said in (one.produced, one.first, one.mended)]
+                cells.append(", ".join("yes" if said else "NO" for said in (one.produced, one.first, one.mended)))
         result.append(f"| {' | '.join(cells)} |")
     return result
 
