@@ -137,9 +137,9 @@ BIND: Rows = {
             _open_elsewhere),
         Row("firmware wants addresses of the group mapped one to one",
             "the device cannot be given to user space, unless firmware can be told otherwise", _firmware),
-        Row("the fd came from the legacy group interface", "open /dev/vfio/devices/vfioN"),
         Row("a VF token was given for a device without SR-IOV, or for a VF whose PF is on no vfio driver",
             "bind without token="),
+        Row("the fd came from the legacy group interface", "open /dev/vfio/devices/vfioN"),
     ),
     (REQUEST, errno.EBUSY): (
         Row("the group is in use through its legacy node", "end that use", _legacy),
