@@ -42,7 +42,16 @@ def test_check_finds_this_guest_ready() -> None:
 
 
 def test_a_user_who_may_not_is_told(first: HostDevice) -> None:
-    command = ["setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all", sys.executable, "-m", "pyiommufd.cli"]
+    command = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=-all",
+        sys.executable,
+        "-m",
+        "pyiommufd.cli",
+    ]
     done = subprocess.run([*command, "check", "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 3, done
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
