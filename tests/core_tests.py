@@ -33,6 +33,12 @@ EVERYWHERE = (
         "a_copy_shares_the_memory_and_its_rights",
         "memory_off_page_boundaries_is_refused_before_the_kernel",
     )
+    | _of(
+        "features",
+        "ioctls_that_a_kernel_lacks_are_named",
+        "physical_addresses_are_for_machines_without_an_iommu",
+        "the_container_interfaces_address_space",
+    )
 )  # fmt: skip
 """iommufd itself needs no IOMMU."""
 
@@ -59,6 +65,14 @@ WITH_IOMMU = (
         "the_configuration_space_is_read_by_the_kernel",
         "a_window_and_the_kernel_see_the_same_registers",
         "a_window_ends_at_its_length_and_with_its_device",
+    )
+    | _of(
+        "features",
+        "hw_info_says_whose_iommu_it_is",
+        "pasids_of_devices_without_them_are_refused",
+        "page_tables_that_the_iommu_lacks_are_named[dirty_tracking]",
+        "page_tables_that_the_iommu_lacks_are_named[nest_parent]",
+        "an_explicit_page_table_moves_data",
     )
 )
 """A device alone in its group."""

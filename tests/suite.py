@@ -1,10 +1,11 @@
 """Runs the tests: what `tests/run` and continuous integration call, in the environment that they have made.
 
-    python -m tests.suite [--all] [PATH…] [PYTEST OPTIONS]
+    python -m tests.suite [--all | --conformance] [PATH…] [PYTEST OPTIONS]
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
 all of them run, after ruff and mypy; but for tests/guest/stress, which takes minutes, tests/boot, which starts guests
-of its own, and tests/guest/core, which runs on the whole matrix: these with --all only.
+of its own, and tests/guest/core, which runs on the whole matrix: these with --all only. With --conformance the kernel's
+own C programs run and our twins of their cases, and nothing else; --all runs them, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
 from pyiommufd.testing.qemu import QEMU
 from tests import matrix
+from tests.conformance.run import run_conformance
 from tests.runs import Run, check, here, in_guest, title
 
 GUEST_TESTS = {
@@ -36,8 +38,8 @@ def main() -> int:
     """Run what the arguments choose; 0 if all of it passed."""
     start = time.monotonic()
     arguments = sys.argv[1:]
-    everything = "--all" in arguments
-    arguments = [argument for argument in arguments if argument != "--all"]
+    everything, conformance = "--all" in arguments, "--conformance" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--all", "--conformance")]
     paths = [argument for argument in arguments if argument.startswith("tests/")]
     options = [argument for argument in arguments if argument not in paths]
 
@@ -46,6 +48,10 @@ def main() -> int:
         return mine or ([f"tests/{folder}"] if by_default and not paths else [])
 
     runs: list[Run] = []
+    last_line = ""
+    if conformance and not everything:
+        runs, last_line = run_conformance(arguments)
+        return summary(runs, start, last_line)
     kernels: list[CachedKernel] = []
     qemus: list[QEMU] = []
     whole_matrix = everything and not paths
@@ -66,7 +72,7 @@ def main() -> int:
         # -rP: what was compared, and left out on purpose, is to be read also where nothing fails.
         runs.append(here("ABI", ["-rP", *where, *options], environment))
     if paths:
-        if where := chosen("guest"):
+        if where := [*chosen("guest"), *chosen("conformance")]:
             runs.append(in_guest("guest tests", [*where, *options]))
     else:
         # Guests of their own: the tests of the core hold their claims to the end, those of the fixtures claim anew.
@@ -76,7 +82,14 @@ def main() -> int:
         runs.append(here("tests that boot guests", [*where, *options]))
     if kernels and qemus:
         runs += matrix.run_matrix(matrix.combinations(kernels, qemus))
+    if whole_matrix:
+        found, last_line = run_conformance()
+        runs += found
+    return summary(runs, start, last_line)
 
+
+def summary(runs: list[Run], start: float, last_line: str) -> int:
+    """Print what came of all runs; 0 if all of it passed."""
     title("summary")
     for run in runs:
         run.show()
@@ -84,6 +97,8 @@ def main() -> int:
     print(f"in {minutes}:{seconds:02}")
     passed, failed = sum(run.passed for run in runs), sum(run.failed for run in runs)
     print(f"{passed} passed, {failed} failed, {sum(run.skipped.total() for run in runs)} skipped")
+    if last_line:
+        print(last_line)
     return int(failed > 0 or not passed)
 
 

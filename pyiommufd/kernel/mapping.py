@@ -138,28 +138,7 @@ class DMAMappings:
             IoctlError: The kernel refused; the pieces from that one on are still mapped, and are what is left here.
             ForkedError: This is a forked child.
         """
-        ioas = self._ioas
-        held = ioas.table.get(self)
-        if held is None:
-            return
-        fd = ioas.fd()
-        rest = self._pieces
-        try:
-            if ioas.table.pop(self, None) is None:
-                return  # another thread was quicker
-            while rest:
-                part = rest[: 3 * PIECES_A_CALL]
-                done = 3 * ioctls.ioas_unmap_many(fd, ioas.id, part)
-                code = last_errno()
-                if done < len(part):
-                    if code != errno.ENOENT:
-                        raise ioctls.failure("IOMMU_IOAS_UNMAP", f"{ioas!r}, {self!r}", code)
-                    done += 3  # gone already, as in DMAMapping.unmap
-                rest = rest[done:]
-        except BaseException:
-            self._pieces = rest
-            ioas.table[self] = held
-            raise
+        _unmap_pieces(self)
 
     def extend(self, pieces: array[int]) -> None:
         """So many more pieces have been mapped."""
@@ -172,18 +151,11 @@ class DMAMappings:
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece."""
-        yield from zip(self._pieces[2::3], self._pieces[1::3], strict=True)
+        yield from _places(self._pieces)
 
     def drop(self, iova: int, length: int) -> bool:
         """The kernel has unmapped a range: whether that is all that was left of this."""
-        left = array("Q")
-        for at in range(0, len(self._pieces), 3):
-            _, size, start = piece = self._pieces[at : at + 3]
-            if not (iova <= start and start + size <= iova + length):
-                left.extend(piece)
-        if len(left) != len(self._pieces):
-            self._pieces = left
-        return not left
+        return _drop_pieces(self, iova, length)
 
     def __len__(self) -> int:
         return len(self._pieces) // 3
@@ -199,3 +171,65 @@ class DMAMappings:
     def __repr__(self) -> str:
         state = "" if self.mapped else ", unmapped"
         return f"<DMAMappings of {len(self)} pieces, {self.length:#x} bytes{state}>"
+
+
+class CopiedMapping(DMAMapping):
+    """A copy of what several mappings were. To the kernel it is as many, which `IOAS.unmap` may take one by one."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, ioas: IOAS, iova: int, length: int, pieces: array[int]) -> None:
+        super().__init__(ioas, iova, length)
+        self._pieces = pieces  # as in DMAMappings, without a use for the offset
+
+    def unmap(self) -> None:
+        """Take the memory away from the devices. See `DMAMapping.unmap`."""
+        _unmap_pieces(self)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Where it still is: iova and length in bytes of each piece."""
+        yield from _places(self._pieces)
+
+    def drop(self, iova: int, length: int) -> bool:
+        """The kernel has unmapped a range: whether that is all that was left of this."""
+        return _drop_pieces(self, iova, length)
+
+
+def _places(pieces: array[int]) -> Iterator[tuple[int, int]]:
+    yield from zip(pieces[2::3], pieces[1::3], strict=True)
+
+
+def _drop_pieces(mapping: DMAMappings | CopiedMapping, iova: int, length: int) -> bool:
+    left = array("Q")
+    for at in range(0, len(mapping._pieces), 3):
+        _, size, start = piece = mapping._pieces[at : at + 3]
+        if not (iova <= start and start + size <= iova + length):
+            left.extend(piece)
+    if len(left) != len(mapping._pieces):
+        mapping._pieces = left
+    return not left
+
+
+def _unmap_pieces(mapping: DMAMappings | CopiedMapping) -> None:
+    ioas = mapping._ioas
+    held = ioas.table.get(mapping)
+    if held is None:
+        return
+    fd = ioas.fd()
+    rest = mapping._pieces
+    try:
+        if ioas.table.pop(mapping, None) is None:
+            return  # another thread was quicker
+        while rest:
+            part = rest[: 3 * PIECES_A_CALL]
+            done = 3 * ioctls.ioas_unmap_many(fd, ioas.id, part)
+            code = last_errno()
+            if done < len(part):
+                if code != errno.ENOENT:
+                    raise ioctls.failure("IOMMU_IOAS_UNMAP", f"{ioas!r}, {mapping!r}", code)
+                done += 3  # gone already, as in DMAMapping.unmap
+            rest = rest[done:]
+    except BaseException:
+        mapping._pieces = rest
+        ioas.table[mapping] = held
+        raise

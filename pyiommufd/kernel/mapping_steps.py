@@ -16,7 +16,7 @@ from ..uapi import ioctls
 from ..uapi.ioctls import FAILED, View, ioas_map, ioas_map_file, last_errno
 from .arguments import U64_MAX, misaligned
 from .iova import IOVARange, first_fit
-from .mapping import PENDING, PIECES_A_CALL, DMAMapping, DMAMappings
+from .mapping import PENDING, PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
 from .mapping_table import OF_FILE
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int |
     """Map what another address space has mapped."""
     # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
     held = source.table.memory_of(iova, length)
+    # To the kernel it is going to be a mapping for each that it is copied from.
+    parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source.table.overlapping(iova, length)]
     mapping = DMAMapping(ioas, PENDING, length)
     try:
         ioas.table[mapping] = held
@@ -156,7 +158,13 @@ def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int |
     except BaseException:
         undo(mapping, ioas)
         raise
-    return mapping
+    if len(parts) < 2:
+        return mapping
+    pieces = array("Q", [n for at, end in parts for n in (0, end - at, at - iova + mapping.iova)])
+    copied = CopiedMapping(ioas, mapping.iova, length, pieces)
+    ioas.table[copied] = held
+    del ioas.table[mapping]
+    return copied
 
 
 def map_pieces(ioas: IOAS, held: View, pieces: array[int], flags: int) -> DMAMappings:

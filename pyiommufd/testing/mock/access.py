@@ -74,8 +74,11 @@ class MockAccess(Handle):
         """
         held = from_buffer(CHAR_ARRAY, memory, False)
         flags = AccessFlags.WRITE if writeable else 0
-        fd, address = self._iommufd.fileno(), ioctls.address(held)
-        return PinnedPages(self, commands.access_pages(fd, self.fileno(), iova, len(held), address, flags))
+        try:
+            fd, address = self._iommufd.fileno(), ioctls.address(held)
+            return PinnedPages(self, commands.access_pages(fd, self.fileno(), iova, len(held), address, flags))
+        finally:
+            ioctls.release(held)
 
     def replace(self, ioas: IOAS) -> None:
         """Go to another address space (ACCESS_REPLACE_IOAS). What was pinned is unpinned.

@@ -138,7 +138,7 @@ class MockDevice(Device):
             page_size: Bytes of a page.
 
         Returns:
-            How many were marked.
+            How many were asked for, whether something is mapped there or not.
 
         Raises:
             IoctlError: EINVAL: the page table does not track dirty pages, or that has not been switched on.

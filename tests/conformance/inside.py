@@ -1,0 +1,55 @@
+"""In the guest: the C program, our twins, and our twins on a library that does nothing.
+
+    python -m tests.conformance.inside NAME FILE [PYTEST OPTIONS]
+
+NAME is one of `upstream.PROGRAMS`, FILE the program. What comes of it goes to the results folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.conformance.upstream import PROGRAMS
+
+_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+_SECONDS = 600
+# Nearly all fail: pytest's own tracebacks would take half of the time, whether they are shown or not.
+_BRIEF = ["-q", "-q", "--tb=native", "-r", "N"]
+
+
+def main() -> int:
+    """Run them; that something failed is for the reports to say."""
+    name, file, *options = sys.argv[1:]
+    program = next(program for program in PROGRAMS if program.name == name)
+    results = Path(os.environ["PYIOMMUFD_RESULTS"])
+    _POOL.write_text(str(program.huge_pages))
+
+    start = time.monotonic()
+    with (results / f"{name}.tap").open("w") as tap:
+        status = subprocess.run([file], stdout=tap, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False).returncode
+    print(f"{name}: the C program ended with status {status}, {time.monotonic() - start:.1f} s", flush=True)
+
+    # hypothesis is slow to import, and has no part in this.
+    pytest = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", program.twins, *options]
+    _python(["-m", "pytest", "-q", f"--junit-xml={results / name}-twins.xml", *pytest])
+    for since in ("setup", "call"):
+        report = f"--junit-xml={results / name}-noop-{since}.xml"
+        print(f"{name}: the same on a library whose ioctls do nothing, from the {since} on", flush=True)
+        # What they print is a traceback each, as has to be; the report says which of them have none.
+        _python(["-m", "tests.conformance.noop", since, *_BRIEF, report, *pytest], subprocess.DEVNULL)
+    return 0
+
+
+def _python(arguments: list[str], output: int | None = None) -> None:
+    # The runs share what pytest makes of the tests' source.
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": "/tmp/pycache", "PYTHONDONTWRITEBYTECODE": ""}  # noqa: S108
+    command = [sys.executable, *arguments]
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, env=environment, timeout=_SECONDS, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The conformance run: the kernel's own C programs in a guest, and our twins of their cases beside them.
+
+tests/run --conformance
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyiommufd.testing.errors import GuestError
+from pyiommufd.testing.kernel_build import build_kernel
+from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
+from tests.conformance.report import Comparison, judge_noop, read_twins, seconds_of
+from tests.conformance.upstream import PROGRAMS, Program, ProgramError, build, read_tap
+from tests.runs import ROOT, Run, title
+
+_SECONDS = 1800
+
+
+def run_conformance(options: Sequence[str] = ()) -> tuple[list[Run], str]:
+    """Run all programs.
+
+    Args:
+        options: More for pytest.
+
+    Returns:
+        The figures, and the line to end with.
+    """
+    runs: list[Run] = []
+    lines: list[str] = []
+    for program in PROGRAMS:
+        title(f"conformance, {program.name}")
+        start = time.monotonic()
+        try:
+            comparison, found = _run_program(program, options)
+        except (GuestError, OSError, ValueError) as error:
+            print(error)
+            found = [Run(f"conformance, {program.name}", failed=1)]
+            lines.append(f"{program.name} did not run")
+        else:
+            lines.append(comparison.line)
+        found[0].seconds = time.monotonic() - start - sum(run.seconds for run in found)
+        runs += found
+    return runs, f"conformance: {', '.join(lines)}"
+
+
+def _kernel() -> CachedKernel:
+    """The newest kernel whose source is at hand."""
+    return next(iter(cached_kernels(cache_folder())), None) or build_kernel()
+
+
+def _run_program(program: Program, options: Sequence[str]) -> tuple[Comparison, list[Run]]:
+    kernel = _kernel()
+    binary = build(program, kernel)
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder)
+        command = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--kernel={kernel.folder / 'bzImage'}"]
+        command += [f"--timeout={_SECONDS}", f"--results={results}", f"--mount={binary.parent}", "--", "python", "-m"]
+        command += ["tests.conformance.inside", program.name, str(binary), *options]
+        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+        if status:
+            raise ProgramError(f"the guest's command ended with status {status}")
+        outcomes = read_tap((results / f"{program.name}.tap").read_text(errors="replace"))
+        twins = read_twins(results / f"{program.name}-twins.xml")
+        noops = [
+            (since, read_twins(report), seconds_of(report))
+            for since in ("setup", "call")
+            for report in (results / f"{program.name}-noop-{since}.xml",)
+        ]
+    comparison = Comparison(program.name, outcomes, twins)
+    print()
+    for line in comparison.table():
+        print(line)
+    print()
+    runs = [comparison.run(some=bool(options))]
+    for since, found, seconds in noops:
+        run = judge_noop(program.name, since, found, twins)
+        run.seconds = seconds
+        runs.append(run)
+    print(f"conformance, {program.name}, on Linux {kernel.release}")
+    return comparison, runs

@@ -1,0 +1,90 @@
+"""What not every kernel and not every IOMMU has: it works, or is refused by the name of what is lacking."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from pyiommufd import IOAS, IOMMUFD, Device, DMABuffer, HWCapability, HWInfoType, UnsupportedError
+from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.kernels import release_order
+
+IOVA = 0x100000
+SINCE: dict[str, tuple[int, int]] = {"IOMMU_IOAS_MAP_FILE": (6, 13), "IOMMU_IOAS_CHANGE_PROCESS": (6, 14)}
+"""The first kernel with each ioctl, as in Linux' history of include/uapi/linux/iommufd.h."""
+
+
+def test_ioctls_that_a_kernel_lacks_are_named(iommufd: IOMMUFD, ioas: IOAS) -> None:
+    buffer = DMABuffer(4096, memfd=True)
+    calls: dict[str, Callable[[], object]] = {
+        "IOMMU_IOAS_MAP_FILE": lambda: ioas.map_file(buffer, 4096, iova=IOVA),
+        "IOMMU_IOAS_CHANGE_PROCESS": iommufd.change_process,
+    }
+    for name, call in calls.items():
+        if release_order(os.uname().release)[:2] >= SINCE[name]:
+            call()
+        else:
+            with pytest.raises(UnsupportedError, match=name):
+                call()
+    assert bool(ioas.mappings) == (release_order(os.uname().release)[:2] >= SINCE["IOMMU_IOAS_MAP_FILE"])
+
+
+def test_physical_addresses_are_for_machines_without_an_iommu(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -> None:
+    ioas.map(buffer, iova=IOVA)
+    with pytest.raises(UnsupportedError, match="IOMMU_IOAS_NOIOMMU_GET_PA"):
+        ioas.physical_address(IOVA)
+
+
+def test_the_container_interfaces_address_space(iommufd: IOMMUFD, ioas: IOAS) -> None:
+    assert iommufd.vfio_ioas is None
+    iommufd.vfio_ioas = ioas
+    assert iommufd.vfio_ioas is ioas
+
+
+def test_hw_info_says_whose_iommu_it_is(device: Device, kind: str) -> None:
+    info = device.hw_info()
+    vendors = {
+        "intel": {HWInfoType.INTEL_VTD},
+        "intel-first-stage": {HWInfoType.INTEL_VTD},
+        # Linux 6.18 is the first to say what an AMD IOMMU is; that of virtio says nothing.
+        "amd": {HWInfoType.AMD if release_order(os.uname().release) >= (6, 18) else HWInfoType.NONE},
+        "virtio": {HWInfoType.NONE},
+    }
+    assert info.type in vendors[kind]
+    assert (info.decoded is not None) == (info.type is not HWInfoType.NONE) == bool(info.data)
+    assert info.pasid_width == 0
+
+
+def test_pasids_of_devices_without_them_are_refused(device: Device, ioas: IOAS) -> None:
+    with pytest.raises(UnsupportedError, match="PASID 9"):
+        device.attach(ioas, pasid=9)
+    assert device.page_tables == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "capability"),
+    [("dirty_tracking", HWCapability.DIRTY_TRACKING), ("nest_parent", None)],
+    ids=["dirty_tracking", "nest_parent"],
+)
+def test_page_tables_that_the_iommu_lacks_are_named(
+    device: Device, ioas: IOAS, option: str, capability: HWCapability | None
+) -> None:
+    if capability is not None:
+        assert capability not in device.hw_info().capabilities
+    with pytest.raises(UnsupportedError, match=option) as caught:
+        device.alloc_hwpt(ioas, **{option: True})  # type: ignore[arg-type]
+    assert caught.value.request == "IOMMU_HWPT_ALLOC"
+    assert ioas.hwpts == ()
+
+
+def test_an_explicit_page_table_moves_data(device: Device, edu: EduDriver, ioas: IOAS, buffer: DMABuffer) -> None:
+    with device.alloc_hwpt(ioas) as hwpt:
+        device.attach(hwpt)
+        ioas.map(buffer, iova=IOVA)
+        buffer[:4] = b"HWPT"
+        edu.copy_in(IOVA, 4)
+        edu.copy_out(IOVA + 64, 4)
+        assert buffer[64:68] == b"HWPT"
+        device.detach()
