@@ -22,6 +22,7 @@ from pyiommufd.testing.kernels import cache_folder, cached_kernels
 from pyiommufd.testing.machine import DEFAULT_DEVICES, Edu, RawDevice
 
 FOLDER = "tests/guest/diagnose"
+_ORDER = ("VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT", "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE")
 
 
 @dataclass(slots=True)
@@ -122,12 +123,12 @@ def lines(rows: Iterable[Produced]) -> list[str]:
         by_cause.setdefault((row.ioctl, row.errno, row.cause), {})[row.kernel] = row
     head = ["ioctl", "errno", "cause", *(f"{kernel}: produced, first, fix works" for kernel in kernels)]
     result = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for (ioctl, code, cause), found in by_cause.items():
+    for (ioctl, code, cause), found in sorted(by_cause.items(), key=lambda item: _ORDER.index(item[0][0])):
         cells = [f"`{ioctl}`", code, cause]
         for kernel in kernels:
             one = found.get(kernel)
             if one is None or one.lacks:
-                cells.append("not run" if one is None else f"this kernel: {one.lacks}")
+                cells.append("not run" if one is None else f"this kernel has {one.lacks}")
             else:
                 cells.append(", ".join("yes" if said else "NO" for said in (one.produced, one.first, one.mended)))
         result.append(f"| {' | '.join(cells)} |")
