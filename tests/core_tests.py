@@ -154,14 +154,15 @@ LIMITS = (
             "shared_group",
             "a_second_address_space_is_refused_and_the_peer_named",
             "what_an_action_changes_is_the_group",
-        ),
+        )
+        | _of("features", "an_explicit_page_table_moves_data"),
         "this kernel gives iommufd no page tables of VT-d's first stage: every attach is refused with EINVAL",
     ),
     Limit(
         "virtio",
         (6, 12),
-        _of("dma", "replace_moves_to_the_other_page_table"),
-        "this kernel's page tables of a virtio IOMMU get their size at an attach, too late for a replace: EADDRINUSE",
+        _of("dma", "replace_moves_to_the_other_page_table") | _of("features", "an_explicit_page_table_moves_data"),
+        "this kernel's page tables of a virtio IOMMU get their size at an attach, too late for one that is made before",
     ),
 )
 

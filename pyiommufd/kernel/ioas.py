@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +15,7 @@ from .arguments import BOTH, U64_MAX, SupportsFileno, access_flags, check_range,
 from .hwpt import HWPT
 from .iova import IOVARange
 from .mapping import PENDING, DMAMapping, DMAMappings
-from .mapping_steps import copy_range, map_below, map_failed, map_file, map_pieces, undo
+from .mapping_steps import copy_range, let_go, map_below, map_failed, map_file, map_pieces, piece_numbers, undo
 from .mapping_table import MappingTable
 
 if TYPE_CHECKING:
@@ -144,11 +143,14 @@ class IOAS(AddressSpace):
             code = last_errno()
         except BaseException as error:
             undo(mapping, self)
+            let_go(self, mapping, held)
             if isinstance(error, OverflowError):
                 raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
             raise
+        failure = map_failed(self, code, held, length, iova)
         del self.table[mapping]
-        raise map_failed(self, code, held, length, iova)
+        let_go(self, mapping, held)
+        raise failure
 
     def map_many(
         self,
@@ -174,17 +176,11 @@ class IOAS(AddressSpace):
         self.fd()
         flags = access_flags(readable, writeable)
         held = hold(buffer, writeable)
-        numbers = array("Q")
-        for offset, length, iova in pieces:
-            # Not those of NumPy, which overflow.
-            offset, length = operator.index(offset), operator.index(length)
-            if not 0 <= offset <= len(held) or not 0 < length <= len(held) - offset:
-                raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {len(held):#x}")
-            if iova is not None and not 0 <= operator.index(iova) < U64_MAX:
-                raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
-            numbers.extend((offset, length, FAILED if iova is None else iova))
-        if not numbers:
-            raise ValueError("there is no piece to map")
+        try:
+            numbers = piece_numbers(pieces, len(held))
+        except BaseException:
+            ioctls.release(held)
+            raise
         return map_pieces(self, held, numbers, flags)
 
     def map_file(

@@ -352,6 +352,13 @@ class IOMMUFD(Handle):
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
 
+    def __del__(self) -> None:
+        super().__del__()
+        # What holds the memory of mappings goes before the memory does: CPython 3.11 crashes where it collects
+        # a memoryview and what holds it at once (gh-77894, mended in 2024).
+        for ioas in getattr(self, "_ioases", ()):
+            ioas.table.clear()
+
 
 def _as_it_is_now(device: HostDevice) -> HostDevice:
     """The device looked up afresh; as it was where it is gone, which may be why the kernel refused."""

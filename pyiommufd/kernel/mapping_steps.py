@@ -6,7 +6,7 @@ import errno
 import mmap
 import operator
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from .. import uapi
@@ -48,7 +48,13 @@ def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
     def failed(code: int, place: int) -> Exception:
         return map_failed(ioas, code, held, length, place)
 
-    return _first_free(ioas, held, length, below, issue, failed)
+    mapping = None
+    try:
+        mapping = _first_free(ioas, held, length, below, issue, failed)
+    finally:
+        if mapping is None:
+            ioctls.release(held)
+    return mapping
 
 
 def _first_free(
@@ -189,8 +195,38 @@ def map_pieces(ioas: IOAS, held: View, pieces: array[int], flags: int) -> DMAMap
         if not counted:  # a signal handler raised: the number at the end says how far the call had come
             mappings.extend(part[: 3 * part[-1]])
         mappings.unmap()
+        let_go(ioas, mappings, held)
         raise
     return mappings
+
+
+def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> array[int]:
+    """What `IOAS.map_many` was given for a memory of that size in bytes, as `map_pieces` takes it.
+
+    Raises:
+        TypeError, ValueError: It is nothing of the kind.
+    """
+    numbers = array("Q")
+    for offset, length, iova in pieces:
+        # Not those of NumPy, which overflow.
+        offset, length = operator.index(offset), operator.index(length)
+        if not 0 <= offset <= size or not 0 < length <= size - offset:
+            raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
+        if iova is not None and not 0 <= operator.index(iova) < U64_MAX:
+            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+        numbers.extend((offset, length, FAILED if iova is None else iova))
+    if not numbers:
+        raise ValueError("there is no piece to map")
+    return numbers
+
+
+def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
+    """Let go of memory that was not mapped: the traceback of the exception would keep it held.
+
+    In one cycle of garbage with a memoryview it would be, say, where CPython 3.11 crashes (gh-77894).
+    """
+    if mapping not in ioas.table:
+        ioctls.release(held)
 
 
 def map_failed(ioas: IOAS, code: int, held: View, length: int, iova: int | None, offset: int = 0) -> Exception:

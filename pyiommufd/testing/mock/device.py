@@ -115,7 +115,10 @@ class MockDevice(Device):
             raise ValueError(
                 f"address {address:#x}, length {length:#x} and iova {iova:#x} have to be multiples of 2 KiB"
             )
-        return holds(lambda: commands.md_check_map(self.fileno(), self.hwpt_id(), iova, length, address))
+        try:
+            return holds(lambda: commands.md_check_map(self.fileno(), self.hwpt_id(), iova, length, address))
+        finally:
+            ioctls.release(held)
 
     def on(self, hwpt_id: int | None, pasid: int | None = None) -> bool:
         """Whether its DMA with a PASID is by this page table; None: by none (PASID_CHECK_HWPT).

@@ -121,7 +121,10 @@ class MockIOMMUFD(IOMMUFD):
         """
         held = from_buffer(CHAR_ARRAY, memory, False)
         address, length = ioctls.address(held), len(held)
-        return holds(lambda: commands.md_check_refs(self.fileno(), address, length, times), errno.EIO)
+        try:
+            return holds(lambda: commands.md_check_refs(self.fileno(), address, length, times), errno.EIO)
+        finally:
+            ioctls.release(held)
 
     def iotlb_holds(self, hwpt_id: int, entry: int, value: int) -> bool:
         """Whether an entry of a nested page table's I/O TLB has a value (MD_CHECK_IOTLB); 0 once it was invalidated.

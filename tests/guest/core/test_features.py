@@ -80,11 +80,9 @@ def test_page_tables_that_the_iommu_lacks_are_named(
 
 
 def test_an_explicit_page_table_moves_data(device: Device, edu: EduDriver, ioas: IOAS, buffer: DMABuffer) -> None:
-    with device.alloc_hwpt(ioas) as hwpt:
-        device.attach(hwpt)
-        ioas.map(buffer, iova=IOVA)
-        buffer[:4] = b"HWPT"
-        edu.copy_in(IOVA, 4)
-        edu.copy_out(IOVA + 64, 4)
-        assert buffer[64:68] == b"HWPT"
-        device.detach()
+    device.attach(device.alloc_hwpt(ioas))
+    ioas.map(buffer, iova=IOVA)
+    buffer[:4] = b"HWPT"
+    edu.copy_in(IOVA, 4)
+    edu.copy_out(IOVA + 64, 4)
+    assert buffer[64:68] == b"HWPT"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import os
 import resource
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -461,3 +463,40 @@ def test_limit_on_locked_memory(
     assert code == "ENOMEM"
     assert f"locked memory is limited to {2 * PAGE:#x} bytes" in text
     assert "ulimit -l" in text
+
+
+def test_memory_of_a_failed_map_is_let_go(ioas: IOAS) -> None:
+    """Also while the exception, with the frames of its traceback, is kept."""
+    ioas.map(DMABuffer(PAGE), iova=IOVA)
+    kept = []
+    wrong: list[dict[str, Any]] = [{"iova": IOVA}, {"iova": 1 << 64}, {"below": PAGE}, {"iova": 17}]
+    for arguments in wrong:
+        buffer = DMABuffer(PAGE)
+        with pytest.raises((IoctlError, ValueError)) as caught:
+            ioas.map(buffer, **arguments)
+        kept.append(caught)
+        buffer.close()
+    buffer = DMABuffer(2 * PAGE)
+    for pieces in ([(0, PAGE, 2 * IOVA), (PAGE, PAGE, IOVA)], [(0, 3 * PAGE, None)], []):
+        with pytest.raises((IoctlError, ValueError)) as caught:
+            ioas.map_many(buffer, pieces)
+        kept.append(caught)
+    buffer.close()
+
+
+def test_what_is_dropped_with_its_memory_is_collected(in_child: Callable[[Callable[[], Any]], Any]) -> None:
+    """A memoryview and what holds it, in one cycle of garbage: some CPythons crash there (gh-77894)."""
+
+    def child() -> int:
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(20):
+            iommufd = IOMMUFD()
+            view = memoryview(DMABuffer(2 * PAGE))
+            iommufd.alloc_ioas().map(view[:PAGE])
+            cycle: list[Any] = [view, iommufd]
+            cycle.append(cycle)
+            del iommufd, view, cycle
+            gc.collect()
+        return 20
+
+    assert in_child(child) == 20
