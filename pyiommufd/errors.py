@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno as errno_module
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -251,6 +252,17 @@ _BY_ERRNO: dict[int, type[IoctlError]] = {
 }
 
 
+_explain: Callable[[str, int], tuple[Cause, ...]] | None = None
+
+
+def explain_with(function: Callable[[str, int], tuple[Cause, ...]]) -> None:
+    """Have a function say what is behind a request and an errno where whoever raises knows no better."""
+    global _explain
+    _explain = function
+
+
 def ioctl_error(request: str, errno: int, target: str = "", causes: tuple[Cause, ...] = ()) -> IoctlError:
     """The exception for an errno: the one place where the two meet."""
+    if not causes and _explain is not None:
+        causes = _explain(request, errno)
     return _BY_ERRNO.get(errno, IoctlError)(request, errno, target, causes)

@@ -24,6 +24,7 @@ from tests.runs import Run, check, here, in_guest, title
 GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
     "guest tests, fixtures": ["tests/guest/testing"],
+    "guest tests, commands": ["tests/guest/cli", "tests/guest/diagnose"],
 }
 LONG_GUEST_TESTS = {"guest tests, stress": ["tests/guest/stress"]}
 CHECKS = (

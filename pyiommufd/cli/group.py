@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
+import os
+import sys
+from typing import Any
 
 import click
 
+from pyiommufd.cli.status import status_of
+from pyiommufd.errors import IOMMUFDError
+
 COMMANDS = {
+    "check": "pyiommufd.cli.check:check",
+    "list": "pyiommufd.cli.list:list_command",
+    "show": "pyiommufd.cli.show:show",
+    "groups": "pyiommufd.cli.groups:groups",
+    "holders": "pyiommufd.cli.holders:holders",
+    "topology": "pyiommufd.cli.topology:topology",
+    "caps": "pyiommufd.cli.caps:caps",
+    "explain": "pyiommufd.cli.explain:explain",
+    "watch": "pyiommufd.cli.watch:watch",
     "guest": "pyiommufd.cli.guest:guest",
+    "man": "pyiommufd.cli.man:man",
 }
 """The commands by name: where each is, as module and attribute."""
 
@@ -29,15 +44,39 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)  # noqa: S101 - COMMANDS is ours
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what pyiommufd raises becomes a message and the exit status."""
+        try:
+            return super().invoke(ctx)
+        except IOMMUFDError as error:
+            click.echo(f"{ctx.command_path} {ctx.invoked_subcommand}: {error}", err=True)
+            sys.exit(status_of(error))
 
-def _version() -> str:
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if not value or ctx.resilient_parsing:
+        return
+    # Here: it takes longer to import than most commands take to run.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return version("pyiommufd")
+        number = version("pyiommufd")
     except PackageNotFoundError:
-        return "unknown (not installed)"
+        number = "unknown (not installed)"
+    click.echo(f"pyiommufd, version {number}")
+    ctx.exit()
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version(), prog_name="pyiommufd")
-def cli() -> None:
-    """Linux's iommufd: see IOMMU groups, claim devices, hand them on, test in a guest."""
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version."
+)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Linux's iommufd: see IOMMU groups, claim devices, hand them on, test in a guest.
+
+    Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 this machine lacks something.
+    """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False

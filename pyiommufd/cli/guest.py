@@ -14,12 +14,11 @@ from typing import BinaryIO
 
 import click
 
+from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
 from pyiommufd.testing.guest import Guest
 from pyiommufd.testing.machine import IOMMU_KINDS, RawDevice
 
-FAILED = 1
-MISSING = 3
 COULD_NOT_START = 125
 """The exit status where the command has none of its own: the guest did not start, died, or ran out of time."""
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from ..errors import Cause, GroupConflictError, IoctlError, ioctl_error
 from ..host.devices import HostDevice
+from ..host.groups import Group
+from .rows import Row, Rows, Subject
 
 REQUEST = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 
@@ -39,12 +41,7 @@ def attach_error(
 def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence[str]) -> tuple[Cause, ...]:
     which = "; ".join(mappings[:8]) + (" …" if len(mappings) > 8 else "")
     if code == errno.EADDRINUSE:
-        group = device.group
-        regions = ", ".join(
-            f"{region.start:#x}..{region.last:#x} ({region.type})"
-            for region in (group.reserved_regions if group is not None else ())
-            if region.type != "direct-relaxable"
-        )
+        regions = _reserved_regions(device.group)
         return (
             Cause(
                 f"a mapping or an allowed range of {wanted} lies where this device cannot reach or must not map",
@@ -87,3 +84,70 @@ def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence
             ),
         )
     return ()
+
+
+def _reserved_regions(group: Group | None) -> str:
+    return ", ".join(
+        f"{region.start:#x}..{region.last:#x} ({region.type})"
+        for region in (group.reserved_regions if group is not None else ())
+        if region.type != "direct-relaxable"
+    )
+
+
+def _peers_held(subject: Subject) -> tuple[Cause, ...] | None:
+    peers = [member for member in subject.members if member != subject.device]
+    held = subject.others(*peers)
+    if not held:
+        return None if peers else ()
+    return tuple(
+        Cause(
+            "a peer of the same IOMMU group may be attached to another page table",
+            str(holder),
+            "attach to the same page table, or detach that peer first",
+        )
+        for holder in held
+        if "/devices/" in holder.node
+    )
+
+
+def _reserved(subject: Subject) -> tuple[Cause, ...] | None:
+    where = _reserved_regions(subject.group)
+    if not where:
+        return None
+    return (Cause("a mapping lies where this device must not map, or cannot reach", f"reserved: {where}", _ELSEWHERE),)
+
+
+_ELSEWHERE = "map after the attach, or elsewhere: IOAS.iova_ranges() says where once a device is attached"
+_PINS = "which the first attach does"
+
+ATTACH: Rows = {
+    (REQUEST, errno.EINVAL): (
+        Row("a peer of the same IOMMU group is attached to another page table",
+            "attach to the same page table, or detach that peer first", _peers_held),
+        Row("what is mapped does not fit the device: off page boundaries, or of a file past its end",
+            "map whole pages; of a file no more than it has"),
+        Row("the page table was made for another IOMMU", "make one for this device: alloc_hwpt"),
+        Row("the PASID is more than the device has, or the page table was not made for PASIDs",
+            "choose a PASID below 2 ** hw_info().pasid_width; allocate the page table for PASIDs"),
+        Row("the id is that of neither an address space nor a page table", "attach to an IOAS or HWPT"),
+    ),
+    (REQUEST, errno.EADDRINUSE): (
+        Row("a mapping or an allowed range is in a reserved region, such as that of MSIs, or out of the IOMMU's reach",
+            _ELSEWHERE, _reserved),
+        Row("a mapping is not aligned to the IOMMU's pages", "map whole pages of the IOMMU: iova_ranges has its size"),
+    ),
+    (REQUEST, errno.ENOENT): (Row("there is no object of that id", "attach to one that is not closed yet"),),
+    (REQUEST, errno.ENOMEM): (
+        Row(f"mapped memory could not be pinned, {_PINS}: the limit on locked memory, or memory itself",
+            "raise the limit on locked memory (ulimit -l), or map less"),
+    ),
+    (REQUEST, errno.EFAULT): (
+        Row(f"mapped memory cannot be pinned for this access, {_PINS}",
+            "map read-only memory with writeable=False; device registers cannot be mapped this way"),
+    ),
+    (REQUEST, errno.EOPNOTSUPP): (Row("the device's driver has no PASIDs", "attach without pasid="),),
+    (REQUEST, errno.EBUSY): (
+        Row("a driver in the kernel uses the group's page tables", "end the use of shared virtual addressing (PASIDs)"),
+    ),
+}  # fmt: skip
+"""Every reason for a refused attach, for those who do not know what was attached where."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from ..errors import Cause, GroupNotViableError, IoctlError, ioctl_error
-from ..host import sysfs
 from ..host.devices import HostDevice
-from ..host.groups import Group
-from ..host.holders import Holder, holders
+from ..host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
+from ..uapi import ioctls
+from .rows import Row, Rows, Subject, causes_found
 
 REQUEST = "VFIO_DEVICE_BIND_IOMMUFD"
+
+_REMAP = (
+    "turn interrupt remapping on (firmware; for QEMU's intel-iommu: intremap=on), or accept the risk: "
+    "echo 1 > /sys/module/iommufd/parameters/allow_unsafe_interrupts"
+)
+_NO_ISOLATION = "the platform does not isolate the interrupts of devices from each other"
+_BOUND = "this fd is bound already"
+_ANEW = "use what it is bound as, or close that and open the node anew"
+_ONE_IOMMUFD = "bind all devices of a group to one iommufd, or end that use"
 
 
 def bind_error(code: int, device: HostDevice, fd: int) -> IoctlError:
@@ -23,86 +31,128 @@ def bind_error(code: int, device: HostDevice, fd: int) -> IoctlError:
         fd: The cdev's fd that it was to be bound through, which is no other user of the device.
     """
     group = device.group
+    found, possible = causes_found(BIND.get((REQUEST, code), ()), Subject(device, group, fd))
+    causes = found or possible
     blockers = group.blockers if group is not None and code == errno.EPERM else ()
-    found: tuple[Cause, ...] = ()
-    if group is not None and code == errno.EPERM:
-        found = tuple(_not_permitted(device, group, fd))
-    elif group is not None and code == errno.EINVAL:
-        found = tuple(_invalid(device, group, fd))
-    elif group is not None and code == errno.EBUSY:
-        found = tuple(_busy(group, fd))
-    elif code == errno.EACCES:
-        found = (
-            Cause(
-                "the VF token is missing or wrong",
-                "the physical function is driven by a vfio driver",
-                "bind with token= as set by the driver of the physical function",
-            ),
-        )
     if blockers:
-        return GroupNotViableError(REQUEST, code, device.name, found, blockers=blockers)
-    return ioctl_error(REQUEST, code, device.name, found)
+        return GroupNotViableError(REQUEST, code, device.name, causes, blockers=blockers)
+    return ioctl_error(REQUEST, code, device.name, causes)
 
 
-def _others(devices: tuple[HostDevice, ...], fd: int) -> list[Holder]:
-    own = f"fd {fd}"
-    return [h for h in holders(*devices) if not (h.pid == os.getpid() and h.how == own)]
-
-
-def _not_permitted(device: HostDevice, group: Group, fd: int) -> list[Cause]:
-    causes = [
+def _unsafe_drivers(subject: Subject) -> tuple[Cause, ...]:
+    if subject.group is None:
+        return ()
+    members = ", ".join(member.name for member in subject.members)
+    return tuple(
         Cause(
             f"{member.name} is in the same IOMMU group and on the host driver {member.driver}",
-            f"IOMMU group {group.id}: {', '.join(d.name for d in group.devices)}",
-            f"claim the group: plan_claim([{device.name!r}]).apply()",
+            f"IOMMU group {subject.group.id}: {members}",
+            f"claim the group: plan_claim([{subject.device.name!r}]).apply()",
         )
-        for member in group.blockers
-    ]
-    causes += [
-        Cause(
-            "the group may be owned by another iommufd, or through its legacy node",
-            str(holder),
-            "bind all devices of a group to one iommufd, or end that use",
-        )
-        for holder in _others(group.devices, fd)
-    ]
-    unsafe = sysfs.read(sysfs.SYS / "module/iommufd/parameters/allow_unsafe_interrupts")
-    if not causes and unsafe in ("N", "0"):
-        causes.append(
-            Cause(
-                "the platform does not isolate the interrupts of devices from each other",
-                "no other cause was found, and iommufd.allow_unsafe_interrupts is 0",
-                "turn interrupt remapping on (firmware; for QEMU's intel-iommu: intremap=on), or accept the risk: "
-                "echo 1 > /sys/module/iommufd/parameters/allow_unsafe_interrupts",
-            )
-        )
-    return causes
+        for member in subject.group.blockers
+    )
 
 
-def _invalid(device: HostDevice, group: Group, fd: int) -> list[Cause]:
-    causes = [
-        Cause(
-            "the device is open through another fd as well",
-            str(holder),
-            "close that one; bind takes the only one",
-        )
-        for holder in _others((device,), fd)
-    ]
-    causes += [
+def _interrupts_seen(subject: Subject) -> tuple[Cause, ...]:
+    del subject
+    if unsafe_interrupts_allowed() is not False or interrupts_isolated() is not False:
+        return ()
+    seen = "/proc/interrupts has no remapped controller, and iommufd.allow_unsafe_interrupts is 0"
+    return (Cause(_NO_ISOLATION, seen, _REMAP),)
+
+
+def _seen_at_once(subject: Subject) -> tuple[Cause, ...]:
+    # The kernel asks for the interrupts before it looks at the group.
+    return _interrupts_seen(subject) + _unsafe_drivers(subject)
+
+
+def _interrupts_by_elimination(subject: Subject) -> tuple[Cause, ...] | None:
+    # What /proc/interrupts shows is not all that iommufd asks.
+    if unsafe_interrupts_allowed() is not False or interrupts_isolated() is False:
+        return ()
+    if subject.fd is None:
+        return None  # what was in the way may be gone by now
+    if subject.group is None or subject.group.blockers or subject.others(*subject.members):
+        return ()
+    seen = "no other cause was found, and iommufd.allow_unsafe_interrupts is 0"
+    return (Cause(_NO_ISOLATION, seen, _REMAP),)
+
+
+def _other_owner(subject: Subject) -> tuple[Cause, ...]:
+    return tuple(
+        Cause("the group may be owned by another iommufd, or through its legacy node", str(holder), _ONE_IOMMUFD)
+        for holder in subject.others(*subject.members)
+    )
+
+
+def _bound_already(subject: Subject) -> tuple[Cause, ...] | None:
+    if subject.fd is None:
+        return None
+    try:
+        # The kernel answers this to a bound fd only.
+        ioctls.device_info(subject.fd)
+    except IoctlError:
+        return ()
+    return (Cause(_BOUND, f"fd {subject.fd} answers VFIO_DEVICE_GET_INFO", _ANEW),)
+
+
+def _open_elsewhere(subject: Subject) -> tuple[Cause, ...]:
+    return tuple(
+        Cause("the device is open through another fd as well", str(holder), "close that one; bind takes the only one")
+        for holder in subject.others(subject.device)
+    )
+
+
+def _firmware(subject: Subject) -> tuple[Cause, ...]:
+    group = subject.group
+    return tuple(
         Cause(
             "firmware wants addresses of this group mapped one to one",
-            f"reserved region {region.start:#x}..{region.last:#x} of type direct, IOMMU group {group.id}",
+            f"reserved region {region.start:#x}..{region.last:#x} of type direct, group {subject.device.group_id}",
             "the device cannot be given to user space, unless firmware can be told otherwise",
         )
-        for region in group.reserved_regions
+        for region in (group.reserved_regions if group is not None else ())
         if region.type == "direct"
-    ]
-    return causes
+    )
 
 
-def _busy(group: Group, fd: int) -> list[Cause]:
-    return [
+def _legacy(subject: Subject) -> tuple[Cause, ...]:
+    return tuple(
         Cause("the group is in use through its legacy node", str(holder), "end that use")
-        for holder in _others(group.devices, fd)
+        for holder in subject.others(*subject.members)
         if "/devices/" not in holder.node
-    ]
+    )
+
+
+BIND: Rows = {
+    (REQUEST, errno.EPERM): (
+        Row("a member of the IOMMU group is on a host driver", "claim the group: plan_claim([DEVICE]).apply()",
+            _seen_at_once),
+        Row("the group is owned by another iommufd", _ONE_IOMMUFD, _other_owner),
+        Row(_NO_ISOLATION, _REMAP, _interrupts_by_elimination),
+    ),
+    (REQUEST, errno.EINVAL): (
+        Row(_BOUND, _ANEW, _bound_already),
+        Row("the device is open through another fd as well", "close that one; bind takes the only one",
+            _open_elsewhere),
+        Row("firmware wants addresses of the group mapped one to one",
+            "the device cannot be given to user space, unless firmware can be told otherwise", _firmware),
+        Row("a VF token was given for a device without SR-IOV, or for a VF whose PF is on no vfio driver",
+            "bind without token="),
+        Row("the fd came from the legacy group interface", "open /dev/vfio/devices/vfioN"),
+    ),
+    (REQUEST, errno.EBUSY): (
+        Row("the group is in use through its legacy node", "end that use", _legacy),
+        Row("a driver in the kernel uses the group's page tables", "end the use of shared virtual addressing (PASIDs)"),
+        Row("a reset of the device is under way", "try again"),
+    ),
+    (REQUEST, errno.EACCES): (
+        Row("the VF token is missing or wrong: its physical function is on a vfio driver",
+            "bind with token= as set by the driver of the physical function"),
+    ),
+    (REQUEST, errno.ENODEV): (Row("the device is being removed, or its driver unloaded", "look the device up anew"),),
+    (REQUEST, errno.EAGAIN): (Row("the device could not be reset at once: its bus is in use", "try again"),),
+    (REQUEST, errno.EBADF): (Row("the iommufd's fd is closed", "give the fd of an open /dev/iommu"),),
+    (REQUEST, errno.EBADFD): (Row("the fd is not that of an iommufd", "give the fd of an open /dev/iommu"),),
+}  # fmt: skip
+"""Every reason for a refused bind."""

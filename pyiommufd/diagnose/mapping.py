@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Cause, IoctlError, ioctl_error
-from ..host import sysfs
+from .memory import memory_cause
 
 
 def map_error(
@@ -44,9 +43,7 @@ def map_error(
             "",
             "map read-only memory with writeable=False; device registers cannot be mapped this way",
         ),
-        errno.ENOMEM: Cause(
-            "the memory could not be pinned", _memlock(), "raise the limit on locked memory (ulimit -l)"
-        ),
+        errno.ENOMEM: memory_cause(),
     }
     cause = by_errno.get(code)
     return ioctl_error(request, code, target, () if cause is None else (cause,))
@@ -75,7 +72,8 @@ def map_file_error(
             file_cause = Cause("this is no memfd and no file of hugetlbfs", what, "use DMABuffer(size, memfd=True)")
             causes = (file_cause, *causes)
         elif size is not None and end > size:
-            causes = (Cause(f"the range ends at {end:#x}, after the end of the file", f"{what} has {size:#x} bytes"),)
+            seen = f"{what} has {size:#x} bytes"
+            causes = (Cause(f"the range ends at {end:#x}, after the end of the file", seen, "map no more than it has"),)
     return ioctl_error(error.request, code, error.target, causes)
 
 
@@ -92,7 +90,7 @@ def change_process_error(code: int, of_memory: Sequence[str]) -> IoctlError:
             ),
         )
     elif code == errno.ENOMEM:
-        causes = (Cause("this process may not lock so much", _memlock(), "raise the limit (ulimit -l)"),)
+        causes = (memory_cause(),)
     return ioctl_error("IOMMU_IOAS_CHANGE_PROCESS", code, "", causes)
 
 
@@ -108,12 +106,3 @@ def _file(file: int) -> tuple[str, int | None]:
 
 def _of_memory(what: str) -> bool:
     return "/memfd:" in what or "/dev/hugepages" in what
-
-
-def _memlock() -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft:#x} bytes"
-    status = sysfs.read(Path("/proc/self/status")) or ""
-    pinned = [line.split(None, 1)[1] for line in status.splitlines() if line.startswith("VmPin:")]
-    text = f"locked memory is limited to {limit}; other processes of this user count too"
-    return f"{text}; this process has pinned {pinned[0]}" if pinned else text

@@ -10,6 +10,7 @@ from ..errors import Cause
 from ..host import sysfs
 from ..host.devices import HostDevice
 from ..host.holders import holders
+from .rows import Row, Rows
 
 
 def open_iommufd_causes(code: int, path: str) -> tuple[Cause, ...]:
@@ -80,3 +81,24 @@ def _permission_causes(code: int, path: str) -> tuple[Cause, ...]:
             "run as root, have a udev rule give the node to this user, or take an open fd from a process that may",
         ),
     )
+
+
+NODES: Rows = {
+    ("open", errno.ENOENT): (
+        Row("the device is not on a vfio driver, or the kernel has no iommufd", "claim it; pyiommufd check"),
+        Row("the node is not here", "in a container, pass /dev/iommu and /dev/vfio/devices in"),
+    ),
+    ("open", errno.EBUSY): (Row("it is open elsewhere", "end that use: pyiommufd holders DEVICE shows it"),),
+    ("open", errno.EACCES): (
+        Row("this user may not open the node", "run as root, or have a udev rule give the node to this user"),
+    ),
+    ("open", errno.EPERM): (
+        Row("devices without an IOMMU are for CAP_SYS_RAWIO only", "run as root"),
+        Row("the container may not use the device", "allow it: as --device of docker and podman does"),
+    ),
+    ("open", errno.ENODEV): (
+        Row("the device is being removed, or the module has no device for the node", "look the device up anew"),
+    ),
+    ("open", errno.ENXIO): (Row("no driver is behind the node", "modprobe iommufd, or vfio-pci"),),
+}  # fmt: skip
+"""Every reason for a node that could not be opened."""

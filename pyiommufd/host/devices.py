@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -100,28 +101,36 @@ def from_sys_path(path: Path) -> HostDevice:
     Raises:
         DeviceNotFoundError: There is no such folder, or it is no device's.
     """
-    subsystem = sysfs.link_name(path / "subsystem")
+    return _read(path.resolve(), path.name)
+
+
+def _read(path: Path, name: str) -> HostDevice:
+    """The device whose folder this is; the path has no symbolic link in it."""
+    # Text rather than Path below: it is what an enumeration of thousands spends its time on.
+    at = f"{path}/"
+    subsystem = sysfs.link_name(at + "subsystem")
     if subsystem is None:
         raise DeviceNotFoundError(f"there is no device at {path}")
-    group = sysfs.link_name(path / "iommu_group")
-    node = sysfs.read(path / "numa_node")
+    group = sysfs.link_name(at + "iommu_group")
+    node = sysfs.read(at + "numa_node")
+    on_vfio, cdev = _vfio(at + "vfio-dev")
     return HostDevice(
-        name=path.name,
+        name=name,
         subsystem=subsystem,
-        sys_path=path.resolve(),
-        vendor_id=_number(path / "vendor"),
-        device_id=_number(path / "device"),
-        class_code=_number(path / "class"),
-        driver=sysfs.link_name(path / "driver"),
+        sys_path=path,
+        vendor_id=_number(at + "vendor"),
+        device_id=_number(at + "device"),
+        class_code=_number(at + "class"),
+        driver=sysfs.link_name(at + "driver"),
         group_id=int(group) if group is not None and group.isdigit() else None,
         numa_node=int(node) if node is not None and node.isdigit() else None,
-        iommu=sysfs.link_name(path / "iommu"),
-        vfio_cdev=_vfio_cdev(path),
-        on_vfio=(path / "vfio-dev").is_dir(),
+        iommu=sysfs.link_name(at + "iommu"),
+        vfio_cdev=cdev,
+        on_vfio=on_vfio,
     )
 
 
-def _number(path: Path) -> int | None:
+def _number(path: str) -> int | None:
     text = sysfs.read(path)
     try:
         return None if text is None else int(text, 16)
@@ -129,11 +138,17 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _vfio_cdev(path: Path) -> str | None:
-    # The folder is there on a kernel without cdev support too; its `dev` file is not.
-    for number in (path / "vfio-dev").glob("vfio*/dev"):
-        return f"/dev/vfio/devices/{number.parent.name}"
-    return None
+def _vfio(folder: str) -> tuple[bool, str | None]:
+    """Whether a vfio driver has the device, and its node."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (hot in an enumeration)
+    except OSError:
+        return False, None
+    for name in names:
+        # The folder is there on a kernel without cdev support too; its `dev` file is not.
+        if name.startswith("vfio") and os.path.exists(f"{folder}/{name}/dev"):  # noqa: PTH110
+            return True, f"/dev/vfio/devices/{name}"
+    return True, None
 
 
 def _enumerate(subsystem: str, **match: str) -> Iterator[Any]:
@@ -163,7 +178,8 @@ def list_devices(subsystem: str | None = None) -> list[HostDevice]:
         devices = []
         for entry in _enumerate(bus):
             try:
-                device = from_sys_path(Path(entry.sys_path))
+                path = Path(entry.sys_path)  # udev's paths are those of /sys/devices, without links
+                device = _read(path, path.name)
             except DeviceNotFoundError:
                 continue  # unplugged since
             if bus == "pci" or device.group_id is not None:

@@ -106,6 +106,21 @@ def _driver_of_module(module: str) -> str | None:
     return None
 
 
+def module_file(module: str) -> str | None:
+    """The file of a module of the running kernel below ``/lib/modules``, or None where it has none (or it is built in).
+
+    Args:
+        module: Its name, with dashes or underscores.
+    """
+    wanted = module.replace("-", "_")
+    text = sysfs.read(Path("/lib/modules") / os.uname().release / "modules.dep") or ""
+    for line in text.splitlines():
+        path = line.partition(":")[0]
+        if path.rpartition("/")[2].partition(".")[0].replace("-", "_") == wanted:
+            return path
+    return None
+
+
 def load_driver(subsystem: str, driver: str) -> None:
     """Make sure that a driver is there, by modprobe where it is not.
 

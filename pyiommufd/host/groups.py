@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..errors import DeviceNotFoundError
 from . import sysfs
@@ -12,8 +13,6 @@ from .devices import HostDevice, from_sys_path
 # Drivers that do no DMA of their own: a member on one of them does not stop the group from being bound
 # (`driver_managed_dma` in Linux 7.3). pci-pf-stub and shpchp look alike and are not among them.
 SAFE_DRIVERS = frozenset({"pcieport", "pci-stub"})
-
-_GROUPS = sysfs.SYS / "kernel/iommu_groups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +65,10 @@ def is_safe(device: HostDevice) -> bool:
     return device.driver is None or device.driver in SAFE_DRIVERS or device.on_vfio
 
 
+def _folder() -> Path:
+    return sysfs.SYS / "kernel/iommu_groups"
+
+
 def find_group(group_id: int) -> Group:
     """The IOMMU group of that number, as it is now.
 
@@ -73,7 +76,7 @@ def find_group(group_id: int) -> Group:
         DeviceNotFoundError: There is no such group.
         TypeError: The number is not an int.
     """
-    path = _GROUPS / str(operator.index(group_id))
+    path = _folder() / str(operator.index(group_id))
     try:
         links = sorted((path / "devices").iterdir())
     except OSError:
@@ -98,10 +101,10 @@ def find_group(group_id: int) -> Group:
 
 def list_groups() -> list[Group]:
     """Every IOMMU group, by number; none where no IOMMU is in use."""
-    if not _GROUPS.is_dir():
+    if not _folder().is_dir():
         return []
     groups = []
-    for number in sorted(int(path.name) for path in _GROUPS.iterdir() if path.name.isdigit()):
+    for number in sorted(int(path.name) for path in _folder().iterdir() if path.name.isdigit()):
         try:
             groups.append(find_group(number))
         except DeviceNotFoundError:

@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 
 SYS = Path("/sys")
+PROC = Path("/proc")
+
+_PIECE = 1 << 18
 
 _log = logging.getLogger(__name__)
 
@@ -29,15 +32,26 @@ except OSError as error:
 """
 
 
-def read(path: Path) -> str | None:
+def read(path: Path | str) -> str | None:
     """The text of an attribute without its newline, or None where there is no such attribute."""
+    # Bare system calls: a look at a large machine is made of tens of thousands of these.
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        data = os.read(fd, _PIECE)
+        if data:  # the files of /proc and of modules come in pieces
+            while more := os.read(fd, _PIECE):
+                data += more
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return data.decode("utf-8", "replace").strip()
 
 
-def link_name(path: Path) -> str | None:
+def link_name(path: Path | str) -> str | None:
     """The last part of what a symbolic link points to, or None where there is no such link."""
     try:
         return os.path.basename(os.readlink(path))  # noqa: PTH119, PTH115 (hot in an enumeration)

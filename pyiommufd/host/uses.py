@@ -11,8 +11,6 @@ from ..errors import Refusal
 from . import sysfs
 from .devices import HostDevice
 
-_CLASS = sysfs.SYS / "class"
-
 
 def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     """Every use of the device that a claim would break: mounted filesystems, swap, the default route.
@@ -31,6 +29,10 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     for interface in sorted(interfaces & _default_routes()):
         found.append(Refusal(device.name, "default-route", f"the default route leaves by {interface}"))
     return tuple(found)
+
+
+def _class() -> Path:
+    return sysfs.SYS / "class"
 
 
 def _below(path: Path) -> Iterator[Path]:
@@ -53,7 +55,7 @@ def _block_devices(device: HostDevice) -> Iterator[str]:
             pending += [path.resolve() for path in folder.iterdir()]
         # With native multipath a namespace hangs below the NVMe subsystem, not below a controller.
         if folder.parent.name == "nvme" and (folder / "subsysnqn").exists():
-            for subsystem in (_CLASS / "nvme-subsystem").glob(f"*/{folder.name}"):
+            for subsystem in (_class() / "nvme-subsystem").glob(f"*/{folder.name}"):
                 pending += [path.resolve() for path in subsystem.parent.glob("nvme*n*") if (path / "dev").exists()]
         elif sysfs.link_name(folder / "subsystem") == "block":
             pending.append(folder)
@@ -73,7 +75,7 @@ def _block_devices(device: HostDevice) -> Iterator[str]:
 def _loops_on(disk: str) -> Iterator[Path]:
     """Loop devices whose file lies on a filesystem of this disk."""
     numbers = set(_numbers([disk]))
-    for path in (_CLASS / "block").glob("loop*/loop/backing_file"):
+    for path in (_class() / "block").glob("loop*/loop/backing_file"):
         backing = sysfs.read(path)
         if not backing:
             continue
@@ -88,7 +90,7 @@ def _loops_on(disk: str) -> Iterator[Path]:
 
 def _numbers(disks: Iterable[str]) -> Iterator[int]:
     for disk in disks:
-        text = sysfs.read(_CLASS / "block" / disk / "dev")
+        text = sysfs.read(_class() / "block" / disk / "dev")
         if text:
             major, minor = text.split(":")
             yield os.makedev(int(major), int(minor))

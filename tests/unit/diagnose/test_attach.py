@@ -49,7 +49,14 @@ def test_many_mappings_do_not_fill_the_screen() -> None:
     assert "…" in str(error)
 
 
-@pytest.mark.parametrize("code", [errno.ENODEV, errno.EBUSY, errno.ENOENT])
-def test_errno_is_kept_without_a_cause(code: int) -> None:
+@pytest.mark.parametrize("code", [errno.EBUSY, errno.ENOENT, errno.EOPNOTSUPP])
+def test_what_may_be_behind_it_where_nothing_is_known(code: int) -> None:
     error = attach_error(code, TARGET, "<IOAS 4>", [])
-    assert (error.errno, error.causes) == (code, ())
+    assert error.errno == code
+    assert error.causes
+    assert all(cause.fix and not cause.evidence for cause in error.causes)
+
+
+def test_errno_is_kept_without_a_cause() -> None:
+    error = attach_error(errno.ENODEV, TARGET, "<IOAS 4>", [])
+    assert (error.errno, error.causes) == (errno.ENODEV, ())

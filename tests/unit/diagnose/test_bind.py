@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import Group, GroupNotViableError, HostDevice, IoctlError
-from pyiommufd.diagnose import bind
+from pyiommufd.diagnose import bind, rows
 from pyiommufd.diagnose.bind import bind_error
 from pyiommufd.host.groups import ReservedRegion
 from pyiommufd.host.holders import Holder
@@ -28,7 +28,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A machine with a group of the test's choice, and holders."""
     state: dict[str, object] = {"group": Group(5, "DMA", (TARGET,), (MSI,)), "holders": ()}
     monkeypatch.setattr(HostDevice, "group", property(lambda device: state["group"]))
-    monkeypatch.setattr(bind, "holders", lambda *devices: state["holders"])
+    monkeypatch.setattr(rows, "holders", lambda *devices: state["holders"])
     return state
 
 
@@ -49,6 +49,25 @@ def test_owner_of_a_viable_group_is_named(machine: dict[str, object]) -> None:
     error = bind_error(errno.EPERM, TARGET, 9)
     assert not isinstance(error, GroupNotViableError)
     assert "4711 (qemu)" in error.causes[0].evidence
+
+
+def test_interrupts_that_are_not_remapped_come_first(
+    machine: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bind, "unsafe_interrupts_allowed", lambda: False)
+    for isolated, evidence in ((False, "/proc/interrupts"), (None, "no other cause"), (True, "no other cause")):
+        monkeypatch.setattr(bind, "interrupts_isolated", lambda known=isolated: known)
+        (cause,) = bind_error(errno.EPERM, TARGET, 9).causes
+        assert evidence in cause.evidence
+        assert "allow_unsafe_interrupts" in cause.fix
+    monkeypatch.setattr(bind, "interrupts_isolated", lambda: False)
+    machine["group"] = Group(5, "DMA", (TARGET, member("0000:02:03.0", "nvme")), ())
+    error = bind_error(errno.EPERM, TARGET, 9)
+    assert isinstance(error, GroupNotViableError)
+    assert ["interrupts" in cause.summary for cause in error.causes] == [True, False]
+    # Where they are allowed not to be isolated, that is no reason.
+    monkeypatch.setattr(bind, "unsafe_interrupts_allowed", lambda: True)
+    assert [cause.summary[:12] for cause in bind_error(errno.EPERM, TARGET, 9).causes] == ["0000:02:03.0"]
 
 
 def test_second_open_is_named(machine: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pyiommufd import AlreadyMappedError
 from pyiommufd.diagnose.mapping import map_error
+from pyiommufd.host import limits
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,9 @@ from pyiommufd.diagnose.mapping import map_error
         (errno.ENOMEM, "ulimit -l"),
     ],
 )
-def test_each_cause_says_what_helps(code: int, word: str) -> None:
+def test_each_cause_says_what_helps(code: int, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "has_capability", lambda number: False)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (0x3000, 0x3000))
     error = map_error(code, "IOMMU_IOAS_MAP", "<IOAS 1>", 0x1000, 0x5000, "0x0..0xffff", "0x5000..0x5fff")
     assert error.errno == code
     assert word in str(error)
@@ -36,15 +39,17 @@ def test_kind_of_error() -> None:
     assert "anywhere" in map_error(errno.EEXIST, "x", "y", 1, None, "").target
 
 
-def test_limit_is_in_the_evidence() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0x3000, hard))
-    try:
-        text = str(map_error(errno.ENOMEM, "IOMMU_IOAS_MAP", "<IOAS 1>", 0x1000, None, ""))
-    finally:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
-    assert "0x3000 bytes" in text
+def test_limit_is_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "has_capability", lambda number: False)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (0x3000, 0x3000))
+    (cause,) = map_error(errno.ENOMEM, "IOMMU_IOAS_MAP", "<IOAS 1>", 0x1000, None, "").causes
+    assert "0x3000 bytes" in cause.evidence
+    # It does not apply to those who may lock any amount.
+    monkeypatch.setattr(limits, "has_capability", lambda number: True)
+    (cause,) = map_error(errno.ENOMEM, "IOMMU_IOAS_MAP", "<IOAS 1>", 0x1000, None, "").causes
+    assert "0x3000" not in str(cause)
+    assert "too little" in cause.summary
 
 
 def test_errno_without_a_cause() -> None:
-    assert map_error(errno.EDEADLK, "IOMMU_IOAS_MAP", "<IOAS 1>", 1, None, "").causes == ()
+    assert map_error(errno.ENXIO, "IOMMU_IOAS_MAP", "<IOAS 1>", 1, None, "").causes == ()

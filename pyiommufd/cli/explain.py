@@ -1,0 +1,92 @@
+"""``pyiommufd explain``: what an errno of an ioctl means, on this machine."""
+
+from __future__ import annotations
+
+import errno as errno_module
+import os
+
+import click
+from click.shell_completion import CompletionItem
+
+from pyiommufd.cli import records
+from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.output import ReadingCommand, json_option, print_indented, print_json, waiting
+from pyiommufd.diagnose.explain import explain as find_causes
+from pyiommufd.diagnose.explain import find_errno, find_request, requests
+from pyiommufd.host.devices import find_device
+
+_KEYS = {
+    "request": "the kernel's name of the ioctl",
+    "errno": "the errno, a number",
+    "name": "its name",
+    "meaning": "what libc says of it",
+    "device": "the name of the device, or null",
+    "causes": "what may be behind it, the likeliest first",
+}
+
+
+class _Request(click.types.StringParamType):
+    name = "ioctl"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return find_request(value)
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        del ctx, param
+        return [CompletionItem(name) for name in requests() if incomplete.upper() in name.upper() and " " not in name]
+
+
+class _Errno(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    name = "errno"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else find_errno(value)
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        del ctx, param
+        return [CompletionItem(n) for n in sorted(errno_module.errorcode.values()) if n.startswith(incomplete.upper())]
+
+
+@click.command(cls=ReadingCommand)
+@click.argument("request", metavar="IOCTL", type=_Request())
+@click.argument("errno", metavar="ERRNO", type=_Errno())
+@click.argument("device", required=False, type=DeviceName())
+@json_option(_KEYS | records.nested("causes", records.CAUSE))
+def explain(request: str, errno: int, device: str | None, as_json: bool) -> None:
+    """Explain why the kernel answered IOCTL with ERRNO, the likeliest cause first, each with what helps.
+
+    IOCTL is the kernel's name or a part of it: VFIO_DEVICE_BIND_IOMMUFD, bind, attach, map, hwpt_alloc; open for a
+    node; sysfs-bind for a driver's bind in sysfs. ERRNO is a name or number. With DEVICE, what this machine shows now
+    comes first; what cannot be seen from outside follows.
+    """
+    target = None if device is None else find_device(device)
+    with waiting("looking at this machine"):
+        causes = find_causes(request, errno, target)
+    name = errno_module.errorcode.get(errno, str(errno))
+    if as_json:
+        print_json(
+            {
+                "request": request,
+                "errno": errno,
+                "name": name,
+                "meaning": os.strerror(errno),
+                "device": None if target is None else target.name,
+                "causes": [records.cause_record(cause) for cause in causes],
+            }
+        )
+        return
+    about = "" if target is None else f" on {target.name}"
+    click.echo(click.style(f"{request}{about}: {name} ({os.strerror(errno)})", bold=True))
+    if not causes:
+        click.echo("  no reason for this is known")
+    for number, cause in enumerate(causes, 1):
+        click.echo(f"{number:>3}. {cause.summary}")
+        for label, text in (("seen", cause.evidence), ("fix", cause.fix)):
+            if text:
+                print_indented(label, text, 5)

@@ -1,0 +1,53 @@
+"""``pyiommufd groups``: the IOMMU groups, and who stops one from being used."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pyiommufd.cli import records
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, style, waiting
+from pyiommufd.cli.status import MISSING
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.groups import Group, find_group, is_safe, list_groups
+from pyiommufd.host.pci_ids import pci_ids
+from pyiommufd.host.standing import Standing, standings
+
+
+@click.command(cls=ReadingCommand)
+@click.argument("numbers", nargs=-1, type=int, metavar="[GROUP]...")
+@click.option("--shared", is_flag=True, help="Only groups of several devices.")
+@json_option(records.GROUP)
+def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
+    """Show IOMMU groups: the devices that can only be passed through together.
+
+    A group is viable when no member is on a host driver. A claim makes it so. The addresses shown are those that
+    mappings have to avoid.
+    """
+    with waiting("looking at the groups"):
+        found = [find_group(number) for number in numbers] if numbers else list_groups()
+        chosen = [group for group in found if not shared or len(group.devices) > 1]
+        standing = standings(device for group in chosen for device in group.devices)
+    if as_json:
+        print_json([records.group_record(group, standing) for group in chosen])
+    elif chosen:
+        click.echo("\n".join(line for group in chosen for line in _lines(group, standing)))
+    if not found:
+        click.echo("pyiommufd groups: this machine has no IOMMU groups; pyiommufd check says why", err=True)
+        sys.exit(MISSING)
+
+
+def _lines(group: Group, standing: dict[HostDevice, Standing]) -> list[str]:
+    count = len(group.devices)
+    state = click.style("viable", fg="green") if group.viable else click.style("not viable", fg="yellow")
+    head = click.style(f"group {group.id}", bold=True)
+    lines = [f"{head}  {count} device{'s' if count != 1 else ''}, {group.type}, {state}"]
+    for device in group.devices:
+        words = [device.name, records.ids(device) or "", device.driver or "no driver", style(standing[device])]
+        if not is_safe(device):
+            words.append(click.style("blocks the group", fg="yellow"))
+        lines.append("  " + "  ".join([*words, pci_ids().describe(device)]).rstrip())
+    for region in group.reserved_regions:
+        lines.append(f"  reserved {region.start:#x}..{region.last:#x} ({region.type})")
+    return lines

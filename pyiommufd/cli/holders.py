@@ -1,0 +1,34 @@
+"""``pyiommufd holders``: which processes keep a device from being bound, unbound or unplugged."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from pyiommufd.cli import records
+from pyiommufd.cli.arguments import device_argument
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, waiting
+from pyiommufd.host.devices import find_device
+from pyiommufd.host.holders import holders as find_holders
+
+
+@click.command(cls=ReadingCommand)
+@device_argument
+@click.option("--group", "whole_group", is_flag=True, help="Of every member of its IOMMU group.")
+@json_option(records.HOLDER)
+def holders(device: str, whole_group: bool, as_json: bool) -> None:
+    """Show which processes hold DEVICE open: by its vfio node, its group's legacy node, or mapped registers.
+
+    Nothing is printed where nobody does. Only root sees other users' processes.
+    """
+    target = find_device(device)
+    group = target.group if whole_group else None
+    with waiting("looking at the processes"):
+        found = find_holders(*(group.devices if group is not None else [target]))
+    if as_json:
+        print_json([records.holder_record(holder) for holder in found])
+    elif found:
+        print_table(("PID", "COMMAND", "NODE", "BY"), ((h.pid, h.command, h.node, h.how) for h in found))
+    if os.geteuid() != 0:
+        click.echo("pyiommufd holders: other users' processes are not seen; run it as root", err=True)

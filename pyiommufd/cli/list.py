@@ -1,0 +1,93 @@
+"""``pyiommufd list``: the devices of this machine, and which of them can be claimed."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from pyiommufd.cli import records
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, waiting
+from pyiommufd.host.devices import SUBSYSTEMS, HostDevice, list_devices
+from pyiommufd.host.pci_ids import pci_ids
+from pyiommufd.host.standing import Standing, standings
+
+_IDS = re.compile(r"([0-9a-f]{4})?:([0-9a-f]{4})?")
+
+
+def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        if not _IDS.fullmatch(text.lower()):
+            raise click.BadParameter(f"{text} is no vendor:device, such as 8086:10fb, 8086: or :10fb", ctx, param)
+    return value
+
+
+@click.command("list", cls=ReadingCommand)
+@click.argument("ids", nargs=-1, metavar="[VENDOR:DEVICE]...", callback=_checked_ids)
+@click.option("--driver", "drivers", multiple=True, metavar="NAME", help="On this driver; none: on no driver.")
+@click.option("--group", "groups", multiple=True, type=int, metavar="N", help="In this IOMMU group.")
+@click.option("--bus", type=click.Choice(SUBSYSTEMS), help="On this bus.")
+@click.option(
+    "--standing",
+    "wanted",
+    multiple=True,
+    type=click.Choice([one.value for one in Standing]),
+    help="That stand so to a claim.",
+)
+@json_option(records.DEVICE)
+def list_command(
+    ids: tuple[str, ...],
+    drivers: tuple[str, ...],
+    groups: tuple[int, ...],
+    bus: str | None,
+    wanted: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List devices, with the IOMMU group and driver of each, and whether it can be claimed.
+
+    All PCI devices, and those of other buses that have an IOMMU group. Several options of one kind widen the choice,
+    different ones narrow it. In VENDOR:DEVICE either number may be left out.
+
+    \b
+    vfio            a vfio driver has it
+    claimable       a claim would take it, with its group
+    in-use          the host uses it, or a member of its group: disks, swap, the default route
+    bridge          a bridge, which vfio-pci does not take
+    no-group        no IOMMU covers it
+    no-vfio-driver  no vfio driver takes over devices of its bus
+    """  # noqa: D301 - click's mark for lines to keep
+    with waiting("looking at the devices"):
+        # Of all, also where some are shown: how one stands depends on its group.
+        found = standings(list_devices())
+
+    def chosen(device: HostDevice) -> bool:
+        return (
+            bus in (None, device.subsystem)
+            and (not drivers or (device.driver or "none") in drivers)
+            and (not groups or device.group_id in groups)
+            and (not wanted or found[device] in wanted)
+            and (not ids or any(_has_ids(device, text) for text in ids))
+        )
+
+    devices = [device for device in found if chosen(device)]
+    if as_json:
+        print_json([records.device_record(device, found[device]) for device in devices])
+        return
+    if not devices:
+        return
+    names = pci_ids()
+    print_table(
+        ("DEVICE", "ID", "DRIVER", "GROUP", "IOMMU", "STANDING", "NAME"),
+        (
+            (d.name, records.ids(d), d.driver, d.group_id, d.iommu, str(found[d]), names.describe(d) or None)
+            for d in devices
+        ),
+    )
+
+
+def _has_ids(device: HostDevice, text: str) -> bool:
+    vendor, _, number = text.lower().partition(":")
+    return vendor in ("", records.hexadecimal(device.vendor_id, 4)) and number in (
+        "",
+        records.hexadecimal(device.device_id, 4),
+    )

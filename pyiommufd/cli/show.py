@@ -1,0 +1,160 @@
+"""``pyiommufd show``: everything about one device."""
+
+from __future__ import annotations
+
+import click
+
+from pyiommufd.cli import records
+from pyiommufd.cli.arguments import device_argument
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, waiting
+from pyiommufd.host.details import DeviceDetails, device_details
+from pyiommufd.host.devices import find_device
+from pyiommufd.host.groups import is_safe
+from pyiommufd.host.pci_ids import pci_ids
+from pyiommufd.host.standing import standings
+
+_KEYS = (
+    records.DEVICE
+    | {
+        "class": "its class in words, or null",
+        "subsystem_vendor_id": "who made the board, or null",
+        "subsystem_device_id": "which board, or null",
+        "revision": "of the hardware, two hexadecimal digits, or null",
+        "driver_override": "the driver it was told to take, or null",
+        "aliases": "the PCI addresses that its DMA can carry",
+        "reset_methods": "how it can be reset, the first tried first",
+        "power_state": "D0, D3hot, D3cold …, or null",
+        "d3cold_allowed": "whether it may lose power while idle, or null",
+        "link": "speed and width of its link, or null",
+        "virtual_functions": "an object of `now` and `most`, or null",
+        "physical_function": "the device that it is a virtual function of, or null",
+        "regions": "its memory and I/O ports: index, start, size, kind",
+        "iommu_group": "its group, or null",
+        "holders": "who holds it or its group open",
+        "uses": "what the host does with it that a claim would break",
+        "plan": "what a claim would do, or null",
+        "no_plan": "why no claim can be planned, or empty",
+    }
+    | records.nested("iommu_group", records.GROUP)
+    | records.nested("holders", records.HOLDER)
+    | records.nested("uses", records.REFUSAL)
+    | {
+        "plan.moves": "each device that changes its driver: device, before, after",
+        "plan.companions": "the devices that go along",
+        "plan.refusals": "what speaks against it, as `uses`",
+    }
+)
+
+
+@click.command(cls=ReadingCommand)
+@device_argument
+@json_option(_KEYS)
+def show(device: str, as_json: bool) -> None:
+    """Show everything about DEVICE: hardware, group and who blocks it, resets, power, holders, what a claim would do.
+
+    DEVICE is a name such as 0000:02:01.0, 02:01.0 or 1234:11e8, or a path under /sys or /dev/vfio/devices.
+    """
+    with waiting("looking at the device"):
+        details = device_details(find_device(device))
+    if as_json:
+        print_json(_record(details))
+    else:
+        _print(details)
+
+
+def _record(details: DeviceDetails) -> records.Record:
+    device, group, plan = details.device, details.group, details.plan
+    standing = standings(group.devices) if group is not None else {}
+    functions = details.virtual_functions
+    return records.device_record(device, details.standing) | {
+        "class": None if device.class_code is None else pci_ids().device_class(device.class_code),
+        "subsystem_vendor_id": records.hexadecimal(details.subsystem_vendor_id, 4),
+        "subsystem_device_id": records.hexadecimal(details.subsystem_device_id, 4),
+        "revision": records.hexadecimal(details.revision, 2),
+        "driver_override": details.driver_override,
+        "aliases": list(details.aliases),
+        "reset_methods": list(details.reset_methods),
+        "power_state": details.power_state,
+        "d3cold_allowed": details.d3cold_allowed,
+        "link": details.link,
+        "virtual_functions": None if functions is None else {"now": functions[0], "most": functions[1]},
+        "physical_function": details.physical_function,
+        "regions": [
+            {"index": region.index, "start": f"{region.start:#x}", "size": region.size, "kind": region.kind}
+            for region in details.regions
+        ],
+        "iommu_group": None if group is None else records.group_record(group, standing),
+        "holders": [records.holder_record(holder) for holder in details.holders],
+        "uses": [records.refusal_record(refusal) for refusal in details.uses],
+        "plan": None
+        if plan is None
+        else {
+            "moves": [
+                {"device": move.device.name, "before": move.device.driver, "after": move.driver} for move in plan.moves
+            ],
+            "companions": [companion.name for companion in plan.companions],
+            "refusals": [records.refusal_record(refusal) for refusal in plan.refusals],
+        },
+        "no_plan": details.no_plan,
+    }
+
+
+def _print(details: DeviceDetails) -> None:
+    device, group, names = details.device, details.group, pci_ids()
+    kind = None if device.class_code is None else names.device_class(device.class_code)
+    board = ""
+    if details.subsystem_vendor_id is not None and details.subsystem_device_id is not None:
+        board = f"{details.subsystem_vendor_id:04x}:{details.subsystem_device_id:04x}"
+        board += f" {names.vendor(details.subsystem_vendor_id) or ''}".rstrip()
+    functions = details.virtual_functions
+    power = details.power_state
+    if power and details.d3cold_allowed is not None:
+        power += ", may lose power while idle" if details.d3cold_allowed else ", keeps power while idle"
+    if group is None:
+        about_group: list[tuple[str, object]] = [("group", "none: no IOMMU covers it; pyiommufd check says why")]
+    else:
+        members = tuple(
+            f"{member.name}  {member.driver or 'no driver'}{'' if is_safe(member) else '  blocks the group'}"
+            for member in group.devices
+        )
+        about_group = [
+            ("group", f"{group.id}, {group.type}, {'viable' if group.viable else 'not viable'}"),
+            ("members", members),
+            ("reserved", tuple(f"{r.start:#x}..{r.last:#x} ({r.type})" for r in group.reserved_regions)),
+        ]
+    print_pairs(
+        (
+            ("device", f"{device.name}  {names.describe(device)}".rstrip()),
+            ("standing", details.standing),
+            ("bus", device.subsystem),
+            ("ids", records.ids(device)),
+            ("class", f"{device.class_code:06x} {kind or ''}".rstrip() if device.class_code is not None else None),
+            ("board", board),
+            ("revision", records.hexadecimal(details.revision, 2)),
+            ("driver", device.driver or "none"),
+            ("driver_override", details.driver_override),
+            ("vfio node", device.vfio_cdev or ("none: this kernel has no cdevs" if device.on_vfio else None)),
+            ("NUMA node", device.numa_node),
+            ("IOMMU", device.iommu),
+            ("DMA aliases", tuple(details.aliases[1:])),
+            ("reset", " ".join(details.reset_methods) or "no method"),
+            ("power", power),
+            ("link", details.link),
+            ("virtual functions", f"{functions[0]} of {functions[1]}" if functions else None),
+            ("physical function", details.physical_function),
+            ("regions", tuple(f"{r.index}: {r.kind} {r.start:#x}, {_size(r.size)}" for r in details.regions)),
+            *about_group,
+            ("holders", tuple(map(str, details.holders)) or "none"),
+            ("used by the host", tuple(refusal.reason for refusal in details.uses)),
+            ("a claim would", tuple(line.strip() for line in details.plan.outline) if details.plan else None),
+            ("refused", tuple(map(str, details.plan.refusals)) if details.plan else None),
+            ("no claim", details.no_plan),
+        )
+    )
+
+
+def _size(size: int) -> str:
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << shift and not size % (1 << shift):
+            return f"{size >> shift} {unit}"
+    return f"{size} bytes"

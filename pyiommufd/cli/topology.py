@@ -1,0 +1,163 @@
+"""``pyiommufd topology``: the PCI tree with IOMMU groups, drivers and holders, in the terminal or as a picture."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from pyiommufd.cli import records
+from pyiommufd.cli.output import COLOURS, ReadingCommand, json_option, print_json, waiting
+from pyiommufd.cli.status import FAILED, MISSING
+from pyiommufd.cli.topology_dot import dot as describe
+from pyiommufd.host.pci_ids import pci_ids
+from pyiommufd.host.topology import GroupBox, Node, Topology, look_at_topology
+
+_KEYS = (
+    {"devices": "every device, a bridge before what is behind it", "groups": "the IOMMU groups, by number"}
+    | records.nested("devices", records.DEVICE)
+    | {
+        "devices.parent": "the bridge that it is behind, or its host bridge",
+        "devices.holders": "who holds it",
+    }
+    | records.nested("devices.holders", records.HOLDER)
+    | {
+        "groups.id": "its number",
+        "groups.iommus": "the IOMMUs that translate for it",
+        "groups.devices": "the names of its members",
+        "groups.takes": "the members that a claim of one of them would move",
+        "groups.refused": "whether such a claim is refused, the host using a member",
+        "groups.holders": "who holds its legacy node",
+    }
+    | records.nested("groups.holders", records.HOLDER)
+)
+
+
+@click.command(cls=ReadingCommand)
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw it; takes graphviz.")
+@click.option("--dot", "as_dot", is_flag=True, help="Print the picture's description in graphviz's language.")
+@json_option(_KEYS)
+def topology(svg: Path | None, as_dot: bool, as_json: bool) -> None:
+    """Show how the devices hang together: bridges, IOMMU groups, drivers, vfio nodes and who holds them.
+
+    Below the tree, or in the group's box, stands what a claim of one of the group's devices would take.
+    """
+    with waiting("looking at the devices"):
+        found = look_at_topology()
+    if as_json:
+        print_json(_record(found))
+    if as_dot:
+        click.echo(describe(found, pci_ids()), nl=False)
+    if svg is not None:
+        _draw(found, svg)
+    if not as_json and not as_dot and svg is None:
+        _print(found)
+
+
+def _draw(found: Topology, file: Path) -> None:
+    try:
+        import graphviz
+    except ModuleNotFoundError:
+        click.echo("pyiommufd topology: --svg needs graphviz: pip install 'pyiommufd[cli]'", err=True)
+        sys.exit(MISSING)
+    with waiting("drawing"):
+        try:
+            picture = graphviz.Source(describe(found, pci_ids())).pipe(format="svg")
+        except graphviz.ExecutableNotFound:
+            click.echo("pyiommufd topology: --svg needs the program dot: apt-get install graphviz", err=True)
+            sys.exit(MISSING)
+    try:
+        file.write_bytes(picture)
+    except OSError as error:
+        click.echo(f"pyiommufd topology: {file}: {error.strerror}", err=True)
+        sys.exit(FAILED)
+
+
+def _record(found: Topology) -> records.Record:
+    parents: dict[str, str] = {}
+    for root, nodes in found.roots.items():
+        for top in nodes:
+            parents[top.device.name] = root
+            for node in top.walk():
+                parents |= {child.device.name: node.device.name for child in node.children}
+    return {
+        "devices": [
+            records.device_record(node.device, node.standing)
+            | {
+                "parent": parents[node.device.name],
+                "holders": [records.holder_record(holder) for holder in node.holders],
+            }
+            for node in found.nodes()
+        ],
+        "groups": [
+            {
+                "id": group.id,
+                "iommus": list(group.iommus),
+                "devices": [device.name for device in group.devices],
+                "takes": [device.name for device in group.takes],
+                "refused": group.refused,
+                "holders": [records.holder_record(holder) for holder in group.holders],
+            }
+            for group in found.groups
+        ],
+    }
+
+
+def _print(found: Topology) -> None:
+    # rich takes longer to import than the other commands take to run.
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def line(node: Node) -> Text:
+        device = node.device
+        words = Text(device.name, style="bold")
+        if (ids := records.ids(device)) is not None:
+            words.append(f"  {ids}", style="dim")
+        if device.group_id is not None:
+            words.append(f"  [group {device.group_id}]", style="blue")
+        words.append(f"  {device.driver or 'no driver'}", style="" if device.driver else "dim")
+        words.append(f"  {node.standing}", style=COLOURS.get(node.standing, ""))
+        if device.vfio_cdev is not None:
+            words.append(f"  {device.vfio_cdev}")
+        for holder in node.holders:
+            words.append(f"  held by pid {holder.pid} ({holder.command})", style="magenta")
+        if name := pci_ids().describe(device):
+            words.append(f"  {name}", style="dim")
+        return words
+
+    def grow(tree: Tree, node: Node) -> None:
+        branch = tree.add(line(node))
+        for child in node.children:
+            grow(branch, child)
+
+    terminal = sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout,
+        width=None if terminal else 1000,  # off a terminal lines are not broken
+        color_system="auto" if terminal and not os.environ.get("NO_COLOR") else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for root, nodes in found.roots.items():
+        tree = Tree(Text(root, style="bold"))
+        for node in nodes:
+            grow(tree, node)
+        console.print(tree, no_wrap=True, crop=False, overflow="ignore")
+    for group in found.groups:
+        console.print(_group_text(group), soft_wrap=True)
+
+
+def _group_text(group: GroupBox) -> str:
+    text = f"group {group.id} ({', '.join(group.iommus) or 'no IOMMU named'}): "
+    if not group.takes:
+        text += "nothing for a claim to take"
+    else:
+        taken = ", ".join(f"{device.name} from {device.driver or 'no driver'}" for device in group.takes)
+        text += f"a claim takes {taken}{'; refused, as the host uses it' if group.refused else ''}"
+    for holder in group.holders:
+        text += f"; {holder}"
+    return text

@@ -1,0 +1,63 @@
+"""``pyiommufd watch``: devices that come, go and change drivers, as they do."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from pyiommufd.cli import records
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json_line
+from pyiommufd.host.devices import SUBSYSTEMS
+from pyiommufd.host.monitor import DeviceEvent, Monitor
+from pyiommufd.host.standing import standings
+
+_KEYS = {
+    "time": "seconds since 1970",
+    "action": "add, remove, bind, unbind, change …",
+    "subsystem": "the bus, or vfio-dev for a vfio node",
+    "name": "its name there",
+    "device": "the device as it is now, as `list` prints one (of a node: the one behind it), or null",
+}
+
+
+@click.command(cls=ReadingCommand)
+@click.option("--bus", "buses", multiple=True, type=click.Choice([*SUBSYSTEMS, "vfio-dev"]), help="Only of this bus.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="End after that time.")
+@json_option(_KEYS)
+def watch(buses: tuple[str, ...], count: int | None, timeout: float | None, as_json: bool) -> None:
+    """Watch devices and vfio nodes come, go and change drivers, until Ctrl-C. With --json: one object a line."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    seen = 0
+    with Monitor(buses or None) as monitor:
+        try:
+            while count is None or seen < count:
+                event = monitor.poll(None if deadline is None else max(deadline - time.monotonic(), 0))
+                if event is None:
+                    break
+                seen += 1
+                _show(event, as_json)
+        except KeyboardInterrupt:
+            pass  # the way to end it
+
+
+def _show(event: DeviceEvent, as_json: bool) -> None:
+    device, now = event.device, time.time()
+    if as_json:
+        record = None
+        if device is not None:
+            group = device.group
+            among = {device, *(group.devices if group is not None else ())}
+            record = records.device_record(device, standings(among)[device])
+        print_json_line(
+            {"time": now, "action": event.action, "subsystem": event.subsystem, "name": event.name, "device": record}
+        )
+        return
+    clock = time.strftime("%H:%M:%S", time.localtime(now))
+    words = [clock, f"{event.action:<7}", event.subsystem, event.name]
+    if device is not None:
+        words += [f"({device.name})"] if device.name != event.name else []
+        words.append(device.driver or "no driver")
+        words.append("no group" if device.group_id is None else f"group {device.group_id}")
+    click.echo("  ".join(words))

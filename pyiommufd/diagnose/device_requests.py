@@ -1,0 +1,100 @@
+"""Why a request to a bound device, or to its driver in sysfs, was refused (Linux 7.3: drivers/vfio, drivers/pci)."""
+
+from __future__ import annotations
+
+import errno
+
+from ..errors import Cause
+from ..host import sysfs
+from .rows import Row, Rows, Subject
+
+_RESET, _HOT, _HOT_INFO = "VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
+_IRQS, _FEATURE, _BIND, _UNBIND = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_FEATURE", "sysfs bind", "sysfs unbind"
+
+
+def _no_reset(subject: Subject) -> tuple[Cause, ...]:
+    methods = sysfs.read(subject.device.sys_path / "reset_method")
+    if methods:
+        return ()
+    summary = f"{subject.device.name} has no way to be reset"
+    return (Cause(summary, "its reset_method is missing or empty", "hot_reset() with its whole bus, or reboot"),)
+
+
+def _bridge(subject: Subject) -> tuple[Cause, ...]:
+    if not subject.device.is_bridge:
+        return ()
+    summary = f"{subject.device.name} is a bridge: vfio-pci takes none"
+    return (Cause(summary, f"class {subject.device.class_code or 0:06x}", "name a device behind it"),)
+
+
+def _no_group(subject: Subject) -> tuple[Cause, ...]:
+    if subject.group is not None:
+        return ()
+    summary = f"no IOMMU covers {subject.device.name}"
+    return (Cause(summary, "it has no iommu_group", "turn the IOMMU on; pyiommufd check says how"),)
+
+
+def _virtual_functions(subject: Subject) -> tuple[Cause, ...]:
+    count = sysfs.read(subject.device.sys_path / "sriov_numvfs")
+    if count in (None, "0"):
+        return ()
+    summary = f"{subject.device.name} has virtual functions"
+    return (Cause(summary, f"sriov_numvfs is {count}", "remove them first: echo 0 > sriov_numvfs"),)
+
+
+def _owned(subject: Subject) -> tuple[Cause, ...]:
+    return tuple(
+        Cause("the IOMMU group belongs to user space until its devices are closed", str(holder), "end that use")
+        for holder in subject.others(*subject.members)
+    )
+
+
+def _no_match(subject: Subject) -> tuple[Cause, ...] | None:
+    override = sysfs.read(subject.device.sys_path / "driver_override")
+    if override in (None, "", "(null)"):
+        return None
+    summary = f"{subject.device.name} takes the driver {override} only"
+    return (Cause(summary, f"driver_override is {override}", "bind that one, or clear driver_override"),)
+
+
+_NOT_BOUND = Row("the device is not bound yet: until then the kernel answers nothing else", "IOMMUFD.bind() it first")
+
+DEVICE: Rows = {
+    ("VFIO_DEVICE_GET_INFO", errno.EINVAL): (_NOT_BOUND,),
+    ("VFIO_DEVICE_GET_REGION_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such region", "see its info()")),
+    ("VFIO_DEVICE_GET_IRQ_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such interrupt", "see its info()")),
+    (_RESET, errno.EINVAL): (Row("the device has no way to be reset", "hot_reset(), or reboot", _no_reset),),
+    (_HOT, errno.EINVAL): (
+        Row("a device that would be reset too is not owned by this iommufd, or on no vfio driver",
+            "claim and bind all of them: those without a driver count"),
+    ),
+    (_HOT, errno.ENODEV): (Row("neither its slot nor its bus can be reset", "reset(), or reboot"),),
+    (_HOT, errno.EBUSY): (Row("another reset is under way", "try again"),),
+    (_HOT_INFO, errno.ENOSPC): (Row("there are more devices than room was given for", "ask again with that count"),),
+    (_HOT_INFO, errno.EAGAIN): (Row("devices came or went meanwhile", "ask again"),),
+    (_HOT_INFO, errno.ENODEV): (Row("neither its slot nor its bus can be reset", "reset(), or reboot"),),
+    (_IRQS, errno.EINVAL): (
+        Row("interrupts of another type are on", "turn those off first"),
+        Row("more were asked for than the type has", "ask for no more than its count"),
+    ),
+    (_FEATURE, errno.ENOTTY): (Row("the device's driver does not have the feature", "do without"),),
+    (_FEATURE, errno.EINVAL): (
+        Row("the feature does not do what was asked of it (get, set or probe), or not for this device", "do without"),
+    ),
+    (_BIND, errno.ENODEV): (
+        Row("the driver does not take this device by itself", "set driver_override first, as plan_claim() does",
+            _no_match),
+    ),
+    (_BIND, errno.EINVAL): (
+        Row("it is a bridge", "name a device behind it", _bridge),
+        Row("no IOMMU covers the device", "turn the IOMMU on; pyiommufd check says how", _no_group),
+        Row("the IOMMU does not keep its DMA coherent with the caches, or vfio-pci lists it as unfit",
+            "the device cannot be passed through; of what vfio-pci lists: vfio_pci.disable_denylist=1"),
+    ),
+    (_BIND, errno.EBUSY): (
+        Row("it has virtual functions", "remove them first: echo 0 > sriov_numvfs", _virtual_functions),
+        Row("its IOMMU group belongs to user space", "end that use", _owned),
+    ),
+    (_UNBIND, errno.ENODEV): (Row("the device is not on that driver", "look the device up anew"),),
+}  # fmt: skip
+"""Every reason for a refused reset, interrupt, feature or change of driver."""

@@ -1,0 +1,124 @@
+"""From a request and an errno to what may be behind it, for those who have no exception in hand."""
+
+from __future__ import annotations
+
+import errno as errno_module
+import re
+from functools import cache
+
+from ..errors import Cause
+from ..host.devices import HostDevice
+from .attach import ATTACH
+from .bind import BIND
+from .device_requests import DEVICE
+from .mapping_rows import MAPPING
+from .node import NODES, open_cdev_causes
+from .objects import OBJECTS
+from .rows import Row, Rows, Subject, causes_found
+
+_OPEN = "open"
+_OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}
+_FAMILIES = ("VFIO_DEVICE_", "IOMMU_IOAS_", "IOMMU_")
+_WITHOUT_ROWS = (
+    "VFIO_DEVICE_DETACH_IOMMUFD_PT", "VFIO_DEVICE_IOEVENTFD", "VFIO_DEVICE_QUERY_GFX_PLANE",
+    "VFIO_DEVICE_GET_GFX_DMABUF", "IOMMU_IOAS_ALLOC", "IOMMU_FAULT_QUEUE_ALLOC",
+)  # fmt: skip
+_OF_MANY = {
+    errno_module.ENOTTY: (
+        Row("this kernel does not know the request", "use a newer kernel: pyiommufd caps shows what this one has"),
+    ),
+    errno_module.EOPNOTSUPP: (
+        Row("this kernel does not know a flag, or a field that was to be zero", "use a newer kernel"),
+    ),
+    errno_module.E2BIG: (Row("this kernel's structure is shorter, and what it lacks was not zero", "leave that out"),),
+    errno_module.ENOENT: (Row("there is no object of that id, or it is of another type", "give one that is open"),),
+    errno_module.EFAULT: (Row("a pointer that was given leads nowhere", "give memory that is there"),),
+    errno_module.ENOMEM: (Row("the kernel has too little memory", "try again with less"),),
+    errno_module.EINTR: (Row("a signal came", "try again"),),
+    errno_module.EBADF: (Row("the fd is closed", "give an open one"),),
+}  # fmt: skip
+
+
+@cache
+def table() -> Rows:
+    """Every row: the reasons by request and errno."""
+    return {**NODES, **BIND, **ATTACH, **MAPPING, **OBJECTS, **DEVICE}
+
+
+def requests() -> tuple[str, ...]:
+    """Every request that can be explained, under the kernel's names; ``open``, ``sysfs bind`` and ``sysfs unbind``."""
+    return (*dict.fromkeys(request for request, _ in table()), *_WITHOUT_ROWS)
+
+
+def find_request(text: str) -> str:
+    """The request that is meant: its name in any case, or a part that ends or distinguishes it (``bind``, ``map``).
+
+    Raises:
+        ValueError: None is, or more than one; the message lists them.
+    """
+    wanted = re.sub(r"[\s-]+", "_", text.strip().upper())
+    names = {name.upper().replace(" ", "_"): name for name in requests()}
+    if wanted in names:
+        return names[wanted]
+    ioctls = {key: name for key, name in names.items() if key.startswith(_FAMILIES)}
+    # The nearest first: reset is VFIO_DEVICE_RESET, and map is IOMMU_IOAS_MAP, whatever else has that in its name.
+    for matches in (
+        lambda key: key in {family + wanted for family in _FAMILIES},
+        lambda key: key.endswith(f"_{wanted}"),
+        lambda key: f"_{wanted}_" in key,
+    ):
+        found = [name for key, name in ioctls.items() if wanted and matches(key)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"{text!r} is ambiguous: it names {', '.join(found)}")
+    raise ValueError(f"there is no request {text!r}; known are {', '.join(requests())}")
+
+
+def find_errno(text: str) -> int:
+    """The errno that is meant, by name or number.
+
+    Raises:
+        ValueError: There is none.
+    """
+    wanted = text.strip().upper()
+    if wanted.lstrip("-").isdigit():
+        code = abs(int(wanted))
+    else:
+        code = next((number for number, name in errno_module.errorcode.items() if name == wanted), 0)
+        code = code or _OTHER_NAMES.get(wanted, 0)
+    if not code:
+        raise ValueError(f"{text!r} is no errno; give a name such as EINVAL, or a number")
+    return code
+
+
+def explain(request: str, errno: int, device: HostDevice | None = None) -> tuple[Cause, ...]:
+    """What may be behind a refused request, the likeliest first.
+
+    With a device, what this machine shows now comes first, with its evidence, then what cannot be seen from outside;
+    what is not so is left out. By now whatever it was may be over: an exception's `causes` were found at once.
+
+    Args:
+        request: The request, as `find_request` takes it.
+        errno: The errno, as in `errno`.
+        device: What it was about.
+
+    Raises:
+        ValueError: There is no such request.
+    """
+    request = find_request(request)
+    rows = table().get((request, errno), _OF_MANY.get(errno, ()))
+    if device is None:
+        return tuple(row.general for row in rows)
+    if request == _OPEN:
+        return open_cdev_causes(errno, device) or tuple(row.general for row in rows)
+    found, possible = causes_found(rows, Subject(device, device.group))
+    return found + possible
+
+
+def general_causes(request: str, errno: int) -> tuple[Cause, ...]:
+    """What the kernel may mean by an errno, with nothing seen of this machine; for exceptions without better."""
+    rows = table().get((request, errno))
+    if rows is None and request.startswith(("IOMMU_", "VFIO_")):
+        rows = _OF_MANY.get(errno)
+    return tuple(row.general for row in rows or ())

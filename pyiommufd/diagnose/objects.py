@@ -1,0 +1,84 @@
+"""Why requests about an iommufd's objects were refused (Linux 7.3: drivers/iommu/iommufd)."""
+
+from __future__ import annotations
+
+import errno
+
+from .rows import Row, Rows
+
+_OPTION, _PROCESS, _VFIO_IOAS = "IOMMU_OPTION", "IOMMU_IOAS_CHANGE_PROCESS", "IOMMU_VFIO_IOAS"
+_HWPT, _TRACK, _BITMAP = "IOMMU_HWPT_ALLOC", "IOMMU_HWPT_SET_DIRTY_TRACKING", "IOMMU_HWPT_GET_DIRTY_BITMAP"
+_INVALIDATE, _INFO, _PA = "IOMMU_HWPT_INVALIDATE", "IOMMU_GET_HW_INFO", "IOMMU_IOAS_NOIOMMU_GET_PA"
+_VIOMMU, _VDEVICE, _EVENTS, _QUEUE = (
+    "IOMMU_VIOMMU_ALLOC", "IOMMU_VDEVICE_ALLOC", "IOMMU_VEVENTQ_ALLOC", "IOMMU_HW_QUEUE_ALLOC",
+)  # fmt: skip
+_DESTROY = "IOMMU_DESTROY"
+
+_MAPPED = Row("what is mapped cannot be pinned, or does not fit the IOMMU", "see the same errno of IOMMU_IOAS_MAP")
+
+OBJECTS: Rows = {
+    (_DESTROY, errno.EBUSY): (
+        Row("other objects use it: a device is attached, or a page table was made from it", "close these first"),
+        Row("the fd of a fault or event queue is still open", "close that fd first"),
+    ),
+    (_OPTION, errno.EPERM): (
+        Row("accounting by process takes CAP_SYS_RESOURCE in the initial user namespace", "set it as root"),
+    ),
+    (_OPTION, errno.EBUSY): (
+        Row("the iommufd has objects already: accounting is chosen before the first", "set it on a new iommufd"),
+    ),
+    (_OPTION, errno.EINVAL): (
+        Row("huge pages can only be turned off before a device is attached", "set it on a new address space"),
+        Row("the value is neither 0 nor 1", "give True or False"),
+    ),
+    (_PROCESS, errno.EINVAL): (
+        Row("a mapping is of memory, not of a file: it cannot change its process", "map memfds (IOMMU_IOAS_MAP_FILE)"),
+    ),
+    (_PROCESS, errno.ENOMEM): (
+        Row("the process that takes over may not lock so much memory", "raise its limit on locked memory"),
+    ),
+    (_VFIO_IOAS, errno.ENODEV): (Row("no address space is set for VFIO's old interface", "set one first"),),
+    (_HWPT, errno.EINVAL): (
+        Row("the type or length of the data is not what this IOMMU takes", "give what hw_info() says of its type"),
+        Row("the parent is not a page table made to be nested in", "allocate the parent as a nesting parent"),
+        Row("the parent is neither an address space nor a page table", "give an IOAS or HWPT"),
+    ),
+    (_HWPT, errno.EOPNOTSUPP): (
+        Row("this IOMMU has no page tables of that kind: nested, tracking, for PASIDs", "hw_info() says which it has"),
+    ),
+    (_HWPT, errno.EADDRINUSE): (_MAPPED,),
+    (_HWPT, errno.EFAULT): (_MAPPED,),
+    (_HWPT, errno.ENOMEM): (_MAPPED,),
+    (_HWPT, errno.ENOENT): (
+        Row("there is no device or page table of that id; a mediated device has none", "give a bound device"),
+    ),
+    (_TRACK, errno.EOPNOTSUPP): (
+        Row("the page table was not made to track dirty pages, or its IOMMU cannot", "allocate it with dirty tracking"),
+    ),
+    (_BITMAP, errno.EINVAL): (
+        Row("the range is not aligned, or not all of it is mapped", "ask for whole mappings"),
+        Row("dirty tracking is off", "turn it on: set_dirty_tracking(True)"),
+    ),
+    (_BITMAP, errno.EOPNOTSUPP): (Row("the page table was not made to track", "allocate it with dirty tracking"),),
+    (_INVALIDATE, errno.EINVAL): (
+        Row("the page table is not a nested one", "invalidate the nested one"),
+        Row("the type or length of an entry is not what this IOMMU takes", "give what hw_info() says of its type"),
+    ),
+    (_INVALIDATE, errno.EOPNOTSUPP): (Row("an entry asks for what this IOMMU does not do", "leave that entry out"),),
+    (_INFO, errno.EOPNOTSUPP): (Row("this kernel, or this IOMMU's driver, tells nothing", "use a newer kernel"),),
+    (_INFO, errno.ENOENT): (Row("there is no device of that id; a mediated device has no IOMMU", "bind a device"),),
+    (_VIOMMU, errno.EOPNOTSUPP): (Row("this IOMMU has no virtual instances of that type", "emulate it otherwise"),),
+    (_VDEVICE, errno.EEXIST): (
+        Row("the device, or that virtual id, has a virtual device already", "close that one first"),
+    ),
+    (_EVENTS, errno.EEXIST): (Row("the vIOMMU has an event queue of that type already", "use or close that one"),),
+    (_QUEUE, errno.EFAULT): (
+        Row("the guest's memory for the queue is not contiguous in the host", "back the guest by huge pages"),
+    ),
+    (_PA, errno.EPERM): (Row("physical addresses are shown to CAP_SYS_RAWIO only", "run as root"),),
+    (_PA, errno.EOPNOTSUPP): (
+        Row("the address space has devices behind an IOMMU", "use it with devices in noiommu mode only"),
+    ),
+    (_PA, errno.ENOENT): (Row("nothing is mapped at that address", "map it first"),),
+}  # fmt: skip
+"""Every reason for a refused request about page tables, options and virtual IOMMUs."""

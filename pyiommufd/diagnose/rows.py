@@ -1,0 +1,75 @@
+"""What a row of the table of refusals is: a reason that the kernel has, and how to see whether it is this one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..errors import Cause
+from ..host.devices import HostDevice
+from ..host.groups import Group
+from ..host.holders import Holder, holders
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a refused request was about.
+
+    Attributes:
+        device: The device, as it is now.
+        group: Its IOMMU group.
+        fd: The fd through which this process asked, which is no other user of the device; None: another process did.
+    """
+
+    device: HostDevice
+    group: Group | None
+    fd: int | None = None
+
+    def others(self, *devices: HostDevice) -> list[Holder]:
+        """Who holds these devices, or their groups, but for the fd that was asked through."""
+        mine = (os.getpid(), f"fd {self.fd}")
+        return [holder for holder in holders(*devices) if (holder.pid, holder.how) != mine]
+
+    @property
+    def members(self) -> tuple[HostDevice, ...]:
+        """The members of its group; the device alone where it has none."""
+        return self.group.devices if self.group is not None else (self.device,)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One reason for one errno of one request.
+
+    Attributes:
+        summary: What is wrong, in general.
+        fix: What helps, in general.
+        look: What this machine shows of it: the causes found, none where it is not that; None where nothing can
+            be seen. Without it nothing ever can.
+    """
+
+    summary: str
+    fix: str
+    look: Callable[[Subject], tuple[Cause, ...] | None] | None = None
+
+    @property
+    def general(self) -> Cause:
+        """The reason with nothing seen."""
+        return Cause(self.summary, "", self.fix)
+
+
+Rows = Mapping[tuple[str, int], tuple[Row, ...]]
+"""The reasons, by request and errno; the likeliest first."""
+
+
+def causes_found(rows: tuple[Row, ...], subject: Subject) -> tuple[tuple[Cause, ...], tuple[Cause, ...]]:
+    """The causes that show on this machine, and those that may be and cannot be seen; both the likeliest first."""
+    found: list[Cause] = []
+    possible: list[Cause] = []
+    for row in rows:
+        seen = None if row.look is None else row.look(subject)
+        if seen is None:
+            possible.append(row.general)
+        else:
+            found += seen
+    return tuple(found), tuple(possible)

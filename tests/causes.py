@@ -1,0 +1,206 @@
+"""The table of causes: each cause of BIND, ATTACH and MAP that a guest can produce, on each kernel.
+
+python -m tests.causes     in guests of each kernel that is here; prints the table
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import Cause, IoctlError
+from pyiommufd.testing import Guest
+from pyiommufd.testing.kernels import cache_folder, cached_kernels
+from pyiommufd.testing.machine import DEFAULT_DEVICES, Edu, RawDevice
+
+FOLDER = "tests/guest/diagnose"
+_ORDER = ("VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT", "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE")
+
+
+@dataclass(slots=True)
+class Produced:
+    """A row of the table.
+
+    Attributes:
+        kernel: The kernel's release.
+        ioctl: The refused request.
+        errno: What the kernel answered, by name.
+        cause: What was made to be in the way.
+        produced: Whether the kernel refused, with this errno.
+        first: Whether the cause was named first.
+        mended: Whether the kernel accepted the same request after the stated fix.
+        lacks: Why this kernel cannot be asked, where it cannot.
+    """
+
+    kernel: str
+    ioctl: str
+    errno: str
+    cause: str
+    produced: bool = False
+    first: bool = False
+    mended: bool = False
+    lacks: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether everything came out as it should, or this kernel cannot be asked."""
+        return bool(self.lacks) or (self.produced and self.first and self.mended)
+
+
+class Prover:
+    """Shows that a refusal names its cause first, and that what it says to do makes the kernel accept the same.
+
+    Attributes:
+        table: The rows so far.
+    """
+
+    def __init__(self, table: list[Produced]) -> None:
+        self.table = table
+
+    def __call__(
+        self,
+        name: str,
+        ioctl: str,
+        code: int,
+        attempt: Callable[[], object],
+        fix: Callable[[Cause], Callable[[], object] | None],
+        *,
+        cause: str,
+        says: str,
+    ) -> Produced:
+        """Produce a refusal, and mend it.
+
+        Args:
+            name: The cause, for the table.
+            ioctl: The request that is refused.
+            code: The errno.
+            attempt: Issues it.
+            fix: Does what the cause says; returns how the request is issued then, where that is not the same way.
+            cause: A text in the first cause's summary.
+            says: A text in its fix.
+        """
+        row = Produced(os.uname().release, ioctl, errno.errorcode[code], name)
+        self.table.append(row)
+        with pytest.raises(IoctlError) as caught:
+            attempt()
+        error = caught.value
+        assert (error.request, errno.errorcode[error.errno or 0]) == (ioctl, row.errno), error
+        row.produced = True
+        first = error.causes[0]
+        assert cause in first.summary, error
+        row.first = True
+        assert says in first.fix, first
+        again = fix(first)
+        (attempt if again is None else again)()
+        row.mended = True
+        return row
+
+    def lacks(self, name: str, ioctl: str, code: int, reason: str) -> None:
+        """Note that this kernel cannot be asked, and skip."""
+        self.table.append(Produced(os.uname().release, ioctl, errno.errorcode[code], name, lacks=reason))
+        pytest.skip(reason)
+
+    def add(self, row: Produced) -> None:
+        """Note what a child has proved."""
+        self.table.append(row)
+        assert row.good, row
+
+
+def lines(rows: Iterable[Produced]) -> list[str]:
+    """The table as Markdown, a row a cause; kernels side by side."""
+    rows = list(rows)
+    kernels = list(dict.fromkeys(row.kernel for row in rows))
+    by_cause: dict[tuple[str, str, str], dict[str, Produced]] = {}
+    for row in rows:
+        by_cause.setdefault((row.ioctl, row.errno, row.cause), {})[row.kernel] = row
+    head = ["ioctl", "errno", "cause", *(f"{kernel}: produced, first, fix works" for kernel in kernels)]
+    result = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for (ioctl, code, cause), found in sorted(by_cause.items(), key=lambda item: _ORDER.index(item[0][0])):
+        cells = [f"`{ioctl}`", code, cause]
+        for kernel in kernels:
+            one = found.get(kernel)
+            if one is None or one.lacks:
+                cells.append("not run" if one is None else f"this kernel has {one.lacks}")
+            else:
+                cells.append(", ".join("yes" if said else "NO" for said in (one.produced, one.first, one.mended)))
+        result.append(f"| {' | '.join(cells)} |")
+    return result
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A guest that some of the causes need.
+
+    Attributes:
+        file: The tests for it.
+        iommu: As `pyiommufd guest --iommu` takes it.
+        devices: Its devices.
+        qemu_arguments: More for QEMU.
+        kernel_arguments: More for the kernel's command line.
+    """
+
+    file: str
+    iommu: str
+    devices: tuple[object, ...]
+    qemu_arguments: tuple[str, ...] = ()
+    kernel_arguments: tuple[str, ...] = ()
+
+
+MACHINES = (
+    Machine("test_causes.py", "intel", DEFAULT_DEVICES),
+    # Without ACPI's hot-plug the kernel puts the PCIe-to-PCI bridge on shpchp.
+    Machine(
+        "test_bridge_cause.py", "intel", DEFAULT_DEVICES,
+        qemu_arguments=("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"),
+    ),
+    # As VT-d without interrupt remapping: not what `iommu="intel"` gives.
+    Machine(
+        "test_interrupt_cause.py", "none", (RawDevice("intel-iommu,intremap=off,aw-bits=48"), Edu()),
+        kernel_arguments=("intel_iommu=on",),
+    ),
+)  # fmt: skip
+
+
+def run_machine(machine: Machine, kernel: Path, folder: Path) -> tuple[list[Produced], str, int]:
+    """Run the tests of one machine on one kernel: their rows, pytest's output and its exit status."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"{FOLDER}/{machine.file}"]
+    with Guest(
+        iommu=machine.iommu,
+        devices=machine.devices,  # type: ignore[arg-type]
+        kernel=kernel,
+        results=folder,
+        qemu_arguments=machine.qemu_arguments,
+        kernel_arguments=machine.kernel_arguments,
+    ) as guest:
+        result = guest.run(command, timeout=600)
+    report = folder / "causes.json"
+    rows = [Produced(**row) for row in json.loads(report.read_text())] if report.exists() else []
+    return rows, (result.stdout + result.stderr).decode(errors="replace"), result.returncode
+
+
+def main(machines: Sequence[Machine] = MACHINES) -> int:
+    """Print the table of all machines on all kernels in the cache; 0 if all of it is as it should be."""
+    rows: list[Produced] = []
+    failed = False
+    for kernel in reversed(cached_kernels(cache_folder())):
+        for machine in machines:
+            with tempfile.TemporaryDirectory() as folder:
+                found, output, status = run_machine(machine, kernel.folder / "bzImage", Path(folder))
+            rows += found
+            if status or not found or not all(row.good for row in found):
+                failed = True
+                print(output)
+    print("\n".join(lines(rows)))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

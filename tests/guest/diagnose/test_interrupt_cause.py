@@ -1,0 +1,47 @@
+"""Without remapped interrupts every bind is refused; on a machine whose IOMMU does not remap them."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+
+import pytest
+
+from pyiommufd import IOMMUFD, Cause, HostDevice, list_devices, plan_claim
+from pyiommufd.host.finding import State
+from pyiommufd.host.readiness import readiness
+from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
+from pyiommufd.testing import edu
+from tests.causes import Prover
+
+BIND = "VFIO_DEVICE_BIND_IOMMUFD"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> HostDevice:
+    """An edu device with an IOMMU group, in place of the devices that the other tests need."""
+    ids = (edu.VENDOR_ID, edu.DEVICE_ID)
+    return next(device for device in list_devices("pci") if (device.vendor_id, device.device_id) == ids)
+
+
+def test_interrupts_that_are_not_isolated(prove: Prover, machine: HostDevice, iommufd: IOMMUFD) -> None:
+    if interrupts_isolated():
+        pytest.skip("this machine remaps interrupts; tests.causes has one that does not")
+    assert unsafe_interrupts_allowed() is False
+    (finding,) = [finding for finding in readiness() if finding.check == "isolated-msi"]
+    assert finding.state is State.MISSING
+
+    def attempt() -> None:
+        iommufd.bind(machine).close()
+
+    def fix(cause: Cause) -> None:
+        assert "/proc/interrupts" in cause.evidence
+        assert finding.fix.endswith(cause.fix.rpartition(": ")[2])
+        subprocess.run(["sh", "-c", cause.fix.rpartition(": ")[2]], check=True)
+        assert unsafe_interrupts_allowed()
+
+    with plan_claim(machine).apply():
+        prove("interrupts are not isolated", BIND, errno.EPERM, attempt, fix,
+              cause="does not isolate the interrupts", says="echo 1 > ")  # fmt: skip
+    (finding,) = [finding for finding in readiness() if finding.check == "isolated-msi"]
+    assert finding.state is State.WARNING

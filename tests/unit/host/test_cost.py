@@ -1,0 +1,53 @@
+"""What a look at many devices costs, counted in reads of sysfs rather than in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pyiommufd import list_devices
+from pyiommufd.cli.group import cli
+from pyiommufd.host import devices, sysfs
+from tests.fake_sysfs import FakeSysfs
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that were read, as they are."""
+    seen: list[str] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(path: Any) -> Any:
+            seen.append(str(path))
+            return function(path)
+
+        return wrapper
+
+    monkeypatch.setattr(sysfs, "read", counted(sysfs.read))
+    monkeypatch.setattr(sysfs, "link_name", counted(sysfs.link_name))
+    monkeypatch.setattr(devices, "_vfio", counted(devices._vfio))
+    return seen
+
+
+def make(fake: FakeSysfs, numbers: range) -> None:
+    for number in numbers:
+        driver, cdev = ("vfio-pci", number) if number % 3 == 0 else ("ixgbevf", None)
+        name = f"0000:00:{number >> 3:02x}.{number & 7}"
+        fake.pci(name, group=number // 4, driver=driver, cdev=cdev, iommu="dmar0")
+
+
+def test_list_reads_each_attribute_once(fake: FakeSysfs, reads: list[str]) -> None:
+    make(fake, range(16))
+    reads.clear()
+    assert len(list_devices()) == 16
+    assert len(reads) == len(set(reads))
+    one = len(reads) / 16
+    assert one <= 10
+    make(fake, range(16, 64))
+    reads.clear()
+    assert CliRunner().invoke(cli, ["list"], catch_exceptions=False).exit_code == 0
+    # The command reads no more of a device than the library, and nothing twice, however many there are.
+    assert len(reads) == len(set(reads)) == one * 64
