@@ -70,8 +70,7 @@ WITH_IOMMU = (
         "features",
         "hw_info_says_whose_iommu_it_is",
         "pasids_of_devices_without_them_are_refused",
-        "page_tables_that_the_iommu_lacks_are_named[dirty_tracking]",
-        "page_tables_that_the_iommu_lacks_are_named[nest_parent]",
+        "page_tables_that_the_iommu_lacks_are_named",
         "an_explicit_page_table_moves_data",
     )
 )

@@ -23,10 +23,9 @@ from pyiommufd.testing.machine import IOMMU_KINDS, iommu_arguments, iommu_device
 from pyiommufd.testing.newer_qemu import fetch
 from pyiommufd.testing.qemu import QEMU, find_qemu
 from tests.core_tests import shortfalls
-from tests.runs import ROOT, Run, guest_command, read_report, title
+from tests.runs import AT_A_TIME, ROOT, Run, guest_command, read_report, title
 
 OLDER_KERNEL = "6.12"
-AT_A_TIME = 2
 SECONDS = 900
 
 # The QEMU that brought what a kind of IOMMU takes. That an older one lacks it is the only reason not to run a pair.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST_SECONDS = 1800
+AT_A_TIME = (os.cpu_count() or 1) + 1
+"""Guests that run at the same time: they wait for devices now and then."""
 _NO_TESTS = 5  # pytest's exit status where the options chose none
 
 
@@ -100,16 +103,46 @@ def check(name: str, command: list[str]) -> Run:
     return Run(name, passed=int(not status), failed=int(bool(status)), seconds=time.monotonic() - start)
 
 
-def here(name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Run:
-    """Run pytest on this machine."""
-    title(name)
-    run = Run(name)
+def here(name: str, arguments: list[str], environment: Mapping[str, str] | None = None, *, aside: bool = False) -> Run:
+    """Run pytest on this machine.
+
+    Args:
+        name: What to call it.
+        arguments: Of pytest.
+        environment: In place of this process'.
+        aside: Others run at the same time: what it prints is kept together, until it has ended.
+    """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
-        run.count(read_report(report), status)
+        status = _run(name, command, environment, aside)
+        return _counted(name, report, status, start)
+
+
+def _run(name: str, command: list[str], environment: Mapping[str, str] | None, aside: bool) -> int:
+    """Run a command under a title. Returns its status."""
+    if not aside:
+        title(name)
+        return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    title(f"{name}\n{done.stdout}")
+    return done.returncode
+
+
+def _counted(name: str, report: Path, status: int, start: float) -> Run:
+    run = Run(name)
+    run.count(read_report(report), status)
     run.seconds = time.monotonic() - start
     return run
 
@@ -121,14 +154,9 @@ def guest_command(folder: str, options: list[str], arguments: list[str], seconds
     return [*guest, "--", *inner]
 
 
-def in_guest(name: str, arguments: list[str], seconds: int = GUEST_SECONDS) -> Run:
-    """Run pytest in a guest of the default kernel and QEMU."""
-    title(name)
-    run = Run(name)
+def in_guest(name: str, arguments: list[str], seconds: int = GUEST_SECONDS, *, aside: bool = False) -> Run:
+    """Run pytest in a guest of the default kernel and QEMU; the arguments are those of `here`."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        command = guest_command(folder, [], arguments, seconds)
-        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
-        run.count(read_report(Path(folder) / "report.xml"), status)
-    run.seconds = time.monotonic() - start
-    return run
+        status = _run(name, guest_command(folder, [], arguments, seconds), None, aside)
+        return _counted(name, Path(folder) / "report.xml", status, start)

@@ -13,13 +13,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
 from pyiommufd.testing.qemu import QEMU
 from tests import matrix
 from tests.conformance.run import run_conformance
-from tests.runs import Run, check, here, in_guest, title
+from tests.runs import AT_A_TIME, Run, check, here, in_guest, title
 
 GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
@@ -51,7 +54,7 @@ def main() -> int:
     last_line = ""
     if conformance and not everything:
         runs, last_line = run_conformance(arguments)
-        return summary(runs, start, last_line)
+        return summary(runs, start, last_line, conformance_alone=True)
     kernels: list[CachedKernel] = []
     qemus: list[QEMU] = []
     whole_matrix = everything and not paths
@@ -71,15 +74,19 @@ def main() -> int:
             environment["PYIOMMUFD_TEST_KERNELS"] = os.pathsep.join(str(kernel.folder) for kernel in kernels)
         # -rP: what was compared, and left out on purpose, is to be read also where nothing fails.
         runs.append(here("ABI", ["-rP", *where, *options], environment))
+    aside = everything and not paths
+    long: list[Callable[[], Run]] = []
+    if where := chosen("boot", everything):
+        long.append(partial(here, "tests that boot guests", [*where, *options], aside=aside))
     if paths:
         if where := [*chosen("guest"), *chosen("conformance")]:
-            runs.append(in_guest("guest tests", [*where, *options]))
+            long.append(partial(in_guest, "guest tests", [*where, *options]))
     else:
         # Guests of their own: the tests of the core hold their claims to the end, those of the fixtures claim anew.
-        for name, folders in (GUEST_TESTS | (LONG_GUEST_TESTS if everything else {})).items():
-            runs.append(in_guest(name, [*folders, *options]))
-    if where := chosen("boot", everything):
-        runs.append(here("tests that boot guests", [*where, *options]))
+        for name, folders in ((LONG_GUEST_TESTS if everything else {}) | GUEST_TESTS).items():
+            long.append(partial(in_guest, name, [*folders, *options], aside=aside))
+    with ThreadPoolExecutor(AT_A_TIME if aside else 1) as pool:
+        runs += pool.map(lambda run: run(), long)
     if kernels and qemus:
         runs += matrix.run_matrix(matrix.combinations(kernels, qemus))
     if whole_matrix:
@@ -88,7 +95,7 @@ def main() -> int:
     return summary(runs, start, last_line)
 
 
-def summary(runs: list[Run], start: float, last_line: str) -> int:
+def summary(runs: list[Run], start: float, last_line: str, *, conformance_alone: bool = False) -> int:
     """Print what came of all runs; 0 if all of it passed."""
     title("summary")
     for run in runs:
@@ -96,9 +103,8 @@ def summary(runs: list[Run], start: float, last_line: str) -> int:
     minutes, seconds = divmod(int(time.monotonic() - start), 60)
     print(f"in {minutes}:{seconds:02}")
     passed, failed = sum(run.passed for run in runs), sum(run.failed for run in runs)
-    print(f"{passed} passed, {failed} failed, {sum(run.skipped.total() for run in runs)} skipped")
-    if last_line:
-        print(last_line)
+    total = f"{passed} passed, {failed} failed, {sum(run.skipped.total() for run in runs)} skipped"
+    print("\n".join([total, last_line] if conformance_alone else [last_line, total]).strip())
     return int(failed > 0 or not passed)
 
 

@@ -7,7 +7,7 @@ import errno
 from ..errors import Cause, GroupNotViableError, IoctlError, ioctl_error
 from ..host.devices import HostDevice
 from ..host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
-from ..uapi import ioctls
+from ..uapi import device_ioctls
 from .rows import Row, Rows, Subject, causes_found
 
 REQUEST = "VFIO_DEVICE_BIND_IOMMUFD"
@@ -90,7 +90,7 @@ def _bound_already(subject: Subject) -> tuple[Cause, ...] | None:
         return None
     try:
         # The kernel answers this to a bound fd only.
-        ioctls.device_info(subject.fd)
+        device_ioctls.device_info(subject.fd)
     except IoctlError:
         return ()
     return (Cause(_BOUND, f"fd {subject.fd} answers VFIO_DEVICE_GET_INFO", _ANEW),)

@@ -44,7 +44,7 @@ BASE = commands.APERTURE_START
 PAGES = 24
 """Addresses that are used, in pages: so few that mappings are often in each other's way."""
 BUFFER_PAGES = 8
-STEPS = int(os.environ.get("PYIOMMUFD_STRESS_STEPS", "4000"))
+STEPS = int(os.environ.get("PYIOMMUFD_STRESS_STEPS", "2000"))
 SEED = int(os.environ.get("PYIOMMUFD_STRESS_SEED", "20261122"))
 STEPS_A_RUN = 100
 # PYIOMMUFD_STRESS_SHRINK: look for the shortest program that fails, which takes many minutes.
