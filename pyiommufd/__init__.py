@@ -35,6 +35,7 @@ from .kernel.device import Device
 from .kernel.device_file import DeviceFile
 from .kernel.device_info import DeviceInfo
 from .kernel.dirty_bitmap import DirtyBitmap
+from .kernel.fault_queue import FaultQueue, PagePermission, PageRequest
 from .kernel.hot_reset import HotResetInfo
 from .kernel.hw_info import HWCapability, HWInfo, HWInfoType
 from .kernel.hwpt import HWPT
@@ -74,6 +75,7 @@ __all__ = [
     "DeviceNotFoundError",
     "DirtyBitmap",
     "ExtendedCapabilityID",
+    "FaultQueue",
     "ForkedError",
     "Group",
     "GroupConflictError",
@@ -89,6 +91,8 @@ __all__ = [
     "IoctlError",
     "Monitor",
     "NotFoundError",
+    "PagePermission",
+    "PageRequest",
     "Refusal",
     "Region",
     "RegionFaultError",

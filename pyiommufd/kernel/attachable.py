@@ -22,6 +22,7 @@ from .trial import try_page_table, unfit_mappings
 
 if TYPE_CHECKING:
     from .attachment import PageTable
+    from .fault_queue import FaultQueue
     from .iommufd import IOMMUFD
 
 
@@ -307,6 +308,7 @@ class Attachable(Handle):
         nest_parent: bool = False,
         dirty_tracking: bool = False,
         pasid: bool = False,
+        fault_queue: FaultQueue | None = None,
         data_type: int = 0,
         data: bytes = b"",
     ) -> HWPT:
@@ -319,6 +321,7 @@ class Attachable(Handle):
             nest_parent: Page tables of a VM can be nested in it.
             dirty_tracking: It can note which pages devices write to (since Linux 6.7; `HWInfo.capabilities`).
             pasid: It can be attached with a PASID, or beside attachments with PASIDs (since Linux 6.15).
+            fault_queue: Where page requests of its devices arrive (since Linux 6.11).
             data_type: IOMMU_HWPT_DATA_…: what ``data`` is.
             data: The IOMMU driver's own data.
 
@@ -331,7 +334,7 @@ class Attachable(Handle):
         with self._iommufd.lock:
             self.fileno()
             options = {"nest_parent": nest_parent, "dirty_tracking": dirty_tracking, "pasid": pasid}
-            return alloc_hwpt(self, ioas, options, data_type, data)
+            return alloc_hwpt(self, ioas, options, fault_queue, data_type, data)
 
 
 def _checked_pasid(pasid: int | None) -> int | None:

@@ -15,6 +15,7 @@ from .kernel_object import KernelObject
 
 if TYPE_CHECKING:
     from ..host.devices import HostDevice
+    from .fault_queue import FaultQueue
     from .ioas import IOAS
     from .iommufd import IOMMUFD
 
@@ -32,12 +33,22 @@ class HWPT(KernelObject):
         ioas: The address space.
         host: The device that it was made for, as it was then.
         flags: The IOMMU_HWPT_ALLOC flags that it was made with.
+        fault_queue: Where page requests of its devices arrive; None: nowhere.
     """
 
-    __slots__ = ("flags", "host", "ioas")
+    __slots__ = ("fault_queue", "flags", "host", "ioas")
 
-    def __init__(self, iommufd: IOMMUFD, hwpt_id: int, ioas: IOAS, host: HostDevice, flags: int) -> None:
+    def __init__(
+        self,
+        iommufd: IOMMUFD,
+        hwpt_id: int,
+        ioas: IOAS,
+        host: HostDevice,
+        flags: int,
+        fault_queue: FaultQueue | None = None,
+    ) -> None:
         super().__init__(iommufd, hwpt_id, iommufd.fileno())
+        self.fault_queue = fault_queue
         self.ioas = ioas
         self.host = host
         self.flags = flags

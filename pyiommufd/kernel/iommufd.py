@@ -22,6 +22,7 @@ from ..uapi import ioctls
 from .attachment import ChangeKind, DMAChange, GroupState
 from .device import Device
 from .device_file import DeviceFile
+from .fault_queue import FaultQueue
 from .handle import Handle, character_device
 from .hwpt import HWPT
 from .ioas import IOAS
@@ -43,7 +44,7 @@ class IOMMUFD(Handle):
             why and what to do.
     """
 
-    __slots__ = ("_devices", "_groups", "_hwpts", "_ioases", "_shared", "lock")
+    __slots__ = ("_devices", "_groups", "_hwpts", "_ioases", "_queues", "_shared", "lock")
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/iommu") -> None:
         node = os.fsdecode(path)  # a TypeError for what is no path
@@ -81,6 +82,7 @@ class IOMMUFD(Handle):
         self._devices: dict[Device, None] = {}
         self._ioases: dict[IOAS, None] = {}
         self._hwpts: dict[HWPT, None] = {}
+        self._queues: dict[FaultQueue, None] = {}
         # By group id, or by the device's name where no IOMMU covers it.
         self._groups: dict[int | str, GroupState] = {}
         self._shared = shared
@@ -155,6 +157,20 @@ class IOMMUFD(Handle):
             ioas = IOAS(self, ioctls.ioas_alloc(self.fileno()), self.fileno())
             self._ioases[ioas] = None
             return ioas
+
+    def alloc_fault_queue(self) -> FaultQueue:
+        """Make a queue for page requests of devices (IOMMU_FAULT_QUEUE_ALLOC; since Linux 6.11).
+
+        Raises:
+            UnsupportedError: This kernel has none.
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
+        """
+        with self.lock:
+            queue_id, file = ioctls.fault_queue_alloc(self.fileno())
+            queue = FaultQueue(self, queue_id, file)
+            self._queues[queue] = None
+            return queue
 
     @property
     def rlimit_mode(self) -> bool:
@@ -246,20 +262,20 @@ class IOMMUFD(Handle):
         return self._shared
 
     @property
-    def objects(self) -> tuple[Device | HWPT | IOAS, ...]:
-        """What this process has made from it and not closed: devices, page tables, address spaces.
+    def objects(self) -> tuple[Device | HWPT | FaultQueue | IOAS, ...]:
+        """What this process has made from it and not closed: devices, page tables, fault queues, address spaces.
 
-        Each before what it uses: `Device.page_tables`, `HWPT.ioas`; the other way round `HWPT.users` and `IOAS.users`.
+        Each before what it uses: `Device.page_tables`, `HWPT.ioas`, `HWPT.fault_queue`; the other way round ``users``.
         What other processes have made from a shared iommufd is not known here.
         """
-        return (*self._devices, *self._hwpts, *self._ioases)
+        return (*self._devices, *self._hwpts, *self._queues, *self._ioases)
 
     # What its objects ask of it
 
     def users_of(self, made: KernelObject) -> tuple[Device | KernelObject, ...]:
         """What of this process uses one of its objects: devices that are attached to it, page tables made for it."""
         attached = tuple(device for device in self._devices if made in device.page_tables.values())
-        return (*attached, *(self.hwpts_of(made) if isinstance(made, IOAS) else ()))
+        return (*attached, *(hwpt for hwpt in self._hwpts if made in (hwpt.ioas, hwpt.fault_queue)))
 
     def hwpts_of(self, ioas: IOAS) -> tuple[HWPT, ...]:
         """The page tables that were made for an address space."""
@@ -298,6 +314,8 @@ class IOMMUFD(Handle):
                 self._ioases.pop(made, None)
             elif isinstance(made, HWPT):
                 self._hwpts.pop(made, None)
+            elif isinstance(made, FaultQueue):
+                self._queues.pop(made, None)
             if isinstance(made, KernelObject):
                 return
             self._devices.pop(made, None)
@@ -311,9 +329,9 @@ class IOMMUFD(Handle):
     # The end
 
     def mark_forked(self) -> None:
-        """This process is a forked child: page tables and address spaces are its parent's, too."""
+        """This process is a forked child: what was made here is its parent's."""
         super().mark_forked()
-        for made in (*self._hwpts, *self._ioases):
+        for made in (*self._hwpts, *self._queues, *self._ioases):
             made.mark_forked()
 
     def close(self) -> None:
@@ -329,6 +347,8 @@ class IOMMUFD(Handle):
         if self.in_child:
             for device in self._devices:
                 device.close()
+            for queue in self._queues:
+                queue.close()
             self._close_fd()
             return
         errors: list[BaseException] = []
@@ -344,7 +364,7 @@ class IOMMUFD(Handle):
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
             for device in list(self._devices):
                 attempt(device.close)
-            for made in (*self._hwpts, *self._ioases):
+            for made in (*self._hwpts, *self._queues, *self._ioases):
                 attempt(made.close)
                 if not made.closed:
                     made.mark_closed()  # the fd goes, and the kernel frees it with it

@@ -197,6 +197,15 @@ def hwpt_alloc(
     return int(command.out_hwpt_id)
 
 
+def fault_queue_alloc(fd: int) -> tuple[int, int]:
+    """IOMMU_FAULT_QUEUE_ALLOC: the queue's id and its fd."""
+    command = ffi.new("struct iommu_fault_alloc *")
+    command.size = ffi.sizeof("struct iommu_fault_alloc")
+    if lib.pyiommufd_ioctl(fd, lib.IOMMU_FAULT_QUEUE_ALLOC, command) < 0:
+        raise failure("IOMMU_FAULT_QUEUE_ALLOC")
+    return int(command.out_fault_id), int(command.out_fault_fd)
+
+
 def hwpt_set_dirty_tracking(fd: int, hwpt_id: int, flags: int) -> None:
     """IOMMU_HWPT_SET_DIRTY_TRACKING."""
     command = ffi.new("struct iommu_hwpt_set_dirty_tracking *")

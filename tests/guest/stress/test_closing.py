@@ -25,9 +25,12 @@ from pyiommufd import (
     DeviceFile,
     DMABuffer,
     DMAMapping,
+    FaultQueue,
     HostDevice,
     InUseError,
     Monitor,
+    PagePermission,
+    PageRequest,
     plan_claim,
 )
 from pyiommufd.kernel.mapping import DMAMappings
@@ -50,6 +53,7 @@ class Scene:
         "peer",
         "ioas",
         "hwpt",
+        "queue",
         "mapping",
         "mappings",
         "window",
@@ -59,7 +63,7 @@ class Scene:
         "monitor",
     )
     OWNED: ClassVar[dict[str, tuple[str, ...]]] = {
-        "iommufd": ("device", "peer", "window", "ioas", "hwpt", "mapping", "mappings"),
+        "iommufd": ("device", "peer", "window", "ioas", "hwpt", "queue", "mapping", "mappings"),
         "device": ("window",),
         "ioas": ("hwpt", "mapping", "mappings"),
     }
@@ -75,6 +79,7 @@ class Scene:
         self.peer = self.iommufd.bind(peer)
         self.ioas = self.iommufd.alloc_ioas()
         self.hwpt = self.device.alloc_hwpt(self.ioas)
+        self.queue = self.iommufd.alloc_fault_queue()
         self.device.attach(self.ioas)
         self.peer.attach(self.ioas)
         self.buffer = DMABuffer(2 * PAGE, memfd=True)
@@ -194,7 +199,8 @@ INERT: dict[type, frozenset[str]] = {
         | {"interrupts", "reset_methods", "remember_child", "forget_child", "close_children"}
     ),
     IOAS: KERNEL_OBJECT | {"table", "mappings", "hwpts", "ioas"},
-    HWPT: KERNEL_OBJECT | {"ioas", "host", "flags"},
+    HWPT: KERNEL_OBJECT | {"ioas", "host", "flags", "fault_queue"},
+    FaultQueue: KERNEL_OBJECT,
     DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "drop"}),
     DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "drop", "extend"}),
     Window: frozenset({"closed", "offset", "length", "mark_forked"}),
@@ -214,6 +220,7 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "fileno": iommufd.fileno,
             "bind": lambda: iommufd.bind(device.host),
             "alloc_ioas": iommufd.alloc_ioas,
+            "alloc_fault_queue": iommufd.alloc_fault_queue,
             "rlimit_mode": lambda: iommufd.rlimit_mode,
             "rlimit_mode=": lambda: setattr(iommufd, "rlimit_mode", True),
             "vfio_ioas": lambda: iommufd.vfio_ioas,
@@ -259,6 +266,12 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "fd": hwpt.fd,
             "set_dirty_tracking": lambda: hwpt.set_dirty_tracking(True),
             "dirty_bitmap": lambda: hwpt.dirty_bitmap(IOVA, PAGE),
+        },
+        FaultQueue: {
+            "fd": scene.queue.fd,
+            "fileno": scene.queue.fileno,
+            "read": lambda: scene.queue.read(0),
+            "respond": lambda: scene.queue.respond(PageRequest(None, None, 0, PagePermission(0), 0, 0, True, 0)),
         },
         DMAMapping: {},
         DMAMappings: {},
@@ -323,7 +336,7 @@ def test_objects_of_a_closed_owner_raise_the_same(
     claimed: Claim, claimed_alone: Claim, first: HostDevice, peer: HostDevice, alone: HostDevice
 ) -> None:
     """Closed by themselves, while their iommufd is open: as when it was closed."""
-    for name in ("device", "ioas", "hwpt", "window"):
+    for name in ("device", "ioas", "hwpt", "queue", "window"):
         scene = Scene(first, peer, alone, None)
         try:
             other = scene.iommufd.alloc_ioas()
