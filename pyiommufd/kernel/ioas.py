@@ -147,10 +147,11 @@ class IOAS(AddressSpace):
             if isinstance(error, OverflowError):
                 raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
             raise
-        failure = map_failed(self, code, held, length, iova)
         del self.table[mapping]
-        let_go(self, mapping, held)
-        raise failure
+        try:
+            raise map_failed(self, code, held, length, iova)
+        finally:
+            let_go(self, mapping, held)
 
     def map_many(
         self,
