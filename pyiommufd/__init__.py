@@ -21,6 +21,7 @@ from .errors import (
     Refusal,
     RegionFaultError,
     UnsupportedError,
+    VectorsUnavailableError,
 )
 from .host.claim import Claim, recover
 from .host.devices import HostDevice, find_device, list_devices
@@ -29,11 +30,15 @@ from .host.monitor import DeviceEvent, Monitor
 from .host.plan import ClaimPlan, plan_claim
 from .kernel.attachment import AttachPreview, ChangeKind, DMAChange, Verdict
 from .kernel.buffer import DMABuffer
+from .kernel.config_space import CapabilityID, Command, ConfigSpace, ExtendedCapabilityID
 from .kernel.device import Device
 from .kernel.device_file import DeviceFile
+from .kernel.device_info import DeviceInfo
 from .kernel.dirty_bitmap import DirtyBitmap
+from .kernel.hot_reset import HotResetInfo
 from .kernel.hw_info import HWCapability, HWInfo, HWInfoType
 from .kernel.hwpt import HWPT
+from .kernel.interrupt import Interrupt
 from .kernel.ioas import IOAS
 from .kernel.iommufd import IOMMUFD
 from .kernel.mapping import DMAMapping
@@ -48,6 +53,7 @@ __all__ = [
     "AlreadyMappedError",
     "AttachPreview",
     "BusyError",
+    "CapabilityID",
     "Cause",
     "ChangeKind",
     "Claim",
@@ -56,14 +62,18 @@ __all__ = [
     "ClaimRefusedError",
     "CloseError",
     "ClosedError",
+    "Command",
+    "ConfigSpace",
     "DMABuffer",
     "DMAChange",
     "DMAMapping",
     "Device",
     "DeviceEvent",
     "DeviceFile",
+    "DeviceInfo",
     "DeviceNotFoundError",
     "DirtyBitmap",
+    "ExtendedCapabilityID",
     "ForkedError",
     "Group",
     "GroupConflictError",
@@ -72,8 +82,10 @@ __all__ = [
     "HWInfo",
     "HWInfoType",
     "HostDevice",
+    "HotResetInfo",
     "IOMMUFDError",
     "InUseError",
+    "Interrupt",
     "IoctlError",
     "Monitor",
     "NotFoundError",
@@ -81,6 +93,7 @@ __all__ = [
     "Region",
     "RegionFaultError",
     "UnsupportedError",
+    "VectorsUnavailableError",
     "Verdict",
     "find_device",
     "find_group",

@@ -190,6 +190,19 @@ class AccessDeniedError(IoctlError):
     """The caller may not do this (EACCES, EPERM)."""
 
 
+class VectorsUnavailableError(IoctlError):
+    """Fewer interrupt vectors are to be had than were asked for (ENOSPC); none has been enabled.
+
+    Attributes:
+        available: How many there are.
+    """
+
+    @property
+    def available(self) -> int:
+        """How many vectors there are to be had."""
+        return int(self._details.get("available", 0))
+
+
 class GroupNotViableError(IoctlError):
     """A bind was refused because of another member of the device's IOMMU group.
 

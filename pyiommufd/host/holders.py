@@ -10,6 +10,8 @@ from pathlib import Path
 from . import sysfs
 from .devices import HostDevice
 
+_DELETED = " (deleted)"  # what the kernel adds to the name of a node that has been removed
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -38,6 +40,7 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
     namespaces are seen from the initial one.
     """
     nodes: dict[int, str] = {}
+    gone: set[str] = set()
     for device in devices:
         paths = [device.vfio_cdev] if device.vfio_cdev else []
         if device.group_id is not None:
@@ -46,13 +49,27 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
             number = _device_number(Path(path))
             if number is not None:
                 nodes[number] = path
-    if not nodes:
-        return ()
+            elif path == device.vfio_cdev:
+                gone.add(path)
+    wanted = _Wanted(nodes, gone, {str(device.sys_path) for device in devices})
     found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            found += _held_by(process, nodes)
+        if devices and process.name.isdigit():
+            found += _held_by(process, wanted)
     return tuple(sorted(found, key=lambda holder: (holder.pid, holder.node, holder.how)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What to look for.
+
+    A device that is on its way out has no node any more, in sysfs or in /dev, while whoever holds it keeps the kernel
+    waiting: those are known by the device's folder, which the kernel tells of an fd, or by the node's last name.
+    """
+
+    nodes: dict[int, str]
+    gone: set[str]
+    sys_paths: set[str]
 
 
 def _device_number(path: Path) -> int | None:
@@ -67,21 +84,39 @@ def _device_number(path: Path) -> int | None:
     return os.makedev(int(major), int(minor))
 
 
-def _held_by(process: Path, nodes: dict[int, str]) -> list[Holder]:
+def _held_by(process: Path, wanted: _Wanted) -> list[Holder]:
     command = sysfs.read(process / "comm") or "?"
     held = []
+    names = {*wanted.nodes.values(), *wanted.gone}
     try:
         for fd in (process / "fd").iterdir():
             try:
                 status = fd.stat()
+                node = _node_of(process, fd, status, wanted) if stat.S_ISCHR(status.st_mode) else None
             except OSError:
                 continue  # closed since
-            if stat.S_ISCHR(status.st_mode) and status.st_rdev in nodes:
-                held.append(Holder(int(process.name), command, nodes[status.st_rdev], f"fd {fd.name}"))
+            if node is not None:
+                held.append(Holder(int(process.name), command, node, f"fd {fd.name}"))
+                names.add(node)
         # With an fd as well: closing that one alone frees nothing.
         text = (process / "maps").read_text(errors="replace")
-        for node in sorted({node for node in nodes.values() if f" {node}\n" in text}):
+        for node in sorted({node for node in names if f" {node}\n" in text or f" {node}{_DELETED}\n" in text}):
             held.append(Holder(int(process.name), command, node, "mapping"))
     except OSError:
         pass  # ended since, or not ours to see
     return held
+
+
+def _node_of(process: Path, fd: Path, status: os.stat_result, wanted: _Wanted) -> str | None:
+    if status.st_rdev in wanted.nodes:
+        return wanted.nodes[status.st_rdev]
+    link = str(fd.readlink())
+    if not link.startswith("/dev/vfio/devices/"):
+        return None
+    path = link.removesuffix(_DELETED)
+    # Newer kernels say which device it is (Linux 7.3, drivers/vfio/vfio_main.c, vfio_device_show_fdinfo).
+    for line in (sysfs.read(process / "fdinfo" / fd.name) or "").splitlines():
+        key, _, value = line.partition(":")
+        if key == "vfio-device-syspath":
+            return path if value.strip() in wanted.sys_paths else None
+    return path if path in wanted.gone else None

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .. import uapi
-from ..errors import CloseError, IoctlError, UnsupportedError
+from ..diagnose.reset import hot_reset_error, reset_error
+from ..errors import CloseError, IoctlError, UnsupportedError, ioctl_error
 from ..host.devices import HostDevice
-from ..uapi import ioctls
+from ..host.reset import reset_methods, set_reset_methods
+from ..uapi import device_ioctls
 from .attachable import Attachable
 from .attachment import DMAChange, GroupState
+from .config_space import Command, ConfigSpace
+from .device_info import DeviceFlag, DeviceInfo, read_device_info
+from .hot_reset import HotResetInfo, read_hot_reset_info
+from .interrupts import Interrupts
+from .ioeventfd import IOEventFD
 from .region import Region
+from .removal import RemovalWaiter, RemovalWatch
 from .window import Window
 
 if TYPE_CHECKING:
     from .device_file import DeviceFile
     from .iommufd import IOMMUFD
-
-_COMMAND = 0x04  # PCI Local Bus Specification 3.0, 6.2.2
-_COMMAND_MASTER = 0x0004
 
 
 class Device(Attachable):
@@ -33,9 +39,10 @@ class Device(Attachable):
         id: Its id within the iommufd.
         bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
             group's first.
+        interrupts: Its interrupts.
     """
 
-    __slots__ = ("_windows",)
+    __slots__ = ("_children", "_removal", "interrupts")
 
     def __init__(
         self,
@@ -46,11 +53,22 @@ class Device(Attachable):
         change: DMAChange,
     ) -> None:
         super().__init__(iommufd, device, device_id, state, change)  # the fd comes by take_fd
-        self._windows: dict[Window, None] = {}
+        self._children: dict[Window | IOEventFD, None] = {}
+        self._removal: RemovalWaiter | None = None
+        self.interrupts = Interrupts(self)
 
     def take_fd(self, file: DeviceFile) -> None:
         """Own the fd of a file that has been bound. One step: no signal handler can run between the two."""
         self._fd, file._fd = file._fd, None
+
+    def info(self) -> DeviceInfo:
+        """What the device says of itself (VFIO_DEVICE_GET_INFO), as it is now.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        return read_device_info(self.fileno())
 
     # Registers
 
@@ -65,18 +83,18 @@ class Device(Attachable):
         return Region(self, index)
 
     @property
-    def config(self) -> Region:
+    def config(self) -> ConfigSpace:
         """The PCI configuration space.
 
         Raises:
             UnsupportedError: It is not a PCI device.
             IoctlError, ClosedError, ForkedError: As for `region`.
         """
-        if not ioctls.device_info(self.fileno())[0] & uapi.VFIO_DEVICE_FLAGS_PCI:
+        if not self.info().flags & DeviceFlag.PCI:
             raise UnsupportedError(
                 "VFIO_DEVICE_GET_REGION_INFO", errno.EOPNOTSUPP, f"{self.name}, which is not a PCI device"
             )
-        return Region(self, uapi.VFIO_PCI_CONFIG_REGION_INDEX)
+        return ConfigSpace(self, uapi.VFIO_PCI_CONFIG_REGION_INDEX)
 
     @property
     def bus_master(self) -> bool:
@@ -88,27 +106,157 @@ class Device(Attachable):
             UnsupportedError: It is not a PCI device.
             IoctlError, ClosedError, ForkedError: As for `region`.
         """
-        return bool(int.from_bytes(self.config.read(_COMMAND, 2), "little") & _COMMAND_MASTER)
+        return bool(self.config.command & Command.MASTER)
 
     @bus_master.setter
     def bus_master(self, on: bool) -> None:
-        config = self.config
-        command = int.from_bytes(config.read(_COMMAND, 2), "little")
-        command = command | _COMMAND_MASTER if on else command & ~_COMMAND_MASTER
-        config.write(_COMMAND, command.to_bytes(2, "little"))
+        self.config.set_command(Command.MASTER, on)
+
+    @property
+    def memory_decode(self) -> bool:
+        """Whether the device answers to accesses to its memory BARs (the command register's Memory Space Enable).
+
+        The bind turns it on. While it is off, an access to a window is a `RegionFaultError`.
+
+        Raises:
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `bus_master`.
+        """
+        return bool(self.config.command & Command.MEMORY)
+
+    @memory_decode.setter
+    def memory_decode(self, on: bool) -> None:
+        self.config.set_command(Command.MEMORY, on)
+
+    # Reset
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """How the kernel resets this device alone, in the order in which it tries; none: it cannot (sysfs)."""
+        return reset_methods(self._device)
+
+    def reset(self, method: str | None = None) -> None:
+        """Reset the device alone (VFIO_DEVICE_RESET).
+
+        Windows stay; an access during the reset is a `RegionFaultError`. The kernel restores the configuration space.
+
+        Args:
+            method: This one of the kernel's methods, such as ``flr``, chosen in sysfs for the time being, which takes
+                root; None: those of `reset_methods`.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` says why.
+            ValueError: The device does not have that method.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self.fileno()
+        if method is None:
+            self._reset(fd)
+            return
+        before = self.reset_methods
+        try:
+            set_reset_methods(self._device, (method,))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                known = ", ".join(before) or "none"
+                raise ValueError(f"{self.name} has no reset method {method!r}; its methods: {known}") from None
+            raise ioctl_error("write", error.errno or 0, f"the reset methods of {self.name}") from None
+        try:
+            self._reset(fd)
+        finally:
+            set_reset_methods(self._device, before)
+
+    def _reset(self, fd: int) -> None:
+        try:
+            device_ioctls.reset(fd)
+        except IoctlError as error:
+            raise reset_error(error.errno or 0, self._device) from None
+
+    def hot_reset_info(self) -> HotResetInfo:
+        """What `hot_reset` would reset, and what of it stands in the way.
+
+        Raises:
+            IoctlError: ENODEV: neither its bus nor its slot can be reset.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self.fileno()
+        try:
+            return read_hot_reset_info(fd)
+        except IoctlError as error:
+            raise hot_reset_error(error.errno or 0, self._device, (), error.request) from None
+
+    def hot_reset(self) -> HotResetInfo:
+        """Reset everything on the device's bus or slot (VFIO_DEVICE_PCI_HOT_RESET).
+
+        Each device there has to be bound to the same iommufd, or to be on a vfio driver in a group that has one bound
+        to it: such a device *is reset* without having been named.
+
+        Returns:
+            What has been reset.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` names the devices that are not owned.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        info = self.hot_reset_info()
+        try:
+            device_ioctls.hot_reset(self.fileno())
+        except IoctlError as error:
+            not_owned = [device.name for device in info.not_owned]
+            raise hot_reset_error(error.errno or 0, self._device, not_owned, error.request) from None
+        return info
+
+    # Removal
+
+    def watch_removal(self, callback: Callable[[Device], object] | None = None) -> RemovalWatch:
+        """Let the device go when the host wants it back: for its driver's unbind, or for hot-unplug.
+
+        Until every user has let go, the one who asked waits in the kernel, and cannot be interrupted.
+
+        Args:
+            callback: Called with the device, in another thread, to stop what uses it. When it returns, or raises, the
+                device is closed. Where there are several watches, the latest is told first.
+
+        Returns:
+            The watch, whose ``close()`` ends it. It ends with the device, too.
+
+        Raises:
+            InUseError: `Interrupts.req` is on, for a use of your own.
+            UnsupportedError: The device cannot be asked for back.
+            TypeError: The callback cannot be called.
+            IoctlError, ClosedError, ForkedError: As for `IRQ.enable`.
+        """
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{callback!r} cannot be called")
+        with self.interrupts.lock:
+            self.fileno()
+            if self._removal is None or self._removal.ended:
+                self._removal = RemovalWaiter(self)
+            return self._removal.add(callback)
+
+    # What it owns
+
+    def remember_child(self, child: Window | IOEventFD) -> None:
+        """Own a window, which keeps the device bound and has to go first, or an eventfd."""
+        self._children[child] = None
+
+    def forget_child(self, child: Window | IOEventFD) -> None:
+        """One of those has been closed."""
+        self._children.pop(child, None)
+
+    def close_children(self) -> list[BaseException]:
+        """Close windows and eventfds: what failed."""
+        errors: list[BaseException] = []
+        for child in (*self._children, self.interrupts):
+            try:
+                child.close()
+            except OSError as error:
+                errors.append(error)
+        return errors
 
     # The end
 
-    def remember_window(self, window: Window) -> None:
-        """Own a window: it keeps the device bound, so it has to go first."""
-        self._windows[window] = None
-
-    def forget_window(self, window: Window) -> None:
-        """A window has been closed."""
-        self._windows.pop(window, None)
-
     def close(self) -> None:
-        """Unbind: close the windows and the cdev, which detaches. Does nothing the second time.
+        """Unbind: close the windows, the eventfds and the cdev, which detaches. Does nothing the second time.
 
         When the last bound device of the group is closed, the kernel's DMA API owns the group again and host
         drivers can take its members. In a forked child only the child's copy of the fd is closed.
@@ -119,15 +267,12 @@ class Device(Attachable):
         if self.closed:
             return
         if self.in_child:
+            self.close_children()
             self._close_fd()
             return
         errors: list[BaseException] = []
         with self._iommufd.lock:
-            for window in list(self._windows):
-                try:
-                    window.close()
-                except IoctlError as error:
-                    errors.append(error)
+            errors += self.close_children()
             try:
                 self._close_fd()
             except OSError as error:
@@ -143,14 +288,13 @@ class Device(Attachable):
     def mark_forked(self) -> None:
         """This process is a forked child: the windows are its parent's, too."""
         super().mark_forked()
-        for window in self._windows:
-            window.mark_forked()
+        for child in self._children:
+            child.mark_forked()
 
     def __del__(self) -> None:
         # Nobody could close the windows any more, and one that is left keeps the device bound.
         if getattr(self, "_fd", None) is not None and not self.in_child:
-            for window in list(getattr(self, "_windows", ())):
-                window.close()
+            self.close_children()
         super().__del__()
 
     def __repr__(self) -> str:

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING
 
 from .. import uapi
 from ..errors import UnsupportedError, ioctl_error
-from ..uapi import ioctls
+from ..uapi import device_ioctls
+from .device_info import MmapArea, MSIXMappable, mappable_areas, region_capabilities
+from .ioeventfd import IOEventFD
 from .window import Window
 
 if TYPE_CHECKING:
     from .device import Device
+
+_CONFIG: int = uapi.VFIO_PCI_CONFIG_REGION_INDEX
+_BARS = range(uapi.VFIO_PCI_BAR0_REGION_INDEX, uapi.VFIO_PCI_BAR5_REGION_INDEX + 1)
 
 
 class RegionFlag(IntFlag):
@@ -27,24 +32,26 @@ class RegionFlag(IntFlag):
     CAPS = uapi.VFIO_REGION_INFO_FLAG_CAPS
 
 
-class Region:
-    """A region of a bound device (VFIO_DEVICE_GET_REGION_INFO). Made by `Device.region`.
+class RegionBytes:
+    """The bytes of a region, read and written by the kernel: what `Region` and `ConfigSpace` have in common.
 
     Thread safety: everything here may be used from any thread.
 
     Attributes:
-        index: Its number; for PCI 0 to 5 are the BARs, 6 the ROM, 7 the configuration space.
+        device: The device.
+        index: The region's number; for PCI 0 to 5 are the BARs, 6 the ROM, 7 the configuration space.
         size: Bytes; 0 where the device has no such region.
         flags: What can be done with it.
+        file_offset: Where in the device file it begins, in bytes.
     """
 
-    __slots__ = ("__weakref__", "_offset", "device", "flags", "index", "size")
+    __slots__ = ("__weakref__", "_chain", "device", "file_offset", "flags", "index", "size")
 
     def __init__(self, device: Device, index: int) -> None:
         index = operator.index(index)
         if not 0 <= index <= 0xFFFF_FFFF:
             raise ValueError(f"{index} is no index of a region")
-        flags, self.size, self._offset = ioctls.region_info(device.fileno(), index)
+        flags, self.size, self.file_offset, self._chain = device_ioctls.region_info(device.fileno(), index)
         self.flags = RegionFlag(flags)
         self.device = device
         self.index = index
@@ -73,7 +80,7 @@ class Region:
         fd = self.device.fileno()
         while len(data) < size:
             try:
-                piece = os.pread(fd, size - len(data), self._offset + offset + len(data))
+                piece = os.pread(fd, size - len(data), self.file_offset + offset + len(data))
             except OSError as error:
                 raise ioctl_error("pread", error.errno or 0, repr(self)) from None
             if not piece:
@@ -96,7 +103,7 @@ class Region:
         rest = memoryview(data).cast("B")
         self._check(offset, len(rest))
         fd = self.device.fileno()
-        position = self._offset + offset
+        position = self.file_offset + offset
         while rest:
             try:
                 done = os.pwrite(fd, rest, position)
@@ -105,6 +112,52 @@ class Region:
             rest = rest[done:]
             position += done
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.index} of {self.device.name}>"
+
+
+class Region(RegionBytes):
+    """A region of a bound device (VFIO_DEVICE_GET_REGION_INFO). Made by `Device.region`.
+
+    Thread safety: everything here may be used from any thread.
+
+    Attributes:
+        capabilities: What more the kernel tells of it: `SparseMmap`, `RegionType`, `MSIXMappable`.
+    """
+
+    __slots__ = ("capabilities",)
+
+    def __init__(self, device: Device, index: int) -> None:
+        super().__init__(device, index)
+        self.capabilities = region_capabilities(self._chain)
+
+    @property
+    def mappable(self) -> tuple[MmapArea, ...]:
+        """The parts of it that can be mapped; none: it cannot be at all.
+
+        All of it, unless the kernel says otherwise (VFIO_REGION_INFO_CAP_SPARSE_MMAP), or does not let the pages that
+        hold the MSI-X table be mapped.
+
+        Raises:
+            OSError, ClosedError, ForkedError: As for `read`.
+        """
+        if not self.flags & RegionFlag.MMAP:
+            return ()
+        return mappable_areas(self.size, self.capabilities, self._msix_table(), mmap.PAGESIZE)
+
+    def _msix_table(self) -> MmapArea | None:
+        from .config_space import CapabilityID, ConfigSpace
+
+        if self.index not in _BARS or any(isinstance(one, MSIXMappable) for one in self.capabilities):
+            return None
+        config = ConfigSpace(self.device, _CONFIG)
+        msix = config.find(CapabilityID.MSIX)
+        if msix is None:
+            return None
+        entries = (config.read16(msix.offset + 2) & 0x7FF) + 1
+        table = config.read32(msix.offset + 4)
+        return MmapArea(table & ~7, 16 * entries) if table & 7 == self.index else None
+
     def map(self, offset: int = 0, length: int | None = None) -> Window:
         """Map part of the region for register access.
 
@@ -112,34 +165,69 @@ class Region:
 
         Args:
             offset: Bytes from the start of the region, on a page boundary.
-            length: Bytes; all the rest when left out.
+            length: Bytes; when left out, all the rest of the region, or of the one of its `mappable` areas.
 
         Raises:
             UnsupportedError: This region cannot be mapped, or is not there.
-            ValueError: The range is empty, not within the region, or does not begin on a page boundary.
+            ValueError: The range is empty, not within the region, not within one of its `mappable` areas, or does not
+                begin on a page boundary.
             IoctlError: The kernel refused the mmap.
             ClosedError, ForkedError: As for `read`.
         """
         fd = self.device.fileno()
         offset = operator.index(offset)
-        length = self.size - offset if length is None else operator.index(length)
-        if not self.flags & RegionFlag.MMAP:
+        length = None if length is None else operator.index(length)
+        areas = self.mappable
+        if not areas:
             raise UnsupportedError("mmap", errno.EOPNOTSUPP, f"{self!r}, which cannot be mapped; use read and write")
+        if length is None:
+            ends = [area.offset + area.length for area in areas if area.offset <= offset < area.offset + area.length]
+            length = (ends[0] if ends else self.size) - offset
         self._check(offset, length)
         if not length:
             raise ValueError("a window has at least one byte")
         if offset % mmap.PAGESIZE:
             raise ValueError(f"offset {offset:#x} is not on a page boundary of {mmap.PAGESIZE} bytes")
-        handle = ioctls.window_map(
+        if not any(area.offset <= offset and offset + length <= area.offset + area.length for area in areas):
+            parts = ", ".join(map(str, areas))
+            raise ValueError(f"{length:#x} bytes at {offset:#x} of {self!r} cannot be mapped; these parts can: {parts}")
+        handle = device_ioctls.window_map(
             fd,
-            self._offset + offset,
+            self.file_offset + offset,
             length,
             readable=bool(self.flags & RegionFlag.READ),
             writeable=bool(self.flags & RegionFlag.WRITE),
         )
         window = Window(self, handle, offset, length)
-        self.device.remember_window(window)
+        self.device.remember_child(window)
         return window
 
-    def __repr__(self) -> str:
-        return f"<Region {self.index} of {self.device.name}>"
+    def ioeventfd(self, offset: int, width: int, value: int) -> IOEventFD:
+        """Have the kernel write a value to a register at each signal of an eventfd (VFIO_DEVICE_IOEVENTFD).
+
+        Args:
+            offset: Bytes from the start of the region, a multiple of the width.
+            width: Bytes: 1, 2, 4 or 8.
+            value: What to write.
+
+        Returns:
+            The eventfd, which the device owns.
+
+        Raises:
+            ValueError, TypeError: The range is not within the region, or the value does not fit.
+            AlreadyMappedError: There is one that writes the same there.
+            IoctlError: EINVAL: the region is no BAR, or holds the MSI-X table there; ENOSPC: there are too many.
+            ClosedError, ForkedError: As for `read`.
+        """
+        offset, width, value = operator.index(offset), operator.index(width), operator.index(value)
+        if width not in (1, 2, 4, 8):
+            raise ValueError(f"a register has 1, 2, 4 or 8 bytes, not {width}")
+        self._check(offset, width)
+        if offset % width:
+            raise ValueError(f"offset {offset:#x} is not a multiple of the register's {width} bytes")
+        if not 0 <= value < 1 << (8 * width):
+            raise ValueError(f"{value:#x} does not fit {width} bytes")
+        self.device.fileno()
+        event = IOEventFD(self, offset, width, value)
+        event.start()
+        return event

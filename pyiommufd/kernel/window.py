@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..errors import ClosedError, RegionFaultError
-from ..uapi import ioctls
-from ..uapi.ioctls import FAILED, WindowHandle, last_errno, window_read, window_write
+from ..uapi.device_ioctls import WindowHandle, window_read, window_unmap, window_write
+from ..uapi.ioctls import FAILED, last_errno
 from .handle import forked_error
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ class Window:
         with self._lock:
             handle, self._handle = self._handle, None
             if handle is not None:
-                ioctls.window_unmap(handle)
-        self._region.device.forget_window(self)
+                window_unmap(handle)
+        self._region.device.forget_child(self)
 
     def __enter__(self) -> Self:
         return self

@@ -3,26 +3,34 @@
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError, KernelBuildError
 from pyiommufd.testing.guest import Guest
 from pyiommufd.testing.machine import (
+    E1000e,
     Edu,
     GuestDevice,
+    Igb,
+    Ivshmem,
     Nvme,
     RawDevice,
     RootPort,
     SharedGroup,
     VirtioRng,
+    Xhci,
 )
 
 __all__ = [
+    "E1000e",
     "Edu",
     "Guest",
     "GuestDevice",
     "GuestError",
     "GuestMissingError",
     "GuestTimeoutError",
+    "Igb",
+    "Ivshmem",
     "KernelBuildError",
     "Nvme",
     "RawDevice",
     "RootPort",
     "SharedGroup",
     "VirtioRng",
+    "Xhci",
 ]

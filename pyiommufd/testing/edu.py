@@ -21,6 +21,9 @@ DMA_BITS = 28
 
 _IDENTIFICATION = 0x00
 _LIVENESS = 0x04
+_INTERRUPT_STATUS = 0x24
+_INTERRUPT_RAISE = 0x60
+_INTERRUPT_ACKNOWLEDGE = 0x64
 _SOURCE = 0x80
 _DESTINATION = 0x88
 _COUNT = 0x90
@@ -82,6 +85,23 @@ class EduDriver:
     def copy_out(self, iova: int, length: int, *, offset: int = 0, seconds: float = 10.0) -> None:
         """DMA from the device's buffer to memory. Arguments and errors as for `copy_in`."""
         self._transfer(_BUFFER + offset, iova, length, _START | _TO_MEMORY, offset, seconds)
+
+    @property
+    def interrupt_status(self) -> int:
+        """The interrupts that have been raised and not acknowledged, a bit each."""
+        return self._registers.read32(_INTERRUPT_STATUS)
+
+    def raise_interrupt(self, bits: int = 1) -> None:
+        """Have the device raise its interrupt: by MSI where that is enabled, else by INTx.
+
+        Args:
+            bits: What to set in the status.
+        """
+        self._registers.write32(_INTERRUPT_RAISE, bits)
+
+    def acknowledge_interrupt(self, bits: int = 0xFFFF_FFFF) -> None:
+        """Clear bits of the status; INTx is asserted until none is left."""
+        self._registers.write32(_INTERRUPT_ACKNOWLEDGE, bits)
 
     def _transfer(self, source: int, destination: int, length: int, command: int, offset: int, seconds: float) -> None:
         if offset < 0 or length <= 0 or offset + length > BUFFER_SIZE:

@@ -124,7 +124,7 @@ def ioas(iommufd: IOMMUFD) -> IOAS:
 class DeviceFactory(Protocol):
     """What the fixture ``vfio_device`` is."""
 
-    def __call__(self, vendor: int, device: int, *, bus_master: bool = False) -> Device:
+    def __call__(self, vendor: int, device: int, *, bus_master: bool = False, watch_removal: bool = False) -> Device:
         """Bind a device of that vendor and device id to the fixture ``iommufd``; another one at each call.
 
         Its whole IOMMU group is claimed, and given back after the test. Of several devices one without a host driver
@@ -134,6 +134,8 @@ class DeviceFactory(Protocol):
             vendor: The PCI vendor id.
             device: The PCI device id.
             bus_master: Let it do DMA as far as it is up to the device: the bind has forbidden it.
+            watch_removal: Close it when the host wants it back, for tests of unbind and hot-unplug. That takes a
+                thread, which a test that forks may not want.
         """
 
 
@@ -155,7 +157,7 @@ def vfio_device(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[DeviceFactory
     """A factory: ``vfio_device(0x1234, 0x11e8)`` claims such a device and binds it. See `DeviceFactory`."""
     bound: list[Device] = []
 
-    def bind(vendor: int, device: int, *, bus_master: bool = False) -> Device:
+    def bind(vendor: int, device: int, *, bus_master: bool = False, watch_removal: bool = False) -> Device:
         reasons = []
         taken = [one.name for one in iommufd.devices]
         for candidate in devices_by_id(vendor, device):
@@ -170,6 +172,8 @@ def vfio_device(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[DeviceFactory
             made = iommufd.bind(candidate)
             bound.append(made)
             made.bus_master = made.bus_master or bus_master
+            if watch_removal:
+                made.watch_removal()
             return made
         why = "\n  ".join(["none of those here is free:", *reasons]) if reasons else f"there is none; {_GUEST}"
         pytest.skip(f"device {vendor:04x}:{device:04x}: {why}")

@@ -112,6 +112,77 @@ class Nvme:
 
 
 @dataclass(frozen=True, slots=True)
+class E1000e:
+    """An Intel 82574 network controller, connected to nothing: MSI, MSI-X with 5 vectors, BARs of memory and ports.
+
+    Attributes:
+        id: QEMU's name of the device, for hot-unplug.
+    """
+
+    id: str | None = None
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
+        """See `GuestDevice.arguments`."""
+        return _device("e1000e", {"id": self.id}, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Igb:
+    """An Intel 82576 network controller, connected to nothing: real DMA in loopback, MSI-X. QEMU 8 and newer.
+
+    It works behind a `RootPort` of its own.
+
+    Attributes:
+        id: QEMU's name of the device, for hot-unplug.
+    """
+
+    id: str | None = None
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
+        """See `GuestDevice.arguments`."""
+        return _device("igb", {"id": self.id}, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Xhci:
+    """A USB host controller without anything plugged in: 16 vectors by MSI or by MSI-X.
+
+    Attributes:
+        msi: Whether it has MSI.
+        msix: Whether it has MSI-X.
+        id: QEMU's name of the device, for hot-unplug.
+    """
+
+    msi: bool = True
+    msix: bool = True
+    id: str | None = None
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
+        """See `GuestDevice.arguments`."""
+        words = {True: "on", False: "off"}
+        return _device("nec-usb-xhci", {"id": self.id, "msi": words[self.msi], "msix": words[self.msix]}, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Ivshmem:
+    """A device whose BAR 2 is plain memory: what is written there stays. Not for `Guest.hot_plug`.
+
+    Attributes:
+        size: Bytes of that memory, a power of two.
+        id: QEMU's name of the device.
+    """
+
+    size: int = 1 << 20
+    id: str | None = None
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        name = f"memory{topology.next_number()}"
+        memory = ["-object", f"memory-backend-ram,id={name},share=on,size={self.size}"]
+        return [*memory, *_device("ivshmem-plain", {"id": self.id, "memdev": name}, place)]
+
+
+@dataclass(frozen=True, slots=True)
 class RawDevice:
     """A device given as QEMU's own ``-device`` argument, such as ``edu,dma_mask=0xffffffff``."""
 

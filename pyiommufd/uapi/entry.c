@@ -248,8 +248,8 @@ static atomic_flag installing = ATOMIC_FLAG_INIT;
 
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
-    /* si_code <= 0: sent by a process, not raised by an access. */
-    if (guarded && info->si_code > 0) {
+    /* si_code <= 0: sent by a process, not raised by an access; nor is the report of a memory error elsewhere. */
+    if (guarded && info->si_code > 0 && info->si_code != BUS_MCEERR_AO) {
         guarded = 0;
         siglongjmp(guard, 1);
     }

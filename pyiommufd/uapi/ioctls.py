@@ -1,6 +1,6 @@
-"""The one module that issues ioctls and touches C: a typed face of the compiled extension.
+"""What issues ioctls and touches C: a typed face of the compiled extension, with `device_ioctls` beside it.
 
-Above it there is no cdata and no request number. Every function raises `pyiommufd.errors.IoctlError`, bare of
+Above them there is no cdata and no request number. Every function raises `pyiommufd.errors.IoctlError`, bare of
 causes, when the kernel refuses; but for `ioas_map` and `ioas_unmap`, the hot path, which return `FAILED` and
 leave the reason to `last_errno`. All of them release the GIL while the kernel works and may be called from any
 thread; that the fd stays open meanwhile is the caller's care.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, NewType, Protocol, cast
+from typing import Any, Protocol, cast
 
 from pyiommufd._uapi import ffi, lib
 
@@ -286,47 +286,3 @@ def detach(fd: int, pasid: int | None) -> None:
     """VFIO_DEVICE_DETACH_IOMMUFD_PT."""
     if lib.pyiommufd_detach(fd, -1 if pasid is None else pasid) < 0:
         raise failure("VFIO_DEVICE_DETACH_IOMMUFD_PT")
-
-
-def region_info(fd: int, index: int) -> tuple[int, int, int]:
-    """VFIO_DEVICE_GET_REGION_INFO: flags, size in bytes, and the region's offset in the device file."""
-    info = ffi.new("struct vfio_region_info *")
-    info.argsz = ffi.sizeof("struct vfio_region_info")
-    info.index = index
-    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_REGION_INFO, info) < 0:
-        raise failure("VFIO_DEVICE_GET_REGION_INFO")
-    return int(info.flags), int(info.size), int(info.offset)
-
-
-def device_info(fd: int) -> tuple[int, int, int]:
-    """VFIO_DEVICE_GET_INFO: flags, number of regions, number of interrupt types."""
-    info = ffi.new("struct vfio_device_info *")
-    info.argsz = ffi.sizeof("struct vfio_device_info")
-    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_INFO, info) < 0:
-        raise failure("VFIO_DEVICE_GET_INFO")
-    return int(info.flags), int(info.num_regions), int(info.num_irqs)
-
-
-WindowHandle = NewType("WindowHandle", object)
-"""A mapped part of a region, as the C code keeps it."""
-
-# Hot as well: (window, offset, width) -> value, and (window, offset, width, value) -> 0 or -1.
-window_read = cast("Callable[[WindowHandle, int, int], int]", lib.pyiommufd_window_read)
-window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommufd_window_write)
-
-
-def window_map(fd: int, offset: int, length: int, *, readable: bool, writeable: bool) -> WindowHandle:
-    """Map part of a device file; offset and length in bytes, on page boundaries.
-
-    The handle frees itself, and unmaps where `window_unmap` has not been called.
-    """
-    window = ffi.gc(lib.pyiommufd_window_new(), lib.pyiommufd_window_free)
-    if window == ffi.NULL or lib.pyiommufd_window_map(window, fd, offset, length, readable, writeable) < 0:
-        raise failure("mmap")
-    return cast("WindowHandle", window)
-
-
-def window_unmap(window: WindowHandle) -> None:
-    """Unmap, once the accesses of other threads that are under way have ended; later ones are refused."""
-    if lib.pyiommufd_window_unmap(cast("Any", window)) < 0:
-        raise failure("munmap")

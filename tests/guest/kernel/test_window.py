@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import faulthandler
 import signal
+import subprocess
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +19,6 @@ from pyiommufd import IOMMUFD, Claim, ClosedError, Device, ForkedError, HostDevi
 from pyiommufd.host.holders import holders
 
 IDENTIFICATION, LIVENESS, SOURCE = 0x00, 0x04, 0x80
-
-
-def memory_decode(device: Device, on: bool) -> None:
-    command = device.config.read(4, 2)
-    device.config.write(4, bytes([command[0] | 2 if on else command[0] & ~2, command[1]]))
 
 
 def test_registers_answer_by_4_bytes(device: Device) -> None:
@@ -98,27 +97,27 @@ def test_part_of_a_region(device: Device) -> None:
 
 def test_config_space_cannot_be_mapped(device: Device) -> None:
     with pytest.raises(UnsupportedError, match="read and write") as caught:
-        device.config.map()
+        device.region(7).map()
     assert caught.value.errno == errno.EOPNOTSUPP
 
 
 def test_memory_decode_off_is_an_exception_and_the_device_works_again_after(device: Device) -> None:
     with device.region(0).map() as window:
-        memory_decode(device, False)
+        device.memory_decode = False
         for _ in range(3):
             with pytest.raises(RegionFaultError, match="memory decode is off") as caught:
                 window.read32(IDENTIFICATION)
             assert caught.value.errno == errno.EIO
             with pytest.raises(RegionFaultError):
                 window.write64(SOURCE, 1)
-        memory_decode(device, True)
+        device.memory_decode = True
         assert window.read32(IDENTIFICATION) & 0xFF == 0xED
 
 
 def test_fault_in_a_thread_is_that_threads(device: Device) -> None:
     found: list[object] = []
     with device.region(0).map() as window:
-        memory_decode(device, False)
+        device.memory_decode = False
 
         def access() -> None:
             try:
@@ -131,8 +130,70 @@ def test_fault_in_a_thread_is_that_threads(device: Device) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        memory_decode(device, True)
+        device.memory_decode = True
     assert [type(error) for error in found] == [RegionFaultError] * 4
+
+
+def test_decode_switched_off_while_another_thread_reads(device: Device) -> None:
+    """Looking before an access would be no answer: the switch can come between the two."""
+    answers: Counter[object] = Counter()
+    over = threading.Event()
+    with device.region(0).map() as window:
+
+        def read() -> None:
+            while not over.is_set():
+                try:
+                    answers[window.read32(IDENTIFICATION)] += 1
+                except Exception as error:
+                    answers[type(error)] += 1
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 60
+        switched = 0
+        # All ones: the access was on its way to the device when the switch came.
+        while time.monotonic() < end and (
+            switched < 100 or answers[RegionFaultError] < 100 or answers[0x0100_00ED] < 100
+        ):
+            device.memory_decode = False
+            device.memory_decode = True
+            switched += 1
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert set(answers) <= {0x0100_00ED, 0xFFFF_FFFF, RegionFaultError}
+    assert answers[RegionFaultError] >= 100, answers
+    assert answers[0x0100_00ED] >= 100, answers
+
+
+HANDLED_BEFORE = """
+import faulthandler, mmap, os, sys
+from pyiommufd import IOMMUFD, RegionFaultError
+
+faulthandler.enable()
+with IOMMUFD() as iommufd:
+    device = iommufd.bind(sys.argv[1])
+    window = device.region(0).map()
+    device.memory_decode = False
+    try:
+        window.read32(0)
+    except RegionFaultError:
+        print("guarded", flush=True)
+    fd = os.memfd_create("short")
+    os.ftruncate(fd, 4096)
+    memory = mmap.mmap(fd, 4096)
+    os.ftruncate(fd, 0)
+    memory[0]
+"""
+
+
+def test_sigbus_of_somebody_else_reaches_the_handler_from_before(claimed: Claim, first: HostDevice) -> None:
+    command = [sys.executable, "-c", HANDLED_BEFORE, first.name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "guarded\n", done.stderr
+    assert done.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in done.stderr
 
 
 def test_faulthandler_does_not_take_the_guard_away(device: Device) -> None:
@@ -140,10 +201,10 @@ def test_faulthandler_does_not_take_the_guard_away(device: Device) -> None:
     faulthandler.enable()
     try:
         with device.region(0).map() as window:
-            memory_decode(device, False)
+            device.memory_decode = False
             with pytest.raises(RegionFaultError):
                 window.read32(IDENTIFICATION)
-            memory_decode(device, True)
+            device.memory_decode = True
     finally:
         if not was_enabled:
             faulthandler.disable()

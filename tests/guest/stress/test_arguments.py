@@ -458,7 +458,7 @@ def test_registers(hammer: Hammer, device: Device) -> None:
         hammer.junk,
     )
     hammer(region.map, 1000, offsets, hammer.mix(PAGE), undo=lambda made: made.close())
-    hammer(config.map, 200, offsets, hammer.junk)
+    hammer(device.region(7).map, 200, offsets, hammer.junk)
     with region.map(0x8000) as window:
         for width in (8, 16, 32, 64):
             hammer(getattr(window, f"read{width}"), 700, offsets)

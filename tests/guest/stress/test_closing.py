@@ -190,7 +190,8 @@ INERT: dict[type, frozenset[str]] = {
     ),
     Device: frozenset(
         {"closed", "pid", "in_child", "mark_forked", "id", "name", "host", "iommufd", "bind_change"}
-        | {"page_table", "page_table_for", "page_tables", "remember_window", "forget_window", "take_fd"}
+        | {"page_table", "page_table_for", "page_tables", "take_fd"}
+        | {"interrupts", "reset_methods", "remember_child", "forget_child", "close_children"}
     ),
     IOAS: KERNEL_OBJECT | {"table", "mappings", "hwpts", "ioas"},
     HWPT: KERNEL_OBJECT | {"ioas", "host", "flags"},
@@ -231,6 +232,13 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "config": lambda: device.config,
             "bus_master": lambda: device.bus_master,
             "bus_master=": lambda: setattr(device, "bus_master", True),
+            "memory_decode": lambda: device.memory_decode,
+            "memory_decode=": lambda: setattr(device, "memory_decode", True),
+            "info": device.info,
+            "reset": device.reset,
+            "hot_reset": device.hot_reset,
+            "hot_reset_info": device.hot_reset_info,
+            "watch_removal": device.watch_removal,
         },
         IOAS: {
             "fd": ioas.fd,

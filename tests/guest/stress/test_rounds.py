@@ -20,7 +20,7 @@ from pyiommufd import IOMMUFD, Claim, DeviceFile, DMABuffer, HostDevice
 from pyiommufd._uapi import ffi, lib
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.testing.leaks import LeakCheck
-from pyiommufd.uapi import ioctls
+from pyiommufd.uapi import device_ioctls, ioctls
 
 IOVA = 0x100000
 ROUNDS = 1000
@@ -41,6 +41,12 @@ def one_round(iommufd: IOMMUFD, host: HostDevice, buffer: DMABuffer, *, dma: boo
         copy = stack.enter_context(ioas.copy_from(ioas, IOVA, PAGE * 2, dst_iova=3 * IOVA))
         window = stack.enter_context(device.region(0).map())
         assert window.read32(0) & 0xFF == 0xED
+        with device.region(0).ioeventfd(0x04, 4, 1):
+            pass
+        (msi,) = device.interrupts.msi.enable()
+        msi.trigger()
+        assert msi.take() == 1
+        device.interrupts.msi.disable()
         device.bus_master = True
         if dma:
             buffer[:8] = b"round   "
@@ -191,7 +197,8 @@ def inject(injection: Injection) -> Iterator[None]:
             for module in [module for key, module in sys.modules.items() if key.startswith("pyiommufd.")]:
                 if getattr(module, name, None) is real:
                     patch.setattr(module, name, wrapper)
-        patch.setattr(ioctls, "lib", _Lib(lib, injection))
+        for module in (ioctls, device_ioctls):
+            patch.setattr(module, "lib", _Lib(lib, injection))
         for name in ("open", "close", "pread", "pwrite"):
             patch.setattr(os, name, injection.wrap(f"os.{name}", getattr(os, name)))
         yield

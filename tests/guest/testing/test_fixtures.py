@@ -276,3 +276,19 @@ def test_no_leaks_lets_pass_what_was_given_back_or_was_there_before(run: Run) ->
                 other.alloc_ioas()
             wider.alloc_ioas()
     """).assert_outcomes(passed=1)
+
+
+def test_device_that_the_host_wants_back(run: Run) -> None:
+    run("""
+        import time
+
+        def test_removal(vfio_device, iommufd, dmesg, no_leaks):
+            device = vfio_device(0x1234, 0x11e8, watch_removal=True)
+            window = device.region(0).map()
+            device.interrupts.req.trigger()
+            end = time.monotonic() + 30
+            while device in iommufd.devices:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert window.closed
+    """).assert_outcomes(passed=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyiommufd.testing import Edu, Nvme, RawDevice, RootPort, SharedGroup, VirtioRng
+from pyiommufd.testing import E1000e, Edu, Igb, Ivshmem, Nvme, RawDevice, RootPort, SharedGroup, VirtioRng, Xhci
 from pyiommufd.testing.machine import (
     DEFAULT_DEVICES,
     IOMMU_KINDS,
@@ -45,6 +45,14 @@ def test_names_and_chassis_are_unique() -> None:
 def test_properties() -> None:
     assert device_arguments([Edu(dma_mask=0xFFFFFFFF)]) == ["-device", "edu,dma_mask=0xffffffff"]
     assert device_arguments([RawDevice("edu,addr=7")]) == ["-device", "edu,addr=7"]
+    assert device_arguments([RootPort(E1000e(id="n")), Ivshmem(size=4096), Xhci(msix=False)]) == [
+        "-device", "pcie-root-port,id=rp1,chassis=1",
+        "-device", "e1000e,id=n,bus=rp1",
+        "-object", "memory-backend-ram,id=memory2,share=on,size=4096",
+        "-device", "ivshmem-plain,memdev=memory2",
+        "-device", "nec-usb-xhci,msi=on,msix=off",
+    ]  # fmt: skip
+    assert device_arguments([Igb()]) == ["-device", "igb"]
     assert device_arguments([Nvme(serial="a,b")]) == ["-device", "nvme,serial=a,,b"]
     assert escape("a,b,,c") == "a,,b,,,,c"
 

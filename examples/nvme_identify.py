@@ -1,0 +1,39 @@
+"""Asks an NVMe controller for its model and serial number, by DMA from Python.
+
+    python examples/nvme_identify.py 0000:01:00.0
+
+The controller is taken from its host driver, with the devices of its IOMMU group, and given back. One that the host is
+using (a mounted file system, swap …) is not taken. It takes root, an IOMMU, and a kernel with iommufd; in a guest:
+
+    pyiommufd guest --device nvme,serial=1234 -- python examples/nvme_identify.py 1b36:0010
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pyiommufd import IOMMUFD, IOMMUFDError, plan_claim
+from pyiommufd.testing.nvme import NvmeDriver
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(f"usage: {sys.argv[0]} DEVICE, such as 0000:01:00.0", file=sys.stderr)
+        return 2
+    try:
+        with plan_claim(sys.argv[1]).apply() as claim, IOMMUFD() as iommufd:
+            device = iommufd.bind(claim.devices[0])
+            ioas = iommufd.alloc_ioas()
+            device.attach(ioas)
+            device.bus_master = True
+            with NvmeDriver(device, ioas, use_interrupt=device.interrupts.msix.count > 0) as driver:
+                identity = driver.identify()
+    except (IOMMUFDError, ValueError, TimeoutError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{device.name}: {identity.model}, serial number {identity.serial}, firmware {identity.firmware}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

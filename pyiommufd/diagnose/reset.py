@@ -1,0 +1,89 @@
+"""Why a reset was refused (Linux 7.3: drivers/vfio/pci/vfio_pci_core.c, drivers/pci/pci.c)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from ..errors import Cause, DeviceNotFoundError, IoctlError, ioctl_error
+from ..host.devices import HostDevice, find_device
+from ..host.holders import holders
+from ..host.reset import reset_methods
+
+
+def reset_error(code: int, device: HostDevice) -> IoctlError:
+    """The exception for a refused VFIO_DEVICE_RESET."""
+    causes: tuple[Cause, ...] = ()
+    methods = reset_methods(device)
+    if code in (errno.EINVAL, errno.ENOTTY) and not methods:
+        causes = (
+            Cause(
+                "the device has no way to be reset alone",
+                f"{device.sys_path / 'reset_method'} names none",
+                "hot_reset() resets all that is on its bus; or unbind and bind it anew",
+            ),
+        )
+    elif code in (errno.EINVAL, errno.ENOTTY):
+        others = _on_the_bus_of(device) if methods == ("bus",) else []
+        causes = (
+            Cause(
+                f"the device's methods of a reset ({', '.join(methods)}) do not work",
+                f"its bus has other devices: {', '.join(others)}" if others else "the kernel tries when it is opened",
+                "hot_reset() resets all that is on its bus; or unbind and bind it anew",
+            ),
+        )
+    elif code == errno.EAGAIN:
+        causes = (Cause("something else in the kernel has the device locked", "", "try again"),)
+    return ioctl_error("VFIO_DEVICE_RESET", code, device.name, causes)
+
+
+def _on_the_bus_of(device: HostDevice) -> list[str]:
+    bus = device.name.rpartition(":")[0]
+    return sorted(path.name for path in device.sys_path.parent.glob(f"{bus}:*") if path.name != device.name)
+
+
+def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], request: str) -> IoctlError:
+    """The exception for a refused hot reset.
+
+    Args:
+        code: The errno.
+        device: What it was asked of.
+        not_owned: The addresses of devices that would be reset too, and are not owned by the iommufd.
+        request: The ioctl.
+    """
+    causes: tuple[Cause, ...] = ()
+    if code == errno.EINVAL:
+        causes = tuple(_foreign(name) for name in not_owned)
+    elif code == errno.ENODEV:
+        causes = (
+            Cause(
+                "neither the bus nor the slot that the device is on can be reset",
+                f"{device.name} is on {device.sys_path.parent.name}",
+                "use reset(), if the device has a method of its own",
+            ),
+        )
+    elif code == errno.ENOTTY:
+        causes = (
+            Cause(
+                "the reset was carried out, and the kernel waited in vain for the device or its link to come back",
+                "dmesg says which",
+                "if the device answers, go on with it; QEMU's root ports say so of devices that are well",
+            ),
+        )
+    elif code == errno.EBUSY:
+        causes = (Cause("another thread is using the registers of a device that is to be reset", "", "try again"),)
+    return ioctl_error(request, code, device.name, causes)
+
+
+def _foreign(name: str) -> Cause:
+    summary = f"{name} would be reset too, and is not bound to this iommufd"
+    try:
+        other = find_device(name)
+    except DeviceNotFoundError:
+        return Cause(summary, "it has gone since", "try again")
+    if not other.on_vfio:
+        where = f"it is on the host driver {other.driver}" if other.driver else "it is on no driver"
+        return Cause(summary, where, f"claim it and bind it to the same iommufd: plan_claim([{name!r}]).apply()")
+    users = holders(other)
+    evidence = "; ".join(map(str, users)) or f"it is on {other.driver}, and nobody holds it"
+    return Cause(summary, evidence, "bind it to the same iommufd")

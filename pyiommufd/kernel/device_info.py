@@ -1,0 +1,250 @@
+"""What a device says of itself and of its regions: flags, and the capabilities chained to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+
+from .. import uapi
+from ..uapi import device_ioctls
+from ..uapi.device_ioctls import RawCapability, struct_fields, struct_size
+
+
+class DeviceFlag(IntFlag):
+    """What kind of device it is, and what it can do (VFIO_DEVICE_FLAGS_*)."""
+
+    RESET = uapi.VFIO_DEVICE_FLAGS_RESET
+    PCI = uapi.VFIO_DEVICE_FLAGS_PCI
+    PLATFORM = uapi.VFIO_DEVICE_FLAGS_PLATFORM
+    AMBA = uapi.VFIO_DEVICE_FLAGS_AMBA
+    CCW = uapi.VFIO_DEVICE_FLAGS_CCW
+    AP = uapi.VFIO_DEVICE_FLAGS_AP
+    FSL_MC = uapi.VFIO_DEVICE_FLAGS_FSL_MC
+    CAPS = uapi.VFIO_DEVICE_FLAGS_CAPS
+    CDX = uapi.VFIO_DEVICE_FLAGS_CDX
+
+
+class AtomicFlag(IntFlag):
+    """The widths of atomic operations (VFIO_PCI_ATOMIC_COMP*)."""
+
+    COMP32 = uapi.VFIO_PCI_ATOMIC_COMP32
+    COMP64 = uapi.VFIO_PCI_ATOMIC_COMP64
+    COMP128 = uapi.VFIO_PCI_ATOMIC_COMP128
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownCapability:
+    """A capability that this version of pyiommufd has no name for.
+
+    Attributes:
+        id: The kernel's number of it.
+        version: The version of its struct.
+        data: The struct, without its header.
+    """
+
+    id: int
+    version: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PCIAtomics:
+    """The atomic operations that the root complex completes (VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP)."""
+
+    flags: AtomicFlag
+
+
+@dataclass(frozen=True, slots=True)
+class ZPCIBase:
+    """A zPCI function (struct vfio_device_info_cap_zpci_base); fields that newer kernels have added are 0 on older."""
+
+    start_dma: int
+    end_dma: int
+    pchid: int
+    vfn: int
+    fmb_length: int
+    pft: int
+    gid: int
+    fh: int = 0
+    ccdf_err_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ZPCIGroup:
+    """What zPCI functions of a group share (struct vfio_device_info_cap_zpci_group)."""
+
+    dasm: int
+    msi_addr: int
+    flags: int
+    mui: int
+    noi: int
+    maxstbl: int
+    version: int
+    imaxstbl: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ZPCIUtil:
+    """A zPCI function's utility string (VFIO_DEVICE_INFO_CAP_ZPCI_UTIL)."""
+
+    util_str: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ZPCIPfip:
+    """A zPCI function's path (VFIO_DEVICE_INFO_CAP_ZPCI_PFIP)."""
+
+    pfip: bytes
+
+
+DeviceCapability = PCIAtomics | ZPCIBase | ZPCIGroup | ZPCIUtil | ZPCIPfip | UnknownCapability
+
+
+@dataclass(frozen=True, slots=True)
+class MmapArea:
+    """A part of a region that can be mapped; both in bytes, the offset from the region's start."""
+
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.offset:#x}..{self.offset + self.length - 1:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class SparseMmap:
+    """Only these parts of the region can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP)."""
+
+    areas: tuple[MmapArea, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionType:
+    """What a region is that is no BAR (VFIO_REGION_INFO_CAP_TYPE)."""
+
+    type: int
+    subtype: int
+
+
+@dataclass(frozen=True, slots=True)
+class MSIXMappable:
+    """The page that holds the MSI-X table can be mapped like the rest (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE)."""
+
+
+RegionCapability = SparseMmap | RegionType | MSIXMappable | UnknownCapability
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device as it describes itself (VFIO_DEVICE_GET_INFO).
+
+    Attributes:
+        flags: What kind of device it is, and whether it can be reset alone.
+        num_regions: How many regions it has, counting empty ones.
+        num_irqs: How many types of interrupt it has, counting those without an interrupt.
+        capabilities: What more it tells.
+    """
+
+    flags: DeviceFlag
+    num_regions: int
+    num_irqs: int
+    capabilities: tuple[DeviceCapability, ...]
+
+
+def read_device_info(fd: int) -> DeviceInfo:
+    """Ask a bound device what it is.
+
+    Raises:
+        IoctlError: The kernel refused.
+    """
+    flags, regions, irqs, chain = device_ioctls.device_info(fd)
+    return DeviceInfo(DeviceFlag(flags), regions, irqs, device_capabilities(chain))
+
+
+def device_capabilities(chain: Iterable[RawCapability]) -> tuple[DeviceCapability, ...]:
+    """The capabilities of a device, decoded.
+
+    Raises:
+        ValueError: One is shorter than its struct.
+    """
+    return tuple(_device_capability(*raw) for raw in chain)
+
+
+def _device_capability(number: int, version: int, data: bytes) -> DeviceCapability:
+    struct = "struct vfio_device_info_cap_"
+    match number:
+        case uapi.VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP:
+            return PCIAtomics(AtomicFlag(struct_fields(f"{struct}pci_atomic_comp", data)["flags"]))
+        case uapi.VFIO_DEVICE_INFO_CAP_ZPCI_BASE:
+            return ZPCIBase(**_fields(f"{struct}zpci_base", data, ZPCIBase.__match_args__))
+        case uapi.VFIO_DEVICE_INFO_CAP_ZPCI_GROUP:
+            return ZPCIGroup(**_fields(f"{struct}zpci_group", data, ZPCIGroup.__match_args__))
+        case uapi.VFIO_DEVICE_INFO_CAP_ZPCI_UTIL:
+            return ZPCIUtil(_trailing(f"{struct}zpci_util", data))
+        case uapi.VFIO_DEVICE_INFO_CAP_ZPCI_PFIP:
+            return ZPCIPfip(_trailing(f"{struct}zpci_pfip", data))
+    return _unknown(number, version, data)
+
+
+def region_capabilities(chain: Iterable[RawCapability]) -> tuple[RegionCapability, ...]:
+    """The capabilities of a region, decoded.
+
+    Raises:
+        ValueError: One is shorter than its struct.
+    """
+    return tuple(_region_capability(*raw) for raw in chain)
+
+
+def _region_capability(number: int, version: int, data: bytes) -> RegionCapability:
+    match number:
+        case uapi.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
+            header, area = "struct vfio_region_info_cap_sparse_mmap", "struct vfio_region_sparse_mmap_area"
+            areas = [
+                struct_fields(area, data, struct_size(header) + index * struct_size(area))
+                for index in range(struct_fields(header, data)["nr_areas"])
+            ]
+            return SparseMmap(tuple(MmapArea(each["offset"], each["size"]) for each in areas))
+        case uapi.VFIO_REGION_INFO_CAP_TYPE:
+            fields = struct_fields("struct vfio_region_info_cap_type", data)
+            return RegionType(fields["type"], fields["subtype"])
+        case uapi.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE:
+            return MSIXMappable()
+    return _unknown(number, version, data)
+
+
+def _unknown(number: int, version: int, data: bytes) -> UnknownCapability:
+    return UnknownCapability(number, version, data[struct_size("struct vfio_info_cap_header") :])
+
+
+def _fields(struct: str, data: bytes, names: Sequence[str]) -> dict[str, int]:
+    # Older kernels have shorter structs, whose versions say so.
+    found = struct_fields(struct, data.ljust(struct_size(struct), b"\0"))
+    return {name: found[name] for name in names}
+
+
+def _trailing(struct: str, data: bytes) -> bytes:
+    start = struct_size(struct)
+    return data[start : start + struct_fields(struct, data)["size"]]
+
+
+def mappable_areas(
+    size: int, capabilities: Sequence[RegionCapability], msix_table: MmapArea | None, page: int
+) -> tuple[MmapArea, ...]:
+    """The parts of a region that can be mapped, as far as the region can be at all.
+
+    Args:
+        size: The region's, in bytes.
+        capabilities: The region's.
+        msix_table: Where in it the MSI-X table lies, if there.
+        page: The size of a page in bytes.
+    """
+    for capability in capabilities:
+        if isinstance(capability, SparseMmap):
+            return tuple(area for area in capability.areas if area.length)
+    if msix_table is None or any(isinstance(capability, MSIXMappable) for capability in capabilities):
+        return (MmapArea(0, size),)
+    # Before Linux 4.16 the pages that hold the table could not be mapped (a32295c612c5).
+    start = msix_table.offset // page * page
+    end = -(-(msix_table.offset + msix_table.length) // page) * page
+    return tuple(MmapArea(*area) for area in ((0, start), (end, size - end)) if area[1] > 0)

@@ -1,0 +1,217 @@
+"""The ioctls of a bound VFIO device, and its mapped regions: the other half of `ioctls`.
+
+What a struct holds comes back as plain numbers and bytes. Errors, threads and the GIL: as said in `ioctls`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NewType, cast
+
+from pyiommufd._uapi import ffi, lib
+
+from .ioctls import failure, last_errno
+
+RawCapability = tuple[int, int, bytes]
+"""A capability of an info struct: its id, its version, and the struct with its header."""
+
+
+def capability_chain(data: bytes, first: int) -> list[RawCapability]:
+    """The capabilities of an info struct.
+
+    Args:
+        data: The info struct and what follows it.
+        first: Where the first capability begins, counted from the start of the struct; 0: there is none.
+
+    Raises:
+        ValueError: The chain leads out of the data, or round in a circle.
+    """
+    header = ffi.sizeof("struct vfio_info_cap_header")
+    starts: list[int] = []
+    while first:
+        if first + header > len(data) or first in starts:
+            raise ValueError(f"the chain of capabilities leads to {first}, after {starts}")
+        starts.append(first)
+        first = struct_fields("struct vfio_info_cap_header", data, first)["next"]
+    # How long one is, only the next one says.
+    ends = {start: min((other for other in starts if other > start), default=len(data)) for start in starts}
+    chain = []
+    for start in starts:
+        fields = struct_fields("struct vfio_info_cap_header", data, start)
+        chain.append((fields["id"], fields["version"], data[start : ends[start]]))
+    return chain
+
+
+def struct_fields(struct: str, data: bytes, offset: int = 0) -> Mapping[str, int]:
+    """The numbers in a struct of the kernel's, by the names of its fields.
+
+    Raises:
+        ValueError: The data ends before the struct does.
+    """
+    size = ffi.sizeof(struct)
+    if offset + size > len(data):
+        raise ValueError(f"{len(data) - offset} bytes are too few for {struct}")
+    copy = ffi.new(f"{struct} *")
+    ffi.memmove(copy, data[offset : offset + size], size)
+    fields = ffi.typeof(struct).fields or []
+    return {name: int(getattr(copy, name)) for name, field in fields if field.type.kind == "primitive"}
+
+
+def struct_size(struct: str) -> int:
+    """The size of a struct of the kernel's in bytes, without the array at its end."""
+    return int(ffi.sizeof(struct))
+
+
+def _info(fd: int, request_name: str, request: int, struct: str, **given: int) -> tuple[Mapping[str, int], bytes]:
+    """An info struct with what follows it: asked for again with more room until its capabilities fit."""
+    size = ffi.sizeof(struct)
+    room = size
+    while True:
+        memory = ffi.new("char[]", room)
+        info = ffi.cast(f"{struct} *", cast("Any", memory))
+        info.argsz = room
+        for name, value in given.items():
+            setattr(info, name, value)
+        if lib.pyiommufd_ioctl(fd, request, info) < 0:
+            raise failure(request_name)
+        if info.argsz <= room:
+            data = bytes(ffi.buffer(memory))
+            return struct_fields(struct, data), data
+        room = int(info.argsz)
+
+
+def device_info(fd: int) -> tuple[int, int, int, list[RawCapability]]:
+    """VFIO_DEVICE_GET_INFO: flags, number of regions, number of interrupt types, capabilities."""
+    info, data = _info(fd, "VFIO_DEVICE_GET_INFO", lib.VFIO_DEVICE_GET_INFO, "struct vfio_device_info")
+    chain = capability_chain(data, info["cap_offset"] if info["flags"] & lib.VFIO_DEVICE_FLAGS_CAPS else 0)
+    return info["flags"], info["num_regions"], info["num_irqs"], chain
+
+
+def region_info(fd: int, index: int) -> tuple[int, int, int, list[RawCapability]]:
+    """VFIO_DEVICE_GET_REGION_INFO: flags, size in bytes, the region's offset in the device file, capabilities."""
+    info, data = _info(
+        fd, "VFIO_DEVICE_GET_REGION_INFO", lib.VFIO_DEVICE_GET_REGION_INFO, "struct vfio_region_info", index=index
+    )
+    chain = capability_chain(data, info["cap_offset"] if info["flags"] & lib.VFIO_REGION_INFO_FLAG_CAPS else 0)
+    return info["flags"], info["size"], info["offset"], chain
+
+
+def irq_info(fd: int, index: int) -> tuple[int, int]:
+    """VFIO_DEVICE_GET_IRQ_INFO: flags, number of interrupts of this type."""
+    info = ffi.new("struct vfio_irq_info *")
+    info.argsz = ffi.sizeof("struct vfio_irq_info")
+    info.index = index
+    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_IRQ_INFO, info) < 0:
+        raise failure("VFIO_DEVICE_GET_IRQ_INFO")
+    return int(info.flags), int(info.count)
+
+
+def set_irqs(fd: int, index: int, action: int, start: int, count: int, eventfds: Sequence[int] | None = None) -> int:
+    """VFIO_DEVICE_SET_IRQS.
+
+    Args:
+        fd: The device's.
+        index: The type of interrupt.
+        action: One of VFIO_IRQ_SET_ACTION_*.
+        start: The first interrupt.
+        count: How many; 0 with the trigger action and without eventfds turns the type off.
+        eventfds: What the action is bound to, -1 for nothing, one an interrupt; None: the action is carried out now.
+
+    Returns:
+        0; or how many vectors there are to be had, where that is fewer than asked for. Then none has been enabled.
+    """
+    numbers = ffi.new("int32_t[]", list(eventfds or ()))
+    size = ffi.sizeof("struct vfio_irq_set") + ffi.sizeof(numbers)
+    memory = ffi.new("char[]", size)
+    command = ffi.cast("struct vfio_irq_set *", cast("Any", memory))
+    command.argsz = size
+    command.flags = action | (lib.VFIO_IRQ_SET_DATA_NONE if eventfds is None else lib.VFIO_IRQ_SET_DATA_EVENTFD)
+    command.index = index
+    command.start = start
+    command.count = count
+    ffi.memmove(command.data, numbers, ffi.sizeof(numbers))
+    available = int(lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_SET_IRQS, command))
+    if available < 0:
+        raise failure("VFIO_DEVICE_SET_IRQS")
+    return available
+
+
+def reset(fd: int) -> None:
+    """VFIO_DEVICE_RESET."""
+    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_RESET, ffi.NULL) < 0:
+        raise failure("VFIO_DEVICE_RESET")
+
+
+def hot_reset_info(fd: int) -> tuple[int, list[tuple[int, int, int, int]]]:
+    """VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: flags; for each device its id or group, segment, bus, and devfn."""
+    header, each = ffi.sizeof("struct vfio_pci_hot_reset_info"), ffi.sizeof("struct vfio_pci_dependent_device")
+    room = 16
+    while True:
+        memory = ffi.new("char[]", header + room * each)
+        info = ffi.cast("struct vfio_pci_hot_reset_info *", cast("Any", memory))
+        info.argsz = header + room * each
+        if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info) == 0:
+            found = [info.devices[i] for i in range(info.count)]
+            return int(info.flags), [(int(d.devid), int(d.segment), int(d.bus), int(d.devfn)) for d in found]
+        code = last_errno()
+        # ENOSPC: there are more than that, and the kernel has said how many. EAGAIN: by now there are.
+        if code == errno.ENOSPC and info.count > room:
+            room = int(info.count)
+        elif code == errno.EAGAIN:
+            room *= 2
+        else:
+            raise failure("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", code=code)
+
+
+def hot_reset(fd: int) -> None:
+    """VFIO_DEVICE_PCI_HOT_RESET, in the form for a cdev: who owns what is seen from the iommufd, no fds are named."""
+    command = ffi.new("struct vfio_pci_hot_reset *")
+    command.argsz = ffi.sizeof("struct vfio_pci_hot_reset")
+    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_PCI_HOT_RESET, command) < 0:
+        raise failure("VFIO_DEVICE_PCI_HOT_RESET")
+
+
+def ioeventfd(fd: int, offset: int, width: int, value: int, eventfd: int) -> None:
+    """VFIO_DEVICE_IOEVENTFD: write a value at each signal of an eventfd; -1 in its place: no more.
+
+    Args:
+        fd: The device's.
+        offset: Where in the device file.
+        width: Bytes: 1, 2, 4 or 8, which are the flags of those sizes as well.
+        value: What to write.
+        eventfd: At whose signals.
+    """
+    command = ffi.new("struct vfio_device_ioeventfd *")
+    command.argsz = ffi.sizeof("struct vfio_device_ioeventfd")
+    command.flags = width
+    command.offset = offset
+    command.data = value
+    command.fd = eventfd
+    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_IOEVENTFD, command) < 0:
+        raise failure("VFIO_DEVICE_IOEVENTFD")
+
+
+WindowHandle = NewType("WindowHandle", object)
+"""A mapped part of a region, as the C code keeps it."""
+
+# Hot as well: (window, offset, width) -> value, and (window, offset, width, value) -> 0 or -1.
+window_read = cast("Callable[[WindowHandle, int, int], int]", lib.pyiommufd_window_read)
+window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommufd_window_write)
+
+
+def window_map(fd: int, offset: int, length: int, *, readable: bool, writeable: bool) -> WindowHandle:
+    """Map part of a device file; offset and length in bytes, on page boundaries.
+
+    The handle frees itself, and unmaps where `window_unmap` has not been called.
+    """
+    window = ffi.gc(lib.pyiommufd_window_new(), lib.pyiommufd_window_free)
+    if window == ffi.NULL or lib.pyiommufd_window_map(window, fd, offset, length, readable, writeable) < 0:
+        raise failure("mmap")
+    return cast("WindowHandle", window)
+
+
+def window_unmap(window: WindowHandle) -> None:
+    """Unmap, once the accesses of other threads that are under way have ended; later ones are refused."""
+    if lib.pyiommufd_window_unmap(cast("Any", window)) < 0:
+        raise failure("munmap")

@@ -1,0 +1,195 @@
+"""The tests of tests/guest/devices, in guests that have those devices; and devices that go while they are in use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyiommufd.testing import (
+    E1000e,
+    Edu,
+    Guest,
+    GuestDevice,
+    GuestTimeoutError,
+    Igb,
+    Ivshmem,
+    Nvme,
+    RootPort,
+    SharedGroup,
+    Xhci,
+)
+from pyiommufd.testing.kernels import cache_folder
+from pyiommufd.testing.newer_qemu import fetched_qemus
+
+pytestmark = pytest.mark.boots
+
+SERIAL = "pyiommufd-7"
+
+HOLD = """
+import sys, time
+from pyiommufd import IOMMUFD, DMABuffer, find_device, plan_claim, recover
+
+recover()  # of the test before: its device has gone, and this one has its place
+claim = plan_claim(find_device(sys.argv[1])).apply()
+iommufd = IOMMUFD()
+device = iommufd.bind(claim.devices[0])
+ioas = iommufd.alloc_ioas()
+device.attach(ioas)
+buffer = DMABuffer(1 << 20)
+mapping = ioas.map(buffer, iova=0x100000)
+window = device.region(0).map()
+(vector,) = device.interrupts.msi.enable()
+if sys.argv[2] == "serves":
+    device.watch_removal()
+print("holds", flush=True)
+while not device.closed:
+    time.sleep(0.05)
+print("released", window.closed, vector.closed, flush=True)
+iommufd.close()
+buffer.close()
+"""
+
+HOLDERS = """
+import sys
+from pyiommufd import find_device
+from pyiommufd.host.holders import holders
+
+for holder in holders(find_device(sys.argv[1])):
+    print(holder)
+"""
+
+
+def run_tests(guest: Guest, *names: str) -> str:
+    """Run test files of tests/guest/devices: all of them have to pass, and none may be skipped."""
+    files = [f"tests/guest/devices/test_{name}.py" for name in names]
+    done = guest.run(["python", "-m", "pytest", "-p", "no:cacheprovider", "-rA", *files], timeout=900)
+    output = done.stdout.decode(errors="replace")
+    print(output)
+    assert done.returncode == 0, output + done.stderr.decode(errors="replace")
+    summary = output.strip().splitlines()[-1]
+    assert "passed" in summary
+    assert "skipped" not in summary
+    return output
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    devices: list[GuestDevice] = [
+        Edu(),
+        RootPort(Nvme(serial=SERIAL)),
+        RootPort(E1000e()),
+        RootPort(Xhci()),
+        Ivshmem(size=1 << 16),
+        RootPort(),
+        SharedGroup(Nvme(serial="first"), Nvme(serial="second")),
+    ]
+    with Guest(devices=devices) as guest:
+        yield guest
+
+
+def test_nvme(guest: Guest) -> None:
+    run_tests(guest, "nvme")
+
+
+def test_e1000e(guest: Guest) -> None:
+    run_tests(guest, "e1000e")
+
+
+def test_random_accesses(guest: Guest) -> None:
+    run_tests(guest, "random_accesses")
+
+
+def test_example_of_nvme(guest: Guest) -> None:
+    driver = ["sh", "-c", "basename $(readlink /sys/bus/pci/devices/0000:01:00.0/driver)"]
+    assert guest.run(driver).stdout == b"nvme\n"
+    done = guest.run(["python", "examples/nvme_identify.py", "0000:01:00.0"], timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().startswith("0000:01:00.0: QEMU NVMe Ctrl, serial number pyiommufd-7, firmware ")
+    assert guest.run(driver).stdout == b"nvme\n"
+    refused = guest.run(["python", "examples/nvme_identify.py", "1234:11e8"], timeout=120)
+    assert refused.returncode == 1
+    assert b"not an NVMe controller" in refused.stderr
+    assert guest.run(["python", "examples/nvme_identify.py"]).returncode == 2
+
+
+class Program:
+    """A program in the guest that holds a device."""
+
+    def __init__(self, guest: Guest, device: str, how: str) -> None:
+        self.output = bytearray()
+        self.errors = bytearray()
+        self.status: int | None = None
+        self._thread = threading.Thread(target=self._run, args=(guest, device, how))
+        self._thread.start()
+        end = time.monotonic() + 60
+        while b"holds" not in self.output:
+            assert time.monotonic() < end, self.errors.decode()
+            assert self.status is None, self.errors.decode()
+            time.sleep(0.02)
+
+    def _run(self, guest: Guest, device: str, how: str) -> None:
+        done = guest.run(
+            ["python", "-c", HOLD, device, how], stdout=self.output.extend, stderr=self.errors.extend, timeout=120
+        )
+        self.status = done.returncode
+
+    def join(self) -> str:
+        self._thread.join()
+        return self.output.decode()
+
+
+@pytest.fixture
+def plugged(guest: Guest) -> tuple[str, str]:
+    """An edu device behind a port: QEMU's name, and its address in the guest."""
+    before = set(guest.run(["ls", "/sys/bus/pci/devices"]).stdout.decode().split())
+    name = guest.hot_plug(Edu())
+    end = time.monotonic() + 60
+    while not (new := set(guest.run(["ls", "/sys/bus/pci/devices"]).stdout.decode().split()) - before):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return name, new.pop()
+
+
+def test_hot_unplug_of_a_device_that_a_program_holds_mapped(guest: Guest, plugged: tuple[str, str]) -> None:
+    name, address = plugged
+    program = Program(guest, address, "serves")
+    start = time.monotonic()
+    guest.unplug(name, timeout=5)
+    seconds = time.monotonic() - start
+    assert program.join() == "holds\nreleased True True\n"
+    assert program.status == 0, program.errors.decode()
+    print(f"hot-unplug took {seconds:.2f} s")
+    assert guest.run(["test", "-e", f"/sys/bus/pci/devices/{address}"]).returncode != 0
+
+
+def test_program_that_ignores_the_request_is_named(guest: Guest, plugged: tuple[str, str]) -> None:
+    name, address = plugged
+    program = Program(guest, address, "ignores")
+    with pytest.raises(GuestTimeoutError):
+        guest.unplug(name, timeout=8)
+    named = guest.run(["python", "-c", HOLDERS, address]).stdout.decode()
+    assert "holds /dev/vfio/devices/" in named
+    assert "by mapping" in named
+    pids = {line.split()[1] for line in named.splitlines()}
+    assert len(pids) == 1
+    guest.run(["kill", "-9", *pids], check=True)
+    program.join()
+    guest.monitor.wait_event("DEVICE_DELETED", 30, device=name)
+
+
+def test_vectors_available() -> None:
+    """Without interrupt remapping Linux gives a device one MSI."""
+    arguments = ["intremap=off", "iommufd.allow_unsafe_interrupts=1"]
+    with Guest(devices=[Xhci(msix=False)], kernel_arguments=arguments) as guest:
+        run_tests(guest, "vectors")
+
+
+def test_igb() -> None:
+    fetched = fetched_qemus(cache_folder())
+    if not fetched:
+        pytest.skip("there is no newer QEMU in the cache: tests/run --all fetches one")
+    with Guest(devices=[RootPort(Igb())], qemu=fetched[0].program) as guest:
+        run_tests(guest, "igb")

@@ -1,0 +1,331 @@
+"""A device's interrupts: enabled, waited for in every way, triggered, resized, disabled."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyiommufd import (
+    IOMMUFD,
+    Claim,
+    ClosedError,
+    Device,
+    ForkedError,
+    HostDevice,
+    InUseError,
+    IoctlError,
+    UnsupportedError,
+)
+from pyiommufd.kernel.interrupt import IRQFlag, IRQIndex
+from pyiommufd.testing.edu import EduDriver
+
+SECONDS = 10.0
+"""How long an interrupt that is sure to come may take."""
+SHORT = 0.2
+"""How long to wait for one that is not to come."""
+
+
+def lines(device: Device) -> list[str]:
+    """The interrupts that the kernel has requested for the device."""
+    text = Path("/proc/interrupts").read_text()
+    return [line.split()[-1] for line in text.splitlines() if f"({device.name})" in line]
+
+
+def test_what_edu_has(device: Device) -> None:
+    interrupts = device.interrupts
+    assert [interrupts[index].count for index in IRQIndex] == [1, 1, 0, 1, 1]
+    assert interrupts.intx.flags == IRQFlag.EVENTFD | IRQFlag.MASKABLE | IRQFlag.AUTOMASKED
+    assert interrupts.msi.flags == IRQFlag.EVENTFD | IRQFlag.NORESIZE
+    assert interrupts.msi is interrupts[1]
+    assert repr(interrupts.msi) == f"<IRQ MSI of {device.name}>"
+    assert interrupts.enabled == ()
+    with pytest.raises(IoctlError) as caught:
+        _ = interrupts[5].count
+    assert caught.value.errno == errno.EINVAL
+    for wrong in (-1, 1 << 32):
+        with pytest.raises(ValueError, match="index"):
+            interrupts[wrong]
+
+
+def test_msi_of_the_device(edu: EduDriver) -> None:
+    msi = edu.device.interrupts.msi
+    (vector,) = msi.enable()
+    assert msi.enabled
+    assert msi.vectors == (vector,)
+    assert lines(edu.device) == [f"vfio-msi[0]({edu.device.name})"]
+    with pytest.raises(TimeoutError, match="no signal"):
+        vector.wait(SHORT)
+    for _ in range(20):
+        edu.raise_interrupt()
+        assert vector.wait(SECONDS) == 1
+        edu.acknowledge_interrupt()
+    msi.disable()
+    assert not list(msi.vectors)
+    assert vector.closed
+    assert lines(edu.device) == []
+    with pytest.raises(ClosedError):
+        vector.wait(0)
+    msi.disable()
+
+
+def test_intx_is_masked_until_unmasked(edu: EduDriver) -> None:
+    intx = edu.device.interrupts.intx
+    (line,) = intx.enable()
+    for _ in range(5):
+        edu.raise_interrupt()
+        assert line.wait(SECONDS) == 1
+        # Still asserted, and masked by having come.
+        with pytest.raises(TimeoutError):
+            line.wait(SHORT)
+        intx.unmask()
+        assert line.wait(SECONDS) == 1
+        edu.acknowledge_interrupt()
+        intx.unmask()
+        with pytest.raises(TimeoutError):
+            line.wait(SHORT)
+
+
+def test_intx_that_is_masked_comes_when_it_is_unmasked(edu: EduDriver) -> None:
+    intx = edu.device.interrupts.intx
+    (line,) = intx.enable()
+    intx.mask()
+    edu.raise_interrupt()
+    with pytest.raises(TimeoutError):
+        line.wait(SHORT)
+    intx.unmask()
+    assert line.wait(SECONDS) == 1
+    edu.acknowledge_interrupt()
+
+
+def test_intx_unmasked_by_an_eventfd(edu: EduDriver) -> None:
+    intx = edu.device.interrupts.intx
+    (line,) = intx.enable()
+    event = intx.unmask_event()
+    with pytest.raises(InUseError, match="already"):
+        intx.unmask_event()
+    edu.raise_interrupt()
+    for _ in range(5):
+        assert line.wait(SECONDS) == 1
+        event.signal()
+    assert line.wait(SECONDS) == 1
+    edu.acknowledge_interrupt()
+    event.close()
+    event.close()
+    # Without it nothing unmasks any more, and there is room for another.
+    edu.raise_interrupt()
+    with pytest.raises(TimeoutError):
+        line.wait(SHORT)
+    with intx.unmask_event() as again:
+        again.signal()
+        assert line.wait(SECONDS) == 1
+        edu.acknowledge_interrupt()
+    third = intx.unmask_event()
+    intx.disable()
+    assert third.closed
+
+
+def test_only_intx_can_be_masked(device: Device) -> None:
+    msi, intx = device.interrupts.msi, device.interrupts.intx
+    msi.enable()
+    for action in (msi.mask, msi.unmask, msi.unmask_event):
+        with pytest.raises(UnsupportedError, match="cannot be masked"):
+            action()
+    for action in (intx.mask, intx.unmask, intx.unmask_event):
+        with pytest.raises(ValueError, match="is off; enable"):
+            action()
+
+
+def test_one_of_intx_and_msi(device: Device) -> None:
+    device.interrupts.msi.enable()
+    with pytest.raises(IoctlError, match=r"device\.interrupts\.msi\.disable\(\)") as caught:
+        device.interrupts.intx.enable()
+    assert caught.value.errno == errno.EINVAL
+    assert not device.interrupts.intx.enabled
+    # Those beside the three are in nobody's way.
+    device.interrupts.req.enable()
+    device.interrupts.err.enable()
+    assert [irq.name for irq in device.interrupts.enabled] == ["MSI", "REQ", "ERR"]
+    device.interrupts.msi.disable()
+    device.interrupts.intx.enable()
+
+
+def test_enable_checks_its_arguments(device: Device) -> None:
+    interrupts = device.interrupts
+    with pytest.raises(UnsupportedError, match="has no MSIX"):
+        interrupts.msix.enable()
+    for count in (0, 2, -1, 1 << 33):
+        with pytest.raises(ValueError, match="1 to 1 vectors"):
+            interrupts.msi.enable(count)
+    for minimum in (0, 2):
+        with pytest.raises(ValueError, match="no choice"):
+            interrupts.msi.enable(1, minimum=minimum)
+    with pytest.raises(TypeError):
+        interrupts.msi.enable("1")  # type: ignore[arg-type]
+    for use in (interrupts.msi.trigger, lambda: interrupts.msi.resize(1)):
+        with pytest.raises(ValueError, match="is off"):
+            use()
+    (vector,) = interrupts.msi.enable(1, minimum=1)
+    with pytest.raises(InUseError, match="resize") as caught:
+        interrupts.msi.enable()
+    assert caught.value.users == (vector,)
+    assert interrupts.msi.resize(1) == (vector,)
+    for start, count in ((1, 1), (-1, 1), (0, 2), (0, 0)):
+        with pytest.raises(ValueError, match="not among"):
+            interrupts.msi.trigger(start, count)
+
+
+@pytest.mark.parametrize("name", ["intx", "msi", "err", "req"])
+def test_software_trigger(device: Device, name: str) -> None:
+    irq = getattr(device.interrupts, name)
+    (vector,) = irq.enable()
+    vector.trigger()
+    assert vector.wait(0) == 1
+    irq.trigger()
+    irq.trigger(0, 1)
+    assert vector.take() == 2
+    assert vector.take() == 0
+    irq.disable()
+    (again,) = irq.enable()
+    again.trigger()
+    assert again.wait(0) == 1
+
+
+def test_100_000_triggers_are_counted_exactly(device: Device) -> None:
+    (vector,) = device.interrupts.msi.enable()
+    total, waits = 0, 0
+    done = threading.Event()
+
+    def count() -> None:
+        nonlocal total, waits
+        while total < 100_000 and not done.is_set():
+            try:
+                total += vector.wait(SECONDS)
+            except TimeoutError:
+                return
+            waits += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        for _ in range(100_000):
+            vector.trigger()
+        thread.join()
+    finally:
+        done.set()
+    assert total == 100_000
+    assert waits > 1
+    assert vector.take() == 0
+
+
+def test_1000_interrupts_of_the_device_one_at_a_time_from_asyncio(edu: EduDriver) -> None:
+    (vector,) = edu.device.interrupts.msi.enable()
+    counts = []
+
+    async def main() -> None:
+        for _ in range(1000):
+            edu.raise_interrupt()
+            counts.append(await asyncio.wait_for(vector, SECONDS))
+            edu.acknowledge_interrupt()
+
+    asyncio.run(main())
+    assert counts == [1] * 1000
+    assert vector.take() == 0
+
+
+def test_async_for_ends_when_the_interrupt_is_disabled(device: Device) -> None:
+    (vector,) = device.interrupts.msi.enable()
+    counts = []
+
+    async def main() -> None:
+        async for count in vector:
+            counts.append(count)
+            if len(counts) < 5:
+                vector.trigger()
+            else:
+                asyncio.get_running_loop().call_later(0.05, device.interrupts.msi.disable)
+
+    vector.trigger()
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
+    assert counts == [1] * 5
+
+
+def test_fileno_is_for_select(device: Device) -> None:
+    (vector,) = device.interrupts.msi.enable()
+    assert select.select([vector], [], [], 0) == ([], [], [])
+    vector.trigger()
+    assert select.select([vector], [], [], SECONDS)[0] == [vector]
+    assert int.from_bytes(os.read(vector.fileno(), 8), "little") == 1
+
+
+def test_close_of_the_device_wakes_those_who_wait(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    device = iommufd.bind(first)
+    (vector,) = device.interrupts.msi.enable()
+    ended: list[object] = []
+
+    def wait() -> None:
+        try:
+            ended.append(vector.wait())
+        except ClosedError as error:
+            ended.append(type(error))
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(SHORT)
+    fd = vector.fileno()
+    device.close()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert ended == [ClosedError] * 3
+    assert not Path(f"/proc/self/fd/{fd}").exists()
+    for use in (lambda: device.interrupts.msi.enable(), lambda: device.interrupts.msi.count, vector.trigger):
+        with pytest.raises(ClosedError):
+            use()
+    vector.close()
+    assert lines(device) == []
+
+
+def test_close_of_one_vector_turns_the_only_one_off(device: Device) -> None:
+    (vector,) = device.interrupts.msi.enable()
+    with vector:
+        pass
+    assert not device.interrupts.msi.enabled
+    assert lines(device) == []
+
+
+def test_interrupts_are_the_parents_after_a_fork(device: Device, in_child: Callable[[Callable[[], Any]], Any]) -> None:
+    (vector,) = device.interrupts.msi.enable()
+
+    def child() -> list[str]:
+        refused = []
+        for use in (vector.trigger, vector.take, lambda: vector.wait(0), device.interrupts.msi.disable):
+            try:
+                use()
+            except ForkedError as error:
+                refused.append(type(error).__name__)
+        fd = vector._fd
+        device.close()
+        assert not Path(f"/proc/self/fd/{fd}").exists()
+        return refused
+
+    assert in_child(child) == ["ForkedError"] * 4
+    vector.trigger()
+    assert vector.wait(0) == 1
+
+
+def test_no_eventfd_is_left_where_enabling_fails(device: Device) -> None:
+    device.interrupts.msi.enable()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(IoctlError):
+            device.interrupts.intx.enable()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,51 @@
+"""Register writes that the kernel makes at the signals of an eventfd."""
+
+from __future__ import annotations
+
+import errno
+import time
+
+import pytest
+
+from pyiommufd import AlreadyMappedError, Device, IoctlError
+from pyiommufd.testing.edu import EduDriver
+
+SECONDS = 10.0
+
+
+def test_ioeventfd_writes_a_register(edu: EduDriver) -> None:
+    device = edu.device
+    region = device.region(0)
+    edu.invert(0)
+    event = region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
+    assert region.read(0x04, 4) == b"\xff\xff\xff\xff"
+    event.signal()
+    end = time.monotonic() + SECONDS
+    while region.read(0x04, 4) != b"\xf0\xf0\xf0\xf0":
+        assert time.monotonic() < end
+    with pytest.raises(AlreadyMappedError):
+        region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
+    with region.ioeventfd(0x04, 4, 1):
+        pass
+    event.close()
+    event.close()
+    assert "closed" in repr(event)
+    edu.invert(0)
+    # The same again: the kernel has forgotten the first one.
+    again = region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
+    device.close()
+    assert again.closed
+
+
+@pytest.mark.parametrize(
+    ("offset", "width", "value"), [(0, 3, 0), (2, 4, 0), (0, 1, 256), (0, 4, -1), (1 << 20, 4, 0), (-4, 4, 0)]
+)
+def test_ioeventfd_checks_its_arguments(device: Device, offset: int, width: int, value: int) -> None:
+    with pytest.raises(ValueError, match="bytes"):
+        device.region(0).ioeventfd(offset, width, value)
+
+
+def test_ioeventfd_is_for_bars(device: Device) -> None:
+    with pytest.raises(IoctlError) as caught:
+        device.region(7).ioeventfd(0x3C, 1, 0)
+    assert caught.value.errno == errno.EINVAL

@@ -1,0 +1,65 @@
+"""Why a reset was refused."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from pyiommufd.diagnose.reset import hot_reset_error, reset_error
+from pyiommufd.errors import UnsupportedError
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.reset import reset_methods
+
+
+def make(folder: Path, name: str, methods: str | None) -> HostDevice:
+    path = folder / name
+    path.mkdir()
+    if methods is not None:
+        (path / "reset_method").write_text(methods)
+    return HostDevice(name, "pci", path, 0x1234, 0x11E8, 0xFF00, "vfio-pci", 3, None, None, None, True)
+
+
+def test_methods(tmp_path: Path) -> None:
+    device = make(tmp_path, "0000:01:00.0", "flr bus\n")
+    assert reset_methods(device) == ("flr", "bus")
+    assert reset_methods(make(tmp_path, "0000:01:00.1", None)) == ()
+
+
+@pytest.mark.parametrize("methods", [None, "\n"])
+def test_device_without_a_method(tmp_path: Path, methods: str | None) -> None:
+    error = reset_error(errno.EINVAL, make(tmp_path, "0000:01:00.0", methods))
+    assert error.request == "VFIO_DEVICE_RESET"
+    (cause,) = error.causes
+    assert "no way to be reset alone" in cause.summary
+    assert "hot_reset()" in cause.fix
+
+
+def test_bus_that_is_shared(tmp_path: Path) -> None:
+    device = make(tmp_path, "0000:01:00.0", "bus\n")
+    make(tmp_path, "0000:01:01.0", None)
+    make(tmp_path, "0000:02:00.0", None)
+    (cause,) = reset_error(errno.EINVAL, device).causes
+    assert cause.evidence == "its bus has other devices: 0000:01:01.0"
+
+
+def test_methods_that_do_not_work(tmp_path: Path) -> None:
+    (cause,) = reset_error(errno.EINVAL, make(tmp_path, "0000:01:00.0", "flr pm\n")).causes
+    assert "(flr, pm) do not work" in cause.summary
+
+
+@pytest.mark.parametrize(
+    ("code", "word"), [(errno.ENODEV, "neither the bus"), (errno.EBUSY, "registers"), (errno.ENOTTY, "waited in vain")]
+)
+def test_hot_reset(tmp_path: Path, code: int, word: str) -> None:
+    device = make(tmp_path, "0000:01:00.0", None)
+    error = hot_reset_error(code, device, (), "VFIO_DEVICE_PCI_HOT_RESET")
+    assert word in error.causes[0].summary
+    assert isinstance(error, UnsupportedError) == (code == errno.ENOTTY)
+
+
+def test_hot_reset_that_would_take_a_stranger(tmp_path: Path) -> None:
+    device = make(tmp_path, "0000:01:00.0", None)
+    error = hot_reset_error(errno.EINVAL, device, ("ffff:fe:1f.7",), "VFIO_DEVICE_PCI_HOT_RESET")
+    assert "ffff:fe:1f.7 would be reset too, and is not bound to this iommufd (it has gone since)" in str(error)
