@@ -60,7 +60,7 @@ def _kernel() -> CachedKernel:
     return next(iter(cached_kernels(cache_folder())), None) or build_kernel()
 
 
-def _machine(program: Program) -> list[str]:
+def machine_options(program: Program) -> list[str]:
     """The options of ``pyiommufd guest`` for the machine that a program wants."""
     # Each device is "-device" and QEMU's argument for it.
     devices = [f"--device={argument}" for argument in device_arguments(program.devices)[1::2]]
@@ -73,7 +73,7 @@ def _run_program(program: Program, options: Sequence[str]) -> tuple[Comparison, 
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         command = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--kernel={kernel.folder / 'bzImage'}"]
-        command += [f"--timeout={_SECONDS}", f"--results={results}", f"--mount={built}", *_machine(program)]
+        command += [f"--timeout={_SECONDS}", f"--results={results}", f"--mount={built}", *machine_options(program)]
         command += ["--", "python", "-m", "tests.conformance.inside", program.name, str(built), *options]
         status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
         if status:

@@ -21,6 +21,7 @@ from pyiommufd.testing.machine import GuestDevice, Igb, RootPort
 from pyiommufd.testing.progress import Progress
 
 SELFTESTS = Path("tools/testing/selftests")
+_PATIENCE = Path(__file__).with_name("patience.h")
 _MANIFEST = "manifest.json"
 _FORMAT = 2
 
@@ -153,7 +154,7 @@ class _Build:
         folder = self._root / SELFTESTS / self._program.folder
         shared = sorted(path for pattern in self._program.shared for path in folder.glob(pattern))
         return [
-            *("gcc", "-Wall", "-O2", "-Wno-unused-function", "-D_GNU_SOURCE="),
+            *("gcc", "-Wall", "-O2", "-Wno-unused-function", "-D_GNU_SOURCE=", "-include", str(_PATIENCE)),
             *("-isystem", str(self._headers), f"-I{self._root / SELFTESTS}"),
             *(f"-I{self._root / include}" for include in self._program.includes),
             *("-o", str(target), str(folder / source), *map(str, shared)),
@@ -165,6 +166,7 @@ class _Build:
         selftests = self._root / SELFTESTS
         yield from selftests.glob("kselftest*.h")
         yield from (selftests / self._program.folder).rglob("*.[ch]")
+        yield _PATIENCE
         yield self._root / "drivers/iommu/iommufd/iommufd_test.h"
         for include in self._program.includes:
             yield from (self._root / include).rglob("*.h")

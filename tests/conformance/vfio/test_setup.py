@@ -35,7 +35,7 @@ def test_get_info_without_bind(file: DeviceFile) -> None:
 
 @twin("vfio_cdev.bind_bad_iommufd_fails", Route.RAW)
 def test_bind_to_no_iommufd(file: DeviceFile) -> None:
-    for number, code in ((-2, errno.EINVAL), (file.fileno(), errno.EINVAL), (1 << 20, errno.EBADF)):
+    for number, code in ((-2, errno.EINVAL), (file.fileno(), errno.EBADFD), (1 << 20, errno.EBADF)):
         with refused(code):
             raw.ioctl(
                 file.fileno(), uapi.VFIO_DEVICE_BIND_IOMMUFD, raw.struct("vfio_device_bind_iommufd", iommufd=number)
