@@ -26,6 +26,7 @@ from pyiommufd.testing.kernel_build import (
     unpack_source,
 )
 from pyiommufd.testing.kernel_config import ESSENTIAL, FRAGMENT, merge
+from pyiommufd.testing.kernels import CachedKernel
 from pyiommufd.testing.locked import locked
 from pyiommufd.testing.progress import Progress
 
@@ -287,8 +288,7 @@ def test_parts_of_a_source(
 def test_source_that_an_earlier_build_kept_less_of(
     cache: Path, make_archive: MakeArchive, make_source: Callable[..., dict[str, Path]]
 ) -> None:
-    files = make_source("7.3")
-    archive = make_archive({("linux-source-7.3", "7.3.9-1"): files})
+    archive = make_archive({("linux-source-7.3", "7.3.9-1"): make_source("7.3")})
     kernel = build_kernel(cache=cache, archive=archive, progress=Quiet())
     linked = kernel.folder / "source" / LINK
     for deb_is_there in (True, False):
@@ -307,9 +307,9 @@ def test_source_that_an_earlier_build_kept_less_of(
 
     linked.resolve().unlink()
     (cache / "sources" / kernel.manifest["source"]).unlink()
-    newer = make_archive({("linux-source-7.3", "7.3.10-1"): files})
-    with pytest.raises(KernelBuildError, match=r"7\.3\.9-1.* is no longer on offer"):
-        complete_source(kernel, cache=cache, archive=newer, progress=Quiet())
+    gone = CachedKernel(kernel.folder, {**kernel.manifest, "package_version": "7.3.8-1"})
+    with pytest.raises(KernelBuildError, match=r"7\.3\.8-1.* is no longer on offer"):
+        complete_source(gone, cache=cache, archive=archive, progress=Quiet())
 
 
 def test_lock_is_released_by_death(tmp_path: Path) -> None:
