@@ -21,7 +21,7 @@ from pyiommufd.testing.machine import GuestDevice, Igb, RootPort
 from pyiommufd.testing.progress import Progress
 
 SELFTESTS = Path("tools/testing/selftests")
-_PATIENCE = Path(__file__).with_name("patience.h")
+_PROGRAM = Path(__file__).with_name("program.c")
 _MANIFEST = "manifest.json"
 _FORMAT = 2
 
@@ -154,10 +154,10 @@ class _Build:
         folder = self._root / SELFTESTS / self._program.folder
         shared = sorted(path for pattern in self._program.shared for path in folder.glob(pattern))
         return [
-            *("gcc", "-Wall", "-O2", "-Wno-unused-function", "-D_GNU_SOURCE=", "-include", str(_PATIENCE)),
+            *("gcc", "-Wall", "-O2", "-Wno-unused-function", "-D_GNU_SOURCE="),
             *("-isystem", str(self._headers), f"-I{self._root / SELFTESTS}"),
             *(f"-I{self._root / include}" for include in self._program.includes),
-            *("-o", str(target), str(folder / source), *map(str, shared)),
+            *("-o", str(target), f'-DPROGRAM="{folder / source}"', str(_PROGRAM), *map(str, shared)),
             *(f"-l{library}" for library in self._program.libraries),
         ]
 
@@ -166,7 +166,6 @@ class _Build:
         selftests = self._root / SELFTESTS
         yield from selftests.glob("kselftest*.h")
         yield from (selftests / self._program.folder).rglob("*.[ch]")
-        yield _PATIENCE
         yield self._root / "drivers/iommu/iommufd/iommufd_test.h"
         for include in self._program.includes:
             yield from (self._root / include).rglob("*.h")
@@ -178,7 +177,8 @@ class _Build:
         digest = hashlib.sha256()
         compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
         commands = [word for source in self._program.sources for word in self.command(source, Path("program"))]
-        digest.update("\0".join([compiler, *commands]).encode())
+        # Ours by its content: where this checkout is makes no difference.
+        digest.update("\0".join([compiler, *commands]).replace(str(_PROGRAM), _PROGRAM.read_text()).encode())
         for path in sorted(self._inputs()):
             digest.update(f"\0{path}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:12]

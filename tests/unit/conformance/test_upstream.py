@@ -22,10 +22,12 @@ def kernel(tmp_path: Path) -> CachedKernel:
     folder = tmp_path / "kernel"
     selftests = folder / "source/tools/testing/selftests"
     (selftests / "tiny/lib").mkdir(parents=True)
-    (selftests / "kselftest_harness.h").write_text("#define STATUS 3\n")
+    (selftests / "kselftest_harness.h").write_text("#define STATUS 3\nint fixtures;\n")
     (selftests / "tiny/tiny.c").write_text('#include "kselftest_harness.h"\nint main(void) { return STATUS; }\n')
-    (selftests / "tiny/more.c").write_text("int shared(void);\nint main(void) { return shared(); }\n")
-    (selftests / "tiny/lib/shared.c").write_text("int shared(void) { return TEST_TIMEOUT_DEFAULT / 100; }\n")
+    (selftests / "tiny/more.c").write_text(
+        "int shared(void);\nint main(void) { return shared() + TEST_TIMEOUT_DEFAULT / 300; }\n"
+    )
+    (selftests / "tiny/lib/shared.c").write_text("int shared(void) { return 2; }\n")
     (folder / "source/drivers/iommu/iommufd").mkdir(parents=True)
     (folder / "source/drivers/iommu/iommufd/iommufd_test.h").write_text("")
     (folder / "headers/include/linux").mkdir(parents=True)
