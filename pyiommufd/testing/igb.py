@@ -6,9 +6,10 @@ DMA. Registers and descriptors: Intel 82576 datasheet, chapters 7 and 8. Tried w
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -20,11 +21,14 @@ VENDOR_ID = 0x8086
 DEVICE_ID = 0x10C9
 SMALLEST, LARGEST = 60, 1024
 """Bytes of a copy: what an Ethernet frame has at least, and what fits the controller's buffers with room to spare."""
+MOST = 4095
+"""How many copies can be under way at once."""
 
 _CONTROL, _EXTENDED_CONTROL, _PHY = 0x0000, 0x0018, 0x0020
 _CAUSE_MASK_CLEAR = 0x00D8
 _RECEIVE_CONTROL, _TRANSMIT_CONTROL = 0x0100, 0x0400
 _INTERRUPT_MODE, _CAUSE_SET, _MASK_SET, _MASK_CLEAR, _AUTO_CLEAR = 0x1514, 0x1520, 0x1524, 0x1528, 0x152C
+_CAUSES = 0x1580
 _VECTORS = 0x1700
 _RECEIVE_RING, _TRANSMIT_RING = 0x2800, 0x3800
 # Within the registers of a ring.
@@ -46,7 +50,7 @@ _VECTOR_VALID = 1 << 7
 # An advanced data descriptor, with the end of a frame, and a checksum to be added.
 _FRAME = 3 << 20 | 1 << 29 | 1 << 25 | 1 << 24
 _DONE = 1
-_ENTRIES = 128
+_ENTRIES = MOST + 1
 _RING = 16 * _ENTRIES
 
 
@@ -133,30 +137,46 @@ class IgbDriver:
                 raise TimeoutError(f"{self.device.name} did not {what} within {seconds:g} s")
             time.sleep(0.001)
 
-    def copy(self, source: int, destination: int, length: int, *, seconds: float = 10.0) -> None:
+    def copy(self, source: int, destination: int, length: int, *, count: int = 1, seconds: float = 10.0) -> None:
         """Copy memory by DMA: as a frame, out and back in.
 
         Args:
             source: The iova of what is sent.
             destination: The iova where it is to be received.
             length: Bytes, from `SMALLEST` to `LARGEST`.
+            count: How often; up to `MOST`. The controller is told of all of them at once.
             seconds: How long to wait.
 
         Raises:
-            ValueError: Such a length is no frame; or the driver is closed.
-            TimeoutError: It was not received: DMA is blocked, or bus mastering is off. `restart` has it work again.
+            ValueError: Such a length is no frame, or there are too many; or the driver is closed.
+            TimeoutError: The last was not received: DMA is blocked, or bus mastering is off. `restart` has it work
+                again.
         """
         if not SMALLEST <= length <= LARGEST:
             raise ValueError(f"a frame has {SMALLEST} to {LARGEST} bytes, not {length}")
+        if not 1 <= count <= MOST:
+            raise ValueError(f"1 to {MOST} copies can be under way at once, not {count}")
         if self._mapping is None:
             raise ValueError(f"the driver of {self.device.name} is closed")
-        place, self._next = self._next, (self._next + 1) % _ENTRIES
-        received = _RING + 16 * place
-        struct.pack_into("<QQ", self._memory, received, destination, 0)
-        struct.pack_into("<QII", self._memory, 16 * place, source, _FRAME | length, length << 14)
+        received = 0
+        for _ in range(count):
+            place, self._next = self._next, (self._next + 1) % _ENTRIES
+            received = _RING + 16 * place
+            struct.pack_into("<QQ", self._memory, received, destination, 0)
+            struct.pack_into("<QII", self._memory, 16 * place, source, _FRAME | length, length << 14)
         self._registers.write32(_RECEIVE_RING + _TAIL, self._next)
         self._registers.write32(_TRANSMIT_RING + _TAIL, self._next)
         self._await(lambda: struct.unpack_from("<I", self._memory, received + 8)[0] & _DONE, "receive a frame", seconds)
+
+    @contextlib.contextmanager
+    def masked(self) -> Iterator[None]:
+        """The controller raises no interrupt during the block, nor after it for what has come meanwhile."""
+        self._registers.write32(_MASK_CLEAR, 1)
+        try:
+            yield
+        finally:
+            self._registers.write32(_CAUSES, 0xFFFF_FFFF)
+            self._registers.write32(_MASK_SET, 1)
 
     def raise_interrupt(self) -> None:
         """Have the controller raise its interrupt."""

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -288,13 +289,77 @@ class _Builder:
             shutil.copy2(module, entry / "modules" / module.name)
         self._make(tree, "headers_install", f"INSTALL_HDR_PATH={entry / 'headers'}")
         for name in _KEPT_SOURCE:
-            source, target = tree / name, entry / "source" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("*.o", "*.cmd"))
-            elif source.is_file():
-                shutil.copy2(source, target)
+            _keep(tree, entry / "source", name)
+        for name in _missing_targets(entry / "source"):
+            _keep(tree, entry / "source", name)
         shutil.copy2(self._log, entry / "build.log")
+
+
+def _keep(tree: Path, kept: Path, name: str) -> None:
+    """Copy a file or folder of the source to what is kept of it; what this version lacks is passed over."""
+    source, target = tree / name, kept / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("*.o", "*.cmd"))
+    elif source.is_file():
+        shutil.copy2(source, target)
+
+
+def _missing_targets(kept: Path) -> list[str]:
+    """What the links in what is kept of a source lead to and that is not there, as paths below its top folder."""
+    top = kept.resolve()
+    targets = {path.resolve() for path in top.rglob("*") if path.is_symlink() and not path.exists()}
+    return sorted(str(target.relative_to(top)) for target in targets if target.is_relative_to(top))
+
+
+def complete_source(
+    kernel: CachedKernel, *, cache: Path | None = None, archive: Archive | None = None, progress: Progress | None = None
+) -> None:
+    """See to it that what the links in a kernel's ``source/`` lead to is there: earlier builds did not keep that.
+
+    Args:
+        kernel: The kernel; one whose source is whole stays as it is.
+        cache: The `cache_folder`.
+        archive: Where its source package comes from again, if the cache has it no more; None: this machine's
+            distribution.
+        progress: What is told how far it is.
+
+    Raises:
+        KernelBuildError: The package is no longer on offer.
+    """
+    kept = kernel.folder / "source"
+    if not _missing_targets(kept):
+        return
+    cache = cache_folder() if cache is None else cache
+    progress = Progress(sys.stderr, "pyiommufd guest: ") if progress is None else progress
+    with locked(kernel.folder.with_name(f".{kernel.folder.name}.lock"), progress, f"kernel {kernel.folder.name}"):
+        if not (names := _missing_targets(kept)):
+            return
+        deb = cache / "sources" / str(kernel.manifest["source"])
+        if not deb.is_file():
+            deb = _download_again(kernel, cache, Archive(cache / "apt") if archive is None else archive, progress)
+        progress.step(f"unpacking what is missing of the source of {kernel.release}")
+        with tempfile.TemporaryDirectory(dir=kernel.folder.parent, prefix=".source-") as folder:
+            unpack_source(deb, Path(folder), names)
+            for name in names:
+                (kept / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name).rename(kept / name)
+
+
+def _download_again(kernel: CachedKernel, cache: Path, archive: Archive, progress: Progress) -> Path:
+    """The source package that a kernel was built from."""
+    wanted = (kernel.manifest["package"], kernel.manifest["package_version"])
+    with locked(cache / "apt.lock", progress, "the package lists"):
+        archive.configure()
+        archive.update()
+        for package in archive.packages(_NAME):
+            if (package.name, package.version) == wanted:
+                progress.step(f"fetching {package.name} {package.version}")
+                return archive.download(package, cache / "sources")
+    raise KernelBuildError(
+        f"{' '.join(map(str, wanted))}, of which {kernel.folder} was built, is no longer on offer: remove that folder "
+        "and build the newest"
+    )
 
 
 def _clean_environment() -> dict[str, str]:

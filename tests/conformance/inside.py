@@ -1,19 +1,21 @@
-"""In the guest: the C program, our twins, and our twins on a library that does nothing.
+"""In the guest: the C programs, our twins, and our twins on a library that does nothing.
 
-    python -m tests.conformance.inside NAME FILE [PYTEST OPTIONS]
+    python -m tests.conformance.inside NAME FOLDER [PYTEST OPTIONS]
 
-NAME is one of `upstream.PROGRAMS`, FILE the program. What comes of it goes to the results folder.
+NAME is one of `upstream.PROGRAMS`, FOLDER has the programs. What comes of it goes to the results folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.conformance.upstream import PROGRAMS
+from pyiommufd import find_device, plan_claim
+from tests.conformance.upstream import PROGRAMS, Program
 
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 _SECONDS = 600
@@ -23,15 +25,25 @@ _BRIEF = ["-q", "-q", "--tb=native", "-r", "N"]
 
 def main() -> int:
     """Run them; that something failed is for the reports to say."""
-    name, file, *options = sys.argv[1:]
+    name, folder, *options = sys.argv[1:]
     program = next(program for program in PROGRAMS if program.name == name)
-    results = Path(os.environ["PYIOMMUFD_RESULTS"])
     _POOL.write_text(str(program.huge_pages))
+    with plan_claim(find_device(program.device)).apply() if program.device else contextlib.nullcontext() as claim:
+        _run_all(program, Path(folder), [device.name for device in claim.devices] if claim else [], options)
+    return 0
 
+
+def _run_all(program: Program, folder: Path, devices: list[str], options: list[str]) -> None:
+    results = Path(os.environ["PYIOMMUFD_RESULTS"])
+    name = program.name
+    left_out = [word for variant in program.left_out for word in ("-V", variant)]
     start = time.monotonic()
-    with (results / f"{name}.tap").open("w") as tap:
-        status = subprocess.run([file], stdout=tap, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False).returncode
-    print(f"{name}: the C program ended with status {status}, {time.monotonic() - start:.1f} s", flush=True)
+    for each in program.programs:
+        command = [str(folder / each), *left_out, *devices]
+        with (results / f"{each}.tap").open("w") as tap:
+            done = subprocess.run(command, stdout=tap, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False)
+        print(f"{each}: the C program ended with status {done.returncode}", flush=True)
+    print(f"{name}: the C programs took {time.monotonic() - start:.1f} s", flush=True)
 
     # hypothesis is slow to import, and has no part in this.
     pytest = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", program.twins, *options]
@@ -41,7 +53,6 @@ def main() -> int:
         print(f"{name}: the same on a library whose ioctls do nothing, from the {since} on", flush=True)
         # What they print is a traceback each, as has to be; the report says which of them have none.
         _python(["-m", "tests.conformance.noop", since, *_BRIEF, report, *pytest], subprocess.DEVNULL)
-    return 0
 
 
 def _python(arguments: list[str], output: int | None = None) -> None:

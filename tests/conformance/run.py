@@ -15,25 +15,31 @@ from pathlib import Path
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernel_build import build_kernel
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.machine import device_arguments
+from pyiommufd.testing.newer_qemu import fetch
 from tests.conformance.report import Comparison, judge_noop, read_twins, seconds_of
-from tests.conformance.upstream import PROGRAMS, Program, ProgramError, build, read_tap
+from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, read_tap
 from tests.runs import ROOT, Run, title
 
 _SECONDS = 1800
 
 
 def run_conformance(options: Sequence[str] = ()) -> tuple[list[Run], str]:
-    """Run all programs.
+    """Run all programs, or those chosen.
 
     Args:
-        options: More for pytest.
+        options: Names of `upstream.PROGRAMS`: these only; and more for pytest.
 
     Returns:
         The figures, and the line to end with.
     """
     runs: list[Run] = []
     lines: list[str] = []
+    names = [program.name for program in PROGRAMS if program.name in options]
+    options = [option for option in options if option not in names]
     for program in PROGRAMS:
+        if names and program.name not in names:
+            continue
         title(f"conformance, {program.name}")
         start = time.monotonic()
         try:
@@ -54,18 +60,27 @@ def _kernel() -> CachedKernel:
     return next(iter(cached_kernels(cache_folder())), None) or build_kernel()
 
 
+def machine_options(program: Program) -> list[str]:
+    """The options of ``pyiommufd guest`` for the machine that a program wants."""
+    # Each device is "-device" and QEMU's argument for it.
+    devices = [f"--device={argument}" for argument in device_arguments(program.devices)[1::2]]
+    return [*devices, *program.guest_options, *([f"--qemu={fetch().program}"] if program.newer_qemu else [])]
+
+
 def _run_program(program: Program, options: Sequence[str]) -> tuple[Comparison, list[Run]]:
     kernel = _kernel()
-    binary = build(program, kernel)
+    built = build(program, kernel)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
         command = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--kernel={kernel.folder / 'bzImage'}"]
-        command += [f"--timeout={_SECONDS}", f"--results={results}", f"--mount={binary.parent}", "--", "python", "-m"]
-        command += ["tests.conformance.inside", program.name, str(binary), *options]
+        command += [f"--timeout={_SECONDS}", f"--results={results}", f"--mount={built}", *machine_options(program)]
+        command += ["--", "python", "-m", "tests.conformance.inside", program.name, str(built), *options]
         status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
         if status:
             raise ProgramError(f"the guest's command ended with status {status}")
-        outcomes = read_tap((results / f"{program.name}.tap").read_text(errors="replace"))
+        outcomes: dict[str, Outcome] = {}
+        for name in program.programs:
+            outcomes |= read_tap((results / f"{name}.tap").read_text(errors="replace"))
         twins = read_twins(results / f"{program.name}-twins.xml")
         noops = [
             (since, read_twins(report), seconds_of(report))
@@ -76,6 +91,8 @@ def _run_program(program: Program, options: Sequence[str]) -> tuple[Comparison, 
     print()
     for line in comparison.table():
         print(line)
+    if program.remark:
+        print(program.remark)
     print()
     runs = [comparison.run(some=bool(options))]
     for since, found, seconds in noops:

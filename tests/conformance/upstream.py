@@ -12,27 +12,39 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyiommufd.testing import igb
 from pyiommufd.testing.errors import GuestError
+from pyiommufd.testing.kernel_build import complete_source
 from pyiommufd.testing.kernels import CachedKernel, cache_folder
 from pyiommufd.testing.locked import locked
+from pyiommufd.testing.machine import GuestDevice, Igb, RootPort
 from pyiommufd.testing.progress import Progress
 
 SELFTESTS = Path("tools/testing/selftests")
+_PROGRAM = Path(__file__).with_name("program.c")
 _MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Program:
-    """A C program of the kernel's tests, and where its twins are.
+    """C programs of the kernel's tests that belong together, and where their twins are.
 
     Attributes:
-        name: As the report calls it.
-        folder: Its folder, below the source's `SELFTESTS`.
-        sources: Its files there.
-        libraries: What it is linked with.
+        name: As the report calls them.
+        folder: Their folder, below the source's `SELFTESTS`.
+        sources: Files there, each with a program of its own.
+        libraries: What each is linked with.
         twins: The folder with the twins.
-        huge_pages: How many huge pages of 2 MiB it wants reserved.
+        shared: Patterns of the files there that are part of each program.
+        includes: Where they look for headers, below the source's top folder.
+        huge_pages: How many huge pages of 2 MiB they want reserved.
+        device: The vendor and device id of the PCI device that they want, on its vfio driver; empty: none.
+        devices: What the guest has to have.
+        newer_qemu: Whether that takes a newer QEMU than the system's may be.
+        guest_options: More for ``pyiommufd guest``.
+        left_out: Variants that are not run.
+        remark: What is not run, and why.
     """
 
     name: str
@@ -40,10 +52,49 @@ class Program:
     sources: tuple[str, ...]
     libraries: tuple[str, ...]
     twins: str
+    shared: tuple[str, ...] = ()
+    includes: tuple[str, ...] = ()
     huge_pages: int = 0
+    device: str = ""
+    devices: tuple[GuestDevice, ...] = ()
+    newer_qemu: bool = False
+    guest_options: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    remark: str = ""
+
+    @property
+    def programs(self) -> list[str]:
+        """The names of the programs."""
+        return [Path(source).stem for source in self.sources]
 
 
-PROGRAMS = (Program("iommufd", "iommu", ("iommufd.c",), ("cap",), "tests/conformance/iommufd", huge_pages=64),)
+# What a variant of VFIO's tests maps memory by, and which.
+_CONTAINERS = ("vfio_type1_iommu", "vfio_type1v2_iommu", "iommufd_compat_type1", "iommufd_compat_type1v2")
+_MEMORY = ("", "_anonymous", "_anonymous_hugetlb_2mb", "_anonymous_hugetlb_1gb")
+
+PROGRAMS = (
+    Program("iommufd", "iommu", ("iommufd.c",), ("cap",), "tests/conformance/iommufd", huge_pages=64),
+    Program(
+        "vfio",
+        "vfio",
+        sources=(
+            "vfio_iommufd_setup_test.c", "vfio_pci_device_test.c", "vfio_dma_mapping_test.c",
+            "vfio_dma_mapping_mmio_test.c", "vfio_pci_driver_test.c",
+        ),
+        libraries=("uuid",),
+        twins="tests/conformance/vfio",
+        shared=("lib/**/*.c",),
+        includes=("tools/testing/selftests/vfio/lib/include", "tools/include", "tools/arch/x86/include"),
+        huge_pages=16,
+        device=f"{igb.VENDOR_ID:04x}:{igb.DEVICE_ID:04x}",
+        devices=(RootPort(Igb()),),
+        newer_qemu=True,
+        # A GiB for the programs' region, and a page of one GiB, which is to be had at boot only.
+        guest_options=("--memory=4096", "--append=hugepagesz=1G hugepages=1 transparent_hugepage_shmem=always"),
+        left_out=tuple(mode + memory for mode in _CONTAINERS for memory in _MEMORY),
+        remark="not run: the variants of containers, which are not iommufd; sriov; init_perf, which only measures",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +141,7 @@ def read_tap(text: str) -> dict[str, Outcome]:
 
 
 class _Build:
-    """How a program is built from a kernel's files."""
+    """How programs are built from a kernel's files."""
 
     def __init__(self, program: Program, kernel: CachedKernel) -> None:
         self._program = program
@@ -98,22 +149,26 @@ class _Build:
         self._headers = kernel.folder / "headers" / "include"
         self.release = kernel.release
 
-    def command(self, target: Path) -> list[str]:
+    def command(self, source: str, target: Path) -> list[str]:
         """As the kernel's lib.mk and the folder's Makefile have it."""
         folder = self._root / SELFTESTS / self._program.folder
+        shared = sorted(path for pattern in self._program.shared for path in folder.glob(pattern))
         return [
             *("gcc", "-Wall", "-O2", "-Wno-unused-function", "-D_GNU_SOURCE="),
-            *("-isystem", str(self._headers), f"-I{self._root / SELFTESTS}", "-o", str(target)),
-            *(str(folder / source) for source in self._program.sources),
+            *("-isystem", str(self._headers), f"-I{self._root / SELFTESTS}"),
+            *(f"-I{self._root / include}" for include in self._program.includes),
+            *("-o", str(target), f'-DPROGRAM="{folder / source}"', str(_PROGRAM), *map(str, shared)),
             *(f"-l{library}" for library in self._program.libraries),
         ]
 
     def _inputs(self) -> Iterator[Path]:
-        """What it is made from, but for the compiler's and the C library's own."""
+        """What they are made from, but for the compiler's and the C library's own."""
         selftests = self._root / SELFTESTS
         yield from selftests.glob("kselftest*.h")
         yield from (selftests / self._program.folder).rglob("*.[ch]")
         yield self._root / "drivers/iommu/iommufd/iommufd_test.h"
+        for include in self._program.includes:
+            yield from (self._root / include).rglob("*.h")
         for folder in ("linux", "asm", "asm-generic"):
             yield from (self._headers / folder).rglob("*.h")
 
@@ -121,50 +176,61 @@ class _Build:
         """What names the entry in the cache: the same for the same files, flags and compiler."""
         digest = hashlib.sha256()
         compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
-        digest.update("\0".join([compiler, *self.command(Path("program"))]).encode())
+        commands = [word for source in self._program.sources for word in self.command(source, Path("program"))]
+        # Ours by its content: where this checkout is makes no difference.
+        digest.update("\0".join([compiler, *commands]).replace(str(_PROGRAM), _PROGRAM.read_text()).encode())
         for path in sorted(self._inputs()):
             digest.update(f"\0{path}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:12]
 
 
 def load(entry: Path) -> Path | None:
-    """The program in an entry of the cache, or None where there is none that is whole."""
-    program = entry / "program"
+    """An entry of the cache, or None where it is not whole."""
     try:
         manifest = json.loads((entry / _MANIFEST).read_text())
-        digest = hashlib.sha256(program.read_bytes()).hexdigest()
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            return None
+        whole = all(_digest(entry / name) == digest for name, digest in manifest["sha256"].items())
     except (OSError, ValueError):
         return None
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        return None
-    return program if manifest.get("sha256") == digest else None
+    return entry if whole else None
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def build(program: Program, kernel: CachedKernel, *, cache: Path | None = None) -> Path:
-    """A C program of a kernel's source: from the cache, or built.
+    """C programs of a kernel's source: from the cache, or built.
+
+    Returns:
+        The folder with the programs.
 
     Raises:
         ProgramError: The kernel's source is not there, or does not compile; it says why.
+        KernelBuildError: Its source lacks a part, which is no longer to be had.
     """
+    complete_source(kernel, cache=cache)
     plan = _Build(program, kernel)
     try:
         name = f"{program.name}-{plan.release}-{plan.key()}"
     except OSError as error:
         raise ProgramError(f"{program.name} cannot be built: {error}") from None
     entry = (cache_folder() if cache is None else cache) / "conformance" / name
-    with locked(entry.with_name(f".{name}.lock"), Progress(sys.stdout), f"the C program {program.name}"):
+    with locked(entry.with_name(f".{name}.lock"), Progress(sys.stdout), f"the C programs of {program.name}"):
         if ready := load(entry):
             return ready
         work = entry.with_name(f".{name}.building")
         # Whatever is there was left by one that was killed: this one holds the lock.
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        target = work / "program"
-        done = subprocess.run(plan.command(target), capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
-            raise ProgramError(f"{program.name} does not compile:\n{done.stderr}")
-        manifest = {"format": _FORMAT, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
+        for source, built in zip(program.sources, program.programs, strict=True):
+            command = plan.command(source, work / built)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            if done.returncode:
+                raise ProgramError(f"{built} does not compile:\n{done.stderr}")
+        manifest = {"format": _FORMAT, "sha256": {built: _digest(work / built) for built in program.programs}}
         (work / _MANIFEST).write_text(json.dumps(manifest) + "\n")
         shutil.rmtree(entry, ignore_errors=True)  # a damaged one
         work.rename(entry)
-    return entry / "program"
+    return entry

@@ -9,7 +9,7 @@ import pytest
 
 from pyiommufd import IOAS, DMABuffer
 from pyiommufd.kernel.config_space import ExtendedCapabilityID
-from pyiommufd.testing.igb import DEVICE_ID, LARGEST, SMALLEST, VENDOR_ID, IgbDriver
+from pyiommufd.testing.igb import DEVICE_ID, LARGEST, MOST, SMALLEST, VENDOR_ID, IgbDriver
 from tests.guest.devices.factories import Binder
 
 
@@ -29,7 +29,8 @@ def memory() -> DMABuffer:
 def test_copies(igb: IgbDriver, ioas: IOAS, memory: DMABuffer) -> None:
     choose = random.Random(1)  # noqa: S311 - to be repeatable
     mapping = ioas.map(memory)
-    # More than the rings have entries.
+    # So that those below go past the end of the rings.
+    igb.copy(mapping.iova, mapping.iova + 4096, SMALLEST, count=MOST - 100)
     for length in (SMALLEST, LARGEST, *(choose.randint(SMALLEST, LARGEST) for _ in range(200))):
         data = choose.randbytes(length)
         memory[:length] = data
@@ -48,6 +49,18 @@ def test_interrupts(igb: IgbDriver, ioas: IOAS, memory: DMABuffer) -> None:
         igb.interrupt.take()
         igb.raise_interrupt()
         assert igb.interrupt.wait(10) == 1
+    mapping.unmap()
+
+
+def test_masked_interrupts(igb: IgbDriver, ioas: IOAS, memory: DMABuffer) -> None:
+    mapping = ioas.map(memory)
+    memory[:512] = b"s" * 512
+    with igb.masked():
+        igb.copy(mapping.iova, mapping.iova + 4096, 512, count=10)
+    assert memory[4096 : 4096 + 512] == b"s" * 512
+    assert igb.interrupt.take() == 0
+    igb.raise_interrupt()
+    assert igb.interrupt.wait(10) == 1
     mapping.unmap()
 
 
@@ -71,6 +84,9 @@ def test_copies_that_are_no_frames(igb: IgbDriver) -> None:
     for length in (0, SMALLEST - 1, LARGEST + 1):
         with pytest.raises(ValueError, match="a frame has"):
             igb.copy(0, 0, length)
+    for count in (0, MOST + 1):
+        with pytest.raises(ValueError, match="copies can be under way"):
+            igb.copy(0, 0, LARGEST, count=count)
 
 
 def test_extended_capabilities(igb: IgbDriver) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing.kernels import CachedKernel
-from tests.conformance.upstream import Outcome, Program, ProgramError, build, load, read_tap
+from tests.conformance.run import machine_options
+from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, load, read_tap
 
-PROGRAM = Program("tiny", "tiny", ("tiny.c",), (), "tests/conformance/tiny")
+PROGRAM = Program("tiny", "tiny", ("tiny.c", "more.c"), (), "tests/conformance/tiny", shared=("lib/*.c",))
 
 
 @pytest.fixture
@@ -19,26 +21,32 @@ def kernel(tmp_path: Path) -> CachedKernel:
     """As much of a kernel as a program is built from."""
     folder = tmp_path / "kernel"
     selftests = folder / "source/tools/testing/selftests"
-    (selftests / "tiny").mkdir(parents=True)
-    (selftests / "kselftest_harness.h").write_text("#define STATUS 3\n")
+    (selftests / "tiny/lib").mkdir(parents=True)
+    (selftests / "kselftest_harness.h").write_text("#define STATUS 3\nint fixtures;\n")
     (selftests / "tiny/tiny.c").write_text('#include "kselftest_harness.h"\nint main(void) { return STATUS; }\n')
+    (selftests / "tiny/more.c").write_text(
+        "int shared(void);\nint main(void) { return shared() + TEST_TIMEOUT_DEFAULT / 300; }\n"
+    )
+    (selftests / "tiny/lib/shared.c").write_text("int shared(void) { return 2; }\n")
     (folder / "source/drivers/iommu/iommufd").mkdir(parents=True)
     (folder / "source/drivers/iommu/iommufd/iommufd_test.h").write_text("")
     (folder / "headers/include/linux").mkdir(parents=True)
     return CachedKernel(folder, {"release": "7.3.4"})
 
 
-def status(program: Path) -> int:
-    return subprocess.run([program], check=False).returncode
+def status(folder: Path, name: str = "tiny") -> int:
+    return subprocess.run([folder / name], check=False).returncode
 
 
 def test_a_program_is_built_once(kernel: CachedKernel, tmp_path: Path) -> None:
-    program = build(PROGRAM, kernel, cache=tmp_path)
-    assert status(program) == 3
-    assert program.parent.name.startswith("tiny-7.3.4-")
-    before = program.stat()
-    assert build(PROGRAM, kernel, cache=tmp_path) == program
-    assert program.stat() == before
+    entry = build(PROGRAM, kernel, cache=tmp_path)
+    assert status(entry) == 3
+    # With what they share, and more time than upstream's.
+    assert status(entry, "more") == 3
+    assert entry.name.startswith("tiny-7.3.4-")
+    before = (entry / "tiny").stat()
+    assert build(PROGRAM, kernel, cache=tmp_path) == entry
+    assert (entry / "tiny").stat() == before
 
 
 def test_what_it_is_made_from_names_the_entry(kernel: CachedKernel, tmp_path: Path) -> None:
@@ -53,8 +61,8 @@ def test_what_it_is_made_from_names_the_entry(kernel: CachedKernel, tmp_path: Pa
 
 @pytest.mark.parametrize("damage", ["cut", "no program", "no manifest", "half a manifest", "another format"])
 def test_a_damaged_entry_is_made_again(kernel: CachedKernel, tmp_path: Path, damage: str) -> None:
-    program = build(PROGRAM, kernel, cache=tmp_path)
-    manifest = program.parent / "manifest.json"
+    entry = build(PROGRAM, kernel, cache=tmp_path)
+    program, manifest = entry / "more", entry / "manifest.json"
     if damage == "cut":
         program.write_bytes(program.read_bytes()[:-1])
     elif damage == "no program":
@@ -65,16 +73,15 @@ def test_a_damaged_entry_is_made_again(kernel: CachedKernel, tmp_path: Path, dam
         manifest.write_text(manifest.read_text()[:10])
     else:
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 0}))
-    assert load(program.parent) is None
-    assert status(build(PROGRAM, kernel, cache=tmp_path)) == 3
-    assert load(program.parent) == program
+    assert load(entry) is None
+    assert status(build(PROGRAM, kernel, cache=tmp_path), "more") == 3
+    assert load(entry) == entry
 
 
 def test_what_a_killed_build_left_is_no_obstacle(kernel: CachedKernel, tmp_path: Path) -> None:
-    program = build(PROGRAM, kernel, cache=tmp_path)
-    entry = program.parent
+    entry = build(PROGRAM, kernel, cache=tmp_path)
     entry.rename(entry.with_name(f".{entry.name}.building"))
-    assert build(PROGRAM, kernel, cache=tmp_path) == program
+    assert build(PROGRAM, kernel, cache=tmp_path) == entry
     assert not entry.with_name(f".{entry.name}.building").exists()
 
 
@@ -120,3 +127,16 @@ def test_tap_of_a_program_that_died() -> None:
         read_tap(TAP.replace("ok 1 one.first\n", ""))
     with pytest.raises(ProgramError, match="None planned"):
         read_tap("")
+
+
+def test_the_machine_of_a_program() -> None:
+    vfio = next(program for program in PROGRAMS if program.name == "vfio")
+    with_igb = dataclasses.replace(vfio, newer_qemu=False)
+    assert machine_options(with_igb)[:2] == ["--device=pcie-root-port,id=rp1,chassis=1", "--device=igb,bus=rp1"]
+    assert machine_options(next(program for program in PROGRAMS if program.name == "iommufd")) == []
+
+
+def test_every_variant_of_containers_is_left_out() -> None:
+    vfio = next(program for program in PROGRAMS if program.name == "vfio")
+    assert {"vfio_type1_iommu", "iommufd_compat_type1v2", "vfio_type1v2_iommu_anonymous"} < set(vfio.left_out)
+    assert not any(variant == "iommufd" or variant.startswith("iommufd_anon") for variant in vfio.left_out)

@@ -17,8 +17,16 @@ import pytest
 from pyiommufd.testing import kernel_build
 from pyiommufd.testing.apt import Archive, Package
 from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
-from pyiommufd.testing.kernel_build import build_kernel, choose, entry_name, missing_packages, unpack_source
+from pyiommufd.testing.kernel_build import (
+    build_kernel,
+    choose,
+    complete_source,
+    entry_name,
+    missing_packages,
+    unpack_source,
+)
 from pyiommufd.testing.kernel_config import ESSENTIAL, FRAGMENT, merge
+from pyiommufd.testing.kernels import CachedKernel
 from pyiommufd.testing.locked import locked
 from pyiommufd.testing.progress import Progress
 
@@ -50,6 +58,9 @@ headers_install:
 """
 
 
+LINK = "tools/testing/selftests/vfio/hw.h"
+
+
 class Quiet(Progress):
     def __init__(self) -> None:
         self.text = io.StringIO()
@@ -74,6 +85,11 @@ def make_source(tmp_path: Path) -> Callable[..., dict[str, Path]]:
         top = tmp_path / f"linux-source-{version}"
         (top / "include/uapi/linux").mkdir(parents=True)
         (top / "include/uapi/linux/iommufd.h").write_text("uapi")
+        # What is kept has a link to what is not.
+        (top / "drivers/dma").mkdir(parents=True)
+        (top / "drivers/dma/hw.h").write_text("registers")
+        (top / "tools/testing/selftests/vfio").mkdir(parents=True)
+        (top / LINK).symlink_to("../../../../drivers/dma/hw.h")
         (top / "Makefile").write_text(makefile)
         tarball = tmp_path / f"linux-source-{version}.tar.xz"
         subprocess.run(["tar", "-cJf", str(tarball), "-C", str(tmp_path), top.name], check=True)
@@ -123,6 +139,7 @@ def test_whole_build(
     assert [module.name for module in kernel.kernel().modules] == ["mdev.ko"]
     assert (kernel.folder / "headers/include/x.h").exists()
     assert (kernel.folder / "source/include/uapi/linux/iommufd.h").read_text() == "uapi"
+    assert (kernel.folder / "source" / LINK).read_text() == "registers"
     assert "CONFIG_IOMMUFD=y" in (kernel.folder / "config").read_text()
     assert kernel.manifest["unmet"] == ["CONFIG_SYNC_FILE=y"]
     assert (cache / "sources" / kernel.manifest["source"]).is_file()
@@ -266,6 +283,33 @@ def test_parts_of_a_source(
     assert [path.name for path in target.iterdir()] == ["include"]
     with pytest.raises(KernelBuildError, match="holds no kernel source"):
         unpack_source(tmp_path / "pool/other_1_all.deb", target)
+
+
+def test_source_that_an_earlier_build_kept_less_of(
+    cache: Path, make_archive: MakeArchive, make_source: Callable[..., dict[str, Path]]
+) -> None:
+    archive = make_archive({("linux-source-7.3", "7.3.9-1"): make_source("7.3")})
+    kernel = build_kernel(cache=cache, archive=archive, progress=Quiet())
+    linked = kernel.folder / "source" / LINK
+    for deb_is_there in (True, False):
+        linked.resolve().unlink()
+        if not deb_is_there:
+            (cache / "sources" / kernel.manifest["source"]).unlink()
+        progress = Quiet()
+        complete_source(kernel, cache=cache, archive=archive, progress=progress)
+        assert linked.read_text() == "registers"
+        assert ("fetching" in progress.text.getvalue()) is not deb_is_there
+    assert [path.name for path in (cache / "kernels").iterdir() if path.is_dir()] == [kernel.folder.name]
+    # Whole by now: nothing is unpacked again.
+    progress = Quiet()
+    complete_source(kernel, cache=cache, archive=archive, progress=progress)
+    assert not progress.text.getvalue()
+
+    linked.resolve().unlink()
+    (cache / "sources" / kernel.manifest["source"]).unlink()
+    gone = CachedKernel(kernel.folder, {**kernel.manifest, "package_version": "7.3.8-1"})
+    with pytest.raises(KernelBuildError, match=r"7\.3\.8-1.* is no longer on offer"):
+        complete_source(gone, cache=cache, archive=archive, progress=Quiet())
 
 
 def test_lock_is_released_by_death(tmp_path: Path) -> None:
