@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
     # Page tables
 
     @precondition(lambda self: len(self.hwpts) < 4)
-    @rule(where=chosen, device=chosen, tracks=st.booleans())
+    @rule(where=chosen, device=chosen, tracks=st.sampled_from([True, True, True, False]))
     def alloc_hwpt(self, where: int, device: int, tracks: bool) -> None:
         self.count("alloc_hwpt")
         ioas, space = self.space(where)
@@ -366,7 +366,7 @@ def run(machine: type[Machine], steps: int, number: int) -> None:
 def test_random_orders_agree_with_the_model() -> None:
     done, round_number = Counter[str](), 0
     while done.total() < STEPS or min(done.values()) < STEPS // 40:
-        run(Machine, STEPS, SEED + round_number)
+        run(Machine, min(STEPS, 1000), SEED + round_number)
         done += Machine.ran
         round_number += 1
     print(f"{done.total()} steps: " + ", ".join(f"{name} {count}" for name, count in sorted(done.items())))
