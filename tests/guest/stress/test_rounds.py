@@ -125,6 +125,7 @@ class Injection:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fail_at = -1
+        self._in_sysfs: set[object] = set()
         self.fail: Callable[[str, Callable[[], object]], object] = self.by_errno
 
     def by_errno(self, name: str, call: Callable[[], object]) -> object:
@@ -150,6 +151,14 @@ class Injection:
         """The function with the injection in front."""
 
         def wrapper(*arguments: Any, **keywords: Any) -> object:
+            # An attribute of sysfs that cannot be read is none, and no failure.
+            if name == "os.open" and str(arguments[0]).startswith("/sys"):
+                fd = real(*arguments, **keywords)
+                self._in_sysfs.add(fd)
+                return fd
+            if name == "os.close" and arguments[0] in self._in_sysfs:
+                self._in_sysfs.discard(arguments[0])
+                return real(*arguments, **keywords)
             number = len(self.calls)
             self.calls.append(name)
             if number == self.fail_at:
