@@ -73,8 +73,8 @@ class HWPT(KernelObject):
         """The pages that devices have written to (IOMMU_HWPT_GET_DIRTY_BITMAP).
 
         Pages that are larger than the IOMMU's are dirty where a part of them is; where the IOMMU's are larger (it
-        combines contiguous memory, see `IOAS.huge_pages`), all of a page that it noted is. Linux up to 7.3 says of
-        addresses with nothing mapped that they are clean.
+        combines contiguous memory, see `IOAS.huge_pages`), all of a page that it noted is. All of the range has to be
+        mapped: Linux 7.3 reports nothing from the first hole on, and does not say so.
 
         Args:
             iova: The first address, a multiple of the page size.
