@@ -114,7 +114,7 @@ def run_one(combination: Combination) -> Result:
     run.count(cases, done.returncode)
     release = release_order(combination.kernel.release)
     missing = [] if cases is None else shortfalls(combination.iommu, cases, release)
-    run.failed += len(missing)
+    run.failures += missing
     run.seconds = time.monotonic() - start
     return Result(combination, run, None, missing, done.stdout)
 
@@ -153,7 +153,7 @@ def run_matrix(chosen: Sequence[Combination]) -> list[Run]:
     total = Run("core tests, all pairs")
     for result in results:
         total.passed += result.run.passed
-        total.failed += result.run.failed
+        total.failures += [f"{result.combination}: {failure}" for failure in result.run.failures]
         total.skipped += Counter(
             {f"{result.combination.iommu}: {why}": count for why, count in result.run.skipped.items()}
         )

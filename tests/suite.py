@@ -64,7 +64,7 @@ def main() -> int:
             kernels, qemus = matrix.prepare()
         except (GuestError, OSError) as error:
             print(error)
-            runs.append(Run("kernels and QEMUs", failed=1))
+            runs.append(Run("kernels and QEMUs", failures=[str(error)]))
     runs += [] if arguments else [check(*one) for one in CHECKS]
     if where := chosen("unit"):
         runs.append(here("unit tests", [*where, *options]))
@@ -102,6 +102,8 @@ def summary(runs: list[Run], start: float, last_line: str, *, conformance_alone:
         run.show()
     minutes, seconds = divmod(int(time.monotonic() - start), 60)
     print(f"in {minutes}:{seconds:02}")
+    for run in runs:
+        run.show_failures()
     passed, failed = sum(run.passed for run in runs), sum(run.failed for run in runs)
     total = f"{passed} passed, {failed} failed, {sum(run.skipped.total() for run in runs)} skipped"
     print("\n".join([total, last_line] if conformance_alone else [last_line, total]).strip())

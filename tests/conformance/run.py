@@ -46,7 +46,7 @@ def run_conformance(options: Sequence[str] = ()) -> tuple[list[Run], str]:
             comparison, found = _run_program(program, options)
         except (GuestError, OSError, ValueError) as error:
             print(error)
-            found = [Run(f"conformance, {program.name}", failed=1)]
+            found = [Run(f"conformance, {program.name}", failures=[str(error)])]
             lines.append(f"{program.name} did not run")
         else:
             lines.append(comparison.line)
