@@ -130,12 +130,14 @@ def here(name: str, arguments: list[str], environment: Mapping[str, str] | None 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-        status = _run(name, command, environment, aside)
+        status = run_command(name, command, environment, aside=aside)
         return _counted(name, report, status, start)
 
 
-def _run(name: str, command: list[str], environment: Mapping[str, str] | None, aside: bool) -> int:
-    """Run a command under a title. Returns its status."""
+def run_command(
+    name: str, command: list[str], environment: Mapping[str, str] | None = None, *, aside: bool = False
+) -> int:
+    """Run a command under a title; the arguments are those of `here`. Returns its status."""
     if not aside:
         title(name)
         return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
@@ -172,5 +174,5 @@ def in_guest(name: str, arguments: list[str], seconds: int = GUEST_SECONDS, *, a
     """Run pytest in a guest of the default kernel and QEMU; the arguments are those of `here`."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        status = _run(name, guest_command(folder, [], arguments, seconds), None, aside)
+        status = run_command(name, guest_command(folder, [], arguments, seconds), aside=aside)
         return _counted(name, Path(folder) / "report.xml", status, start)

@@ -13,23 +13,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from pathlib import Path
 
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
 from pyiommufd.testing.qemu import QEMU
 from tests import matrix
-from tests.conformance.run import run_conformance
-from tests.runs import AT_A_TIME, Run, check, here, in_guest, title
+from tests.conformance.run import last_line, run_conformance, run_program
+from tests.conformance.upstream import PROGRAMS
+from tests.runs import AT_A_TIME, ROOT, Run, check, here, in_guest, title
 
 GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
     "guest tests, fixtures": ["tests/guest/testing"],
     "guest tests, commands": ["tests/guest/cli", "tests/guest/diagnose"],
 }
-LONG_GUEST_TESTS = {"guest tests, stress": ["tests/guest/stress"]}
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
@@ -43,59 +42,103 @@ def main() -> int:
     arguments = sys.argv[1:]
     everything, conformance = "--all" in arguments, "--conformance" in arguments
     arguments = [argument for argument in arguments if argument not in ("--all", "--conformance")]
-    paths = [argument for argument in arguments if argument.startswith("tests/")]
-    options = [argument for argument in arguments if argument not in paths]
-
-    def chosen(folder: str, by_default: bool = True) -> list[str]:
-        mine = [path for path in paths if path.startswith(f"tests/{folder}")]
-        return mine or ([f"tests/{folder}"] if by_default and not paths else [])
-
-    runs: list[Run] = []
-    last_line = ""
     if conformance and not everything:
-        runs, last_line = run_conformance(arguments)
-        return summary(runs, start, last_line, conformance_alone=True)
-    kernels: list[CachedKernel] = []
-    qemus: list[QEMU] = []
-    whole_matrix = everything and not paths
-    if whole_matrix:
-        title("kernels and QEMUs")
-        try:
-            kernels, qemus = matrix.prepare()
-        except (GuestError, OSError) as error:
-            print(error)
-            runs.append(Run("kernels and QEMUs", failures=[str(error)]))
-    runs += [] if arguments else [check(*one) for one in CHECKS]
-    if where := chosen("unit"):
-        runs.append(here("unit tests", [*where, *options]))
-    if where := chosen("abi", everything or bool(cached_kernels(cache_folder()))):
+        runs, line = run_conformance(arguments)
+        return summary(runs, start, line, conformance_alone=True)
+    chosen = Chosen(arguments, everything)
+    if everything and not chosen.paths:
+        runs, line = run_everything(chosen)
+        return summary(runs, start, line)
+    runs = run_here(chosen, cached_kernels(cache_folder()) if everything else [])
+    if where := chosen.below("boot", by_default=everything):
+        runs.append(here("tests that boot guests", [*where, *chosen.options]))
+    if not chosen.paths:
+        runs += [in_guest(name, [*folders, *chosen.options]) for name, folders in GUEST_TESTS.items()]
+    elif where := [*chosen.below("guest"), *chosen.below("conformance")]:
+        runs.append(in_guest("guest tests", [*where, *chosen.options]))
+    return summary(runs, start)
+
+
+class Chosen:
+    """What the arguments choose.
+
+    Attributes:
+        paths: Files and folders; none: all.
+        options: For pytest.
+        everything: Whether what takes long belongs to all.
+    """
+
+    def __init__(self, arguments: list[str], everything: bool) -> None:
+        self.paths = [argument for argument in arguments if argument.startswith("tests/")]
+        self.options = [argument for argument in arguments if argument not in self.paths]
+        self.everything = everything
+
+    def below(self, folder: str, *, by_default: bool = True) -> list[str]:
+        """The paths below a folder of the tests; the folder where there are no paths and it is one of the default."""
+        mine = [path for path in self.paths if path.startswith(f"tests/{folder}")]
+        return mine or ([f"tests/{folder}"] if by_default and not self.paths else [])
+
+
+def run_here(chosen: Chosen, kernels: list[CachedKernel]) -> list[Run]:
+    """The checks and tests that take no guest."""
+    runs = [] if chosen.paths or chosen.options else [check(*one) for one in CHECKS]
+    if where := chosen.below("unit"):
+        runs.append(here("unit tests", [*where, *chosen.options]))
+    if where := chosen.below("abi", by_default=chosen.everything or bool(cached_kernels(cache_folder()))):
         environment = dict(os.environ)
         if kernels:
             environment["PYIOMMUFD_TEST_KERNELS"] = os.pathsep.join(str(kernel.folder) for kernel in kernels)
         # -rP: what was compared, and left out on purpose, is to be read also where nothing fails.
-        runs.append(here("ABI", ["-rP", *where, *options], environment))
-    aside = everything and not paths
-    long: list[Callable[[], Run]] = []
-    if where := chosen("boot", everything):
-        long.append(partial(here, "tests that boot guests", [*where, *options], aside=aside))
-    if paths:
-        if where := [*chosen("guest"), *chosen("conformance")]:
-            long.append(partial(in_guest, "guest tests", [*where, *options]))
-    else:
-        # Guests of their own: the tests of the core hold their claims to the end, those of the fixtures claim anew.
-        for name, folders in ((LONG_GUEST_TESTS if everything else {}) | GUEST_TESTS).items():
-            long.append(partial(in_guest, name, [*folders, *options], aside=aside))
-    with ThreadPoolExecutor(AT_A_TIME if aside else 1) as pool:
-        runs += pool.map(lambda run: run(), long)
-    if kernels and qemus:
-        runs += matrix.run_matrix(matrix.combinations(kernels, qemus))
-    if whole_matrix:
-        found, last_line = run_conformance()
-        runs += found
-    return summary(runs, start, last_line)
+        runs.append(here("ABI", ["-rP", *where, *chosen.options], environment))
+    return runs
 
 
-def summary(runs: list[Run], start: float, last_line: str, *, conformance_alone: bool = False) -> int:
+def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
+    """All tests there are; guests as many at a time as the machine has processors for.
+
+    Returns:
+        The figures, and the line to end with.
+    """
+    runs: list[Run] = []
+    kernels: list[CachedKernel] = []
+    qemus: list[QEMU] = []
+    title("kernels and QEMUs")
+    try:
+        kernels, qemus = matrix.prepare()
+    except (GuestError, OSError) as error:
+        runs.append(Run("kernels and QEMUs", failures=[str(error)]))
+    runs += run_here(chosen, kernels)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        # What takes longest comes first, and what is short fills the gaps at the end.
+        long = [
+            pool.submit(in_guest, f"stress, {_noun(file)}", [file, *chosen.options], aside=True)
+            for file in _files("tests/guest/stress")
+        ]
+        long += [
+            pool.submit(here, f"boot, {_noun(file)}", [file, *chosen.options], aside=True)
+            for file in _files("tests/boot")
+        ]
+        programs = [pool.submit(run_program, program, aside=True) for program in PROGRAMS]
+        long += [
+            pool.submit(in_guest, name, [*folders, *chosen.options], aside=True)
+            for name, folders in GUEST_TESTS.items()
+        ]
+        pairs = matrix.start_matrix(pool, matrix.combinations(kernels, qemus))
+        runs += [future.result() for future in long]
+        runs.append(matrix.show_matrix([pair.result() for pair in pairs]))
+        conformance = [program.result() for program in programs]
+    return [*runs, *(run for one in conformance for run in one.runs)], last_line(conformance)
+
+
+def _files(folder: str) -> list[str]:
+    return sorted(str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("test_*.py"))
+
+
+def _noun(file: str) -> str:
+    return Path(file).stem.removeprefix("test_")
+
+
+def summary(runs: list[Run], start: float, line: str = "", *, conformance_alone: bool = False) -> int:
     """Print what came of all runs; 0 if all of it passed."""
     title("summary")
     for run in runs:
@@ -106,7 +149,7 @@ def summary(runs: list[Run], start: float, last_line: str, *, conformance_alone:
         run.show_failures()
     passed, failed = sum(run.passed for run in runs), sum(run.failed for run in runs)
     total = f"{passed} passed, {failed} failed, {sum(run.skipped.total() for run in runs)} skipped"
-    print("\n".join([total, last_line] if conformance_alone else [last_line, total]).strip())
+    print("\n".join([total, line] if conformance_alone else [line, total]).strip())
     return int(failed > 0 or not passed)
 
 
