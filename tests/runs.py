@@ -163,10 +163,31 @@ def _counted(name: str, report: Path, status: int, start: float) -> Run:
     return run
 
 
+def compile_everything() -> None:
+    """Compile the package and the tests, as Python and as pytest does it, here and not in each guest anew."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for command in (
+        ["compileall", "-q", "pyiommufd", "tests"],
+        ["pytest", "--collect-only", "-qq", "tests/guest"],
+        ["pytest", "--collect-only", "-qq", "tests/conformance"],
+    ):
+        # What is wrong with a test is said where it runs.
+        subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+            check=False,
+        )
+
+
 def guest_command(folder: str, options: list[str], arguments: list[str], seconds: int = GUEST_SECONDS) -> list[str]:
     """The command that runs pytest in a guest, with its report in a folder."""
     guest = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--timeout={seconds}", f"--results={folder}", *options]
     inner = ["python", "-m", "pytest", "-p", "no:cacheprovider", "--junit-xml=/results/report.xml", *arguments]
+    if not any("stress" in argument for argument in arguments):
+        inner += ["-p", "no:hypothesispytest"]  # slow to import, and the other tests make no use of it
     return [*guest, "--", *inner]
 
 

@@ -22,7 +22,7 @@ from pyiommufd.testing.qemu import QEMU
 from tests import matrix
 from tests.conformance.run import last_line, run_conformance, run_program
 from tests.conformance.upstream import PROGRAMS
-from tests.runs import AT_A_TIME, ROOT, Run, check, here, in_guest, title
+from tests.runs import AT_A_TIME, ROOT, Run, check, compile_everything, here, in_guest, title
 
 GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
@@ -43,12 +43,14 @@ def main() -> int:
     everything, conformance = "--all" in arguments, "--conformance" in arguments
     arguments = [argument for argument in arguments if argument not in ("--all", "--conformance")]
     if conformance and not everything:
+        compile_everything()
         runs, line = run_conformance(arguments)
         return summary(runs, start, line, conformance_alone=True)
     chosen = Chosen(arguments, everything)
     if everything and not chosen.paths:
         runs, line = run_everything(chosen)
         return summary(runs, start, line)
+    compile_everything()
     runs = run_here(chosen, cached_kernels(cache_folder()) if everything else [])
     if where := chosen.below("boot", by_default=everything):
         runs.append(here("tests that boot guests", [*where, *chosen.options]))
@@ -107,6 +109,7 @@ def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
         kernels, qemus = matrix.prepare()
     except (GuestError, OSError) as error:
         runs.append(Run("kernels and QEMUs", failures=[str(error)]))
+    compile_everything()
     runs += run_here(chosen, kernels)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         # What takes longest comes first, and what is short fills the gaps at the end.
