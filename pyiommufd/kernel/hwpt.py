@@ -73,8 +73,11 @@ class HWPT(KernelObject):
         """The pages that devices have written to (IOMMU_HWPT_GET_DIRTY_BITMAP).
 
         Pages that are larger than the IOMMU's are dirty where a part of them is; where the IOMMU's are larger (it
-        combines contiguous memory, see `IOAS.huge_pages`), all of a page that it noted is. All of the range has to be
-        mapped: Linux 7.3 reports nothing from the first hole on, and does not say so.
+        combines contiguous memory, see `IOAS.huge_pages`), all of a page that it noted is.
+
+        All of the range has to be mapped, by whatever process: Linux 7.3 reports nothing from the first hole on, and
+        does not say so. The kernel is asked before anything is read, so that what is refused has cleared nothing; what
+        is unmapped while this runs is not seen.
 
         Args:
             iova: The first address, a multiple of the page size.
@@ -86,7 +89,9 @@ class HWPT(KernelObject):
         Raises:
             UnsupportedError: The page table does not track, or the kernel has no dirty tracking.
             IoctlError: The kernel refused: EINVAL: not a multiple of the IOMMU's page (`IOAS.iova_alignment`).
-            ValueError, TypeError: The numbers are no such range or page size.
+            ValueError: The numbers are no such range or page size, or not all of the range is mapped: it names the
+                first address that is not.
+            TypeError: The numbers are no ints.
             ClosedError, ForkedError: It is closed, or belongs to the parent process.
         """
         iova, length = check_range(iova, length)
@@ -99,15 +104,33 @@ class HWPT(KernelObject):
             )
         if iova + length > 1 << 64:
             raise ValueError(f"iova {iova:#x} and length {length:#x} wrap around the end of the address space")
-        flags = 0 if clear else uapi.IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR
-        fd = self.fd()
+        no_clear: int = uapi.IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR
+        if not self.flags & uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING:
+            self._read_dirty(iova, page_size, page_size, no_clear)  # the kernel refuses, whatever is mapped
+        self._refuse_hole(iova, length)
+        return DirtyBitmap(iova, length, page_size, self._read_dirty(iova, length, page_size, 0 if clear else no_clear))
+
+    def _read_dirty(self, iova: int, length: int, page_size: int, flags: int) -> bytearray:
         memory = bytearray(-(-length // page_size // 64) * 8)
         try:
-            ioctls.hwpt_get_dirty_bitmap(fd, self.id, flags, iova, length, page_size, memory)
+            ioctls.hwpt_get_dirty_bitmap(self.fd(), self.id, flags, iova, length, page_size, memory)
         except IoctlError as error:
             where = f", {IOVARange(iova, iova + length - 1)}"
             raise self._failed(error, "IOMMU_HWPT_GET_DIRTY_BITMAP", where) from None
-        return DirtyBitmap(iova, length, page_size, memory)
+        return memory
+
+    def _refuse_hole(self, iova: int, length: int) -> None:
+        fd, where = self.fd(), IOVARange(iova, iova + length - 1)
+        try:
+            with self._iommufd.lock:  # what destroys an id may do so twice: it must not be given to this by then
+                hole = ioctls.ioas_first_hole(fd, self.ioas.id, iova, length)
+        except IoctlError as error:
+            raise self._failed(error, error.request, f", {where}") from None
+        if hole is not None:
+            raise ValueError(
+                f"{where} of {self.ioas!r} is not mapped throughout: nothing is mapped at {hole:#x}, and the kernel "
+                "would report all pages from there on as clean; ask for each mapping by itself (DMAMapping.ranges)"
+            )
 
     def _failed(self, error: IoctlError, request: str, where: str = "") -> IoctlError:
         return ioctls.failure(request, f"{self!r}{where}", error.errno)

@@ -184,6 +184,59 @@ uint64_t pyiommufd_ioas_unmap_many(int fd, uint32_t ioas_id, const uint64_t *pie
     return done;
 }
 
+static int copies(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)
+{
+    struct iommu_ioas_copy command = {
+        .size = sizeof(command),
+        /* Readable is what a copy of anything may be. */
+        .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE,
+        .dst_ioas_id = dst_ioas_id,
+        .src_ioas_id = src_ioas_id,
+        .length = length,
+        .dst_iova = iova,
+        .src_iova = iova,
+    };
+
+    return ioctl(fd, IOMMU_IOAS_COPY, &command) == 0;
+}
+
+/*
+ * No request asks what is mapped, but a copy is refused for a hole in its source. The copy is to an address space
+ * without devices, where it pins and accounts nothing. By one call, as Python may run a signal handler, and raise
+ * from it, after each: nothing is left over then.
+ */
+uint64_t pyiommufd_ioas_first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length)
+{
+    int64_t scratch = pyiommufd_ioas_alloc(fd);
+    uint64_t piece = length, hole = UINT64_MAX;
+    int code = 0;
+
+    if (scratch < 0)
+        return UINT64_MAX;
+    if (!copies(fd, scratch, ioas_id, iova, length)) {
+        code = errno;
+        /* EOVERFLOW: the range is too long for a copy, and for a mapping. */
+        if (code == ENOENT || code == EOVERFLOW) {
+            /* Up to iova all is mapped, and copied; within the piece from there on something is not. */
+            while (piece > 1) {
+                uint64_t half = piece / 2;
+
+                if (copies(fd, scratch, ioas_id, iova, half)) {
+                    iova += half;
+                    piece -= half;
+                } else {
+                    piece = half;
+                }
+            }
+            hole = iova;
+            code = 0;
+        }
+    }
+    pyiommufd_destroy(fd, scratch);
+    errno = code;
+    return hole;
+}
+
 int64_t pyiommufd_bind(int fd, int iommufd, const void *token)
 {
     struct vfio_device_bind_iommufd command = {

@@ -112,6 +112,19 @@ def ioas_unmap_many(fd: int, ioas_id: int, pieces: array[int]) -> int:
     return int(lib.pyiommufd_ioas_unmap_many(fd, ioas_id, numbers, len(pieces) // 3))
 
 
+def ioas_first_hole(fd: int, ioas_id: int, iova: int, length: int) -> int | None:
+    """The first address of a range that is not mapped, by whatever process; None where all of it is.
+
+    By IOMMU_IOAS_COPY to an address space that is made for it and destroyed again.
+    """
+    hole = int(lib.pyiommufd_ioas_first_hole(fd, ioas_id, iova, length))
+    if hole != FAILED:
+        return hole
+    if code := last_errno():
+        raise failure("IOMMU_IOAS_COPY", code=code)
+    return None
+
+
 def ioas_copy(
     fd: int, *, flags: int, dst_ioas_id: int, src_ioas_id: int, length: int, dst_iova: int, src_iova: int
 ) -> int:

@@ -6,7 +6,7 @@ import errno
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,12 +24,6 @@ from pyiommufd import (
     uapi,
 )
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
-
-
-@pytest.fixture
-def mock() -> Iterator[MockIOMMUFD]:
-    with MockIOMMUFD() as iommufd:
-        yield iommufd
 
 
 @pytest.fixture
@@ -52,7 +46,7 @@ def test_a_request_arrives_and_is_answered_once(faulting: MockDevice, queue: Fau
     with pytest.raises(TimeoutError, match="no page request"):
         queue.read(0)
     faulting.page_fault(0x7000, group=3, permissions=PagePermission.WRITE)
-    request = queue.read(5)
+    request = queue.read(120)
     assert (request.device, request.pasid, request.group, request.last) == (faulting, None, 3, True)
     assert (request.address, request.permissions) == (0x7000, PagePermission.WRITE)
     queue.respond(request)
@@ -64,7 +58,7 @@ def test_a_request_arrives_and_is_answered_once(faulting: MockDevice, queue: Fau
 def test_requests_come_in_their_order(faulting: MockDevice, queue: FaultQueue) -> None:
     for group in range(100):
         faulting.page_fault(group << 12, group=group)
-    requests = [queue.read(5) for _ in range(100)]
+    requests = [queue.read(120) for _ in range(100)]
     assert [(one.group, one.address) for one in requests] == [(group, group << 12) for group in range(100)]
     for number, request in enumerate(requests):
         queue.respond(request, success=bool(number % 2))
@@ -75,7 +69,7 @@ def test_requests_come_in_their_order(faulting: MockDevice, queue: FaultQueue) -
 def test_who_waits_is_woken(faulting: MockDevice, queue: FaultQueue) -> None:
     timer = threading.Timer(0.2, faulting.page_fault, [0x5000])
     timer.start()
-    request = queue.read(30)
+    request = queue.read(120)
     timer.join()
     assert request.address == 0x5000
     queue.respond(request)
@@ -88,7 +82,7 @@ def test_a_page_table_keeps_its_queue(mock: MockIOMMUFD, faulting: MockDevice, q
     with pytest.raises(InUseError, match="HWPT"):
         queue.close()
     faulting.page_fault(0x9000)
-    request = queue.read(5)  # not answered: the kernel does it
+    request = queue.read(120)  # not answered: the kernel does it
     faulting.detach()
     hwpt.close()
     queue.close()
@@ -127,7 +121,7 @@ def test_a_child_closes_its_copy(
 
     assert in_child(child) == "forked"
     faulting.page_fault(0x1000)
-    queue.respond(queue.read(5))
+    queue.respond(queue.read(120))
 
 
 def test_dropped_unclosed_it_warns(in_child: Callable[[Callable[[], Any]], Any]) -> None:

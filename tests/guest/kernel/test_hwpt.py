@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from pyiommufd import (
@@ -35,23 +34,6 @@ MOCK_IOVA = commands.APERTURE_START
 PAGE = mmap.PAGESIZE
 
 Arrives = Callable[[EduDriver, DMABuffer], bool]
-
-
-@pytest.fixture
-def mock() -> Iterator[MockIOMMUFD]:
-    with MockIOMMUFD() as iommufd:
-        yield iommufd
-
-
-@pytest.fixture
-def mock_ioas(mock: MockIOMMUFD) -> IOAS:
-    return mock.alloc_ioas()
-
-
-@pytest.fixture
-def mock_device(mock: MockIOMMUFD, mock_ioas: IOAS) -> MockDevice:
-    """A device with PASIDs, attached to the address space itself."""
-    return mock.mock_device(mock_ioas, pasid=True)
 
 
 # As a page table
@@ -199,97 +181,6 @@ def test_the_kernel_has_destroyed_it(iommufd: IOMMUFD, device: Device, ioas: IOA
     assert again.id == number
     iommufd.close()
     assert again.closed
-
-
-# Dirty tracking
-
-
-def test_dirty_pages_are_those_that_were_written(mock_ioas: IOAS, mock_device: MockDevice) -> None:
-    # Or one mark would be for all that lies together in memory by chance.
-    mock_ioas.huge_pages = False
-    buffer = DMABuffer(200 * PAGE)
-    mock_ioas.map(buffer, iova=MOCK_IOVA)
-    hwpt = mock_device.alloc_hwpt(mock_ioas, dirty_tracking=True, pasid=True)
-    mock_device.replace(hwpt)
-    hwpt.set_dirty_tracking(True)
-    clean = hwpt.dirty_bitmap(MOCK_IOVA, len(buffer))
-    assert (clean.count(), list(clean.ranges()), clean.pages, bool(clean)) == (0, [], 200, False)
-
-    written = [0, 1, 2, 63, 64, 130, 199]
-    assert mock_device.set_dirty(MOCK_IOVA, written, count=200) == len(written)
-    kept = hwpt.dirty_bitmap(MOCK_IOVA, len(buffer), clear=False)
-    read = hwpt.dirty_bitmap(MOCK_IOVA, len(buffer))
-    for bitmap in (kept, read):
-        assert bitmap.count() == len(written)
-        assert [page for page in range(200) if MOCK_IOVA + page * PAGE + 17 in bitmap] == written
-        bits = np.unpackbits(np.asarray(bitmap.words).view(np.uint8), count=200, bitorder="little")
-        assert np.flatnonzero(bits).tolist() == written
-    spans = [(span.start - MOCK_IOVA, span.last - MOCK_IOVA + 1) for span in read.ranges()]
-    assert [(start // PAGE, end // PAGE) for start, end in spans] == [(0, 3), (63, 65), (130, 131), (199, 200)]
-    assert not hwpt.dirty_bitmap(MOCK_IOVA, len(buffer))
-
-
-@pytest.mark.parametrize("page_size", [2048, 4096, 8192, 1 << 16])
-def test_dirty_pages_of_any_size_and_range(mock_ioas: IOAS, mock_device: MockDevice, page_size: int) -> None:
-    length = 64 * PAGE
-    mock_ioas.huge_pages = False
-    mock_ioas.map(DMABuffer(length), iova=MOCK_IOVA)
-    hwpt = mock_device.alloc_hwpt(mock_ioas, dirty_tracking=True, pasid=True)
-    mock_device.replace(hwpt)
-    hwpt.set_dirty_tracking(True)
-    assert mock_device.set_dirty(MOCK_IOVA, [0, 33], count=64) == 2
-    whole = hwpt.dirty_bitmap(MOCK_IOVA, length, page_size=page_size, clear=False)
-    wanted = {byte // page_size for page in (0, 33) for byte in range(page * PAGE, (page + 1) * PAGE, 2048)}
-    assert {page for page in range(whole.pages) if MOCK_IOVA + page * page_size in whole} == wanted
-    # Half of it: the other page stays noted.
-    upper = hwpt.dirty_bitmap(MOCK_IOVA + length // 2, length // 2, page_size=page_size)
-    assert upper.count() == len({page for page in wanted if page >= length // 2 // page_size})
-    assert hwpt.dirty_bitmap(MOCK_IOVA, length).count() == 1
-
-
-def test_tracking_can_be_stopped_and_begun_anew(mock_ioas: IOAS, mock_device: MockDevice) -> None:
-    mock_ioas.map(DMABuffer(PAGE), iova=MOCK_IOVA)
-    hwpt = mock_device.alloc_hwpt(mock_ioas, dirty_tracking=True, pasid=True)
-    mock_device.replace(hwpt)
-    for _ in range(2):
-        hwpt.set_dirty_tracking(True)
-        assert mock_device.set_dirty(MOCK_IOVA, [0], count=1) == 1
-        hwpt.set_dirty_tracking(False)
-        with pytest.raises(IoctlError):
-            mock_device.set_dirty(MOCK_IOVA, [0], count=1)
-    # What was noted before is forgotten at the new beginning.
-    hwpt.set_dirty_tracking(True)
-    assert not hwpt.dirty_bitmap(MOCK_IOVA, PAGE)
-
-
-def test_dirty_tracking_that_was_not_asked_for(mock_ioas: IOAS, mock_device: MockDevice, device: Device) -> None:
-    for made_for, ioas in ((mock_device, mock_ioas), (device, device.iommufd.alloc_ioas())):
-        hwpt = made_for.alloc_hwpt(ioas)
-        with pytest.raises(UnsupportedError, match=f"SET_DIRTY_TRACKING on <HWPT {hwpt.id}"):
-            hwpt.set_dirty_tracking(True)
-        with pytest.raises(UnsupportedError, match="GET_DIRTY_BITMAP"):
-            hwpt.dirty_bitmap(MOCK_IOVA, PAGE)
-
-
-@pytest.mark.parametrize(
-    ("iova", "length", "page_size", "match"),
-    [
-        (MOCK_IOVA, PAGE, 0, "power of two"),
-        (MOCK_IOVA, PAGE, -PAGE, "power of two"),
-        (MOCK_IOVA, 3 * PAGE, 3 * PAGE, "power of two"),
-        (MOCK_IOVA + 1, PAGE, PAGE, "multiples"),
-        (MOCK_IOVA, PAGE + 1, PAGE, "multiples"),
-        (MOCK_IOVA, 0, PAGE, "range"),
-        (-PAGE, PAGE, PAGE, "range"),
-        ((1 << 64) - PAGE, 2 * PAGE, PAGE, "wrap"),
-    ],
-)
-def test_ranges_that_are_none(
-    mock_ioas: IOAS, mock_device: MockDevice, iova: int, length: int, page_size: int, match: str
-) -> None:
-    hwpt = mock_device.alloc_hwpt(mock_ioas, dirty_tracking=True)
-    with pytest.raises(ValueError, match=match):
-        hwpt.dirty_bitmap(iova, length, page_size=page_size)
 
 
 # With the mock IOMMU's own data, and with PASIDs
