@@ -53,7 +53,10 @@ class Monitor:
 
     def __init__(self, subsystems: Collection[str] | None = None) -> None:
         known = (*SUBSYSTEMS, "vfio-dev")
-        wanted = known if subsystems is None else tuple(subsystems)
+        try:
+            wanted = known if subsystems is None else tuple(subsystems)
+        except NotImplementedError:  # what a memoryview of several dimensions answers
+            raise TypeError("subsystems are names") from None
         for subsystem in wanted:
             if subsystem not in known:
                 raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(known)}")

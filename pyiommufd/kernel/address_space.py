@@ -49,11 +49,14 @@ class AddressSpace(KernelObject):
             ClosedError, ForkedError: As for `map`.
         """
         pairs = []
-        for one in ranges:
-            start, last = map(operator.index, (one.start, one.last) if isinstance(one, IOVARange) else one)
-            if not 0 <= start <= last <= U64_MAX:
-                raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
-            pairs.append((start, last))
+        try:
+            for one in ranges:
+                start, last = map(operator.index, (one.start, one.last) if isinstance(one, IOVARange) else one)
+                if not 0 <= start <= last <= U64_MAX:
+                    raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
+                pairs.append((start, last))
+        except NotImplementedError:  # what a memoryview of several dimensions answers
+            raise TypeError("ranges are IOVARange objects or pairs of numbers") from None
         fd = self.fd()
         try:
             ioctls.ioas_allow_iovas(fd, self.id, pairs)

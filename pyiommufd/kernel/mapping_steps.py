@@ -207,14 +207,17 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
         TypeError, ValueError: It is nothing of the kind.
     """
     numbers = array("Q")
-    for offset, length, iova in pieces:
-        # Not those of NumPy, which overflow.
-        offset, length = operator.index(offset), operator.index(length)
-        if not 0 <= offset <= size or not 0 < length <= size - offset:
-            raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
-        if iova is not None and not 0 <= operator.index(iova) < U64_MAX:
-            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
-        numbers.extend((offset, length, FAILED if iova is None else iova))
+    try:
+        for offset, length, iova in pieces:
+            # Not those of NumPy, which overflow.
+            offset, length = operator.index(offset), operator.index(length)
+            if not 0 <= offset <= size or not 0 < length <= size - offset:
+                raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
+            if iova is not None and not 0 <= operator.index(iova) < U64_MAX:
+                raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+            numbers.extend((offset, length, FAILED if iova is None else iova))
+    except NotImplementedError:  # what a memoryview of several dimensions answers
+        raise TypeError("pieces are (offset, length, iova)") from None
     if not numbers:
         raise ValueError("there is no piece to map")
     return numbers

@@ -36,6 +36,8 @@ def test_nothing_happens() -> None:
         assert monitor.poll(0.1) is None
     with pytest.raises(ValueError, match="usb"):
         Monitor(["usb"])
+    with pytest.raises(TypeError, match="names"):
+        Monitor(memoryview(bytes(8)).cast("B", shape=[4, 2]))  # type: ignore[arg-type]
 
 
 def test_device_that_goes_and_comes(alone: HostDevice) -> None:

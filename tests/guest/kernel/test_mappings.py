@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pyiommufd import IOAS, AlreadyMappedError, Device, DMABuffer
@@ -79,4 +81,13 @@ def test_wrong_pieces(ioas: IOAS, buffer: DMABuffer, pieces: list[tuple[int, int
     with pytest.raises(ValueError, match=r"piece|not within|64 bits|page boundar"):
         ioas.map_many(buffer, pieces)
     assert ioas.unmap_all() == 0
+    buffer.close()
+
+
+def test_a_memory_of_several_dimensions_is_no_list_of_pieces(ioas: IOAS, buffer: DMABuffer) -> None:
+    """Python itself answers NotImplementedError where such a one is gone through."""
+    many: Any = memoryview(bytes(24)).cast("B", shape=[8, 3])
+    for pieces in (many, [many]):
+        with pytest.raises(TypeError, match=r"offset, length, iova"):
+            ioas.map_many(buffer, pieces)
     buffer.close()
