@@ -11,7 +11,7 @@ from ..diagnose.attach import REQUEST, attach_error
 from ..errors import AlreadyAttachedError, Cause, ClosedError, IoctlError, UnsupportedError
 from ..host.devices import HostDevice
 from ..uapi import ioctls
-from .attachment import AttachPreview, ChangeKind, DMAChange, GroupState, Verdict
+from .attachment import AttachPreview, Binding, ChangeKind, DMAChange, Verdict
 from .handle import Handle
 from .hw_info import HWInfo, hw_info
 from .hwpt import HWPT
@@ -37,21 +37,14 @@ class Attachable(Handle):
 
     __slots__ = ("_device", "_iommufd", "_pasid_width", "_state", "bind_change", "id")
 
-    def __init__(
-        self,
-        iommufd: IOMMUFD,
-        device: HostDevice,
-        device_id: int,
-        state: GroupState,
-        change: DMAChange,
-    ) -> None:
+    def __init__(self, iommufd: IOMMUFD, binding: Binding) -> None:
         super().__init__(None)  # the device's own comes later
         self._iommufd = iommufd
-        self._device = device
-        self._state = state
+        self._device = binding.host
+        self._state = binding.state
         self._pasid_width: int | None = None
-        self.bind_change = change
-        self.id = device_id
+        self.bind_change = binding.change
+        self.id = binding.id
 
     @property
     def name(self) -> str:

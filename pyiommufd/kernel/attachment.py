@@ -74,6 +74,23 @@ class AttachPreview:
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a bind has come to.
+
+    Attributes:
+        host: The device, as it was then.
+        id: Its id within the iommufd.
+        state: What the iommufd has of its group.
+        change: Whose DMA the bind has changed.
+    """
+
+    host: HostDevice
+    id: int
+    state: GroupState
+    change: DMAChange
+
+
 @dataclass(slots=True)
 class Attachment:
     """A group's page table for one PASID, and its devices that are attached to it."""

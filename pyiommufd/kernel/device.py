@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from .. import uapi
 from ..diagnose.reset import hot_reset_error, reset_error
 from ..errors import CloseError, IoctlError, UnsupportedError, ioctl_error
-from ..host.devices import HostDevice
 from ..host.reset import reset_methods, set_reset_methods
 from ..uapi import device_ioctls
 from .attachable import Attachable
-from .attachment import DMAChange, GroupState
+from .attachment import Binding
 from .config_space import Command, ConfigSpace
 from .device_info import DeviceFlag, DeviceInfo, read_device_info
 from .hot_reset import HotResetInfo, read_hot_reset_info
@@ -44,15 +43,8 @@ class Device(Attachable):
 
     __slots__ = ("_children", "_removal", "interrupts")
 
-    def __init__(
-        self,
-        iommufd: IOMMUFD,
-        device: HostDevice,
-        device_id: int,
-        state: GroupState,
-        change: DMAChange,
-    ) -> None:
-        super().__init__(iommufd, device, device_id, state, change)  # the fd comes by take_fd
+    def __init__(self, iommufd: IOMMUFD, binding: Binding) -> None:
+        super().__init__(iommufd, binding)  # the fd comes by take_fd
         self._children: dict[Window | IOEventFD, None] = {}
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)

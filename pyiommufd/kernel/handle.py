@@ -7,10 +7,9 @@ import os
 import stat
 import warnings
 import weakref
-from types import TracebackType
-from typing import Self
 
 from ..errors import ClosedError, ForkedError, ioctl_error
+from .closing import Closing
 
 # Every open handle, by its id. A dictionary, since its single steps are atomic.
 _open: dict[int, weakref.ref[Handle]] = {}
@@ -51,7 +50,7 @@ def character_device(fd: int) -> tuple[int, str]:
     return fd, number if stat.S_ISCHR(status.st_mode) else ""
 
 
-class Handle:
+class Handle(Closing):
     """An owner of one fd.
 
     Closing is safe to repeat. In a forked child it closes the child's copy of the fd and nothing else. What is
@@ -106,14 +105,6 @@ class Handle:
     def close(self) -> None:
         """Close the fd. Does nothing the second time."""
         self._close_fd()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         _open.pop(id(self), None)

@@ -19,7 +19,7 @@ from ..host import sysfs
 from ..host.devices import HostDevice
 from ..host.groups import find_group
 from ..uapi import ioctls
-from .attachment import ChangeKind, DMAChange, GroupState
+from .attachment import Binding, ChangeKind, DMAChange, GroupState
 from .device import Device
 from .device_file import DeviceFile
 from .fault_queue import FaultQueue
@@ -134,7 +134,7 @@ class IOMMUFD(Handle):
             first = not state.bound and not self._shared
             kind = ChangeKind.FIRST if first else ChangeKind.NOOP
             change = DMAChange(kind, self.members(host) if first else ())
-            device = Device(self, host, device_id, state, change)
+            device = Device(self, Binding(host, device_id, state, change))
             try:
                 state.bound.append(device)
                 self._devices[device] = None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ..errors import ClosedError, InUseError, IoctlError
 from ..uapi import ioctls
+from .closing import Closing
 
 if TYPE_CHECKING:
     from .device import Device
     from .iommufd import IOMMUFD
 
 
-class KernelObject:
+class KernelObject(Closing):
     """An object of an iommufd that is destroyed by its id (IOMMU_DESTROY).
 
     Closing is safe to repeat, and does nothing in a forked child: the object is the parent's.
@@ -105,14 +105,6 @@ class KernelObject:
         self._closed = True
         self.live_fd = None
         self._iommufd.forget(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}{' closed' if self._closed else ''}>"

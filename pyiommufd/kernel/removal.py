@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ..errors import ClosedError
+from .closing import Closing
 
 if TYPE_CHECKING:
     from .device import Device
 
 
-class RemovalWatch:
+class RemovalWatch(Closing):
     """What is to be done when the host wants a device back. Made by `Device.watch_removal`.
 
     A context manager that ends the watch; so does closing the device.
@@ -29,14 +29,6 @@ class RemovalWatch:
     def close(self) -> None:
         """Watch no more. A callback that runs is not waited for. Does nothing the second time."""
         self._waiter.remove(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class RemovalWaiter:

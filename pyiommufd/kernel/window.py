@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 import operator
 import threading
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ..errors import ClosedError, RegionFaultError
 from ..uapi.device_ioctls import WindowHandle, window_read, window_unmap, window_write
 from ..uapi.ioctls import FAILED, last_errno
+from .closing import Closing
 from .handle import forked_error
 
 if TYPE_CHECKING:
     from .region import Region
 
 
-class Window:
+class Window(Closing):
     """A mapped part of a region. Made by `Region.map`.
 
     Each read and write is one bus access of exactly the width named. Offsets are in bytes from the window's start
@@ -154,14 +154,6 @@ class Window:
             if handle is not None:
                 window_unmap(handle)
         self._region.device.forget_child(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""

@@ -7,9 +7,8 @@ that buffer and memory. Without bus mastering, or with its DMA blocked, a transf
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Self
 
+from ..kernel.closing import Closing
 from ..kernel.device import Device
 
 VENDOR_ID = 0x1234
@@ -34,7 +33,7 @@ _START = 1
 _TO_MEMORY = 2
 
 
-class EduDriver:
+class EduDriver(Closing):
     """Drives a bound edu device. A context manager that lets its registers go.
 
     It neither binds nor attaches, and leaves bus mastering as it is: that is what a test wants to choose.
@@ -121,11 +120,3 @@ class EduDriver:
     def close(self) -> None:
         """Let the registers go; the device stays bound."""
         self._registers.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -10,12 +10,10 @@ import contextlib
 import struct
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Self
 
-from ..kernel.buffer import DMABuffer
 from ..kernel.device import Device
 from ..kernel.ioas import IOAS
+from .queue_driver import QueueDriver
 
 VENDOR_ID = 0x8086
 DEVICE_ID = 0x10C9
@@ -54,7 +52,7 @@ _ENTRIES = MOST + 1
 _RING = 16 * _ENTRIES
 
 
-class IgbDriver:
+class IgbDriver(QueueDriver):
     """Drives a bound igb as a copy engine. A context manager that stops it.
 
     It neither binds nor attaches, and leaves bus mastering as it is: that is what a test wants to choose.
@@ -76,18 +74,11 @@ class IgbDriver:
     def __init__(self, device: Device, ioas: IOAS) -> None:
         if (device.host.vendor_id, device.host.device_id) != (VENDOR_ID, DEVICE_ID):
             raise ValueError(f"{device.name} is not an 82576 (igb)")
-        self.device = device
         self._next = 0
-        self._registers = device.region(0).map()
-        self._memory = DMABuffer(2 * _RING)
-        self._mapping = None
-        try:
-            (self.interrupt,) = device.interrupts.msix.enable()
-            self._mapping = ioas.map(self._memory)
-            self._start(self._mapping.iova)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(device, ioas, 2 * _RING)
+
+    def _prepare(self) -> None:
+        self.interrupt = self._enable_interrupt()
 
     def _start(self, iova: int) -> None:
         registers = self._registers
@@ -190,34 +181,7 @@ class IgbDriver:
         self._memory[:] = bytes(len(self._memory))
         self._start(self._mapping.iova)
 
-    def close(self) -> None:
-        """Stop it, and let registers, interrupt and memory go; the device stays bound."""
-        try:
-            if not self._registers.closed:
-                self._stop()
-        finally:
-            self._registers.close()
-            if not self.device.closed:
-                self.device.interrupts.msix.disable()
-            mapping, self._mapping = self._mapping, None
-            if mapping is not None:
-                mapping.unmap()
-            self._memory.close()
-
-    def _stop(self) -> None:
-        try:
-            self._registers.write32(_RECEIVE_CONTROL, 0)
-            self._registers.write32(_TRANSMIT_CONTROL, 0)
-            self._reset()
-        except BaseException:
-            # What does not stop must not write to memory that is about to be someone else's.
-            self.device.bus_master = False
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _halt(self) -> None:
+        self._registers.write32(_RECEIVE_CONTROL, 0)
+        self._registers.write32(_TRANSMIT_CONTROL, 0)
+        self._reset()

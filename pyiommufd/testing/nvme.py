@@ -11,13 +11,11 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-from ..kernel.buffer import DMABuffer
 from ..kernel.device import Device
 from ..kernel.interrupt import Interrupt
 from ..kernel.ioas import IOAS
+from .queue_driver import QueueDriver
 
 CLASS_CODE = 0x010802
 """The PCI class of an NVMe controller."""
@@ -53,7 +51,7 @@ class Identity:
     namespaces: int
 
 
-class NvmeDriver:
+class NvmeDriver(QueueDriver):
     """Drives the admin queue of an NVMe controller. A context manager that stops the controller.
 
     It neither binds nor attaches, and leaves bus mastering as it is: that is what a test wants to choose.
@@ -76,29 +74,23 @@ class NvmeDriver:
     def __init__(self, device: Device, ioas: IOAS, *, use_interrupt: bool = True) -> None:
         if device.config.class_code != CLASS_CODE:
             raise ValueError(f"{device.name} is not an NVMe controller: its class is {device.config.class_code:06x}")
-        self.device = device
         self.interrupt: Interrupt | None = None
+        self._use_interrupt = use_interrupt
         self._command = 0
-        self._registers = device.region(0).map()
         # The submission queue, the completion queue, and a page of data.
-        self._memory = DMABuffer(3 * _PAGE)
-        self._mapping = None
-        try:
-            capabilities = self._registers.read64(_CAPABILITIES)
-            if capabilities >> 48 & 0xF:
-                raise ValueError(f"{device.name} has no pages of 4 KiB")
-            self._stride = 4 << (capabilities >> 32 & 0xF)
-            self._seconds = max(1, capabilities >> 24 & 0xFF) * 0.5 + 5  # units of 500 ms
-            self._disable()
-            self._mapping = ioas.map(self._memory)
-            if use_interrupt:
-                (self.interrupt,) = device.interrupts.msix.enable()
-            self._enable(self._mapping.iova)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(device, ioas, 3 * _PAGE)
 
-    def _enable(self, iova: int) -> None:
+    def _prepare(self) -> None:
+        capabilities = self._registers.read64(_CAPABILITIES)
+        self._seconds = max(1, capabilities >> 24 & 0xFF) * 0.5 + 5  # units of 500 ms
+        if capabilities >> 48 & 0xF:
+            raise ValueError(f"{self.device.name} has no pages of 4 KiB")
+        self._stride = 4 << (capabilities >> 32 & 0xF)
+        self._halt()
+        if self._use_interrupt:
+            self.interrupt = self._enable_interrupt()
+
+    def _start(self, iova: int) -> None:
         registers = self._registers
         registers.write32(_ADMIN_QUEUE_ATTRIBUTES, (_ENTRIES - 1) << 16 | (_ENTRIES - 1))
         registers.write64(_ADMIN_SUBMISSION, iova)
@@ -106,7 +98,7 @@ class NvmeDriver:
         registers.write32(_CONFIGURATION, _ENTRY_SIZES | _ENABLE)
         self._await(lambda: bool(registers.read32(_STATUS) & _READY), "start")
 
-    def _disable(self) -> None:
+    def _halt(self) -> None:
         registers = self._registers
         registers.write32(_CONFIGURATION, 0)
         self._await(lambda: not registers.read32(_STATUS) & _READY, "stop")
@@ -188,33 +180,3 @@ class NvmeDriver:
             else:
                 with contextlib.suppress(TimeoutError):
                     self.interrupt.wait(left)
-
-    def close(self) -> None:
-        """Stop the controller, and let registers, interrupt and memory go; the device stays bound."""
-        try:
-            if not self._registers.closed:
-                self._stop()
-        finally:
-            self._registers.close()
-            if self.interrupt is not None and not self.interrupt.closed:
-                self.device.interrupts.msix.disable()
-            mapping, self._mapping = self._mapping, None
-            if mapping is not None:
-                mapping.unmap()
-            self._memory.close()
-
-    def _stop(self) -> None:
-        try:
-            self._disable()
-        except BaseException:
-            # What does not stop must not write to memory that is about to be someone else's.
-            self.device.bus_master = False
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ...errors import CloseError, IoctlError
-from ...host.devices import HostDevice
-from ...kernel.attachment import ChangeKind, DMAChange, GroupState
+from ...kernel.attachment import Binding, ChangeKind, DMAChange
 from ...kernel.device import Device
 from ...uapi import ioctls
 from ...uapi.ioctls import CHAR_ARRAY, from_buffer
@@ -36,10 +35,8 @@ class MockDevice(Device):
 
     __slots__ = ("_hwpt_ids", "_mock", "stdev_id")
 
-    def __init__(
-        self, iommufd: MockIOMMUFD, host: HostDevice, stdev_id: int, hwpt_id: int, device_id: int, state: GroupState
-    ) -> None:
-        super().__init__(iommufd, host, device_id, state, DMAChange(ChangeKind.FIRST, (host,)))
+    def __init__(self, iommufd: MockIOMMUFD, binding: Binding, stdev_id: int, hwpt_id: int) -> None:
+        super().__init__(iommufd, binding)
         # A Device owns an fd. Here it is a copy of the iommufd's, so that ioctls of a device file fail with ENOTTY.
         self._fd = fcntl.fcntl(iommufd.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
         self._mock = iommufd

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ...errors import CloseError, IOMMUFDError
 from ...host import sysfs
 from ...host.devices import from_sys_path
-from ...kernel.attachment import GroupState
+from ...kernel.attachment import Binding, ChangeKind, DMAChange, GroupState
 from ...kernel.hwpt import HWPT
 from ...kernel.ioas import IOAS
 from ...kernel.iommufd import IOMMUFD
@@ -70,7 +70,8 @@ class MockIOMMUFD(IOMMUFD):
                     raise IOMMUFDError(f"another process makes mock devices, too: {sorted(made)} are new")
                 host = from_sys_path((_DEVICES / made.pop()).resolve())
                 state = self._groups.setdefault(host.name if host.group_id is None else host.group_id, GroupState())
-                device = MockDevice(self, host, stdev_id, hwpt_id, device_id, state)
+                binding = Binding(host, device_id, state, DMAChange(ChangeKind.FIRST, (host,)))
+                device = MockDevice(self, binding, stdev_id, hwpt_id)
             except BaseException:
                 ioctls.destroy(fd, stdev_id)
                 raise
