@@ -7,180 +7,32 @@ PYIOMMUFD_STRESS_EXAMPLES says how many each of the eight groups of calls gets.
 
 from __future__ import annotations
 
-import array
-import ctypes
-import mmap
 import operator
 import os
-import socket
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyiommufd import (
     IOAS,
     IOMMUFD,
-    Claim,
     Device,
     DeviceFile,
     DMABuffer,
     HostDevice,
-    IOMMUFDError,
     Monitor,
     find_device,
     find_group,
     list_devices,
     plan_claim,
 )
-from pyiommufd.kernel.iova import IOVARange
 from pyiommufd.testing.leaks import LeakCheck, kernel_fds
-
-PAGE = mmap.PAGESIZE
-IOVA = 0x100000
-EXAMPLES = int(os.environ.get("PYIOMMUFD_STRESS_EXAMPLES", "1250"))
-REFUSALS = (TypeError, ValueError, IOMMUFDError)
-
-Values = st.SearchStrategy[Any]
-
-EDGES = [
-    *(
-        sign * (1 << bits) + off
-        for bits in (0, 12, 20, 28, 31, 32, 48, 62, 63, 64, 128)
-        for sign in (1, -1)
-        for off in (-1, 0, 1)
-    ),
-    IOVA,
-    IOVA + 1,
-    0xFEE0_0000,
-    (1 << 64) - PAGE,
-]
-NUMBERS = [
-    *(kind(value) for kind in (np.int8, np.uint8, np.int64, np.uint64) for value in (0, 1, 127)),
-    np.uint64(2**64 - 1),
-    np.int64(-1),
-    np.int64(2**63 - 1),
-    np.uint64(IOVA),
-    np.float32(4096.5),
-    np.float64(0),
-    np.bool_(True),
-    np.array(4096),
-    np.array([4096]),
-    np.array([1, 2]),
-    True,
-    False,
-    0.0,
-    1.5,
-    -1.0,
-    float("nan"),
-    float("inf"),
-    1e30,
-    4096j,
-]
-TEXTS = [
-    "",
-    "\0",
-    "a\0b",
-    "0",
-    "-1",
-    " ",
-    "\n",
-    "..",
-    "/",
-    "/dev/iommu\0",
-    "/dev/null",
-    "/dev/vfio/devices/vfio0\n",
-    "/dev/vfio/devices/vfio" + "9" * 5000,
-    "/sys/devices",
-    "/sys/bus/pci/devices/../devices",
-    "/proc/self/fd/0",
-    "x" * 5000,
-    "/" + "x/" * 3000,
-    "\ud800",
-    "\udc80/x",
-    "Ω:Ω.0",
-    "\u0660\u0660\u0660\u0660:\u0660\u0662:\u0660\u0661.\u0660",
-    "0000:02:01.0\0",
-    "0000:02:1f.9",
-    "ffffffff:ff:1f.7",
-    "1234:11e8",
-    "1234:11e8 ",
-    "pci",
-    "%s%n",
-    "*:*.*",
-    str(uuid.UUID(int=0)),
-]
-
-
-def pick(values: Sequence[Any]) -> Values:
-    """One of these; `sampled_from` would hash them, which released memory refuses."""
-    return st.integers(0, len(values) - 1).map(lambda number: values[number])
-
-
-def integers() -> Values:
-    """Of any size, and the edges of the widths that the kernel has."""
-    return st.one_of(pick(EDGES), st.integers(), st.integers(-(1 << 70), 1 << 70))
-
-
-@pytest.fixture(scope="module")
-def memories() -> list[Any]:
-    """Memory that cannot be mapped, for each reason that there is; the last ones can."""
-    good, closed = DMABuffer(4 * PAGE), DMABuffer(PAGE)
-    closed.close()
-    released = memoryview(bytearray(PAGE))
-    released.release()
-    view = memoryview(good)
-    many = view.cast("B", shape=[4, PAGE])
-    return [
-        closed,
-        released,
-        view[::2],
-        view[::-1],
-        view[1:],
-        view[:-1],
-        view[:0],
-        view.toreadonly(),
-        many,
-        mmap.mmap(-1, PAGE, prot=mmap.PROT_READ),
-        b"",
-        b"\0" * PAGE,
-        bytearray(),
-        bytearray(PAGE),
-        array.array("Q", range(512)),
-        (ctypes.c_char * PAGE)(),
-        np.zeros(512),
-        np.zeros((64, 64))[:, ::2],
-        np.array(["a", None], dtype=object),
-        np.datetime64("2020-01-01"),
-        np.zeros(0),
-        uuid.UUID(int=0),
-        good,
-        view[PAGE : 2 * PAGE],
-    ]
-
-
-@pytest.fixture
-def fds() -> Iterator[list[int]]:
-    """Fds of many kinds, none of them of an iommufd or of a vfio device."""
-    with ExitStack() as stack:
-        files = [os.open(path, os.O_RDONLY) for path in ("/dev/null", "/dev/zero", "/proc/self/status", "/", "/bin/sh")]
-        files += os.pipe()
-        files += [os.memfd_create("x"), os.open("/dev/iommu", os.O_PATH), os.open("/dev/vfio", os.O_PATH)]
-        files += [os.eventfd(0) if hasattr(os, "eventfd") else os.dup(0)]
-        for fd in files:
-            stack.callback(os.close, fd)
-        left, right = socket.socketpair()
-        with left, right, tempfile.TemporaryFile() as file:
-            gone = os.dup(0)
-            os.close(gone)
-            yield [*files, left.fileno(), file.fileno(), gone, -1, -100, 1 << 20, 1 << 31, 1 << 64, -(1 << 64)]
+from pyiommufd.testing.mock import MockIOMMUFD, commands
+from tests.guest.stress.hammer import EXAMPLES, IOVA, PAGE, TEXTS, Hammer, Values, integers, pick
 
 
 def elsewhere(from_fd: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -195,116 +47,6 @@ def elsewhere(from_fd: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return from_fd(value)
 
     return call
-
-
-class Hammer:
-    """Calls with generated arguments, and a count of the examples."""
-
-    def __init__(self, anything: list[Any]) -> None:
-        self.junk = st.one_of(
-            pick([*NUMBERS, *TEXTS, *anything]),
-            integers(),
-            st.text(max_size=8),
-        )
-        self.examples = 0
-        self.accepted = 0
-
-    def mix(self, *good: Any, strategy: Values | None = None) -> Values:
-        """Now a good value, now none."""
-        strategies = [self.junk]
-        if good:
-            strategies.append(pick(good))
-        if strategy is not None:
-            strategies.append(strategy)
-        return st.one_of(*strategies)
-
-    def __call__(
-        self,
-        call: Callable[..., Any],
-        examples: int,
-        *arguments: Values,
-        undo: Callable[[Any], object] | None = None,
-        **keywords: Values,
-    ) -> None:
-        """Call it so often; what raises another exception than it should fails the test.
-
-        Args:
-            call: What to call.
-            examples: How often, of 10,000 in the group.
-            arguments: How to make its positional arguments.
-            undo: What to do with a result.
-            keywords: How to make its keyword arguments, each of which is left out at times.
-        """
-
-        @settings(
-            max_examples=max(10, examples * EXAMPLES // 10_000),
-            derandomize=True,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(st.tuples(*arguments), st.fixed_dictionaries({}, optional=keywords))
-        def example(positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            self.examples += 1
-            try:
-                result = call(*positional, **named)
-            except REFUSALS as error:
-                str(error)  # is a message, whatever was passed
-                return
-            self.accepted += 1
-            if undo is not None:
-                undo(result)
-
-        example()
-
-
-@pytest.fixture
-def others(claimed: Claim, claimed_alone: Claim, alone: HostDevice, memories: list[Any]) -> Iterator[list[Any]]:
-    """Objects that an argument must not be: of another iommufd, closed, of another kind."""
-    with IOMMUFD() as other, ExitStack() as stack:
-        closed_iommufd = IOMMUFD()
-        closed_ioas = other.alloc_ioas()
-        closed_ioas.close()
-        foreign = other.bind(alone)
-        dead = closed_iommufd.alloc_ioas()
-        closed_iommufd.close()
-        stack.callback(foreign.close)
-        yield [
-            None,
-            ...,
-            object(),
-            IOAS,
-            other,
-            closed_iommufd,
-            other.alloc_ioas(),
-            closed_ioas,
-            dead,
-            foreign,
-            alone,
-            alone.group,
-            IOVARange(0, PAGE - 1),
-            IOVARange("a", None),  # type: ignore[arg-type]
-            (),
-            [],
-            {},
-            [()],
-            [(1,)],
-            [(1, 2, 3)],
-            [None],
-            ["ab"],
-            {1: 2},
-            range(3),
-            Path("/dev/null"),
-            Path("\0"),
-            Path(),
-            lambda: 0,
-            *memories,
-        ]
-
-
-@pytest.fixture
-def hammer(others: list[Any]) -> Hammer:
-    return Hammer(others)
 
 
 def test_iommufd(hammer: Hammer, iommufd: IOMMUFD, first: HostDevice, fds: list[int]) -> None:
@@ -430,11 +172,15 @@ def test_page_tables(hammer: Hammer, iommufd: IOMMUFD, device: Device, ioas: IOA
     hammer(device.alloc_hwpt, 500, st.just(ioas), undo=lambda made: made.close(), pasid=st.booleans())
     hammer(device.hw_info, 1500, st.one_of(st.none(), integers(), hammer.junk))
     places = st.one_of(integers(), st.integers(0, 100).map(lambda page: page * PAGE), hammer.junk)
+    with MockIOMMUFD() as mock:
+        tracked = mock.alloc_ioas()
+        tracked.map(DMABuffer(64 * PAGE), iova=commands.APERTURE_START)
+        tracking = mock.mock_device(tracked).alloc_hwpt(tracked, dirty_tracking=True)
+        near = places | st.integers(-1, 65).map(lambda page: commands.APERTURE_START + page * PAGE)
+        hammer(tracking.dirty_bitmap, 1500, near, places, page_size=pick([PAGE, 1, 2 * PAGE, 1 << 30]) | hammer.junk)
     with device.alloc_hwpt(ioas) as hwpt:
-        # Small enough to have memory for the bits, where the numbers are good.
-        lengths = places.filter(lambda value: not isinstance(value, int) or value < 1 << 40)
         sizes = st.one_of(integers(), st.sampled_from([0, 3, PAGE, 1 << 30]), hammer.junk)
-        hammer(hwpt.dirty_bitmap, 3500, places, lengths, page_size=sizes, clear=hammer.junk)
+        hammer(hwpt.dirty_bitmap, 2000, places, places, page_size=sizes, clear=hammer.junk)
         hammer(hwpt.set_dirty_tracking, 500, hammer.junk)
         hammer(hwpt.close, 50, hammer.junk)
     assert hammer.examples >= EXAMPLES * 9 // 10

@@ -1,0 +1,82 @@
+"""Actions of a state machine, each drawn as one number: hypothesis takes far longer to draw what it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from hypothesis import strategies as st
+
+Method = TypeVar("Method", bound=Callable[..., None])
+
+_PIECE = st.integers(0, (1 << 24) - 1)
+"""As wide as hypothesis draws evenly; two of them are enough for what an action takes."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from the first to the last."""
+
+    first: int
+    last: int
+
+    def take(self, number: int) -> tuple[int, int]:
+        """One such, and what is left of the number it was taken from."""
+        rest, digit = divmod(number, self.last - self.first + 1)
+        return self.first + digit, rest
+
+
+@dataclass(frozen=True)
+class Several:
+    """One tuple of numbers up to so many."""
+
+    most: int
+    of: tuple[Whole, ...]
+
+    def take(self, number: int) -> tuple[list[tuple[int, ...]], int]:
+        """Some such, and what is left of the number they were taken from."""
+        number, more = divmod(number, self.most)
+        found = []
+        for _ in range(1 + more):
+            one = []
+            for whole in self.of:
+                value, number = whole.take(number)
+                one.append(value)
+            found.append(tuple(one))
+        return found, number
+
+
+class Action(NamedTuple):
+    """A method of the machine, and what it is called with."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+
+
+def action(**kinds: Whole | Several) -> Callable[[Method], Method]:
+    """Have a method be an action, with arguments of these kinds."""
+
+    def mark(method: Method) -> Method:
+        method.kinds = kinds  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def actions_of(machine: type) -> st.SearchStrategy[Action]:
+    """Each action of a machine as likely as the others."""
+    marked = [(name, method.kinds) for name, method in vars(machine).items() if hasattr(method, "kinds")]
+
+    def decode(pieces: tuple[int, int]) -> Action:
+        number, which = divmod(pieces[0] << 24 | pieces[1], len(marked))
+        name, kinds = marked[which]
+        arguments = {}
+        for argument, kind in kinds.items():
+            arguments[argument], number = kind.take(number)
+        return Action(name, arguments)
+
+    return st.tuples(_PIECE, _PIECE).map(decode)
