@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.boot.processes import SECONDS, gone, qemu_of
 
 pytestmark = pytest.mark.boots
 
@@ -36,42 +37,9 @@ def guest(
         text=True,
         cwd=cwd,
         env=os.environ | (env or {}),
-        timeout=180,
+        timeout=600,
         check=False,
     )
-
-
-def children(pid: int) -> list[int]:
-    """All descendants of a process."""
-    direct = [
-        int(child) for task in Path(f"/proc/{pid}/task").glob("*") for child in (task / "children").read_text().split()
-    ]
-    return direct + [below for child in direct for below in children(child)]
-
-
-def qemu_of(pid: int) -> int:
-    """The QEMU process that a launcher has started."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for child in children(pid):
-            if "qemu" in Path(f"/proc/{child}/comm").read_text():
-                return child
-        time.sleep(0.05)
-    raise AssertionError("the launcher started no QEMU")
-
-
-def gone(pid: int, seconds: float = 10) -> bool:
-    """Whether a process ends within so many seconds; a zombie has ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture
@@ -224,28 +192,24 @@ def test_guest_that_turns_itself_off() -> None:
 
 
 def test_time_limit_ends_a_command() -> None:
-    start = time.monotonic()
-    result = guest("--timeout", "15", "--", "sleep", "600")
+    result = guest("--timeout", "15", "--", "sleep", "4000")  # longer than `guest` waits
     assert result.returncode == 125
     assert "time limit" in result.stderr
-    assert time.monotonic() - start < 25
 
 
 def test_time_limit_ends_a_guest_that_hangs() -> None:
-    start = time.monotonic()
     process = subprocess.Popen(
-        [*GUEST, "--timeout", "15", "--", "sh", "-c", "echo hangs > /dev/console; echo running; sleep 600"],
+        [*GUEST, "--timeout", "30", "--", "sh", "-c", "echo hangs > /dev/console; echo running; sleep 600"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
     qemu = qemu_of(process.pid)
     os.kill(qemu, signal.SIGSTOP)  # as a hung machine: nothing in it answers any more
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode == 125
     assert "does not answer" in stderr
     assert "hangs" in stderr
-    assert time.monotonic() - start < 30
     assert gone(qemu)
 
 
@@ -259,7 +223,7 @@ def test_kernel_that_is_none() -> None:
 def test_signal_ends_launcher_and_guest(running: subprocess.Popen[str], number: signal.Signals) -> None:
     qemu = qemu_of(running.pid)
     running.send_signal(number)
-    assert running.wait(20) == 128 + number
+    assert running.wait(SECONDS) == 128 + number
     assert gone(qemu)
 
 
@@ -267,7 +231,7 @@ def test_killed_launcher_takes_the_guest_along(running: subprocess.Popen[str]) -
     qemu = qemu_of(running.pid)
     running.kill()
     running.wait()
-    assert gone(qemu, 3)
+    assert gone(qemu)
 
 
 def test_broken_pipe_ends_all() -> None:
@@ -278,7 +242,7 @@ def test_broken_pipe_ends_all() -> None:
     assert process.stdout.readline() == b"again\n"
     qemu = qemu_of(process.pid)
     process.stdout.close()
-    assert process.wait(30) == 128 + signal.SIGPIPE
+    assert process.wait(SECONDS) == 128 + signal.SIGPIPE
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
@@ -291,7 +255,7 @@ def test_two_at_once(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         command = [*GUEST, "--results", str(tmp_path / name), "--", "sh", "-c", f"sleep 2; echo {name} > /results/name"]
         processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(600) for process in processes] == [0, 0]
     assert [(tmp_path / name / "name").read_text() for name in ("one", "two")] == ["one\n", "two\n"]
 
 

@@ -16,7 +16,7 @@ def test_devices_in_use() -> None:
     devices = [*DEFAULT_DEVICES, Nvme(size=64 << 20), RawDevice("e1000e")]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/guest/host/test_uses.py"]
     with Guest(devices=devices) as guest:
-        result = guest.run(command, timeout=300)
+        result = guest.run(command, timeout=900)
     output = result.stdout.decode()
     assert result.returncode == 0, output + result.stderr.decode()
     assert "skipped" not in output
