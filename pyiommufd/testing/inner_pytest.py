@@ -24,7 +24,7 @@ _BUSYBOX = "/.guest/busybox"
 
 # What may pass besides while no test runs: pytest starts and collects on what may be an emulated CPU.
 _OTHER_TIME = 300.0
-_LAST_WORDS = 3.0
+_LAST_WORDS = 10.0
 
 
 @dataclass(slots=True)

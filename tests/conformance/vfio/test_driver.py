@@ -78,7 +78,7 @@ def test_start_and_stop(space: Space) -> None:
     for _ in range(TIMES):
         with IgbDriver(space.device, space.ioas) as igb:
             igb.raise_interrupt()
-            assert igb.interrupt.wait(10) == 1
+            assert igb.interrupt.wait(120) == 1
         assert space.device.interrupts.enabled == ()
         assert space.ioas.unmap_all() == 0
 
@@ -115,7 +115,7 @@ def test_copy_to_nowhere(space: Space) -> None:
 def test_interrupt(space: Space) -> None:
     with copier(space) as copies:
         copies.igb.raise_interrupt()
-        assert copies.igb.interrupt.wait(10) == 1
+        assert copies.igb.interrupt.wait(120) == 1
 
 
 @twin("vfio_pci_driver_test.mix_and_match", Route.PUBLIC)
@@ -127,7 +127,7 @@ def test_everything_in_turn(space: Space) -> None:
             copies.check()
             copies.try_copy(copies.unmapped, copies.destination)
             copies.igb.raise_interrupt()
-            assert copies.igb.interrupt.wait(10) == 1
+            assert copies.igb.interrupt.wait(120) == 1
 
 
 @twin("vfio_pci_driver_test.memcpy_storm", Route.PUBLIC)

@@ -169,7 +169,7 @@ def bridged_dma(machine: CoreMachine) -> None:
         pytest.skip("no IOMMU group here has several edu devices")
     code = "print(len(open('/dev/hwrng', 'rb', 0).read(16)))"
     try:
-        read = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=False).stdout
+        read = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600, check=False).stdout
     except subprocess.TimeoutExpired:
         read = b""
     if read.strip() != b"16":

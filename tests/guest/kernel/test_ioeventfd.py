@@ -10,7 +10,7 @@ import pytest
 from pyiommufd import AlreadyMappedError, Device, IoctlError
 from pyiommufd.testing.edu import EduDriver
 
-SECONDS = 10.0
+SECONDS = 120.0
 
 
 def test_ioeventfd_writes_a_register(edu: EduDriver) -> None:

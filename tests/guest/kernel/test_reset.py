@@ -49,7 +49,7 @@ def test_hot_reset_is_carried_out(device: Device, peer_device: Device) -> None:
         assert device.bus_master
         assert peer_device.memory_decode
         window.write32(0x60, 1)
-        assert vector.wait(10) == 1
+        assert vector.wait(120) == 1
         window.write32(0x64, 1)
 
 

@@ -35,7 +35,7 @@ def run_all(works: list[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     if errors:
         raise errors[0]
@@ -111,15 +111,18 @@ def test_a_long_map_lets_other_threads_run() -> None:
         try:
             # From here on only what lets go of the interpreter by itself lets the other thread run.
             sys.setswitchinterval(60)
+            begun.set()
+            during, end = 0, time.monotonic() + 300
             with DMABuffer(64 << 20) as buffer:
-                begun.set()
-                before = counted
-                mapping = ioas.map(buffer, iova=commands.APERTURE_START)
-                during = counted - before
-                done.set()
-                counter.join()
-                mapping.unmap()
+                # As often as it takes on a machine that gives the other thread little time.
+                while during <= 10 and time.monotonic() < end:
+                    before = counted
+                    mapping = ioas.map(buffer, iova=commands.APERTURE_START)
+                    during += counted - before
+                    mapping.unmap()
         finally:
+            done.set()
+            counter.join()
             sys.setswitchinterval(interval)
         assert during > 10
 

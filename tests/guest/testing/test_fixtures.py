@@ -286,7 +286,7 @@ def test_device_that_the_host_wants_back(run: Run) -> None:
             device = vfio_device(0x1234, 0x11e8, watch_removal=True)
             window = device.region(0).map()
             device.interrupts.req.trigger()
-            end = time.monotonic() + 30
+            end = time.monotonic() + 300
             while device in iommufd.devices:
                 assert time.monotonic() < end
                 time.sleep(0.01)
