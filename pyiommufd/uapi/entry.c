@@ -205,36 +205,35 @@ static int copies(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t i
  * without devices, where it pins and accounts nothing. By one call, as Python may run a signal handler, and raise
  * from it, after each: nothing is left over then.
  */
-uint64_t pyiommufd_ioas_first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length)
+int pyiommufd_ioas_first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length, uint64_t *hole)
 {
     int64_t scratch = pyiommufd_ioas_alloc(fd);
-    uint64_t piece = length, hole = UINT64_MAX;
     int code = 0;
 
     if (scratch < 0)
-        return UINT64_MAX;
-    if (!copies(fd, scratch, ioas_id, iova, length)) {
+        return -1;
+    if (!copies(fd, scratch, ioas_id, iova, length))
         code = errno;
-        /* EOVERFLOW: the range is too long for a copy, and for a mapping. */
-        if (code == ENOENT || code == EOVERFLOW) {
-            /* Up to iova all is mapped, and copied; within the piece from there on something is not. */
-            while (piece > 1) {
-                uint64_t half = piece / 2;
+    /* EOVERFLOW: the range is too long for a copy, and for a mapping. */
+    if (code == ENOENT || code == EOVERFLOW) {
+        /* Up to iova all is mapped, and copied; within the length from there on something is not. */
+        while (length > 1) {
+            uint64_t half = length / 2;
 
-                if (copies(fd, scratch, ioas_id, iova, half)) {
-                    iova += half;
-                    piece -= half;
-                } else {
-                    piece = half;
-                }
+            if (copies(fd, scratch, ioas_id, iova, half)) {
+                iova += half;
+                length -= half;
+            } else {
+                length = half;
             }
-            hole = iova;
-            code = 0;
         }
+        *hole = iova;
     }
     pyiommufd_destroy(fd, scratch);
+    if (code == ENOENT || code == EOVERFLOW)
+        return 1;
     errno = code;
-    return hole;
+    return code ? -1 : 0;
 }
 
 int64_t pyiommufd_bind(int fd, int iommufd, const void *token)

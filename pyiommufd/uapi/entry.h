@@ -40,8 +40,8 @@ uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const
 /* The same numbers, without the one at the end. The result is how many were unmapped before one failed. */
 uint64_t pyiommufd_ioas_unmap_many(int fd, uint32_t ioas_id, const uint64_t *pieces, uint64_t count);
 
-/* The first address of a range that is not mapped, by whatever process; all ones with errno 0: there is none. */
-uint64_t pyiommufd_ioas_first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length);
+/* Whether something in a range is not mapped, by whatever process: 1, and the first such address; or 0. */
+int pyiommufd_ioas_first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length, uint64_t *hole);
 
 /* /dev/vfio/devices/vfioX. token: 16 bytes or NULL; pasid: negative for none. */
 int64_t pyiommufd_bind(int fd, int iommufd, const void *token);

@@ -117,12 +117,11 @@ def ioas_first_hole(fd: int, ioas_id: int, iova: int, length: int) -> int | None
 
     By IOMMU_IOAS_COPY to an address space that is made for it and destroyed again.
     """
-    hole = int(lib.pyiommufd_ioas_first_hole(fd, ioas_id, iova, length))
-    if hole != FAILED:
-        return hole
-    if code := last_errno():
-        raise failure("IOMMU_IOAS_COPY", code=code)
-    return None
+    hole = ffi.new("uint64_t *")
+    found = lib.pyiommufd_ioas_first_hole(fd, ioas_id, iova, length, hole)
+    if found < 0:
+        raise failure("IOMMU_IOAS_COPY")
+    return int(hole[0]) if found else None
 
 
 def ioas_copy(

@@ -41,6 +41,7 @@ _NOOPS = {
     "ioas_copy": lambda fd, dst_id, flags, src_id, src_iova, length, dst_iova: dst_iova,
     "ioas_map_many": _map_many,
     "ioas_unmap_many": lambda fd, ioas_id, pieces, count: count,
+    "ioas_first_hole": lambda fd, ioas_id, iova, length, hole: 0,
     "bind": lambda fd, iommufd, token: 0,
     "attach": lambda fd, pt_id, pasid: pt_id,
     "detach": lambda fd, pasid: 0,
