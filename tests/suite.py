@@ -29,6 +29,9 @@ GUEST_TESTS = {
     "guest tests, fixtures": ["tests/guest/testing"],
     "guest tests, commands": ["tests/guest/cli", "tests/guest/diagnose"],
 }
+LONG_STRESS_TESTS = ("arguments", "rounds", "closing", "model")
+"""Those of tests/guest/stress that take minutes, the longest first: each has a guest of its own."""
+
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
@@ -113,10 +116,12 @@ def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
     runs += run_here(chosen, kernels)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         # What takes longest comes first, and what is short fills the gaps at the end.
+        stress = {_noun(file): file for file in _files("tests/guest/stress")}
         long = [
-            pool.submit(in_guest, f"stress, {_noun(file)}", [file, *chosen.options], aside=True)
-            for file in _files("tests/guest/stress")
+            pool.submit(in_guest, f"stress, {noun}", [stress.pop(noun), *chosen.options], aside=True)
+            for noun in LONG_STRESS_TESTS
         ]
+        long.append(pool.submit(in_guest, "stress, others", [*stress.values(), *chosen.options], aside=True))
         long += [
             pool.submit(here, f"boot, {_noun(file)}", [file, *chosen.options], aside=True)
             for file in _files("tests/boot")
