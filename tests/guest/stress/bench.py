@@ -34,6 +34,8 @@ MOST_TABLES = 6
 SPACES, DEVICES = Whole(0, 2), Whole(0, 1)
 MEMORY = Whole(0, BUFFERS * BUFFER_PAGES - 1)
 START, COUNT = Whole(0, PAGES - 1), Whole(1, 4)
+PLACE = Whole(0, 2 * PAGES - 1)
+"""A page, or where something is mapped."""
 ANY, SWITCH = Whole(0, 839), Whole(0, 1)
 """One of those that there are then; off or on."""
 
@@ -81,12 +83,23 @@ class Bench(RuleBasedStateMachine):
         which, first = number % BUFFERS, number // BUFFERS % (BUFFER_PAGES - count + 1)
         return self.buffers[which], first, tuple((which, first + n) for n in range(count))
 
+    def begun(self, space: Space, number: int) -> int:
+        """A page: any, or half the time one where a mapping begins."""
+        begins = sorted(area.start for area in space.areas)
+        return begins[number % len(begins)] if number >= PAGES and begins else number % PAGES
+
+    def beside(self, space: Space, number: int) -> int:
+        """A page: any, or half the time the one behind a mapping."""
+        ends = sorted(area.end for area in space.areas if area.end < PAGES)
+        return ends[number % len(ends)] if number >= PAGES and ends else number % PAGES
+
     # Memory
 
-    @action(where=SPACES, memory=MEMORY, start=START, count=COUNT)
+    @action(where=SPACES, memory=MEMORY, start=PLACE, count=COUNT)
     def map(self, where: int, memory: int, start: int, count: int) -> None:
         self.count("map")
         ioas, space = self.space(where)
+        start = self.beside(space, start)
         buffer, first, pages = self.piece(memory, count)
         view = memoryview(buffer)[first * PAGE : (first + count) * PAGE]
         if space.map(Area(start, pages)):
@@ -95,10 +108,11 @@ class Bench(RuleBasedStateMachine):
             with pytest.raises(AlreadyMappedError):
                 ioas.map(view, iova=iova_of(start))
 
-    @action(where=SPACES, memory=MEMORY, start=START, count=COUNT)
+    @action(where=SPACES, memory=MEMORY, start=PLACE, count=COUNT)
     def map_file(self, where: int, memory: int, start: int, count: int) -> None:
         self.count("map_file")
         ioas, space = self.space(where)
+        start = self.beside(space, start)
         buffer, first, pages = self.piece(memory, count)
         if space.map(Area(start, pages)):
             ioas.map_file(buffer, count * PAGE, start=first * PAGE, iova=iova_of(start))
@@ -124,10 +138,11 @@ class Bench(RuleBasedStateMachine):
             areas.append(area)
         assert len(ioas.map_many(buffer, pieces)) == len(places)
 
-    @action(where=SPACES, start=START, count=Whole(1, 8))
+    @action(where=SPACES, start=PLACE, count=Whole(1, 8))
     def unmap(self, where: int, start: int, count: int) -> None:
         self.count("unmap")
         ioas, space = self.space(where)
+        start = self.begun(space, start)
         done = space.unmap(start, count)
         if done is None:
             with pytest.raises(NotFoundError):
@@ -150,11 +165,12 @@ class Bench(RuleBasedStateMachine):
         mapping.unmap()
         assert not mapping.mapped
 
-    @action(to=SPACES, of=SPACES, start=START, count=COUNT, at=START)
+    @action(to=SPACES, of=SPACES, start=PLACE, count=COUNT, at=START)
     def copy(self, to: int, of: int, start: int, count: int, at: int) -> None:
         self.count("copy")
         ioas, space = self.space(to)
         source, source_space = self.space(of)
+        start = self.begun(source_space, start)
         wrong = space.copy(source_space, start, count, at)
         arguments: dict[str, Any] = {"iova": iova_of(start), "length": count * PAGE, "dst_iova": iova_of(at)}
         if wrong is None:
@@ -274,7 +290,7 @@ class Bench(RuleBasedStateMachine):
         device.set_dirty(BASE, pages, count=PAGES)
         space.write(table, pages)
 
-    @action(which=ANY, start=START, count=COUNT, clear=SWITCH)
+    @action(which=ANY, start=PLACE, count=COUNT, clear=SWITCH)
     def read_dirty(self, which: int, start: int, count: int, clear: int) -> None:
         tracking = [(number, made) for number, made in sorted(self.hwpts.items()) if made[1].tables[number].tracks]
         if not tracking:
@@ -282,6 +298,7 @@ class Bench(RuleBasedStateMachine):
         self.count("dirty bitmap")
         number, (hwpt, space) = tracking[which % len(tracking)]
         table = space.tables[number]
+        start = self.begun(space, start)
         if space.memory(start, count) is None:
             with pytest.raises(ValueError, match="not mapped throughout"):
                 hwpt.dirty_bitmap(iova_of(start), count * PAGE, clear=bool(clear))
