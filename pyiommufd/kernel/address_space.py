@@ -50,8 +50,10 @@ class AddressSpace(KernelObject):
         """
         pairs = []
         try:
-            for one in ranges:
-                start, last = map(operator.index, (one.start, one.last) if isinstance(one, IOVARange) else one)
+            # A list first: to go through a released memoryview leaves CPython 3.11 with an exception nobody raises.
+            for one in list(ranges):
+                start, last = (one.start, one.last) if isinstance(one, IOVARange) else one
+                start, last = operator.index(start), operator.index(last)
                 if not 0 <= start <= last <= U64_MAX:
                     raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
                 pairs.append((start, last))

@@ -109,6 +109,10 @@ def test_wrong_ranges_to_allow(ioas: IOAS) -> None:
     for no_ranges in (many, [many]):
         with pytest.raises(TypeError, match="pairs"):
             ioas.allow_iovas(no_ranges)
+    many.release()
+    for no_ranges in (many, [many]):
+        with pytest.raises(ValueError, match="released"):
+            ioas.allow_iovas(no_ranges)
     with pytest.raises(IoctlError) as caught:
         ioas.allow_iovas([(0, 2 * PAGE), (PAGE, 3 * PAGE)])
     assert caught.value.errno == errno.EINVAL
