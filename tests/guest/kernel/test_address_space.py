@@ -109,8 +109,9 @@ def test_wrong_ranges_to_allow(ioas: IOAS) -> None:
     for no_ranges in (many, [many]):
         with pytest.raises(TypeError, match="pairs"):
             ioas.allow_iovas(no_ranges)
-    many.release()
-    for no_ranges in (many, [many]):
+    gone: Any = memoryview(bytes(16))
+    gone.release()
+    for no_ranges in (gone, [gone]):
         with pytest.raises(ValueError, match="released"):
             ioas.allow_iovas(no_ranges)
     with pytest.raises(IoctlError) as caught:

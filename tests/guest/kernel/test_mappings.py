@@ -90,8 +90,9 @@ def test_a_memory_of_several_dimensions_is_no_list_of_pieces(ioas: IOAS, buffer:
     for pieces in (many, [many]):
         with pytest.raises(TypeError, match=r"offset, length, iova"):
             ioas.map_many(buffer, pieces)
-    many.release()
-    for pieces in (many, [many]):
+    gone: Any = memoryview(bytes(24))
+    gone.release()
+    for pieces in (gone, [gone]):
         with pytest.raises((TypeError, ValueError), match=r"offset, length, iova|released"):
             ioas.map_many(buffer, pieces)
     buffer.close()
