@@ -59,9 +59,10 @@ def hold(device: HostDevice, how: str) -> subprocess.Popen[str]:
 
 
 def test_unbind_of_a_device_that_a_program_holds_mapped(rebound: HostDevice) -> None:
-    """Within five seconds; once of three times, on a machine that does much else meanwhile."""
+    """Within five seconds; where much else runs, in what five starts of Python take, once of three times."""
     took: list[float] = []
-    while min(took, default=LIMIT) >= LIMIT:
+    limit = LIMIT
+    while min(took, default=limit) >= limit:
         process = hold(rebound, "serves")
         start = time.monotonic()
         drivers.unbind(rebound, SECONDS)
@@ -71,8 +72,11 @@ def test_unbind_of_a_device_that_a_program_holds_mapped(rebound: HostDevice) -> 
         assert output == "asked\nreleased True True\n"
         assert process.returncode == 0
         print(f"the unbind took {took[-1]:.2f} s")
-        assert len(took) < 3 or min(took) < LIMIT, took
-        if took[-1] >= LIMIT:
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        limit = max(limit, 5 * (time.monotonic() - start))
+        assert len(took) < 3 or min(took) < limit, (took, limit)
+        if min(took) >= limit:
             drivers.bind(rebound, "vfio-pci")
 
 
