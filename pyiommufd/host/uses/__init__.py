@@ -13,7 +13,7 @@ from .functions import function_refusals
 from .look import Look
 from .network import interfaces, is_elsewhere, network_refusals
 from .nodes import node_refusals
-from .storage import blocks, storage_refusals
+from .storage import blocks, hidden_refusals, storage_refusals
 
 KINDS = (
     "root",
@@ -70,16 +70,16 @@ def in_use(devices: Iterable[HostDevice]) -> set[HostDevice]:
 
 
 def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
-    storage = list(storage_refusals(device, look))
     above = [block.folder for block in blocks(device).values()]
     above += [interface.folder for interface in interfaces(device).values()]
-    return (
-        *storage,
+    found = (
+        *storage_refusals(device, look),
         *network_refusals(device, look),
         *function_refusals(device),
         *display_refusals(device),
         *node_refusals(device, look, above),
     )
+    return found if found or not look.thorough else tuple(hidden_refusals(device))
 
 
 def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:

@@ -99,15 +99,10 @@ def storage_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
     """Filesystems, swap areas, and membership in RAID arrays and device mapper's devices."""
     found = blocks(device)
     numbers = {block.number: block for block in found.values() if block.number is not None}
-    refused = [
-        *_layers(device, found),
-        *_filesystems(device, numbers, look),
-        *_shares(device, look),
-        *_swaps(device, numbers, look),
-    ]
-    yield from refused
-    if look.thorough and not refused:
-        yield from _kernels_own(device, found)
+    yield from _layers(device, found)
+    yield from _filesystems(device, numbers, look)
+    yield from _shares(device, look)
+    yield from _swaps(device, numbers, look)
 
 
 def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
@@ -203,12 +198,12 @@ def _swaps(device: HostDevice, numbers: dict[int, Block], look: Look) -> Iterato
             yield Refusal(device.name, "swap", f"it holds the swap area {path}{by_way_of}")
 
 
-def _kernels_own(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
+def hidden_refusals(device: HostDevice) -> Iterator[Refusal]:
     """Disks that the kernel has for itself without a sign of it: for ZFS, an external journal, an exported target.
 
     Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
     """
-    for block in found.values():
+    for block in blocks(device).values():
         if block.below or block.number is None:
             continue
         node = node_name(block.folder)
