@@ -44,8 +44,8 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     multipath). ``default-route``, ``address``: a default route leaves by an interface of it, or one that is up has an
     address that is not link-local. ``bond``, ``bridge``: an interface is in one. ``vfs``: virtual functions of it are
     on a driver. ``boot-display``: the host's console is to be seen on it. ``held``: a process, or the kernel for
-    itself, has one of its nodes open, or an interface is in another network namespace. Each is looked up through all
-    layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs.
+    itself, has one of its nodes open, or its registers in sysfs; or an interface is in another network namespace.
+    Each is looked up through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs.
 
     Complete for root only: others do not see what other users' processes hold, nor other mount namespaces. An NVMe,
     SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone shows
@@ -88,7 +88,7 @@ def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
     On a large machine most functions have nothing that could be in use.
     """
     by_path = {str(device.sys_path): device for device in devices}
-    paths = [node.sys_path for node in look.open_nodes]
+    paths = [file.sys_path for file in look.open_files]
     for kind in _USED_BY:
         folder = sysfs.SYS / "class" / kind
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from ..devices import HostDevice
 from .folders import folders_below, listed, node_name, number_of
 from .look import Look
 from .mounts import Mount, block_number, number_behind
+
+_PATIENCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +212,22 @@ def hidden_refusals(device: HostDevice) -> Iterator[Refusal]:
         node = node_name(block.folder)
         if block_number(node) != block.number:
             continue
+        if _is_exclusive(node):
+            yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
+
+
+def _is_exclusive(node: str) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
         try:
             # Not waiting for a medium. Nothing is read, and a disk that is only read rouses no udev.
             os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
-            if error.errno == errno.EBUSY:
-                yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
+            if error.errno != errno.EBUSY:
+                return False
+        else:
+            return False
+        # Another look may be at just this point.
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.02)

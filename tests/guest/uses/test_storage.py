@@ -220,6 +220,13 @@ def test_node_that_a_process_has_mapped_and_closed(disk: HostDevice, node: Path,
         mapping.close()
 
 
+def test_registers_that_a_process_has_mapped(disk: HostDevice, refused: Refused) -> None:
+    path = disk.sys_path / "resource0"
+    with open(path, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), 4096):
+        reason = f"{path} is held open by pid {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
+        assert refused(disk) == [(disk.name, "held", reason)]
+
+
 def test_use_that_begins_after_the_plan(disk: HostDevice, node: Path) -> None:
     plan = plan_claim(disk)
     assert plan.refusals == ()
