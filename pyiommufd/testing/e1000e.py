@@ -23,7 +23,7 @@ SMALLEST, LARGEST = 60, 1024
 """Bytes of a copy: what an Ethernet frame has at least, and what fits the controller's buffers with room to spare."""
 
 _CONTROL, _STATUS, _MASK_CLEAR = 0x0000, 0x0008, 0x00D8
-_RECEIVE_CONTROL, _TRANSMIT_CONTROL = 0x0100, 0x0400
+_RECEIVE_CONTROL, _TRANSMIT_CONTROL, _RECEIVE_FORMAT = 0x0100, 0x0400, 0x5008
 _RECEIVE_RING, _TRANSMIT_RING = 0x2800, 0x3800
 # Within the registers of a ring.
 _LOW, _HIGH, _LENGTH, _HEAD, _TAIL = 0x00, 0x04, 0x08, 0x10, 0x18
@@ -81,6 +81,8 @@ class E1000eDriver:
             registers.write32(ring + _LENGTH, _RING)
             registers.write32(ring + _HEAD, 0)
             registers.write32(ring + _TAIL, 0)
+        # QEMU's reset by the control register leaves the format that a host driver has chosen.
+        registers.write32(_RECEIVE_FORMAT, 0)
         registers.write32(_RECEIVE_CONTROL, _RECEIVE)
         registers.write32(_TRANSMIT_CONTROL, _TRANSMIT)
         self._await(lambda: registers.read32(_STATUS) & _LINK_UP, "have a link")

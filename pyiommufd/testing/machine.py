@@ -156,7 +156,11 @@ class E1000e:
         if not self.network:
             return _device("e1000e", {"id": self.id}, place)
         name = f"network{topology.next_number()}"
-        return ["-netdev", f"user,id={name},restrict=on", *_device("e1000e", {"id": self.id, "netdev": name}, place)]
+        return [
+            "-netdev",
+            f"user,id={name},restrict=on,ipv6=off",
+            *_device("e1000e", {"id": self.id, "netdev": name}, place),
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,16 +70,16 @@ def in_use(devices: Iterable[HostDevice]) -> set[HostDevice]:
 
 
 def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
-    above = [block.folder for block in blocks(device).values()]
-    above += [interface.folder for interface in interfaces(device).values()]
+    disks, cards = blocks(device, look), interfaces(device, look)
+    above = [block.folder for block in disks.values()] + [interface.folder for interface in cards.values()]
     found = (
-        *storage_refusals(device, look),
-        *network_refusals(device, look),
+        *storage_refusals(device, look, disks),
+        *network_refusals(device, look, cards),
         *function_refusals(device),
-        *display_refusals(device),
+        *display_refusals(device, look),
         *node_refusals(device, look, above),
     )
-    return found if found or not look.thorough else tuple(hidden_refusals(device))
+    return found if found or not look.thorough else tuple(hidden_refusals(device, disks))
 
 
 def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:

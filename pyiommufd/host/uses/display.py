@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .folders import folders_below, listed
+from .folders import listed
+from .look import Look
 
 _SCREEN = re.compile(r"fb[0-9]+|card[0-9]+")
 # Platform devices for the framebuffer that firmware has left; since Linux 6.9 below the graphics adapter.
@@ -20,13 +21,13 @@ def is_boot_display(device: HostDevice) -> bool:
     return (device.class_code or 0) >> 16 == 0x03 and sysfs.read(device.sys_path / "boot_vga") == "1"
 
 
-def display_refusals(device: HostDevice) -> Iterator[Refusal]:
+def display_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
     """Whether the device shows the host's console, or what a desktop has put in its place."""
     if not is_boot_display(device):
         return
     shown = [
         folder.name
-        for folder in folders_below(device)
+        for folder in look.folders(device)
         if folder.parent.name in ("graphics", "drm") and _SCREEN.fullmatch(folder.name)
     ]
     shown = shown or [*_screens_of_firmware(), *_text_consoles()]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
+from ..devices import HostDevice
 from . import netlink
-from .mounts import Mount, mount_table, swap_areas
+from .folders import folders_below
+from .mounts import Mount, loop_devices, mount_table, swap_areas
 from .processes import OpenFile, Processes, look_at_processes
 
 
@@ -19,6 +22,13 @@ class Look:
 
     def __init__(self, *, thorough: bool) -> None:
         self.thorough = thorough
+        self._folders: dict[HostDevice, list[Path]] = {}
+
+    def folders(self, device: HostDevice) -> list[Path]:
+        """See `folders_below`."""
+        if device not in self._folders:
+            self._folders[device] = list(folders_below(device))
+        return self._folders[device]
 
     @cached_property
     def _processes(self) -> Processes:
@@ -33,6 +43,11 @@ class Look:
     def mounts(self) -> list[Mount]:
         """What is mounted, in all mount namespaces."""
         return mount_table(self._processes.namespaces)
+
+    @cached_property
+    def loops(self) -> list[tuple[Path, int]]:
+        """The loop devices' folders, and the numbers of the disks that their files are, or lie on."""
+        return loop_devices()
 
     @cached_property
     def swaps(self) -> list[tuple[str, int]]:

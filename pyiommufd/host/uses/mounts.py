@@ -83,6 +83,17 @@ def swap_areas() -> list[tuple[str, int]]:
     return found
 
 
+def loop_devices() -> list[tuple[Path, int]]:
+    """The loop devices, and the numbers of the disks that their files are, or lie on."""
+    found = []
+    for path in (sysfs.SYS / "class/block").glob("loop*/loop/backing_file"):
+        backing = sysfs.read(path)
+        number = number_behind(backing) if backing else None
+        if number is not None:
+            found.append((path.parent.parent.resolve(), number))
+    return found
+
+
 def number_behind(path: str) -> int | None:
     """The number of a block device, or of the device that a file's filesystem is on; None for no such path."""
     try:

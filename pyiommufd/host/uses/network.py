@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .folders import folders_below, listed
+from .folders import listed
 from .look import Look
 
 # What is like a bond, or like a bridge, for whoever loses a member of it.
@@ -37,9 +37,9 @@ class Interface:
         return self.name if self.name == self.lowest else f"{self.name}, above {self.lowest}"
 
 
-def interfaces(device: HostDevice) -> dict[str, Interface]:
+def interfaces(device: HostDevice, look: Look) -> dict[str, Interface]:
     """The device's network interfaces, and the bonds, bridges, VLANs and others above them, by name."""
-    own = [path for folder in folders_below(device) if folder.name == "net" for path in folder.iterdir()]
+    own = [path for folder in look.folders(device) if folder.name == "net" for path in folder.iterdir()]
     pending = [Interface(path.resolve(), path.name) for path in sorted(own) if path.is_dir()]
     found: dict[str, Interface] = {}
     while pending:
@@ -51,9 +51,14 @@ def interfaces(device: HostDevice) -> dict[str, Interface]:
     return found
 
 
-def network_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
-    """Default routes, addresses, and membership in bonds and bridges."""
-    found = interfaces(device)
+def network_refusals(device: HostDevice, look: Look, found: dict[str, Interface]) -> Iterator[Refusal]:
+    """Default routes, addresses, and membership in bonds and bridges.
+
+    Args:
+        device: The device.
+        look: At the machine.
+        found: What `interfaces` has found of the device.
+    """
     for interface in found.values():
         yield from _memberships(device, interface, look)
     for name, interface in found.items():

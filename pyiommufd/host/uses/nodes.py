@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .folders import folders_below, is_below, listed, node_name
+from .folders import is_below, listed, node_name
 from .look import Look
 from .processes import console_names
 
@@ -30,7 +30,7 @@ def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iter
             holders.setdefault(name, []).append(file.holder)
     for name, processes in sorted(holders.items()):
         yield Refusal(device.name, "held", f"{name} is held open by {listed(processes)}")
-    yield from _paravirtual_console(device)
+    yield from _paravirtual_console(device, look)
 
 
 def is_node_of(device: HostDevice, path: str) -> bool:
@@ -38,8 +38,8 @@ def is_node_of(device: HostDevice, path: str) -> bool:
     return is_below(device, path) and not path.startswith(f"{device.sys_path}/vfio-dev/")
 
 
-def _paravirtual_console(device: HostDevice) -> Iterator[Refusal]:
+def _paravirtual_console(device: HostDevice, look: Look) -> Iterator[Refusal]:
     """A console of virtio: the kernel does not say which of its consoles hvc0, hvc1 … goes by which device."""
     names = [name for name in console_names() if name.startswith("hvc")]
-    if names and any(sysfs.link_name(folder / "driver") == "virtio_console" for folder in folders_below(device)):
+    if names and any(sysfs.link_name(folder / "driver") == "virtio_console" for folder in look.folders(device)):
         yield Refusal(device.name, "held", f"the kernel's console {listed(names)} may go by it")

@@ -12,9 +12,9 @@ from pathlib import Path
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .folders import folders_below, listed, node_name, number_of
+from .folders import listed, node_name, number_of
 from .look import Look
-from .mounts import Mount, block_number, number_behind
+from .mounts import Mount, block_number
 
 _PATIENCE = 0.5
 
@@ -54,10 +54,9 @@ class Block:
         return f", by way of {listed(list(layers), most=9)}" if len(layers) > 1 else ""
 
 
-def blocks(device: HostDevice) -> dict[str, Block]:
+def blocks(device: HostDevice, look: Look) -> dict[str, Block]:
     """The device's disks and partitions, and all that is built on them, by name."""
-    loops = _loops()
-    pending = [Block(path) for path in _disks(device)]
+    pending = [Block(path) for path in _disks(look.folders(device))]
     found: dict[str, Block] = {}
     while pending:
         block = pending.pop(0)
@@ -69,13 +68,13 @@ def blocks(device: HostDevice) -> dict[str, Block]:
         if (block.folder / "holders").is_dir():
             above += [path.resolve() for path in (block.folder / "holders").iterdir()]
         number = block.number
-        above += [folder for folder, behind in loops if behind == number]
+        above += [folder for folder, behind in look.loops if behind == number]
         pending += [Block(path, chain) for path in sorted(above)]
     return found
 
 
-def _disks(device: HostDevice) -> Iterator[Path]:
-    for folder in folders_below(device):
+def _disks(folders: list[Path]) -> Iterator[Path]:
+    for folder in folders:
         if folder.name == "block":
             yield from sorted(path.resolve() for path in folder.iterdir())
         # With native multipath a namespace hangs below the NVMe subsystem, not below a controller.
@@ -87,20 +86,14 @@ def _disks(device: HostDevice) -> Iterator[Path]:
             yield folder
 
 
-def _loops() -> list[tuple[Path, int]]:
-    """The loop devices, and the numbers of the disks that their files are, or lie on."""
-    found = []
-    for path in (sysfs.SYS / "class/block").glob("loop*/loop/backing_file"):
-        backing = sysfs.read(path)
-        number = number_behind(backing) if backing else None
-        if number is not None:
-            found.append((path.parent.parent.resolve(), number))
-    return found
+def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
+    """Filesystems, swap areas, and membership in RAID arrays and device mapper's devices.
 
-
-def storage_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
-    """Filesystems, swap areas, and membership in RAID arrays and device mapper's devices."""
-    found = blocks(device)
+    Args:
+        device: The device.
+        look: At the machine.
+        found: What `blocks` has found of the device.
+    """
     numbers = {block.number: block for block in found.values() if block.number is not None}
     yield from _layers(device, found)
     yield from _filesystems(device, numbers, look)
@@ -168,7 +161,7 @@ def _mounted(device: HostDevice, mounts: list[Mount], by_way_of: str = "") -> Re
 def _shares(device: HostDevice, look: Look) -> Iterator[Refusal]:
     """Filesystems that a virtual machine has from its host: by 9p, or by virtiofs."""
     tags: dict[str, set[str]] = {}
-    for folder in folders_below(device):
+    for folder in look.folders(device):
         tag = sysfs.read(folder / "mount_tag")
         if tag is not None:
             tags.setdefault("9p", set()).add(tag.strip("\0"))
@@ -201,12 +194,12 @@ def _swaps(device: HostDevice, numbers: dict[int, Block], look: Look) -> Iterato
             yield Refusal(device.name, "swap", f"it holds the swap area {path}{by_way_of}")
 
 
-def hidden_refusals(device: HostDevice) -> Iterator[Refusal]:
+def hidden_refusals(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
     """Disks that the kernel has for itself without a sign of it: for ZFS, an external journal, an exported target.
 
     Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
     """
-    for block in blocks(device).values():
+    for block in found.values():
         if block.below or block.number is None:
             continue
         node = node_name(block.folder)

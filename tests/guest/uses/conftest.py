@@ -70,7 +70,7 @@ def refused() -> Refused:
         assert _drivers(device) == before
         assert journal.entries(journal.RUN) == []
         kinds = {refusal.kind for refusal in plan.refusals}
-        for kind in kinds:
+        for kind in kinds if len(kinds) > 1 else ():
             others = tuple(refusal for refusal in plan.refusals if refusal.kind != kind)
             assert plan_claim(device, force=[kind]).refusals == others
         assert plan_claim(device, force=kinds).refusals == ()
@@ -99,7 +99,8 @@ def driven() -> Driven:
 
 def _with_serial(kind: str, serial: str) -> HostDevice:
     (path,) = (path for path in Path("/sys/class", kind).glob("*/serial") if path.read_text().strip() == serial)
-    return next(one for one in list_devices("pci") if path.resolve().is_relative_to(one.sys_path))
+    above = [one for one in list_devices("pci") if path.resolve().is_relative_to(one.sys_path)]
+    return max(above, key=lambda device: len(device.sys_path.parts))
 
 
 @pytest.fixture(scope="session")

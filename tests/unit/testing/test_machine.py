@@ -71,7 +71,7 @@ def test_properties() -> None:
         "-device", "nvme,serial=pyiommufd,drive=disk1",
         "-blockdev", "driver=file,node-name=disk2,filename=/c",
         "-device", "virtio-blk-pci,drive=disk2,serial=pyiommufd,iommu_platform=on,disable-legacy=on",
-        "-netdev", "user,id=network3,restrict=on",
+        "-netdev", "user,id=network3,restrict=on,ipv6=off",
         "-device", "e1000e,netdev=network3",
     ]  # fmt: skip
     assert escape("a,b,,c") == "a,,b,,,,c"
