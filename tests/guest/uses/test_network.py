@@ -93,15 +93,17 @@ def test_default_route_of_another_table_and_one_that_is_shared(
     assert "default-route" in {refusal.kind for refusal in uses.refusals(card)}
     run("ip", "route", "flush", "table", "77")
     (other,) = (path.name for path in (cards[1].sys_path / "net").iterdir())
-    run("ip", "link", "set", other, "up")
-    run("ip", "address", "add", "198.51.100.1/24", "dev", other)
-    ways = ["nexthop", "via", "192.0.2.2", "dev", interface, "nexthop", "via", "198.51.100.2", "dev", other]
-    run("ip", "route", "add", "default", *ways)
-    for one in cards:
-        assert "default-route" in {refusal.kind for refusal in uses.refusals(one)}
-    run("ip", "route", "delete", "default")
-    run("ip", "address", "flush", "dev", other)
-    run("ip", "link", "set", other, "down")
+    try:
+        run("ip", "link", "set", other, "up")
+        run("ip", "address", "add", "198.51.100.1/24", "dev", other)
+        ways = ["nexthop", "via", "192.0.2.2", "dev", interface, "nexthop", "via", "198.51.100.2", "dev", other]
+        run("ip", "route", "add", "default", *ways)
+        for one in cards:
+            assert "default-route" in {refusal.kind for refusal in uses.refusals(one)}
+        run("ip", "route", "delete", "default")
+    finally:
+        run("ip", "address", "flush", "dev", other)
+        run("ip", "link", "set", other, "down")
 
 
 def test_default_route_of_ipv6(card: HostDevice, interface: str, run: Runner, refused: Refused) -> None:
