@@ -79,7 +79,7 @@ def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
         *display_refusals(device, look),
         *node_refusals(device, look, above),
     )
-    return found if found or not look.thorough else tuple(hidden_refusals(device, disks))
+    return (*found, *hidden_refusals(device, look, disks)) if look.thorough else found
 
 
 def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:

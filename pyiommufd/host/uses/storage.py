@@ -48,6 +48,11 @@ class Block:
         return number_of(sysfs.read(self.folder / "dev"))
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a disk or a partition, and not something that is built on these."""
+        return not self.below or (self.folder / "partition").exists()
+
+    @property
     def by_way_of(self) -> str:
         """For a sentence: through which layers."""
         layers = (*self.below, self.name)
@@ -96,16 +101,19 @@ def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) ->
     """
     numbers = {block.number: block for block in found.values() if block.number is not None}
     yield from _layers(device, found)
-    yield from _filesystems(device, numbers, look)
+    for holding in _filesystems(numbers, look).values():
+        yield _mounted(device, [mount for mount, _ in holding], holding[0][1][0].by_way_of)
     yield from _shares(device, look)
-    yield from _swaps(device, numbers, look)
+    for path, number in look.swaps if numbers else ():
+        if number in numbers:
+            yield Refusal(device.name, "swap", f"it holds the swap area {path}{numbers[number].by_way_of}")
 
 
 def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
     """What is built on the disks, by what it stands on."""
     built: dict[tuple[str, str], list[str]] = {}
     for block in found.values():
-        if not block.below or (block.folder / "partition").exists():
+        if block.is_own:
             continue
         kind = next((word for word in ("md", "dm") if (block.folder / word).is_dir()), "held")
         # A loop device on a file stands for no more than the filesystem that the file is on.
@@ -119,34 +127,30 @@ def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
         yield Refusal(device.name, kind, f"{found[below].label} is {what}{plural} {listed(names)}")
 
 
-def _filesystems(device: HostDevice, numbers: dict[int, Block], look: Look) -> Iterator[Refusal]:
-    if not numbers:
-        return
-    also = _siblings(numbers)
-    by_block: dict[tuple[int, str], list[Mount]] = {}
-    on: dict[int, Block] = {}
-    for mount in look.mounts:
+def _filesystems(numbers: dict[int, Block], look: Look) -> dict[tuple[int, str], list[tuple[Mount, list[Block]]]]:
+    """The mounts that are on these, with those that each is on; by filesystem, and by who sees it."""
+    found: dict[tuple[int, str], list[tuple[Mount, list[Block]]]] = {}
+    spans = _spans() if numbers else {}
+    for mount in look.mounts if numbers else ():
         # The number is that of the disk, unless the filesystem has one of its own, as btrfs: there the source tells.
-        block = numbers.get(mount.number)
-        if block is None:
+        members = {mount.number} & numbers.keys()
+        if not members:
             sources = [mount.source, *mount.source.split(":")]  # bcachefs names all its disks
             behind = [number for number in map(block_number, sources) if number is not None]
-            block = next((where[n] for n in behind for where in (numbers, also) if n in where), None)
-        if block is not None:
-            on[mount.number] = block
-            by_block.setdefault((mount.number, mount.owner), []).append(mount)
-    for (number, _), mounts in by_block.items():
-        yield _mounted(device, mounts, on[number].by_way_of)
+            members = {one for number in behind for one in spans.get(number, {number}) if one in numbers}
+        if members:
+            on = [block for number, block in numbers.items() if number in members]
+            found.setdefault((mount.number, mount.owner), []).append((mount, on))
+    return found
 
 
-def _siblings(numbers: dict[int, Block]) -> dict[int, Block]:
-    """The other disks of filesystems that span several, one of these among them: mount tables name one alone."""
+def _spans() -> dict[int, set[int]]:
+    """For each disk of a filesystem that spans several all of these: a mount table names one alone."""
     found = {}
     for folder in (sysfs.SYS / "fs/btrfs").glob("*/devices"):
-        members = [number_of(sysfs.read(path / "dev")) for path in folder.iterdir()]
-        ours = next((numbers[number] for number in members if number in numbers), None)
-        if ours is not None:
-            found.update({number: ours for number in members if number is not None and number not in numbers})
+        numbers = [number_of(sysfs.read(path / "dev")) for path in folder.iterdir()]
+        members = {number for number in numbers if number is not None}
+        found.update(dict.fromkeys(members, members))
     return found
 
 
@@ -187,25 +191,30 @@ def _virtiofs_tags(folder: Path) -> Iterator[str]:
             yield text
 
 
-def _swaps(device: HostDevice, numbers: dict[int, Block], look: Look) -> Iterator[Refusal]:
-    for path, number in look.swaps if numbers else ():
-        if number in numbers:
-            by_way_of = numbers[number].by_way_of
-            yield Refusal(device.name, "swap", f"it holds the swap area {path}{by_way_of}")
-
-
-def hidden_refusals(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
+def hidden_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
     """Disks that the kernel has for itself without a sign of it: for ZFS, an external journal, an exported target.
 
     Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
+    Only what has no other use is asked for.
+
+    Args:
+        device: The device.
+        look: At the machine.
+        found: What `blocks` has found of the device.
     """
+    numbers = {block.number: block for block in found.values() if block.number is not None}
+    used = {block.name for holding in _filesystems(numbers, look).values() for _, on in holding for block in on}
+    used |= {numbers[number].name for _, number in look.swaps if number in numbers}
+    opened = {file.sys_path for file in look.open_files}
+    used |= {name for name, block in found.items() if str(block.folder) in opened}
+    # With a layer everything that it stands on is used, but for what else stands on that.
+    used |= {name for block in found.values() if block.name in used or not block.is_own for name in block.below}
     for block in found.values():
-        if block.below or block.number is None:
+        # A disk without uses says so for its partitions as well.
+        if block.name in used or (block.below and block.is_own and block.below[-1] not in used):
             continue
         node = node_name(block.folder)
-        if block_number(node) != block.number:
-            continue
-        if _is_exclusive(node):
+        if block.number is not None and block_number(node) == block.number and _is_exclusive(node):
             yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyiommufd.host import uses
 from pyiommufd.host.uses import storage
 from tests.unit.host.uses.host import Host
 
@@ -74,6 +75,31 @@ def test_filesystem_that_names_all_its_disks(host: Host, nvme: Path, monkeypatch
         storage, "block_number", lambda path: {"/dev/nvme0n1": os.makedev(259, 0), "/dev/sda": 99}.get(path)
     )
     assert host.refusals() == [("mounted", "it holds the filesystem mounted on /srv")]
+
+
+def test_what_only_an_exclusive_open_shows(host: Host, nvme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each disk, partition and volume that has no other use; of a disk without any, for all its partitions."""
+    first, second = host.partition(nvme, "259:1"), host.disk(nvme / "nvme0n1p2", "259:2")
+    host.fake.file(f"{host.at(second)}/partition", "2")
+    numbers = {"nvme0n1": (259, 0), "nvme0n1p1": (259, 1), "nvme0n1p2": (259, 2), "dm-0": (253, 0), "dm-1": (253, 1)}
+    monkeypatch.setattr(storage, "block_number", lambda path: os.makedev(*numbers.get(path[5:], (0, 0))))
+    asked: list[str] = []
+
+    def is_exclusive(node: str) -> bool:
+        asked.append(node)
+        return True
+
+    monkeypatch.setattr(storage, "_is_exclusive", is_exclusive)
+    assert host.refusals() == [("held", "the kernel has /dev/nvme0n1 for itself, and does not show what for")]
+    assert asked == ["/dev/nvme0n1"]
+    for number in range(2):
+        (host.above(first, name=f"dm-{number}", number=f"253:{number}") / "dm").mkdir()
+    host.mount("253:0", "/srv")
+    asked.clear()
+    assert [kind for kind, _ in host.refusals()] == ["dm", "mounted", "held", "held"]
+    assert asked == ["/dev/nvme0n1p2", "/dev/dm-1"]
+    uses.in_use([host.device()])
+    assert len(asked) == 2
 
 
 def test_filesystem_of_another_mount_namespace(host: Host, nvme: Path) -> None:
