@@ -42,7 +42,7 @@ def test_devices_in_use(tmp_path: Path) -> None:
     ]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "tests/guest/uses"]
     with Guest(devices=devices) as guest:
-        result = guest.run(command, timeout=900)
+        result = guest.run(command, timeout=1800)
     output = result.stdout.decode()
     print(output)
     assert result.returncode == 0, output + result.stderr.decode()

@@ -83,24 +83,26 @@ def test_default_route_and_address(card: HostDevice, interface: str, run: Runner
     assert standings(list_devices())[card] == Standing.IN_USE
 
 
-def test_default_route_of_another_table_and_one_that_is_shared(
-    card: HostDevice, cards: list[HostDevice], interface: str, run: Runner
-) -> None:
-    """What `/proc/net/route` does not show."""
+def test_default_route_of_another_table(card: HostDevice, interface: str, run: Runner) -> None:
+    """`/proc/net/route` does not show it."""
     run("ip", "link", "set", interface, "up")
     run("ip", "address", "add", "192.0.2.1/24", "dev", interface)
     run("ip", "route", "add", "default", "via", "192.0.2.2", "dev", interface, "table", "77")
     assert "default-route" in {refusal.kind for refusal in uses.refusals(card)}
     run("ip", "route", "flush", "table", "77")
+
+
+def test_default_route_by_two_cards(card: HostDevice, cards: list[HostDevice], interface: str, run: Runner) -> None:
     (other,) = (path.name for path in (cards[1].sys_path / "net").iterdir())
+    ways = []
     try:
-        run("ip", "link", "set", other, "up")
-        run("ip", "address", "add", "198.51.100.1/24", "dev", other)
-        ways = ["nexthop", "via", "192.0.2.2", "dev", interface, "nexthop", "via", "198.51.100.2", "dev", other]
+        for number, name in enumerate((interface, other)):
+            run("ip", "link", "set", name, "up")
+            run("ip", "address", "add", f"2001:db8:{number}::1/64", "dev", name, "nodad")
+            ways += ["nexthop", "via", f"2001:db8:{number}::2", "dev", name]
         run("ip", "route", "add", "default", *ways)
         for one in cards:
             assert "default-route" in {refusal.kind for refusal in uses.refusals(one)}
-        run("ip", "route", "delete", "default")
     finally:
         run("ip", "address", "flush", "dev", other)
         run("ip", "link", "set", other, "down")
