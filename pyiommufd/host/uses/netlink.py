@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from .. import sysfs
 
 # Numbers: Linux 7.3, include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h.
 GET_LINK, GET_ADDRESS, GET_ROUTE = 18, 22, 26
@@ -77,9 +80,11 @@ def messages(request: int) -> list[bytes]:
                 connection.sendto(_HEADER.pack(_HEADER.size + 16, request, _REQUEST_DUMP, 1, 0) + bytes(16), (0, 0))
                 found = _receive(connection)
         except OSError as error:
-            if error.errno in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT):
+            # A kernel without a network; with one, somebody has denied this process the question.
+            if error.errno in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT) and not (sysfs.PROC / "net/dev").exists():
                 return []
-            raise
+            reason = f"what the network is doing cannot be asked by rtnetlink ({error.strerror or error})"
+            raise OSError(error.errno or errno.EIO, reason) from error
         if found is not None:
             return found
     raise OSError(errno.EAGAIN, "the network changes faster than the kernel lists it")
@@ -99,7 +104,7 @@ def _receive(connection: socket.socket) -> list[bytes] | None:
                 return found if whole else None
             if kind == _ERROR:
                 (code,) = struct.unpack_from("=i", body)
-                raise OSError(-code, "rtnetlink refuses to list")
+                raise OSError(-code, os.strerror(-code))
             found.append(body)
             data = data[_aligned(length) :]
 

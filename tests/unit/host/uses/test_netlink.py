@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 import struct
 from collections.abc import Callable
 
 import pytest
 
 from pyiommufd.host.uses import netlink
+from tests.fake_sysfs import FakeSysfs
 
 Answer = Callable[[int, bytes], None]
 
@@ -89,5 +92,23 @@ def test_default_routes(answer: Answer) -> None:
 
 
 def test_request_that_the_kernel_refuses() -> None:
-    with pytest.raises(OSError, match="rtnetlink refuses"):
+    with pytest.raises(OSError, match=r"cannot be asked by rtnetlink \(Operation not supported\)"):
         netlink.messages(netlink.GET_LINK + 200)
+
+
+@pytest.mark.parametrize("has_network", [True, False])
+def test_request_that_cannot_be_made(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch, has_network: bool) -> None:
+    """A kernel without a network has none; a process that may not ask does not take that for an answer."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    if not has_network:
+        assert netlink.links() == {}
+        return
+    (fake.proc / "net").mkdir()
+    (fake.proc / "net/dev").touch()
+    with pytest.raises(OSError, match="Address family not supported") as caught:
+        netlink.links()
+    assert caught.value.errno == errno.EAFNOSUPPORT
