@@ -33,10 +33,10 @@ def test_filesystems_by_9p() -> None:
 
 def test_port_that_the_agent_holds() -> None:
     (console,) = having("virtio*/virtio-ports")
-    (refusal,) = uses.refusals(console)
+    # With another port, pytest's own may be held as well.
+    (refusal,) = (one for one in uses.refusals(console) if "is held open by pid 1 (" in one.reason)
     assert refusal.kind == "held"
     assert refusal.reason.startswith("/dev/vport")
-    assert "is held open by pid 1 (" in refusal.reason
 
 
 def test_claim_of_one_of_them_is_refused_for_all() -> None:
