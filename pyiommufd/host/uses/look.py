@@ -1,0 +1,60 @@
+"""What the machine is doing, looked up once for all the devices that are asked about."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from ..devices import HostDevice
+from . import netlink
+from .folders import folders_below
+from .mounts import Mount, loop_devices, mount_table, swap_areas
+from .processes import OpenFile, Processes, look_at_processes
+
+
+class Look:
+    """The machine's mounts, swap areas, routes and open files, each from when it is first asked for.
+
+    Args:
+        thorough: Look also where it takes time or touches something: at what processes have mapped, and, by opening a
+            disk for a moment, whether the kernel has it for itself.
+    """
+
+    def __init__(self, *, thorough: bool) -> None:
+        self.thorough = thorough
+        self._folders: dict[HostDevice, list[Path]] = {}
+
+    def folders(self, device: HostDevice) -> list[Path]:
+        """See `folders_below`."""
+        if device not in self._folders:
+            self._folders[device] = list(folders_below(device))
+        return self._folders[device]
+
+    @cached_property
+    def _processes(self) -> Processes:
+        return look_at_processes(mappings=self.thorough)
+
+    @property
+    def open_files(self) -> list[OpenFile]:
+        """The nodes and registers of devices that are held open."""
+        return self._processes.files
+
+    @cached_property
+    def mounts(self) -> list[Mount]:
+        """What is mounted, in all mount namespaces."""
+        return mount_table(self._processes.namespaces)
+
+    @cached_property
+    def loops(self) -> list[tuple[Path, int]]:
+        """The loop devices' folders, and the numbers of the disks that their files are, or lie on."""
+        return loop_devices()
+
+    @cached_property
+    def swaps(self) -> list[tuple[str, int]]:
+        """The swap areas, and the numbers of the devices that they are on."""
+        return swap_areas()
+
+    @cached_property
+    def links(self) -> dict[str, netlink.Link]:
+        """The network interfaces, with their addresses and default routes."""
+        return netlink.links()

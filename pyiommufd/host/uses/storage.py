@@ -1,0 +1,235 @@
+"""What the host does with a device's disks, through every layer that is built on them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import Refusal
+from .. import sysfs
+from ..devices import HostDevice
+from .folders import listed, node_name, number_of
+from .look import Look
+from .mounts import Mount, block_number
+
+_PATIENCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block device: a disk of the device, or what is built on one.
+
+    Attributes:
+        folder: Its folder, without links.
+        below: The names of what it stands on, the device's own disk first; empty for that one.
+    """
+
+    folder: Path
+    below: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The kernel's name of it."""
+        return self.folder.name
+
+    @property
+    def label(self) -> str:
+        """Its name with the one that it goes by, such as ``dm-0 (vg-root)``."""
+        alias = sysfs.read(self.folder / "dm/name")
+        return f"{self.name} ({alias})" if alias else self.name
+
+    @property
+    def number(self) -> int | None:
+        """The device number; None for what has no node, as the path of a multipath disk."""
+        return number_of(sysfs.read(self.folder / "dev"))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a disk or a partition, and not something that is built on these."""
+        return not self.below or (self.folder / "partition").exists()
+
+    @property
+    def by_way_of(self) -> str:
+        """For a sentence: through which layers."""
+        layers = (*self.below, self.name)
+        return f", by way of {listed(list(layers), most=9)}" if len(layers) > 1 else ""
+
+
+def blocks(device: HostDevice, look: Look) -> dict[str, Block]:
+    """The device's disks and partitions, and all that is built on them, by name."""
+    pending = [Block(path) for path in _disks(look.folders(device))]
+    found: dict[str, Block] = {}
+    while pending:
+        block = pending.pop(0)
+        if block.name in found or not block.folder.is_dir():
+            continue
+        found[block.name] = block
+        chain = (*block.below, block.name)
+        above = [path for path in block.folder.iterdir() if (path / "partition").exists()]
+        if (block.folder / "holders").is_dir():
+            above += [path.resolve() for path in (block.folder / "holders").iterdir()]
+        number = block.number
+        above += [folder for folder, behind in look.loops if behind == number]
+        pending += [Block(path, chain) for path in sorted(above)]
+    return found
+
+
+def _disks(folders: list[Path]) -> Iterator[Path]:
+    for folder in folders:
+        if folder.name == "block":
+            yield from sorted(path.resolve() for path in folder.iterdir())
+        # With native multipath a namespace hangs below the NVMe subsystem, not below a controller.
+        if folder.parent.name == "nvme" and (folder / "subsysnqn").exists():
+            for subsystem in (sysfs.SYS / "class/nvme-subsystem").glob(f"*/{folder.name}"):
+                disks = [path for path in subsystem.parent.glob("nvme*n*") if (path / "dev").exists()]
+                yield from sorted(path.resolve() for path in disks)
+        elif sysfs.link_name(folder / "subsystem") == "block" and not (folder / "partition").exists():
+            yield folder
+
+
+def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
+    """Filesystems, swap areas, and membership in RAID arrays and device mapper's devices.
+
+    Args:
+        device: The device.
+        look: At the machine.
+        found: What `blocks` has found of the device.
+    """
+    numbers = {block.number: block for block in found.values() if block.number is not None}
+    yield from _layers(device, found)
+    for holding in _filesystems(numbers, look).values():
+        yield _mounted(device, [mount for mount, _ in holding], holding[0][1][0].by_way_of)
+    yield from _shares(device, look)
+    for path, number in look.swaps if numbers else ():
+        if number in numbers:
+            yield Refusal(device.name, "swap", f"it holds the swap area {path}{numbers[number].by_way_of}")
+
+
+def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
+    """What is built on the disks, by what it stands on."""
+    built: dict[tuple[str, str], list[str]] = {}
+    for block in found.values():
+        if block.is_own:
+            continue
+        kind = next((word for word in ("md", "dm") if (block.folder / word).is_dir()), "held")
+        # A loop device on a file stands for no more than the filesystem that the file is on.
+        backing = sysfs.read(block.folder / "loop/backing_file")
+        if backing is not None and backing != node_name(found[block.below[-1]].folder):
+            continue
+        built.setdefault((kind, block.below[-1]), []).append(block.label)
+    for (kind, below), names in built.items():
+        what = {"md": "a member of the RAID array", "dm": "under device mapper's"}.get(kind, "under")
+        plural = "s" if kind == "md" and len(names) > 1 else ""
+        yield Refusal(device.name, kind, f"{found[below].label} is {what}{plural} {listed(names)}")
+
+
+def _filesystems(numbers: dict[int, Block], look: Look) -> dict[tuple[int, str], list[tuple[Mount, list[Block]]]]:
+    """The mounts that are on these, with those that each is on; by filesystem, and by who sees it."""
+    found: dict[tuple[int, str], list[tuple[Mount, list[Block]]]] = {}
+    spans = _spans() if numbers else {}
+    for mount in look.mounts if numbers else ():
+        # The number is that of the disk, unless the filesystem has one of its own, as btrfs: there the source tells.
+        members = {mount.number} & numbers.keys()
+        if not members:
+            sources = [mount.source, *mount.source.split(":")]  # bcachefs names all its disks
+            behind = [number for number in map(block_number, sources) if number is not None]
+            members = {one for number in behind for one in spans.get(number, {number}) if one in numbers}
+        if members:
+            on = [block for number, block in numbers.items() if number in members]
+            found.setdefault((mount.number, mount.owner), []).append((mount, on))
+    return found
+
+
+def _spans() -> dict[int, set[int]]:
+    """For each disk of a filesystem that spans several all of these: a mount table names one alone."""
+    found = {}
+    for folder in (sysfs.SYS / "fs/btrfs").glob("*/devices"):
+        numbers = [number_of(sysfs.read(path / "dev")) for path in folder.iterdir()]
+        members = {number for number in numbers if number is not None}
+        found.update(dict.fromkeys(members, members))
+    return found
+
+
+def _mounted(device: HostDevice, mounts: list[Mount], by_way_of: str = "") -> Refusal:
+    """The refusal for one filesystem."""
+    points = listed(sorted({mount.place for mount in mounts}, key=lambda place: (len(place), place)))
+    if any(mount.is_root for mount in mounts):
+        return Refusal(device.name, "root", f"it holds the root filesystem, mounted on {points}{by_way_of}")
+    return Refusal(device.name, "mounted", f"it holds the filesystem mounted on {points}{by_way_of}")
+
+
+def _shares(device: HostDevice, look: Look) -> Iterator[Refusal]:
+    """Filesystems that a virtual machine has from its host: by 9p, or by virtiofs."""
+    tags: dict[str, set[str]] = {}
+    for folder in look.folders(device):
+        tag = sysfs.read(folder / "mount_tag")
+        if tag is not None:
+            tags.setdefault("9p", set()).add(tag.strip("\0"))
+        if sysfs.link_name(folder / "driver") == "virtiofs":
+            tags.setdefault("virtiofs", set()).update(_virtiofs_tags(folder))
+    by_number: dict[int, list[Mount]] = {}
+    for mount in look.mounts if tags else ():
+        known = tags.get(mount.kind)
+        if known is None or (known and mount.source not in known):
+            continue
+        if mount.kind == "9p" and "trans=virtio" not in mount.options:
+            continue
+        by_number.setdefault(mount.number, []).append(mount)
+    for mounts in by_number.values():
+        yield _mounted(device, mounts)
+
+
+def _virtiofs_tags(folder: Path) -> Iterator[str]:
+    """The tag of a virtiofs device; nothing before Linux 6.9, which then stands for any."""
+    for path in (sysfs.SYS / "fs/virtiofs").glob("*/tag"):
+        text = sysfs.read(path)
+        if text is not None and (path.parent / "device").resolve() == folder:
+            yield text
+
+
+def hidden_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
+    """Disks that the kernel has for itself without a sign of it: for ZFS, an external journal, an exported target.
+
+    Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
+    Only what has no other use is asked for.
+
+    Args:
+        device: The device.
+        look: At the machine.
+        found: What `blocks` has found of the device.
+    """
+    numbers = {block.number: block for block in found.values() if block.number is not None}
+    used = {block.name for holding in _filesystems(numbers, look).values() for _, on in holding for block in on}
+    used |= {numbers[number].name for _, number in look.swaps if number in numbers}
+    opened = {file.sys_path for file in look.open_files}
+    used |= {name for name, block in found.items() if str(block.folder) in opened}
+    # With a layer everything that it stands on is used, but for what else stands on that.
+    used |= {name for block in found.values() if block.name in used or not block.is_own for name in block.below}
+    for block in found.values():
+        # A disk without uses says so for its partitions as well.
+        if block.name in used or (block.below and block.is_own and block.below[-1] not in used):
+            continue
+        node = node_name(block.folder)
+        if block.number is not None and block_number(node) == block.number and _is_exclusive(node):
+            yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
+
+
+def _is_exclusive(node: str) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            # Not waiting for a medium. Nothing is read, and a disk that is only read rouses no udev.
+            os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return False
+        else:
+            return False
+        # Another look may be at just this point.
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.02)
