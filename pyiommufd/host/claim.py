@@ -78,7 +78,7 @@ class Claim:
         """
         if self._released or os.getpid() != self._pid:
             return
-        with turn(self._run) as mine:
+        with turn(self._run, patient=True) as mine:
             # By the record as it is now: somebody else may have released a kept claim, or recovered this one.
             entry = journal.find(self._run, self._entry.id)
             if entry is not None:

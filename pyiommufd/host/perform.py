@@ -65,8 +65,9 @@ def _bind(step: Step, helper: Helper) -> None:
 def _vfs(step: Step, helper: Helper) -> None:
     path = step.folder / "sriov_numvfs"
     helper.write(path, step.value or "")
-    if sysfs.read(path) != step.value:
-        raise OSError(errno.EIO, f"{step.device} has {sysfs.read(path)} virtual functions, not {step.value}", str(path))
+    count = helper.read(path)
+    if count != step.value:
+        raise OSError(errno.EIO, f"{step.device} has {count} virtual functions, not {step.value}", str(path))
 
 
 def _autoprobe(step: Step, helper: Helper) -> None:

@@ -17,14 +17,14 @@ def look(path: Path, read: Read = sysfs.read) -> Before | None:
 
     Args:
         path: Its folder.
-        read: Reads an attribute; those here wait for a driver that is about to leave the device.
+        read: Reads an attribute: those for which the kernel waits until nobody is at the device.
     """
     subsystem = sysfs.link_name(path / "subsystem")
     if subsystem is None:
         return None
     override = read(path / "driver_override")
     vendor, device = (sysfs.read(path / name) for name in ("vendor", "device"))
-    count = sysfs.read(path / "sriov_numvfs")
+    count = read(path / "sriov_numvfs") if (path / "sriov_totalvfs").exists() else None
     autoprobe = sysfs.read(path / "sriov_drivers_autoprobe")
     functions = [look(link, read) for link in virtual_functions(path)] if count not in (None, "0") else []
     return Before(

@@ -39,15 +39,19 @@ class Turn:
 
 
 @contextlib.contextmanager
-def turn(run: Path) -> Iterator[Turn]:
+def turn(run: Path, *, patient: bool = False) -> Iterator[Turn]:
     """Wait for this process's turn.
+
+    Args:
+        run: The folder of the record.
+        patient: Signals do not end the wait either.
 
     Raises:
         ClaimError: The record cannot be written, it takes too long, or a signal has come.
     """
     with (
         held_back() as signals,
-        journal.locked(run, check=signals.check) as lock,
+        journal.locked(run, check=(lambda: None) if patient else signals.check) as lock,
         Helper(keep=[lock]) as helper,
     ):
         yield Turn(run, helper, signals)
@@ -113,9 +117,11 @@ class Transaction:
         Raises:
             CloseError: Something could not be given back; the rest is, and the record stays.
         """
+        # A record that says "in progress" already will do, should there be no room to write it again.
+        self._undoing = self.entry.state is journal.State.IN_PROGRESS
         self.entry.take_over()
-        self._undoing = True
         self._write("record the release")
+        self._undoing = True
         errors: list[BaseException] = []
         names = []
         # One look at all processes is enough, mostly: it is what takes time.
@@ -180,7 +186,13 @@ class Transaction:
             self._report = None
 
     def _write(self, what: str) -> None:
-        steps.cross(what, lambda: journal.write(self._turn.run, self.entry))
+        try:
+            steps.cross(what, lambda: journal.write(self._turn.run, self.entry))
+        except OSError as error:
+            if not self._undoing:
+                raise
+            # What is on record is how everything was: that is what the way back is found by, from wherever it begins.
+            _log.warning("the record cannot be written (%s); the release goes on", error)
 
 
 def check_not_stuck(entry: journal.Entry, name: str) -> None:

@@ -35,16 +35,17 @@ def vfs_of(device: HostDevice | str | Path) -> VFs:
         DeviceNotFoundError: There is no such device.
     """
     device = device if isinstance(device, HostDevice) else as_device(device)
-    count, total = sysfs.read(device.sys_path / "sriov_numvfs"), sysfs.read(device.sys_path / "sriov_totalvfs")
-    if count is None or total is None:
+    total = sysfs.read(device.sys_path / "sriov_totalvfs")
+    if total is None:
         return VFs(0, 0, ())
+    # Not by sriov_numvfs, which cannot be read while somebody sets it, and may hang in that.
     found = []
-    for path in virtual_functions(device.sys_path) if count != "0" else ():
+    for path in virtual_functions(device.sys_path):
         try:
             found.append(from_sys_path(path))
         except DeviceNotFoundError:
             continue  # gone since
-    return VFs(int(total), int(count), tuple(found))
+    return VFs(int(total), len(found), tuple(found))
 
 
 def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:

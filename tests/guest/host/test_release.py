@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -189,18 +190,19 @@ def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
     first: HostDevice, neighbour: HostDevice, alone: HostDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody opens the device between the look at its holders and the unbind, and ignores the kernel's request."""
-    monkeypatch.setattr(helper, "SECONDS", 2.0)
     claim = plan_claim([first]).apply()
     opened: list[DeviceFile] = []
 
     def open_it(step: Step) -> None:
         if step.device == first.name and step.action is Action.UNBIND:
             opened.append(DeviceFile(first))
+            monkeypatch.setattr(helper, "SECONDS", 2.0)
 
     start = time.monotonic()
     with pytest.raises(CloseError, match=r"did not return within 2 s: something still uses the device") as caught:
         claim.release(report=open_it)
     print(f"told of after {time.monotonic() - start:.1f} s")
+    monkeypatch.undo()
     assert len(caught.value.errors) == 1
     assert neighbour.refreshed().driver == "virtio-pci"
     # It can be neither released nor claimed until the kernel has done; others can.
@@ -282,3 +284,32 @@ def test_users_plan_and_are_told_that_claiming_takes_root(
     said = in_child(child)
     assert len(said) == 5
     assert all("takes root" in text for text in said)
+
+
+def test_record_that_cannot_be_written_ends_the_claim(
+    first: HostDevice, as_before: State, state: Callable[[], State], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The disk is full halfway: no step without its record, and what has been done is undone all the same."""
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", run], check=True)
+    monkeypatch.setattr(journal, "RUN", run)
+    steps: list[Step] = []
+
+    def fill(step: Step) -> None:
+        steps.append(step)
+        if len(steps) == 4:
+            with contextlib.suppress(OSError), open(run / "full", "wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+
+    try:
+        plan = plan_claim(first)
+        with pytest.raises(ClaimError, match=r"rolled back.*No space left"):
+            plan.apply(report=fill)
+        assert steps[:4] == list(plan.steps[:4])
+        assert state() == as_before
+        assert journal.entries(run) == []
+    finally:
+        subprocess.run(["umount", run], check=True)
