@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def run_one(combination: Combination) -> Result:
     run.count(cases, done.returncode)
     release = release_order(combination.kernel.release)
     missing = [] if cases is None else shortfalls(combination.iommu, cases, release)
-    run.failed += len(missing)
+    run.failures += missing
     run.seconds = time.monotonic() - start
     return Result(combination, run, None, missing, done.stdout)
 
@@ -137,28 +137,29 @@ def prepare() -> tuple[list[CachedKernel], list[QEMU]]:
     return kernels, [system, find_qemu(str(fetch().program))]
 
 
-def run_matrix(chosen: Sequence[Combination]) -> list[Run]:
-    """Run the core tests on each machine, and print the table."""
-    title(f"core tests on {len(chosen)} combinations of kernel, QEMU and IOMMU")
-    results = []
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        for result in pool.map(run_one, chosen):
-            results.append(result)
-            if result.run.failed:
-                print(f"---- {result.combination}\n{result.output}\n----")
-                print("".join(f"{line}\n" for line in result.shortfalls), end="", flush=True)
-    print(f"{'kernel':<12} {'QEMU':<6} {'IOMMU':<18} passed failed skipped     time  why skipped")
+def start_matrix(pool: Executor, chosen: Sequence[Combination]) -> list[Future[Result]]:
+    """Have a pool run the core tests on each machine."""
+    return [pool.submit(run_one, combination) for combination in chosen]
+
+
+def show_matrix(results: Sequence[Result]) -> Run:
+    """Print the table, and what failed before it. Returns the sum."""
+    title(f"core tests on {len(results)} combinations of kernel, QEMU and IOMMU")
     for result in results:
-        print(result.line())
+        if result.run.failed:
+            print(f"---- {result.combination}\n{result.output}\n----")
+            print("".join(f"{line}\n" for line in result.shortfalls), end="")
+    print(f"{'kernel':<12} {'QEMU':<6} {'IOMMU':<18} passed failed skipped     time  why skipped")
     total = Run("core tests, all pairs")
     for result in results:
+        print(result.line())
         total.passed += result.run.passed
-        total.failed += result.run.failed
+        total.failures += [f"{result.combination}: {failure}" for failure in result.run.failures]
         total.skipped += Counter(
             {f"{result.combination.iommu}: {why}": count for why, count in result.run.skipped.items()}
         )
         total.seconds += result.run.seconds
-    return [total]
+    return total
 
 
 def main() -> int:
@@ -167,7 +168,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only combinations whose line has this text")
     only = parser.parse_args().only
     chosen = [each for each in combinations(*prepare()) if only in str(each)]
-    (total,) = run_matrix(chosen)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        total = show_matrix([future.result() for future in start_matrix(pool, chosen)])
     print(f"{total.passed} passed, {total.failed} failed, {total.skipped.total()} skipped")
     return int(total.failed > 0 or not total.passed)
 

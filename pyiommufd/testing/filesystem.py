@@ -162,6 +162,8 @@ def guest_environment() -> dict[str, str]:
     kept = ("LANG", "LANGUAGE", "TERM", "TZ", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CI", "VIRTUAL_ENV")
     prefixes = ("LC_", "PYTHON", "PYTEST_", "COVERAGE_", "HYPOTHESIS_", "PYIOMMUFD_")
     environment = {key: value for key, value in os.environ.items() if key in kept or key.startswith(prefixes)}
+    # Compiling what is not compiled yet takes an emulated machine tens of seconds; it is lost with the guest anyway.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     folders = [f"{sys.prefix}/bin", str(Path(sys.executable).parent)]
     system = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", SPARE_FOLDER]
     environment["PATH"] = ":".join(dict.fromkeys(folders + system))

@@ -56,10 +56,8 @@ def _run_all(program: Program, folder: Path, devices: list[str], options: list[s
 
 
 def _python(arguments: list[str], output: int | None = None) -> None:
-    # The runs share what pytest makes of the tests' source.
-    environment = os.environ | {"PYTHONPYCACHEPREFIX": "/tmp/pycache", "PYTHONDONTWRITEBYTECODE": ""}  # noqa: S108
     command = [sys.executable, *arguments]
-    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, env=environment, timeout=_SECONDS, check=False)
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=_SECONDS, check=False)
 
 
 if __name__ == "__main__":

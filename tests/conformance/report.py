@@ -105,7 +105,7 @@ class Comparison:
                 yield f"{case:{width}}  {theirs:7} missing {later(case) or self.outcomes[case].reason}".rstrip()
 
     def run(self, *, some: bool = False) -> Run:
-        """The figures, and what is wrong on the standard output.
+        """The figures, and what is wrong.
 
         Args:
             some: Only some of the twins were to run, so that none is missing.
@@ -116,17 +116,14 @@ class Comparison:
             if twin is None and (reason := later(case)):
                 run.skipped[reason] += 1
             elif twin is None:
-                run.failed += 1
-                print(f"{case}: the C program passes it, and it has no twin")
+                run.failures.append(f"{case}: the C program passes it, and it has no twin")
         for case, twin in self.twins.items():
             if case not in self.outcomes:
-                run.failed += 1
-                print(f"{case}: the C program has no such case")
+                run.failures.append(f"{case}: the C program has no such case")
             elif twin.result == "pass":
                 run.passed += 1
             else:
-                run.failed += 1
-                print(f"{case}: the twin's result is {twin.result}")
+                run.failures.append(f"{case}: the twin's result is {twin.result}")
         return run
 
 
@@ -150,6 +147,6 @@ def judge_noop(name: str, since: str, twins: Mapping[str, Twin], wanted: Mapping
         elif noticed and not empty:
             run.passed += 1
         else:
-            run.failed += 1
-            print(f"{case}: on a library whose ioctls do nothing from the {since} on, its result is {result}")
+            why = f"on a library whose ioctls do nothing from the {since} on, its result is {result}"
+            run.failures.append(f"{case}: {why}")
     return run

@@ -5,11 +5,11 @@ tests/run --conformance
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyiommufd.testing.errors import GuestError
@@ -19,13 +19,48 @@ from pyiommufd.testing.machine import device_arguments
 from pyiommufd.testing.newer_qemu import fetch
 from tests.conformance.report import Comparison, judge_noop, read_twins, seconds_of
 from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, read_tap
-from tests.runs import ROOT, Run, title
+from tests.runs import Run, run_command
 
 _SECONDS = 1800
 
 
+@dataclass
+class Conformance:
+    """What came of a program and its twins.
+
+    Attributes:
+        runs: The figures: of the comparison, and of the twins on a library that does nothing.
+        line: The program's part of the last line.
+    """
+
+    runs: list[Run]
+    line: str
+
+
+def run_program(program: Program, options: Sequence[str] = (), *, aside: bool = False) -> Conformance:
+    """Run a program, and the twins of its cases.
+
+    Args:
+        program: Which.
+        options: More for the twins' pytest.
+        aside: Others run at the same time: what it prints is kept together, until it has ended.
+    """
+    start = time.monotonic()
+    try:
+        comparison, runs = _run_program(program, options, aside)
+    except (GuestError, OSError, ValueError) as error:
+        return Conformance([Run(f"conformance, {program.name}", failures=[str(error)])], f"{program.name} did not run")
+    runs[0].seconds = time.monotonic() - start - sum(run.seconds for run in runs)
+    return Conformance(runs, comparison.line)
+
+
+def last_line(found: Iterable[Conformance]) -> str:
+    """The line to end with."""
+    return f"conformance: {', '.join(one.line for one in found)}"
+
+
 def run_conformance(options: Sequence[str] = ()) -> tuple[list[Run], str]:
-    """Run all programs, or those chosen.
+    """Run all programs one after the other, or those chosen.
 
     Args:
         options: Names of `upstream.PROGRAMS`: these only; and more for pytest.
@@ -33,26 +68,10 @@ def run_conformance(options: Sequence[str] = ()) -> tuple[list[Run], str]:
     Returns:
         The figures, and the line to end with.
     """
-    runs: list[Run] = []
-    lines: list[str] = []
     names = [program.name for program in PROGRAMS if program.name in options]
     options = [option for option in options if option not in names]
-    for program in PROGRAMS:
-        if names and program.name not in names:
-            continue
-        title(f"conformance, {program.name}")
-        start = time.monotonic()
-        try:
-            comparison, found = _run_program(program, options)
-        except (GuestError, OSError, ValueError) as error:
-            print(error)
-            found = [Run(f"conformance, {program.name}", failed=1)]
-            lines.append(f"{program.name} did not run")
-        else:
-            lines.append(comparison.line)
-        found[0].seconds = time.monotonic() - start - sum(run.seconds for run in found)
-        runs += found
-    return runs, f"conformance: {', '.join(lines)}"
+    found = [run_program(program, options) for program in PROGRAMS if not names or program.name in names]
+    return [run for one in found for run in one.runs], last_line(found)
 
 
 def _kernel() -> CachedKernel:
@@ -67,7 +86,7 @@ def machine_options(program: Program) -> list[str]:
     return [*devices, *program.guest_options, *([f"--qemu={fetch().program}"] if program.newer_qemu else [])]
 
 
-def _run_program(program: Program, options: Sequence[str]) -> tuple[Comparison, list[Run]]:
+def _run_program(program: Program, options: Sequence[str], aside: bool) -> tuple[Comparison, list[Run]]:
     kernel = _kernel()
     built = build(program, kernel)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +94,7 @@ def _run_program(program: Program, options: Sequence[str]) -> tuple[Comparison, 
         command = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--kernel={kernel.folder / 'bzImage'}"]
         command += [f"--timeout={_SECONDS}", f"--results={results}", f"--mount={built}", *machine_options(program)]
         command += ["--", "python", "-m", "tests.conformance.inside", program.name, str(built), *options]
-        status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+        status = run_command(f"conformance, {program.name}", command, aside=aside)
         if status:
             raise ProgramError(f"the guest's command ended with status {status}")
         outcomes: dict[str, Outcome] = {}
@@ -88,16 +107,12 @@ def _run_program(program: Program, options: Sequence[str]) -> tuple[Comparison, 
             for report in (results / f"{program.name}-noop-{since}.xml",)
         ]
     comparison = Comparison(program.name, outcomes, twins)
-    print()
-    for line in comparison.table():
-        print(line)
-    if program.remark:
-        print(program.remark)
-    print()
+    # In one piece: others may print at the same time.
+    print("\n".join(["", *comparison.table(), *([program.remark] if program.remark else []), ""]), flush=True)
     runs = [comparison.run(some=bool(options))]
     for since, found, seconds in noops:
         run = judge_noop(program.name, since, found, twins)
         run.seconds = seconds
         runs.append(run)
-    print(f"conformance, {program.name}, on Linux {kernel.release}")
+    print(f"conformance, {program.name}, on Linux {kernel.release}", flush=True)
     return comparison, runs

@@ -8,7 +8,7 @@ from pathlib import Path
 from pyiommufd.testing.machine import IOMMU_KINDS
 from tests import core_tests
 from tests.core_tests import LIMITS, REQUIRED, limits, shortfalls
-from tests.runs import Case, read_report
+from tests.runs import Case
 
 NEW = (7, 3, 4)
 FOLDER = Path(__file__).resolve().parents[1] / "guest/core"
@@ -55,22 +55,3 @@ def test_what_a_kernel_cannot_do_may_fail_there_and_only_there() -> None:
         cases = [Case(name, "skipped" if name in limit.tests else "passed") for name in REQUIRED[limit.iommu]]
         assert shortfalls(limit.iommu, cases, limit.last) == []
         assert len(shortfalls(limit.iommu, cases, NEW)) == len(limit.tests)
-
-
-def test_a_report_is_read_case_by_case(tmp_path: Path) -> None:
-    report = tmp_path / "report.xml"
-    report.write_text(
-        '<testsuites><testsuite><testcase classname="tests.guest.core.test_dma" name="test_a"/>'
-        '<testcase classname="tests.guest.core.test_dma" name="test_b"><skipped message="why"/></testcase>'
-        '<testcase classname="tests.guest.core.test_dma" name="test_c"><failure/></testcase>'
-        '<testcase classname="tests.guest.core.test_dma" name="test_d"/>'
-        '<testcase classname="tests.guest.core.test_dma" name="test_d"><error/></testcase></testsuite></testsuites>'
-    )
-    assert read_report(report) == [
-        Case("test_dma::test_a", "passed"),
-        Case("test_dma::test_b", "skipped", "why"),
-        Case("test_dma::test_c", "failed"),
-        Case("test_dma::test_d", "failed"),
-    ]
-    report.write_text("<testsuites>")
-    assert read_report(report) is None
