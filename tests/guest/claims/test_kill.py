@@ -84,11 +84,11 @@ def interrupt(number: signal.Signals, _: str) -> None:
 def die_during(what: str) -> None:
     """Die when the record is half written, or the kernel is at the step."""
     if what.startswith("record"):
-        os.fsync = die  # type: ignore[assignment]
+        os.fsync = die
     elif what.startswith("remove"):
-        Path.unlink = die  # type: ignore[assignment,method-assign]
+        Path.unlink = die  # type: ignore[method-assign]
     else:
-        Helper._answer = die  # type: ignore[assignment,method-assign]
+        Helper._answer = die  # type: ignore[method-assign]
 
 
 def kind(what: str) -> str:
