@@ -28,7 +28,7 @@ RUN = Path("/run/pyiommufd")
 LOCK_SECONDS = 300.0
 """How long a claim waits for others to be carried out."""
 
-_LOCK_SLICE = 0.02
+_LOCK_SLICES = (0.02, 0.25)  # seconds between attempts, the first and the longest: many may wait
 
 _log = logging.getLogger(__name__)
 
@@ -208,6 +208,7 @@ def locked(run: Path, seconds: float | None = None, check: Callable[[], None] = 
 
 def _lock(fd: int, path: Path, seconds: float, check: Callable[[], None]) -> None:
     end = time.monotonic() + seconds
+    pause, longest = _LOCK_SLICES
     while True:
         check()
         try:
@@ -220,7 +221,8 @@ def _lock(fd: int, path: Path, seconds: float, check: Callable[[], None]) -> Non
                     f" by process {os.pread(fd, 32, 0).decode(errors='replace').strip() or 'unknown'}, or by one that"
                     " waits in the kernel for a device that it was to unbind"
                 ) from None
-            time.sleep(_LOCK_SLICE)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
 

@@ -57,7 +57,8 @@ def claim_some(seed: int, devices: list[HostDevice], markers: Path) -> int:
         if not plan.refusals and hold(plan, markers):
             return refused
         refused += 1
-        time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
+        # Planning is what takes time here: twenty that only try again would leave none for the one that is at it.
+        time.sleep(random.uniform(2, 6))  # noqa: S311
     raise AssertionError(f"refused for {SECONDS} s")
 
 
