@@ -3,9 +3,9 @@
     python -m tests.suite [--all | --conformance] [PATH…] [PYTEST OPTIONS]
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
-all of them run, after ruff and mypy; but for tests/guest/stress, which takes minutes, tests/boot, which starts guests
-of its own, and tests/guest/core, which runs on the whole matrix: these with --all only. With --conformance the kernel's
-own C programs run and our twins of their cases, and nothing else; --all runs them, too.
+all of them run, after ruff and mypy; but for tests/guest/stress and tests/guest/claims, which take minutes, tests/boot,
+which starts guests of its own, and tests/guest/core, which runs on the whole matrix: these with --all only. With
+--conformance the kernel's own C programs run and our twins of their cases, and nothing else; --all runs them, too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from pathlib import Path
 
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.machine import device_arguments
 from pyiommufd.testing.qemu import QEMU
 from tests import matrix
+from tests.claims_machine import CLAIMS_DEVICES
 from tests.conformance.run import last_line, run_conformance, run_program
 from tests.conformance.upstream import PROGRAMS
 from tests.runs import AT_A_TIME, ROOT, Run, check, compile_everything, here, in_guest, title
 
+CLAIMS = "tests/guest/claims"
 GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
     "guest tests, fixtures": ["tests/guest/testing"],
@@ -59,8 +62,13 @@ def main() -> int:
         runs.append(here("tests that boot guests", [*where, *chosen.options]))
     if not chosen.paths:
         runs += [in_guest(name, [*folders, *chosen.options]) for name, folders in GUEST_TESTS.items()]
-    elif where := [*chosen.below("guest"), *chosen.below("conformance")]:
-        runs.append(in_guest("guest tests", [*where, *chosen.options]))
+    else:
+        claims = chosen.below("guest/claims", by_default=False)
+        others = [*chosen.below("guest", by_default=False), *chosen.below("conformance", by_default=False)]
+        if where := [path for path in others if path not in claims]:
+            runs.append(in_guest("guest tests", [*where, *chosen.options]))
+        if claims:
+            runs.append(in_guest("guest tests, claims", [*claims, *chosen.options], machine=claims_machine()))
     return summary(runs, start)
 
 
@@ -123,6 +131,12 @@ def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
         ]
         long.append(pool.submit(in_guest, "stress, others", [*stress.values(), *chosen.options], aside=True))
         long += [
+            pool.submit(
+                in_guest, f"claims, {_noun(file)}", [file, *chosen.options], aside=True, machine=claims_machine()
+            )
+            for file in _files(CLAIMS)
+        ]
+        long += [
             pool.submit(here, f"boot, {_noun(file)}", [file, *chosen.options], aside=True)
             for file in _files("tests/boot")
         ]
@@ -136,6 +150,11 @@ def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
         runs.append(matrix.show_matrix([pair.result() for pair in pairs]))
         conformance = [program.result() for program in programs]
     return [*runs, *(run for one in conformance for run in one.runs)], last_line(conformance)
+
+
+def claims_machine() -> list[str]:
+    """The options of the guest that tests/guest/claims runs in."""
+    return [f"--device={argument}" for argument in device_arguments(CLAIMS_DEVICES) if argument != "-device"]
 
 
 def _files(folder: str) -> list[str]:
