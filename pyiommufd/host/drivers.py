@@ -12,9 +12,9 @@ from pathlib import Path
 from ..errors import ClaimError
 from . import sysfs
 from .devices import HostDevice
+from .helper import SECONDS
 
-# How long a driver may take to let a device go before the caller is told. A disk flushes its cache here.
-UNBIND_SECONDS = 30.0
+_MODPROBE_SECONDS = 60.0
 
 
 def driver_override(device: HostDevice) -> str | None:
@@ -32,7 +32,7 @@ def set_driver_override(device: HostDevice, driver: str | None) -> None:
     sysfs.write(device.sys_path / "driver_override", f"{driver or ''}\n")
 
 
-def unbind(device: HostDevice, seconds: float = UNBIND_SECONDS) -> None:
+def unbind(device: HostDevice, seconds: float = SECONDS) -> None:
     """Take the device from its driver, if it is on one, and wait until it has left it.
 
     Raises:
@@ -121,27 +121,44 @@ def module_file(module: str) -> str | None:
     return None
 
 
-def load_driver(subsystem: str, driver: str) -> None:
+def is_loaded(subsystem: str, driver: str) -> bool:
+    """Whether the running kernel has this driver, for devices of this bus."""
+    return (sysfs.SYS / "bus" / subsystem / "drivers" / driver).is_dir()
+
+
+def load_driver(subsystem: str, driver: str, modalias: str | None = None) -> None:
     """Make sure that a driver is there, by modprobe where it is not.
+
+    Args:
+        subsystem: Its bus.
+        driver: Its name, by which the module goes as well, mostly.
+        modalias: That of a device that it drives: for a driver whose module has another name.
 
     Raises:
         ClaimError: It is not there and cannot be loaded.
     """
-    path = sysfs.SYS / "bus" / subsystem / "drivers" / driver
-    if path.is_dir():
+    if is_loaded(subsystem, driver):
         return
     # modprobe is in sbin, which is not on everyone's PATH.
     modprobe = shutil.which("modprobe", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if modprobe is None:
         raise ClaimError(f"the driver {driver} is not loaded, and there is no modprobe (package kmod) to load it")
-    done = subprocess.run(
-        [modprobe, driver.replace("-", "_")],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode or not path.is_dir():
-        raise ClaimError(
-            f"the driver {driver} is not loaded, and modprobe failed: {done.stderr.strip() or 'no reason given'}"
-        )
+    reason = ""
+    for module in (driver.replace("-", "_"), modalias):
+        if not module:
+            continue
+        try:
+            done = subprocess.run(
+                [modprobe, "--", module],
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                check=False,
+                timeout=_MODPROBE_SECONDS,
+            )
+            reason = reason or done.stderr.strip()
+        except subprocess.TimeoutExpired:
+            reason = f"it has not returned within {_MODPROBE_SECONDS:g} s"
+        if is_loaded(subsystem, driver):
+            return
+    raise ClaimError(f"the driver {driver} is not loaded, and modprobe failed: {reason or 'no reason given'}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import ClaimError, DeviceFile, HostDevice
-from pyiommufd.host import drivers, sysfs
+from pyiommufd.host import drivers, helper
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_unbind_of_a_held_device_is_not_waited_for_without_end(on_vfio: HostDevi
     drivers.bind(on_vfio, "vfio-pci")
     with DeviceFile(on_vfio):
         pass
-    assert sysfs._abandoned.pop().wait(60) is not None
+    assert helper._abandoned.pop().wait(60) is not None
 
 
 def test_vfio_driver_of_a_device(alone: HostDevice, neighbour: HostDevice) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, DMABuffer, HostDevice, InUseError
-from pyiommufd.host import drivers, sysfs
+from pyiommufd.host import drivers, helper
 from pyiommufd.host.holders import holders
 
 SECONDS = 10.0
@@ -85,7 +85,7 @@ def test_program_that_ignores_req_is_named(rebound: HostDevice) -> None:
     while drivers.driver_of(rebound) is not None:
         assert time.monotonic() < end
         time.sleep(0.05)
-    for writer in sysfs._abandoned:
+    for writer in helper._abandoned:
         writer.wait(SECONDS)
 
 

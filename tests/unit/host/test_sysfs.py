@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.host import sysfs
+from pyiommufd.host import helper, sysfs
 
 
 def test_read(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_write_that_blocks_is_not_waited_for_without_end(tmp_path: Path) -> None
         sysfs.write_with_limit(path, "x", 0.3)
     assert time.monotonic() - start >= 0.3
     # It is not left behind either, once it can end.
-    assert sysfs._abandoned.pop().wait(60) == -signal.SIGKILL
+    assert helper._abandoned.pop().wait(60) == -signal.SIGKILL
     os.close(reader)
     os.close(writer)
 

@@ -1,0 +1,185 @@
+"""A process that reads and writes attributes for this one, where that may block for good."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from . import sysfs
+
+_log = logging.getLogger(__name__)
+
+SECONDS = 30.0
+"""How long an access may take before the caller is told. A disk flushes its cache in an unbind."""
+
+_SLICE = 0.1  # seconds between looks at whether the caller still wants to wait
+
+# Run by an interpreter of its own. A request is what one read returns: "w", the path and the text, or "r" and the path,
+# in hexadecimal; the answer is errno and what was read. It ends with the other end of the pipe.
+_PROGRAM = """
+import os
+os.write(1, b".")
+while request := os.read(0, 1 << 16):
+    kind, path, text = request.decode().split(" ")
+    data, status = b"", 0
+    try:
+        fd = os.open(bytes.fromhex(path), os.O_WRONLY if kind == "w" else os.O_RDONLY)
+        try:
+            if kind == "w":
+                os.write(fd, bytes.fromhex(text))
+            else:
+                data = os.read(fd, 1 << 14)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        status = error.errno
+    os.write(1, f"{status} {data.hex()}\\n".encode())
+"""
+
+
+class StuckError(TimeoutError):
+    """An access has not returned in time; it may still do so.
+
+    Attributes:
+        pid: The process that waits for it in the kernel.
+    """
+
+    def __init__(self, message: str, pid: int) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class Helper:
+    """Reads and writes attributes from a process of its own, which is started when it is first needed.
+
+    The kernel does not let a process go that waits in an unbind, not even when it is killed. Past its time limit an
+    access is left to finish by itself, and the next one has a new process. Where this process dies, what the helper has
+    been asked for is finished, and nothing is begun any more. A context manager; for one thread at a time.
+
+    Args:
+        keep: File descriptors that the helper holds as well, such as that of a lock.
+        stop: Asked while an access blocks; true: give up waiting.
+    """
+
+    def __init__(self, keep: Sequence[int] = (), stop: Callable[[], bool] = lambda: False) -> None:
+        self._keep = tuple(keep)
+        self.stop = stop
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def write(self, path: Path, text: str, seconds: float = SECONDS) -> None:
+        """Write an attribute.
+
+        Raises:
+            StuckError: The write has not returned within so many seconds; it may still do.
+            OSError: What the kernel answered, with the attribute's path.
+        """
+        _log.debug("write %r to %s, at most %g s", text, path, seconds)
+        if not sys.executable:
+            sysfs.write(path, text)
+            return
+        status, _ = self._ask("w", path, text, seconds, f"writing {text.strip()!r} to {path}")
+        if status:
+            raise OSError(status, os.strerror(status), str(path))
+
+    def read(self, path: Path, seconds: float = SECONDS) -> str | None:
+        """The text of an attribute without its newline, or None where there is no such attribute.
+
+        Raises:
+            StuckError: The read has not returned within so many seconds.
+        """
+        if not sys.executable:
+            return sysfs.read(path)
+        status, data = self._ask("r", path, "", seconds, f"reading {path}")
+        return None if status else data.decode("utf-8", "replace").strip()
+
+    def _ask(self, kind: str, path: Path, text: str, seconds: float, what: str) -> tuple[int, bytes]:
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None  # noqa: S101 (what Popen was asked for)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{kind} {os.fsencode(path).hex()} {text.encode().hex()}".encode())
+        answer = self._answer(process, seconds)
+        if answer is None:
+            self._process = None
+            _abandon(process)
+            how = "was given up" if self.stop() else f"did not return within {seconds:g} s"
+            raise StuckError(f"{what} {how}: something still uses the device", process.pid)
+        if not answer.endswith(b"\n"):
+            self.close()
+            raise OSError(errno.ECHILD, "the process that was to do it has been killed", str(path))
+        status, _, data = answer.decode().strip().partition(" ")
+        return int(status), bytes.fromhex(data)
+
+    def _answer(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+        """What the helper answers; not a whole line where it has died, None where it takes too long."""
+        assert process.stdout is not None  # noqa: S101
+        end, answer = time.monotonic() + seconds, b""
+        while not answer.endswith(b"\n"):
+            left = end - time.monotonic()
+            if left <= 0 or self.stop():
+                return None
+            if select.select([process.stdout], [], [], min(left, _SLICE))[0]:
+                piece = process.stdout.read(1 << 16)
+                if not piece:
+                    break
+                answer += piece
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # A new program, not a fork: a forked child would hold copies of this process's device files and register
+        # mappings, and wait for itself. A session of its own: ^C is for this process, which knows what to do.
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            pass_fds=self._keep,
+            start_new_session=True,
+        )
+        # It starts slowly, and this process may be killed meanwhile: what is in its pipe already would be done late,
+        # after somebody has recovered what was left behind. So it is asked when it is there.
+        assert process.stdout is not None  # noqa: S101
+        process.stdout.read(1)
+        return process
+
+    def close(self) -> None:
+        """End the process, if there is one. Does nothing when called again."""
+        process, self._process = self._process, None
+        if process is not None:
+            _close_pipes(process)
+            process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # takes effect once the kernel lets it go
+    _close_pipes(process)
+    _abandoned[:] = [other for other in _abandoned if other.poll() is None]
+    _abandoned.append(process)
+
+
+# Kept so that Popen's finalizer does not warn of a running child; there is nothing more to do for it.
+_abandoned: list[subprocess.Popen[bytes]] = []
