@@ -1,4 +1,4 @@
-"""The systemd unit that makes persistent claims at boot: shipped beside this module, installed while there is a claim."""
+"""The systemd unit that makes persistent claims at boot: shipped beside this module, installed while there is one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def command() -> str:
 
 def text() -> str:
     """The unit, for this Python environment."""
-    # systemd.service(5), systemd.unit(5): it understands the shell's quotes, and has specifiers and variables of its own.
+    # systemd.service(5), systemd.unit(5): the shell's quotes do, and there are specifiers and variables.
     line = command().replace("%", "%%").replace("$", "$$")
     return _SHIPPED.read_text(encoding="utf-8").replace(_COMMAND, line)
 

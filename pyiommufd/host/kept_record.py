@@ -38,7 +38,7 @@ class Node:
 
     Attributes:
         path: The node.
-        device: The ``/sys`` folder of its device; None for ``/dev/iommu``. The node's name may be another device's later.
+        device: The ``/sys`` folder of its device, as the node may be another's later; None for ``/dev/iommu``.
         before: What the user had been given by name before: permissions, or None.
     """
 

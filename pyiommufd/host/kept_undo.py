@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def _everything() -> list[Kept]:
         and (
             entry.state is journal.State.KEPT
             # Whose release failed halfway.
-            or (entry.state is journal.State.IN_PROGRESS and not entry.alive)
+            or (entry.state is journal.State.IN_PROGRESS and (not entry.alive or entry.pid == os.getpid()))
         )
     ]
     files = {kept.file for kept in recorded}

@@ -1,7 +1,7 @@
 """Claims that are made again at every boot: a readable file each, under ``/etc/pyiommufd/claims.d``.
 
-A file says what the devices are known by (`pyiommufd.host.identity`), those that were asked for and those that came with
-them by their IOMMU groups. Files are written whole or not at all, and only root may write them.
+A file says what the devices are known by (`pyiommufd.host.identity`): those that were asked for, and those that come
+with them by their IOMMU groups. Files are written whole or not at all, and only root may write them.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ class PersistentClaim:
         return "\n".join(lines) + "\n"
 
 
-def persistent_claim(
-    plan: ClaimPlan, user: str | None = None, folder: Path | None = None
-) -> PersistentClaim:
+def persistent_claim(plan: ClaimPlan, user: str | None = None, folder: Path | None = None) -> PersistentClaim:
     """The persistent claim of what a plan takes. Changes nothing.
 
     Has to be made before the plan is carried out: some serial numbers are known to the host's driver alone.
@@ -165,7 +163,9 @@ def read(file: Path) -> PersistentClaim:
         status = file.stat()
         # Root acts on what it says.
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            raise ClaimError(f"{file} can be written by others than root: it is not used; look at it, then chmod and chown")
+            raise ClaimError(
+                f"{file} can be written by others than root: it is not used; look at it, then chmod and chown"
+            )
         data = tomllib.loads(file.read_text(encoding="utf-8"))
         version = data.pop("version", None)
         if version != _VERSION:
