@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from enum import StrEnum
 
-from . import sysfs, uses
+from . import uses
 from .devices import HostDevice
 
 
@@ -28,7 +27,6 @@ class Standing(StrEnum):
 
 
 _WITH_DRIVERS = frozenset({"pci", "platform", "amba", "fsl-mc"})
-_USED_BY = ("block", "net", "nvme")
 
 
 def standings(devices: Iterable[HostDevice]) -> dict[HostDevice, Standing]:
@@ -38,7 +36,7 @@ def standings(devices: Iterable[HostDevice]) -> dict[HostDevice, Standing]:
         devices: Whole groups, as `list_devices` returns them: what the host does with one concerns its group.
     """
     devices = list(devices)
-    used = _used(devices)
+    used = uses.in_use(devices)
     groups = {device.group_id for device in used if device.group_id is not None}
     return {device: _standing(device, device in used or device.group_id in groups) for device in devices}
 
@@ -53,24 +51,3 @@ def _standing(device: HostDevice, used: bool) -> Standing:
     if used:
         return Standing.IN_USE
     return Standing.CLAIMABLE if device.subsystem in _WITH_DRIVERS else Standing.NO_DRIVER
-
-
-def _used(devices: list[HostDevice]) -> set[HostDevice]:
-    """Those that the host uses."""
-    by_path = {str(device.sys_path): device for device in devices}
-    # The full look goes through all below a device. Only what has a disk or an interface can be in use that way, and
-    # most of a large machine's functions have neither.
-    suspects = set()
-    for kind in _USED_BY:
-        folder = sysfs.SYS / "class" / kind
-        try:
-            names = os.listdir(folder)  # noqa: PTH208
-        except OSError:
-            continue
-        for name in names:
-            path = os.path.realpath(folder / name)
-            while (path := path.rpartition("/")[0]) and path not in by_path:
-                pass
-            if path:
-                suspects.add(by_path[path])
-    return {device for device in suspects if uses.refusals(device)}

@@ -15,13 +15,14 @@ from tests.fake_sysfs import FakeSysfs
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths that were read, as they are."""
+def reads(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths in sysfs that were read, as they are."""
     seen: list[str] = []
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(path: Any) -> Any:
-            seen.append(str(path))
+            if str(path).startswith(f"{fake.root}/"):
+                seen.append(str(path))
             return function(path)
 
         return wrapper

@@ -9,6 +9,7 @@ import pytest
 from pyiommufd import HostDevice, Refusal, list_devices
 from pyiommufd.host import uses
 from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.uses.look import Look
 from tests.fake_sysfs import FakeSysfs
 
 
@@ -17,11 +18,11 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The devices that were looked at in full: those whose uses were asked for. They are in use."""
     asked: list[str] = []
 
-    def refusals(device: HostDevice) -> tuple[Refusal, ...]:
+    def refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
         asked.append(device.name)
         return (Refusal(device.name, "mounted", "it holds /"),)
 
-    monkeypatch.setattr(uses, "refusals", refusals)
+    monkeypatch.setattr(uses, "_refusals", refusals)
     return asked
 
 

@@ -1,0 +1,119 @@
+"""What the host is doing with a device: the reasons not to take it away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from ...errors import Refusal
+from .. import sysfs
+from ..devices import HostDevice
+from .display import display_refusals, is_boot_display
+from .functions import function_refusals
+from .look import Look
+from .network import interfaces, is_elsewhere, network_refusals
+from .nodes import node_refusals
+from .storage import blocks, storage_refusals
+
+KINDS = (
+    "root",
+    "mounted",
+    "swap",
+    "md",
+    "dm",
+    "default-route",
+    "address",
+    "bond",
+    "bridge",
+    "vfs",
+    "boot-display",
+    "held",
+    "claimed",
+)
+"""The kinds of refusals, as named to ``force``; the last is a claim's own."""
+
+_USED_BY = ("block", "net", "nvme")
+
+
+def refusals(device: HostDevice) -> tuple[Refusal, ...]:
+    """Every use of the device that a claim would break, each with its kind (`KINDS`) and its reason.
+
+    ``root``, ``mounted``, ``swap``: it holds the filesystem of ``/``, another one that is mounted, in whatever mount
+    namespace, or a swap area; also a filesystem that a virtual machine has from its host, by 9p or virtiofs. ``md``,
+    ``dm``: a disk or partition is a member of a RAID array, or under a device of device mapper (LVM, encryption,
+    multipath). ``default-route``, ``address``: a default route leaves by an interface of it, or one that is up has an
+    address that is not link-local. ``bond``, ``bridge``: an interface is in one. ``vfs``: virtual functions of it are
+    on a driver. ``boot-display``: the host's console is to be seen on it. ``held``: a process, or the kernel for
+    itself, has one of its nodes open, or an interface is in another network namespace. Each is looked up through all
+    layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs.
+
+    Complete for root only: others do not see what other users' processes hold, nor other mount namespaces. An NVMe,
+    SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone shows
+    some uses (ZFS's, say). Who holds a node of vfio's is not among these; see `pyiommufd.host.holders`.
+
+    Raises:
+        OSError: The kernel does not say what its network is doing.
+    """
+    return _refusals(device, Look(thorough=True))
+
+
+def in_use(devices: Iterable[HostDevice]) -> set[HostDevice]:
+    """Those of these devices that `refusals` has something about, found quicker, and by reading alone.
+
+    What only an exclusive open or a look at all processes' mappings shows is not seen.
+
+    Raises:
+        OSError: As for `refusals`.
+    """
+    look = Look(thorough=False)
+    return {device for device in _suspects(list(devices), look) if _refusals(device, look)}
+
+
+def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
+    storage = list(storage_refusals(device, look))
+    above = [block.folder for block in blocks(device).values()]
+    above += [interface.folder for interface in interfaces(device).values()]
+    return (
+        *storage,
+        *network_refusals(device, look),
+        *function_refusals(device),
+        *display_refusals(device),
+        *node_refusals(device, look, above),
+    )
+
+
+def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
+    """The devices that are worth the full look, which goes through all below a device.
+
+    On a large machine most functions have nothing that could be in use.
+    """
+    by_path = {str(device.sys_path): device for device in devices}
+    paths = [node.sys_path for node in look.open_nodes]
+    for kind in _USED_BY:
+        folder = sysfs.SYS / "class" / kind
+        try:
+            paths += [os.path.realpath(folder / name) for name in os.listdir(folder)]  # noqa: PTH208 (hot)
+        except OSError:
+            continue
+    found = {device for path in paths for device in _above(path, by_path)}
+    # Only a look at the device itself shows these.
+    for device in devices:
+        if (
+            device.driver == "virtio-pci"
+            or is_boot_display(device)
+            or os.path.lexists(f"{device.sys_path}/virtfn0")
+            or is_elsewhere(device)
+        ):
+            found.add(device)
+    return found
+
+
+def _above(path: str, by_path: dict[str, HostDevice]) -> Iterator[HostDevice]:
+    """The device that a folder is below of, and the functions that this one goes with in turn."""
+    nearest = True
+    while path := path.rpartition("/")[0]:
+        device = by_path.get(path)
+        if device is not None:
+            if nearest or not device.is_bridge:
+                yield device
+            nearest = False

@@ -1,0 +1,61 @@
+"""What is below a device in sysfs: its disks, interfaces, nodes, and whatever a driver has hung there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import sysfs
+from ..devices import HostDevice
+
+
+def folders_below(device: HostDevice) -> Iterator[Path]:
+    """The folders of a device, its own first; of a bridge without those of the PCI devices behind it.
+
+    Those stay when a bridge loses its driver. Behind another function, as behind Intel's VMD, they go with it.
+    """
+    for folder, names, _ in os.walk(device.sys_path):
+        here = Path(folder)
+        if device.is_bridge:
+            names[:] = [name for name in names if not _is_pci(here / name)]
+        yield here
+
+
+def _is_pci(path: Path) -> bool:
+    return not path.is_symlink() and sysfs.link_name(path / "subsystem") == "pci"
+
+
+def is_below(device: HostDevice, path: str) -> bool:
+    """Whether a folder, named without links, is one of `folders_below`."""
+    top = str(device.sys_path)
+    if path != top and not path.startswith(top + "/"):
+        return False
+    if device.is_bridge:
+        while path != top:
+            if sysfs.link_name(f"{path}/subsystem") == "pci":
+                return False
+            path = path.rpartition("/")[0]
+    return True
+
+
+def number_of(text: str | None) -> int | None:
+    """The device number that sysfs and mountinfo write as ``major:minor``, as `os.stat` has it."""
+    major, colon, minor = (text or "").partition(":")
+    return os.makedev(int(major), int(minor)) if colon and major.isdigit() and minor.isdigit() else None
+
+
+def node_name(folder: Path | str) -> str:
+    """The path of a device's node, such as ``/dev/dri/card0``, from its folder."""
+    for line in (sysfs.read(f"{folder}/uevent") or "").splitlines():
+        key, _, value = line.partition("=")
+        if key == "DEVNAME":
+            return f"/dev/{value.removeprefix('/dev/')}"
+    return f"/dev/{Path(folder).name.replace('!', '/')}"
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """Names for a sentence: ``a``, ``a and b``, ``a, b, c and 12 more``."""
+    if len(names) > most + 1:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,45 @@
+"""What the machine is doing, looked up once for all the devices that are asked about."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from . import netlink
+from .mounts import Mount, mount_table, swap_areas
+from .processes import OpenNode, Processes, look_at_processes
+
+
+class Look:
+    """The machine's mounts, swap areas, routes and open nodes, each from when it is first asked for.
+
+    Args:
+        thorough: Look also where it takes time or touches something: at what processes have mapped, and, by opening a
+            disk for a moment, whether the kernel has it for itself.
+    """
+
+    def __init__(self, *, thorough: bool) -> None:
+        self.thorough = thorough
+
+    @cached_property
+    def _processes(self) -> Processes:
+        return look_at_processes(mappings=self.thorough)
+
+    @property
+    def open_nodes(self) -> list[OpenNode]:
+        """The device nodes that are held open."""
+        return self._processes.open_nodes
+
+    @cached_property
+    def mounts(self) -> list[Mount]:
+        """What is mounted, in all mount namespaces."""
+        return mount_table(self._processes.namespaces)
+
+    @cached_property
+    def swaps(self) -> list[tuple[str, int]]:
+        """The swap areas, and the numbers of the devices that they are on."""
+        return swap_areas()
+
+    @cached_property
+    def links(self) -> dict[str, netlink.Link]:
+        """The network interfaces, with their addresses and default routes."""
+        return netlink.links()

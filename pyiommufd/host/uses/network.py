@@ -1,0 +1,95 @@
+"""What the host does with a device's network interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import Refusal
+from .. import sysfs
+from ..devices import HostDevice
+from .folders import folders_below, listed
+from .look import Look
+
+# What is like a bond, or like a bridge, for whoever loses a member of it.
+_MASTERS = {"bond": "bond", "team": "bond", "bridge": "bridge", "openvswitch": "bridge"}
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface of a device, or one above it.
+
+    Attributes:
+        folder: Its folder, without links.
+        lowest: The interface of the device that it stands on; itself where it is one.
+    """
+
+    folder: Path
+    lowest: str
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.folder.name
+
+    def __str__(self) -> str:
+        return self.name if self.name == self.lowest else f"{self.name}, above {self.lowest}"
+
+
+def interfaces(device: HostDevice) -> dict[str, Interface]:
+    """The device's network interfaces, and the bonds, bridges, VLANs and others above them, by name."""
+    own = [path for folder in folders_below(device) if folder.name == "net" for path in folder.iterdir()]
+    pending = [Interface(path.resolve(), path.name) for path in sorted(own) if path.is_dir()]
+    found: dict[str, Interface] = {}
+    while pending:
+        interface = pending.pop(0)
+        if interface.name not in found:
+            found[interface.name] = interface
+            above = sorted(interface.folder.glob("upper_*"))
+            pending += [Interface(path.resolve(), interface.lowest) for path in above]
+    return found
+
+
+def network_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
+    """Default routes, addresses, and membership in bonds and bridges."""
+    found = interfaces(device)
+    for interface in found.values():
+        yield from _memberships(device, interface, look)
+    for name, interface in found.items():
+        link = look.links.get(name)
+        for version in sorted(link.default_routes) if link is not None else ():
+            which = "the default route" if version == 4 else "the IPv6 default route"
+            yield Refusal(device.name, "default-route", f"{which} leaves by {interface}")
+        if link is not None and link.is_up and link.addresses:
+            plural = "es" if len(link.addresses) > 1 else ""
+            yield Refusal(
+                device.name, "address", f"{interface} is up, with the address{plural} {listed(link.addresses)}"
+            )
+    if is_elsewhere(device):
+        yield Refusal(device.name, "held", "its network interface is in another network namespace, as a container's is")
+
+
+def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterator[Refusal]:
+    master = sysfs.link_name(interface.folder / "master")
+    if master is None:
+        return
+    link = look.links.get(master)
+    kind = _MASTERS.get(link.kind) if link is not None else None
+    for word in ("bond", "bridge"):
+        if (interface.folder / "master" / ("bonding" if word == "bond" else word)).is_dir():
+            kind = word
+    if kind is not None:
+        yield Refusal(device.name, kind, f"its interface {interface} is in the {kind} {master}")
+
+
+def is_elsewhere(device: HostDevice) -> bool:
+    """Whether the device has a network interface that this network namespace does not show.
+
+    The folder of a device's interfaces is there for as long as it has one; in it each namespace sees its own.
+    """
+    folder = device.sys_path / "net"
+    try:
+        return not any(folder.iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,44 @@
+"""Who holds a device open by a node of its own host driver, such as ``/dev/nvme0`` or ``/dev/dri/card0``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ...errors import Refusal
+from .. import sysfs
+from ..devices import HostDevice
+from .folders import folders_below, is_below, listed, node_name
+from .look import Look
+from .processes import console_names
+
+
+def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iterator[Refusal]:
+    """The nodes of the device that are held open.
+
+    Args:
+        device: The device.
+        look: At the machine.
+        above: The folders of what is built on the device and is not below it, such as those of RAID arrays.
+    """
+    holders: dict[str, list[str]] = {}
+    tops = tuple(f"{folder}/" for folder in above)
+    for node in look.open_nodes:
+        path = node.sys_path
+        if is_node_of(device, path) or f"{path}/".startswith(tops):
+            holders.setdefault(path, []).append(node.holder)
+    for path, names in sorted(holders.items()):
+        yield Refusal(device.name, "held", f"{node_name(path)} is held open by {listed(list(dict.fromkeys(names)))}")
+    yield from _paravirtual_console(device)
+
+
+def is_node_of(device: HostDevice, path: str) -> bool:
+    """Whether a node's folder is one of the device's; but for its own vfio node, of which `host.holders` tells."""
+    return is_below(device, path) and not path.startswith(f"{device.sys_path}/vfio-dev/")
+
+
+def _paravirtual_console(device: HostDevice) -> Iterator[Refusal]:
+    """A console of virtio: the kernel does not say which of its consoles hvc0, hvc1 … goes by which device."""
+    names = [name for name in console_names() if name.startswith("hvc")]
+    if names and any(sysfs.link_name(folder / "driver") == "virtio_console" for folder in folders_below(device)):
+        yield Refusal(device.name, "held", f"the kernel's console {listed(names)} may go by it")

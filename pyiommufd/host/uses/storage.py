@@ -1,0 +1,222 @@
+"""What the host does with a device's disks, through every layer that is built on them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import Refusal
+from .. import sysfs
+from ..devices import HostDevice
+from .folders import folders_below, listed, node_name, number_of
+from .look import Look
+from .mounts import Mount, block_number, number_behind
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block device: a disk of the device, or what is built on one.
+
+    Attributes:
+        folder: Its folder, without links.
+        below: The names of what it stands on, the device's own disk first; empty for that one.
+    """
+
+    folder: Path
+    below: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The kernel's name of it."""
+        return self.folder.name
+
+    @property
+    def label(self) -> str:
+        """Its name with the one that it goes by, such as ``dm-0 (vg-root)``."""
+        alias = sysfs.read(self.folder / "dm/name")
+        return f"{self.name} ({alias})" if alias else self.name
+
+    @property
+    def number(self) -> int | None:
+        """The device number; None for what has no node, as the path of a multipath disk."""
+        return number_of(sysfs.read(self.folder / "dev"))
+
+    @property
+    def by_way_of(self) -> str:
+        """For a sentence: through which layers."""
+        layers = (*self.below, self.name)
+        return f", by way of {listed(list(layers), most=9)}" if len(layers) > 1 else ""
+
+
+def blocks(device: HostDevice) -> dict[str, Block]:
+    """The device's disks and partitions, and all that is built on them, by name."""
+    loops = _loops()
+    pending = [Block(path) for path in _disks(device)]
+    found: dict[str, Block] = {}
+    while pending:
+        block = pending.pop(0)
+        if block.name in found or not block.folder.is_dir():
+            continue
+        found[block.name] = block
+        chain = (*block.below, block.name)
+        above = [path for path in block.folder.iterdir() if (path / "partition").exists()]
+        if (block.folder / "holders").is_dir():
+            above += [path.resolve() for path in (block.folder / "holders").iterdir()]
+        number = block.number
+        above += [folder for folder, behind in loops if behind == number]
+        pending += [Block(path, chain) for path in sorted(above)]
+    return found
+
+
+def _disks(device: HostDevice) -> Iterator[Path]:
+    for folder in folders_below(device):
+        if folder.name == "block":
+            yield from sorted(path.resolve() for path in folder.iterdir())
+        # With native multipath a namespace hangs below the NVMe subsystem, not below a controller.
+        if folder.parent.name == "nvme" and (folder / "subsysnqn").exists():
+            for subsystem in (sysfs.SYS / "class/nvme-subsystem").glob(f"*/{folder.name}"):
+                disks = [path for path in subsystem.parent.glob("nvme*n*") if (path / "dev").exists()]
+                yield from sorted(path.resolve() for path in disks)
+        elif sysfs.link_name(folder / "subsystem") == "block" and not (folder / "partition").exists():
+            yield folder
+
+
+def _loops() -> list[tuple[Path, int]]:
+    """The loop devices, and the numbers of the disks that their files are, or lie on."""
+    found = []
+    for path in (sysfs.SYS / "class/block").glob("loop*/loop/backing_file"):
+        backing = sysfs.read(path)
+        number = number_behind(backing) if backing else None
+        if number is not None:
+            found.append((path.parent.parent.resolve(), number))
+    return found
+
+
+def storage_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
+    """Filesystems, swap areas, and membership in RAID arrays and device mapper's devices."""
+    found = blocks(device)
+    numbers = {block.number: block for block in found.values() if block.number is not None}
+    refused = [
+        *_layers(device, found),
+        *_filesystems(device, numbers, look),
+        *_shares(device, look),
+        *_swaps(device, numbers, look),
+    ]
+    yield from refused
+    if look.thorough and not refused:
+        yield from _kernels_own(device, found)
+
+
+def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
+    """What is built on the disks, by what it stands on."""
+    built: dict[tuple[str, str], list[str]] = {}
+    for block in found.values():
+        if not block.below or (block.folder / "partition").exists():
+            continue
+        kind = next((word for word in ("md", "dm") if (block.folder / word).is_dir()), "held")
+        # A loop device on a file stands for no more than the filesystem that the file is on.
+        backing = sysfs.read(block.folder / "loop/backing_file")
+        if backing is not None and backing != node_name(found[block.below[-1]].folder):
+            continue
+        built.setdefault((kind, block.below[-1]), []).append(block.label)
+    for (kind, below), names in built.items():
+        what = {"md": "a member of the RAID array", "dm": "under device mapper's"}.get(kind, "under")
+        plural = "s" if kind == "md" and len(names) > 1 else ""
+        yield Refusal(device.name, kind, f"{found[below].label} is {what}{plural} {listed(names)}")
+
+
+def _filesystems(device: HostDevice, numbers: dict[int, Block], look: Look) -> Iterator[Refusal]:
+    if not numbers:
+        return
+    also = _siblings(numbers)
+    by_block: dict[tuple[int, str], list[Mount]] = {}
+    on: dict[int, Block] = {}
+    for mount in look.mounts:
+        # The number is that of the disk, unless the filesystem has one of its own, as btrfs: there the source tells.
+        block = numbers.get(mount.number)
+        if block is None:
+            sources = [mount.source, *mount.source.split(":")]  # bcachefs names all its disks
+            behind = [number for number in map(block_number, sources) if number is not None]
+            block = next((where[n] for n in behind for where in (numbers, also) if n in where), None)
+        if block is not None:
+            on[mount.number] = block
+            by_block.setdefault((mount.number, mount.owner), []).append(mount)
+    for (number, _), mounts in by_block.items():
+        yield _mounted(device, mounts, on[number].by_way_of)
+
+
+def _siblings(numbers: dict[int, Block]) -> dict[int, Block]:
+    """The other disks of filesystems that span several, one of these among them: mount tables name one alone."""
+    found = {}
+    for folder in (sysfs.SYS / "fs/btrfs").glob("*/devices"):
+        members = [number_of(sysfs.read(path / "dev")) for path in folder.iterdir()]
+        ours = next((numbers[number] for number in members if number in numbers), None)
+        if ours is not None:
+            found.update({number: ours for number in members if number is not None and number not in numbers})
+    return found
+
+
+def _mounted(device: HostDevice, mounts: list[Mount], by_way_of: str = "") -> Refusal:
+    """The refusal for one filesystem."""
+    points = listed(sorted({mount.place for mount in mounts}, key=lambda place: (len(place), place)))
+    if any(mount.is_root for mount in mounts):
+        return Refusal(device.name, "root", f"it holds the root filesystem, mounted on {points}{by_way_of}")
+    return Refusal(device.name, "mounted", f"it holds the filesystem mounted on {points}{by_way_of}")
+
+
+def _shares(device: HostDevice, look: Look) -> Iterator[Refusal]:
+    """Filesystems that a virtual machine has from its host: by 9p, or by virtiofs."""
+    tags: dict[str, set[str]] = {}
+    for folder in folders_below(device):
+        tag = sysfs.read(folder / "mount_tag")
+        if tag is not None:
+            tags.setdefault("9p", set()).add(tag.strip("\0"))
+        if sysfs.link_name(folder / "driver") == "virtiofs":
+            tags.setdefault("virtiofs", set()).update(_virtiofs_tags(folder))
+    by_number: dict[int, list[Mount]] = {}
+    for mount in look.mounts if tags else ():
+        known = tags.get(mount.kind)
+        if known is None or (known and mount.source not in known):
+            continue
+        if mount.kind == "9p" and "trans=virtio" not in mount.options:
+            continue
+        by_number.setdefault(mount.number, []).append(mount)
+    for mounts in by_number.values():
+        yield _mounted(device, mounts)
+
+
+def _virtiofs_tags(folder: Path) -> Iterator[str]:
+    """The tag of a virtiofs device; nothing before Linux 6.9, which then stands for any."""
+    for path in (sysfs.SYS / "fs/virtiofs").glob("*/tag"):
+        text = sysfs.read(path)
+        if text is not None and (path.parent / "device").resolve() == folder:
+            yield text
+
+
+def _swaps(device: HostDevice, numbers: dict[int, Block], look: Look) -> Iterator[Refusal]:
+    for path, number in look.swaps if numbers else ():
+        if number in numbers:
+            by_way_of = numbers[number].by_way_of
+            yield Refusal(device.name, "swap", f"it holds the swap area {path}{by_way_of}")
+
+
+def _kernels_own(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
+    """Disks that the kernel has for itself without a sign of it: for ZFS, an external journal, an exported target.
+
+    Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
+    """
+    for block in found.values():
+        if block.below or block.number is None:
+            continue
+        node = node_name(block.folder)
+        if block_number(node) != block.number:
+            continue
+        try:
+            # Not waiting for a medium. Nothing is read, and a disk that is only read rouses no udev.
+            os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")

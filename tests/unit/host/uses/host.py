@@ -1,0 +1,119 @@
+"""Disks, interfaces, mounts and processes for a `FakeSysfs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import HostDevice, find_device
+from pyiommufd.host import uses
+from pyiommufd.host.uses import netlink
+from pyiommufd.host.uses.netlink import Link
+from tests.fake_sysfs import FakeSysfs
+
+
+class Host:
+    """A machine whose host does something with its devices."""
+
+    def __init__(self, fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fake = fake
+        self.links: dict[str, Link] = {}
+        self._mounts: dict[str, list[str]] = {}
+        monkeypatch.setattr(netlink, "links", lambda: self.links)
+
+    def at(self, folder: Path) -> str:
+        """A folder as `FakeSysfs` wants it."""
+        return str(folder.relative_to(self.fake.root))
+
+    def node(self, folder: Path, kind: str, number: str, name: str = "") -> Path:
+        """A folder with a device node."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.fake.file(f"{self.at(folder)}/dev", number)
+        self.fake.file(f"{self.at(folder)}/uevent", f"MAJOR=1\nDEVNAME={name or folder.name}")
+        self.fake.link(f"dev/{kind}/{number}", folder)
+        return folder
+
+    def disk(self, folder: Path, number: str) -> Path:
+        """A block device with this folder."""
+        self.node(folder, "block", number)
+        self.fake.link(f"{self.at(folder)}/subsystem", self.fake.root / "class/block")
+        self.fake.link(f"class/block/{folder.name}", folder)
+        (folder / "holders").mkdir()
+        return folder
+
+    def partition(self, disk: Path, number: str) -> Path:
+        """The first partition of a disk."""
+        folder = self.disk(disk / f"{disk.name}p1", number)
+        self.fake.file(f"{self.at(folder)}/partition", "1")
+        return folder
+
+    def above(self, *disks: Path, name: str, number: str) -> Path:
+        """A virtual block device, built on these."""
+        folder = self.disk(self.fake.root / "devices/virtual/block" / name, number)
+        for disk in disks:
+            self.fake.link(f"{self.at(disk)}/holders/{name}", folder)
+        return folder
+
+    def interface(self, folder: Path, name: str, *addresses: str, kind: str = "", is_up: bool = True) -> Path:
+        """A network interface of the device, or the virtual one, with this folder."""
+        folder = folder / "net" / name
+        folder.mkdir(parents=True)
+        self.fake.link(f"class/net/{name}", folder)
+        self.links[name] = Link(name, kind, is_up, list(addresses))
+        return folder
+
+    def interface_above(self, *interfaces: Path, name: str, kind: str, master: bool = False) -> Path:
+        """A virtual interface above these."""
+        folder = self.interface(self.fake.root / "devices/virtual", name, kind=kind)
+        for interface in interfaces:
+            self.fake.link(f"{self.at(interface)}/upper_{name}", folder)
+            if master:
+                self.fake.link(f"{self.at(interface)}/master", folder)
+        return folder
+
+    def mount(
+        self,
+        number: str,
+        point: str,
+        source: str = "none",
+        kind: str = "ext4",
+        process: str = "self",
+        options: str = "",
+    ) -> None:
+        """A line of a process's mount table."""
+        lines = self._mounts.setdefault(process, [])
+        lines.append(f"{len(lines)} 1 {number} / {point} rw shared:1 master:2 - {kind} {source} rw{options}")
+        path = self.fake.proc / process / "mountinfo"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+
+    def process(self, pid: int, command: str, *, holds: str = "", maps: str = "", namespace: str = "mnt:[1]") -> None:
+        """A process.
+
+        Args:
+            pid: Its number.
+            command: Its command.
+            holds: A node of this machine that it holds open.
+            maps: A node of this machine that it has mapped.
+            namespace: Its mount namespace.
+        """
+        folder = self.fake.proc / str(pid)
+        (folder / "fd").mkdir(parents=True, exist_ok=True)
+        (folder / "ns").mkdir()
+        (folder / "ns/mnt").symlink_to(namespace)
+        (folder / "comm").write_text(command + "\n")
+        (folder / "maps").write_text(f"7f00-7f01 rw-s 00000000 00:05 3       {maps}\n" if maps else "")
+        (folder / "fd/1").symlink_to("pipe:[77]")
+        if holds:
+            (folder / "fd/3").symlink_to(holds)
+
+    def refusals(self, name: str = "0000:00:01.0") -> list[tuple[str, str]]:
+        """Kind and reason of what speaks against a claim of a device."""
+        found = uses.refusals(self.device(name))
+        assert {refusal.device for refusal in found} <= {name}
+        assert {refusal.kind for refusal in found} <= set(uses.KINDS)
+        return [(refusal.kind, refusal.reason) for refusal in found]
+
+    def device(self, name: str = "0000:00:01.0") -> HostDevice:
+        return find_device(name)

@@ -1,0 +1,93 @@
+"""What the kernel answers to rtnetlink requests, made by hand where this machine does not have it."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from pyiommufd.host.uses import netlink
+
+Answer = Callable[[int, bytes], None]
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """Adds a message to the kernel's answer to a request."""
+    answers: dict[int, list[bytes]] = {}
+    monkeypatch.setattr(netlink, "messages", lambda request: answers.get(request, []))
+
+    def answer(request: int, message: bytes) -> None:
+        answers.setdefault(request, []).append(message)
+
+    return answer
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def link(index: int, name: str, flags: int, kind: str = "") -> bytes:
+    info = attribute(18 | 0x8000, attribute(1, kind.encode() + b"\0")) if kind else b""
+    return struct.pack("=BxHiII", 0, 1, index, flags, 0) + attribute(3, name.encode() + b"\0") + info
+
+
+def address(index: int, text: str, length: int, *, peer: str = "") -> bytes:
+    one = ipaddress.ip_address(text)
+    own = attribute(2, one.packed) if one.version == 4 else b""
+    other = attribute(1, ipaddress.ip_address(peer).packed if peer else one.packed)
+    return struct.pack("=BBBBI", 2 if one.version == 4 else 10, length, 0, 0, index) + other + own
+
+
+def route(
+    *ways: int, family: int = 2, length: int = 0, table: int = 254, kind: int = 1, several: bool = False
+) -> bytes:
+    if several:
+        nested = attribute(5, bytes(4))
+        out = attribute(9, b"".join(struct.pack("=HBBi", 8 + len(nested), 0, 0, way) + nested for way in ways))
+    else:
+        out = b"".join(attribute(4, struct.pack("=i", way)) for way in ways)
+    return struct.pack("=8BI", family, length, 0, 0, table, 2, 0, kind, 0) + attribute(15, bytes(4)) + out
+
+
+def test_of_this_machine() -> None:
+    found = netlink.links()
+    assert found["lo"].is_up
+    assert "127.0.0.1/8" in found["lo"].addresses
+    assert not found["lo"].default_routes
+
+
+def test_links_and_addresses(answer: Answer) -> None:
+    answer(netlink.GET_LINK, link(2, "eth0", 1 | 2))
+    answer(netlink.GET_LINK, link(7, "bond0", 2, "bond"))
+    answer(netlink.GET_ADDRESS, address(2, "192.0.2.1", 32, peer="192.0.2.9"))
+    answer(netlink.GET_ADDRESS, address(2, "169.254.1.1", 16))
+    answer(netlink.GET_ADDRESS, address(2, "fe80::1", 64))
+    answer(netlink.GET_ADDRESS, address(7, "2001:db8::7", 64))
+    answer(netlink.GET_ADDRESS, address(99, "192.0.2.3", 24))
+    assert netlink.links() == {
+        "eth0": netlink.Link("eth0", "", True, ["192.0.2.1/32"]),
+        "bond0": netlink.Link("bond0", "bond", False, ["2001:db8::7/64"]),
+    }
+
+
+def test_default_routes(answer: Answer) -> None:
+    for index in range(1, 9):
+        answer(netlink.GET_LINK, link(index, f"eth{index}", 1))
+    answer(netlink.GET_ROUTE, route(1))
+    answer(netlink.GET_ROUTE, route(2, family=10))
+    answer(netlink.GET_ROUTE, route(3, 4, several=True))
+    answer(netlink.GET_ROUTE, route(5, table=100))
+    answer(netlink.GET_ROUTE, route(6, length=24))
+    answer(netlink.GET_ROUTE, route(7, kind=7))  # unreachable
+    answer(netlink.GET_ROUTE, route(8, family=28))  # MPLS
+    answer(netlink.GET_ROUTE, route(99))
+    found = {name[3:]: sorted(link.default_routes) for name, link in netlink.links().items()}
+    assert found == {"1": [4], "2": [6], "3": [4], "4": [4], "5": [4], "6": [], "7": [], "8": []}
+
+
+def test_request_that_the_kernel_refuses() -> None:
+    with pytest.raises(OSError, match="rtnetlink refuses"):
+        netlink.messages(netlink.GET_LINK + 200)

@@ -1,0 +1,96 @@
+"""Nodes that are held open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.host.uses.host import Host
+
+NULL = "1:3"  # the number of /dev/null, a node that every machine has
+
+
+def test_node_of_a_controller(host: Host) -> None:
+    controller = host.fake.pci("0000:00:01.0", driver="nvme")
+    host.node(controller / "nvme/nvme0", "char", NULL)
+    assert host.refusals() == []
+    for pid in (70, 71):
+        host.process(pid, "smartd", holds="/dev/null")
+    host.process(72, "other", holds="/dev/zero")
+    assert host.refusals() == [("held", "/dev/nvme0 is held open by pid 70 (smartd) and pid 71 (smartd)")]
+    for pid in range(73, 83):
+        host.process(pid, "smartd", holds="/dev/null")
+    ((_, reason),) = host.refusals()
+    assert reason.endswith("pid 71 (smartd), pid 73 (smartd) and 9 more")
+
+
+def test_node_in_a_folder_of_its_own_and_mapped_only(host: Host) -> None:
+    adapter = host.fake.pci("0000:00:01.0", driver="amdgpu")
+    host.node(adapter / "drm/card0", "char", NULL, "dri/card0")
+    host.process(70, "Xorg", maps="/dev/null")
+    assert host.refusals() == [("held", "/dev/dri/card0 is held open by pid 70 (Xorg)")]
+
+
+def test_node_that_a_container_knows_by_another_path(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "nvme0").symlink_to("/dev/null")
+    controller = host.fake.pci("0000:00:01.0", driver="nvme")
+    host.node(controller / "nvme/nvme0", "char", NULL)
+    host.process(1, "init")
+    host.process(70, "inner", holds=str(tmp_path / "nvme0"), namespace="mnt:[2]")
+    assert host.refusals() == [("held", "/dev/nvme0 is held open by pid 70 (inner)")]
+
+
+@pytest.mark.parametrize("command", ["systemd-udevd", "(udev-worker)"])
+def test_udev_is_no_user(host: Host, command: str) -> None:
+    controller = host.fake.pci("0000:00:01.0", driver="nvme")
+    host.node(controller / "nvme/nvme0", "char", NULL)
+    host.process(70, command, holds="/dev/null")
+    assert host.refusals() == []
+
+
+def test_node_of_what_is_built_on_a_disk(host: Host, nvme: Path) -> None:
+    """Such as a volume that a virtual machine has."""
+    layer = host.above(nvme, name="dm-0", number="253:0")
+    host.fake.file(f"{host.at(layer)}/dm/name", "vg-vm")
+    host.node(layer / "node", "char", NULL, "dm-0")
+    host.process(70, "qemu", holds="/dev/null")
+    assert host.refusals() == [
+        ("dm", "nvme0n1 is under device mapper's dm-0 (vg-vm)"),
+        ("held", "/dev/dm-0 is held open by pid 70 (qemu)"),
+    ]
+
+
+def test_node_of_vfio_is_told_of_elsewhere_but_for_a_mediated_device(host: Host) -> None:
+    own = host.fake.pci("0000:00:01.0", driver="vfio-pci", cdev=0)
+    host.fake.link(f"dev/char/{NULL}", own / "vfio-dev/vfio0")
+    host.process(70, "qemu", holds="/dev/null")
+    assert host.refusals() == []
+    parent = host.fake.pci("0000:00:02.0", driver="i915")
+    (host.fake.root / f"dev/char/{NULL}").unlink()
+    host.node(parent / "some-uuid/vfio-dev/vfio1", "char", NULL, "vfio/devices/vfio1")
+    assert host.refusals("0000:00:02.0") == [("held", "/dev/vfio/devices/vfio1 is held open by pid 70 (qemu)")]
+
+
+def test_device_behind_a_bridge_is_not_the_bridge(host: Host) -> None:
+    host.fake.pci("0000:00:01.0", driver="pcieport", class_code=0x060400)
+    behind = host.fake.pci("0000:01:00.0", parent="0000:00:01.0", driver="nvme")
+    host.node(behind / "nvme/nvme0", "char", NULL)
+    host.process(70, "smartd", holds="/dev/null")
+    assert host.refusals("0000:00:01.0") == []
+    assert [kind for kind, _ in host.refusals("0000:01:00.0")] == ["held"]
+
+
+def test_consoles_of_the_kernel(host: Host) -> None:
+    serial = host.fake.pci("0000:00:01.0", driver="serial")
+    host.node(serial / "tty/ttyS4", "char", "4:68")
+    console = host.fake.pci("0000:00:02.0", driver="virtio-pci")
+    (console / "virtio0").mkdir()
+    host.fake.link(f"{host.at(console)}/virtio0/driver", host.fake.root / "bus/virtio/drivers/virtio_console")
+    (host.fake.proc / "consoles").write_text("ttyS0                -W- (EC  p a)    4:64\n")
+    assert host.refusals() == host.refusals("0000:00:02.0") == []
+    (host.fake.proc / "consoles").write_text(
+        "ttyS4 -W- (EC  p a)    4:68\nhvc0 -W- (EC  p  )  229:0\nnetcon0 -W- (E)\n"
+    )
+    assert host.refusals() == [("held", "/dev/ttyS4 is held open by the kernel's console ttyS4")]
+    assert host.refusals("0000:00:02.0") == [("held", "the kernel's console hvc0 may go by it")]

@@ -1,0 +1,152 @@
+"""Uses of disks, through every layer: those that a guest cannot show, and the words for all of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyiommufd.host.uses import storage
+from tests.unit.host.uses.host import Host
+
+
+def test_idle_disk(host: Host, nvme: Path) -> None:
+    host.mount("8:1", "/srv")
+    assert host.refusals() == []
+
+
+def test_mounts_of_one_filesystem_are_one_refusal(host: Host, nvme: Path) -> None:
+    for point in ("/srv", "/var/lib/a", "/var/lib/b", "/opt\\040x", "/var/lib/c"):
+        host.mount("259:0", point)
+    assert host.refusals() == [
+        ("mounted", "it holds the filesystem mounted on /srv, /opt x, /var/lib/a and 2 more"),
+    ]
+
+
+def test_root_through_partition_raid_encryption_and_lvm(host: Host, nvme: Path) -> None:
+    partition = host.partition(nvme, "259:1")
+    array = host.above(partition, name="md0", number="9:0")
+    (array / "md").mkdir()
+    layer = array
+    for name, number, alias in (("dm-0", "253:0", "luks"), ("dm-1", "253:1", "vg-root")):
+        layer = host.above(layer, name=name, number=number)
+        host.fake.file(f"{host.at(layer)}/dm/name", alias)
+    host.mount("253:1", "/", process="1")
+    host.mount("253:1", "/home", process="1")
+    chain = "nvme0n1, nvme0n1p1, md0, dm-0 and dm-1"
+    assert host.refusals() == [
+        ("md", "nvme0n1p1 is a member of the RAID array md0"),
+        ("dm", "md0 is under device mapper's dm-0 (luks)"),
+        ("dm", "dm-0 (luks) is under device mapper's dm-1 (vg-root)"),
+        ("root", f"it holds the root filesystem, mounted on / and /home, by way of {chain}"),
+    ]
+
+
+def test_many_volumes_on_one_disk_are_one_refusal(host: Host, nvme: Path) -> None:
+    for number in range(9):
+        layer = host.above(nvme, name=f"dm-{number}", number=f"253:{number}")
+        host.fake.file(f"{host.at(layer)}/dm/name", f"vg-{number}")
+    names = "dm-0 (vg-0), dm-1 (vg-1), dm-2 (vg-2) and 6 more"
+    assert host.refusals() == [("dm", f"nvme0n1 is under device mapper's {names}")]
+
+
+def test_holder_that_is_neither(host: Host, nvme: Path) -> None:
+    host.above(nvme, name="bcache0", number="252:0")
+    assert host.refusals() == [("held", "nvme0n1 is under bcache0")]
+
+
+def test_filesystem_with_a_number_of_its_own_on_several_disks(
+    host: Host, nvme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mount table names one disk of them; here another one."""
+    other = host.disk(host.fake.root / "devices/platform/block/sda", "8:0")
+    for disk in (nvme, other):
+        host.fake.link(f"fs/btrfs/some-uuid/devices/{disk.name}", disk)
+    host.mount("0:40", "/srv", source="/dev/sda", kind="btrfs")
+    monkeypatch.setattr(storage, "block_number", lambda path: os.makedev(8, 0) if path == "/dev/sda" else None)
+    assert host.refusals() == [("mounted", "it holds the filesystem mounted on /srv")]
+
+
+def test_filesystem_that_names_all_its_disks(host: Host, nvme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.mount("0:41", "/srv", source="/dev/sda:/dev/nvme0n1", kind="bcachefs")
+    monkeypatch.setattr(
+        storage, "block_number", lambda path: {"/dev/nvme0n1": os.makedev(259, 0), "/dev/sda": 99}.get(path)
+    )
+    assert host.refusals() == [("mounted", "it holds the filesystem mounted on /srv")]
+
+
+def test_filesystem_of_another_mount_namespace(host: Host, nvme: Path) -> None:
+    host.process(1, "systemd")
+    host.process(70, "inner", namespace="mnt:[2]")
+    host.process(71, "inner too", namespace="mnt:[2]")
+    host.mount("259:0", "/", process="70")
+    host.mount("259:0", "/", process="71")
+    assert host.refusals() == [("mounted", "it holds the filesystem mounted on / of pid 70 (inner)")]
+
+
+def test_namespace_of_multipath(host: Host) -> None:
+    """It hangs below the subsystem, and each controller has a path to it without a node."""
+    for slot in (1, 2):
+        controller = host.fake.pci(f"0000:00:{slot:02}.0", driver="nvme", group=slot)
+        folder = controller / f"nvme/nvme{slot}"
+        (folder / f"nvme0c{slot}n1").mkdir(parents=True)
+        host.fake.link(f"{host.at(folder)}/nvme0c{slot}n1/subsystem", host.fake.root / "class/block")
+        host.fake.file(f"{host.at(folder)}/subsysnqn", "nqn.x")
+        subsystem = host.fake.root / "devices/virtual/nvme-subsystem/nvme-subsys0"
+        host.fake.link(f"{host.at(subsystem)}/nvme{slot}", folder)
+    host.disk(subsystem / "nvme0n1", "259:0")
+    host.fake.link("class/nvme-subsystem/nvme-subsys0", subsystem)
+    host.mount("259:0", "/srv")
+    for name in ("0000:00:01.0", "0000:00:02.0"):
+        assert host.refusals(name) == [("mounted", "it holds the filesystem mounted on /srv")]
+
+
+def test_disk_of_an_adapter_deep_below(host: Host) -> None:
+    adapter = host.fake.pci("0000:00:01.0", driver="ahci")
+    host.disk(adapter / "ata1/host0/target0:0:0/0:0:0:0/block/sda", "8:0")
+    (host.fake.proc / "swaps").write_text("Filename Type Size Used Priority\n")
+    host.mount("8:0", "/srv")
+    assert host.refusals() == [("mounted", "it holds the filesystem mounted on /srv")]
+
+
+def test_disk_behind_a_bridge_and_behind_a_function_that_makes_a_bus(host: Host) -> None:
+    """A bridge may lose its driver without those behind it losing theirs; Intel's VMD may not."""
+    port = host.fake.pci("0000:00:01.0", driver="pcieport", class_code=0x060400)
+    behind = host.fake.pci("0000:01:00.0", parent="0000:00:01.0", driver="nvme", class_code=0x010802)
+    host.disk(behind / "nvme/nvme0/nvme0n1", "259:0")
+    vmd = host.fake.pci("0000:00:0e.0", driver="vmd", class_code=0x010400)
+    (vmd / "pci10000:e0").mkdir()
+    inner = host.fake.pci("10000:e1:00.0", parent="pci10000:e0", driver="nvme", class_code=0x010802)
+    host.disk(inner / "nvme/nvme1/nvme1n1", "259:1")
+    host.mount("259:0", "/a")
+    host.mount("259:1", "/b")
+    assert port.is_dir()
+    assert host.refusals("0000:00:01.0") == []
+    assert host.refusals("0000:01:00.0") == [("mounted", "it holds the filesystem mounted on /a")]
+    for name in ("0000:00:0e.0", "10000:e1:00.0"):
+        assert host.refusals(name) == [("mounted", "it holds the filesystem mounted on /b")]
+
+
+@pytest.mark.parametrize(("tag", "refused"), [("share", True), ("other", False), (None, True)])
+def test_virtiofs(host: Host, tag: str | None, refused: bool) -> None:
+    """Before Linux 6.9 the kernel did not tell the tag: then any mount may be this device's."""
+    device = host.fake.pci("0000:00:01.0", driver="virtio-pci")
+    (device / "virtio3").mkdir()
+    host.fake.link(f"{host.at(device)}/virtio3/driver", host.fake.root / "bus/virtio/drivers/virtiofs")
+    if tag is not None:
+        host.fake.file("fs/virtiofs/2/tag", tag)
+        host.fake.link("fs/virtiofs/2/device", device / "virtio3")
+    host.mount("0:50", "/srv", source="share", kind="virtiofs")
+    assert host.refusals() == ([("mounted", "it holds the filesystem mounted on /srv")] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("tag", "options", "refused"),
+    [("share", ",trans=virtio", True), ("other", ",trans=virtio", False), ("share", ",trans=tcp", False)],
+)
+def test_9p(host: Host, tag: str, options: str, refused: bool) -> None:
+    device = host.fake.pci("0000:00:01.0", driver="virtio-pci")
+    host.fake.file(f"{host.at(device)}/virtio3/mount_tag", tag)
+    host.mount("0:50", "/", source="share", kind="9p", options=options)
+    assert host.refusals() == ([("root", "it holds the root filesystem, mounted on /")] if refused else [])
