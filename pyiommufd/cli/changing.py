@@ -20,21 +20,9 @@ from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError
 from pyiommufd.host.devices import HostDevice, find_device
 from pyiommufd.host.kept_steps import AnyStep
 from pyiommufd.host.plan import ClaimPlan
+from pyiommufd.host.uses import KINDS as ALL_KINDS
 
-KINDS = (
-    "mounted",
-    "root",
-    "swap",
-    "md",
-    "dm",
-    "default-route",
-    "address",
-    "bond",
-    "bridge",
-    "vfs",
-    "boot-display",
-    "held",
-)
+KINDS = tuple(kind for kind in ALL_KINDS if kind != "claimed")
 """What a claim is refused for unless it is named to ``--force``."""
 
 devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
