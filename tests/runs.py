@@ -9,7 +9,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,9 +154,19 @@ def guest_command(folder: str, options: list[str], arguments: list[str], seconds
     return [*guest, "--", *inner]
 
 
-def in_guest(name: str, arguments: list[str], seconds: int = GUEST_SECONDS, *, aside: bool = False) -> Run:
-    """Run pytest in a guest of the default kernel and QEMU; the arguments are those of `here`."""
+def in_guest(
+    name: str,
+    arguments: list[str],
+    seconds: int = GUEST_SECONDS,
+    *,
+    aside: bool = False,
+    machine: Sequence[str] = (),
+) -> Run:
+    """Run pytest in a guest of the default kernel and QEMU; the arguments are those of `here`.
+
+    ``machine`` is more for the guest's command line, such as its devices.
+    """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        status = _run(name, guest_command(folder, [], arguments, seconds), None, aside)
+        status = _run(name, guest_command(folder, [*machine], arguments, seconds), None, aside)
         return _counted(name, Path(folder) / "report.xml", status, start)

@@ -19,17 +19,20 @@ from functools import partial
 
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.machine import device_arguments
 from pyiommufd.testing.qemu import QEMU
 from tests import matrix
+from tests.claims_machine import CLAIMS_DEVICES
 from tests.conformance.run import run_conformance
 from tests.runs import AT_A_TIME, Run, check, here, in_guest, title
 
+CLAIMS = "tests/guest/claims"
 GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
     "guest tests, fixtures": ["tests/guest/testing"],
     "guest tests, commands": ["tests/guest/cli", "tests/guest/diagnose"],
 }
-LONG_GUEST_TESTS = {"guest tests, stress": ["tests/guest/stress"]}
+LONG_GUEST_TESTS = {"guest tests, stress": ["tests/guest/stress"], "guest tests, claims": [CLAIMS]}
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
@@ -79,12 +82,17 @@ def main() -> int:
     if where := chosen("boot", everything):
         long.append(partial(here, "tests that boot guests", [*where, *options], aside=aside))
     if paths:
-        if where := [*chosen("guest"), *chosen("conformance")]:
-            long.append(partial(in_guest, "guest tests", [*where, *options]))
+        where = [*chosen("guest"), *chosen("conformance")]
+        for name, mine in (
+            ("guest tests", [path for path in where if not path.startswith(CLAIMS)]),
+            ("guest tests, claims", [path for path in where if path.startswith(CLAIMS)]),
+        ):
+            if mine:
+                long.append(partial(in_guest, name, [*mine, *options], machine=machine(mine)))
     else:
         # Guests of their own: the tests of the core hold their claims to the end, those of the fixtures claim anew.
         for name, folders in ((LONG_GUEST_TESTS if everything else {}) | GUEST_TESTS).items():
-            long.append(partial(in_guest, name, [*folders, *options], aside=aside))
+            long.append(partial(in_guest, name, [*folders, *options], aside=aside, machine=machine(folders)))
     with ThreadPoolExecutor(AT_A_TIME if aside else 1) as pool:
         runs += pool.map(lambda run: run(), long)
     if kernels and qemus:
@@ -93,6 +101,13 @@ def main() -> int:
         found, last_line = run_conformance()
         runs += found
     return summary(runs, start, last_line)
+
+
+def machine(paths: list[str]) -> list[str]:
+    """The options of the guest that these tests run in: the claims have a machine of their own."""
+    if not paths[0].startswith(CLAIMS):
+        return []
+    return [f"--device={argument}" for argument in device_arguments(CLAIMS_DEVICES) if argument != "-device"]
 
 
 def summary(runs: list[Run], start: float, last_line: str, *, conformance_alone: bool = False) -> int:

@@ -76,14 +76,19 @@ class Helper:
         self.stop = stop
         self._process: subprocess.Popen[bytes] | None = None
 
-    def write(self, path: Path, text: str, seconds: float = SECONDS) -> None:
+    def write(self, path: Path, text: str, seconds: float | None = None) -> None:
         """Write an attribute.
 
+        Args:
+            path: The attribute.
+            text: What to write.
+            seconds: How long to wait; None: `SECONDS`.
+
         Raises:
-            StuckError: The write has not returned within so many seconds; it may still do.
+            StuckError: The write has not returned in time; it may still do.
             OSError: What the kernel answered, with the attribute's path.
         """
-        _log.debug("write %r to %s, at most %g s", text, path, seconds)
+        _log.debug("write %r to %s", text, path)
         if not sys.executable:
             sysfs.write(path, text)
             return
@@ -91,18 +96,23 @@ class Helper:
         if status:
             raise OSError(status, os.strerror(status), str(path))
 
-    def read(self, path: Path, seconds: float = SECONDS) -> str | None:
+    def read(self, path: Path, seconds: float | None = None) -> str | None:
         """The text of an attribute without its newline, or None where there is no such attribute.
 
+        Args:
+            path: The attribute.
+            seconds: How long to wait; None: `SECONDS`.
+
         Raises:
-            StuckError: The read has not returned within so many seconds.
+            StuckError: The read has not returned in time.
         """
         if not sys.executable:
             return sysfs.read(path)
         status, data = self._ask("r", path, "", seconds, f"reading {path}")
         return None if status else data.decode("utf-8", "replace").strip()
 
-    def _ask(self, kind: str, path: Path, text: str, seconds: float, what: str) -> tuple[int, bytes]:
+    def _ask(self, kind: str, path: Path, text: str, seconds: float | None, what: str) -> tuple[int, bytes]:
+        seconds = SECONDS if seconds is None else seconds
         process = self._process = self._process or self._start()
         assert process.stdin is not None  # noqa: S101 (what Popen was asked for)
         with contextlib.suppress(BrokenPipeError):

@@ -104,7 +104,7 @@ class ClaimPlan:
         Args:
             keep: The claim outlives this process, and its ``with`` block: `pyiommufd.host.claim.release` ends it.
             report: Called with each step before it is taken, and with those of a roll-back. What it raises ends the
-                claim like a step that fails.
+                claim like a step that fails; in a roll-back it is logged, and no more is told.
 
         Returns:
             The claim, a context manager that gives everything back.
@@ -210,8 +210,7 @@ def _refusals(groups: Iterable[Group], moves: list[Move], force: frozenset[str])
     for device in (move.device for move in moves):
         yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
     if "held" not in force:
-        for device in [*(move.device for move in moves), *functions]:
-            yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
+        yield from held([*(move.device for move in moves), *functions])
 
 
 def claimed(names: Collection[str], run: Path | None = None) -> Iterator[Refusal]:
@@ -223,6 +222,13 @@ def claimed(names: Collection[str], run: Path | None = None) -> Iterator[Refusal
     for entry in entries:
         for name in sorted(entry.names & set(names)):
             yield Refusal(name, "claimed", f"it is claimed already, by {entry.who}")
+
+
+def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:
+    """The devices that a process has open, or whose group's node it has."""
+    # One look at all processes is enough, mostly: it is what takes time.
+    for device in devices if holders(*devices) else ():
+        yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
 
 
 def _steps(moves: list[Move]) -> Iterator[Step]:

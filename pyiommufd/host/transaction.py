@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from ..errors import ClaimError, CloseError, DeviceNotFoundError
-from . import drivers, journal, restore, sysfs
-from .devices import from_sys_path
+from . import drivers, journal, restore, steps, sysfs
+from .devices import HostDevice, from_sys_path
 from .helper import Helper, StuckError
 from .holders import holders
 from .perform import perform
 from .signals import HeldBack, held_back
-from .steps import Action, Step, cross
+from .steps import Action, Step
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Transaction:
         self._turn = turn
         self.entry = entry
         self._report = report
+        self._undoing = False
 
     def take(self, step: Step) -> None:
         """Record how the device is, unless that has been done, and take the step.
@@ -97,7 +98,7 @@ class Transaction:
 
     def end(self) -> None:
         """Take the entry off the record."""
-        cross("remove the record", lambda: journal.remove(self._turn.run, self.entry))
+        steps.cross("remove the record", lambda: journal.remove(self._turn.run, self.entry))
 
     def undo(self) -> list[str]:
         """Give everything back, the last first, and take it off the record when all of it is.
@@ -109,19 +110,18 @@ class Transaction:
             CloseError: Something could not be given back; the rest is, and the record stays.
         """
         self.entry.take_over()
+        self._undoing = True
         self._write("record the release")
         errors: list[BaseException] = []
         names = []
+        # One look at all processes is enough, mostly: it is what takes time.
+        held = bool(holders(*_on_vfio(self.entry.devices)))
         for before in reversed(self.entry.devices):
             try:
-                self._give_back(before)
+                self._give_back(before, held)
                 names.append(before.name)
             except (OSError, ClaimError) as error:
                 errors.append(error)
-            except Exception as error:
-                # Whoever is told of the steps has failed: the rest is given back all the same, and not told of.
-                errors.append(error)
-                self._report = None
         if errors:
             raise CloseError("not everything could be given back to the host:", tuple(errors))
         self.end()
@@ -143,29 +143,40 @@ class Transaction:
             raise ClaimError(f"{what} {outcome}: {error}") from error
         raise error
 
-    def _give_back(self, before: journal.Before) -> None:
+    def _give_back(self, before: journal.Before, held: bool) -> None:
         check_not_stuck(self.entry, before.name)
-        steps = way_back(before, self._turn.helper.read)
-        if any(step.action in (Action.UNBIND, Action.SET_VFS) for step in steps):
+        way = way_back(before, self._turn.helper.read)
+        if held and any(step.action in (Action.UNBIND, Action.SET_VFS) for step in way):
             _check_not_held(before)
-        for step in steps:
+        for step in way:
             self._do(step)
 
     def _do(self, step: Step) -> None:
-        if self._report is not None:
-            self._report(step)
+        self._tell(step)
         self.entry.doing = str(step)
         self._write(f"record that comes next: {step}")
         try:
-            cross(str(step), lambda: perform(step, self._turn.helper))
+            steps.cross(str(step), lambda: perform(step, self._turn.helper))
         except StuckError as error:
             # Until that process is gone the kernel may still do as it was asked.
             self.entry.waiting[step.device] = [error.pid, journal.start_time(error.pid) or 0]
             self._write("record that it has not returned")
             raise
 
+    def _tell(self, step: Step) -> None:
+        if self._report is None:
+            return
+        try:
+            self._report(step)
+        except Exception:
+            if not self._undoing:
+                raise
+            # The machine comes first: the rest is given back all the same, and nobody is told of it.
+            _log.warning("whoever is told of the steps has failed; the release goes on", exc_info=True)
+            self._report = None
+
     def _write(self, what: str) -> None:
-        cross(what, lambda: journal.write(self._turn.run, self.entry))
+        steps.cross(what, lambda: journal.write(self._turn.run, self.entry))
 
 
 def check_not_stuck(entry: journal.Entry, name: str) -> None:
@@ -191,22 +202,31 @@ def way_back(before: journal.Before, read: restore.Read = sysfs.read) -> list[St
     if before.identity is not None and now.identity != before.identity:
         _log.warning("%s is another device by now, %s: it is left as it is", before.name, now.identity)
         return []
-    steps: list[Step] = []
+    way: list[Step] = []
     for step in restore.steps_back(before, now):
         if step.action is Action.BIND and not drivers.is_loaded(step.subsystem, step.value or ""):
-            steps.append(Step(step.device, Action.LOAD_DRIVER, step.value, step.sys_path, step.subsystem))
-        steps.append(step)
-    return steps
+            way.append(Step(step.device, Action.LOAD_DRIVER, step.value, step.sys_path, step.subsystem))
+        way.append(step)
+    return way
+
+
+def _on_vfio(recorded: Iterable[journal.Before]) -> list[HostDevice]:
+    """The devices of a record, and their virtual functions of now, that a vfio driver has."""
+    found = []
+    for before in recorded:
+        folder = Path(before.sys_path)
+        for path in (folder, *restore.virtual_functions(folder)):
+            with contextlib.suppress(DeviceNotFoundError):
+                found.append(from_sys_path(path))
+    return [device for device in found if device.on_vfio]
 
 
 def _check_not_held(before: journal.Before) -> None:
-    """The kernel would wait for whoever holds the device, without end and without saying so."""
-    try:
-        device = from_sys_path(Path(before.sys_path))
-        functions = [from_sys_path(path) for path in restore.virtual_functions(device.sys_path)]
-    except DeviceNotFoundError:
-        return
-    for one in (device, *functions):
-        users = holders(one) if one.on_vfio else ()
-        if users:
-            raise ClaimError(f"{one.name} cannot leave {one.driver}: " + "; ".join(map(str, users)))
+    """The kernel would wait for whoever holds the device, without end and without saying so.
+
+    Raises:
+        ClaimError: A process does.
+    """
+    for device in _on_vfio([before]):
+        if users := holders(device):
+            raise ClaimError(f"{device.name} cannot leave {device.driver}: " + "; ".join(map(str, users)))

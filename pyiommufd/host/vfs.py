@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ClaimError, ClaimRefusedError, DeviceNotFoundError, Refusal
 from . import journal, sysfs, uses
 from .devices import HostDevice, as_device, from_sys_path
-from .holders import holders
 from .restore import virtual_functions
 from .steps import Action, Step
 
@@ -117,14 +116,12 @@ def set_vfs(
     return vfs_of(device)
 
 
-def _in_use(functions: Iterable[HostDevice], force: Collection[str]) -> Iterator[Refusal]:
-    from .plan import claimed
+def _in_use(functions: Collection[HostDevice], force: Collection[str]) -> Iterator[Refusal]:
+    from .plan import claimed, held
 
     yield from claimed([function.name for function in functions])
-    for function in functions:
-        found = [*uses.refusals(function)]
-        found += [Refusal(function.name, "held", str(holder)) for holder in holders(function)]
-        yield from (refusal for refusal in found if refusal.kind not in force)
+    found = [refusal for function in functions for refusal in uses.refusals(function)]
+    yield from (refusal for refusal in [*found, *held(functions)] if refusal.kind not in force)
 
 
 def _no_functions(device: HostDevice) -> str:

@@ -1,0 +1,96 @@
+"""Many claims at the same time."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, HostDevice, list_devices, plan_claim
+from pyiommufd.host.journal import Before
+from pyiommufd.testing import edu
+
+State = dict[str, Before]
+PROCESSES = 20
+SECONDS = 600
+"""No process waits so long unless it waits for ever."""
+
+
+def hold(plan: ClaimPlan, markers: Path) -> bool:
+    """Carry a plan out, if nobody has come first, and mark all that the claim has."""
+    try:
+        claim = plan.apply()
+    except ClaimRefusedError as error:
+        if {refusal.kind for refusal in error.refusals} != {"claimed"}:
+            raise
+        return False
+    except ClaimError as error:
+        # Somebody was half done when it was planned.
+        if "plan again" not in str(error):
+            raise
+        return False
+    with claim:
+        # Nobody else has any of them, or the file would be there.
+        marks = [markers / device.name for group in claim.plan.groups for device in group.devices]
+        for mark in marks:
+            mark.touch(exist_ok=False)
+        assert {device.driver for device in claim.devices} == {"vfio-pci"}
+        for mark in marks:
+            mark.unlink()
+    return True
+
+
+def claim_some(seed: int, devices: list[HostDevice], markers: Path) -> int:
+    """Claim two devices that others want as well, mark all that come with them, give them back.
+
+    Returns:
+        How often it was refused before.
+    """
+    chosen = random.Random(seed).sample(devices, 2)  # noqa: S311
+    end = time.monotonic() + SECONDS
+    refused = 0
+    while time.monotonic() < end:
+        plan = plan_claim(chosen)
+        if not plan.refusals and hold(plan, markers):
+            return refused
+        refused += 1
+        time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
+    raise AssertionError(f"refused for {SECONDS} s")
+
+
+def test_twenty_claims_of_overlapping_groups(
+    neighbour: HostDevice, state: Callable[[], State], as_before: State, markers: Path
+) -> None:
+    devices = [device for device in list_devices("pci") if device.device_id == edu.DEVICE_ID]
+    groups = {device.group_id for device in devices}
+    assert len(groups) >= 2
+    children = {}
+    for seed in range(PROCESSES):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                os.write(writer, f"{claim_some(seed, devices, markers)}".encode())
+                os._exit(0)
+            except BaseException:
+                os.write(writer, traceback.format_exc().encode())
+            os._exit(1)
+        os.close(writer)
+        children[child] = reader
+    refused, failed = 0, []
+    for child, reader in children.items():
+        with open(reader, "rb") as pipe:
+            text = pipe.read().decode()
+        _, status = os.waitpid(child, 0)
+        if status:
+            failed.append(text)
+        else:
+            refused += int(text)
+    assert not failed, "\n".join(failed)
+    assert refused, "they have not been in each other's way"
+    assert list(markers.iterdir()) == []
+    assert neighbour.refreshed().driver == "virtio-pci"
+    assert state() == as_before

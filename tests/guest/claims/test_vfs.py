@@ -1,0 +1,162 @@
+"""Virtual functions: made, taken away, and what a claim of their device does with them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pyiommufd import (
+    ClaimError,
+    ClaimRefusedError,
+    CloseError,
+    DeviceFile,
+    HostDevice,
+    find_device,
+    plan_claim,
+    recover,
+)
+from pyiommufd.host import drivers, helper, journal, sysfs
+from pyiommufd.host.journal import Before
+from pyiommufd.host.steps import Step
+from pyiommufd.host.vfs import set_vfs, vfs_of, vfs_steps
+
+State = dict[str, Before]
+
+
+@pytest.fixture
+def unprobed(pf: HostDevice) -> None:
+    """New functions stay without a driver, which takes its time to find that QEMU's are switched off."""
+    sysfs.write(pf.sys_path / "sriov_drivers_autoprobe", "0")
+
+
+@pytest.fixture(autouse=True)
+def autoprobe(pf: HostDevice, as_before: State) -> Iterator[None]:
+    yield
+    sysfs.write(pf.sys_path / "sriov_drivers_autoprobe", "1")
+
+
+def test_count_is_set_by_the_steps_that_were_planned(pf: HostDevice, unprobed: None) -> None:
+    for count, values in ((2, ["2"]), (1, ["0", "1"]), (1, []), (0, ["0"])):
+        steps: list[Step] = []
+        planned = vfs_steps(pf, count)
+        found = set_vfs(pf, count, report=steps.append)
+        assert tuple(steps) == planned
+        assert [step.value for step in steps] == values
+        assert found.count == len(found.devices) == count
+        assert sysfs.read(pf.sys_path / "sriov_numvfs") == str(count)
+
+
+def test_setting_that_fails_leaves_the_functions_of_before(
+    pf: HostDevice, functions: tuple[HostDevice, ...], state: Callable[[], State]
+) -> None:
+    before = state()
+
+    def gets_in_the_way(step: Step) -> None:
+        if step.value == "1":
+            raise RuntimeError("reported to nobody")
+
+    # Once for the step that makes one function, once on the way back, which goes on all the same.
+    with pytest.raises(RuntimeError):
+        set_vfs(pf, 1, report=gets_in_the_way)
+    assert state() == before
+
+
+def test_driver_that_makes_none_is_named(alone: HostDevice, pf: HostDevice) -> None:
+    with plan_claim(pf).apply(), pytest.raises(ClaimError, match=r"vfio-pci makes no virtual functions.*enable_sriov"):
+        set_vfs(pf, 1)
+    with pytest.raises(ClaimError, match="no SR-IOV"):
+        set_vfs(alone, 1)
+
+
+def test_functions_that_are_claimed_are_not_taken_away(
+    pf: HostDevice, functions: tuple[HostDevice, ...], state: Callable[[], State]
+) -> None:
+    with plan_claim(functions[1]).apply():
+        taken = state()
+        for force in ((), ("vfs", "held")):
+            with pytest.raises(ClaimRefusedError) as caught:
+                set_vfs(pf, 0, force=force)
+            assert {refusal.kind for refusal in caught.value.refusals} == {"claimed"}
+            with pytest.raises(ClaimRefusedError, match="claimed already"):
+                plan_claim(pf, force=force).apply()
+        assert state() == taken
+
+
+def test_plan_shows_what_goes_away(pf: HostDevice, functions: tuple[HostDevice, ...]) -> None:
+    plan = plan_claim(pf)
+    assert plan.moves[0].vfs == functions
+    assert set(functions) <= set(plan.companions)
+    assert f"{functions[0].name}: pci-stub -> gone, with its physical function" in str(plan)
+    with pytest.raises(ClaimError, match="virtual function of"):
+        plan_claim([pf, functions[0]])
+
+
+def test_commands_undo_it_by_hand(
+    pf: HostDevice, functions: tuple[HostDevice, ...], state: Callable[[], State]
+) -> None:
+    before = state()
+    plan = plan_claim(pf)
+    claim = plan.apply()
+    assert vfs_of(pf).count == 0
+    for command in plan.undo_commands:
+        assert os.system(command) == 0, command  # noqa: S605
+    assert state() == before
+    steps: list[Step] = []
+    claim.release(report=steps.append)
+    assert steps == []
+
+
+def test_setting_that_died_is_undone_after_its_claim(
+    pf: HostDevice, functions: tuple[HostDevice, ...], state: Callable[[], State]
+) -> None:
+    """Two records of one device: the first has the last word."""
+    before = state()
+    claim = plan_claim(pf).apply()
+    entry = journal.find(journal.RUN, claim._entry.id)
+    assert entry is not None
+    later = journal.Entry.begin()
+    later.devices = [replace(before[pf.name], driver="vfio-pci", driver_override="vfio-pci", numvfs=0, vfs=[])]
+    for one in (entry, later):
+        one.start_time -= 1
+        journal.write(journal.RUN, one)
+    assert recover() == [pf.name, pf.name]
+    assert state() == before
+
+
+def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
+    pf: HostDevice,
+    alone: HostDevice,
+    functions: tuple[HostDevice, ...],
+    state: Callable[[], State],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody holds a function, and does not let go when the kernel asks: the count is not set before that."""
+    function = functions[1]
+    drivers.set_driver_override(function, "vfio-pci")
+    drivers.bind(function, "vfio-pci")
+    before = state()
+    monkeypatch.setattr(helper, "SECONDS", 3.0)
+    with DeviceFile(function):
+        with pytest.raises(ClaimRefusedError) as refused:
+            plan_claim([alone, pf]).apply()
+        assert "held" in {refusal.kind for refusal in refused.value.refusals}
+        plan = plan_claim([alone, pf], force=["held", "vfs"])
+        start = time.monotonic()
+        with pytest.raises(ClaimError, match=r"not all of it could be rolled back.*did not return within 3 s"):
+            plan.apply()
+        print(f"told of after {time.monotonic() - start:.1f} s")
+        # What could be given back has been; nobody touches the other as long as the kernel is at it.
+        assert alone.refreshed().driver is None
+        assert len(journal.entries(journal.RUN)) == 1
+        with pytest.raises(CloseError, match=rf"{pf.name}: what was asked .* has not returned \(process"):
+            recover()
+    for process in helper._abandoned:
+        process.wait(60)
+    monkeypatch.undo()
+    assert recover() == [alone.name, pf.name]
+    assert find_device(function.name).driver == "vfio-pci"
+    assert state() == before
