@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ClaimError
-from . import durable
-from .steps import cross
+from . import durable, steps
 
 NAME = "pyiommufd.service"
 FOLDER = Path("/etc/systemd/system")
@@ -78,8 +77,8 @@ def install() -> None:
     """
     try:
         if is_ours():
-            cross(f"write {file()}", lambda: durable.write(file(), text()))
-        cross(f"link {link()}", _enable)
+            steps.cross(f"write {file()}", lambda: durable.write(file(), text()))
+        steps.cross(f"link {link()}", _enable)
     except OSError as error:
         raise ClaimError(f"cannot install {file()}: {error}") from error
     _reload()
@@ -99,9 +98,9 @@ def remove() -> None:
         ClaimError: It cannot be removed.
     """
     try:
-        cross(f"remove {link()}", lambda: durable.remove(link()))
+        steps.cross(f"remove {link()}", lambda: durable.remove(link()))
         if is_ours():
-            cross(f"remove {file()}", lambda: durable.remove(file()))
+            steps.cross(f"remove {file()}", lambda: durable.remove(file()))
     except OSError as error:
         raise ClaimError(f"cannot remove {file()}: {error}") from error
     _reload()

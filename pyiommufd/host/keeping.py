@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ClaimError, CloseError, IOMMUFDError
-from . import access, boot_unit, persistence
+from . import access, boot_unit, persistence, steps
 from .access import User
 from .claim import Claim
 from .claim import recover as recover_claims
@@ -25,7 +25,6 @@ from .kept_undo import Kept, chosen, end_of_unit, left_behind, undo
 from .persistence import PersistentClaim, endpoints, persistent_claim
 from .plan import ClaimPlan
 from .signals import HeldBack, held_back
-from .steps import cross
 
 IOMMU_NODE = Path("/dev/iommu")
 
@@ -116,8 +115,8 @@ def _at_boot(file: Path, carry_out: Callable[[_Order], tuple[AnyStep, ...]]) -> 
                 return AtBoot(file, (), names, there=True)
         plan = claim.plan()
         user = None if claim.user is None else access.find_user(claim.user)
-        steps = carry_out(_Order(plan, user, claim, False))
-        return AtBoot(file, steps, tuple(device.name for device in plan.devices))
+        taken = carry_out(_Order(plan, user, claim, False))
+        return AtBoot(file, taken, tuple(device.name for device in plan.devices))
     except (OSError, IOMMUFDError) as error:
         return AtBoot(file, error=error)
 
@@ -251,12 +250,12 @@ class _Order:
         return [FileStep(place, FileAction.GRANT, self.user.name) for place in places]
 
     def files(self) -> list[FileStep]:
-        steps = []
+        found = []
         if self.writes and self.persistent is not None:
             if boot_unit.has_systemd() and not boot_unit.is_installed():
-                steps.append(FileStep(str(boot_unit.file()), FileAction.ENABLE))
-            steps.append(FileStep(str(self.persistent.file), FileAction.WRITE))
-        return steps
+                found.append(FileStep(str(boot_unit.file()), FileAction.ENABLE))
+            found.append(FileStep(str(self.persistent.file), FileAction.WRITE))
+        return found
 
 
 def _make_reported(order: _Order, signals: HeldBack, report: Report) -> tuple[AnyStep, ...]:
@@ -317,7 +316,7 @@ def _grant(record: KeptRecord, order: _Order, signals: HeldBack, report: Report)
         before = _before(node, user.uid, record)
         record.nodes.append(Node(str(node), None if device is None else str(device.sys_path), before))
         record.write()
-        cross(str(step), lambda node=node: access.grant(node, user.uid))  # type: ignore[misc]
+        steps.cross(str(step), lambda node=node: access.grant(node, user.uid))  # type: ignore[misc]
 
 
 def _before(node: Path, uid: int, record: KeptRecord) -> int | None:

@@ -17,8 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ..errors import ClaimError
-from . import durable, journal
-from .steps import cross
+from . import durable, journal, steps
 
 
 class Stage(StrEnum):
@@ -84,11 +83,11 @@ class KeptRecord:
     def write(self) -> None:
         """Put it on record."""
         text = json.dumps(asdict(self), indent=1)
-        cross(f"record the kept claim as {self.stage}", lambda: durable.write(_path(self.id), text, 0o600))
+        steps.cross(f"record the kept claim as {self.stage}", lambda: durable.write(_path(self.id), text, 0o600))
 
     def remove(self) -> None:
         """Take it off the record."""
-        cross("remove the record of the kept claim", lambda: durable.remove(_path(self.id)))
+        steps.cross("remove the record of the kept claim", lambda: durable.remove(_path(self.id)))
 
     def find_entry(self) -> journal.Entry | None:
         """The journal's claim that it belongs to, or None where there is none, or none any more."""

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
-from . import access, boot_unit, journal, persistence
+from . import access, boot_unit, journal, persistence, steps
 from .claim import release as release_claims
 from .claim import release_steps as release_claims_steps
 from .devices import HostDevice, as_device, from_sys_path
 from .kept_record import KeptRecord, Node, Stage, records
 from .kept_steps import AnyStep, FileAction, FileStep, Report
-from .steps import cross
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def _revoke(node: Node, record: KeptRecord, uid: int, gone: set[str]) -> Iterato
     if not path.exists() or any(one.path == node.path for other in others for one in other.nodes):
         return
     step = FileStep(place, FileAction.REVOKE, record.user)
-    yield _file_part(step, lambda: cross(str(step), lambda: access.grant(path, uid, node.before)))
+    yield _file_part(step, lambda: steps.cross(str(step), lambda: access.grant(path, uid, node.before)))
 
 
 def end_of_unit(removed: Iterable[Path]) -> Iterator[Part]:
@@ -132,7 +131,10 @@ def undo(kept: Kept, undone: Iterable[Kept], report: Report) -> list[str]:
         kept.record.stage = Stage.RELEASING
         if kept.file is None:
             kept.record.file = None
-        kept.record.write()
+        try:
+            kept.record.write()
+        except OSError as error:
+            errors.append(error)
     for part in kept.parts(undone):
         try:
             names += part.do(report)

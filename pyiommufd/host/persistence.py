@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ClaimError
-from . import durable
+from . import durable, steps
 from .devices import HostDevice
 from .identity import IDS, Identity, identify
 from .plan import ClaimPlan, plan_claim
-from .steps import cross
 
 FOLDER = Path("/etc/pyiommufd/claims.d")
 
@@ -56,7 +55,7 @@ class PersistentClaim:
             ClaimError: The file cannot be written, mostly for want of root.
         """
         try:
-            cross(f"write {self.file}", lambda: durable.write(self.file, self._text()))
+            steps.cross(f"write {self.file}", lambda: durable.write(self.file, self._text()))
         except OSError as error:
             raise ClaimError(f"cannot write {self.file}: {error.strerror}; a persistent claim takes root") from error
 
@@ -120,6 +119,9 @@ def persistent_claim(plan: ClaimPlan, user: str | None = None, folder: Path | No
             if read(file).covers(device):
                 raise ClaimError(f"{device.name} is claimed at boot already, by {file}; release it first")
     known = {device: identify(device) for device in taken}
+    for device, identity in known.items():
+        if identity.find() != device:
+            raise ClaimError(f"{device.name} would not be found again: {identity} is {identity.find().name}")
     return PersistentClaim(
         _free_name(folder, plan.devices[0].name),
         tuple(known[device] for device in plan.devices),
@@ -143,7 +145,7 @@ def forget(file: Path) -> None:
         ClaimError: The file cannot be removed.
     """
     try:
-        cross(f"remove {file}", lambda: durable.remove(file))
+        steps.cross(f"remove {file}", lambda: durable.remove(file))
     except OSError as error:
         raise ClaimError(f"cannot remove {file}: {error.strerror}") from error
 
