@@ -12,6 +12,7 @@ from pyiommufd.testing.machine import (
     RawDevice,
     RootPort,
     SharedGroup,
+    VirtioDisk,
     VirtioRng,
     Xhci,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "RawDevice",
     "RootPort",
     "SharedGroup",
+    "VirtioDisk",
     "VirtioRng",
     "Xhci",
 ]

@@ -42,6 +42,16 @@ class GuestDevice(Protocol):
         """
 
 
+def _drive(topology: Topology, image: str | None, size: int | None) -> tuple[list[str], str | None]:
+    """The arguments of a disk's content, and the name to refer to it by; nothing where neither is given."""
+    if image is None and size is None:
+        return [], None
+    name = f"disk{topology.next_number()}"
+    if image is None:
+        return ["-blockdev", f"driver=null-co,node-name={name},size={size},read-zeroes=on"], name
+    return ["-blockdev", f"driver=file,node-name={name},filename={escape(image)}"], name
+
+
 def _device(driver: str, properties: dict[str, str | int | None], place: str) -> list[str]:
     given = "".join(f",{key}={escape(str(value))}" for key, value in properties.items() if value is not None)
     return ["-device", f"{driver}{given}{place}"]
@@ -65,6 +75,10 @@ class Edu:
         return _device("edu", {"id": self.id, "dma_mask": mask}, place)
 
 
+# Without iommu_platform a virtio device goes around the IOMMU; a legacy one cannot have it.
+_THROUGH_IOMMU: dict[str, str | int | None] = {"iommu_platform": "on", "disable-legacy": "on"}
+
+
 @dataclass(frozen=True, slots=True)
 class VirtioRng:
     """A virtio entropy source that does its DMA through the IOMMU; the guest's ``virtio-pci`` drives it.
@@ -77,13 +91,7 @@ class VirtioRng:
 
     def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
         """See `GuestDevice.arguments`."""
-        # Without iommu_platform a virtio device goes around the IOMMU; a legacy one cannot have it.
-        properties: dict[str, str | int | None] = {
-            "id": self.id,
-            "iommu_platform": "on",
-            "disable-legacy": "on",
-        }
-        return _device("virtio-rng-pci", properties, place)
+        return _device("virtio-rng-pci", {"id": self.id, **_THROUGH_IOMMU}, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +102,61 @@ class Nvme:
         serial: The serial number that it reports.
         size: Bytes of its one namespace, which reads as zeroes and forgets what is written; None: no namespace.
         id: QEMU's name of the device, for hot-unplug.
+        image: The file on this machine that is the content of its namespace, in place of ``size``.
     """
 
     serial: str = "pyiommufd"
     size: int | None = None
     id: str | None = None
+    image: str | None = None
 
     def arguments(self, topology: Topology, place: str = "") -> list[str]:
         """See `GuestDevice.arguments`."""
-        properties: dict[str, str | int | None] = {"id": self.id, "serial": self.serial}
-        drive: list[str] = []
-        if self.size is not None:
-            name = f"disk{topology.next_number()}"
-            drive = ["-blockdev", f"driver=null-co,node-name={name},size={self.size},read-zeroes=on"]
-            properties["drive"] = name
+        drive, name = _drive(topology, self.image, self.size)
+        properties: dict[str, str | int | None] = {"id": self.id, "serial": self.serial, "drive": name}
         return [*drive, *_device("nvme", properties, place)]
 
 
 @dataclass(frozen=True, slots=True)
-class E1000e:
-    """An Intel 82574 network controller, connected to nothing: MSI, MSI-X with 5 vectors, BARs of memory and ports.
+class VirtioDisk:
+    """A virtio disk that does its DMA through the IOMMU; the guest's ``virtio-pci`` drives it.
 
     Attributes:
+        image: The file on this machine that is its content.
+        serial: The serial number that it reports.
         id: QEMU's name of the device, for hot-unplug.
     """
 
+    image: str
+    serial: str = "pyiommufd"
     id: str | None = None
 
-    def arguments(self, topology: Topology, place: str = "") -> list[str]:  # noqa: ARG002
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
         """See `GuestDevice.arguments`."""
-        return _device("e1000e", {"id": self.id}, place)
+        drive, name = _drive(topology, self.image, None)
+        properties: dict[str, str | int | None] = {"id": self.id, "drive": name, "serial": self.serial}
+        return [*drive, *_device("virtio-blk-pci", properties | _THROUGH_IOMMU, place)]
+
+
+@dataclass(frozen=True, slots=True)
+class E1000e:
+    """An Intel 82574 network controller: MSI, MSI-X with 5 vectors, BARs of memory and ports.
+
+    Attributes:
+        id: QEMU's name of the device, for hot-unplug.
+        network: Whether it is connected to a network of QEMU's own, 10.0.2.0/24, in which 10.0.2.2 answers, and
+            out of which nothing leads; else to nothing. Not for `Guest.hot_plug`.
+    """
+
+    id: str | None = None
+    network: bool = False
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        if not self.network:
+            return _device("e1000e", {"id": self.id}, place)
+        name = f"network{topology.next_number()}"
+        return ["-netdev", f"user,id={name},restrict=on", *_device("e1000e", {"id": self.id, "netdev": name}, place)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from .functions import function_refusals
 from .look import Look
 from .network import interfaces, is_elsewhere, network_refusals
 from .nodes import node_refusals
-from .storage import blocks, storage_refusals
+from .storage import blocks, hidden_refusals, storage_refusals
 
 KINDS = (
     "root",
@@ -44,8 +44,8 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     multipath). ``default-route``, ``address``: a default route leaves by an interface of it, or one that is up has an
     address that is not link-local. ``bond``, ``bridge``: an interface is in one. ``vfs``: virtual functions of it are
     on a driver. ``boot-display``: the host's console is to be seen on it. ``held``: a process, or the kernel for
-    itself, has one of its nodes open, or an interface is in another network namespace. Each is looked up through all
-    layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs.
+    itself, has one of its nodes open, or its registers in sysfs; or an interface is in another network namespace.
+    Each is looked up through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs.
 
     Complete for root only: others do not see what other users' processes hold, nor other mount namespaces. An NVMe,
     SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone shows
@@ -70,16 +70,16 @@ def in_use(devices: Iterable[HostDevice]) -> set[HostDevice]:
 
 
 def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
-    storage = list(storage_refusals(device, look))
     above = [block.folder for block in blocks(device).values()]
     above += [interface.folder for interface in interfaces(device).values()]
-    return (
-        *storage,
+    found = (
+        *storage_refusals(device, look),
         *network_refusals(device, look),
         *function_refusals(device),
         *display_refusals(device),
         *node_refusals(device, look, above),
     )
+    return found if found or not look.thorough else tuple(hidden_refusals(device))
 
 
 def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
@@ -88,7 +88,7 @@ def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
     On a large machine most functions have nothing that could be in use.
     """
     by_path = {str(device.sys_path): device for device in devices}
-    paths = [node.sys_path for node in look.open_nodes]
+    paths = [file.sys_path for file in look.open_files]
     for kind in _USED_BY:
         folder = sysfs.SYS / "class" / kind
         try:

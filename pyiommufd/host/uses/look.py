@@ -6,11 +6,11 @@ from functools import cached_property
 
 from . import netlink
 from .mounts import Mount, mount_table, swap_areas
-from .processes import OpenNode, Processes, look_at_processes
+from .processes import OpenFile, Processes, look_at_processes
 
 
 class Look:
-    """The machine's mounts, swap areas, routes and open nodes, each from when it is first asked for.
+    """The machine's mounts, swap areas, routes and open files, each from when it is first asked for.
 
     Args:
         thorough: Look also where it takes time or touches something: at what processes have mapped, and, by opening a
@@ -25,9 +25,9 @@ class Look:
         return look_at_processes(mappings=self.thorough)
 
     @property
-    def open_nodes(self) -> list[OpenNode]:
-        """The device nodes that are held open."""
-        return self._processes.open_nodes
+    def open_files(self) -> list[OpenFile]:
+        """The nodes and registers of devices that are held open."""
+        return self._processes.files
 
     @cached_property
     def mounts(self) -> list[Mount]:

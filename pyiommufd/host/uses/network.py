@@ -63,9 +63,8 @@ def network_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
             yield Refusal(device.name, "default-route", f"{which} leaves by {interface}")
         if link is not None and link.is_up and link.addresses:
             plural = "es" if len(link.addresses) > 1 else ""
-            yield Refusal(
-                device.name, "address", f"{interface} is up, with the address{plural} {listed(link.addresses)}"
-            )
+            reason = f"{interface} is up, with the address{plural} {listed(link.addresses)}"
+            yield Refusal(device.name, "address", reason)
     if is_elsewhere(device):
         yield Refusal(device.name, "held", "its network interface is in another network namespace, as a container's is")
 

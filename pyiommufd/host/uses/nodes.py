@@ -14,7 +14,7 @@ from .processes import console_names
 
 
 def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iterator[Refusal]:
-    """The nodes of the device that are held open.
+    """The nodes of the device that are held open, and its registers in sysfs.
 
     Args:
         device: The device.
@@ -23,12 +23,13 @@ def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iter
     """
     holders: dict[str, list[str]] = {}
     tops = tuple(f"{folder}/" for folder in above)
-    for node in look.open_nodes:
-        path = node.sys_path
+    for file in look.open_files:
+        path = file.sys_path
         if is_node_of(device, path) or f"{path}/".startswith(tops):
-            holders.setdefault(path, []).append(node.holder)
-    for path, names in sorted(holders.items()):
-        yield Refusal(device.name, "held", f"{node_name(path)} is held open by {listed(list(dict.fromkeys(names)))}")
+            name = node_name(path) if file.is_node else path
+            holders.setdefault(name, []).append(file.holder)
+    for name, processes in sorted(holders.items()):
+        yield Refusal(device.name, "held", f"{name} is held open by {listed(processes)}")
     yield from _paravirtual_console(device)
 
 

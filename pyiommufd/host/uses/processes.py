@@ -1,4 +1,4 @@
-"""Which processes hold device nodes open, and in which mount namespaces processes are."""
+"""Which processes hold devices open, and in which mount namespaces processes are."""
 
 from __future__ import annotations
 
@@ -6,35 +6,33 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .. import sysfs
 
 # Opens every new disk for a moment, to see what is on it; it does not mind when that fails.
 _UDEV = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
 
-_MAPPED_NODES = re.compile(rb" (/dev/(?!shm/|zero)[^\n]*)\n")
+# Registers that sysfs lets a process map, as drivers in user space do.
+_REGISTERS = re.compile(r"/sys/devices/.*/resource[0-9]+(_wc)?")
+_MAPPED = re.compile(rb" (/dev/(?!shm/|zero)[^\n]*|/sys/devices/[^\n]*/resource[0-9]+(?:_wc)?)\n")
 
 
-@dataclass(frozen=True, slots=True)
-class OpenNode:
-    """A device node that is held open.
+@dataclass(frozen=True, slots=True, order=True)
+class OpenFile:
+    """A device node that is held open, or a device's registers in sysfs.
 
     Attributes:
-        number: The device's number.
-        is_block: Whether it is a block device; else a character device.
+        sys_path: The folder in sysfs of what the node is of, without links; it may not be there. Or the file.
         holder: By whom: a process, or the kernel's console.
     """
 
-    number: int
-    is_block: bool
+    sys_path: str
     holder: str
 
     @property
-    def sys_path(self) -> str:
-        """The device's folder, without links; it may not be there."""
-        kind = "block" if self.is_block else "char"
-        return os.path.realpath(f"{sysfs.SYS}/dev/{kind}/{os.major(self.number)}:{os.minor(self.number)}")
+    def is_node(self) -> bool:
+        """Whether it is a node."""
+        return _REGISTERS.fullmatch(self.sys_path) is None
 
 
 @dataclass(slots=True)
@@ -42,12 +40,12 @@ class Processes:
     """The machine's processes.
 
     Attributes:
-        open_nodes: The device nodes that they hold open.
+        files: The nodes and registers of devices that they hold open.
         namespaces: The number and the command of a process in each mount namespace that is neither init's nor this
             process's.
     """
 
-    open_nodes: list[OpenNode] = field(default_factory=list)
+    files: list[OpenFile] = field(default_factory=list)
     namespaces: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -55,12 +53,11 @@ def look_at_processes(*, mappings: bool) -> Processes:
     """Look at all processes. Complete for root, and in the initial PID namespace, only.
 
     Args:
-        mappings: Find the nodes as well that are mapped into memory and have no open descriptor. That takes longer.
+        mappings: Find what is mapped into memory as well, and has no open descriptor. That takes longer.
     """
-    found = Processes()
-    found.open_nodes += _consoles()
-    seen = {_namespace("self"), _namespace("1"), None}
+    found = Processes(files=_consoles())
     ours = _namespace("self")
+    seen = {ours, _namespace("1"), None}
     try:
         pids = [name for name in os.listdir(sysfs.PROC) if name.isdigit()]  # noqa: PTH208 (hot)
     except OSError:
@@ -73,11 +70,10 @@ def look_at_processes(*, mappings: bool) -> Processes:
             found.namespaces.append((int(pid), command))
         if command in _UDEV:
             continue
-        nodes = _descriptors(pid, foreign=namespace != ours)
+        held = _descriptors(pid, foreign=namespace != ours)
         if mappings:
-            nodes |= _mappings(pid)
-        holder = f"pid {pid} ({command})"
-        found.open_nodes += [OpenNode(number, is_block, holder) for number, is_block in sorted(nodes)]
+            held |= _mappings(pid)
+        found.files += [OpenFile(path, f"pid {pid} ({command})") for path in sorted(held)]
     return found
 
 
@@ -88,7 +84,13 @@ def _namespace(process: str) -> str | None:
         return None
 
 
-def _descriptors(pid: str, *, foreign: bool) -> set[tuple[int, bool]]:
+def _descriptors(pid: str, *, foreign: bool) -> set[str]:
+    """The paths in sysfs of what a process has open.
+
+    Args:
+        pid: The process.
+        foreign: Whether it sees other mounts than this one does.
+    """
     folder = f"{sysfs.PROC}/{pid}/fd"
     found = set()
     try:
@@ -98,48 +100,57 @@ def _descriptors(pid: str, *, foreign: bool) -> set[tuple[int, bool]]:
     for name in names:
         try:
             target = os.readlink(f"{folder}/{name}")  # noqa: PTH115
+            if _REGISTERS.fullmatch(target):
+                found.add(target)
             # A stat of any other file may wait for a server that does not answer. Of a container's node the path is
             # that within the filesystem which the container has on /dev.
-            if "/dev/" in target or (foreign and target.startswith("/")):
+            elif "/dev/" in target or (foreign and target.startswith("/")):
                 found |= _node(f"{folder}/{name}")
         except OSError:
             continue  # closed since
     return found
 
 
-def _mappings(pid: str) -> set[tuple[int, bool]]:
+def _mappings(pid: str) -> set[str]:
+    """The paths in sysfs of what a process has mapped."""
     try:
         text = (sysfs.PROC / pid / "maps").read_bytes()
     except OSError:
         return set()
     found = set()
-    for name in set(_MAPPED_NODES.findall(text)):
+    for name in map(os.fsdecode, set(_MAPPED.findall(text))):
         try:
-            found |= _node(os.fsdecode(name))
+            found |= {name} if name.startswith("/sys/") else _node(name)
         except OSError:
             continue  # unplugged, or another namespace's
     return found
 
 
-def _node(path: str) -> set[tuple[int, bool]]:
+def _node(path: str) -> set[str]:
+    """The path in sysfs of a device, by its node; none where it is no node."""
     status = os.stat(path)  # noqa: PTH116
-    is_block = stat.S_ISBLK(status.st_mode)
-    return {(status.st_rdev, is_block)} if is_block or stat.S_ISCHR(status.st_mode) else set()
+    if stat.S_ISBLK(status.st_mode):
+        return {_sys_path("block", status.st_rdev)}
+    return {_sys_path("char", status.st_rdev)} if stat.S_ISCHR(status.st_mode) else set()
 
 
-def _consoles() -> list[OpenNode]:
+def _sys_path(kind: str, number: int) -> str:
+    return os.path.realpath(f"{sysfs.SYS}/dev/{kind}/{os.major(number)}:{os.minor(number)}")
+
+
+def _consoles() -> list[OpenFile]:
     """What the kernel's own messages go to: no process holds it, and it is in use."""
     found = []
     for line in (sysfs.read(sysfs.PROC / "consoles") or "").splitlines():
         # Name, flags, number (Linux 7.3, fs/proc/consoles.c); some have no number.
         match = re.search(r"\s(\d+):(\d+)$", line)
         if match:
-            number = os.makedev(int(match[1]), int(match[2]))
-            found.append(OpenNode(number, False, f"the kernel's console {line.split()[0]}"))
+            path = _sys_path("char", os.makedev(int(match[1]), int(match[2])))
+            found.append(OpenFile(path, f"the kernel's console {line.split()[0]}"))
     return found
 
 
 def console_names() -> list[str]:
     """The consoles that the kernel's messages go to, such as ``ttyS0``."""
-    text = sysfs.read(Path(sysfs.PROC) / "consoles") or ""
+    text = sysfs.read(sysfs.PROC / "consoles") or ""
     return [line.split()[0] for line in text.splitlines() if line.strip()]

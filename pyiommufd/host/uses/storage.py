@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from ..devices import HostDevice
 from .folders import folders_below, listed, node_name, number_of
 from .look import Look
 from .mounts import Mount, block_number, number_behind
+
+_PATIENCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +102,10 @@ def storage_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
     """Filesystems, swap areas, and membership in RAID arrays and device mapper's devices."""
     found = blocks(device)
     numbers = {block.number: block for block in found.values() if block.number is not None}
-    refused = [
-        *_layers(device, found),
-        *_filesystems(device, numbers, look),
-        *_shares(device, look),
-        *_swaps(device, numbers, look),
-    ]
-    yield from refused
-    if look.thorough and not refused:
-        yield from _kernels_own(device, found)
+    yield from _layers(device, found)
+    yield from _filesystems(device, numbers, look)
+    yield from _shares(device, look)
+    yield from _swaps(device, numbers, look)
 
 
 def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
@@ -203,20 +201,33 @@ def _swaps(device: HostDevice, numbers: dict[int, Block], look: Look) -> Iterato
             yield Refusal(device.name, "swap", f"it holds the swap area {path}{by_way_of}")
 
 
-def _kernels_own(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
+def hidden_refusals(device: HostDevice) -> Iterator[Refusal]:
     """Disks that the kernel has for itself without a sign of it: for ZFS, an external journal, an exported target.
 
     Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
     """
-    for block in found.values():
+    for block in blocks(device).values():
         if block.below or block.number is None:
             continue
         node = node_name(block.folder)
         if block_number(node) != block.number:
             continue
+        if _is_exclusive(node):
+            yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
+
+
+def _is_exclusive(node: str) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
         try:
             # Not waiting for a medium. Nothing is read, and a disk that is only read rouses no udev.
             os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
-            if error.errno == errno.EBUSY:
-                yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
+            if error.errno != errno.EBUSY:
+                return False
+        else:
+            return False
+        # Another look may be at just this point.
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.02)

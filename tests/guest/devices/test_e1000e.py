@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pyiommufd import Device, InUseError, IoctlError, UnsupportedError
+from pyiommufd import IOAS, Device, DMABuffer, InUseError, IoctlError, UnsupportedError
 from pyiommufd.kernel.device_info import MSIXMappable
 from pyiommufd.kernel.interrupt import IRQFlag
+from pyiommufd.testing.e1000e import LARGEST, SMALLEST, E1000eDriver
 from tests.guest.devices.factories import Binder
 
 E1000E = (0x8086, 0x10D3)
@@ -63,3 +64,26 @@ def test_regions(e1000e: Device) -> None:
     assert len(ports.read(0, 4)) == 4
     rom = e1000e.region(ROM)
     assert not rom.size or rom.read(0, 2) == b"\x55\xaa"
+
+
+def test_copies(e1000e: Device, ioas: IOAS) -> None:
+    """By its DMA, round the rings and past their end; nothing while it is detached."""
+    e1000e.attach(ioas)
+    memory = DMABuffer(2 * 4096)
+    mapping = ioas.map(memory)
+    with E1000eDriver(e1000e, ioas) as driver:
+        for number in range(70):
+            length = (SMALLEST, LARGEST, 300)[number % 3]
+            memory[:length] = bytes([1 + number]) * length
+            driver.copy(mapping.iova, mapping.iova + 4096, length)
+            assert memory[4096 : 4096 + length] == memory[:length]
+        memory[:512] = b"s" * 512
+        e1000e.detach()
+        with pytest.raises(TimeoutError, match="receive a frame"):
+            driver.copy(mapping.iova, mapping.iova + 4096, 512, seconds=1)
+        assert memory[4096 : 4096 + 512] != b"s" * 512
+        e1000e.attach(ioas)
+        for length in (SMALLEST - 1, LARGEST + 1):
+            with pytest.raises(ValueError, match="a frame has"):
+                driver.copy(0, 0, length)
+    mapping.unmap()

@@ -1,141 +1,54 @@
-"""What the host uses a device for: reasons that a claim is refused, each by making it so.
+"""What a guest itself lives on: its filesystems by 9p, and the port to the machine that has started it.
 
-For a guest with an NVMe disk and a network card beside the other devices; tests/boot/test_uses.py starts it.
+Uses of disks and network cards are in tests/guest/uses, for a guest that has such devices.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pyiommufd import ClaimRefusedError, HostDevice, find_device, list_devices, plan_claim
+from pyiommufd import ClaimRefusedError, HostDevice, list_devices, plan_claim
 from pyiommufd.host import uses
+from pyiommufd.host.standing import Standing, standings
 
 
-def run(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+def having(pattern: str) -> list[HostDevice]:
+    """The devices that have such a path below them."""
+    return [device for device in list_devices("pci") if next(device.sys_path.glob(pattern), None) is not None]
 
 
-@pytest.fixture
-def disk() -> HostDevice:
-    found = [device for device in list_devices("pci") if device.driver == "nvme"]
-    if not found:
-        pytest.skip("this machine has no NVMe disk")
-    return found[0]
+def test_filesystems_by_9p() -> None:
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    shares = having("virtio*/mount_tag")
+    assert shares
+    for device in shares:
+        (tag,) = (path.read_text().strip("\0\n") for path in device.sys_path.glob("virtio*/mount_tag"))
+        (point,) = (words[1] for words in mounts if words[2] == "9p" and words[0] == tag)
+        (refusal,) = uses.refusals(device)
+        assert (refusal.device, refusal.kind) == (device.name, "mounted")
+        assert refusal.reason == f"it holds the filesystem mounted on {point}"
 
 
-@pytest.fixture
-def node(disk: HostDevice) -> Iterator[Path]:
-    """Its block device, held open: the disk forgets what is written, the page cache of an open one does not."""
-    (path,) = (Path("/dev") / path.name for path in Path("/sys/class/block").glob("nvme*n1"))
-    with open(path, "rb"):
-        yield path
+def test_port_that_the_agent_holds() -> None:
+    (console,) = having("virtio*/virtio-ports")
+    (refusal,) = uses.refusals(console)
+    assert refusal.kind == "held"
+    assert refusal.reason.startswith("/dev/vport")
+    assert "is held open by pid 1 (" in refusal.reason
 
 
-@pytest.fixture
-def card() -> HostDevice:
-    found = [device for device in list_devices("pci") if device.driver in ("e1000e", "igb", "virtio-pci")]
-    found = [device for device in found if (device.class_code or 0) >> 16 == 0x02 and device.driver != "virtio-pci"]
-    if not found:
-        pytest.skip("this machine has no network card")
-    return found[0]
-
-
-def refusals(device: HostDevice) -> list[tuple[str, str]]:
-    """What a claim is refused for, and by it that nothing was changed."""
+def test_claim_of_one_of_them_is_refused_for_all() -> None:
+    """They share a group: the claim would take all of them."""
+    (console,) = having("virtio*/virtio-ports")
+    shares = having("virtio*/mount_tag")
+    assert console.group is not None
+    assert {*shares, console} <= set(console.group.devices)
+    plan = plan_claim(console)
     with pytest.raises(ClaimRefusedError) as caught:
-        plan_claim(device).apply()
-    assert find_device(device.name).driver == device.driver
-    assert all(refusal.device == device.name for refusal in caught.value.refusals)
-    return [(refusal.kind, refusal.reason) for refusal in caught.value.refusals]
-
-
-def test_idle_disk_can_be_claimed(disk: HostDevice) -> None:
-    assert uses.refusals(disk) == ()
-    with plan_claim(disk).apply():
-        assert find_device(disk.name).driver == "vfio-pci"
-    assert find_device(disk.name).driver == "nvme"
-
-
-def test_swap_area(disk: HostDevice, node: Path) -> None:
-    run("mkswap", node)
-    run("swapon", node)
-    try:
-        ((kind, reason),) = refusals(disk)
-        assert kind == "swap"
-        assert str(node) in reason
-        assert plan_claim(disk, force="swap").refusals == ()
-        assert plan_claim(disk, force="mounted").refusals != ()
-    finally:
-        run("swapoff", node)
-    assert uses.refusals(disk) == ()
-
-
-def test_filesystem_on_a_loop_device_on_the_disk(disk: HostDevice, node: Path, tmp_path: Path) -> None:
-    loop = run("losetup", "--find", "--show", node)
-    try:
-        run("mkfs.ext4", "-q", loop)
-        point = tmp_path / "with a blank"
-        point.mkdir()
-        assert uses.refusals(disk) == ()
-        run("mount", loop, point)
-        try:
-            assert refusals(disk) == [("mounted", f"it holds the filesystem mounted on {point}")]
-        finally:
-            run("umount", point)
-    finally:
-        run("losetup", "--detach", loop)
-    assert uses.refusals(disk) == ()
-
-
-def test_swap_on_a_device_mapper_device(disk: HostDevice, node: Path, tmp_path: Path) -> None:
-    if shutil.which("dmsetup") is None:
-        pytest.skip("dmsetup is not installed")
-    sectors = run("blockdev", "--getsz", node)
-    run("dmsetup", "create", "above", "--table", f"0 {sectors} linear {node} 0")
-    try:
-        (folder,) = (path.parent.parent for path in Path("/sys/class/block").glob("dm-*/dm/name"))
-        above = Path("/dev") / folder.name
-        with open(above, "rb"):
-            run("mkswap", above)
-            run("swapon", above)
-            try:
-                assert [kind for kind, _ in refusals(disk)] == ["swap"]
-            finally:
-                run("swapoff", above)
-    finally:
-        run("dmsetup", "remove", "--retry", "above")
-    assert uses.refusals(disk) == ()
-
-
-def test_default_route(card: HostDevice) -> None:
-    (interface,) = (path.name for path in (card.sys_path / "net").iterdir())
-    assert uses.refusals(card) == ()
-    run("ip", "link", "set", interface, "up")
-    try:
-        run("ip", "address", "add", "192.0.2.1/24", "dev", interface)
-        assert uses.refusals(card) == ()
-        run("ip", "route", "add", "default", "via", "192.0.2.2", "dev", interface)
-        assert refusals(card) == [("default-route", f"the default route leaves by {interface}")]
-    finally:
-        run("ip", "address", "flush", "dev", interface)
-        run("ip", "link", "set", interface, "down")
-    assert uses.refusals(card) == ()
-
-
-def test_default_route_by_a_bridge_above(card: HostDevice) -> None:
-    (interface,) = (path.name for path in (card.sys_path / "net").iterdir())
-    run("ip", "link", "add", "above", "type", "bridge")
-    try:
-        run("ip", "link", "set", interface, "master", "above")
-        run("ip", "link", "set", "above", "up")
-        run("ip", "address", "add", "192.0.2.1/24", "dev", "above")
-        run("ip", "route", "add", "default", "via", "192.0.2.2", "dev", "above")
-        assert refusals(card) == [("default-route", "the default route leaves by above")]
-    finally:
-        run("ip", "link", "delete", "above")
-    assert uses.refusals(card) == ()
+        plan.apply()
+    assert {refusal.device for refusal in caught.value.refusals} == {device.name for device in (*shares, console)}
+    assert all(device.refreshed().driver == "virtio-pci" for device in (*shares, console))
+    standing = standings(list_devices())
+    assert {standing[device] for device in (*shares, console)} == {Standing.IN_USE}

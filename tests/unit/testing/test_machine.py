@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from pyiommufd.testing import E1000e, Edu, Igb, Ivshmem, Nvme, RawDevice, RootPort, SharedGroup, VirtioRng, Xhci
+from pyiommufd.testing import (
+    E1000e,
+    Edu,
+    Igb,
+    Ivshmem,
+    Nvme,
+    RawDevice,
+    RootPort,
+    SharedGroup,
+    VirtioDisk,
+    VirtioRng,
+    Xhci,
+)
 from pyiommufd.testing.machine import (
     DEFAULT_DEVICES,
     IOMMU_KINDS,
@@ -54,6 +66,14 @@ def test_properties() -> None:
     ]  # fmt: skip
     assert device_arguments([Igb()]) == ["-device", "igb"]
     assert device_arguments([Nvme(serial="a,b")]) == ["-device", "nvme,serial=a,,b"]
+    assert device_arguments([Nvme(image="/a,b"), VirtioDisk(image="/c"), E1000e(network=True)]) == [
+        "-blockdev", "driver=file,node-name=disk1,filename=/a,,b",
+        "-device", "nvme,serial=pyiommufd,drive=disk1",
+        "-blockdev", "driver=file,node-name=disk2,filename=/c",
+        "-device", "virtio-blk-pci,drive=disk2,serial=pyiommufd,iommu_platform=on,disable-legacy=on",
+        "-netdev", "user,id=network3,restrict=on",
+        "-device", "e1000e,netdev=network3",
+    ]  # fmt: skip
     assert escape("a,b,,c") == "a,,b,,,,c"
 
 

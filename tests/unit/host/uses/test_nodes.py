@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pyiommufd.host.uses.processes import look_at_processes
 from tests.unit.host.uses.host import Host
 
 NULL = "1:3"  # the number of /dev/null, a node that every machine has
@@ -30,6 +31,17 @@ def test_node_in_a_folder_of_its_own_and_mapped_only(host: Host) -> None:
     host.node(adapter / "drm/card0", "char", NULL, "dri/card0")
     host.process(70, "Xorg", maps="/dev/null")
     assert host.refusals() == [("held", "/dev/dri/card0 is held open by pid 70 (Xorg)")]
+
+
+def test_registers_in_sysfs(host: Host) -> None:
+    """Those of a device are a file, to be mapped by a driver in user space."""
+    path = "/sys/devices/pci0000:00/0000:00:01.0/resource0"
+    host.process(70, "driver", holds=path)
+    host.process(71, "other", maps=f"{path}_wc")
+    host.process(72, "lspci", holds="/sys/devices/pci0000:00/0000:00:01.0/config")
+    found = {(file.sys_path, file.holder, file.is_node) for file in look_at_processes(mappings=True).files}
+    assert found == {(path, "pid 70 (driver)", False), (f"{path}_wc", "pid 71 (other)", False)}
+    assert [file.holder for file in look_at_processes(mappings=False).files] == ["pid 70 (driver)"]
 
 
 def test_node_that_a_container_knows_by_another_path(host: Host, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""A controller with virtual functions, and the display that the machine has started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import HostDevice, list_devices
+from pyiommufd.host import drivers, uses
+from pyiommufd.host.standing import Standing, standings
+from tests.guest.uses.types import Refused
+
+
+@pytest.fixture
+def physical() -> HostDevice:
+    return next(one for one in list_devices("pci") if (one.sys_path / "sriov_totalvfs").exists())
+
+
+def test_virtual_function_in_use(physical: HostDevice, refused: Refused) -> None:
+    assert uses.refusals(physical) == ()
+    (physical.sys_path / "sriov_drivers_autoprobe").write_text("0")
+    (physical.sys_path / "sriov_numvfs").write_text("2")
+    try:
+        # Nobody has them: what they were made for can be made again.
+        assert uses.refusals(physical) == ()
+        function = next(one for one in list_devices("pci") if (one.sys_path / "physfn").exists())
+        drivers.set_driver_override(function, "vfio-pci")
+        drivers.bind(function, "vfio-pci")
+        reason = f"virtual functions of it are in use: {function.name} (vfio-pci)"
+        assert refused(physical) == [(physical.name, "vfs", reason)]
+        assert standings(list_devices())[physical] == Standing.IN_USE
+    finally:
+        (physical.sys_path / "sriov_numvfs").write_text("0")
+    assert uses.refusals(physical) == ()
+
+
+def test_boot_display(refused: Refused) -> None:
+    """The kernel has a text console on it."""
+    (display,) = (one for one in list_devices("pci") if (one.class_code or 0) >> 16 == 0x03)
+    assert Path(display.sys_path, "boot_vga").read_text() == "1\n"
+    assert refused(display) == [(display.name, "boot-display", "it is the boot display, in use as the text console")]
+    assert standings(list_devices())[display] == Standing.IN_USE
