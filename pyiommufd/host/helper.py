@@ -22,6 +22,10 @@ _log = logging.getLogger(__name__)
 SECONDS = 30.0
 """How long an access may take before the caller is told. A disk flushes its cache in an unbind."""
 
+GRACE = 5.0
+"""Seconds that an access still has when the caller does not want to wait any more, or has given it up: what does not
+hang is done by then, and its outcome known."""
+
 _SLICE = 0.1  # seconds between looks at whether the caller still wants to wait
 
 # Run by an interpreter of its own. A request is what one read returns: "w", the path and the text, or "r" and the path,
@@ -68,7 +72,7 @@ class Helper:
 
     Args:
         keep: File descriptors that the helper holds as well, such as that of a lock.
-        stop: Asked while an access blocks; true: give up waiting.
+    stop: Asked while an access blocks; true: give it up after `GRACE`.
     """
 
     def __init__(self, keep: Sequence[int] = (), stop: Callable[[], bool] = lambda: False) -> None:
@@ -132,10 +136,12 @@ class Helper:
     def _answer(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
         """What the helper answers; not a whole line where it has died, None where it takes too long."""
         assert process.stdout is not None  # noqa: S101
-        end, answer = time.monotonic() + seconds, b""
+        end, answer, wanted = time.monotonic() + seconds, b"", True
         while not answer.endswith(b"\n"):
+            if wanted and self.stop():
+                wanted, end = False, min(end, time.monotonic() + GRACE)
             left = end - time.monotonic()
-            if left <= 0 or self.stop():
+            if left <= 0:
                 return None
             if select.select([process.stdout], [], [], min(left, _SLICE))[0]:
                 piece = process.stdout.read(1 << 16)
@@ -187,6 +193,8 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
 def _abandon(process: subprocess.Popen[bytes]) -> None:
     process.kill()  # takes effect once the kernel lets it go
     _close_pipes(process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_SLICE)
     _abandoned[:] = [other for other in _abandoned if other.poll() is None]
     _abandoned.append(process)
 

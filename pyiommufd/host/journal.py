@@ -33,6 +33,10 @@ _LOCK_SLICE = 0.02
 _log = logging.getLogger(__name__)
 
 
+class NoAccessError(ClaimError):
+    """Only root may look at the record."""
+
+
 class State(StrEnum):
     """What a journal entry stands for."""
 
@@ -166,12 +170,13 @@ def start_time(pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def locked(run: Path, seconds: float | None = None) -> Iterator[int]:
+def locked(run: Path, seconds: float | None = None, check: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Keep other claims, releases and recoveries of this machine waiting.
 
     Args:
         run: The folder of the record.
         seconds: How long to wait for others; None: `LOCK_SECONDS`.
+        check: Called while it waits; what it raises ends that.
 
     Returns:
         The lock's file descriptor, for a process that goes on when this one is killed: others wait for it as well.
@@ -189,7 +194,7 @@ def locked(run: Path, seconds: float | None = None) -> Iterator[int]:
         ) from error
     try:
         _check_owner(run / "lock", os.fstat(fd), stat.S_ISREG)
-        _lock(fd, run / "lock", LOCK_SECONDS if seconds is None else seconds)
+        _lock(fd, run / "lock", LOCK_SECONDS if seconds is None else seconds, check)
         try:
             _clear(run)
             yield fd
@@ -201,9 +206,10 @@ def locked(run: Path, seconds: float | None = None) -> Iterator[int]:
         os.close(fd)
 
 
-def _lock(fd: int, path: Path, seconds: float) -> None:
+def _lock(fd: int, path: Path, seconds: float, check: Callable[[], None]) -> None:
     end = time.monotonic() + seconds
     while True:
+        check()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
@@ -270,7 +276,7 @@ def entries(run: Path) -> list[Entry]:
 
     Raises:
         ClaimError: A file there is none of ours, or others can write it.
-        PermissionError: Only root may look.
+        NoAccessError: Only root may look.
     """
     found, errors = read_all(run)
     if errors:
@@ -282,7 +288,7 @@ def read_all(run: Path) -> tuple[list[Entry], list[ClaimError]]:
     """Everything on record, the oldest first, and what is wrong with the other files.
 
     Raises:
-        PermissionError: Only root may look.
+        NoAccessError: Only root may look.
     """
     found, errors = [], []
     boot = boot_id()
@@ -307,6 +313,8 @@ def _files(run: Path) -> list[Path]:
         names = os.listdir(run)  # noqa: PTH208 (glob passes over a folder that it may not read)
     except FileNotFoundError:
         return []
+    except PermissionError:
+        raise NoAccessError(f"the record of claims in {run} is root's: looking at it takes root") from None
     return [run / name for name in sorted(names) if name.endswith(".json")]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClaimError, Refusal
-from . import drivers, journal, uses
+from . import drivers, journal, sysfs, uses
 from .devices import HostDevice, as_device
 from .groups import Group, is_safe
 from .holders import holders
@@ -177,6 +177,11 @@ def plan_claim(
             continue
         if device in wanted and device.is_bridge:
             raise ClaimError(f"{device.name} is a bridge: vfio-pci takes none; name a device behind it")
+        if mediated := _mediated(device):
+            raise ClaimError(
+                f"{device.name} is what the mediated devices {', '.join(mediated)} are made of: they would be "
+                "destroyed, and could not be given back; remove them first"
+            )
         driver = None if device.is_bridge else drivers.vfio_driver_for(device)
         moves.append(Move(device, driver, vfs_of(device).devices))
     functions = {function: move.device for move in moves for function in move.vfs}
@@ -202,6 +207,15 @@ def plan_claim(
     )
 
 
+def _mediated(device: HostDevice) -> list[str]:
+    """The names of the mediated devices that a device's driver has made of it."""
+    try:
+        folders = sorted(device.sys_path.iterdir())
+    except OSError:
+        return []
+    return [folder.name for folder in folders if sysfs.link_name(folder / "subsystem") == "mdev"]
+
+
 def _refusals(groups: Iterable[Group], moves: list[Move], force: frozenset[str]) -> Iterator[Refusal]:
     functions = [function for move in moves for function in move.vfs]
     # Two records of one device could not both be restored: nothing forces this.
@@ -217,7 +231,7 @@ def claimed(names: Collection[str], run: Path | None = None) -> Iterator[Refusal
     """The devices that a claim has already, as far as this user may know."""
     try:
         entries = journal.entries(journal.RUN if run is None else run)
-    except PermissionError:
+    except journal.NoAccessError:
         return
     for entry in entries:
         for name in sorted(entry.names & set(names)):

@@ -43,9 +43,13 @@ def turn(run: Path) -> Iterator[Turn]:
     """Wait for this process's turn.
 
     Raises:
-        ClaimError: The record cannot be written, or it takes too long.
+        ClaimError: The record cannot be written, it takes too long, or a signal has come.
     """
-    with held_back() as signals, journal.locked(run) as lock, Helper(keep=[lock]) as helper:
+    with (
+        held_back() as signals,
+        journal.locked(run, check=signals.check) as lock,
+        Helper(keep=[lock]) as helper,
+    ):
         yield Turn(run, helper, signals)
 
 

@@ -224,6 +224,23 @@ def test_lock_that_is_not_given_up_names_its_holder(tmp_path: Path) -> None:
         pass
 
 
+def test_waiting_for_the_lock_can_be_ended(tmp_path: Path) -> None:
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise ClaimError("interrupted")
+
+    with (
+        journal.locked(tmp_path),
+        pytest.raises(ClaimError, match="interrupted"),
+        journal.locked(tmp_path, 60, check),
+    ):
+        pass
+    assert len(asked) == 3
+
+
 def test_lock_is_given_up_though_a_child_has_it_open(tmp_path: Path) -> None:
     """As a helper does that waits in the kernel."""
     with journal.locked(tmp_path) as fd:
