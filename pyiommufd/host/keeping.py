@@ -272,6 +272,7 @@ def _make(order: _Order, signals: HeldBack, report: Report) -> Claim:
     record.owns_file = order.writes
     if user is not None:
         record.user, record.uid = user.name, user.uid
+    claim = None
     try:
         record.write()
         claim = plan.apply(keep=True, report=report)
@@ -288,14 +289,17 @@ def _make(order: _Order, signals: HeldBack, report: Report) -> Claim:
         record.stage = Stage.KEPT
         record.write()
     except BaseException as error:
+        outcome = "failed and was rolled back"
         try:
             undo(Kept.of(record), (), report)
             for part in end_of_unit(()):
                 part.do(report)
         except (OSError, IOMMUFDError) as failure:
+            outcome = "failed, and not all of it could be rolled back (`pyiommufd recover` completes it)"
             error.add_note(f"and the roll-back left something undone: {failure}")
-        if isinstance(error, OSError) and not isinstance(error, IOMMUFDError):
-            raise ClaimError(f"the claim failed and was rolled back: {error}") from error
+        # What the plan raises says so itself.
+        if isinstance(error, OSError) or (claim is not None and isinstance(error, ClaimError)):
+            raise ClaimError(f"the claim {outcome}: {error}") from error
         raise
     return claim
 
