@@ -45,8 +45,7 @@ def keep(plan: ClaimPlan, *, persist: bool = False, user: User | None = None, re
     """
     report = report or _unseen
     with locked(), held_back() as signals:
-        persistent = persistent_claim(plan, None if user is None else user.name) if persist else None
-        return _make(_Order(plan, user, persistent, persist), signals, report)
+        return _make(_order(plan, persist, user), signals, report)
 
 
 def keep_steps(plan: ClaimPlan, *, persist: bool = False, user: User | None = None) -> tuple[AnyStep, ...]:
@@ -55,8 +54,7 @@ def keep_steps(plan: ClaimPlan, *, persist: bool = False, user: User | None = No
     Raises:
         ClaimError: As `keep`, as far as it shows before.
     """
-    persistent = persistent_claim(plan, None if user is None else user.name) if persist else None
-    return _Order(plan, user, persistent, persist).steps()
+    return _order(plan, persist, user).steps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +254,15 @@ class _Order:
                 found.append(FileStep(str(boot_unit.file()), FileAction.ENABLE))
             found.append(FileStep(str(self.persistent.file), FileAction.WRITE))
         return found
+
+
+def _order(plan: ClaimPlan, persist: bool, user: User | None) -> _Order:
+    persistent = None
+    if persist:
+        # What a dead process was making or releasing under a name is undone later, by that name.
+        reserved = [record.file for record in records() if record.file is not None]
+        persistent = persistent_claim(plan, None if user is None else user.name, reserved=reserved)
+    return _Order(plan, user, persistent, persist)
 
 
 def _make_reported(order: _Order, signals: HeldBack, report: Report) -> tuple[AnyStep, ...]:

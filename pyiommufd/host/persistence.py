@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,18 @@ class PersistentClaim:
         return "\n".join(lines) + "\n"
 
 
-def persistent_claim(plan: ClaimPlan, user: str | None = None, folder: Path | None = None) -> PersistentClaim:
+def persistent_claim(
+    plan: ClaimPlan, user: str | None = None, *, reserved: Collection[str] = (), folder: Path | None = None
+) -> PersistentClaim:
     """The persistent claim of what a plan takes. Changes nothing.
 
     Has to be made before the plan is carried out: some serial numbers are known to the host's driver alone.
+
+    Args:
+        plan: The plan.
+        user: The name of the user who is given the nodes, or None.
+        reserved: Files that are not there, and whose names are not to be used.
+        folder: Where it is to be on record; None: `FOLDER`.
 
     Raises:
         ClaimError: A device is no PCI device, or is in a persistent claim already.
@@ -123,7 +131,7 @@ def persistent_claim(plan: ClaimPlan, user: str | None = None, folder: Path | No
         if identity.find() != device:
             raise ClaimError(f"{device.name} would not be found again: {identity} is {identity.find().name}")
     return PersistentClaim(
-        _free_name(folder, plan.devices[0].name),
+        _free_name(folder, plan.devices[0].name, reserved),
         tuple(known[device] for device in plan.devices),
         tuple(identity for device, identity in known.items() if device not in plan.devices),
         tuple(sorted(plan.force)),
@@ -209,9 +217,9 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(str(_string(each)) for each in value)
 
 
-def _free_name(folder: Path, name: str) -> Path:
+def _free_name(folder: Path, name: str, reserved: Collection[str]) -> Path:
     safe = "".join(letter if letter.isalnum() or letter in ".:-_" else "_" for letter in name)
-    taken = {file.stem for file in files(folder)}
+    taken = {file.stem for file in (*files(folder), *map(Path, reserved))}
     number = 1
     while (stem := safe if number == 1 else f"{safe}-{number}") in taken:
         number += 1

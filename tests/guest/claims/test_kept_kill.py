@@ -124,3 +124,16 @@ def test_release_of_it_that_is_killed_at_each_step(
         assert after == (before if begun else whole[0])
     show(capsys, "SIGKILL in the release of it, then recover", rows)
     assert sum("no longer let nobody open it" in at for _, at, _ in rows) == 2
+
+
+def test_claim_made_anew_where_one_died_at_its_first_step(rng: HostDevice, everything: Callable[[], Any]) -> None:
+    """What recover then undoes is the dead one's, not the new one, which is of the same device and name."""
+    durable.make_folder(boot_unit.link().parent)
+    before = everything()
+    assert cut_off(lambda: keep(rng), 1, die).status == -signal.SIGKILL
+    keep(rng)
+    whole = everything()[:4]
+    assert recovered() == "recovered 0 devices in 0 steps"
+    assert everything()[:4] == whole
+    keeping.release()
+    assert everything() == before

@@ -95,7 +95,9 @@ def test_device_that_is_claimed_at_boot_already(machine: FakeSysfs) -> None:
 def test_name_of_a_file_that_is_taken(machine: FakeSysfs) -> None:
     persistent_claim(plan_claim("0000:01:00.0")).write()
     (persistence.FOLDER / "0000:01:00.0.toml").rename(persistence.FOLDER / "0000:00:03.0.toml")
-    assert persistent_claim(plan_claim("0000:00:03.0")).file.name == "0000:00:03.0-2.toml"
+    plan = plan_claim("0000:00:03.0")
+    assert persistent_claim(plan).file.name == "0000:00:03.0-2.toml"
+    assert persistent_claim(plan, reserved=["/x/0000:00:03.0-2.toml"]).file.name == "0000:00:03.0-3.toml"
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664])
