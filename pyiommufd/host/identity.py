@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +49,20 @@ class Identity:
         text = f"{self.ids[0]}:{self.ids[1]} at {self.path}"
         return text if self.serial is None else f"{text}, serial number {self.serial}"
 
-    def find(self) -> HostDevice:
+    def find(self, among: Sequence[HostDevice] | None = None) -> HostDevice:
         """The device that it is, on this machine as it is now.
 
         A device with a serial number of its own is found wherever it is. One without has to be where it was, and so
         do all of its kind, since there is no telling which one has moved.
 
+        Args:
+            among: All PCI devices of this machine, for a caller who has several to find; None: look.
+
         Raises:
             ClaimError: No device is it for certain.
         """
-        alike = [device for device in list_devices("pci") if _ids(device) == self.ids]
+        among = list_devices("pci") if among is None else among
+        alike = [device for device in among if _is_of(device, self.ids)]
         if not alike:
             raise ClaimError(f"{self.name} ({self}) is not here: no device has its ids")
         if self.serial is not None:
@@ -80,10 +85,14 @@ class Identity:
         return paths[self.path]
 
 
-def identify(device: HostDevice) -> Identity:
+def identify(device: HostDevice, among: Sequence[HostDevice] | None = None) -> Identity:
     """What a device is known by at another boot.
 
     Complete for root only: others cannot read a serial number of PCI Express.
+
+    Args:
+        device: The device.
+        among: All PCI devices of this machine, as for `Identity.find`.
 
     Raises:
         ClaimError: It is no PCI device, which alone have what it takes.
@@ -91,7 +100,7 @@ def identify(device: HostDevice) -> Identity:
     if device.subsystem != "pci":
         raise ClaimError(f"{device.name} is no PCI device: there is nothing to know it by at the next boot")
     ids, serial, path = _ids(device), serial_number(device), pci_path(device)
-    alike = [other for other in list_devices("pci") if _ids(other) == ids]
+    alike = [other for other in (list_devices("pci") if among is None else among) if _is_of(other, ids)]
     if serial is not None:
         alike = [other for other in alike if serial_number(other) == serial]
     twins = sorted({pci_path(other) for other in alike} - {path})
@@ -101,6 +110,12 @@ def identify(device: HostDevice) -> Identity:
 def _ids(device: HostDevice) -> tuple[str, ...]:
     found = (sysfs.read(device.sys_path / name) for name in IDS)
     return tuple("" if text is None else text.removeprefix("0x") for text in found)
+
+
+def _is_of(device: HostDevice, ids: tuple[str, ...]) -> bool:
+    # The snapshot tells of most that they are another's: their attributes need not be read.
+    numbers = (device.vendor_id, device.device_id)
+    return tuple("" if number is None else f"{number:04x}" for number in numbers) == ids[:2] and _ids(device) == ids
 
 
 def pci_path(device: HostDevice) -> str:

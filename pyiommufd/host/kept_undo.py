@@ -64,7 +64,7 @@ class Kept:
         except ClaimError:
             return name == self.file.stem
         if device is not None:
-            return claim.covers(device)
+            return device in claim.found()
         return any(name == identity.name for identity in (*claim.wanted, *claim.companions))
 
     def parts(self, undone: Iterable[Kept]) -> Iterator[Part]:

@@ -6,17 +6,18 @@ with them by their IOMMU groups. Files are written whole or not at all, and only
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ClaimError
 from . import durable, steps
-from .devices import HostDevice
+from .devices import HostDevice, list_devices
 from .identity import IDS, Identity, identify
 from .plan import ClaimPlan, plan_claim
 
@@ -66,8 +67,9 @@ class PersistentClaim:
             ClaimError: A device cannot be told for certain, or their groups have other members than when the claim was
                 put on record.
         """
-        wanted = [identity.find() for identity in self.wanted]
-        known = {*wanted, *(identity.find() for identity in self.companions)}
+        among = list_devices("pci")
+        wanted = [identity.find(among) for identity in self.wanted]
+        known = {*wanted, *(identity.find(among) for identity in self.companions)}
         plan = plan_claim(wanted, force=self.force)
         now = set(endpoints(plan))
         if now != known:
@@ -79,15 +81,17 @@ class PersistentClaim:
             )
         return plan
 
-    def covers(self, device: HostDevice) -> bool:
-        """Whether the claim takes this device; one that cannot be told for certain it does not take."""
+    def found(self, among: Sequence[HostDevice] | None = None) -> set[HostDevice]:
+        """The devices that the claim takes, but for those that are not here or cannot be told for certain.
+
+        Args:
+            among: All PCI devices of this machine, as for `Identity.find`.
+        """
+        found = set()
         for identity in (*self.wanted, *self.companions):
-            try:
-                if identity.find() == device:
-                    return True
-            except ClaimError:
-                continue
-        return False
+            with contextlib.suppress(ClaimError):
+                found.add(identity.find(among))
+        return found
 
     def _text(self) -> str:
         lines = [_HEAD, f"version = {_VERSION}", f"force = {_toml(list(self.force))}"]
@@ -121,15 +125,14 @@ def persistent_claim(
         ClaimError: A device is no PCI device, or is in a persistent claim already.
     """
     folder = FOLDER if folder is None else folder
-    taken = endpoints(plan)
+    taken, among = endpoints(plan), list_devices("pci")
     for file in files(folder):
-        for device in taken:
-            if read(file).covers(device):
-                raise ClaimError(f"{device.name} is claimed at boot already, by {file}; release it first")
-    known = {device: identify(device) for device in taken}
+        for device in sorted(read(file).found(among).intersection(taken), key=str):
+            raise ClaimError(f"{device.name} is claimed at boot already, by {file}; release it first")
+    known = {device: identify(device, among) for device in taken}
     for device, identity in known.items():
-        if identity.find() != device:
-            raise ClaimError(f"{device.name} would not be found again: {identity} is {identity.find().name}")
+        if (found := identity.find(among)) != device:
+            raise ClaimError(f"{device.name} would not be found again: {identity} is {found.name}")
     return PersistentClaim(
         _free_name(folder, plan.devices[0].name, reserved),
         tuple(known[device] for device in plan.devices),

@@ -90,6 +90,7 @@ def test_one_more_of_its_kind(machine: FakeSysfs) -> None:
 def test_other_hardware_in_its_slot(machine: FakeSysfs, attribute: str) -> None:
     identity = identify(find_device("0000:00:03.0"))
     (machine.root / "bus/pci/devices/0000:00:03.0" / attribute).write_text("0x0815\n")
+    assert identify(find_device("0000:00:03.0")) != identity
     with pytest.raises(ClaimError, match="no device has its ids"):
         identity.find()
 

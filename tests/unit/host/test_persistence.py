@@ -64,8 +64,8 @@ def test_plan_is_of_the_same_devices_elsewhere(machine: FakeSysfs) -> None:
     plan = claim.plan()
     assert [device.name for device in plan.devices] == ["0000:07:00.0"]
     assert plan.force == {"mounted"}
-    assert claim.covers(find_device("0000:07:00.1"))
-    assert not claim.covers(find_device("0000:00:03.0"))
+    assert find_device("0000:07:00.1") in claim.found()
+    assert find_device("0000:00:03.0") not in claim.found()
 
 
 def test_group_that_somebody_has_joined(machine: FakeSysfs) -> None:
