@@ -106,6 +106,11 @@ def remove() -> None:
     _reload()
 
 
+def remove_draft() -> None:
+    """Remove what was written of the unit when its process died; the folder's other drafts are others'."""
+    durable.remove(file().with_name(NAME + durable.DRAFT))
+
+
 def _reload() -> None:
     """Have systemd read its units again. It does so at boot, too: no failure of it matters here."""
     systemctl = shutil.which("systemctl", path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/bin")

@@ -189,6 +189,7 @@ def _recover(report: Report) -> list[str]:
     except CloseError as error:
         errors += error.errors
     remove_drafts(persistence.FOLDER)
+    boot_unit.remove_draft()
     if errors:
         raise CloseError("not everything could be given back to the host:", tuple(errors))
     return list(dict.fromkeys(names))

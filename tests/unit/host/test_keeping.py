@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pyiommufd import ClaimError, ClaimRefusedError, CloseError, plan_claim
-from pyiommufd.host import access, boot_unit, journal, keeping, kept_record, persistence, steps
+from pyiommufd.host import access, boot_unit, durable, journal, keeping, kept_record, persistence, steps
 from pyiommufd.host.access import User
 from pyiommufd.host.keeping import claim_persistent, claim_persistent_steps, keep, keep_steps, recover, release
 from tests.fake_sysfs import FakeSysfs
@@ -313,6 +313,16 @@ def test_power_cut_at_each_step_of_a_release() -> None:
         assert [outcome.error for outcome in claim_persistent()] in ([], [None])
         assert there() == ([] if removed else WHOLE), what
         removed = removed or "claims.d" in what
+
+
+def test_files_that_were_not_finished_go() -> None:
+    for path in (boot_unit.file(), persistence.FOLDER / "x.toml"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(path.name + durable.DRAFT).write_text("hal")
+        (path.parent / "mine").write_text("somebody else's")
+    recover()
+    assert sorted(path.name for path in boot_unit.FOLDER.iterdir()) == ["mine"]
+    assert sorted(path.name for path in persistence.FOLDER.iterdir()) == ["mine"]
 
 
 def test_claim_made_anew_where_one_died_at_its_first_step() -> None:
