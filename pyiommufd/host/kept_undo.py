@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,9 @@ def _revoke(node: Node, record: KeptRecord, uid: int, gone: set[str]) -> Iterato
     others = [other for other in records() if other.id not in gone and other.uid == uid]
     if not path.exists() or any(one.path == node.path for other in others for one in other.nodes):
         return
+    with contextlib.suppress(OSError):
+        if access.granted(path, uid) == node.before:
+            return  # it had not come to it, or has been done
     step = FileStep(place, FileAction.REVOKE, record.user)
     yield _file_part(step, lambda: steps.cross(str(step), lambda: access.grant(path, uid, node.before)))
 

