@@ -16,6 +16,7 @@ from pyiommufd.host.groups import Group
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.pci_ids import pci_ids
 from pyiommufd.host.standing import Standing
+from pyiommufd.host.steps import Action, Step
 
 Record = dict[str, Any]
 
@@ -51,6 +52,11 @@ REFUSAL = {
     "device": "the name of the device",
     "kind": "what it is doing, as named to force",
     "reason": "what it is doing, in a sentence",
+}
+STEP = {
+    "device": "the name of the device",
+    "action": "what is done: " + ", ".join(Action),
+    "value": "the driver, the override or the number, or null",
 }
 FINDING = {
     "check": "what was looked at, a stable name",
@@ -113,6 +119,11 @@ def holder_record(holder: Holder) -> Record:
 def refusal_record(refusal: Refusal) -> Record:
     """What the host does with a device, by the keys of `REFUSAL`."""
     return asdict(refusal)
+
+
+def step_record(step: Step) -> Record:
+    """What a claim does to a device, by the keys of `STEP`."""
+    return {"device": step.device, "action": str(step.action), "value": step.value}
 
 
 def finding_record(finding: Finding) -> Record:

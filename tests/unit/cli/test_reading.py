@@ -193,8 +193,8 @@ READING: dict[str, list[list[str]]] = {
     "topology": [[]],
     "explain": [["bind", "EPERM", "01:00.0"]],
 }
-ELSEWHERE = {"watch", "caps"}
-"""A stream of objects, and what takes a kernel that has iommufd: tested on their own."""
+ELSEWHERE = {"watch", "caps", "plan", "vfs"}
+"""A stream of objects, what takes a kernel that has iommufd, and what goes with changes: tested on their own."""
 
 
 @pytest.mark.parametrize("command", READING)

@@ -1,0 +1,116 @@
+"""What the changing commands share: ``--dry-run`` and ``--force``, a line for each step, an end by signals.
+
+Steps go to the standard output, a line each before it is taken, and nothing else does: with ``--dry-run`` the same
+lines are printed and nothing is done. What there is to say besides goes to the standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from types import FrameType
+
+import click
+
+from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.status import FAILED
+from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError
+from pyiommufd.host.devices import HostDevice, find_device
+from pyiommufd.host.kept_steps import AnyStep
+from pyiommufd.host.plan import ClaimPlan
+from pyiommufd.host.uses import KINDS as ALL_KINDS
+
+KINDS = tuple(kind for kind in ALL_KINDS if kind != "claimed")
+"""What a claim is refused for unless it is named to ``--force``."""
+
+devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print the steps that would be taken, in order, and take none."
+)
+force_option = click.option(
+    "--force",
+    multiple=True,
+    type=click.Choice(KINDS),
+    metavar="KIND",
+    help="Go ahead in spite of refusals of this kind; may be repeated. Kinds: " + ", ".join(KINDS) + ".",
+)
+
+
+class _SignalledError(Exception):
+    """A signal has ended the command."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+
+
+def say(text: object) -> None:
+    """Say something that is no step."""
+    click.echo(str(text), err=True)
+
+
+def show_step(step: AnyStep) -> None:
+    """Print a step, at once: it may take a while."""
+    click.echo(str(step))
+    sys.stdout.flush()
+
+
+def show_steps(steps: Iterable[AnyStep]) -> None:
+    """Print steps that are not taken."""
+    for step in steps:
+        click.echo(str(step))
+
+
+def find_devices(names: Iterable[str]) -> list[HostDevice]:
+    """The devices of these names."""
+    return [find_device(name) for name in names]
+
+
+def check_refusals(plan: ClaimPlan) -> None:
+    """End a dry run where the command itself would be refused.
+
+    Raises:
+        ClaimRefusedError: It would.
+    """
+    if plan.refusals:
+        raise ClaimRefusedError(plan.refusals)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have SIGINT, SIGTERM and SIGHUP end a command once what it was doing is done or undone, with status 1."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise _SignalledError(number)
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        # The terminal has gone: no reason to leave anything half done.
+        del number, frame
+        signal.raise_signal(signal.SIGTERM)
+
+    handlers = {signal.SIGINT: end, signal.SIGTERM: end, signal.SIGHUP: hang_up}
+    before = {number: signal.getsignal(number) for number in handlers}
+    try:
+        for number, handler in handlers.items():
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    except _SignalledError as error:
+        # What it was doing has failed for it, and says what became of that.
+        reason = error.__context__
+        text = str(reason) if isinstance(reason, ClaimError) else str(error)
+        with contextlib.suppress(OSError):
+            say(f"pyiommufd: {text}")
+        sys.exit(FAILED)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def failed(error: Exception) -> str:
+    """What went wrong, with what was added to it."""
+    notes = getattr(error, "__notes__", [])
+    text = str(error) if isinstance(error, IOMMUFDError | OSError) else repr(error)
+    return "\n".join([text, *notes])

@@ -1,0 +1,118 @@
+"""``pyiommufd claim``: take devices from the host, until they are released, and at every boot if asked to."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.changing import (
+    check_refusals,
+    dry_run_option,
+    ended_by_signals,
+    failed,
+    find_devices,
+    force_option,
+    say,
+    show_step,
+    show_steps,
+)
+from pyiommufd.cli.status import FAILED
+from pyiommufd.errors import ClaimError
+from pyiommufd.host import boot_unit, keeping
+from pyiommufd.host.access import User, find_user
+from pyiommufd.host.plan import ClaimPlan, plan_claim
+from pyiommufd.host.user_limits import lock_limit
+
+
+def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User | None:
+    try:
+        return None if value is None else find_user(value)
+    except ClaimError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+@click.command()
+@click.argument("devices", nargs=-1, type=DeviceName(), metavar="[DEVICE]...")
+@click.option("--persist", is_flag=True, help="Claim them again at every boot, by what they are, not by their address.")
+@click.option(
+    "--user",
+    callback=_user,
+    metavar="NAME",
+    help="Let this user open /dev/iommu and the devices' nodes while they are claimed.",
+)
+@force_option
+@click.option(
+    "--persistent",
+    is_flag=True,
+    help="Make the claims that are on record for every boot: what the systemd unit runs. No DEVICE then.",
+)
+@dry_run_option
+@click.pass_context
+def claim(
+    ctx: click.Context,
+    devices: tuple[str, ...],
+    persist: bool,
+    user: User | None,
+    force: tuple[str, ...],
+    persistent: bool,
+    dry_run: bool,
+) -> None:
+    """Take each DEVICE, and with them their whole IOMMU groups, from the host to their vfio drivers.
+
+    All of it or nothing. What the host uses is refused: disks with mounted filesystems, the network interface of the
+    default route and the like, unless --force names the kind. They stay claimed until pyiommufd release, or a reboot.
+    pyiommufd plan shows before what would be done.
+
+    With --persist they are claimed anew at every boot. The file under /etc/pyiommufd/claims.d says what they are known
+    by: ids, serial number, slots. Where a boot does not find each of them for certain, or the host uses one by then,
+    nothing of that claim is done.
+
+    Steps are printed to the standard output, one a line, each before it is taken.
+    """
+    if persistent:
+        if devices or persist or user is not None or force:
+            raise click.UsageError("--persistent takes what is on record: no DEVICE, --persist, --user or --force", ctx)
+        with ended_by_signals():
+            _at_boot(dry_run)
+        return
+    if not devices:
+        raise click.UsageError("no DEVICE", ctx)
+    with ended_by_signals():
+        plan = plan_claim(find_devices(devices), force=force)
+        if dry_run:
+            check_refusals(plan)
+            show_steps(keeping.keep_steps(plan, persist=persist, user=user))
+            return
+        keeping.keep(plan, persist=persist, user=user, report=show_step)
+        _say_what_follows(plan, persist, user)
+
+
+def _say_what_follows(plan: ClaimPlan, persist: bool, user: User | None) -> None:
+    names = " ".join(device.name for device in plan.devices)
+    unasked = [move.device.name for move in plan.moves if move.device not in plan.devices]
+    say(f"claimed {names}" + (f", and along with it {' '.join(unasked)}" if unasked else ""))
+    say(f"to give back: pyiommufd release {names}")
+    if user is not None:
+        say(lock_limit(user).advice(user))
+    if persist and not boot_unit.has_systemd():
+        say(f"there is no systemd here: have root run this at boot, after all disks are mounted: {boot_unit.command()}")
+
+
+def _at_boot(dry_run: bool) -> None:
+    if dry_run:
+        show_steps(keeping.recover_steps())
+        outcomes = keeping.claim_persistent_steps()
+        for outcome in outcomes:
+            show_steps(outcome.steps)
+    else:
+        outcomes = keeping.claim_persistent(report=show_step)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            say(f"{outcome.file or 'what was left half done'}: nothing is done: {failed(outcome.error)}")
+        else:
+            done = "claimed already" if outcome.there else "would be claimed" if dry_run else "claimed"
+            say(f"{outcome.file}: {done}: {' '.join(outcome.devices)}")
+    if any(outcome.error is not None for outcome in outcomes):
+        sys.exit(FAILED)

@@ -1,0 +1,109 @@
+"""``pyiommufd plan``: what a claim would change, and what would undo it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pyiommufd.cli import records
+from pyiommufd.cli.changing import devices_argument, find_devices, force_option
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, waiting
+from pyiommufd.cli.status import FAILED
+from pyiommufd.errors import Refusal
+from pyiommufd.host import uses
+from pyiommufd.host.holders import holders
+from pyiommufd.host.plan import ClaimPlan, plan_claim
+
+_KEYS = (
+    {
+        "devices": "the names of the devices asked for",
+        "groups": "the numbers of their IOMMU groups",
+        "moves": "each device that changes its driver",
+        "moves.device": "its name",
+        "moves.before": "the driver that it is on, or null",
+        "moves.after": "the driver that it will be on, or null: a bridge is left without one",
+        "moves.virtual_functions": "the names of its virtual functions, which go away",
+        "stays": "the names of the members that are left as they are",
+        "companions": "the names of the devices that nobody asked for and that are concerned",
+        "refused": "whether a claim would be refused",
+        "refusals": "what for",
+    }
+    | records.nested("refusals", records.REFUSAL)
+    | {
+        "forced": "what it would be refused for without --force, as `refusals`",
+        "steps": "what a claim does, in order",
+    }
+    | records.nested("steps", records.STEP)
+    | {"undo": "lines of a shell that undo it by hand"}
+)
+
+
+@click.command(cls=ReadingCommand)
+@devices_argument
+@force_option
+@json_option(_KEYS)
+def plan(devices: tuple[str, ...], force: tuple[str, ...], as_json: bool) -> None:
+    """Show what a claim of each DEVICE, and with them their whole IOMMU groups, would do. Changes nothing.
+
+    Every member of the groups: the driver that it is on and the one it will be on, what stays as it is, what comes
+    along unasked; the steps in order; the commands that undo them by hand; and what a claim would be refused for.
+
+    Exit status 1 where it would be refused.
+    """
+    with waiting("looking at the devices"):
+        made = plan_claim(find_devices(devices), force=force)
+        forced = _forced(made)
+    if as_json:
+        print_json(_record(made, forced))
+    else:
+        _print(made, forced)
+    if made.refusals:
+        sys.exit(FAILED)
+
+
+def _forced(made: ClaimPlan) -> list[Refusal]:
+    """What the plan goes ahead in spite of."""
+    found: list[Refusal] = []
+    for move in made.moves if made.force else ():
+        found += [refusal for refusal in uses.refusals(move.device) if refusal.kind in made.force]
+        if "held" in made.force:
+            found += [Refusal(move.device.name, "held", str(holder)) for holder in holders(move.device)]
+    return found
+
+
+def _record(made: ClaimPlan, forced: list[Refusal]) -> records.Record:
+    return {
+        "devices": [device.name for device in made.devices],
+        "groups": [group.id for group in made.groups],
+        "moves": [
+            {
+                "device": move.device.name,
+                "before": move.device.driver,
+                "after": move.driver,
+                "virtual_functions": [function.name for function in move.vfs],
+            }
+            for move in made.moves
+        ],
+        "stays": [device.name for device in made.stays],
+        "companions": [device.name for device in made.companions],
+        "refused": bool(made.refusals),
+        "refusals": [records.refusal_record(refusal) for refusal in made.refusals],
+        "forced": [records.refusal_record(refusal) for refusal in forced],
+        "steps": [records.step_record(step) for step in made.steps],
+        "undo": list(made.undo_commands),
+    }
+
+
+def _print(made: ClaimPlan, forced: list[Refusal]) -> None:
+    sections: list[tuple[str, list[str]]] = [
+        ("a claim takes these steps:", list(map(str, made.steps))),
+        ("to undo them by hand, as root:", list(made.undo_commands)),
+        ("in spite of:", list(map(str, forced))),
+        ("it would be refused, unless --force names the kind:", list(map(str, made.refusals))),
+    ]
+    lines = list(made.outline)
+    for title, content in sections:
+        if content:
+            lines += [title, *(f"  {line}" for line in content)]
+    click.echo("\n".join(lines))

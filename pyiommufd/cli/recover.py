@@ -1,0 +1,25 @@
+"""``pyiommufd recover``: undo what processes have left behind that died."""
+
+from __future__ import annotations
+
+import click
+
+from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step, show_steps
+from pyiommufd.host import keeping
+
+
+@click.command()
+@dry_run_option
+def recover(dry_run: bool) -> None:
+    """Undo claims whose process is gone, and complete releases that died or failed halfway.
+
+    What pyiommufd claim has taken stays, unless it died before it was done; and so does what a living process has.
+
+    Steps are printed to the standard output, one a line, each before it is taken.
+    """
+    with ended_by_signals():
+        if dry_run:
+            show_steps(keeping.recover_steps())
+            return
+        names = keeping.recover(report=show_step)
+        say(f"given back: {' '.join(names)}" if names else "no device was left behind")

@@ -1,0 +1,72 @@
+"""``pyiommufd vfs``: the virtual functions of a device, and how many there are."""
+
+from __future__ import annotations
+
+import click
+
+from pyiommufd.cli.arguments import device_argument
+from pyiommufd.cli.changing import dry_run_option, ended_by_signals, force_option, say, show_step, show_steps
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table
+from pyiommufd.host.devices import HostDevice, find_device
+from pyiommufd.host.vfs import VFs, set_vfs, vfs_of, vfs_steps
+
+_KEYS = {
+    "device": "the name of the physical function",
+    "total": "how many virtual functions it can have; 0: it has no SR-IOV",
+    "count": "how many it has",
+    "devices": "those",
+    "devices.name": "its name",
+    "devices.driver": "the driver that it is on, or null",
+    "devices.group": "the number of its IOMMU group, or null",
+}
+
+
+@click.command(cls=ReadingCommand)
+@device_argument
+@click.argument("count", required=False, type=click.IntRange(min=0))
+@force_option
+@dry_run_option
+@json_option(_KEYS)
+def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Show the virtual functions of DEVICE, or have it have COUNT of them.
+
+    Those that it has go away first, unless it is that many already. What the host, a claim or a process uses is
+    refused. Where a step fails it has those of before again.
+
+    Steps are printed, one a line, each before it is taken; with --json, to the standard error.
+    """
+    target = find_device(device)
+    if count is None:
+        _show(target, vfs_of(target), as_json)
+        return
+    with ended_by_signals():
+        if dry_run:
+            show_steps(vfs_steps(target, count))
+            return
+        now = set_vfs(target, count, force=force, report=say if as_json else show_step)
+        if as_json:
+            _show(target, now, as_json)
+        elif now.devices:
+            say(f"{target.name} has {now.count}: {' '.join(function.name for function in now.devices)}")
+
+
+def _show(target: HostDevice, now: VFs, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "device": target.name,
+                "total": now.total,
+                "count": now.count,
+                "devices": [
+                    {"name": function.name, "driver": function.driver, "group": function.group_id}
+                    for function in now.devices
+                ],
+            }
+        )
+        return
+    if not now.total:
+        click.echo(f"{target.name} has no SR-IOV: it can have no virtual functions")
+        return
+    click.echo(f"{target.name} has {now.count} of {now.total} virtual functions")
+    if now.devices:
+        print_table(("DEVICE", "DRIVER", "GROUP"), ((d.name, d.driver, d.group_id) for d in now.devices))

@@ -1,0 +1,127 @@
+"""What `test_persistence` runs in its guests: a boot with persistent claims, and a claim or release cut short.
+
+/etc/pyiommufd and /etc/systemd/system are on the guest's disk, which is the one thing that outlives it.
+
+    python -m tests.boot.persistence_program boot       what the systemd unit does; prints what came of it, as JSON
+    … claim|release DEVICE                              do it, and print the points at which it can be cut, as JSON
+    … claim|release DEVICE POINT                        do it up to that point, say so, and wait for the end
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from pyiommufd import list_devices, plan_claim
+from pyiommufd.host import boot_unit, journal, keeping, persistence
+from pyiommufd.host.sysfs import PROC
+
+DISK = Path("/disk")
+PLACES = {"pyiommufd": Path("/etc/pyiommufd"), "systemd": Path("/etc/systemd/system")}
+
+
+def mount() -> None:
+    """Put the disk in its place, and have it look like a machine with systemd; once a boot."""
+    if str(DISK) in (PROC / "mounts").read_text():
+        return
+    DISK.mkdir()
+    subprocess.run(["mount", "-t", "ext4", "/dev/vda", DISK], check=True)
+    for name, place in PLACES.items():
+        for folder in (DISK / name, place):
+            folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "--bind", DISK / name, place], check=True)
+    Path("/run/systemd/system").mkdir(parents=True)
+
+
+def boot() -> dict[str, Any]:
+    """Do what systemd would, and look at what came of it."""
+    from click.testing import CliRunner
+
+    from pyiommufd.cli.group import cli
+
+    enabled = boot_unit.link().exists()
+    asked = bool(persistence.files())
+    # A file that nobody would act on is a claim half made.
+    assert enabled or not asked
+    command = shlex.split(boot_unit.command()) if not enabled else shlex.split(_line_of_unit())
+    assert command[:4] == [sys.executable, "-P", "-m", "pyiommufd.cli"]
+    result = CliRunner().invoke(cli, command[4:], catch_exceptions=False)
+    return {
+        "status": result.exit_code,
+        "said": result.stderr,
+        "drivers": {device.name: device.driver for device in list_devices("pci")},
+        "files": {file.name: file.read_text() for file in persistence.files()},
+        "others": [path.name for path in persistence.FOLDER.glob("*") if path.suffix != ".toml"],
+        "unit": boot_unit.is_installed() or boot_unit.file().exists(),
+        "kept": sum(entry.state is journal.State.KEPT for entry in journal.entries(journal.RUN)),
+    }
+
+
+def _line_of_unit() -> str:
+    (line,) = [line for line in boot_unit.file().read_text().splitlines() if line.startswith("ExecStart=")]
+    return line.removeprefix("ExecStart=")
+
+
+class Points(logging.Handler):
+    """The points at which a command can be cut: before each change, and within the writing of a persistent claim."""
+
+    def __init__(self, cut: int | None) -> None:
+        super().__init__()
+        self.cut = cut
+        self.seen: list[str] = []
+        logger = logging.getLogger("pyiommufd.host.steps")
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(self)
+        sys.addaudithook(self.audit)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reached(record.getMessage())
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        # The new text is on disk under another name; it has its own name, on disk or not yet.
+        if event == "os.rename" and str(arguments[1]).startswith(str(persistence.FOLDER)):
+            self.reached(f"rename to {arguments[1]}")
+        elif event == "open" and str(arguments[0]) == str(persistence.FOLDER):
+            self.reached(f"sync {arguments[0]}")
+
+    def reached(self, what: str) -> None:
+        if self.cut == len(self.seen):
+            print(f"\nat {what}", flush=True)
+            time.sleep(3600)
+        self.seen.append(what)
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    mount()
+    action, *rest = sys.argv[1:]
+    if action == "boot":
+        print(json.dumps(boot()), flush=True)
+        return
+    device = rest[0]
+    with redirect_stderr(io.StringIO()):
+        if action == "claim":
+            keeping.release()
+            plan = plan_claim(device)
+        elif not persistence.files():
+            keeping.keep(plan_claim(device), persist=True)
+    os.sync()  # what was before is not what is tried
+    points = Points(int(rest[1]) if len(rest) > 1 else None)
+    if action == "claim":
+        keeping.keep(plan, persist=True)
+    else:
+        keeping.release()
+    print(json.dumps(points.seen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""The changing commands on a real kernel: what they say is what they do, and all of it can be taken back."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from pyiommufd import DeviceFile, HostDevice, find_group
+from pyiommufd.cli.group import cli
+from pyiommufd.cli.output import ReadingCommand
+from pyiommufd.host import access, boot_unit, drivers, journal, persistence
+
+State = dict[str, tuple[str | None, str | None]]
+
+NOBODY = 65534
+IOMMU = Path("/dev/iommu")
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all")
+SYSTEMD = Path("/run/systemd/system")
+
+USES = """
+import sys
+from pyiommufd import IOMMUFD, DMABuffer
+
+with IOMMUFD() as iommufd, iommufd.bind(sys.argv[1]) as device:
+    ioas = iommufd.alloc_ioas()
+    device.attach(ioas)
+    buffer = DMABuffer(4096)
+    mapping = ioas.map(buffer, iova=0x100000)
+    print("used")
+    mapping.unmap()
+    device.detach()
+    buffer.close()
+"""
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result
+
+
+def dry_and_real(*arguments: str) -> list[str]:
+    """What a command prints with --dry-run, which is what it prints, and does, without."""
+    dry = run(*arguments, "--dry-run").stdout
+    assert run(*arguments).stdout == dry
+    return dry.splitlines()
+
+
+@pytest.fixture
+def state(first: HostDevice, alone: HostDevice) -> Callable[[], State]:
+    """Driver and override of every member of the groups."""
+
+    def state() -> State:
+        members = [device for at in (first, alone) for device in find_group(at.group_id or 0).devices]
+        return {device.name: (device.driver, drivers.driver_override(device)) for device in members}
+
+    return state
+
+
+@pytest.fixture(autouse=True)
+def as_before(state: Callable[[], State]) -> Iterator[State]:
+    """Every test leaves drivers, nodes, records and files as they were."""
+    before, mode = state(), IOMMU.stat().st_mode
+    SYSTEMD.mkdir(parents=True, exist_ok=True)
+    yield before
+    shutil.rmtree(SYSTEMD)
+    assert state() == before
+    assert IOMMU.stat().st_mode == mode
+    assert access.granted(IOMMU, NOBODY) is None
+    assert journal.entries(journal.RUN) == []
+    assert list((journal.RUN / "kept").glob("*.json")) == []
+    assert persistence.files() == []
+    assert not boot_unit.file().exists()
+    assert not boot_unit.link().is_symlink()
+
+
+def test_claim_lasts_until_it_is_released(
+    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State]
+) -> None:
+    plan = json.loads(run("plan", first.name, "--json").stdout)
+    steps = dry_and_real("claim", first.name)
+    assert len(steps) == len(plan["steps"]) == 7
+    for line, step in zip(steps, plan["steps"], strict=True):
+        assert line.startswith(f"{step['device']}: ")
+        assert (step["value"] or "") in line
+    for device in (first, peer, neighbour):
+        assert state()[device.name] == ("vfio-pci", "vfio-pci")
+    (entry,) = journal.entries(journal.RUN)
+    assert entry.state is journal.State.KEPT
+    # Whole: recover has nothing to do.
+    assert dry_and_real("recover") == []
+    refused = run("claim", peer.name, status=1)
+    assert "claimed already" in refused.stderr
+    assert refused.stdout == ""
+    # By any of its members.
+    assert len(dry_and_real("release", peer.name)) == 7
+    assert state() == as_before
+    assert "no kept claim has" in run("release", peer.name, status=1).stderr
+    assert dry_and_real("release") == []
+
+
+def test_undo_commands_undo_it(first: HostDevice, as_before: State, state: Callable[[], State]) -> None:
+    """By hand, as `plan` says; the record is then of a claim that has nothing left to give back."""
+    undo = json.loads(run("plan", first.name, "--json").stdout)["undo"]
+    run("claim", first.name)
+    assert state() != as_before
+    subprocess.run(["sh", "-e", "-c", "\n".join(undo)], check=True)
+    assert state() == as_before
+    assert dry_and_real("release", first.name) == []
+
+
+def test_keys_of_plan_are_those_documented(first: HostDevice) -> None:
+    with click.Context(cli) as context:
+        command = cli.get_command(context, "plan")
+    assert isinstance(command, ReadingCommand)
+    plan = json.loads(run("plan", first.name, "--json").stdout)
+    assert set(plan) == {key for key in command.json_keys if "." not in key}
+    for name in ("moves", "steps"):
+        for each in plan[name]:
+            assert {f"{name}.{key}" for key in each} == {key for key in command.json_keys if key.startswith(f"{name}.")}
+    assert plan["refused"] is False
+
+
+def test_everything_that_a_claim_can_have(
+    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State]
+) -> None:
+    steps = dry_and_real("claim", first.name, "--persist", "--user", "nobody")
+    names = [first.name, peer.name, neighbour.name]
+    assert steps[7:] == [
+        f"{IOMMU}: let nobody open it",
+        *(f"{name}: let nobody open it" for name in names),
+        f"{boot_unit.file()}: write and enable",
+        f"{persistence.FOLDER}/{first.name}.toml: write",
+    ]
+    assert boot_unit.is_installed()
+    (file,) = persistence.files()
+    claim = persistence.read(file)
+    assert {identity.name for identity in (*claim.wanted, *claim.companions)} == set(names)
+    # What the unit runs: it is there already.
+    assert dry_and_real("claim", "--persistent") == []
+    back = dry_and_real("release", first.name)
+    assert back[:5] == [
+        f"{file}: remove",
+        f"{IOMMU}: no longer let nobody open it",
+        *(f"{name}: no longer let nobody open it" for name in names),
+    ]
+    assert back[-1] == f"{boot_unit.file()}: disable and remove"
+    assert state() == as_before
+
+
+def test_unit_runs_this_command(alone: HostDevice) -> None:
+    """The very line of the unit, as after a boot: nothing in /run, the device on no driver."""
+    run("claim", alone.name, "--persist")
+    line = next(line for line in boot_unit.file().read_text().splitlines() if line.startswith("ExecStart="))
+    run("release", "--dry-run")
+    (file,) = persistence.files()
+    kept = file.read_bytes()
+    run("release")
+    file.write_bytes(kept)
+    boot_unit.install()
+    done = subprocess.run(
+        ["sh", "-c", line.removeprefix("ExecStart=")], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert (done.returncode, done.stderr) == (0, f"{file}: claimed: {alone.name}\n")
+    assert alone.refreshed().driver == "vfio-pci"
+    assert run("claim", "--persistent").stderr == f"{file}: claimed already: {alone.name}\n"
+    run("release", alone.name)
+
+
+def test_persistent_claim_that_is_refused_at_boot(first: HostDevice, alone: HostDevice) -> None:
+    """The one is taken by somebody else by then: nothing of it is done, and the other is made all the same."""
+    run("claim", first.name, "--persist")
+    run("claim", alone.name, "--persist", "--user", "nobody")
+    kept = {file: file.read_bytes() for file in persistence.files()}
+    run("release")
+    for file, content in kept.items():
+        file.write_bytes(content)
+    file = persistence.FOLDER / f"{alone.name}.toml"
+    file.write_text(file.read_text().replace('revision = "10"', 'revision = "11"'))
+    dry = run("claim", "--persistent", "--dry-run", status=1)
+    real = run("claim", "--persistent", status=1)
+    assert real.stdout == dry.stdout
+    assert f"{file}: nothing is done: {alone.name}" in real.stderr
+    assert "no device has its ids" in real.stderr
+    assert alone.refreshed().driver is None
+    assert first.refreshed().driver == "vfio-pci"
+    # It goes with the others, whatever is in it, and whether or not there is such a device.
+    assert f"{file}: remove" in dry_and_real("release")
+
+
+def test_file_that_is_none_hinders_no_other(alone: HostDevice) -> None:
+    run("claim", alone.name, "--persist")
+    broken = persistence.FOLDER / "broken.toml"
+    broken.write_text("version = 7\n")
+    result = run("claim", "--persistent", status=1)
+    assert "broken.toml is no persistent claim" in result.stderr
+    assert "claimed already" in result.stderr
+    assert dry_and_real("release", "broken")[0] == f"{broken}: remove"
+    run("release")
+
+
+def test_user_may_use_the_device_while_it_is_claimed(alone: HostDevice, first: HostDevice) -> None:
+    def use() -> subprocess.CompletedProcess[str]:
+        command = [*AS_NOBODY, sys.executable, "-c", USES, alone.name]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert IOMMU.stat().st_mode & 0o777 == 0o660
+    claimed = run("claim", alone.name, "--user", "nobody")
+    assert "nobody can map at most" in claimed.stderr
+    used = use()
+    assert (used.returncode, used.stdout) == (0, "used\n"), used.stderr
+    # A second claim for the same user, and the end of the first: the user keeps what the second needs.
+    run("claim", first.name, "--user", str(NOBODY))
+    back = dry_and_real("release", first.name)
+    assert f"{IOMMU}: no longer let nobody open it" not in back
+    assert use().stdout == "used\n"
+    assert f"{IOMMU}: no longer let nobody open it" in dry_and_real("release", alone.name)
+    refused = use()
+    assert refused.returncode == 1
+    assert "/dev/iommu" in refused.stderr
+
+
+def test_entry_of_an_administrator_stays(alone: HostDevice) -> None:
+    access.grant(IOMMU, NOBODY, 4)
+    try:
+        run("claim", alone.name, "--user", "nobody")
+        assert access.granted(IOMMU, NOBODY) == 6
+        run("release", alone.name)
+        assert access.granted(IOMMU, NOBODY) == 4
+    finally:
+        access.grant(IOMMU, NOBODY, None)
+
+
+def test_node_that_is_not_there_fails_the_whole_claim(
+    first: HostDevice, as_before: State, state: Callable[[], State]
+) -> None:
+    IOMMU.rename("/dev/elsewhere")
+    try:
+        result = run("claim", first.name, "--persist", "--user", "nobody", status=1)
+        assert "there is no node /dev/iommu that nobody could be given" in result.stderr
+        assert state() == as_before
+    finally:
+        Path("/dev/elsewhere").rename(IOMMU)
+
+
+def test_file_that_cannot_be_written_fails_the_whole_claim(
+    first: HostDevice, as_before: State, state: Callable[[], State]
+) -> None:
+    persistence.FOLDER.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", persistence.FOLDER], check=True)
+    try:
+        result = run("claim", first.name, "--persist", "--user", "nobody", status=1)
+    finally:
+        subprocess.run(["umount", persistence.FOLDER], check=True)
+    assert "cannot write" in result.stderr
+    assert "Read-only" in result.stderr
+    assert state() == as_before
+
+
+def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice, as_before: State) -> None:
+    run("claim", alone.name, "--persist", "--user", "nobody")
+    with DeviceFile(alone) as file:
+        failed = run("release", alone.name, status=1)
+        assert f"{alone.name} cannot leave vfio-pci" in failed.stderr
+        assert f"fd {file.fileno()}" in failed.stderr
+        # What does not wait for the holder is done.
+        assert persistence.files() == []
+        assert access.granted(IOMMU, NOBODY) is None
+    assert [line.partition(": ")[2] for line in dry_and_real("release", alone.name)] == [
+        "unbind from vfio-pci",
+        "clear driver_override",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signal_undoes_a_claim(
+    first: HostDevice, as_before: State, state: Callable[[], State], number: signal.Signals
+) -> None:
+    """Sent while the command waits to print its third step: the pipe that it prints to is full until then."""
+    lines = run("claim", first.name, "--persist", "--dry-run").stdout.splitlines(keepends=True)
+    reader, writer = os.pipe()
+    size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    # Page by page: what is left of the one page takes two lines, and no third.
+    os.write(writer, b"x" * (size - len("".join(lines[:2]))))
+    command = [sys.executable, "-m", "pyiommufd.cli", "claim", first.name, "--persist"]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        while first.refreshed().driver != "vfio-pci" and process.poll() is None:
+            pass
+        assert Path(f"/proc/{process.pid}").exists()
+        process.send_signal(number)
+        with open(reader, encoding="utf-8") as pipe:
+            printed = pipe.read().lstrip("x")
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 1, said
+    assert "rolled back: interrupted by " in said
+    # It has come to the third or was about to.
+    assert printed.startswith("".join(lines[:2]))
+    assert lines[4] not in printed
+    assert "unbind from vfio-pci" in printed
+    assert state() == as_before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["claim"], 2),
+        (["claim", "--persistent", "00:01.0"], 2),
+        (["claim", "00:01.0", "--force", "everything"], 2),
+        (["claim", "00:01.0", "--user", "no such user"], 2),
+        (["claim", "00:1f.7"], 1),
+        (["claim", "00:00.0"], 1),
+        (["release", "00:1f.7"], 1),
+        (["vfs", "00:01.0", "-1"], 2),
+        (["vfs", "00:01.0", "2"], 1),
+    ],
+)
+def test_status(arguments: list[str], status: int) -> None:
+    result = run(*arguments, status=status)
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_who_is_not_root_is_told(alone: HostDevice) -> None:
+    command = [*AS_NOBODY, sys.executable, "-m", "pyiommufd.cli", "claim", alone.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "takes root" in done.stderr
+    assert alone.refreshed().driver is None
+
+
+def test_virtual_functions_of_a_device_without(alone: HostDevice) -> None:
+    shown: Any = json.loads(run("vfs", alone.name, "--json").stdout)
+    assert shown == {"device": alone.name, "total": 0, "count": 0, "devices": []}
+    assert "has no SR-IOV" in run("vfs", alone.name).stdout

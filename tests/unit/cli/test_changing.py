@@ -1,0 +1,195 @@
+"""The changing commands where nothing is changed: dry runs, refusals, usage, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from pyiommufd import Refusal
+from pyiommufd.cli.changing import KINDS, ended_by_signals, failed
+from pyiommufd.cli.group import cli
+from pyiommufd.errors import ClaimError
+from pyiommufd.host import boot_unit, journal, persistence, uses
+from tests.fake_sysfs import FakeSysfs
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.fixture
+def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
+    """A group of two behind a bridge, one of them with virtual functions to be had."""
+    monkeypatch.setattr(journal, "RUN", tmp_path / "run")
+    monkeypatch.setattr(persistence, "FOLDER", tmp_path / "claims.d")
+    monkeypatch.setattr(boot_unit, "FOLDER", tmp_path / "system")
+    (fake.root / "bus/pci/drivers/vfio-pci").mkdir()
+    fake.pci("0000:00:01.0", group=1, driver="pcieport", class_code=0x060400)
+    fake.pci("0000:01:00.0", parent="0000:00:01.0", group=2, driver="igb", sriov_totalvfs="7", sriov_numvfs="0")
+    fake.pci("0000:01:00.1", parent="0000:00:01.0", group=2, ids=(0x1234, 0x0001))
+    return fake
+
+
+STEPS = [
+    "0000:01:00.0: set driver_override to vfio-pci",
+    "0000:01:00.0: unbind from igb",
+    "0000:01:00.0: bind to vfio-pci",
+    "0000:01:00.1: set driver_override to vfio-pci",
+    "0000:01:00.1: bind to vfio-pci",
+]
+
+
+def test_plan_in_words(machine: FakeSysfs) -> None:
+    lines = run("plan", "01:00.1").stdout.splitlines()
+    assert lines[:3] == [
+        "group 2:",
+        "  0000:01:00.0: igb -> vfio-pci  (companion)",
+        "  0000:01:00.1: no driver -> vfio-pci",
+    ]
+    start = lines.index("a claim takes these steps:") + 1
+    assert lines[start : start + 5] == [f"  {step}" for step in STEPS]
+    start = lines.index("to undo them by hand, as root:") + 1
+    assert lines[start] == "  echo 0000:01:00.1 > /sys/bus/pci/drivers/vfio-pci/unbind"
+    assert "  echo 0000:01:00.0 > /sys/bus/pci/drivers/igb/bind" in lines[start:]
+
+
+def test_plan_as_json(machine: FakeSysfs) -> None:
+    plan = json.loads(run("plan", "01:00.1", "--json").stdout)
+    assert plan["moves"] == [
+        {"device": "0000:01:00.0", "before": "igb", "after": "vfio-pci", "virtual_functions": []},
+        {"device": "0000:01:00.1", "before": None, "after": "vfio-pci", "virtual_functions": []},
+    ]
+    assert (plan["devices"], plan["groups"], plan["companions"]) == (["0000:01:00.1"], [2], ["0000:01:00.0"])
+    assert plan["steps"][1] == {"device": "0000:01:00.0", "action": "unbind", "value": "igb"}
+    assert not plan["refused"]
+
+
+@pytest.fixture
+def mounted(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusals(device: Any) -> tuple[Refusal, ...]:
+        return (Refusal(device.name, "mounted", "it holds /home"),) if device.name == "0000:01:00.0" else ()
+
+    monkeypatch.setattr(uses, "refusals", refusals)
+
+
+@pytest.mark.usefixtures("mounted")
+def test_refusals_end_plan_and_dry_run_alike() -> None:
+    result = run("plan", "01:00.1", status=1)
+    assert result.stdout.endswith(
+        "it would be refused, unless --force names the kind:\n  0000:01:00.0: it holds /home [mounted]\n"
+    )
+    assert json.loads(run("plan", "01:00.1", "--json", status=1).stdout)["refusals"] == [
+        {"device": "0000:01:00.0", "kind": "mounted", "reason": "it holds /home"}
+    ]
+    result = run("claim", "01:00.1", "--dry-run", status=1)
+    assert result.stdout == ""
+    assert "0000:01:00.0: it holds /home [mounted]" in result.stderr
+
+
+@pytest.mark.usefixtures("mounted")
+def test_force_goes_ahead_and_says_in_spite_of_what() -> None:
+    assert run("claim", "01:00.1", "--force", "mounted", "--dry-run").stdout.splitlines() == STEPS
+    assert (
+        "in spite of:\n  0000:01:00.0: it holds /home [mounted]" in run("plan", "01:00.1", "--force", "mounted").stdout
+    )
+    run("plan", "01:00.1", "--force", "swap", status=1)
+
+
+def test_dry_run_of_a_persistent_claim(machine: FakeSysfs) -> None:
+    lines = run("claim", "01:00.0", "01:00.1", "--persist", "--user", "root", "--dry-run").stdout.splitlines()
+    assert lines == [
+        *STEPS,
+        "/dev/iommu: let root open it",
+        "0000:01:00.0: let root open it",
+        "0000:01:00.1: let root open it",
+        *([f"{boot_unit.FOLDER}/pyiommufd.service: write and enable"] if boot_unit.has_systemd() else []),
+        f"{persistence.FOLDER}/0000:01:00.0.toml: write",
+    ]
+    assert not persistence.FOLDER.exists()
+    assert not journal.RUN.exists()
+
+
+def test_nothing_to_give_back(machine: FakeSysfs) -> None:
+    for command in ("release", "recover"):
+        for arguments in ([command, "--dry-run"], [command]):
+            assert run(*arguments).stdout == ""
+    assert "no device was claimed" in run("release").stderr
+    assert "no device was left behind" in run("recover").stderr
+    assert "no kept claim has 0000:01:00.0" in run("release", "01:00.0", status=1).stderr
+
+
+def test_virtual_functions(machine: FakeSysfs) -> None:
+    assert run("vfs", "01:00.0").stdout == "0000:01:00.0 has 0 of 7 virtual functions\n"
+    assert json.loads(run("vfs", "01:00.0", "--json").stdout) == {
+        "device": "0000:01:00.0",
+        "total": 7,
+        "count": 0,
+        "devices": [],
+    }
+    assert run("vfs", "01:00.0", "3", "--dry-run").stdout == "0000:01:00.0: set sriov_numvfs to 3\n"
+    assert run("vfs", "01:00.0", "0", "--dry-run").stdout == ""
+    assert "has 7 virtual functions at most" in run("vfs", "01:00.0", "8", status=1).stderr
+    assert "has no SR-IOV" in run("vfs", "01:00.1").stdout
+
+
+def test_every_kind_can_be_forced_but_a_claim_of_somebody_else(machine: FakeSysfs) -> None:
+    assert {*KINDS, "claimed"} == set(uses.KINDS)
+    run("claim", "01:00.0", "--force", "claimed", "--dry-run", status=2)
+    text = " ".join(run("claim", "--help").output.split())
+    assert all(kind in text for kind in KINDS)
+
+
+@pytest.mark.parametrize("command", ["claim", "release", "recover", "vfs"])
+def test_every_changing_command_has_a_dry_run(command: str) -> None:
+    with click.Context(cli) as context:
+        found = cli.get_command(context, command)
+    assert found is not None
+    assert "--dry-run" in {option for param in found.params for option in param.opts}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_ends_a_command(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(SystemExit) as caught, ended_by_signals():
+        signal.raise_signal(number)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith("pyiommufd: interrupted by SIG")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_signal_in_the_middle_says_what_became_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    @contextlib.contextmanager
+    def rolled_back() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit), ended_by_signals(), rolled_back():
+        raise ClaimError("rolled back")
+    assert capsys.readouterr().err == "pyiommufd: rolled back\n"
+
+
+def test_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_was_added_to_a_failure_is_said() -> None:
+    error = ClaimError("it failed")
+    error.add_note("and more")
+    assert failed(error) == "it failed\nand more"
