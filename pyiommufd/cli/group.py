@@ -22,6 +22,7 @@ COMMANDS = {
     "caps": "pyiommufd.cli.caps:caps",
     "explain": "pyiommufd.cli.explain:explain",
     "watch": "pyiommufd.cli.watch:watch",
+    "run": "pyiommufd.cli.run:run",
     "guest": "pyiommufd.cli.guest:guest",
     "man": "pyiommufd.cli.man:man",
 }
