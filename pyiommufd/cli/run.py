@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import signal
@@ -137,7 +138,7 @@ def run(
         signal.signal(signal.SIGTERM, _leave)
         signal.signal(signal.SIGHUP, _hang_up)
         sys.exit(_Run(plan, command, chosen, options, who, memlock).run())
-    except (IOMMUFDError, OSError) as error:
+    except (IOMMUFDError, OSError, ValueError) as error:
         _tell(str(error))
         sys.exit(COULD_NOT_START)
     except KeyboardInterrupt:
@@ -191,14 +192,21 @@ class _Run:
         finally:
             end_stragglers(devices, _tell)
         if status < 0:
-            _tell(f"{self._command[0]} was ended by {signal.Signals(-status).name}")
+            # Real-time signals have no names in Python.
+            names = {number.value: number.name for number in signal.Signals}
+            _tell(f"{self._command[0]} was ended by {names.get(-status, f'signal {-status}')}")
         return status if status >= 0 else 128 - status
 
 
 def _is_kept(plan: ClaimPlan) -> bool:
-    """Whether ``pyiommufd claim`` has all devices, so that there is nothing to take and nothing to give back."""
+    """Whether ``pyiommufd claim`` has all devices, so that there is nothing to take and nothing to give back.
+
+    A user who is not root may have been given the nodes of such devices, and not the record of them.
+    """
     if plan.moves:
         return False
+    if os.geteuid() != 0:
+        return True
     with journal.locked(journal.RUN):
         entries = journal.entries(journal.RUN)
     kept = {name for entry in entries if entry.state is journal.State.KEPT for name in entry.names}
