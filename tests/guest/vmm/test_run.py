@@ -14,7 +14,7 @@ import pytest
 from pyiommufd import HostDevice, find_group, plan_claim, recover
 from pyiommufd.host import drivers, journal
 from pyiommufd.host.holders import holders
-from tests.guest.vmm.conftest import RUN, STANDIN, Started, State, eventually, holders_of_anything, named
+from tests.guest.vmm.conftest import RUN, SECONDS, STANDIN, Started, State, eventually, holders_of_anything, named
 
 Start = Callable[..., Started]
 
@@ -237,7 +237,7 @@ def test_device_that_the_host_takes_back(start: Start, alone: HostDevice) -> Non
     """REQ is the monitor's to serve; `run` names it, and ends well."""
     run = start(alone.name, "--", "fds", "remove", "wait")
     (pid,) = run.until("ready")
-    drivers.unbind(alone.refreshed(), 30.0)
+    drivers.unbind(alone.refreshed(), SECONDS)
     assert run.until("asked") == ["for", alone.name]
     run.process.send_signal(signal.SIGTERM)
     said = run.end()
