@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -186,7 +187,8 @@ class _Run:
             _tell(shlex.join(line))
             vmm = VMM(line, handover, user=self._user, memlock=self._memlock, mask=mask)
         try:
-            with vmm, RemovalNotices(devices, _tell) as notices:
+            who = f"pid {vmm.pid} ({Path(self._command[0]).name})"
+            with vmm, RemovalNotices(devices, _tell, who) as notices:
                 status = wait_forwarding(vmm)
                 notices.settle(_REMOVAL_SECONDS)
         finally:

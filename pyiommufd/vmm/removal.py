@@ -23,11 +23,13 @@ class RemovalNotices:
     Args:
         devices: The devices, on their vfio drivers.
         tell: Called with a sentence, from a thread of this object's.
+        given_to: Who was given them, in words, for where the kernel's question has been answered by then.
     """
 
-    def __init__(self, devices: Iterable[HostDevice], tell: Callable[[str], object]) -> None:
+    def __init__(self, devices: Iterable[HostDevice], tell: Callable[[str], object], given_to: str) -> None:
         self._devices = {device.sys_path: device for device in devices}
         self._tell = tell
+        self._given_to = given_to
         self._leaving: set[HostDevice] = set()
         self._changed = threading.Condition()
         self._monitor = Monitor(["vfio-dev", *{device.subsystem for device in self._devices.values()}])
@@ -50,13 +52,8 @@ class RemovalNotices:
             device = self._devices.get(event.sys_path.parent.parent)
             if device is not None and event.action == "remove":
                 self._note(device, leaving=True)
-                held = "; ".join(map(str, holders(device)))
-                who = (
-                    f"it waits for its holder, which the kernel has asked to let go: {held}"
-                    if held
-                    else "nobody has it"
-                )
-                self._tell(f"the host takes {device.name} back: {who}")
+                held = "; ".join(map(str, holders(device))) or f"{self._given_to} has let go already"
+                self._tell(f"the host takes {device.name} back, and the kernel asks for it: {held}")
             return
         device = self._devices.get(event.sys_path)
         if device is not None and event.action in ("remove", "unbind"):

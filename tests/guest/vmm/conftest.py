@@ -118,3 +118,15 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
     assert state() == before
     assert journal.entries(journal.RUN) == []
     assert holders_of_anything() == []
+
+
+@pytest.fixture
+def python_for_all() -> Iterator[None]:
+    """Users other than root may run this Python, which may be below root's own folder."""
+    closed = [folder for folder in Path(sys.executable).resolve().parents if not folder.stat().st_mode & 0o001]
+    modes = {folder: folder.stat().st_mode for folder in closed}
+    for folder, mode in modes.items():
+        folder.chmod(mode | 0o001)
+    yield
+    for folder, mode in modes.items():
+        folder.chmod(mode)

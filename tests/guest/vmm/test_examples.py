@@ -28,7 +28,7 @@ def test_passthrough_to_qemu(alone: HostDevice, tmp_path: Path) -> None:
     assert done.returncode == 3
 
 
-def test_unprivileged_driver(alone: HostDevice) -> None:
+def test_unprivileged_driver(alone: HostDevice, python_for_all: None) -> None:
     command = [sys.executable, "examples/unprivileged_driver.py", alone.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

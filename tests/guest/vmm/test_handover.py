@@ -57,7 +57,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def test_process_that_may_nothing(claim: Claim, alone: HostDevice, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_process_that_may_nothing(
+    claim: Claim, alone: HostDevice, pair: tuple[socket.socket, socket.socket], python_for_all: None
+) -> None:
     """As nobody, without capabilities, 8 MiB of locked memory, and in a namespace without any of the nodes."""
     ours, theirs = pair
     prepare = f'mount -t tmpfs none /dev && ulimit -l {MEMLOCK >> 10} && exec "$@"'

@@ -180,7 +180,7 @@ def test_dry_run(first: HostDevice, neighbour: HostDevice, state: Callable[[], S
     assert state() == before
 
 
-def test_another_user_without_privileges(start: Start, alone: HostDevice) -> None:
+def test_another_user_without_privileges(start: Start, alone: HostDevice, python_for_all: None) -> None:
     run = start("--user", "nobody", "--memlock", "8", alone.name, "--", "fds", "whoami", "dma")
     said = run.end()
     assert run.process.returncode == 0, said
@@ -194,7 +194,7 @@ def test_another_user_without_privileges(start: Start, alone: HostDevice) -> Non
     ]
 
 
-def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostDevice) -> None:
+def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostDevice, python_for_all: None) -> None:
     """The change of user would take the request to be killed back."""
     run = start("--user", "nobody", alone.name, "--", "fds", "wait")
     (pid,) = run.until("ready")
@@ -212,7 +212,7 @@ def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path
     )
     done = subprocess.run([*RUN, alone.name, "--", "sh", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
-    pid = ready.read_text().split()[-1]
+    (pid,) = (line.split()[1] for line in ready.read_text().splitlines() if line.startswith("ready"))
     assert f"pyiommufd run: pid {pid}" in done.stderr
     assert "left behind: SIGTERM" in done.stderr
     assert not Path(f"/proc/{pid}").exists()
