@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 STANDIN = "tests/guest/vmm/standin.py"
 DEVICE = "0000:00:01.0"
 RUN = ["python", "-m", "pyiommufd.cli", "run"]
-SECONDS = 600.0  # an emulated machine in an emulated machine
+SECONDS = 1500.0  # an emulated machine in an emulated machine, on a busy one
 
 # Whoever has a vfio device or an iommufd open.
 HELD = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -E '/dev/(vfio|iommu)'"
