@@ -139,6 +139,10 @@ class ClaimRefusedError(ClaimError):
         return "\n  ".join(["the claim is refused:", *map(str, self.refusals)])
 
 
+class HandoverError(IOMMUFDError):
+    """Devices could not be handed to another process, or taken over from one."""
+
+
 class RegionFaultError(IOMMUFDError, OSError):
     """A device did not answer a register access: its memory decode is off, it sleeps, or it is gone."""
 

@@ -31,6 +31,7 @@ GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
     "guest tests, fixtures": ["tests/guest/testing"],
     "guest tests, commands": ["tests/guest/cli", "tests/guest/diagnose"],
+    "guest tests, handing over": ["tests/guest/vmm"],
 }
 LONG_STRESS_TESTS = ("arguments", "rounds", "closing", "model")
 """Those of tests/guest/stress that take minutes, the longest first: each has a guest of its own."""

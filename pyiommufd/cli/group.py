@@ -22,11 +22,7 @@ COMMANDS = {
     "caps": "pyiommufd.cli.caps:caps",
     "explain": "pyiommufd.cli.explain:explain",
     "watch": "pyiommufd.cli.watch:watch",
-    "plan": "pyiommufd.cli.plan:plan",
-    "claim": "pyiommufd.cli.claim:claim",
-    "release": "pyiommufd.cli.release:release",
-    "recover": "pyiommufd.cli.recover:recover",
-    "vfs": "pyiommufd.cli.vfs:vfs",
+    "run": "pyiommufd.cli.run:run",
     "guest": "pyiommufd.cli.guest:guest",
     "man": "pyiommufd.cli.man:man",
 }

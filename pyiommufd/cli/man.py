@@ -55,7 +55,7 @@ def _page() -> Iterator[str]:
                 yield from _command(context, name, command)
     yield ".SH EXIT STATUS"
     yield from _definitions(_STATUS)
-    yield _text("guest ends with the status of its own command, or 125 where that could not be started.")
+    yield _text("run and guest end with the status of their own command, or 125 where that could not be started.")
     yield ".SH ENVIRONMENT"
     yield from _definitions(_ENVIRONMENT)
     yield ".SH COMPLETION"

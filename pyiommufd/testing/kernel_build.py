@@ -20,12 +20,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyiommufd.testing import kernel_config, launch
+from pyiommufd.testing import kernel_config
 from pyiommufd.testing.apt import Archive, Package
 from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels, release_order
 from pyiommufd.testing.locked import locked
 from pyiommufd.testing.progress import Progress
+from pyiommufd.vmm.launch import launch_command
 
 OLDEST = (6, 12)
 """The oldest kernel that the guest is known to work with."""
@@ -240,7 +241,7 @@ class _Builder:
         """
         make = shutil.which("make") or "make"
         # A build is not to go on when this process is gone, however it went.
-        command = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), make, *arguments]
+        command = launch_command([make, *arguments])
         compiled = 0
         with (
             self._log.open("a") as log,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyiommufd.testing import launch
 from pyiommufd.testing.channel import Channel, Request
 from pyiommufd.testing.errors import GuestError, GuestTimeoutError
+from pyiommufd.vmm.launch import launch_command
 
 if TYPE_CHECKING:
     from pyiommufd.testing.monitor import Monitor
@@ -28,7 +26,7 @@ ANSWER_TIME = 5.0
 class GuestProcess:
     """A QEMU process, its agent and its files.
 
-    The process is started and waited for by one thread of its own: `launch` ties it to the life of the thread
+    The process is started and waited for by one thread of its own: `launch_command` ties it to the life of the thread
     that starts it, and the caller's may end before the guest does.
 
     Args:
@@ -65,7 +63,7 @@ class GuestProcess:
         for number, (_, theirs) in enumerate(port_pairs):
             arguments += ["-chardev", f"socket,id=port{number},fd={theirs.fileno()}"]
         all_theirs = (agent_guest, qmp_guest, *(theirs for _, theirs in port_pairs))
-        command = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *arguments]
+        command = launch_command(arguments)
         self._thread = threading.Thread(
             target=self._supervise, args=(command, all_theirs), name="pyiommufd-guest", daemon=True
         )

@@ -1,0 +1,19 @@
+"""Passthrough to QEMU: takes a device from the host, starts a VM that has it, and gives it back when the VM ends.
+
+    python examples/qemu_passthrough.py 0000:01:00.0 qemu-system-x86_64 -accel kvm -m 2G -drive file=disk.qcow2
+
+QEMU 9 or newer. ``pyiommufd run DEVICE -- QEMU ARGS`` does the same, passes signals on, and prints what it does.
+"""
+
+import sys
+
+from pyiommufd import plan_claim
+from pyiommufd.vmm import VMM, Handover, command_line
+
+name, *qemu = sys.argv[1:]
+with plan_claim(name).apply() as claim:  # the device with its whole IOMMU group
+    with Handover.open(claim.devices) as handover:  # an iommufd and the device, open and not bound
+        vmm = VMM(command_line(qemu, handover.fds), handover)  # has the fds, which are closed here
+    with vmm:  # ended with this block, and killed with this process
+        status = vmm.wait()
+sys.exit(status)

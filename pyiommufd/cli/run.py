@@ -1,0 +1,262 @@
+"""``pyiommufd run``: claim devices, hand them to a virtual machine monitor, and give them back when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
+from pyiommufd.host import journal
+from pyiommufd.host.claim import Claim
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.plan import ClaimPlan, plan_claim
+from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, shell_line
+from pyiommufd.vmm.removal import RemovalNotices
+from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting
+from pyiommufd.vmm.stragglers import adopt_orphans, end_stragglers
+
+COULD_NOT_START = 125
+"""The exit status where the command has none, or where its devices could not be given back."""
+
+_COMMAND = "pyiommufd.run.command"
+_REMOVAL_SECONDS = 10.0
+
+
+class _RunCommand(click.Command):
+    """A command whose own arguments end at ``--``; what follows is another's, whatever it looks like."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep what follows ``--`` for the callback."""
+        own = args[: args.index("--")] if "--" in args else args
+        ctx.meta[_COMMAND] = args[len(own) + 1 :]
+        return super().parse_args(ctx, own)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """The usage, with the command."""
+        return [*super().collect_usage_pieces(ctx), "-- VMM [ARGS]..."]
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """MiB, or the word unlimited, as bytes."""
+    if value in (None, "unlimited"):
+        return None if value is None else UNLIMITED
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value} is neither a number of MiB nor unlimited", ctx, param)
+    return int(value) << 20
+
+
+@click.command(cls=_RunCommand)
+@click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="More for each device, as the monitor's own option takes it, such as bus=rp1 for QEMU; may be repeated.",
+)
+@click.option("--user", metavar="NAME", help="Run VMM as this user, without any privilege; it opens no node itself.")
+@click.option(
+    "--memlock",
+    callback=_bytes,
+    metavar="MIB|unlimited",
+    help="How much memory VMM may lock: all of the machine's and 1 GiB more is enough. It is for --user; root has no "
+    "limit.",
+)
+@click.option(
+    "--force",
+    multiple=True,
+    metavar="KIND",
+    help="Claim in spite of this kind of refusal, such as mounted; may be repeated.",
+)
+@click.option(
+    "--vmm",
+    "kind",
+    type=click.Choice([kind.value for kind in Kind]),
+    help="Which arguments VMM takes. [by its name]",
+)
+@click.option(
+    "--print",
+    "show",
+    is_flag=True,
+    help="Print the command line for a shell, and libvirt's XML for the devices; claim and start nothing.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    devices: tuple[str, ...],
+    options: tuple[str, ...],
+    user: str | None,
+    memlock: int | None,
+    force: tuple[str, ...],
+    kind: str | None,
+    show: bool,
+    dry_run: bool,
+) -> None:
+    """Run VMM, a virtual machine monitor, with each DEVICE, and give the devices back when it ends.
+
+    The devices are claimed with their whole IOMMU groups. VMM gets each one open and unbound, and an iommufd, as fds,
+    and arguments that say so: QEMU's -object iommufd and -device vfio-pci, Cloud Hypervisor's --platform and --device.
+    Any other program finds the numbers in PYIOMMUFD_FDS, the iommufd's first, or where its arguments have {iommufd},
+    {device0}, {device1} and so on.
+
+    Signals are VMM's. It is killed if this command is; then pyiommufd recover gives the devices back.
+
+    The exit status is VMM's: 128+N for signal N, and 125 where it could not be started or the devices could not be
+    given back.
+    """
+    command: list[str] = ctx.meta[_COMMAND]
+    if not command and not show:
+        raise click.UsageError("no VMM: pyiommufd run DEVICE... -- VMM ARGS", ctx)
+    chosen = None if kind is None else Kind(kind)
+    try:
+        if command:
+            # For its refusals, before anything is touched; the fds' numbers come later.
+            command_line(command, range(len(devices) + 1), kind=chosen, options=options)
+    except ValueError as error:
+        raise click.UsageError(str(error), ctx) from None
+    try:
+        plan = plan_claim(devices, force=force)
+        if show:
+            _print(plan.devices, command, chosen, options)
+            return
+        if shutil.which(command[0]) is None:
+            raise HandoverError(f"there is no program {command[0]}")
+        who = None if user is None else User.find(user)
+        if dry_run:
+            sys.exit(_dry_run(plan, command, chosen, options))
+        # Until the monitor is there, to which they go then.
+        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGHUP, _hang_up)
+        sys.exit(_Run(plan, command, chosen, options, who, memlock).run())
+    except (IOMMUFDError, OSError, ValueError) as error:
+        _tell(str(error))
+        sys.exit(COULD_NOT_START)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+class _Run:
+    """One run of a monitor with devices."""
+
+    def __init__(
+        self,
+        plan: ClaimPlan,
+        command: Sequence[str],
+        kind: Kind | None,
+        options: Sequence[str],
+        user: User | None,
+        memlock: int | None,
+    ) -> None:
+        self._plan = plan
+        self._command = command
+        self._kind = kind
+        self._options = options
+        self._user = user
+        self._memlock = memlock
+
+    def run(self) -> int:
+        """Claim, run, give back. Returns the exit status."""
+        if _is_kept(self._plan):
+            # Claimed by `pyiommufd claim`, and that claim's to give back.
+            with held_back() as mask:
+                return self._serve(mask)
+        with self._plan.apply(report=_tell) as claim, held_back() as mask:
+            try:
+                return self._serve(mask)
+            finally:
+                _give_back(claim)
+
+    def _serve(self, mask: set[signal.Signals | int]) -> int:
+        adopt_orphans()
+        devices = tuple(device.refreshed() for device in self._plan.devices)
+        with Handover.open(devices) as handover:
+            if (number := waiting()) is not None:
+                return 128 + number
+            line = command_line(self._command, handover.fds, kind=self._kind, options=self._options)
+            _tell(shlex.join(line))
+            vmm = VMM(line, handover, user=self._user, memlock=self._memlock, mask=mask)
+        try:
+            who = f"pid {vmm.pid} ({Path(self._command[0]).name})"
+            with vmm, RemovalNotices(devices, _tell, who) as notices:
+                status = wait_forwarding(vmm)
+                notices.settle(_REMOVAL_SECONDS)
+        finally:
+            end_stragglers(devices, _tell)
+        if status < 0:
+            # Real-time signals have no names in Python.
+            names = {number.value: number.name for number in signal.Signals}
+            _tell(f"{self._command[0]} was ended by {names.get(-status, f'signal {-status}')}")
+        return status if status >= 0 else 128 - status
+
+
+def _is_kept(plan: ClaimPlan) -> bool:
+    """Whether ``pyiommufd claim`` has all devices, so that there is nothing to take and nothing to give back.
+
+    A user who is not root may have been given the nodes of such devices, and not the record of them.
+    """
+    if plan.moves:
+        return False
+    if os.geteuid() != 0:
+        return True
+    with journal.locked(journal.RUN):
+        entries = journal.entries(journal.RUN)
+    kept = {name for entry in entries if entry.state is journal.State.KEPT for name in entry.names}
+    return kept.issuperset(device.name for device in plan.devices)
+
+
+def _give_back(claim: Claim) -> None:
+    try:
+        claim.release(report=_tell)
+    except CloseError:
+        if all(move.device.sys_path.exists() for move in claim.plan.moves):
+            raise
+        claim.release(report=_tell)  # a device has gone meanwhile, and there is nothing to restore of it any more
+    if claim.plan.moves:
+        _tell(f"given back: {', '.join(move.device.name for move in claim.plan.moves)}")
+
+
+def _print(devices: Sequence[HostDevice], command: Sequence[str], kind: Kind | None, options: Sequence[str]) -> None:
+    names = " ".join(device.name for device in devices)
+    if command:
+        click.echo(f"# for a shell, once they are claimed (pyiommufd claim {names}):")
+        click.echo(shell_line(command, devices, kind=kind, options=options))
+        click.echo("# for a domain of libvirt, likewise:")
+    for device in devices:
+        click.echo(hostdev_xml(device))
+
+
+def _dry_run(plan: ClaimPlan, command: Sequence[str], kind: Kind | None, options: Sequence[str]) -> int:
+    line = command_line(command, range(3, 4 + len(plan.devices)), kind=kind, options=options)
+    for step in (*plan.steps, shlex.join(line), *plan.undo):
+        click.echo(str(step))
+    for refusal in plan.refusals:
+        click.echo(f"refused: {refusal}", err=True)
+    return COULD_NOT_START if plan.refusals else 0
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    # A claim that is being made knows what to do at a SIGTERM.
+    del number, frame
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _tell(text: object) -> None:
+    # The terminal may be gone, and devices are given back all the same.
+    with contextlib.suppress(OSError):
+        click.echo(f"pyiommufd run: {text}", err=True)

@@ -1,0 +1,53 @@
+"""QEMU's arguments for devices that it gets as fds (QEMU 9 and newer; its docs/devel/vfio-iommufd.rst)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+# After these QEMU would not end with whoever started it: it leaves for another process, or changes its user, which
+# takes back the request to be killed.
+_ESCAPES = {
+    "daemonize": "QEMU would leave for another process, and the devices be taken from it; leave it out",
+    "runas": "QEMU would outlive whoever started it; leave it out, and use --user",
+}
+
+
+def command_line(command: Sequence[str], iommufd: int, devices: Sequence[int], options: Sequence[str]) -> list[str]:
+    """QEMU's command line with the devices added: see `pyiommufd.vmm.commands.command_line`.
+
+    Args:
+        command: QEMU and the arguments that it is given.
+        iommufd: The iommufd's fd.
+        devices: The fds of the devices.
+        options: More for each ``vfio-pci`` device, such as ``bus=rp1``.
+
+    Raises:
+        ValueError: An argument stands in the way.
+    """
+    _check(command[1:])
+    taken = set(re.findall(r"\bid=([\w.-]+)", " ".join(command))) | set(
+        re.findall(r"[\"']id[\"']\s*:\s*[\"']([\w.-]+)[\"']", " ".join(command))
+    )
+    backend = next(name for name in _names("iommufd") if name not in taken)
+    result = [*command, "-object", f"iommufd,id={backend},fd={iommufd}"]
+    names = (name for name in _names("vfio") if name not in taken)
+    for fd, name in zip(devices, names, strict=False):
+        # Always with an id: QEMU 11.1 crashes without.
+        result += ["-device", ",".join(["vfio-pci", f"id={name}", f"fd={fd}", f"iommufd={backend}", *options])]
+    return result
+
+
+def _names(stem: str) -> itertools.chain[str] | map[str]:
+    return map(f"{stem}{{}}".format, itertools.count())
+
+
+def _check(arguments: Sequence[str]) -> None:
+    for number, argument in enumerate(arguments):
+        option = argument.lstrip("-") if argument.startswith("-") else ""
+        value = arguments[number + 1] if number + 1 < len(arguments) else ""
+        if option in _ESCAPES:
+            raise ValueError(f"{argument}: {_ESCAPES[option]}")
+        if option == "run-with" and re.search(r"(^|,)user=", value):
+            raise ValueError(f"{argument} {value}: {_ESCAPES['runas']}")

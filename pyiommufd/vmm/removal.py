@@ -1,0 +1,97 @@
+"""The host wants a device back that somebody else uses: who that is, and when it has let go."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from ..host.devices import HostDevice
+from ..host.holders import holders
+from ..host.monitor import DeviceEvent, Monitor
+
+
+class RemovalNotices:
+    """Tells of devices that the host wants back while another process has them. A context manager that ends it.
+
+    When a device is to leave its vfio driver, by hot-unplug or by hand, the kernel takes its node away, asks whoever
+    has it open to let go (REQ, which is the holder's to serve), and waits. This watches the nodes.
+
+    Args:
+        devices: The devices, on their vfio drivers.
+        tell: Called with a sentence, from a thread of this object's.
+        given_to: Who was given them, in words, for where the kernel's question has been answered by then.
+    """
+
+    def __init__(self, devices: Iterable[HostDevice], tell: Callable[[str], object], given_to: str) -> None:
+        self._devices = {device.sys_path: device for device in devices}
+        self._tell = tell
+        self._given_to = given_to
+        self._leaving: set[HostDevice] = set()
+        self._changed = threading.Condition()
+        self._monitor = Monitor(["vfio-dev", *{device.subsystem for device in self._devices.values()}])
+        self._stop, self._stopped = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="pyiommufd-removals", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._monitor.fileno(), self._stop], [], [])
+            if self._stop in ready:
+                return
+            event = self._monitor.poll(0)
+            if event is not None:
+                self._look_at(event)
+
+    def _look_at(self, event: DeviceEvent) -> None:
+        if event.subsystem == "vfio-dev":
+            # …/0000:02:01.0/vfio-dev/vfio0
+            device = self._devices.get(event.sys_path.parent.parent)
+            if device is not None and event.action == "remove":
+                self._note(device, leaving=True)
+                held = "; ".join(map(str, holders(device))) or f"{self._given_to} has let go already"
+                self._tell(f"the host takes {device.name} back, and the kernel asks for it: {held}")
+            return
+        device = self._devices.get(event.sys_path)
+        if device is not None and event.action in ("remove", "unbind"):
+            self._tell(f"{device.name} {'is gone' if event.action == 'remove' else 'has left its vfio driver'}")
+            self._note(device, leaving=False)
+
+    def _note(self, device: HostDevice, *, leaving: bool) -> None:
+        with self._changed:
+            (self._leaving.add if leaving else self._leaving.discard)(device)
+            self._changed.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until those that the host wants back have left their vfio drivers.
+
+        For whoever gives devices back: what is on its way out is not to be looked at halfway.
+
+        Args:
+            seconds: How long to wait.
+
+        Returns:
+            Whether they have.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._leaving, seconds)
+
+    def close(self) -> None:
+        """Watch no more. Does nothing the second time."""
+        if not self._monitor.closed:
+            os.write(self._stopped, b".")
+            self._thread.join()
+            self._monitor.close()
+            os.close(self._stop)
+            os.close(self._stopped)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,260 @@
+"""`pyiommufd run`: devices go to a program that binds them, and come back however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import HostDevice, find_group, plan_claim, recover
+from pyiommufd.host import drivers, journal
+from pyiommufd.host.holders import holders
+from tests.guest.vmm.conftest import RUN, SECONDS, STANDIN, Started, State, eventually, holders_of_anything, named
+
+Start = Callable[..., Started]
+
+INTERRUPTS = """
+import signal, time
+
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append(1))
+print("ready", flush=True)
+while not got:
+    time.sleep(0.05)
+time.sleep(2)
+print("interrupts:", len(got), flush=True)
+"""
+
+STEPS = [
+    "set driver_override to vfio-pci",
+    "unbind from virtio-pci",
+    "bind to vfio-pci",
+    "sh",
+    "unbind from vfio-pci",
+    "clear driver_override",
+    "bind to virtio-pci",
+]
+"""What becomes of a device on a host driver around a run of ``sh``."""
+
+
+@pytest.mark.parametrize(
+    ("whom", "number", "status"),
+    [
+        ("monitor", signal.SIGTERM, 115),
+        ("monitor", signal.SIGKILL, 137),
+        ("run", signal.SIGINT, 102),
+        ("run", signal.SIGKILL, -9),
+    ],
+)
+def test_devices_come_back(
+    start: Start, first: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State],
+    whom: str, number: signal.Signals, status: int,
+) -> None:  # fmt: skip
+    assert as_before[neighbour.name] == ("virtio-pci", None)
+    run = start(first.name, "--", "fds", "wait")
+    (pid,) = map(int, run.until("ready"))
+    assert state()[neighbour.name] == ("vfio-pci", "vfio-pci")
+    # The monitor has the device, and nobody else: not even the one that opened it.
+    assert {holder.pid for holder in holders(first.refreshed())} == {pid}
+    assert all(f"/proc/{pid}/" in held for held in holders_of_anything())
+    os.kill(pid if whom == "monitor" else run.process.pid, number)
+    said = run.end()
+    assert run.process.returncode == status
+    if (whom, number) == ("run", signal.SIGKILL):
+        # The monitor dies with it; what is on record is for `recover`.
+        eventually(lambda: not Path(f"/proc/{pid}").exists() and not holders_of_anything())
+        assert state()[neighbour.name] == ("vfio-pci", "vfio-pci")
+        assert neighbour.name in recover()
+    else:
+        assert f"pyiommufd run: {neighbour.name}: bind to virtio-pci" in said
+        assert said[-1].startswith("pyiommufd run: given back: ")
+    assert state() == as_before
+    assert holders_of_anything() == []
+    with open("/dev/hwrng", "rb") as generator:
+        assert len(generator.read(16)) == 16
+
+
+def test_signals_are_the_monitors(start: Start, alone: HostDevice) -> None:
+    run = start(alone.name, "--", "fds", "wait", "wait")
+    (pid,) = run.until("ready")
+    run.process.send_signal(signal.SIGUSR1)
+    assert run.until("caught") == ["SIGUSR1"]
+    assert run.until("ready") == [pid]
+    run.process.send_signal(signal.SIGHUP)
+    assert run.until("caught") == ["SIGHUP"]
+    run.end()
+    assert run.process.returncode == 110  # of the first
+
+
+def test_signal_of_the_terminal_comes_once(alone: HostDevice, tmp_path: Path) -> None:
+    """Ctrl-C goes to the whole process group; `run` adds nothing to it."""
+    program = tmp_path / "program"
+    program.write_text(INTERRUPTS)
+    code = "import pty, sys; pty.spawn(sys.argv[1:])"
+    command = [sys.executable, "-c", code, *RUN, alone.name, "--", sys.executable, str(program)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as terminal:
+        assert terminal.stdin is not None
+        assert terminal.stdout is not None
+        count = ""
+        for line in terminal.stdout:
+            if line.strip() == "ready":
+                terminal.stdin.write("\x03")
+                terminal.stdin.flush()
+            count = line.partition("interrupts:")[2].strip() or count  # after what the terminal echoes
+    assert count == "1"
+
+
+def test_exit_status_is_the_monitors(start: Start, alone: HostDevice) -> None:
+    run = start(alone.name, "--", "fds", "dma", "exit=7")
+    said = run.end()
+    assert run.process.returncode == 7
+    assert run.lines == [f"bound {alone.name}", "dma moved"]
+    assert f"pyiommufd run: {alone.name}: bind to vfio-pci" in said
+    assert said[-1] == f"pyiommufd run: given back: {alone.name}"
+
+
+def test_what_cannot_be_started(alone: HostDevice, tmp_path: Path, state: Callable[[], State]) -> None:
+    before = state()
+    (tmp_path / "broken").write_text("#!/nowhere/program\n")
+    (tmp_path / "broken").chmod(0o755)
+    for program, message in ((tmp_path / "none", "there is no program"), (tmp_path / "broken", "cannot start")):
+        done = subprocess.run([*RUN, alone.name, "--", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 125
+        assert f"{message} {program}" in done.stderr
+        assert state() == before
+
+
+def test_device_that_somebody_has_is_refused(start: Start, alone: HostDevice) -> None:
+    run = start(alone.name, "--", "fds", "wait")
+    (pid,) = run.until("ready")
+    again = subprocess.run([*RUN, alone.name, "--", "true"], capture_output=True, text=True, check=False)
+    assert again.returncode == 125
+    assert "claimed already" in again.stderr
+    os.kill(int(pid), signal.SIGTERM)
+    run.end()
+
+
+def test_arguments_of_qemu(start: Start, first: HostDevice, peer: HostDevice, tmp_path: Path) -> None:
+    """Two devices of one group; ids that are taken are left alone, and every device has one."""
+    program = named(tmp_path, "qemu-system-x86_64")
+    given = ["dma", "--", "-object", "memory-backend-ram,id=iommufd0,size=1M", "-device", "pcie-root-port,id=vfio0"]
+    run = start("--option", "bus=rp1", first.name, peer.name, "--", *given, program=program)
+    said = run.end()
+    assert run.lines == ["ids iommufd1 vfio1 vfio2", f"bound {first.name} {peer.name}", "dma moved"], said
+    assert run.process.returncode == 0
+    assert any(line.startswith(f"pyiommufd run: {program} dma") and "bus=rp1" in line for line in said)
+
+
+def test_arguments_of_cloud_hypervisor(start: Start, first: HostDevice, peer: HostDevice, tmp_path: Path) -> None:
+    program = named(tmp_path, "cloud-hypervisor")
+    given = ["dma", "--", "--platform", "num_pci_segments=2", "--kernel", "vmlinux"]
+    run = start("--option", "pci_segment=1", first.name, peer.name, "--", *given, program=program)
+    said = run.end()
+    assert run.lines == ["ids vfio0 vfio1", f"bound {first.name} {peer.name}", "dma moved"], said
+    assert run.process.returncode == 0
+
+
+def test_printed_line_works_in_a_shell(alone: HostDevice, tmp_path: Path) -> None:
+    program = named(tmp_path, "qemu-system-x86_64")
+    command = [*RUN, "--print", alone.name, "--", str(program), "dma", "--", "a b"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (line,) = [line for line in shown if line.startswith(str(program))]
+    assert shown[shown.index(line) + 2 :][0] == '<hostdev mode="subsystem" type="pci" managed="no">'
+    assert alone.refreshed().driver is None  # it shows, and does nothing
+    with plan_claim(alone).apply():
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["ids iommufd0 vfio0", f"bound {alone.name}", "dma moved"]
+
+
+def test_dry_run(first: HostDevice, neighbour: HostDevice, state: Callable[[], State]) -> None:
+    before = state()
+    done = subprocess.run([*RUN, "--dry-run", first.name, "--", "sh"], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    own = [line for line in lines if line.startswith(f"{neighbour.name}: ") or line == "sh"]
+    assert own == [f"{neighbour.name}: {step}" if step != "sh" else step for step in STEPS]
+    assert state() == before
+
+
+def test_another_user_without_privileges(start: Start, alone: HostDevice, python_for_all: None) -> None:
+    run = start("--user", "nobody", "--memlock", "8", alone.name, "--", "fds", "whoami", "dma")
+    said = run.end()
+    assert run.process.returncode == 0, said
+    assert run.lines == [
+        f"bound {alone.name}",
+        "user 65534 65534 65534 65534",
+        "capabilities 0 0 0 0",
+        "no new privileges 1",
+        f"memlock {8 << 20} {8 << 20}",
+        "dma moved",
+    ]
+
+
+def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostDevice, python_for_all: None) -> None:
+    """The change of user would take the request to be killed back."""
+    run = start("--user", "nobody", alone.name, "--", "fds", "wait")
+    (pid,) = run.until("ready")
+    run.process.kill()
+    run.end()
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    assert recover() == [alone.name]
+
+
+def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path) -> None:
+    """A shell that ends before what it has started."""
+    ready = tmp_path / "ready"
+    script = (
+        f"{sys.executable} {STANDIN} fds wait > {ready} & while ! grep -q ready {ready}; do sleep 0.1; done; exit 4"
+    )
+    done = subprocess.run([*RUN, alone.name, "--", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    (pid,) = (line.split()[1] for line in ready.read_text().splitlines() if line.startswith("ready"))
+    assert f"pyiommufd run: pid {pid}" in done.stderr
+    assert "left behind: SIGTERM" in done.stderr
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_kept_claim_is_used_and_left(start: Start, alone: HostDevice) -> None:
+    claim = plan_claim(alone).apply()
+    try:
+        (entry,) = journal.entries(journal.RUN)
+        entry.state = journal.State.KEPT
+        journal.write(journal.RUN, entry)
+        run = start(alone.name, "--", "fds", "dma")
+        run.end()
+        assert run.process.returncode == 0
+        assert run.lines[-1] == "dma moved"
+        assert alone.refreshed().driver == "vfio-pci"
+    finally:
+        claim.release()
+
+
+def test_device_that_the_host_takes_back(start: Start, alone: HostDevice) -> None:
+    """REQ is the monitor's to serve; `run` names it, and ends well."""
+    run = start(alone.name, "--", "fds", "remove", "wait")
+    (pid,) = run.until("ready")
+    drivers.unbind(alone.refreshed(), SECONDS)
+    assert run.until("asked") == ["for", alone.name]
+    run.process.send_signal(signal.SIGTERM)
+    said = run.end()
+    assert run.process.returncode == 115
+    told = [line for line in said if f"the host takes {alone.name} back" in line]
+    assert len(told) == 1
+    assert f"pid {pid} (python" in told[0]
+    assert f"pyiommufd run: {alone.name} has left its vfio driver" in said
+
+
+def test_members_nobody_named_stay_out_of_reach(start: Start, first: HostDevice, peer: HostDevice) -> None:
+    """The group goes to its vfio driver, the monitor gets what was named."""
+    run = start(first.name, "--", "fds", "wait")
+    run.until("ready")
+    assert run.lines[0] == f"bound {first.name}"
+    assert peer.refreshed().on_vfio
+    assert holders(peer.refreshed()) == ()
+    assert all(device.on_vfio or device.is_bridge for device in find_group(first.group_id or 0).devices)
+    run.process.terminate()
+    run.end()

@@ -1,0 +1,81 @@
+"""`pyiommufd run` as far as it goes without devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pyiommufd.cli.group import cli
+from tests.fake_sysfs import FakeSysfs
+
+DEVICE = "0000:00:02.0"
+
+
+@pytest.fixture(autouse=True)
+def machine(fake: FakeSysfs) -> FakeSysfs:
+    """A device on a host driver with a driverless one in its group, and one that no IOMMU covers."""
+    fake.pci(DEVICE, group=3, driver="e1000e")
+    fake.pci("0000:00:02.1", group=3)
+    fake.pci("0000:00:03.0")
+    return fake
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["run", *arguments], catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "DEVICE"),
+        (["--", "true"], "DEVICE"),
+        ([DEVICE], "no VMM: pyiommufd run DEVICE... -- VMM ARGS"),
+        ([DEVICE, "--"], "no VMM"),
+        ([DEVICE, "--memlock", "8M", "--", "true"], "neither a number of MiB nor unlimited"),
+        ([DEVICE, "--vmm", "xen", "--", "true"], "cloud-hypervisor"),
+        ([DEVICE, "--", "qemu-system-x86_64", "-daemonize"], "-daemonize: QEMU would leave"),
+        ([DEVICE, "--option", "a=b", "--", "true"], "put them into its arguments"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str) -> None:
+    assert message in run(*arguments, status=2).output
+
+
+def test_help_shows_both_halves() -> None:
+    assert "run [OPTIONS] DEVICE... -- VMM [ARGS]..." in run("--help").output
+
+
+@pytest.mark.parametrize("before", [[DEVICE, "--print"], ["--print", DEVICE]])
+def test_print(before: list[str]) -> None:
+    lines = run(*before, "--", "qemu-kvm", "--print", "-m", "1G").stdout.splitlines()
+    assert lines[0] == f"# for a shell, once they are claimed (pyiommufd claim {DEVICE}):"
+    assert lines[1].startswith("qemu-kvm --print -m 1G -object iommufd,id=iommufd0,fd=3 -device vfio-pci,id=vfio0,fd=4")
+    assert lines[3] == '<hostdev mode="subsystem" type="pci" managed="no">'
+    assert run(*before).stdout.splitlines() == lines[3:]
+
+
+def test_dry_run() -> None:
+    shown = run(DEVICE, "--dry-run", "--", "sh", "{device0}").stdout.splitlines()
+    there = ["load the driver vfio-pci", "set driver_override to vfio-pci", "unbind from e1000e", "bind to vfio-pci"]
+    back = ["unbind from vfio-pci", "clear driver_override", "bind to e1000e"]
+    middle = shown.index("sh 4")
+    assert [line for line in shown[:middle] if DEVICE in line] == [f"{DEVICE}: {step}" for step in there]
+    assert [line for line in shown[middle:] if DEVICE in line] == [f"{DEVICE}: {step}" for step in back]
+    assert any("0000:00:02.1" in line for line in shown[:middle])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["0000:00:09.0", "--", "true"], "0000:00:09.0"),
+        (["0000:00:03.0", "--", "true"], "has no IOMMU group"),
+        ([DEVICE, "--", "/nowhere/qemu-kvm"], "there is no program /nowhere/qemu-kvm"),
+        ([DEVICE, "--user", "nobody-at-all", "--", "true"], "knows no user nobody-at-all"),
+    ],
+)
+def test_what_cannot_be_started(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in run(*arguments, status=125).output
