@@ -174,7 +174,7 @@ def recover_steps() -> tuple[AnyStep, ...]:
         ClaimError: As `recover`.
     """
     with locked():
-        return (*recover_claims_steps(), *_undo_steps(left_behind()))
+        return (*recover_claims_steps(), *_undo_steps(left_behind(recovered=True)))
 
 
 def _recover(report: Report) -> list[str]:

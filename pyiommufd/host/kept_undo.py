@@ -153,14 +153,19 @@ def undo(kept: Kept, undone: Iterable[Kept], report: Report) -> list[str]:
     return names
 
 
-def left_behind() -> list[Kept]:
+def left_behind(*, recovered: bool = False) -> list[Kept]:
     """What processes have left that died while they made or released a kept claim.
 
     And what belongs to a claim that somebody else has released, who knew of the drivers alone.
+
+    Args:
+        recovered: As it will be once `pyiommufd.host.claim.recover` has given back the drivers.
     """
     found = []
     for record in records():
         kept = Kept.of(record)
+        if recovered and kept.entry is not None and kept.entry.state is not journal.State.KEPT:
+            kept = Kept(None, record, kept.file)
         if record.stage is not Stage.KEPT:
             found.append(kept)
         elif kept.entry is None:
