@@ -157,7 +157,10 @@ def plan_claim(
         devices = [devices]
     if isinstance(force, str):
         force = [force]
-    wanted = tuple(dict.fromkeys(as_device(device) for device in devices))
+    try:
+        wanted = tuple(dict.fromkeys(as_device(device) for device in list(devices)))
+    except NotImplementedError:  # what a memoryview of several dimensions says to being gone through
+        raise TypeError("devices are HostDevice objects, names or paths") from None
     if not wanted:
         raise ValueError("no device to claim was named")
     groups: dict[int, Group] = {}

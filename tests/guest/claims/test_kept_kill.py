@@ -52,7 +52,7 @@ def die_in_the_file(what: str) -> None:
     """Die when the new text is written, and not yet on disk under its name."""
     if not what.startswith(("write", "record the kept", "record that comes")):
         die()
-    os.fsync = die  # type: ignore[assignment]
+    os.fsync = die
 
 
 def runs(work: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -> Iterator[tuple[str, CutOff]]:

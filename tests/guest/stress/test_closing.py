@@ -205,7 +205,7 @@ INERT: dict[type, frozenset[str]] = {
     DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "drop", "extend"}),
     Window: frozenset({"closed", "offset", "length", "mark_forked"}),
     DeviceFile: frozenset({"closed", "pid", "in_child", "mark_forked", "name", "device", "from_fd"}),
-    Claim: frozenset({"devices", "plan", "released"}),
+    Claim: frozenset({"devices", "kept", "plan", "released"}),
     Monitor: frozenset({"closed"}),
 }
 CLOSING: dict[type, str] = {DMAMapping: "unmap", DMAMappings: "unmap", Claim: "release"}

@@ -157,8 +157,18 @@ def test_every_changing_command_has_a_dry_run(command: str) -> None:
     assert "--dry-run" in {option for param in found.params for option in param.opts}
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """None of the signals is ignored, as they are where the tests run under nohup or in the background."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_ends_a_command(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+def test_signal_ends_a_command(number: signal.Signals, heeded: None, capsys: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(SystemExit) as caught, ended_by_signals():
         signal.raise_signal(number)
@@ -167,7 +177,7 @@ def test_signal_ends_a_command(number: signal.Signals, capsys: pytest.CaptureFix
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_signal_in_the_middle_says_what_became_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_signal_in_the_middle_says_what_became_of_it(heeded: None, capsys: pytest.CaptureFixture[str]) -> None:
     @contextlib.contextmanager
     def rolled_back() -> Iterator[None]:
         try:
