@@ -36,6 +36,9 @@ GUEST_TESTS = {
 LONG_STRESS_TESTS = ("arguments", "rounds", "closing", "model")
 """Those of tests/guest/stress that take minutes, the longest first: each has a guest of its own."""
 
+BOOT_TESTS_BY_NAME = frozenset({"ansible", "persistence"})
+"""Those of tests/boot that are run by name only: they boot two dozen guests, or install another program."""
+
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
@@ -140,6 +143,7 @@ def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
         long += [
             pool.submit(here, f"boot, {_noun(file)}", [file, *chosen.options], aside=True)
             for file in _files("tests/boot")
+            if _noun(file) not in BOOT_TESTS_BY_NAME
         ]
         programs = [pool.submit(run_program, program, aside=True) for program in PROGRAMS]
         long += [
