@@ -100,7 +100,7 @@ class Host:
         guest.put(self._key.with_name("host_key").read_bytes(), "/etc/ssh/host_key", mode=0o600)
         guest.put(self._key.with_name("key.pub").read_bytes(), "/root/.ssh/authorized_keys", mode=0o600)
         guest.put(SSHD.encode(), "/etc/ssh/sshd_config")
-        guest.run(["sh", "-c", "ifconfig $(ls /sys/class/net | grep -v lo) 10.0.2.15 up"], check=True)
+        guest.run(["sh", "-c", "ifconfig $(ls /sys/class/net | grep ^e) 10.0.2.15 up"], check=True)
         libraries = ":".join(f"{self._sshd}/{name}/x86_64-linux-gnu" for name in ("lib", "usr/lib"))
         guest.run([f"{self._sshd}/usr/sbin/sshd"], env={"LD_LIBRARY_PATH": libraries}, check=True)
 
