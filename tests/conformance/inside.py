@@ -18,7 +18,7 @@ from pyiommufd import find_device, plan_claim
 from tests.conformance.upstream import PROGRAMS, Program
 
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-_SECONDS = 600
+_SECONDS = 2400
 # Nearly all fail: pytest's own tracebacks would take half of the time, whether they are shown or not.
 _BRIEF = ["-q", "-q", "--tb=native", "-r", "N"]
 

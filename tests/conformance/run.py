@@ -21,7 +21,7 @@ from tests.conformance.report import Comparison, judge_noop, read_twins, seconds
 from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, read_tap
 from tests.runs import Run, run_command
 
-_SECONDS = 1800
+_SECONDS = 3600
 
 
 @dataclass
