@@ -36,8 +36,15 @@ GUEST_TESTS = {
 LONG_STRESS_TESTS = ("arguments", "rounds", "closing", "model")
 """Those of tests/guest/stress that take minutes, the longest first: each has a guest of its own."""
 
-BOOT_TESTS_BY_NAME = frozenset({"ansible", "persistence"})
-"""Those of tests/boot that are run by name only: they boot two dozen guests, or install another program."""
+BY_NAME = frozenset(
+    {
+        "tests/boot/test_ansible.py",
+        "tests/boot/test_handover.py",
+        "tests/boot/test_persistence.py",
+        "tests/guest/claims/test_kill.py",
+    }
+)
+"""Run by name only: they take a quarter of an hour each, or install another program."""
 
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
@@ -143,7 +150,6 @@ def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
         long += [
             pool.submit(here, f"boot, {_noun(file)}", [file, *chosen.options], aside=True)
             for file in _files("tests/boot")
-            if _noun(file) not in BOOT_TESTS_BY_NAME
         ]
         programs = [pool.submit(run_program, program, aside=True) for program in PROGRAMS]
         long += [
@@ -163,7 +169,8 @@ def claims_machine() -> list[str]:
 
 
 def _files(folder: str) -> list[str]:
-    return sorted(str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("test_*.py"))
+    found = sorted(str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("test_*.py"))
+    return [file for file in found if file not in BY_NAME]
 
 
 def _noun(file: str) -> str:
