@@ -3,7 +3,7 @@
     python -m tests.suite [--all | --conformance] [PATH…] [PYTEST OPTIONS]
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
-all of them run, after ruff and mypy; but for tests/guest/stress and tests/guest/claims, which take minutes, tests/boot,
+all of them run, after ruff and mypy; but for tests/guest/stress, claims and vmm, which take minutes, tests/boot,
 which starts guests of its own, and tests/guest/core, which runs on the whole matrix: these with --all only. With
 --conformance the kernel's own C programs run and our twins of their cases, and nothing else; --all runs them, too.
 """
@@ -31,8 +31,8 @@ GUEST_TESTS = {
     "guest tests": ["tests/guest/kernel", "tests/guest/host", "tests/guest/facts"],
     "guest tests, fixtures": ["tests/guest/testing"],
     "guest tests, commands": ["tests/guest/cli", "tests/guest/diagnose"],
-    "guest tests, handing over": ["tests/guest/vmm"],
 }
+LONG_GUEST_TESTS = {"guest tests, handing over": ["tests/guest/vmm"]}
 LONG_STRESS_TESTS = ("arguments", "rounds", "closing", "model")
 """Those of tests/guest/stress that take minutes, the longest first: each has a guest of its own."""
 
@@ -154,7 +154,7 @@ def run_everything(chosen: Chosen) -> tuple[list[Run], str]:
         programs = [pool.submit(run_program, program, aside=True) for program in PROGRAMS]
         long += [
             pool.submit(in_guest, name, [*folders, *chosen.options], aside=True)
-            for name, folders in GUEST_TESTS.items()
+            for name, folders in (LONG_GUEST_TESTS | GUEST_TESTS).items()
         ]
         pairs = matrix.start_matrix(pool, matrix.combinations(kernels, qemus))
         runs += [future.result() for future in long]
