@@ -41,6 +41,7 @@ BY_NAME = frozenset(
         "tests/boot/test_ansible.py",
         "tests/boot/test_handover.py",
         "tests/boot/test_persistence.py",
+        "tests/guest/claims/test_kept_kill.py",
         "tests/guest/claims/test_kill.py",
     }
 )
