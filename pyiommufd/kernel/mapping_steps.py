@@ -209,7 +209,7 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
     numbers = array("Q")
     try:
         if isinstance(pieces, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
-            raise NotImplementedError
+            raise TypeError("pieces are (offset, length, iova), one after the other, and no memory")
         for offset, length, iova in pieces:
             # Not those of NumPy, which overflow.
             offset, length = operator.index(offset), operator.index(length)
