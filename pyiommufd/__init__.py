@@ -24,11 +24,11 @@ from .errors import (
     UnsupportedError,
     VectorsUnavailableError,
 )
-from .host.claim import Claim, recover
+from .host.claims.claim import Claim, recover
+from .host.claims.plan import ClaimPlan, plan_claim
 from .host.devices import HostDevice, find_device, list_devices
 from .host.groups import Group, find_group, list_groups
 from .host.monitor import DeviceEvent, Monitor
-from .host.plan import ClaimPlan, plan_claim
 from .kernel.attachment import AttachPreview, ChangeKind, DMAChange, Verdict
 from .kernel.buffer import DMABuffer
 from .kernel.config_space import CapabilityID, Command, ConfigSpace, ExtendedCapabilityID

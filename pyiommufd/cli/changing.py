@@ -17,9 +17,9 @@ import click
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError
+from pyiommufd.host.claims.plan import ClaimPlan
 from pyiommufd.host.devices import HostDevice, find_device
-from pyiommufd.host.kept_steps import AnyStep
-from pyiommufd.host.plan import ClaimPlan
+from pyiommufd.host.kept.parts import AnyStep
 from pyiommufd.host.uses import KINDS as ALL_KINDS
 
 KINDS = tuple(kind for kind in ALL_KINDS if kind != "claimed")

@@ -9,8 +9,8 @@ import click
 from pyiommufd.cli import records
 from pyiommufd.cli.output import COLOURS, ReadingCommand, json_option, print_indented, print_json, waiting
 from pyiommufd.cli.status import MISSING
-from pyiommufd.host.finding import State
-from pyiommufd.host.readiness import readiness
+from pyiommufd.host.checks.finding import State
+from pyiommufd.host.checks.readiness import readiness
 
 _KEYS = {"ready": "whether nothing is missing", "findings": "what was found, an array"}
 

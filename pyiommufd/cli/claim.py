@@ -20,10 +20,10 @@ from pyiommufd.cli.changing import (
 )
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
-from pyiommufd.host import boot_unit, keeping
-from pyiommufd.host.access import User, find_user
-from pyiommufd.host.plan import ClaimPlan, plan_claim
-from pyiommufd.host.user_limits import lock_limit
+from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
+from pyiommufd.host.kept import boot_unit, keeping
+from pyiommufd.host.kept.access import User, find_user
+from pyiommufd.host.kept.user_limits import lock_limit
 
 
 def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User | None:

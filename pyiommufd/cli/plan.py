@@ -12,8 +12,8 @@ from pyiommufd.cli.output import ReadingCommand, json_option, print_json, waitin
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import Refusal
 from pyiommufd.host import uses
+from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.holders import holders
-from pyiommufd.host.plan import ClaimPlan, plan_claim
 
 _KEYS = (
     {

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 from pyiommufd.errors import Cause, Refusal
+from pyiommufd.host.checks.finding import Finding
+from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.finding import Finding
 from pyiommufd.host.groups import Group
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.pci_ids import pci_ids
 from pyiommufd.host.standing import Standing
-from pyiommufd.host.steps import Action, Step
 
 Record = dict[str, Any]
 

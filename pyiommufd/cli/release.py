@@ -6,7 +6,7 @@ import click
 
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step, show_steps
-from pyiommufd.host import keeping
+from pyiommufd.host.kept import keeping
 
 
 @click.command()

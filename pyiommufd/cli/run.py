@@ -16,10 +16,10 @@ import click
 
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
-from pyiommufd.host import journal
-from pyiommufd.host.claim import Claim
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.claim import Claim
+from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.plan import ClaimPlan, plan_claim
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, shell_line
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting

@@ -7,8 +7,8 @@ import click
 from pyiommufd.cli.arguments import device_argument
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, force_option, say, show_step, show_steps
 from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table
+from pyiommufd.host.claims.vfs import VFs, set_vfs, vfs_of, vfs_steps
 from pyiommufd.host.devices import HostDevice, find_device
-from pyiommufd.host.vfs import VFs, set_vfs, vfs_of, vfs_steps
 
 _KEYS = {
     "device": "the name of the physical function",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..errors import ClaimError, Refusal
 from . import drivers, sysfs, uses
+from .claims.plan import ClaimPlan, plan_claim
 from .devices import HostDevice
 from .groups import Group
 from .holders import Holder, holders
-from .plan import ClaimPlan, plan_claim
 from .standing import Standing, standings
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .claims.plan import stays_put
 from .devices import HostDevice, list_devices
 from .holders import Holder, holders
-from .plan import stays_put
 from .standing import Standing, standings
 
 

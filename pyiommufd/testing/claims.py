@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 from ..errors import CloseError, IOMMUFDError
-from ..host import journal
-from ..host.claim import Claim
+from ..host.claims import journal
+from ..host.claims.claim import Claim
+from ..host.claims.plan import plan_claim
 from ..host.devices import HostDevice, list_devices
 from ..host.groups import Group, is_safe, list_groups
-from ..host.plan import plan_claim
 
 
 class Claims:

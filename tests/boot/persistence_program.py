@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pyiommufd import list_devices, plan_claim
-from pyiommufd.host import boot_unit, journal, keeping, persistence
+from pyiommufd.host.claims import journal
+from pyiommufd.host.kept import boot_unit, keeping, persistence
 from pyiommufd.host.sysfs import PROC
 
 DISK = Path("/disk")
@@ -78,7 +79,7 @@ class Points(logging.Handler):
         super().__init__()
         self.cut = cut
         self.seen: list[str] = []
-        logger = logging.getLogger("pyiommufd.host.steps")
+        logger = logging.getLogger("pyiommufd.host.claims.steps")
         logger.setLevel(logging.DEBUG)
         logger.addHandler(self)
         sys.addaudithook(self.audit)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyiommufd import find_device, plan_claim, recover
-from pyiommufd.host import journal, steps
-from pyiommufd.host.claim import recover_steps, release_steps
+from pyiommufd.host.claims import journal, steps
+from pyiommufd.host.claims.claim import recover_steps, release_steps
 from pyiommufd.host.drivers import driver_override
 
 RUN = Path("/results/run")

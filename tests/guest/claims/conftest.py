@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import HostDevice, list_devices, recover
-from pyiommufd.host import drivers, journal, restore, sysfs
-from pyiommufd.host.claim import release
-from pyiommufd.host.journal import Before
-from pyiommufd.host.vfs import vfs_of
+from pyiommufd.host import drivers, sysfs
+from pyiommufd.host.claims import journal, restore
+from pyiommufd.host.claims.claim import release
+from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.vfs import vfs_of
 
 State = dict[str, Before]
 

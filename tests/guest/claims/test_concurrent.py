@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, HostDevice, list_devices, plan_claim
-from pyiommufd.host import journal
-from pyiommufd.host.journal import Before
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.journal import Before
 from pyiommufd.testing import edu
 
 State = dict[str, Before]

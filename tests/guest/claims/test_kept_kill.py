@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from pyiommufd import HostDevice, plan_claim
-from pyiommufd.host import access, boot_unit, durable, journal, keeping, kept_record, persistence
-from pyiommufd.host.journal import Before
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.kept import access, boot_unit, durable, keeping, persistence
+from pyiommufd.host.kept import record as kept_record
 from tests.guest.claims.test_kill import CutOff, cut_off, die, show
 
 State = dict[str, Before]

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from pyiommufd import Claim, ClaimPlan, HostDevice, plan_claim, recover
-from pyiommufd.host import drivers, journal, steps
-from pyiommufd.host.claim import release
+from pyiommufd.host import drivers
+from pyiommufd.host.claims import journal, steps
+from pyiommufd.host.claims.claim import release
+from pyiommufd.host.claims.journal import Before
 from pyiommufd.host.helper import Helper
-from pyiommufd.host.journal import Before
 
 State = dict[str, Before]
 CLAIM_STEPS = 9
@@ -212,7 +213,7 @@ def test_signal_that_comes_when_the_claim_is_made(alone: HostDevice, state: Call
             os.kill(os.getpid(), signal.SIGINT)
 
     def work() -> None:
-        from pyiommufd.host import claim as module
+        from pyiommufd.host.claims import claim as module
 
         module.Claim = Late  # type: ignore[assignment,misc]
         plan_claim(alone).apply()

@@ -19,10 +19,11 @@ from pyiommufd import (
     plan_claim,
     recover,
 )
-from pyiommufd.host import drivers, helper, journal, sysfs
-from pyiommufd.host.journal import Before
-from pyiommufd.host.steps import Action, Step
-from pyiommufd.host.vfs import set_vfs, vfs_of, vfs_steps
+from pyiommufd.host import drivers, helper, sysfs
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.steps import Action, Step
+from pyiommufd.host.claims.vfs import set_vfs, vfs_of, vfs_steps
 
 State = dict[str, Before]
 

@@ -20,7 +20,9 @@ from click.testing import CliRunner, Result
 from pyiommufd import DeviceFile, HostDevice, find_group
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand
-from pyiommufd.host import access, boot_unit, drivers, journal, persistence
+from pyiommufd.host import drivers
+from pyiommufd.host.claims import journal
+from pyiommufd.host.kept import access, boot_unit, persistence
 
 State = dict[str, tuple[str | None, str | None]]
 

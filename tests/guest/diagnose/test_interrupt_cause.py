@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from pyiommufd import IOMMUFD, Cause, HostDevice, list_devices, plan_claim
-from pyiommufd.host.finding import State
-from pyiommufd.host.readiness import readiness
+from pyiommufd.host.checks.finding import State
+from pyiommufd.host.checks.readiness import readiness
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
 from pyiommufd.testing import edu
 from tests.causes import Prover

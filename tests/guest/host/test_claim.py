@@ -22,7 +22,8 @@ from pyiommufd import (
     find_group,
     plan_claim,
 )
-from pyiommufd.host import drivers, journal
+from pyiommufd.host import drivers
+from pyiommufd.host.claims import journal
 
 State = dict[str, tuple[str | None, str | None]]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import ClaimError, ClaimRefusedError, CloseError, DeviceFile, HostDevice, plan_claim, recover
-from pyiommufd.host import journal
+from pyiommufd.host.claims import journal
 
 Start = Callable[..., int]
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from pyiommufd import ClaimError, CloseError, DeviceFile, HostDevice, find_device, find_group, plan_claim, recover
-from pyiommufd.host import drivers, helper, journal, restore
-from pyiommufd.host.claim import recover_steps, release, release_steps
-from pyiommufd.host.journal import Before
-from pyiommufd.host.steps import Action, Step
+from pyiommufd.host import drivers, helper
+from pyiommufd.host.claims import journal, restore
+from pyiommufd.host.claims.claim import recover_steps, release, release_steps
+from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.steps import Action, Step
 
 State = dict[str, Before | None]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import HostDevice, list_devices
-from pyiommufd.host import journal
+from pyiommufd.host.claims import journal
 from pyiommufd.testing.claims import shared_groups
 
 pytest_plugins = ["pytester"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, ClaimRefusedError, Device, HostDevice, list_devices, plan_claim, recover
-from pyiommufd.host import journal
+from pyiommufd.host.claims import journal
 from tests.guest.uses.types import Driven, Refused, Result, Runner, Waiter
 
 

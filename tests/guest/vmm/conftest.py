@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import HostDevice, recover
-from pyiommufd.host import drivers, journal
+from pyiommufd.host import drivers
+from pyiommufd.host.claims import journal
 
 STANDIN = Path(__file__).with_name("standin.py")
 SECONDS = 300.0

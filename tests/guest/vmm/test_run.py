@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import HostDevice, find_group, plan_claim, recover
-from pyiommufd.host import drivers, journal
+from pyiommufd.host import drivers
+from pyiommufd.host.claims import journal
 from pyiommufd.host.holders import holders
 from tests.guest.vmm.conftest import RUN, SECONDS, STANDIN, Started, State, eventually, holders_of_anything, named
 

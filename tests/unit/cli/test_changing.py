@@ -17,7 +17,9 @@ from pyiommufd import Refusal
 from pyiommufd.cli.changing import KINDS, ended_by_signals, failed
 from pyiommufd.cli.group import cli
 from pyiommufd.errors import ClaimError
-from pyiommufd.host import boot_unit, journal, persistence, uses
+from pyiommufd.host import uses
+from pyiommufd.host.claims import journal
+from pyiommufd.host.kept import boot_unit, persistence
 from tests.fake_sysfs import FakeSysfs
 
 

@@ -1,0 +1,200 @@
+"""Checks of the platform: IOMMU, kernel and limits. What each looks at is `Finding.check`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from .. import sysfs
+from ..drivers import module_file
+from ..limits import lockable_memory
+from ..running_kernel import has_cdevs, interrupts_isolated, kernel_option, unsafe_interrupts_allowed
+from .finding import Finding, Machine, State
+
+_GUEST = "or run in a guest that has one: pyiommufd guest -- COMMAND"
+
+
+def iommu(machine: Machine) -> Iterator[Finding]:
+    """Whether an IOMMU is on, and for which devices."""
+    folder = sysfs.SYS / "class/iommu"
+    units = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    units = [name for name in units if "selftest" not in name]
+    if machine.groups:
+        evidence = f"{', '.join(units) or 'an IOMMU'}; {len(machine.groups)} groups"
+        yield Finding("iommu", State.OK, "an IOMMU is on", evidence)
+        without = tuple(d.name for d in machine.devices if d.group_id is None and d.subsystem == "pci")
+        if without:
+            yield Finding(
+                "iommu",
+                State.WARNING,
+                "some devices are not covered by it",
+                f"{len(without)} PCI devices have no IOMMU group",
+                "these cannot be passed through",
+                without,
+            )
+        return
+    tables = sysfs.SYS / "firmware/acpi/tables"
+    table = next((name for name in ("DMAR", "IVRS", "IORT", "VIOT") if (tables / name).exists()), None)
+    command_line = sysfs.read(sysfs.PROC / "cmdline") or ""
+    given = " ".join(word for word in command_line.split() if "iommu" in word) or "nothing about an IOMMU"
+    if table is not None:
+        option = {"DMAR": "intel_iommu=on", "IVRS": "amd_iommu=on"}.get(table, "iommu.passthrough=0")
+        yield Finding(
+            "iommu",
+            State.MISSING,
+            "the IOMMU is off: firmware describes one that the kernel does not use",
+            f"ACPI table {table}, no groups; the kernel's command line has {given}",
+            f"boot with {option}; the kernel needs CONFIG_INTEL_IOMMU, CONFIG_AMD_IOMMU or that of another IOMMU",
+        )
+        return
+    yield Finding(
+        "iommu",
+        State.MISSING,
+        "there is no IOMMU",
+        f"no groups in /sys/kernel/iommu_groups, no ACPI table of an IOMMU; the kernel's command line has {given}",
+        f"turn VT-d or AMD-Vi on in the firmware; in a VM give it a virtual IOMMU, {_GUEST}",
+    )
+
+
+def iommufd(machine: Machine) -> Iterator[Finding]:
+    """Whether the kernel has iommufd, and its node is here."""
+    node = machine.dev / "iommu"
+    if (sysfs.SYS / "class/misc/iommu").exists():
+        if node.exists():
+            yield Finding("iommufd", State.OK, "the kernel has iommufd", str(node))
+        else:
+            yield Finding(
+                "iommufd",
+                State.MISSING,
+                f"the kernel has iommufd, but there is no {node} here",
+                "/sys/class/misc/iommu is there",
+                "in a container, pass the node in",
+            )
+        return
+    yield from _module("iommufd", "iommufd", "IOMMUFD", "iommufd")
+
+
+def _module(check: str, module: str, option: str, what: str) -> Iterator[Finding]:
+    """A module that is not loaded: whether it can be."""
+    configured = kernel_option(option)
+    file = module_file(module)
+    seen = f"kernel {os.uname().release}: CONFIG_{option}={configured or 'unknown'}"
+    if file is not None:
+        fix = f"modprobe {module}; for every boot: echo {module} > /etc/modules-load.d/{module}.conf"
+        yield Finding(check, State.MISSING, f"the module of {what} is not loaded", f"{seen}; {file}", fix)
+        return
+    yield Finding(
+        check,
+        State.MISSING,
+        f"this kernel has no {what}",
+        seen,
+        f"use a kernel built with CONFIG_{option} (Fedora, Arch and Ubuntu have it), {_GUEST}",
+    )
+
+
+def cdev(machine: Machine) -> Iterator[Finding]:
+    """Whether vfio devices have nodes under ``/dev/vfio/devices``."""
+    known = has_cdevs()
+    without = tuple(device.name for device in machine.devices if device.on_vfio and device.vfio_cdev is None)
+    if known is False or without:
+        yield Finding(
+            "cdev",
+            State.MISSING,
+            "this kernel gives vfio devices no nodes of their own",
+            f"{without[0]} is on a vfio driver and has no dev file" if without else "no vfio-dev in /proc/devices",
+            f"use a kernel built with CONFIG_VFIO_DEVICE_CDEV (6.6 or newer), {_GUEST}",
+            without,
+        )
+    elif known:
+        yield Finding("cdev", State.OK, "vfio devices have nodes of their own", "/dev/vfio/devices")
+    else:
+        yield Finding(
+            "cdev", State.UNKNOWN, "whether vfio devices have nodes of their own", "vfio is not loaded", "modprobe vfio"
+        )
+
+
+def vfio_pci(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all checks
+    """Whether the driver vfio-pci is loaded."""
+    folder = sysfs.SYS / "bus/pci/drivers/vfio-pci"
+    if folder.is_dir():
+        yield Finding("vfio-pci", State.OK, "the driver vfio-pci is loaded", str(folder))
+    else:
+        yield from _module("vfio-pci", "vfio-pci", "VFIO_PCI", "vfio-pci")
+
+
+def isolated_msi(machine: Machine) -> Iterator[Finding]:
+    """Whether devices can raise each other's interrupts."""
+    if not machine.groups:
+        return
+    isolated, allowed = interrupts_isolated(), unsafe_interrupts_allowed()
+    if isolated:
+        yield Finding("isolated-msi", State.OK, "interrupts are remapped", "/proc/interrupts has IR- controllers")
+    elif isolated is None:
+        yield Finding(
+            "isolated-msi",
+            State.UNKNOWN,
+            "whether interrupts are isolated from each other",
+            "the kernel has no attribute for it",
+            "bind a device: EPERM with no other cause says no",
+        )
+    elif allowed:
+        yield Finding(
+            "isolated-msi",
+            State.WARNING,
+            "devices can raise each other's interrupts, and iommufd was told to accept that",
+            "no IR- controller in /proc/interrupts; iommufd.allow_unsafe_interrupts=1",
+            "turn interrupt remapping on in the firmware (QEMU's intel-iommu: intremap=on), then the exception off",
+        )
+    else:
+        yield Finding(
+            "isolated-msi",
+            State.MISSING,
+            "devices can raise each other's interrupts: every bind is refused with EPERM",
+            "no IR- controller in /proc/interrupts; iommufd.allow_unsafe_interrupts=0",
+            "turn interrupt remapping on in the firmware (QEMU's intel-iommu: intremap=on), or accept the risk: "
+            "echo 1 > /sys/module/iommufd/parameters/allow_unsafe_interrupts",
+        )
+
+
+def address_width(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all checks
+    """Whether the IOMMU reaches all the addresses that the processor has."""
+    match = re.search(
+        r"^address sizes\s*:\s*(\d+) bits physical", sysfs.read(sysfs.PROC / "cpuinfo") or "", re.MULTILINE
+    )
+    narrow: list[str] = []
+    wide: list[str] = []
+    for path in sorted((sysfs.SYS / "class/iommu").glob("*/intel-iommu/cap")):
+        # VT-d specification 11.4.2: MGAW in bits 21:16, one less than the width; SAGAW in 12:8, of 39, 48 and 57 bits.
+        cap = int(sysfs.read(path) or "0", 16)
+        walks = [bits for bit, bits in ((1, 39), (2, 48), (3, 57)) if cap >> 8 & 1 << bit]
+        width = min((cap >> 16 & 0x3F) + 1, max(walks, default=64))
+        unit = path.parent.parent.name
+        (narrow if match and width < int(match[1]) else wide).append(f"{unit}: {width} bits")
+    if narrow and match:
+        yield Finding(
+            "address-width",
+            State.WARNING,
+            "an IOMMU reaches fewer addresses than the processor has",
+            f"{', '.join(narrow)}; the processor's addresses have {match[1]}",
+            "map below that (iova ranges tell); in a VM on QEMU: -device intel-iommu,aw-bits=48",
+        )
+    elif wide:
+        seen = f"; the processor's addresses have {match[1]} bits" if match else ""
+        yield Finding("address-width", State.OK, "IOMMUs reach all addresses", ", ".join(wide) + seen)
+
+
+def memlock(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all checks
+    """How much memory this user can map."""
+    limit = lockable_memory()
+    if limit is None:
+        yield Finding("memlock", State.OK, "this user may lock any amount of memory", "CAP_IPC_LOCK, or no limit")
+        return
+    yield Finding(
+        "memlock",
+        State.WARNING,
+        f"this user can map at most {limit / (1 << 20):g} MiB for DMA, in all processes together",
+        f"RLIMIT_MEMLOCK is {limit} bytes, no CAP_IPC_LOCK",
+        "a VM needs all its memory, and some more: in /etc/security/limits.d/: USER - memlock unlimited; of a systemd "
+        "unit: LimitMEMLOCK=infinity",
+    )

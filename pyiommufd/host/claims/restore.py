@@ -1,0 +1,109 @@
+"""From how a device is to how it was: the steps that give it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .. import sysfs
+from .journal import Before
+from .steps import Action, Step
+
+Read = Callable[[Path], str | None]
+
+
+def look(path: Path, read: Read = sysfs.read) -> Before | None:
+    """How a device is now, in the words of the record; None where it is gone.
+
+    Args:
+        path: Its folder.
+        read: Reads an attribute: those for which the kernel waits until nobody is at the device.
+    """
+    subsystem = sysfs.link_name(path / "subsystem")
+    if subsystem is None:
+        return None
+    override = read(path / "driver_override")
+    vendor, device = (sysfs.read(path / name) for name in ("vendor", "device"))
+    count = read(path / "sriov_numvfs") if (path / "sriov_totalvfs").exists() else None
+    autoprobe = sysfs.read(path / "sriov_drivers_autoprobe")
+    functions = [look(link, read) for link in virtual_functions(path)] if count not in (None, "0") else []
+    return Before(
+        name=path.name,
+        subsystem=subsystem,
+        sys_path=str(path),
+        driver=sysfs.link_name(path / "driver"),
+        driver_override=None if override in (None, "", "(null)") else override,
+        identity=None if vendor is None or device is None else f"{vendor[2:]}:{device[2:]}",
+        numvfs=None if count is None else int(count),
+        autoprobe=None if autoprobe is None else autoprobe == "1",
+        vfs=[function for function in functions if function is not None],
+    )
+
+
+def virtual_functions(path: Path) -> list[Path]:
+    """The folders of a device's virtual functions, in the order of their numbers."""
+    links = [link for link in path.glob("virtfn*") if link.name.removeprefix("virtfn").isdigit()]
+    return [link.resolve() for link in sorted(links, key=lambda link: int(link.name.removeprefix("virtfn")))]
+
+
+def steps_back(before: Before, now: Before) -> Iterator[Step]:
+    """The steps from how a device is to how it was, whatever a claim or a release has done of its own by now.
+
+    Args:
+        before: How it was.
+        now: How it is.
+    """
+    driver, override, count = now.driver, now.driver_override, now.numvfs or 0
+    if driver != before.driver and driver is not None:
+        if count:
+            # vfio-pci lets a physical function go only without virtual ones, others leave them behind.
+            yield _step(before, Action.SET_VFS, "0")
+            count = 0
+        yield _step(before, Action.UNBIND, driver)
+        driver = None
+    yield from _onto(before, driver, override)
+    if before.numvfs is not None:
+        yield from _functions_back(before, now, count)
+
+
+def _onto(before: Before, driver: str | None, override: str | None) -> Iterator[Step]:
+    """From no driver, or the right one, to driver and override as they were."""
+    if before.driver is not None and driver is None:
+        # An override set while the device was on another driver would not let it back there.
+        wanted = before.driver if before.driver_override is not None else None
+        if override != wanted:
+            yield _override(before, wanted)
+        yield _step(before, Action.BIND, before.driver)
+        override = wanted
+    if override != before.driver_override:
+        yield _override(before, before.driver_override)
+
+
+def _functions_back(before: Before, now: Before, count: int) -> Iterator[Step]:
+    autoprobe = now.autoprobe
+    if count != before.numvfs:
+        if count:
+            yield _step(before, Action.SET_VFS, "0")
+        if before.numvfs:
+            # Left to themselves they would go to the host's drivers, those that had none as well.
+            if autoprobe:
+                yield _step(before, Action.SET_AUTOPROBE, "0")
+                autoprobe = False
+            yield _step(before, Action.SET_VFS, str(before.numvfs))
+            for function in before.vfs:
+                yield from _onto(function, None, None)
+    else:
+        there = {function.name: function for function in now.vfs}
+        for function in before.vfs:
+            if function.name in there:
+                yield from steps_back(function, there[function.name])
+    if before.autoprobe is not None and autoprobe != before.autoprobe:
+        yield _step(before, Action.SET_AUTOPROBE, str(int(before.autoprobe)))
+
+
+def _step(device: Before, action: Action, value: str | None = None) -> Step:
+    return Step(device.name, action, value, device.sys_path, device.subsystem)
+
+
+def _override(device: Before, value: str | None) -> Step:
+    return _step(device, Action.CLEAR_OVERRIDE if value is None else Action.SET_OVERRIDE, value)

@@ -1,0 +1,63 @@
+"""Signals that ask this process to end, held back while the machine is between two states."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from ...errors import ClaimError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class HeldBack:
+    """The signals that have come meanwhile."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """The first of them."""
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """Remember one; a handler as of `signal.signal`."""
+        self.signal = self.signal or signal.Signals(number)
+
+    @property
+    def pending(self) -> bool:
+        """Whether one has come."""
+        return self.signal is not None
+
+    def check(self) -> None:
+        """Go no further once one has come.
+
+        Raises:
+            ClaimError: It has.
+        """
+        if self.signal is not None:
+            raise ClaimError(f"interrupted by {self.signal.name}")
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[HeldBack]:
+    """Hold SIGINT and SIGTERM back: the first that comes takes effect at the end of the block.
+
+    In the main thread only, as Python's signals are; elsewhere this does nothing. What is ignored stays ignored.
+    """
+    held = HeldBack()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            # None: it is not Python's, and could not be put back.
+            if handler is not None and handler is not signal.SIG_IGN:
+                before[number] = handler
+                signal.signal(number, held.note)
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held.signal is not None:
+            signal.raise_signal(held.signal)

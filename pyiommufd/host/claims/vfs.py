@@ -1,0 +1,133 @@
+"""Virtual functions: how many a physical function has, and having it have another number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ClaimError, ClaimRefusedError, DeviceNotFoundError, Refusal
+from .. import sysfs, uses
+from ..devices import HostDevice, as_device, from_sys_path
+from . import journal
+from .restore import virtual_functions
+from .steps import Action, Step
+
+
+@dataclass(frozen=True, slots=True)
+class VFs:
+    """The virtual functions of a device, as they were when it was looked at.
+
+    Attributes:
+        total: How many it can have; 0: it has no SR-IOV.
+        count: How many it has.
+        devices: Those, in the order of their numbers.
+    """
+
+    total: int
+    count: int
+    devices: tuple[HostDevice, ...]
+
+
+def vfs_of(device: HostDevice | str | Path) -> VFs:
+    """The virtual functions of a device.
+
+    Raises:
+        DeviceNotFoundError: There is no such device.
+    """
+    device = device if isinstance(device, HostDevice) else as_device(device)
+    total = sysfs.read(device.sys_path / "sriov_totalvfs")
+    if total is None:
+        return VFs(0, 0, ())
+    # Not by sriov_numvfs, which cannot be read while somebody sets it, and may hang in that.
+    found = []
+    for path in virtual_functions(device.sys_path):
+        try:
+            found.append(from_sys_path(path))
+        except DeviceNotFoundError:
+            continue  # gone since
+    return VFs(int(total), len(found), tuple(found))
+
+
+def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
+    """The steps of `set_vfs`; none where the device has that many.
+
+    Raises:
+        ClaimError: The device cannot have so many.
+        DeviceNotFoundError: There is no such device.
+        ValueError: The count is negative.
+    """
+    if count < 0:
+        raise ValueError(f"a device has no {count} virtual functions")
+    device = as_device(device)
+    now = vfs_of(device)
+    if count > now.total:
+        what = f"has {now.total} virtual functions at most" if now.total else "has no SR-IOV: no virtual functions"
+        raise ClaimError(f"{device.name} {what}")
+    # From one number to another the kernel wants them gone in between: EBUSY.
+    counts = [] if now.count == count else [str(count)] if not now.count or not count else ["0", str(count)]
+    return tuple(Step(device.name, Action.SET_VFS, value, str(device.sys_path), device.subsystem) for value in counts)
+
+
+def set_vfs(
+    device: HostDevice | str | Path,
+    count: int,
+    *,
+    force: Collection[str] = (),
+    report: Callable[[Step], None] | None = None,
+) -> VFs:
+    """Have a physical function have this many virtual functions.
+
+    Those that it has go away first, unless it is that many already. Where a step fails, it has those of before again.
+
+    Args:
+        device: The physical function.
+        count: How many.
+        force: The kinds of refusals to go ahead in spite of, as of `plan_claim`.
+        report: Called with each step before it is taken.
+
+    Returns:
+        Those that it has then.
+
+    Raises:
+        ClaimRefusedError: The host, a process or a claim uses one of the virtual functions that would go away.
+        ClaimError: The device cannot have so many, its driver makes none, or the caller is not root.
+        DeviceNotFoundError: There is no such device.
+        ValueError: The count is negative.
+    """
+    # Here, as a plan looks at virtual functions as well.
+    from .transaction import Transaction, turn
+
+    device = as_device(device)
+    with turn(journal.RUN) as mine:
+        steps = vfs_steps(device, count)
+        functions = vfs_of(device).devices if steps else ()
+        refusals = tuple(_in_use(functions, force))
+        if refusals:
+            raise ClaimRefusedError(refusals)
+        if steps:
+            transaction = Transaction(mine, journal.Entry.begin(), report)
+            try:
+                for step in steps:
+                    transaction.take(step)
+                transaction.end()
+            except BaseException as error:
+                if isinstance(error, FileNotFoundError):  # what the kernel answers for a driver without sriov_configure
+                    error = ClaimError(f"{error}: {_no_functions(device)}")
+                transaction.fail(error, f"setting the number of virtual functions of {device.name}")
+    return vfs_of(device)
+
+
+def _in_use(functions: Collection[HostDevice], force: Collection[str]) -> Iterator[Refusal]:
+    from .plan import claimed, held
+
+    yield from claimed([function.name for function in functions])
+    found = [refusal for function in functions for refusal in uses.refusals(function)]
+    yield from (refusal for refusal in [*found, *held(functions)] if refusal.kind not in force)
+
+
+def _no_functions(device: HostDevice) -> str:
+    driver = device.refreshed().driver
+    if driver is None:
+        return f"{device.name} has no driver that could make virtual functions"
+    return f"the driver {driver} makes no virtual functions; vfio-pci does where it was loaded with enable_sriov=1"

@@ -1,0 +1,263 @@
+"""The record of claims in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import ClaimError
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.journal import Before, Entry, State
+
+
+def entry(pid: int | None = None) -> Entry:
+    pid = os.getpid() if pid is None else pid
+    devices = [
+        Before("0000:02:01.0", "pci", "/sys/devices/x", None, None),
+        Before("0000:02:03.0", "pci", "/sys/devices/y", "virtio-pci", "a driver"),
+    ]
+    return Entry("abc", State.SESSION, pid, journal.start_time(pid) or 0, [5], devices)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    one, two = entry(), entry()
+    two.id, two.state, two.devices = "def", State.KEPT, []
+    for each in (one, two):
+        journal.write(tmp_path, each)
+    assert journal.entries(tmp_path) == [one, two]
+    one.state = State.IN_PROGRESS
+    journal.write(tmp_path, one)
+    assert journal.entries(tmp_path) == [one, two]
+    journal.remove(tmp_path, one)
+    journal.remove(tmp_path, one)
+    assert journal.entries(tmp_path) == [two]
+
+
+def test_no_folder_no_entries(tmp_path: Path) -> None:
+    assert journal.entries(tmp_path / "none") == []
+
+
+def test_draft_that_was_not_finished_leaves_the_entry(tmp_path: Path) -> None:
+    journal.write(tmp_path, entry())
+    (tmp_path / "abc.draft").write_text('{"id": "abc", "sta')
+    assert journal.entries(tmp_path) == [entry()]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"state": "lost"}', '{"state": "kept", "devices": [1]}']
+)
+def test_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ClaimError, match=r"x\.json is no record"):
+        journal.entries(tmp_path)
+
+
+def test_record_is_its_owners_only(tmp_path: Path) -> None:
+    with journal.locked(tmp_path / "run"):
+        assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "run/lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_lock_keeps_others_waiting(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def other() -> None:
+        with journal.locked(tmp_path):
+            order.append("other")
+
+    with journal.locked(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+
+
+def test_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ClaimError, match="cannot write"), journal.locked(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ClaimError, match="takes root"), journal.locked(tmp_path / "file/run"):
+        pass
+
+
+def test_alive() -> None:
+    assert entry().alive
+    stale = entry()
+    stale.start_time -= 1
+    assert not stale.alive
+
+
+def test_process_that_has_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    one = entry(process.pid)
+    states = [one.alive]
+    process.kill()
+    # Not waited for: it is there as a zombie.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    states.append(one.alive)
+    process.communicate()
+    states.append(one.alive)
+    assert states == [True, False, False]
+    assert journal.start_time(process.pid) is None
+
+
+def test_name_of_a_process_may_hold_brackets(tmp_path: Path) -> None:
+    odd = tmp_path / ") Z 1 (x"
+    odd.symlink_to("/bin/sleep")
+    with subprocess.Popen([odd, "30"]) as process:
+        try:
+            assert journal.start_time(process.pid) is not None
+        finally:
+            process.kill()
+
+
+def test_functions_of_a_device_are_read_as_well(tmp_path: Path) -> None:
+    one = entry()
+    one.devices[1].vfs = [Before("0000:02:03.1", "pci", "/sys/devices/z", None, "pci-stub")]
+    one.wanted = ["0000:02:07.0"]
+    journal.write(tmp_path, one)
+    assert journal.find(tmp_path, one.id) == one
+    assert one.names == {"0000:02:01.0", "0000:02:03.0", "0000:02:03.1", "0000:02:07.0"}
+    assert journal.find(tmp_path, "none") is None
+
+
+def test_entries_come_in_the_order_in_which_they_were_begun(tmp_path: Path) -> None:
+    begun = [Entry.begin([number]) for number in range(5)]
+    for one in reversed(begun):
+        journal.write(tmp_path, one)
+    assert journal.entries(tmp_path) == begun
+
+
+def test_entry_of_another_boot_is_passed_over_and_then_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stale, fresh = entry(), entry()
+    stale.boot, fresh.id = "of yesterday", "def"
+    for one in (stale, fresh):
+        journal.write(tmp_path, one)
+    (tmp_path / "abc.draft").touch()
+    assert journal.entries(tmp_path) == [fresh]
+    with journal.locked(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["def.json", "lock"]
+    assert "abc.json is of an earlier boot" in caplog.text
+    assert fresh.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_what_is_wrong_with_one_file_does_not_hide_the_others(tmp_path: Path) -> None:
+    journal.write(tmp_path, entry())
+    (tmp_path / "x.json").write_text("{")
+    found, errors = journal.read_all(tmp_path)
+    assert found == [entry()]
+    assert len(errors) == 1
+    assert "x.json" in str(errors[0])
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_folder_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(ClaimError, match="not safe"), journal.locked(folder):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ClaimError, match="not safe"), journal.locked(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file another's")
+@pytest.mark.parametrize("name", ["", "lock", "abc.json"])
+def test_folder_or_file_of_another_user_is_refused(tmp_path: Path, name: str) -> None:
+    with journal.locked(tmp_path / "run"):
+        journal.write(tmp_path / "run", entry())
+    os.chown(tmp_path / "run" / name, 65534, -1)
+    with pytest.raises(ClaimError, match="not safe"), journal.locked(tmp_path / "run"):
+        journal.entries(tmp_path / "run")
+
+
+def test_record_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    journal.write(tmp_path, entry())
+    assert (tmp_path / "abc.json").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "abc.json").chmod(0o606)
+    with pytest.raises(ClaimError, match=r"abc\.json is not safe"):
+        journal.entries(tmp_path)
+
+
+def test_record_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    journal.write(tmp_path, entry())
+    (tmp_path / "run/x.json").symlink_to(tmp_path / "abc.json")
+    with pytest.raises(ClaimError, match=r"x\.json"):
+        journal.entries(tmp_path / "run")
+    (tmp_path / "run/x.json").unlink()
+    os.mkfifo(tmp_path / "run/x.json")
+    (tmp_path / "run/x.json").chmod(0o600)
+    with pytest.raises(ClaimError, match=r"x\.json is not safe"):
+        journal.entries(tmp_path / "run")
+
+
+def test_lock_that_is_not_given_up_names_its_holder(tmp_path: Path) -> None:
+    with (
+        journal.locked(tmp_path),
+        pytest.raises(ClaimError, match=f"within 0.1 s.*lock is locked by process {os.getpid()}"),
+        journal.locked(tmp_path, 0.1),
+    ):
+        pass
+    with journal.locked(tmp_path, 0.1):
+        pass
+
+
+def test_waiting_for_the_lock_can_be_ended(tmp_path: Path) -> None:
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise ClaimError("interrupted")
+
+    with (
+        journal.locked(tmp_path),
+        pytest.raises(ClaimError, match="interrupted"),
+        journal.locked(tmp_path, 60, check),
+    ):
+        pass
+    assert len(asked) == 3
+
+
+def test_lock_is_given_up_though_a_child_has_it_open(tmp_path: Path) -> None:
+    """As a helper does that waits in the kernel."""
+    with journal.locked(tmp_path) as fd:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[fd])
+    try:
+        with journal.locked(tmp_path, 0.1):
+            pass
+    finally:
+        child.communicate(b"\n")
+
+
+def test_whose_it_is() -> None:
+    one = entry()
+    assert one.who == f"process {os.getpid()}"
+    one.start_time -= 1
+    assert "recover" in one.who
+    one.state = State.KEPT
+    assert "release" in one.who
+    one.take_over()
+    assert (one.state, one.alive) == (State.IN_PROGRESS, True)

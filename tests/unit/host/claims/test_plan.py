@@ -1,0 +1,77 @@
+"""Plans of machines that no guest can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import ClaimError, plan_claim
+from pyiommufd.host.claims import journal
+from tests.fake_sysfs import FakeSysfs
+
+NAME = "0000:01:00.0"
+
+
+@pytest.fixture(autouse=True)
+def no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "RUN", tmp_path / "none")
+
+
+def test_driver_that_is_not_loaded_is_loaded_first_and_once(fake: FakeSysfs) -> None:
+    for function in range(2):
+        fake.pci(f"0000:01:00.{function}", driver="snd_hda_intel", group=7)
+    plan = plan_claim(NAME)
+    assert [str(step) for step in plan.steps] == [
+        "0000:01:00.0: load the driver vfio-pci",
+        "0000:01:00.0: set driver_override to vfio-pci",
+        "0000:01:00.0: unbind from snd_hda_intel",
+        "0000:01:00.0: bind to vfio-pci",
+        "0000:01:00.1: set driver_override to vfio-pci",
+        "0000:01:00.1: unbind from snd_hda_intel",
+        "0000:01:00.1: bind to vfio-pci",
+    ]
+    assert [move.loses for move in plan.moves] == ["snd_hda_intel"] * 2
+    (fake.root / "bus/pci/drivers/vfio-pci").mkdir()
+    assert "load" not in str(plan_claim(NAME).steps[0])
+
+
+def test_bridge_on_a_driver_is_left_without_one_after_the_others(fake: FakeSysfs) -> None:
+    fake.pci("0000:01:00.0", driver="shpchp", group=7, class_code=0x060400)
+    fake.pci("0000:02:01.0", parent="0000:01:00.0", group=7, driver_override="x")
+    plan = plan_claim("0000:02:01.0")
+    assert [str(step).partition(" ")[2] for step in plan.steps[-3:]] == [
+        "set driver_override to vfio-pci",
+        "bind to vfio-pci",
+        "unbind from shpchp",
+    ]
+    assert "0000:01:00.0: shpchp -> no driver  (companion)" in str(plan)
+    assert plan.undo_commands == (
+        "echo 0000:01:00.0 > /sys/bus/pci/drivers/shpchp/bind",
+        "echo 0000:02:01.0 > /sys/bus/pci/drivers/vfio-pci/unbind",
+        "echo x > /sys/bus/pci/devices/0000:02:01.0/driver_override",
+    )
+
+
+def test_device_that_mediated_devices_are_made_of_is_not_taken(fake: FakeSysfs) -> None:
+    folder = fake.pci(NAME, driver="i915", group=7)
+    (fake.root / "bus/mdev").mkdir()
+    here = folder.relative_to(fake.root)
+    (folder / "a-uuid").mkdir()
+    fake.link(f"{here}/a-uuid/subsystem", fake.root / "bus/mdev")
+    with pytest.raises(ClaimError, match="mediated devices a-uuid"):
+        plan_claim(NAME)
+
+
+def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
+    entry = journal.Entry.begin([7], [NAME])
+    entry.state = journal.State.KEPT
+    run = tmp_path / "run"
+    run.mkdir()
+    journal.write(run, entry)
+    monkeypatch.setattr(journal, "RUN", run)
+    for force in ((), ("claimed",)):
+        (refusal,) = plan_claim(NAME, force=force).refusals
+        assert (refusal.device, refusal.kind) == (NAME, "claimed")
+        assert "pyiommufd release" in refusal.reason

@@ -1,0 +1,138 @@
+"""From how a device is to how it was: whatever of a claim or a release has been done, the steps lead back."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.restore import steps_back
+from pyiommufd.host.claims.steps import Action, Step
+
+HOME = "virtio-pci"
+VFIO = "vfio-pci"
+
+
+def device(
+    driver: str | None = None, override: str | None = None, name: str = "pf", count: int | None = None
+) -> Before:
+    autoprobe = None if count is None else True
+    functions = [device(None, None, f"vf{number}") for number in range(count or 0)]
+    return Before(name, "pci", f"/sys/devices/{name}", driver, override, "1:2", count, autoprobe, functions)
+
+
+def words(before: Before, now: Before) -> list[str]:
+    return [str(step).replace("pf: ", "") for step in steps_back(before, now)]
+
+
+class Machine:
+    """What the kernel does by a step, as far as it matters here; it takes no step that it would refuse."""
+
+    def __init__(self, now: Before) -> None:
+        self.devices = {now.name: now, **{function.name: function for function in now.vfs}}
+        self.pf = now
+
+    def take(self, step: Step) -> None:
+        device = self.devices[step.device]
+        match step.action:
+            case Action.UNBIND:
+                assert device.driver == step.value
+                assert not device.vfs, "the driver would leave them behind, or refuse"
+                device.driver = None
+            case Action.BIND:
+                assert device.driver is None
+                assert device.driver_override in (None, step.value), "the kernel answers ENODEV"
+                device.driver = step.value
+            case Action.SET_OVERRIDE | Action.CLEAR_OVERRIDE:
+                device.driver_override = step.value
+            case Action.SET_AUTOPROBE:
+                device.autoprobe = step.value == "1"
+            case Action.SET_VFS:
+                count = int(step.value or "")
+                assert device.driver is not None, "the kernel answers ENOENT"
+                assert not (count and device.numvfs), "the kernel answers EBUSY"
+                device.numvfs = count
+                driver = "default" if device.autoprobe else None
+                device.vfs = [Before(f"vf{i}", "pci", f"/sys/devices/vf{i}", driver, None, "1:2") for i in range(count)]
+                self.devices |= {function.name: function for function in device.vfs}
+            case _:
+                pytest.fail(f"no step of a release: {step}")
+
+
+def test_claimed_device_goes_back_to_its_driver() -> None:
+    assert words(device(HOME), device(VFIO, VFIO)) == [
+        "unbind from vfio-pci",
+        "clear driver_override",
+        "bind to virtio-pci",
+    ]
+    assert words(device(), device(VFIO, VFIO)) == ["unbind from vfio-pci", "clear driver_override"]
+
+
+def test_override_that_keeps_the_device_from_its_driver_comes_back_last() -> None:
+    assert words(device(HOME, "pci-stub"), device(VFIO, VFIO)) == [
+        "unbind from vfio-pci",
+        "set driver_override to virtio-pci",
+        "bind to virtio-pci",
+        "set driver_override to pci-stub",
+    ]
+
+
+def test_nothing_to_do_for_what_is_as_it_was() -> None:
+    for before in (device(), device(HOME, "x"), device(HOME, None, "pf", 0), device(HOME, None, "pf", 3)):
+        assert words(before, before) == []
+
+
+def test_functions_come_back_without_being_probed() -> None:
+    before = device(HOME, None, "pf", 2)
+    before.vfs[0] = device("pci-stub", "pci-stub", "vf0")
+    now = replace(before, driver=VFIO, driver_override=VFIO, numvfs=0, vfs=[])
+    assert words(before, now) == [
+        "unbind from vfio-pci",
+        "clear driver_override",
+        "bind to virtio-pci",
+        "set sriov_drivers_autoprobe to 0",
+        "set sriov_numvfs to 2",
+        "vf0: set driver_override to pci-stub",
+        "vf0: bind to pci-stub",
+        "set sriov_drivers_autoprobe to 1",
+    ]
+
+
+def test_functions_made_while_it_was_claimed_go_before_it_leaves() -> None:
+    before = device(HOME, None, "pf", 0)
+    now = replace(device(VFIO, VFIO, "pf", 4), autoprobe=True)
+    assert words(before, now)[:2] == ["set sriov_numvfs to 0", "unbind from vfio-pci"]
+
+
+OVERRIDES = st.sampled_from([None, HOME, VFIO, "other"])
+
+
+@st.composite
+def states(draw: st.DrawFn, name: str = "pf", most: int = 2) -> Before:
+    driver = draw(st.sampled_from([None, HOME, VFIO]))
+    if not most:
+        return Before(name, "pci", f"/sys/devices/{name}", driver, draw(OVERRIDES), "1:2")
+    count = draw(st.integers(0, most)) if driver else 0  # the kernel has none without a driver to make them
+    functions = [draw(states(f"vf{number}", 0)) for number in range(count)]
+    autoprobe = draw(st.booleans())
+    return Before(name, "pci", f"/sys/devices/{name}", driver, draw(OVERRIDES), "1:2", count, autoprobe, functions)
+
+
+@given(states(), states(), st.integers(0, 40))
+def test_every_way_back_arrives_also_when_it_is_begun_anew_halfway(before: Before, now: Before, cut: int) -> None:
+    """After any number of its steps, the rest is found again from how the device is then."""
+    machine = Machine(now)
+    for step in itertools.islice(steps_back(before, _copy(now)), cut):
+        machine.take(step)
+    for step in list(steps_back(before, _copy(machine.pf))):
+        machine.take(step)
+    assert machine.pf == before
+    assert list(steps_back(before, machine.pf)) == []
+
+
+def _copy(device: Before) -> Before:
+    return replace(device, vfs=[replace(function) for function in device.vfs])

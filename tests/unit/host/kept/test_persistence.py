@@ -1,0 +1,155 @@
+"""Persistent claims on record: readable, whole, root's, and of the very devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyiommufd import ClaimError, find_device, plan_claim
+from pyiommufd.host.kept import persistence
+from pyiommufd.host.kept.persistence import persistent_claim, read
+from tests.fake_sysfs import FakeSysfs
+
+BOARD: dict[str, Any] = {"subsystem_vendor": "0x1af4", "subsystem_device": "0x1100", "revision": "0x02"}
+
+
+@pytest.fixture
+def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
+    """A group of two behind a bridge that is in it, and a device alone."""
+    monkeypatch.setattr(persistence, "FOLDER", tmp_path / "etc/claims.d")
+    fake.pci("0000:00:01.0", driver="pcieport", class_code=0x060400, group=2)
+    fake.pci("0000:01:00.0", parent="0000:00:01.0", group=2, driver="nvme", **BOARD)
+    fake.pci("0000:01:00.1", parent="0000:00:01.0", group=2, ids=(0x8086, 0x1), **BOARD)
+    fake.pci("0000:00:03.0", group=3, ids=(0x8086, 0x10FB), **BOARD)
+    return fake
+
+
+def write(text: str, name: str = "x.toml") -> Path:
+    persistence.FOLDER.mkdir(parents=True, exist_ok=True)
+    (persistence.FOLDER / name).write_text(text)
+    (persistence.FOLDER / name).chmod(0o644)
+    return persistence.FOLDER / name
+
+
+def test_what_is_written_is_read(machine: FakeSysfs) -> None:
+    claim = persistent_claim(plan_claim("0000:01:00.0", force=["mounted", "swap"]), 'the "user"\\ ü\t')
+    assert claim.file == persistence.FOLDER / "0000:01:00.0.toml"
+    assert [identity.name for identity in claim.wanted] == ["0000:01:00.0"]
+    # The bridge stays on its driver: it is no matter of the claim.
+    assert [identity.name for identity in claim.companions] == ["0000:01:00.1"]
+    assert claim.force == ("mounted", "swap")
+    claim.write()
+    assert read(claim.file) == claim
+    assert persistence.files() == [claim.file]
+    text = claim.file.read_text()
+    assert text.startswith("#")
+    assert 'path = "pci0000:00/01.0/00.0"' in text
+    assert claim.file.stat().st_mode & 0o777 == 0o644
+    persistence.forget(claim.file)
+    assert persistence.files() == []
+
+
+def test_plan_is_of_the_same_devices_elsewhere(machine: FakeSysfs) -> None:
+    claim = persistent_claim(plan_claim("0000:01:00.0", force=["mounted"]))
+    for number in (0, 1):
+        (machine.root / f"bus/pci/devices/0000:01:00.{number}").unlink()
+        (machine.root / f"kernel/iommu_groups/2/devices/0000:01:00.{number}").unlink()
+        old = machine.root / f"devices/pci0000:00/0000:00:01.0/0000:01:00.{number}"
+        new = old.with_name(f"0000:07:00.{number}")
+        old.rename(new)
+        machine.link(f"bus/pci/devices/{new.name}", new)
+        machine.link(f"kernel/iommu_groups/2/devices/{new.name}", new)
+    plan = claim.plan()
+    assert [device.name for device in plan.devices] == ["0000:07:00.0"]
+    assert plan.force == {"mounted"}
+    assert find_device("0000:07:00.1") in claim.found()
+    assert find_device("0000:00:03.0") not in claim.found()
+
+
+def test_group_that_somebody_has_joined(machine: FakeSysfs) -> None:
+    claim = persistent_claim(plan_claim("0000:01:00.0"))
+    machine.pci("0000:01:00.2", parent="0000:00:01.0", group=2, ids=(0x8086, 0x2), **BOARD)
+    with pytest.raises(ClaimError, match=r"no longer what they were: 0000:01:00\.2 has joined"):
+        claim.plan()
+
+
+def test_group_that_a_companion_has_left(machine: FakeSysfs) -> None:
+    claim = persistent_claim(plan_claim("0000:01:00.0"))
+    (machine.root / "kernel/iommu_groups/2/devices/0000:01:00.1").unlink()
+    with pytest.raises(ClaimError, match=r"0000:01:00\.1 has left"):
+        claim.plan()
+    (machine.root / "bus/pci/devices/0000:01:00.1").unlink()
+    with pytest.raises(ClaimError, match="is not here"):
+        claim.plan()
+
+
+def test_device_that_is_claimed_at_boot_already(machine: FakeSysfs) -> None:
+    persistent_claim(plan_claim("0000:01:00.0")).write()
+    with pytest.raises(ClaimError, match=r"0000:01:00\.0 is claimed at boot already, by .*01:00\.0\.toml; release"):
+        persistent_claim(plan_claim("0000:01:00.1"))
+    assert persistent_claim(plan_claim("0000:00:03.0")).companions == ()
+
+
+def test_name_of_a_file_that_is_taken(machine: FakeSysfs) -> None:
+    persistent_claim(plan_claim("0000:01:00.0")).write()
+    (persistence.FOLDER / "0000:01:00.0.toml").rename(persistence.FOLDER / "0000:00:03.0.toml")
+    plan = plan_claim("0000:00:03.0")
+    assert persistent_claim(plan).file.name == "0000:00:03.0-2.toml"
+    assert persistent_claim(plan, reserved=["/x/0000:00:03.0-2.toml"]).file.name == "0000:00:03.0-3.toml"
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664])
+def test_file_that_others_may_write_is_not_used(machine: FakeSysfs, mode: int) -> None:
+    claim = persistent_claim(plan_claim("0000:00:03.0"))
+    claim.write()
+    claim.file.chmod(mode)
+    with pytest.raises(ClaimError, match="can be written by others"):
+        read(claim.file)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "version None"),
+        ("version = 2", "version 2"),
+        ("version = 1", "'device'"),
+        ("version = 1\ndevice = []", "no device"),
+        ("version = 1\ndevice = 3", "not iterable"),
+        ("version = 1\ndevice = [3]", "not iterable"),
+        ("version = 1\n[[device]]\nname = 'x'", "'path'"),
+        ("version = 1\nforce = 'mounted'\n[[device]]\nname = 'x'", "path"),
+        ("version = [", "Invalid"),
+    ],
+)
+def test_file_that_is_none_is_named(machine: FakeSysfs, text: str, reason: str) -> None:
+    with pytest.raises(ClaimError, match=r"x\.toml is no persistent claim") as caught:
+        read(write(text))
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["more = 1", "serial = 3", 'twins = "x"', "ids = []"])
+def test_what_is_not_understood_is_not_passed_over(machine: FakeSysfs, line: str) -> None:
+    claim = persistent_claim(plan_claim("0000:00:03.0"))
+    claim.write()
+    text = claim.file.read_text().replace("twins = []", line)
+    with pytest.raises(ClaimError, match="is no persistent claim"):
+        read(write(text))
+    with pytest.raises(ClaimError, match="unknown key more"):
+        read(write(claim.file.read_text().replace("force", "more = 1\nforce")))
+
+
+def test_link_that_leads_nowhere(machine: FakeSysfs) -> None:
+    persistence.FOLDER.mkdir(parents=True)
+    (persistence.FOLDER / "x.toml").symlink_to("nowhere")
+    with pytest.raises(ClaimError, match="No such file"):
+        read(persistence.FOLDER / "x.toml")
+
+
+def test_folder_that_cannot_be_written(machine: FakeSysfs) -> None:
+    persistence.FOLDER.parent.mkdir(parents=True)
+    persistence.FOLDER.write_text("a file")
+    claim = persistent_claim(plan_claim("0000:00:03.0"))
+    with pytest.raises(ClaimError, match=r"cannot write .*takes root"):
+        claim.write()
