@@ -22,8 +22,8 @@ from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.kept import boot_unit, keeping
-from pyiommufd.host.kept.access import User, find_user
 from pyiommufd.host.kept.user_limits import lock_limit
+from pyiommufd.host.users import User, find_user
 
 
 def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User | None:

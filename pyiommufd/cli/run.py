@@ -14,7 +14,7 @@ from types import FrameType
 
 import click
 
-from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option
 from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
@@ -24,6 +24,7 @@ from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, ho
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting
 from pyiommufd.vmm.stragglers import adopt_orphans, end_stragglers
+from pyiommufd.vmm.vmm import with_groups
 
 COULD_NOT_START = 125
 """The exit status where the command has none, or where its devices could not be given back."""
@@ -56,7 +57,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 
 
 @click.command(cls=_RunCommand)
-@click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
+@devices_argument
 @click.option(
     "--option",
     "options",
@@ -72,12 +73,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     help="How much memory VMM may lock: all of the machine's and 1 GiB more is enough. It is for --user; root has no "
     "limit.",
 )
-@click.option(
-    "--force",
-    multiple=True,
-    metavar="KIND",
-    help="Claim in spite of this kind of refusal, such as mounted; may be repeated.",
-)
+@force_option
 @click.option(
     "--vmm",
     "kind",
@@ -90,7 +86,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     is_flag=True,
     help="Print the command line for a shell, and libvirt's XML for the devices; claim and start nothing.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@dry_run_option
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -132,7 +128,7 @@ def run(
             return
         if shutil.which(command[0]) is None:
             raise HandoverError(f"there is no program {command[0]}")
-        who = None if user is None else User.find(user)
+        who = None if user is None else with_groups(user)
         if dry_run:
             sys.exit(_dry_run(plan, command, chosen, options))
         # Until the monitor is there, to which they go then.

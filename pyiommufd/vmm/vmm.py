@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from ..errors import HandoverError
+from ..errors import ClaimError, HandoverError
+from ..host.users import User, find_user
 from .handover import VARIABLE, Handover
 from .launch import launch_command
 
@@ -20,37 +19,19 @@ UNLIMITED = -1
 """No limit on locked memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """Whom a program runs as.
+def with_groups(user: User | str) -> User:
+    """The user, or the one of that name or number, whom a program can run as.
 
-    Attributes:
-        name: The name.
-        uid: The user's number.
-        gid: Its group's.
-        groups: All its groups.
-        home: Its folder.
+    Raises:
+        HandoverError: There is none, or none that is on record: of a number alone no groups are known.
     """
-
-    name: str
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    home: str
-
-    @classmethod
-    def find(cls, name: str) -> Self:
-        """The user of that name or number, with the groups that this machine knows it to be in.
-
-        Raises:
-            HandoverError: There is none.
-        """
-        try:
-            entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-        except (KeyError, OverflowError):
-            raise HandoverError(f"this machine knows no user {name}") from None
-        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-        return cls(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups), entry.pw_dir)
+    try:
+        user = find_user(user) if isinstance(user, str) else user
+    except ClaimError as error:
+        raise HandoverError(str(error)) from None
+    if user.gid is None:
+        raise HandoverError(f"there is no user {user.name!r} on record here, whose groups the program would have")
+    return user
 
 
 class VMM:
@@ -64,7 +45,7 @@ class VMM:
     Args:
         command: The program and its arguments; it is looked up on the PATH.
         handover: What it gets.
-        user: Whom it runs as, without any privilege (`User.find` of a name); None: as this process does.
+        user: Whom it runs as, without any privilege or that one's name; None: as this process does.
         memlock: Bytes of memory that it may lock, and so map for DMA, or `UNLIMITED`; None: as this process. Only
             those without CAP_IPC_LOCK are held to it, and all processes of a user together.
         environment: Added to this process' environment.
@@ -85,16 +66,15 @@ class VMM:
         environment: Mapping[str, str] | None = None,
         mask: Collection[int] = (),
     ) -> None:
-        if isinstance(user, str):
-            user = User.find(user)
         if not command:
             raise ValueError("no program to start was named")
+        user = None if user is None else with_groups(user)
         self.command = tuple(command)
         fds = handover.fds
         variables = {**os.environ, **(environment or {}), VARIABLE: " ".join(map(str, fds))}
         identity = None
         if user is not None:
-            variables |= {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
+            variables |= {"HOME": user.home or "/", "USER": user.name, "LOGNAME": user.name}
             identity = {"uid": user.uid, "gid": user.gid, "groups": user.groups}
         reader, writer = os.pipe()
         try:

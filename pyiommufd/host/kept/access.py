@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError
@@ -24,39 +22,6 @@ _READ_WRITE = 6
 
 Entries = dict[tuple[int, int], int]
 """Permissions by tag and id, as the kernel has them."""
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Somebody who may be given nodes.
-
-    Attributes:
-        name: The name; the number where there is no such name.
-        uid: The number.
-        gid: The number of the first group; None where the user is not on record.
-    """
-
-    name: str
-    uid: int
-    gid: int | None = None
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def find_user(name: str) -> User:
-    """The user of that name or number.
-
-    Raises:
-        ClaimError: There is none. A number needs no name.
-    """
-    try:
-        found = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-    except (KeyError, OverflowError):
-        if name.isdecimal() and int(name) < _NO_ID:
-            return User(name, int(name))
-        raise ClaimError(f"there is no user {name!r}") from None
-    return User(found.pw_name, found.pw_uid, found.pw_gid)
 
 
 def granted(node: Path, uid: int) -> int | None:

@@ -19,8 +19,8 @@ from ..claims.claim import recover_steps as recover_claims_steps
 from ..claims.plan import ClaimPlan
 from ..claims.signals import HeldBack, held_back
 from ..devices import HostDevice
+from ..users import User, find_user
 from . import access, boot_unit, persistence
-from .access import User
 from .durable import remove_drafts
 from .parts import AnyStep, FileAction, FileStep, Report
 from .persistence import PersistentClaim, endpoints, persistent_claim
@@ -113,7 +113,7 @@ def _at_boot(file: Path, carry_out: Callable[[_Order], tuple[AnyStep, ...]]) -> 
             if record.file == str(file) and record.stage is Stage.KEPT and record.find_entry() is not None:
                 return AtBoot(file, (), names, there=True)
         plan = claim.plan()
-        user = None if claim.user is None else access.find_user(claim.user)
+        user = None if claim.user is None else find_user(claim.user)
         taken = carry_out(_Order(plan, user, claim, False))
         return AtBoot(file, taken, tuple(device.name for device in plan.devices))
     except (OSError, IOMMUFDError) as error:

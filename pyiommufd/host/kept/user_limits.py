@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import sysfs
-from .access import User
+from ..users import User
 
 SECURITY = Path("/etc/security")
 _UNLIMITED = frozenset({"unlimited", "infinity", "-1"})

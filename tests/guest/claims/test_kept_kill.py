@@ -17,10 +17,11 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.journal import Before
 from pyiommufd.host.kept import access, boot_unit, durable, keeping, persistence
 from pyiommufd.host.kept import record as kept_record
+from pyiommufd.host.users import find_user
 from tests.guest.claims.test_kill import CutOff, cut_off, die, show
 
 State = dict[str, Before]
-USER = access.find_user("nobody")
+USER = find_user("nobody")
 
 
 @pytest.fixture(autouse=True)

@@ -201,7 +201,7 @@ def test_monitor_that_cannot_be_started(claim: Claim, alone: HostDevice) -> None
     before = open_fds()
     with Handover.open(alone) as handover, pytest.raises(HandoverError, match="nowhere: No such file"):
         VMM(["/nowhere"], handover)
-    with Handover.open(alone) as handover, pytest.raises(HandoverError, match="no user nobody-at-all"):
+    with Handover.open(alone) as handover, pytest.raises(HandoverError, match="no user 'nobody-at-all'"):
         VMM(["true"], handover, user="nobody-at-all")
     assert open_fds() == before
 

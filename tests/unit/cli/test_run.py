@@ -74,7 +74,8 @@ def test_dry_run() -> None:
         (["0000:00:09.0", "--", "true"], "0000:00:09.0"),
         (["0000:00:03.0", "--", "true"], "has no IOMMU group"),
         ([DEVICE, "--", "/nowhere/qemu-kvm"], "there is no program /nowhere/qemu-kvm"),
-        ([DEVICE, "--user", "nobody-at-all", "--", "true"], "knows no user nobody-at-all"),
+        ([DEVICE, "--user", "nobody-at-all", "--", "true"], "there is no user 'nobody-at-all'"),
+        ([DEVICE, "--user", "4000000", "--", "true"], "no user '4000000' on record"),
     ],
 )
 def test_what_cannot_be_started(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import ClaimError
-from pyiommufd.host.kept import access
-from pyiommufd.host.kept.access import find_user, grant, granted
+from pyiommufd.host.kept.access import grant, granted
 
 ALICE, BOB = 70001, 70002
 NAME = "system.posix_acl_access"
@@ -87,11 +86,3 @@ def test_node_that_is_not_there(tmp_path: Path) -> None:
         grant(tmp_path / "none", ALICE)
     with pytest.raises(FileNotFoundError):
         granted(tmp_path / "none", ALICE)
-
-
-def test_users_by_name_and_by_number() -> None:
-    assert find_user("root") == find_user("0") == access.User("root", 0, 0)
-    assert find_user("4000000") == access.User("4000000", 4000000)
-    for name in ("no such user", "", "4294967295", "99999999999999999999", "-1", "²"):
-        with pytest.raises(ClaimError, match="there is no user"):
-            find_user(name)

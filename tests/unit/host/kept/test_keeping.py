@@ -17,8 +17,8 @@ from pyiommufd import ClaimError, ClaimRefusedError, CloseError, plan_claim
 from pyiommufd.host.claims import journal, steps
 from pyiommufd.host.kept import access, boot_unit, durable, keeping, persistence
 from pyiommufd.host.kept import record as kept_record
-from pyiommufd.host.kept.access import User
 from pyiommufd.host.kept.keeping import claim_persistent, claim_persistent_steps, keep, keep_steps, recover, release
+from pyiommufd.host.users import User
 from tests.fake_sysfs import FakeSysfs
 
 NAMES = ("0000:00:02.0", "0000:00:03.0")

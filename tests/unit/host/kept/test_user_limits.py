@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.host.kept import user_limits
-from pyiommufd.host.kept.access import User, find_user
 from pyiommufd.host.kept.user_limits import LockLimit, lock_limit
+from pyiommufd.host.users import User, find_user
 
 NOBODY = find_user("nobody")
 
