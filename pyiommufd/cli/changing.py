@@ -9,21 +9,17 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 
 import click
 
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.status import FAILED
-from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError
-from pyiommufd.host.claims.plan import ClaimPlan
+from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal
 from pyiommufd.host.devices import HostDevice, find_device
 from pyiommufd.host.kept.parts import AnyStep
-from pyiommufd.host.uses import KINDS as ALL_KINDS
-
-KINDS = tuple(kind for kind in ALL_KINDS if kind != "claimed")
-"""What a claim is refused for unless it is named to ``--force``."""
+from pyiommufd.host.uses import FORCIBLE
 
 devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
 dry_run_option = click.option(
@@ -32,9 +28,9 @@ dry_run_option = click.option(
 force_option = click.option(
     "--force",
     multiple=True,
-    type=click.Choice(KINDS),
+    type=click.Choice(FORCIBLE),
     metavar="KIND",
-    help="Go ahead in spite of refusals of this kind; may be repeated. Kinds: " + ", ".join(KINDS) + ".",
+    help="Go ahead in spite of refusals of this kind; may be repeated. Kinds: " + ", ".join(FORCIBLE) + ".",
 )
 
 
@@ -67,14 +63,14 @@ def find_devices(names: Iterable[str]) -> list[HostDevice]:
     return [find_device(name) for name in names]
 
 
-def check_refusals(plan: ClaimPlan) -> None:
+def check_refusals(refusals: Sequence[Refusal]) -> None:
     """End a dry run where the command itself would be refused.
 
     Raises:
         ClaimRefusedError: It would.
     """
-    if plan.refusals:
-        raise ClaimRefusedError(plan.refusals)
+    if refusals:
+        raise ClaimRefusedError(tuple(refusals))
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def claim(
     with ended_by_signals():
         plan = plan_claim(find_devices(devices), force=force)
         if dry_run:
-            check_refusals(plan)
+            check_refusals(plan.refusals)
             show_steps(keeping.keep_steps(plan, persist=persist, user=user))
             return
         keeping.keep(plan, persist=persist, user=user, report=show_step)

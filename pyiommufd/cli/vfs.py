@@ -5,9 +5,17 @@ from __future__ import annotations
 import click
 
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.changing import dry_run_option, ended_by_signals, force_option, say, show_step, show_steps
+from pyiommufd.cli.changing import (
+    check_refusals,
+    dry_run_option,
+    ended_by_signals,
+    force_option,
+    say,
+    show_step,
+    show_steps,
+)
 from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table
-from pyiommufd.host.claims.vfs import VFs, set_vfs, vfs_of, vfs_steps
+from pyiommufd.host.claims.vfs import VFs, set_vfs, vfs_of, vfs_refusals, vfs_steps
 from pyiommufd.host.devices import HostDevice, find_device
 
 _KEYS = {
@@ -42,6 +50,7 @@ def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, a
     with ended_by_signals():
         if dry_run:
             show_steps(vfs_steps(target, count))
+            check_refusals(vfs_refusals(target, count, force=force))
             return
         now = set_vfs(target, count, force=force, report=say if as_json else show_step)
         if as_json:

@@ -153,12 +153,11 @@ def plan_claim(
     Raises:
         ClaimError: A device has no IOMMU group, or no vfio driver takes it.
         DeviceNotFoundError: There is no such device.
-        ValueError: No device was named.
+        ValueError: No device was named, or a kind that cannot be forced.
     """
     if isinstance(devices, HostDevice | str | Path):
         devices = [devices]
-    if isinstance(force, str):
-        force = [force]
+    kinds = uses.forced(force)
     try:
         wanted = tuple(dict.fromkeys(as_device(device) for device in list(devices)))
     except NotImplementedError:  # what a memoryview of several dimensions says to being gone through
@@ -205,8 +204,8 @@ def plan_claim(
         groups=tuple(groups.values()),
         moves=tuple(moves),
         stays=tuple(stays),
-        refusals=tuple(_refusals(groups.values(), moves, frozenset(force))),
-        force=frozenset(force),
+        refusals=tuple(_refusals(groups.values(), moves, kinds)),
+        force=kinds,
         steps=tuple(_steps(moves)),
         undo=tuple(_undo(moves)),
     )

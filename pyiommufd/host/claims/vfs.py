@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,26 @@ def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
     return tuple(Step(device.name, Action.SET_VFS, value, str(device.sys_path), device.subsystem) for value in counts)
 
 
+def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collection[str] = ()) -> tuple[Refusal, ...]:
+    """Why `set_vfs` would refuse: what the host, a process or a claim does with functions that would go away.
+
+    Raises:
+        ClaimError: The device cannot have so many.
+        DeviceNotFoundError: There is no such device.
+        ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
+    """
+    from .plan import claimed, held
+
+    kinds = uses.forced(force)
+    functions = vfs_of(device).devices if vfs_steps(device, count) else ()
+    found = [refusal for function in functions for refusal in uses.refusals(function)]
+    found += held(functions)
+    return (
+        *claimed([function.name for function in functions]),
+        *(refusal for refusal in found if refusal.kind not in kinds),
+    )
+
+
 def set_vfs(
     device: HostDevice | str | Path,
     count: int,
@@ -93,7 +113,7 @@ def set_vfs(
         ClaimRefusedError: The host, a process or a claim uses one of the virtual functions that would go away.
         ClaimError: The device cannot have so many, its driver makes none, or the caller is not root.
         DeviceNotFoundError: There is no such device.
-        ValueError: The count is negative.
+        ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
     """
     # Here, as a plan looks at virtual functions as well.
     from .transaction import Transaction, turn
@@ -101,9 +121,7 @@ def set_vfs(
     device = as_device(device)
     with turn(journal.RUN) as mine:
         steps = vfs_steps(device, count)
-        functions = vfs_of(device).devices if steps else ()
-        refusals = tuple(_in_use(functions, force))
-        if refusals:
+        if refusals := vfs_refusals(device, count, force=force):
             raise ClaimRefusedError(refusals)
         if steps:
             transaction = Transaction(mine, journal.Entry.begin(), report)
@@ -116,14 +134,6 @@ def set_vfs(
                     error = ClaimError(f"{error}: {_no_functions(device)}")
                 transaction.fail(error, f"setting the number of virtual functions of {device.name}")
     return vfs_of(device)
-
-
-def _in_use(functions: Collection[HostDevice], force: Collection[str]) -> Iterator[Refusal]:
-    from .plan import claimed, held
-
-    yield from claimed([function.name for function in functions])
-    found = [refusal for function in functions for refusal in uses.refusals(function)]
-    yield from (refusal for refusal in [*found, *held(functions)] if refusal.kind not in force)
 
 
 def _no_functions(device: HostDevice) -> str:

@@ -30,9 +30,24 @@ KINDS = (
     "held",
     "claimed",
 )
-"""The kinds of refusals, as named to ``force``; the last is a claim's own."""
+"""The kinds of refusals; the last is a claim's own."""
+
+FORCIBLE = tuple(kind for kind in KINDS if kind != "claimed")
+"""Those that ``force`` may name: nothing makes two claims of one device go together."""
 
 _USED_BY = ("block", "net", "nvme")
+
+
+def forced(kinds: Iterable[str]) -> frozenset[str]:
+    """The kinds of refusals that a caller goes ahead in spite of.
+
+    Raises:
+        ValueError: One of them is none, or nothing can be forced about it.
+    """
+    kinds = frozenset([kinds] if isinstance(kinds, str) else kinds)
+    if unknown := sorted(map(str, kinds.difference(FORCIBLE))):
+        raise ValueError(f"force names {', '.join(unknown)}; what can be forced is {', '.join(FORCIBLE)}")
+    return kinds
 
 
 def refusals(device: HostDevice) -> tuple[Refusal, ...]:

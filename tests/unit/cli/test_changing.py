@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pyiommufd import Refusal
-from pyiommufd.cli.changing import KINDS, ended_by_signals, failed
+from pyiommufd.cli.changing import ended_by_signals, failed
 from pyiommufd.cli.group import cli
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import uses
@@ -144,11 +144,24 @@ def test_virtual_functions(machine: FakeSysfs) -> None:
     assert "has no SR-IOV" in run("vfs", "01:00.1").stdout
 
 
+def test_dry_run_says_why_virtual_functions_would_not_go_away(machine: FakeSysfs) -> None:
+    function = machine.pci("0000:01:10.0", group=3, driver="vfio-pci", cdev=0)
+    (machine.root / "bus/pci/devices/0000:01:00.0/virtfn0").symlink_to(function)
+    entry = journal.Entry.begin([3], ["0000:01:10.0"])
+    entry.state = journal.State.KEPT
+    journal.RUN.mkdir()
+    journal.write(journal.RUN, entry)
+    result = run("vfs", "01:00.0", "0", "--dry-run", status=1)
+    assert result.stdout == "0000:01:00.0: set sriov_numvfs to 0\n"
+    assert "0000:01:10.0" in result.stderr
+    assert "claimed already" in result.stderr
+
+
 def test_every_kind_can_be_forced_but_a_claim_of_somebody_else(machine: FakeSysfs) -> None:
-    assert {*KINDS, "claimed"} == set(uses.KINDS)
+    assert {*uses.FORCIBLE, "claimed"} == set(uses.KINDS)
     run("claim", "01:00.0", "--force", "claimed", "--dry-run", status=2)
     text = " ".join(run("claim", "--help").output.split())
-    assert all(kind in text for kind in KINDS)
+    assert all(kind in text for kind in uses.FORCIBLE)
 
 
 @pytest.mark.parametrize("command", ["claim", "release", "recover", "vfs"])

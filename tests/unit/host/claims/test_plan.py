@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from pyiommufd import ClaimError, plan_claim
 from pyiommufd.host.claims import journal
+from pyiommufd.host.uses import FORCIBLE
 from tests.fake_sysfs import FakeSysfs
 
 NAME = "0000:01:00.0"
@@ -71,7 +73,14 @@ def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, tmp_path: Path, mo
     run.mkdir()
     journal.write(run, entry)
     monkeypatch.setattr(journal, "RUN", run)
-    for force in ((), ("claimed",)):
+    for force in ((), FORCIBLE):
         (refusal,) = plan_claim(NAME, force=force).refusals
         assert (refusal.device, refusal.kind) == (NAME, "claimed")
         assert "pyiommufd release" in refusal.reason
+
+
+@pytest.mark.parametrize("force", ["claimed", ("mounted", "claimed"), ["everything"], {"Mounted"}])
+def test_what_cannot_be_forced_is_named(fake: FakeSysfs, force: Collection[str]) -> None:
+    fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
+    with pytest.raises(ValueError, match=r"force names (claimed|everything|Mounted); what can be forced is root, "):
+        plan_claim(NAME, force=force)
