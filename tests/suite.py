@@ -36,17 +36,6 @@ LONG_GUEST_TESTS = {"guest tests, handing over": ["tests/guest/vmm"]}
 LONG_STRESS_TESTS = ("arguments", "rounds", "closing", "model")
 """Those of tests/guest/stress that take minutes, the longest first: each has a guest of its own."""
 
-BY_NAME = frozenset(
-    {
-        "tests/boot/test_ansible.py",
-        "tests/boot/test_handover.py",
-        "tests/boot/test_persistence.py",
-        "tests/guest/claims/test_kept_kill.py",
-        "tests/guest/claims/test_kill.py",
-    }
-)
-"""Run by name only: they take a quarter of an hour each, or install another program."""
-
 CHECKS = (
     ("ruff check", ["ruff", "check", "."]),
     ("ruff format", ["ruff", "format", "--check", "."]),
@@ -170,8 +159,7 @@ def claims_machine() -> list[str]:
 
 
 def _files(folder: str) -> list[str]:
-    found = sorted(str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("test_*.py"))
-    return [file for file in found if file not in BY_NAME]
+    return sorted(str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("test_*.py"))
 
 
 def _noun(file: str) -> str:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.boots
 
 PLAY = Path("examples/ansible/claim.yml").absolute()
 SECONDS = 600.0
+START_SECONDS = 60.0
+LOG = "/tmp/sshd.log"  # noqa: S108 - the guest's
 
 SSHD = """\
 Port 22
@@ -29,6 +32,7 @@ PasswordAuthentication no
 UsePAM no
 StrictModes no
 PidFile none
+Subsystem sftp internal-sftp
 """
 
 
@@ -96,13 +100,29 @@ class Host:
         guest.start()
         passwd = guest.get("/etc/passwd").decode()
         guest.put(f"{passwd}sshd:x:990:65534::/run/sshd:/usr/sbin/nologin\n".encode(), "/etc/passwd")
+        # No password, which is not a locked account.
+        guest.put(b"root:*:20000::::::\n", "/etc/shadow", mode=0o600)
         guest.run(["mkdir", "-p", "/etc/ssh", "/root/.ssh", "/run/sshd"], check=True)
         guest.put(self._key.with_name("host_key").read_bytes(), "/etc/ssh/host_key", mode=0o600)
         guest.put(self._key.with_name("key.pub").read_bytes(), "/root/.ssh/authorized_keys", mode=0o600)
         guest.put(SSHD.encode(), "/etc/ssh/sshd_config")
         guest.run(["sh", "-c", "ifconfig $(ls /sys/class/net | grep ^e) 10.0.2.15 up"], check=True)
         libraries = ":".join(f"{self._sshd}/{name}/x86_64-linux-gnu" for name in ("lib", "usr/lib"))
-        guest.run([f"{self._sshd}/usr/sbin/sshd"], env={"LD_LIBRARY_PATH": libraries}, check=True)
+        # In the background by the shell's doing: as a child of process 1 sshd takes itself to be a daemon already.
+        server = f"{self._sshd}/usr/sbin/sshd -D -E {LOG} </dev/null >/dev/null 2>&1 &"
+        guest.run(["sh", "-c", server], env={"LD_LIBRARY_PATH": libraries}, check=True)
+        end = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert time.monotonic() < end, guest.run(["cat", LOG]).stdout.decode()
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        """Whether the server is there: QEMU takes connections before it is, and closes them."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=START_SECONDS) as connection:
+            try:
+                return connection.recv(4) == b"SSH-"
+            except OSError:
+                return False
 
     def drivers(self) -> dict[str, str | None]:
         shown = self.guest.run(["python", "-m", "pyiommufd.cli", "list", "--json"], check=True).stdout
@@ -138,6 +158,7 @@ def play(ansible: Path, hosts: list[Host], key: Path, *arguments: str) -> str:
         **os.environ,
         "ANSIBLE_HOME": str(key.with_name("home")),
         "ANSIBLE_TIMEOUT": "120",
+        "ANSIBLE_PIPELINING": "1",  # a connection less for each task
         "LC_ALL": "C.UTF-8",
     }
     done = subprocess.run(
