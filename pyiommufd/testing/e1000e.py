@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
-from ..kernel.buffer import DMABuffer
 from ..kernel.device import Device
 from ..kernel.ioas import IOAS
+from .queue_driver import QueueDriver
 
 VENDOR_ID = 0x8086
 DEVICE_ID = 0x10D3
@@ -38,7 +35,7 @@ _ENTRIES = 64
 _RING = 16 * _ENTRIES
 
 
-class E1000eDriver:
+class E1000eDriver(QueueDriver):
     """Drives a bound e1000e as a copy engine. A context manager that stops it.
 
     It neither binds nor attaches, and leaves bus mastering as it is: that is what a test wants to choose.
@@ -59,18 +56,11 @@ class E1000eDriver:
     def __init__(self, device: Device, ioas: IOAS) -> None:
         if (device.host.vendor_id, device.host.device_id) != (VENDOR_ID, DEVICE_ID):
             raise ValueError(f"{device.name} is not an 82574 (e1000e)")
-        self.device = device
         self._next = 0
-        self._registers = device.region(0).map()
-        self._memory = DMABuffer(4096)
-        self._mapping = None
-        try:
-            self._reset()
-            self._mapping = ioas.map(self._memory)
-            self._start(self._mapping.iova)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(device, ioas, 4096)
+
+    def _prepare(self) -> None:
+        self._reset()
 
     def _start(self, iova: int) -> None:
         registers = self._registers
@@ -95,13 +85,6 @@ class E1000eDriver:
         time.sleep(0.02)
         self._await(lambda: not registers.read32(_CONTROL) & _RESET, "reset")
         registers.write32(_MASK_CLEAR, 0xFFFF_FFFF)
-
-    def _await(self, done: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-        end = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > end:
-                raise TimeoutError(f"{self.device.name} did not {what} within {seconds:g} s")
-            time.sleep(0.001)
 
     def copy(self, source: int, destination: int, length: int, *, seconds: float = 10.0) -> None:
         """Copy memory by DMA: as a frame, out and back in.
@@ -128,30 +111,5 @@ class E1000eDriver:
         self._registers.write32(_TRANSMIT_RING + _TAIL, self._next)
         self._await(lambda: self._memory[received + 12] & _DONE, "receive a frame", seconds)
 
-    def close(self) -> None:
-        """Stop it, and let registers and memory go; the device stays bound."""
-        try:
-            if not self._registers.closed:
-                self._stop()
-        finally:
-            self._registers.close()
-            mapping, self._mapping = self._mapping, None
-            if mapping is not None:
-                mapping.unmap()
-            self._memory.close()
-
-    def _stop(self) -> None:
-        try:
-            self._reset()
-        except BaseException:
-            # What does not stop must not write to memory that is about to be someone else's.
-            self.device.bus_master = False
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _halt(self) -> None:
+        self._reset()

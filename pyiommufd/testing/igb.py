@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from ..kernel.device import Device
 from ..kernel.ioas import IOAS
@@ -120,13 +120,6 @@ class IgbDriver(QueueDriver):
         registers = self._registers
         registers.write32(_PHY, _PHY_WRITE | value)
         self._await(lambda: registers.read32(_PHY) & _PHY_READY, "reach its PHY")
-
-    def _await(self, done: Callable[[], object], what: str, seconds: float = 5.0) -> None:
-        end = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > end:
-                raise TimeoutError(f"{self.device.name} did not {what} within {seconds:g} s")
-            time.sleep(0.001)
 
     def copy(self, source: int, destination: int, length: int, *, count: int = 1, seconds: float = 10.0) -> None:
         """Copy memory by DMA: as a frame, out and back in.

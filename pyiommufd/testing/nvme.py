@@ -9,7 +9,6 @@ import contextlib
 import errno
 import struct
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..kernel.device import Device
@@ -103,13 +102,8 @@ class NvmeDriver(QueueDriver):
         registers.write32(_CONFIGURATION, 0)
         self._await(lambda: not registers.read32(_STATUS) & _READY, "stop")
 
-    def _await(self, done: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + self._seconds
-        while not done():
-            if time.monotonic() > end:
-                fatal = ", which reports a fatal error" if self._registers.read32(_STATUS) & _FATAL else ""
-                raise TimeoutError(f"{self.device.name}{fatal} did not {what} within {self._seconds:g} s")
-            time.sleep(0.001)
+    def _trouble(self) -> str:
+        return ", which reports a fatal error," if self._registers.read32(_STATUS) & _FATAL else ""
 
     @property
     def enabled(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
+from collections.abc import Callable
 
 from ..kernel.buffer import DMABuffer
 from ..kernel.closing import Closing
@@ -10,6 +12,7 @@ from ..kernel.device import Device
 from ..kernel.interrupt import Interrupt
 from ..kernel.ioas import IOAS
 from ..kernel.mapping import DMAMapping
+from ..kernel.window import Window
 
 
 class QueueDriver(Closing):
@@ -26,9 +29,12 @@ class QueueDriver(Closing):
         device: The device.
     """
 
+    _seconds = 10.0
+    """How long the device may take for what it is told."""
+
     def __init__(self, device: Device, ioas: IOAS, size: int) -> None:
         self.device = device
-        self._registers = device.region(0).map()
+        self._windows: dict[int, Window] = {}
         self._memory = DMABuffer(size)
         self._mapping: DMAMapping | None = None
         self._interrupts = False
@@ -52,6 +58,33 @@ class QueueDriver(Closing):
     def _halt(self) -> None:
         """Have the device end."""
 
+    def _trouble(self) -> str:
+        """What the device says of itself when it does not do as it is told; nothing, or a clause after its name."""
+        return ""
+
+    def _window(self, bar: int) -> Window:
+        """The registers of a BAR."""
+        if bar not in self._windows:
+            self._windows[bar] = self.device.region(bar).map()
+        return self._windows[bar]
+
+    @property
+    def _registers(self) -> Window:
+        return self._window(0)
+
+    def _await(self, done: Callable[[], object], what: str, seconds: float | None = None) -> None:
+        """Wait until the device has done it.
+
+        Raises:
+            TimeoutError: It has not within that time, or `_seconds`.
+        """
+        seconds = self._seconds if seconds is None else seconds
+        end = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.device.name}{self._trouble()} did not {what} within {seconds:g} s")
+            time.sleep(0.001)
+
     def _enable_interrupt(self) -> Interrupt:
         """Enable MSI-X, vector 0."""
         self._interrupts = True
@@ -61,10 +94,11 @@ class QueueDriver(Closing):
     def close(self) -> None:
         """Stop it, and let registers, interrupt and memory go; the device stays bound."""
         try:
-            if not self._registers.closed:
+            if any(not window.closed for window in self._windows.values()):
                 self._stop()
         finally:
-            self._registers.close()
+            for window in self._windows.values():
+                window.close()
             if self._interrupts and not self.device.closed:
                 self.device.interrupts.msix.disable()
             mapping, self._mapping = self._mapping, None

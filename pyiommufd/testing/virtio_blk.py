@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import errno
 import struct
-import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
-from ..kernel.buffer import DMABuffer
 from ..kernel.config_space import CapabilityID
 from ..kernel.device import Device
 from ..kernel.ioas import IOAS
 from ..kernel.window import Window
+from .queue_driver import QueueDriver
 
 VENDOR_ID = 0x1AF4
 DEVICE_ID = 0x1042
@@ -41,7 +37,7 @@ _ENTRIES = 4  # a request takes three
 _AVAILABLE, _USED, _HEADER, _STATUS, _DATA = 0x100, 0x200, 0x300, 0x400, 0x1000
 
 
-class VirtioBlkDriver:
+class VirtioBlkDriver(QueueDriver):
     """Drives a bound virtio disk. A context manager that stops it.
 
     It neither binds nor attaches, and leaves bus mastering as it is: that is what a test wants to choose.
@@ -63,24 +59,14 @@ class VirtioBlkDriver:
     def __init__(self, device: Device, ioas: IOAS) -> None:
         if (device.host.vendor_id, device.host.device_id) != (VENDOR_ID, DEVICE_ID):
             raise ValueError(f"{device.name} is not a virtio disk of version 1")
-        self.device = device
-        self._windows: dict[int, Window] = {}
+        self._places: dict[int, tuple[Window, int, int]] = {}
         self._requests = 0
-        self._memory = DMABuffer(_DATA + LARGEST)
-        self._mapping = None
-        try:
-            places = self._structures()
-            self._common, self._common_at, _ = places[_COMMON]
-            self._notify, notify_at, multiplier = places[_NOTIFY]
-            self._reset()
-            self._mapping = ioas.map(self._memory)
-            self._start(self._mapping.iova)
-            self._doorbell = notify_at + multiplier * self._common.read16(self._common_at + _QUEUE_NOTIFY)
-            window, at, _ = places[_DEVICE]
-            self.sectors = window.read32(at) | window.read32(at + 4) << 32
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(device, ioas, _DATA + LARGEST)
+
+    def _prepare(self) -> None:
+        self._places = self._structures()
+        self._common, self._common_at, _ = self._places[_COMMON]
+        self._reset()
 
     def _structures(self) -> dict[int, tuple[Window, int, int]]:
         """The device's structures: a window, the offset in it, and for the doorbells the distance between two."""
@@ -92,10 +78,8 @@ class VirtioBlkDriver:
             at = capability.offset
             kind, bar = config.read8(at + 3), config.read8(at + 4)
             if kind in (_COMMON, _NOTIFY, _DEVICE) and kind not in found:
-                if bar not in self._windows:
-                    self._windows[bar] = self.device.region(bar).map()
                 multiplier = config.read32(at + 16) if kind == _NOTIFY else 0
-                found[kind] = self._windows[bar], config.read32(at + 8), multiplier
+                found[kind] = self._window(bar), config.read32(at + 8), multiplier
         return found
 
     def _reset(self) -> None:
@@ -120,13 +104,10 @@ class VirtioBlkDriver:
             common.write32(at + register + 4, (iova + offset) >> 32)
         common.write16(at + _QUEUE_ENABLE, 1)
         common.write8(at + _DEVICE_STATUS, _ACKNOWLEDGE | _DRIVER | _FEATURES_OK | _DRIVER_OK)
-
-    def _await(self, done: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-        end = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > end:
-                raise TimeoutError(f"{self.device.name} did not {what} within {seconds:g} s")
-            time.sleep(0.001)
+        self._notify, notify_at, multiplier = self._places[_NOTIFY]
+        self._doorbell = notify_at + multiplier * common.read16(at + _QUEUE_NOTIFY)
+        window, at, _ = self._places[_DEVICE]
+        self.sectors = window.read32(at) | window.read32(at + 4) << 32
 
     def read(self, sector: int, length: int = SECTOR, *, seconds: float = 10.0) -> bytes:
         """Read from the disk: the device writes to memory by DMA.
@@ -163,31 +144,6 @@ class VirtioBlkDriver:
             raise OSError(errno.EIO, f"{self.device.name} answers a read of sector {sector} with {memory[_STATUS]}")
         return bytes(memory[_DATA : _DATA + length])
 
-    def close(self) -> None:
-        """Stop it, and let registers and memory go; the device stays bound."""
-        try:
-            if hasattr(self, "_common") and not self._common.closed:
-                self._stop()
-        finally:
-            for window in self._windows.values():
-                window.close()
-            mapping, self._mapping = self._mapping, None
-            if mapping is not None:
-                mapping.unmap()
-            self._memory.close()
-
-    def _stop(self) -> None:
-        try:
+    def _halt(self) -> None:
+        if self._places:
             self._reset()
-        except BaseException:
-            # What does not stop must not write to memory that is about to be someone else's.
-            self.device.bus_master = False
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
