@@ -170,7 +170,9 @@ class _Builder:
         shutil.rmtree(work, ignore_errors=True)
         self._check_space()
         self._progress.step(f"fetching {self._package.name} {self._package.version}")
-        deb = archive.download(self._package, self._cache / "sources")
+        # Under that lock, too: while another process configures apt or fetches its lists, apt finds no package.
+        with locked(self._cache / "apt.lock", self._progress, "the package lists"):
+            deb = archive.download(self._package, self._cache / "sources")
         tree, entry = work / "tree", work / "entry"
         tree.mkdir(parents=True)
         entry.mkdir()

@@ -174,7 +174,7 @@ def test_every_changing_command_has_a_dry_run(command: str) -> None:
 
 @pytest.fixture
 def heeded() -> Iterator[None]:
-    """None of the signals is ignored, as they are where the tests run under nohup or in the background."""
+    """All of the signals have the action of a program that has just been started."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     yield
