@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.testing import Edu, Guest, RootPort
+from pyiommufd.testing import Edu, Guest, RootPort, SharedGroup, VirtioRng
 from pyiommufd.testing.initramfs import Archive
 from pyiommufd.testing.kernels import cache_folder, find_kernel
 from pyiommufd.testing.newer_qemu import FetchedQEMU, fetched_qemus
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.boots
 HERE = Path(__file__).parent
 STANDIN = "tests/guest/vmm/standin.py"
 DEVICE = "0000:00:01.0"
-RUN = ["python", "-m", "pyiommufd.cli", "run"]
+MEMBER, NEIGHBOUR = "0000:02:01.0", "0000:02:02.0"  # of one group, the second on a driver of the host
+COMMAND = ["python", "-m", "pyiommufd.cli"]
+RUN = [*COMMAND, "run"]
 SECONDS = 1500.0  # an emulated machine in an emulated machine, on a busy one
 
 # Whoever has a vfio device or an iommufd open.
@@ -40,7 +42,7 @@ def newer() -> FetchedQEMU:
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     folders = [find_kernel().image.parent, *(qemu.folder for qemu in fetched_qemus(cache_folder())[:1])]
-    with Guest(devices=[Edu(), RootPort()], memory=2048, read_only=folders) as guest:
+    with Guest(devices=[Edu(), SharedGroup(Edu(), VirtioRng()), RootPort()], memory=2048, read_only=folders) as guest:
         yield guest
 
 
@@ -57,21 +59,21 @@ def initramfs(folder: Path) -> bytes:
     return archive.build()
 
 
-def driver(guest: Guest) -> str:
-    """The driver of the device, and its override."""
-    folder = f"/sys/bus/pci/devices/{DEVICE}"
-    command = ["sh", "-c", f"basename $(readlink {folder}/driver || echo none); cat {folder}/driver_override"]
+def drivers(guest: Guest) -> str:
+    """The drivers of the devices, and their overrides."""
+    look = "basename $(readlink $name/driver || echo none); cat $name/driver_override"
+    command = ["sh", "-c", f"cd /sys/bus/pci/devices; for name in {DEVICE} {MEMBER} {NEIGHBOUR}; do {look}; done"]
     return guest.run(command, check=True).stdout.decode()
 
 
 def assert_given_back(guest: Guest, before: str) -> None:
-    assert driver(guest) == before
+    assert drivers(guest) == before
     assert guest.run(["sh", "-c", HELD]).stdout == b""
     assert guest.run(["ls", "/run/pyiommufd"]).stdout == b"lock\n"
 
 
 def test_vm_in_qemu_does_dma(guest: Guest, newer: FetchedQEMU, tmp_path: Path) -> None:
-    before = driver(guest)
+    before = drivers(guest)
     guest.put(initramfs(tmp_path), "/tmp/initramfs")  # noqa: S108 - the guest's
     machine = ["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "128", "-nodefaults", "-display", "none"]
     boot = ["-no-reboot", "-kernel", str(find_kernel().image), "-initrd", "/tmp/initramfs"]  # noqa: S108
@@ -120,20 +122,32 @@ class Program:
         return self.status
 
 
-@pytest.mark.parametrize(("number", "status"), [("TERM", 0), ("KILL", 137)])
-def test_signal_to_qemu(guest: Guest, newer: FetchedQEMU, number: str, status: int) -> None:
-    before = driver(guest)
+@pytest.mark.parametrize(
+    ("whom", "number", "status"), [("QEMU", "TERM", 0), ("QEMU", "KILL", 137), ("run", "INT", 0), ("run", "KILL", -9)]
+)
+def test_signal(guest: Guest, newer: FetchedQEMU, whom: str, number: str, status: int) -> None:
+    """The group comes back, and its other member to work, however the two end."""
+    before = drivers(guest)
     # Its monitor greets once it has its devices; the VM waits for ever to be started.
     machine = ["-machine", "q35", "-accel", "tcg", "-m", "64", "-nodefaults", "-display", "none", "-S"]
-    path = f"/tmp/monitor-{number}"  # noqa: S108
+    path = f"/tmp/monitor-{whom}-{number}"  # noqa: S108
     monitor = ["-chardev", f"file,id=m,path={path}", "-mon", "m"]
-    program = Program(guest, DEVICE, "--", str(newer.program), *machine, *monitor)
+    program = Program(guest, MEMBER, "--", str(newer.program), *machine, *monitor)
     while "type 'help'" not in guest.run(["cat", path]).stdout.decode():
         assert program.status is None, program.errors.decode()
-    (holder,) = json.loads(guest.run(["python", "-m", "pyiommufd.cli", "holders", DEVICE, "--json"]).stdout)[:1]
-    guest.run(["kill", f"-{number}", str(holder["pid"])], check=True)
+    assert "virtio-pci" in before.split()
+    assert "virtio-pci" not in drivers(guest).split()
+    (pid,) = {holder["pid"] for holder in json.loads(guest.run([*COMMAND, "holders", MEMBER, "--json"]).stdout)}
+    if whom == "run":
+        pid = int(guest.run(["ps", "-o", "ppid=", "-p", str(pid)], check=True).stdout)
+    guest.run(["kill", f"-{number}", str(pid)], check=True)
     assert program.end() == status, program.errors.decode()
+    if (whom, number) == ("run", "KILL"):
+        # QEMU has died with it.
+        assert "virtio-pci" not in drivers(guest).split()
+        assert NEIGHBOUR in guest.run([*COMMAND, "recover"], check=True).stdout.decode()
     assert_given_back(guest, before)
+    assert len(guest.run(["head", "-c", "16", "/dev/hwrng"], check=True).stdout) == 16
 
 
 @pytest.fixture
