@@ -24,7 +24,7 @@ from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, ho
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting
 from pyiommufd.vmm.stragglers import adopt_orphans, end_stragglers
-from pyiommufd.vmm.vmm import with_groups
+from pyiommufd.vmm.vmm import inherited_fds, with_groups
 
 COULD_NOT_START = 125
 """The exit status where the command has none, or where its devices could not be given back."""
@@ -106,7 +106,9 @@ def run(
     Any other program finds the numbers in PYIOMMUFD_FDS, the iommufd's first, or where its arguments have {iommufd},
     {device0}, {device1} and so on.
 
-    Signals are VMM's. It is killed if this command is; then pyiommufd recover gives the devices back.
+    VMM also has what fds this command was started with. Signals are VMM's. It is killed if this command is; then
+    pyiommufd recover gives the devices back. Where a wrapper such as a shell starts VMM as a process of its own, the
+    wrapper is killed in its place: have it exec VMM.
 
     The exit status is VMM's: 128+N for signal N, and 125 where it could not be started or the devices could not be
     given back.
@@ -131,9 +133,10 @@ def run(
         who = None if user is None else with_groups(user)
         if dry_run:
             sys.exit(_dry_run(plan, command, chosen, options))
-        # Until the monitor is there, to which they go then.
-        signal.signal(signal.SIGTERM, _leave)
-        signal.signal(signal.SIGHUP, _hang_up)
+        # Until the monitor is there, to which they go then. What is ignored, as under nohup, stays so.
+        for number, handler in ((signal.SIGTERM, _leave), (signal.SIGHUP, _hang_up)):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
         sys.exit(_Run(plan, command, chosen, options, who, memlock).run())
     except (IOMMUFDError, OSError, ValueError) as error:
         _tell(str(error))
@@ -160,6 +163,7 @@ class _Run:
         self._options = options
         self._user = user
         self._memlock = memlock
+        self._inherited = inherited_fds()  # before any are opened
 
     def run(self) -> int:
         """Claim, run, give back. Returns the exit status."""
@@ -181,7 +185,7 @@ class _Run:
                 return 128 + number
             line = command_line(self._command, handover.fds, kind=self._kind, options=self._options)
             _tell(shlex.join(line))
-            vmm = VMM(line, handover, user=self._user, memlock=self._memlock, mask=mask)
+            vmm = VMM(line, handover, user=self._user, memlock=self._memlock, mask=mask, keep_fds=self._inherited)
         try:
             who = f"pid {vmm.pid} ({Path(self._command[0]).name})"
             with vmm, RemovalNotices(devices, _tell, who) as notices:

@@ -49,11 +49,15 @@ def command_line(
         options: More for each device, as ``key=value`` of the monitor's own.
 
     Raises:
-        ValueError: The arguments given stand in the way; the message says which and why.
+        ValueError: The arguments given stand in the way, or a monitor seems to be wrapped by another program and no
+            ``kind`` was given; the message says which and why.
     """
     if not command or len(fds) < 2:
         raise ValueError("a command line takes a program, an iommufd and a device")
-    kind = kind_of(command[0]) if kind is None else kind
+    if kind is None:
+        kind = kind_of(command[0])
+        if kind is Kind.OTHER:
+            _check_wrapper(command)
     if kind is Kind.QEMU:
         return qemu.command_line(command, fds[0], fds[1:], options)
     if kind is Kind.CLOUD_HYPERVISOR:
@@ -67,6 +71,21 @@ def command_line(
             argument = argument.replace(place, str(fd))
         result.append(argument)
     return result
+
+
+def _check_wrapper(command: Sequence[str]) -> None:
+    """Refuse what would start a monitor without its devices: ``taskset -c 2 qemu-system-x86_64 …``, say."""
+    if any(place in argument for argument in command for place in ("{iommufd}", "{device")):
+        return
+    for argument in command[1:]:
+        words = argument.split()
+        known = kind_of(words[0]) if words else Kind.OTHER
+        if known is not Kind.OTHER:
+            raise ValueError(
+                f"{command[0]} is no monitor that is known by its name, so that {words[0]} would get no devices: "
+                f"say that it starts one, and takes further arguments for it, with --vmm {known}; or, for a program "
+                f"that finds its fds itself, --vmm {Kind.OTHER}"
+            )
 
 
 def shell_line(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 
 from .vmm import VMM
 
-FORWARDED = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
+_MONITORS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
 """What a monitor is to decide upon."""
+
+_KEYS = frozenset({signal.SIGINT, signal.SIGQUIT})
+"""What the terminal sends to its whole foreground process group. A hangup it tells the leader of the session alone."""
+
+
+def forwarded() -> frozenset[signal.Signals]:
+    """The signals that are passed on: what this process has been started to ignore, as by nohup, is for nobody."""
+    return frozenset(number for number in _MONITORS if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -24,18 +33,19 @@ def held_back() -> Iterator[set[signal.Signals | int]]:
     """
     # Where whoever started this process had it ignore its children, their ends would not be told.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
+    mine = forwarded()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, mine | {signal.SIGCHLD})
     try:
         yield before
     finally:
-        while signal.sigtimedwait(FORWARDED, 0) is not None:
+        while signal.sigtimedwait(mine, 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def waiting() -> signal.Signals | None:
     """One of the signals that wait: inside of `held_back` before there is a monitor, a reason not to start any."""
-    return min(signal.sigpending() & FORWARDED, default=None)
+    return min(signal.sigpending() & forwarded(), default=None)
 
 
 def wait_forwarding(vmm: VMM) -> int:
@@ -44,10 +54,19 @@ def wait_forwarding(vmm: VMM) -> int:
     Returns:
         Its exit status: -N where signal N has ended it.
     """
+    mine = forwarded()
     while (status := vmm.poll()) is None:
-        info = signal.sigwaitinfo(FORWARDED | {signal.SIGCHLD})
-        # What the terminal sends (a code of the kernel's, above 0) has gone to the monitor as well, as it is in the
-        # same process group: once is enough.
-        if info.si_signo in FORWARDED and info.si_code <= 0:
+        info = signal.sigwaitinfo(mine | {signal.SIGCHLD})
+        if info.si_signo in mine and not _has_it_already(vmm, info):
             vmm.send_signal(info.si_signo)
     return status
+
+
+def _has_it_already(vmm: VMM, info: signal.struct_siginfo) -> bool:
+    """Whether the terminal has sent this to the monitor as well: once is enough. A code above 0 is the kernel's."""
+    if info.si_code <= 0 or info.si_signo not in _KEYS:
+        return False
+    try:
+        return os.getpgid(vmm.pid) == os.getpgrp()
+    except ProcessLookupError:
+        return True

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +35,20 @@ def with_groups(user: User | str) -> User:
     return user
 
 
+def inherited_fds() -> tuple[int, ...]:
+    """The fds that this process has been started with, but for the standard ones: all others are its own alone.
+
+    A shell's ``3<>/dev/tap5``, for an argument such as QEMU's ``-netdev tap,fd=3``, is one.
+    """
+    found = []
+    for fd in (int(path.name) for path in list(Path("/proc/self/fd").iterdir())):
+        # The folder's own has been closed since.
+        with contextlib.suppress(OSError):
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return tuple(sorted(found))
+
+
 class VMM:
     """A started program that has got devices. A context manager that ends it.
 
@@ -50,6 +65,7 @@ class VMM:
             those without CAP_IPC_LOCK are held to it, and all processes of a user together.
         environment: Added to this process' environment.
         mask: The signals that it starts with blocked.
+        keep_fds: More fds of this process that it is to have, under the same numbers; see `inherited_fds`.
 
     Raises:
         HandoverError: It could not be started, or there is no such user.
@@ -65,6 +81,7 @@ class VMM:
         memlock: int | None = None,
         environment: Mapping[str, str] | None = None,
         mask: Collection[int] = (),
+        keep_fds: Collection[int] = (),
     ) -> None:
         if not command:
             raise ValueError("no program to start was named")
@@ -80,7 +97,7 @@ class VMM:
         try:
             started = launch_command(self.command, report=writer, mask=sorted(mask), memlock=memlock, user=identity)
             try:
-                self._process = subprocess.Popen(started, pass_fds=(*fds, writer), env=variables)
+                self._process = subprocess.Popen(started, pass_fds=(*fds, writer, *keep_fds), env=variables)
             except OSError as error:
                 raise HandoverError(f"cannot start {self.command[0]}: {error}") from error
             finally:

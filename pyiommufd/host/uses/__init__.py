@@ -35,6 +35,9 @@ KINDS = (
 FORCIBLE = tuple(kind for kind in KINDS if kind != "claimed")
 """Those that ``force`` may name: nothing makes two claims of one device go together."""
 
+_USB = 0x0C03
+"""The class of USB controllers, whose network interfaces may be in another namespace."""
+
 _USED_BY = ("block", "net", "nvme")
 
 
@@ -59,8 +62,10 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     multipath). ``default-route``, ``address``: a default route leaves by an interface of it, or one that is up has an
     address that is not link-local. ``bond``, ``bridge``: an interface is in one. ``vfs``: virtual functions of it are
     on a driver. ``boot-display``: the host's console is to be seen on it. ``held``: a process, or the kernel for
-    itself, has one of its nodes open, or its registers in sysfs; or an interface is in another network namespace.
-    Each is looked up through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs.
+    itself, has one of its nodes open, or its registers in sysfs; an interface is in another network namespace, or has a
+    PPPoE session; or a disk is served to other machines, by NVMe over Fabrics or as a SCSI target. Each is looked up
+    through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs. What is above an
+    interface and in another network namespace, as a container's macvlan may be, the kernel does not show.
 
     Complete for root only: others do not see what other users' processes hold, nor other mount namespaces. An NVMe,
     SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone shows
@@ -117,7 +122,9 @@ def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
             device.driver == "virtio-pci"
             or is_boot_display(device)
             or os.path.lexists(f"{device.sys_path}/virtfn0")
-            or is_elsewhere(device)
+            or is_elsewhere([device.sys_path / "net"])
+            or device.driver == "nvidia"
+            or (device.class_code or 0) >> 8 == _USB
         ):
             found.add(device)
     return found

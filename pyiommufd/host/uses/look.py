@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..devices import HostDevice
 from . import netlink
+from .exports import Export, exports
 from .folders import folders_below
 from .mounts import Mount, loop_devices, mount_table, swap_areas
 from .processes import OpenFile, Processes, look_at_processes
@@ -53,6 +54,11 @@ class Look:
     def swaps(self) -> list[tuple[str, int]]:
         """The swap areas, and the numbers of the devices that they are on."""
         return swap_areas()
+
+    @cached_property
+    def exports(self) -> list[Export]:
+        """The disks that are served to other machines."""
+        return exports()
 
     @cached_property
     def links(self) -> dict[str, netlink.Link]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,12 @@ def network_refusals(device: HostDevice, look: Look, found: dict[str, Interface]
             plural = "es" if len(link.addresses) > 1 else ""
             reason = f"{interface} is up, with the address{plural} {listed(link.addresses)}"
             yield Refusal(device.name, "address", reason)
-    if is_elsewhere(device):
+    for line in (sysfs.read(sysfs.PROC / "net/pppoe") or "").splitlines()[1:]:
+        # Id, the other side's address, the interface (Linux 7.3, drivers/net/ppp/pppoe.c).
+        under = found.get(line.split()[-1])
+        if under is not None:
+            yield Refusal(device.name, "held", f"a PPPoE session goes by {under}")
+    if is_elsewhere(look.folders(device)):
         yield Refusal(device.name, "held", "its network interface is in another network namespace, as a container's is")
 
 
@@ -87,12 +92,15 @@ def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterat
         yield Refusal(device.name, kind, f"its interface {interface} is in the {kind} {master}")
 
 
-def is_elsewhere(device: HostDevice) -> bool:
-    """Whether the device has a network interface that this network namespace does not show.
+def is_elsewhere(folders: Iterable[Path]) -> bool:
+    """Whether one of these folders has a network interface that this network namespace does not show.
 
     The folder of a device's interfaces is there for as long as it has one; in it each namespace sees its own.
     """
-    folder = device.sys_path / "net"
+    return any(folder.name == "net" and _is_empty(folder) for folder in folders)
+
+
+def _is_empty(folder: Path) -> bool:
     try:
         return not any(folder.iterdir())
     except OSError:

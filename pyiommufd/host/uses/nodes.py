@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from .. import sysfs
 from ..devices import HostDevice
 from .folders import is_below, listed, node_name
 from .look import Look
-from .processes import console_names
+from .processes import char_path, console_names
 
 
 def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iterator[Refusal]:
@@ -23,9 +24,12 @@ def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iter
     """
     holders: dict[str, list[str]] = {}
     tops = tuple(f"{folder}/" for folder in above)
+    own = _unlisted_nodes(device)
     for file in look.open_files:
         path = file.sys_path
-        if is_node_of(device, path) or f"{path}/".startswith(tops):
+        if path in own:
+            holders.setdefault(own[path], []).append(file.holder)
+        elif is_node_of(device, path) or f"{path}/".startswith(tops):
             name = node_name(path) if file.is_node else path
             holders.setdefault(name, []).append(file.holder)
     for name, processes in sorted(holders.items()):
@@ -36,6 +40,20 @@ def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iter
 def is_node_of(device: HostDevice, path: str) -> bool:
     """Whether a node's folder is one of the device's; but for its own vfio node, of which `host.holders` tells."""
     return is_below(device, path) and not path.startswith(f"{device.sys_path}/vfio-dev/")
+
+
+def _unlisted_nodes(device: HostDevice) -> dict[str, str]:
+    """Nodes of the device that sysfs knows nothing of: where it would have them, and their names.
+
+    NVIDIA's own driver makes them without a class, and says which is whose in /proc (its README, "Known Issues" and
+    "The /proc Interface").
+    """
+    text = sysfs.read(sysfs.PROC / "driver/nvidia/gpus" / device.name / "information") or ""
+    minor = re.search(r"^Device Minor:\s*(\d+)", text, re.MULTILINE)
+    if minor is None:
+        return {}
+    majors = re.findall(r"^\s*(\d+) nvidia(?:-frontend)?$", sysfs.read(sysfs.PROC / "devices") or "", re.MULTILINE)
+    return {char_path(int(major), int(minor[1])): f"/dev/nvidia{minor[1]}" for major in majors}
 
 
 def _paravirtual_console(device: HostDevice, look: Look) -> Iterator[Refusal]:

@@ -14,6 +14,9 @@ _UDEV = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
 
 # Registers that sysfs lets a process map, as drivers in user space do.
 _REGISTERS = re.compile(r"/sys/devices/.*/resource[0-9]+(_wc)?")
+_REMOTE = frozenset({"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"})
+"""Types of filesystems with a server, besides those of FUSE."""
+
 _MAPPED = re.compile(rb" (/dev/(?!shm/|zero)[^\n]*|/sys/devices/[^\n]*/resource[0-9]+(?:_wc)?)\n")
 
 
@@ -70,7 +73,8 @@ def look_at_processes(*, mappings: bool) -> Processes:
             found.namespaces.append((int(pid), command))
         if command in _UDEV:
             continue
-        held = _descriptors(pid, foreign=namespace != ours)
+        remote = _remote_mounts(pid) if namespace != ours else None
+        held = _descriptors(pid, remote)
         if mappings:
             held |= _mappings(pid)
         found.files += [OpenFile(path, f"pid {pid} ({command})") for path in sorted(held)]
@@ -84,12 +88,29 @@ def _namespace(process: str) -> str | None:
         return None
 
 
-def _descriptors(pid: str, *, foreign: bool) -> set[str]:
+def _remote_mounts(pid: str) -> frozenset[str]:
+    """The numbers of the mounts that a process sees whose server may not answer, by their types."""
+    found = set()
+    for line in (sysfs.read(sysfs.PROC / pid / "mountinfo") or "").splitlines():
+        kind = line.partition(" - ")[2].partition(" ")[0]
+        if kind in _REMOTE or kind.startswith("fuse"):
+            found.add(line.partition(" ")[0])
+    return frozenset(found)
+
+
+def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:
+    """Whether a file that a process has open is on one of these mounts, without asking the file itself."""
+    text = sysfs.read(f"{sysfs.PROC}/{process}/fdinfo/{fd}") if mounts else None
+    number = re.search(r"^mnt_id:\s*(\d+)", text or "", re.MULTILINE)
+    return number is not None and number[1] in mounts
+
+
+def _descriptors(pid: str, remote: frozenset[str] | None) -> set[str]:
     """The paths in sysfs of what a process has open.
 
     Args:
         pid: The process.
-        foreign: Whether it sees other mounts than this one does.
+        remote: For one that sees other mounts than this one does: those with a server; see `_remote_mounts`.
     """
     folder = f"{sysfs.PROC}/{pid}/fd"
     found = set()
@@ -104,7 +125,7 @@ def _descriptors(pid: str, *, foreign: bool) -> set[str]:
                 found.add(target)
             # A stat of any other file may wait for a server that does not answer. Of a container's node the path is
             # that within the filesystem which the container has on /dev.
-            elif "/dev/" in target or (foreign and target.startswith("/")):
+            elif "/dev/" in target or (remote is not None and target.startswith("/") and not _is_on(pid, name, remote)):
                 found |= _node(f"{folder}/{name}")
         except OSError:
             continue  # closed since
@@ -136,6 +157,11 @@ def _node(path: str) -> set[str]:
 
 def _sys_path(kind: str, number: int) -> str:
     return os.path.realpath(f"{sysfs.SYS}/dev/{kind}/{os.major(number)}:{os.minor(number)}")
+
+
+def char_path(major: int, minor: int) -> str:
+    """The `OpenFile.sys_path` of a character device of that number."""
+    return _sys_path("char", os.makedev(major, minor))
 
 
 def _consoles() -> list[OpenFile]:

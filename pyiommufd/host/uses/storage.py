@@ -12,7 +12,7 @@ from pathlib import Path
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .folders import listed, node_name, number_of
+from .folders import is_below, listed, node_name, number_of
 from .look import Look
 from .mounts import Mount, block_number
 
@@ -92,7 +92,7 @@ def _disks(folders: list[Path]) -> Iterator[Path]:
 
 
 def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
-    """Filesystems, swap areas, and membership in RAID arrays and device mapper's devices.
+    """Filesystems, swap areas, membership in RAID arrays and device mapper's devices, and what others are served.
 
     Args:
         device: The device.
@@ -107,6 +107,12 @@ def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) ->
     for path, number in look.swaps if numbers else ():
         if number in numbers:
             yield Refusal(device.name, "swap", f"it holds the swap area {path}{numbers[number].by_way_of}")
+    for export in look.exports:
+        if export.number in numbers:
+            block = numbers[export.number]
+            yield Refusal(device.name, "held", f"{block.label} is served as {export.what}{block.by_way_of}")
+        elif export.controller and is_below(device, export.controller):
+            yield Refusal(device.name, "held", f"it is served as {export.what}")
 
 
 def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
@@ -192,7 +198,7 @@ def _virtiofs_tags(folder: Path) -> Iterator[str]:
 
 
 def hidden_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
-    """Disks that the kernel has for itself without a sign of it: for ZFS, an external journal, an exported target.
+    """Disks that the kernel has for itself without a sign of it: for ZFS, say, or an external journal.
 
     Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
     Only what has no other use is asked for.

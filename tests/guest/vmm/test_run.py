@@ -110,6 +110,76 @@ def test_signal_of_the_terminal_comes_once(alone: HostDevice, tmp_path: Path) ->
     assert count == "1"
 
 
+HUNG_UP = """
+import os, pathlib, pty, sys
+
+pid, terminal = pty.fork()
+if not pid:
+    os.execv(sys.argv[2], sys.argv[2:])
+said = b""
+while b"ready" not in said:
+    said += os.read(terminal, 4096)
+os.close(terminal)  # as when the window is closed, or the connection breaks
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+WAITS_FOR_HANGUP = """
+import pathlib, signal, sys, time
+
+signal.signal(signal.SIGHUP, lambda *_: (pathlib.Path(sys.argv[1]).write_text("SIGHUP"), sys.exit(7)))
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_hangup_of_the_terminal_reaches_the_monitor(
+    alone: HostDevice, tmp_path: Path, state: Callable[[], State]
+) -> None:
+    """The kernel tells the leader of the session alone, which is `run` where nothing is between it and the terminal."""
+    before, marker = state(), tmp_path / "marker"
+    program = [sys.executable, "-c", WAITS_FOR_HANGUP, str(marker)]
+    command = [sys.executable, "-c", HUNG_UP, "--", *RUN, alone.name, "--", *program]
+    done = subprocess.run(command, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    assert marker.read_text() == "SIGHUP"
+    assert done.returncode == 7
+    assert state() == before
+
+
+def test_what_is_ignored_stays_ignored(alone: HostDevice, tmp_path: Path) -> None:
+    """As by nohup, in `run` and in the monitor."""
+    program = tmp_path / "program"
+    program.write_text(IGNORED)
+    command = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *RUN, alone.name, "--", sys.executable, str(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        for _ in range(3):
+            run.send_signal(signal.SIGHUP)
+        run.send_signal(signal.SIGUSR1)
+        assert run.stdout.read() == "SIGUSR1\n"
+    assert run.returncode == 0
+
+
+IGNORED = """
+import signal
+
+assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("ready", flush=True)
+signal.sigwait({signal.SIGUSR1})
+print("SIGUSR1", flush=True)
+"""
+
+
+def test_fds_of_the_shell_are_the_monitors_as_well(alone: HostDevice) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb") as pipe:
+        program = [sys.executable, "-c", f"import os; os.write({writer}, b'by fd')"]
+        subprocess.run([*RUN, alone.name, "--", *program], pass_fds=[writer], check=True, timeout=SECONDS)
+        os.close(writer)
+        assert pipe.read() == b"by fd"
+
+
 def test_exit_status_is_the_monitors(start: Start, alone: HostDevice) -> None:
     run = start(alone.name, "--", "fds", "dma", "exit=7")
     said = run.end()

@@ -109,6 +109,22 @@ def test_kind_may_be_named() -> None:
     assert command_line(["qemu-kvm", "{device0}"], [7, 8], kind=Kind.OTHER) == ["qemu-kvm", "8"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["taskset", "-c", "2-5", "qemu-system-x86_64", "-m", "2G"],
+        ["env", "A=b", "/opt/bin/cloud-hypervisor"],
+        ["sh", "-c", "qemu-kvm -m 2G; echo done"],
+    ],
+)
+def test_monitor_behind_another_program_is_not_left_without_devices(command: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"{command[0]} is no monitor that is known by its name.*--vmm other"):
+        command_line(command, [7, 8])
+    assert command_line(command, [7, 8], kind=Kind.OTHER) == command
+    assert command_line([*command, "{device0}"], [7, 8])[-1] == "8"
+    assert command_line(command, [7, 8], kind=Kind.QEMU)[-2] == "-device"
+
+
 @pytest.mark.parametrize(("command", "fds"), [([], [7, 8]), (["prog"], [7])])
 def test_nothing_to_make_a_line_of(command: list[str], fds: list[int]) -> None:
     with pytest.raises(ValueError, match="takes a program"):

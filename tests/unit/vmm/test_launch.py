@@ -105,3 +105,16 @@ def test_report_is_closed_where_it_runs() -> None:
         assert report.read() == ""
         assert process.poll() is None
     assert process.returncode == 0
+
+
+def test_fds_that_a_process_was_started_with() -> None:
+    code = "import os, sys; os.pipe(); from pyiommufd.vmm.vmm import inherited_fds; print(*inherited_fds())"
+    reader, writer = os.pipe()
+    try:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, pass_fds=[writer], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [str(writer)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
+    finally:
+        os.close(reader)
+        os.close(writer)

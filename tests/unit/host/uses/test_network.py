@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pyiommufd.host import uses
 from tests.unit.host.uses.host import Host
 
 
@@ -67,3 +68,26 @@ def test_interface_in_another_namespace(host: Host, card: Path) -> None:
     ((kind, reason),) = host.refusals()
     assert kind == "held"
     assert "another network namespace" in reason
+
+
+@pytest.mark.parametrize(("driver", "place"), [("virtio-pci", "virtio3"), ("xhci_hcd", "usb1/1-1/1-1:1.0")])
+def test_interface_in_another_namespace_of_what_is_below(host: Host, driver: str, place: str) -> None:
+    card = host.fake.pci("0000:00:01.0", driver=driver, class_code=0x0C0330 if driver == "xhci_hcd" else 0x020000)
+    (card / place / "net").mkdir(parents=True)
+    ((kind, reason),) = host.refusals()
+    assert kind == "held"
+    assert "another network namespace" in reason
+    assert uses.in_use([host.device()]) == {host.device()}
+
+
+def test_pppoe(host: Host, card: Path) -> None:
+    """The session's own interface does not stand above the card's."""
+    vlan = host.interface_above(host.interface(card, "eth0"), name="eth0.7", kind="vlan")
+    host.interface(host.fake.root / "devices/virtual", "ppp0", "192.0.2.1/32")
+    sessions = host.fake.proc / "net/pppoe"
+    sessions.parent.mkdir(exist_ok=True)
+    header = "Id       Address              Device\n"
+    sessions.write_text(f"{header}0000002A 52:54:00:12:34:56     eth9\n")
+    assert host.refusals() == []
+    sessions.write_text(f"{header}0000002A 52:54:00:12:34:56 {vlan.name:>8}\n")
+    assert host.refusals() == [("held", "a PPPoE session goes by eth0.7, above eth0")]

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pyiommufd import list_devices
+from pyiommufd.host import uses
+from pyiommufd.host.uses import processes
 from pyiommufd.host.uses.processes import look_at_processes
 from tests.unit.host.uses.host import Host
 
@@ -106,3 +109,43 @@ def test_consoles_of_the_kernel(host: Host) -> None:
     )
     assert host.refusals() == [("held", "/dev/ttyS4 is held open by the kernel's console ttyS4")]
     assert host.refusals("0000:00:02.0") == [("held", "the kernel's console hvc0 may go by it")]
+
+
+@pytest.mark.parametrize("name", ["nvidia", "nvidia-frontend"])
+def test_node_that_sysfs_does_not_know(host: Host, name: str) -> None:
+    """NVIDIA's: the driver says in /proc which one is whose."""
+    for number, slot in enumerate(("0000:00:01.0", "0000:00:02.0"), 2):
+        host.fake.pci(slot, driver="nvidia")
+        path = host.fake.proc / f"driver/nvidia/gpus/{slot}/information"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"Model: \t\t X\nDevice Minor: \t {number}\n")
+    (host.fake.proc / "devices").write_text(f"Character devices:\n  1 {name}\n  4 tty\n\nBlock devices:\n  1 x\n")
+    host.process(70, "python", holds="/dev/null")
+    assert host.refusals() == []
+    assert host.refusals("0000:00:02.0") == [("held", "/dev/nvidia3 is held open by pid 70 (python)")]
+    assert {device.name for device in uses.in_use(list_devices())} == {"0000:00:02.0"}
+
+
+def test_file_of_a_server_is_not_asked(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not answer: what a container has open on one is known by its mount."""
+    host.process(1, "init")
+    host.process(70, "inner", holds=str(tmp_path / "remote"), namespace="mnt:[2]")
+    process = host.fake.proc / "70"
+    (process / "fd/4").symlink_to(tmp_path / "local")
+    (process / "fdinfo").mkdir()
+    for fd, mount in (("3", 31), ("4", 30)):
+        (process / "fdinfo" / fd).write_text(f"pos:\t0\nflags:\t02\nmnt_id:\t{mount}\n")
+    asked: list[str] = []
+
+    def node(path: str) -> set[str]:
+        asked.append(Path(path).name)
+        return set()
+
+    monkeypatch.setattr(processes, "_node", node)
+    host.mount("0:30", "/", process="70")
+    for kind in ("nfs4", "fuse.sshfs", "ext4"):
+        lines = (process / "mountinfo").read_text().splitlines()
+        (process / "mountinfo").write_text(f"30 {lines[0].partition(' ')[2]}\n31 1 0:31 / /srv rw - {kind} x rw\n")
+        asked.clear()
+        look_at_processes(mappings=False)
+        assert asked == (["4"] if kind != "ext4" else ["3", "4"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.host import uses
-from pyiommufd.host.uses import storage
+from pyiommufd.host.uses import exports, storage
 from tests.unit.host.uses.host import Host
 
 
@@ -176,3 +176,32 @@ def test_9p(host: Host, tag: str, options: str, refused: bool) -> None:
     host.fake.file(f"{host.at(device)}/virtio3/mount_tag", tag)
     host.mount("0:50", "/", source="share", kind="9p", options=options)
     assert host.refusals() == ([("root", "it holds the root filesystem, mounted on /")] if refused else [])
+
+
+def test_disk_that_is_served(host: Host, nvme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By NVMe over Fabrics and by the SCSI target: a partition of it, and only what is switched on."""
+    host.partition(nvme, "259:1")
+    numbers = {"/dev/nvme0n1": (259, 0), "/dev/nvme0n1p1": (259, 1), "/dev/sda": (8, 0)}
+    monkeypatch.setattr(exports, "block_number", lambda path: os.makedev(*numbers[path]) if path in numbers else None)
+    served = {
+        "nvmet/subsystems/nqn.a/namespaces/1": ("device_path", "/dev/nvme0n1p1", "1"),
+        "nvmet/subsystems/nqn.a/namespaces/2": ("device_path", "/dev/nvme0n1", "0"),
+        "nvmet/subsystems/nqn.a/namespaces/3": ("device_path", "/dev/sda", "1"),
+        "target/core/iblock_0/disk": ("udev_path", "/dev/nvme0n1", "1"),
+        "target/core/fileio_0/image": ("udev_path", "/srv/image", "1"),
+    }
+    for folder, (attribute, path, on) in served.items():
+        host.fake.file(f"kernel/config/{folder}/{attribute}", path)
+        host.fake.file(f"kernel/config/{folder}/enable", on)
+    assert host.refusals() == [
+        ("held", "nvme0n1p1 is served as namespace 1 of the NVMe subsystem nqn.a, by way of nvme0n1 and nvme0n1p1"),
+        ("held", "nvme0n1 is served as the SCSI target's iblock_0/disk"),
+    ]
+    assert uses.in_use([host.device()]) == {host.device()}
+
+
+def test_controller_that_is_served_as_a_whole(host: Host, nvme: Path) -> None:
+    host.fake.link("dev/char/1:3", nvme.parent)  # the number of /dev/null
+    host.fake.file("kernel/config/nvmet/subsystems/nqn.a/passthru/device_path", "/dev/null")
+    host.fake.file("kernel/config/nvmet/subsystems/nqn.a/passthru/enable", "1")
+    assert host.refusals() == [("held", "it is served as the NVMe subsystem nqn.a")]

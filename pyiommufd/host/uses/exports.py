@@ -1,0 +1,61 @@
+"""Disks that the kernel serves to other machines: by NVMe over Fabrics, and by the SCSI target (iSCSI and others).
+
+Neither opens a disk exclusively in every case, and no process has it open: its configuration alone tells.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import sysfs
+from .mounts import block_number
+from .processes import char_path
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Something that is served.
+
+    Attributes:
+        what: As what, for a sentence.
+        number: The number of the block device; None where a whole controller is passed through.
+        controller: The path in sysfs of that controller; else empty.
+    """
+
+    what: str
+    number: int | None
+    controller: str = ""
+
+
+def exports() -> list[Export]:
+    """All that is served. For root only: others may not look (Linux 7.3, drivers/nvme/target and drivers/target)."""
+    top = sysfs.SYS / "kernel/config"
+    found: list[Export] = []
+    for folder in (top / "nvmet/subsystems").glob("*/namespaces/*"):
+        name = f"namespace {folder.name} of the NVMe subsystem {folder.parent.parent.name}"
+        found += _export(folder, "device_path", name)
+    for folder in (top / "nvmet/subsystems").glob("*/passthru"):
+        found += _export(folder, "device_path", f"the NVMe subsystem {folder.parent.name}")
+    for folder in (top / "target/core").glob("*/*"):
+        found += _export(folder, "udev_path", f"the SCSI target's {folder.parent.name}/{folder.name}")
+    return found
+
+
+def _export(folder: Path, attribute: str, what: str) -> Iterator[Export]:
+    path = sysfs.read(folder / attribute)
+    if not path or not path.startswith("/dev/") or sysfs.read(folder / "enable") != "1":
+        return
+    number = block_number(path)
+    if number is not None:
+        yield Export(what, number)
+        return
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return
+    if stat.S_ISCHR(status.st_mode):
+        yield Export(what, None, char_path(os.major(status.st_rdev), os.minor(status.st_rdev)))
