@@ -137,13 +137,15 @@ class Helper:
         """What the helper answers; not a whole line where it has died, None where it takes too long."""
         assert process.stdout is not None  # noqa: S101
         end, answer, wanted = time.monotonic() + seconds, b"", True
+        poll = select.poll()  # fds may be larger than select() takes
+        poll.register(process.stdout, select.POLLIN)
         while not answer.endswith(b"\n"):
             if wanted and self.stop():
                 wanted, end = False, min(end, time.monotonic() + GRACE)
             left = end - time.monotonic()
             if left <= 0:
                 return None
-            if select.select([process.stdout], [], [], min(left, _SLICE))[0]:
+            if poll.poll(1000 * min(left, _SLICE)):
                 piece = process.stdout.read(1 << 16)
                 if not piece:
                     break

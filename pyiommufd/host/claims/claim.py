@@ -228,7 +228,7 @@ def _steps(entries: list[journal.Entry]) -> tuple[Step, ...]:
     found: list[Step] = []
     for entry in entries:
         for before in reversed(entry.devices):
-            check_not_stuck(entry, before.name)
+            check_not_stuck(entry, before)
             found += way_back(before)
     return tuple(found)
 

@@ -28,7 +28,7 @@ RUN = Path("/run/pyiommufd")
 LOCK_SECONDS = 300.0
 """How long a claim waits for others to be carried out."""
 
-_LOCK_SLICES = (0.02, 0.25)  # seconds between attempts, the first and the longest: many may wait
+_LOCK_SLICES = (0.1, 0.01)  # seconds between attempts, the first and the shortest: who has waited longest is first
 
 _log = logging.getLogger(__name__)
 
@@ -151,6 +151,11 @@ class Entry:
         return {*self.wanted, *(before.name for before in self.devices), *functions}
 
     @property
+    def stuck(self) -> set[str]:
+        """The names of the devices that the kernel is still at, as a process waits for what it was asked earlier."""
+        return {name for name, (pid, started) in self.waiting.items() if pid and start_time(pid) == started}
+
+    @property
     def who(self) -> str:
         """Whose it is, for messages."""
         if self.state is State.KEPT:
@@ -208,7 +213,7 @@ def locked(run: Path, seconds: float | None = None, check: Callable[[], None] = 
 
 def _lock(fd: int, path: Path, seconds: float, check: Callable[[], None]) -> None:
     end = time.monotonic() + seconds
-    pause, longest = _LOCK_SLICES
+    pause, shortest = _LOCK_SLICES
     while True:
         check()
         try:
@@ -222,7 +227,7 @@ def _lock(fd: int, path: Path, seconds: float, check: Callable[[], None]) -> Non
                     " waits in the kernel for a device that it was to unbind"
                 ) from None
             time.sleep(pause)
-            pause = min(2 * pause, longest)
+            pause = max(0.9 * pause, shortest)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
 

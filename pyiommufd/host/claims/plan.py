@@ -231,6 +231,14 @@ def _refusals(groups: Iterable[Group], moves: list[Move], force: frozenset[str])
         yield from held([*(move.device for move in moves), *functions])
 
 
+def _stuck() -> set[str]:
+    """The names of the devices that the kernel is at, on the orders of a claim, as far as this user may know."""
+    try:
+        return {name for entry in journal.entries(journal.RUN) for name in entry.stuck}
+    except journal.NoAccessError:
+        return set()
+
+
 def claimed(names: Collection[str], run: Path | None = None) -> Iterator[Refusal]:
     """The devices that a claim has already, as far as this user may know."""
     try:
@@ -263,7 +271,10 @@ def _steps(moves: list[Move]) -> Iterator[Step]:
 
 
 def _undo(moves: list[Move]) -> Iterator[Step]:
+    stuck = _stuck()
     for move in reversed(moves):
+        if not stuck.isdisjoint(device.name for device in (move.device, *move.vfs)):
+            continue  # a look would wait with what waits there; the plan is refused, as somebody has claimed it
         before = look(move.device.sys_path)
         if before is None:
             continue

@@ -101,9 +101,13 @@ class Transaction:
             ClaimError: A signal has come: it is to be undone.
         """
         self._turn.signals.check()
-        self.entry.state = state
-        self.entry.doing = ""
-        self._write(f"record the claim as {state}")
+        before = self.entry.state, self.entry.doing
+        self.entry.state, self.entry.doing = state, ""
+        try:
+            self._write(f"record the claim as {state}")
+        except OSError:
+            self.entry.state, self.entry.doing = before
+            raise
 
     def end(self) -> None:
         """Take the entry off the record."""
@@ -117,11 +121,15 @@ class Transaction:
 
         Raises:
             CloseError: Something could not be given back; the rest is, and the record stays.
+            ClaimError: It cannot be recorded that this is begun, and nothing is done.
         """
         # A record that says "in progress" already will do, should there be no room to write it again.
         self._undoing = self.entry.state is journal.State.IN_PROGRESS
         self.entry.take_over()
-        self._write("record the release")
+        try:
+            self._write("record the release")
+        except OSError as error:
+            raise ClaimError(f"nothing is given back, as that cannot be recorded: {error}") from error
         self._undoing = True
         errors: list[BaseException] = []
         names = []
@@ -155,7 +163,7 @@ class Transaction:
         raise error
 
     def _give_back(self, before: journal.Before, held: bool) -> None:
-        check_not_stuck(self.entry, before.name)
+        check_not_stuck(self.entry, before)
         way = way_back(before, self._turn.helper.read)
         if held and any(step.action in (Action.UNBIND, Action.SET_VFS) for step in way):
             _check_not_held(before)
@@ -196,14 +204,17 @@ class Transaction:
             _log.warning("the record cannot be written (%s); the release goes on", error)
 
 
-def check_not_stuck(entry: journal.Entry, name: str) -> None:
-    """Keep off a device that the kernel is still at: its lock is taken.
+def check_not_stuck(entry: journal.Entry, before: journal.Before) -> None:
+    """Keep off a device that the kernel is still at, or at a virtual function of it: its lock is taken.
 
     Raises:
         ClaimError: It is.
     """
-    pid, started = entry.waiting.get(name, (0, 0))
-    if pid and journal.start_time(pid) == started:
+    stuck = entry.stuck
+    for name in (before.name, *(function.name for function in before.vfs)):
+        if name not in stuck:
+            continue
+        pid, _ = entry.waiting[name]
         raise ClaimError(
             f"{name}: what was asked of the kernel earlier has not returned (process {pid} waits for it); something "
             "still uses the device: once that is closed, `pyiommufd recover` does the rest"

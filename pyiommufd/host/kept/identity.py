@@ -19,6 +19,9 @@ from ..devices import HostDevice, list_devices
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:([01][0-9a-f]\.[0-7])")
 _ROOT = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
+_NO_SERIALS = frozenset({bytes(8), b"\xff" * 8, bytes.fromhex("01000000684ce000")})
+"""What makers leave who give no number; the last is the same in network cards of Realtek's."""
+
 _SERIAL_CAPABILITY = 0x0003  # PCI Express base specification, Device Serial Number extended capability
 
 IDS = ("vendor", "device", "subsystem_vendor", "subsystem_device", "class", "revision")
@@ -154,7 +157,6 @@ def _express_serial(config: Path) -> str | None:
         (header,) = struct.unpack_from("<I", data, offset)
         if header & 0xFFFF == _SERIAL_CAPABILITY and header != 0xFFFF_FFFF:
             number = data[offset + 4 : offset + 12][::-1]
-            # What makers leave who give no number.
-            return None if number in (bytes(8), b"\xff" * 8) else number.hex("-")
+            return None if number in _NO_SERIALS else number.hex("-")
         offset = header >> 20 & ~3
     return None

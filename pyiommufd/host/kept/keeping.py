@@ -22,7 +22,7 @@ from ..devices import HostDevice
 from ..users import User, find_user
 from . import access, boot_unit, persistence
 from .durable import remove_drafts
-from .parts import AnyStep, FileAction, FileStep, Report
+from .parts import AnyStep, FileAction, FileStep, Report, unfailing
 from .persistence import PersistentClaim, endpoints, persistent_claim
 from .record import KeptRecord, Node, Stage, locked, new_record, records
 from .undo import Kept, chosen, end_of_unit, left_behind, undo
@@ -199,6 +199,7 @@ def _recover(report: Report) -> list[str]:
 def _undo_all(kept: list[Kept], report: Report) -> list[str]:
     names: list[str] = []
     errors: list[BaseException] = []
+    report = unfailing(report)
     for number, one in enumerate(kept):
         try:
             names += undo(one, kept[:number], report)
@@ -246,8 +247,13 @@ class _Order:
     def grants(self) -> list[FileStep]:
         if self.user is None:
             return []
-        places = [str(IOMMU_NODE), *(device.name for device in endpoints(self.plan))]
+        places = [str(IOMMU_NODE), *(device.name for device in self.given())]
         return [FileStep(place, FileAction.GRANT, self.user.name) for place in places]
+
+    def given(self) -> list[HostDevice]:
+        """The devices that have a node once the claim is made: not those that stay on pci-stub."""
+        moved = {move.device for move in self.plan.moves}
+        return [device for device in endpoints(self.plan) if device in moved or device.on_vfio]
 
     def files(self) -> list[FileStep]:
         found = []
@@ -275,7 +281,11 @@ def _make_reported(order: _Order, signals: HeldBack, report: Report) -> tuple[An
 def _make(order: _Order, signals: HeldBack, report: Report) -> Claim:
     plan, user, persistent = order.plan, order.user, order.persistent
     if user is None and persistent is None:
-        return plan.apply(keep=True, report=report)
+        kept = plan.apply(keep=True, report=report)
+        if signals.pending:
+            kept.release(report=unfailing(report))
+        signals.check()
+        return kept
     record = new_record(sorted({*(move.device.name for move in plan.moves), *map(str, endpoints(plan))}))
     record.file = None if persistent is None else str(persistent.file)
     record.owns_file = order.writes
@@ -288,21 +298,24 @@ def _make(order: _Order, signals: HeldBack, report: Report) -> Claim:
         entry = record.find_entry()
         record.entry = None if entry is None else entry.id
         _grant(record, order, signals, report)
-        signals.check()
         for step in order.files():
+            signals.check()
             report(step)
             if step.action is FileAction.ENABLE:
                 boot_unit.install()
             elif persistent is not None:
                 persistent.write()
+        signals.check()
         record.stage = Stage.KEPT
         record.write()
     except BaseException as error:
         outcome = "failed and was rolled back"
+        record.stage = Stage.MAKING  # whatever it was to become: what is applied at boot stays on record
+        tell = unfailing(report)
         try:
-            undo(Kept.of(record), (), report)
+            undo(Kept.of(record), (), tell)
             for part in end_of_unit(()):
-                part.do(report)
+                part.do(tell)
         except (OSError, IOMMUFDError) as failure:
             outcome = "failed, and not all of it could be rolled back (`pyiommufd recover` completes it)"
             error.add_note(f"and the roll-back left something undone: {failure}")
@@ -317,7 +330,7 @@ def _grant(record: KeptRecord, order: _Order, signals: HeldBack, report: Report)
     user = order.user
     if user is None:
         return
-    holders = [None, *(device.refreshed() for device in endpoints(order.plan))]
+    holders = [None, *(device.refreshed() for device in order.given())]
     for step, device in zip(order.grants(), holders, strict=True):
         signals.check()
         report(step)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ..claims.steps import Step
+
+_log = logging.getLogger(__name__)
 
 
 class FileAction(StrEnum):
@@ -48,3 +51,20 @@ AnyStep = Step | FileStep
 
 Report = Callable[[AnyStep], None]
 """Told of each step before it is taken."""
+
+
+def unfailing(report: Report) -> Report:
+    """The same for what undoes: the machine comes first, and once telling has failed nobody is told any more."""
+    tell: Report | None = report
+
+    def told(step: AnyStep) -> None:
+        nonlocal tell
+        if tell is None:
+            return
+        try:
+            tell(step)
+        except Exception:
+            _log.warning("whoever is told of the steps has failed; the release goes on", exc_info=True)
+            tell = None
+
+    return told

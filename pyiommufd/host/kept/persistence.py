@@ -6,7 +6,6 @@ come with them by their IOMMU groups. Files are written whole or not at all, and
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tomllib
@@ -19,8 +18,9 @@ from ...errors import ClaimError
 from ..claims import steps
 from ..claims.plan import ClaimPlan, plan_claim
 from ..devices import HostDevice, list_devices
+from ..uses import forced
 from . import durable
-from .identity import IDS, Identity, identify
+from .identity import IDS, Identity, identify, pci_path
 
 FOLDER = Path("/etc/pyiommufd/claims.d")
 
@@ -82,17 +82,21 @@ class PersistentClaim:
             )
         return plan
 
-    def found(self, among: Sequence[HostDevice] | None = None) -> set[HostDevice]:
-        """The devices that the claim takes, but for those that are not here or cannot be told for certain.
+    def may_take(self, device: HostDevice, among: Sequence[HostDevice] | None = None) -> bool:
+        """Whether a device is one that the claim takes, or is where one was that cannot be told for certain now.
 
         Args:
+            device: The device.
             among: All PCI devices of this machine, as for `Identity.find`.
         """
-        found = set()
         for identity in (*self.wanted, *self.companions):
-            with contextlib.suppress(ClaimError):
-                found.add(identity.find(among))
-        return found
+            try:
+                if identity.find(among) == device:
+                    return True
+            except ClaimError:
+                if identity.name == device.name or identity.path == pci_path(device):
+                    return True
+        return False
 
     def _text(self) -> str:
         lines = [_HEAD, f"version = {_VERSION}", f"force = {_toml(list(self.force))}"]
@@ -128,7 +132,8 @@ def persistent_claim(
     folder = FOLDER if folder is None else folder
     taken, among = endpoints(plan), list_devices("pci")
     for file in files(folder):
-        for device in sorted(read(file).found(among).intersection(taken), key=str):
+        claim = read(file)
+        for device in (device for device in taken if claim.may_take(device, among)):
             raise ClaimError(f"{device.name} is claimed at boot already, by {file}; release it first")
     known = {device: identify(device, among) for device in taken}
     for device, identity in known.items():
@@ -188,7 +193,7 @@ def read(file: Path) -> PersistentClaim:
             file,
             tuple(_identities(data.pop("device"))),
             tuple(_identities(data.pop("companion", []))),
-            _strings(data.pop("force", [])),
+            tuple(sorted(forced(_strings(data.pop("force", []))))),
             _string(data.pop("user", None), optional=True),
         )
         if data or not claim.wanted:

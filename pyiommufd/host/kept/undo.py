@@ -66,7 +66,7 @@ class Kept:
         except ClaimError:
             return name == self.file.stem
         if device is not None:
-            return device in claim.found()
+            return claim.may_take(device)
         return any(name == identity.name for identity in (*claim.wanted, *claim.companions))
 
     def parts(self, undone: Iterable[Kept]) -> Iterator[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from pyiommufd import ClaimError, plan_claim
 from pyiommufd.host.claims import journal
+from pyiommufd.host.claims import plan as plan_module
 from pyiommufd.host.uses import FORCIBLE
 from tests.fake_sysfs import FakeSysfs
 
@@ -77,6 +79,28 @@ def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, tmp_path: Path, mo
         (refusal,) = plan_claim(NAME, force=force).refusals
         assert (refusal.device, refusal.kind) == (NAME, "claimed")
         assert "pyiommufd release" in refusal.reason
+
+
+def test_device_that_the_kernel_is_at_is_not_looked_at(
+    fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its attributes cannot be read meanwhile: not even root could end a process that tried."""
+    fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
+    fake.pci("0000:01:00.1", driver="igb", group=7, sriov_totalvfs="7", sriov_numvfs="0")
+    entry = journal.Entry.begin([7], [NAME, "0000:01:00.1"])
+    entry.waiting = {"0000:01:00.1": [os.getpid(), journal.start_time(os.getpid()) or 0]}
+    run = tmp_path / "run"
+    run.mkdir()
+    journal.write(run, entry)
+    monkeypatch.setattr(journal, "RUN", run)
+    looked: list[Path] = []
+    monkeypatch.setattr(plan_module, "look", looked.append)
+    assert {refusal.kind for refusal in plan_claim(NAME).refusals} == {"claimed"}
+    assert looked == []
+    entry.waiting = {}
+    journal.write(run, entry)
+    plan_claim(NAME)
+    assert [path.name for path in looked] == ["0000:01:00.1"]
 
 
 @pytest.mark.parametrize("force", ["claimed", ("mounted", "claimed"), ["everything"], {"Mounted"}])

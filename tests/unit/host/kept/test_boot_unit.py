@@ -29,7 +29,10 @@ def test_it_runs_this_environment_and_nothing_of_the_working_folder() -> None:
     assert command == [sys.executable, "-P", "-m", "pyiommufd.cli", "claim", "--persistent"]
     assert unit["Service"]["Type"] == "oneshot"
     assert unit["Unit"]["ConditionPathExistsGlob"] == f"{persistence.FOLDER}/*.toml"
-    assert "local-fs.target" in unit["Unit"]["After"].split()
+    assert {"local-fs.target", "cryptsetup.target", "swap.target"} <= set(unit["Unit"]["After"].split())
+    # What sets up the network may come before basic.target, and would then have to wait for itself.
+    assert unit["Unit"]["DefaultDependencies"] == "no"
+    assert "Conflicts=shutdown.target\nBefore=shutdown.target\n" in boot_unit.text()
     assert "@" not in boot_unit.text()
 
 

@@ -101,7 +101,7 @@ def test_serial_number_of_pci_express(machine: FakeSysfs, first: bool) -> None:
     assert serial_number(device) is None
     with_serial(device.sys_path, bytes.fromhex("001b21ffff010203"), first=first)
     assert serial_number(device) == "dsn 00-1b-21-ff-ff-01-02-03"
-    for none in (bytes(8), b"\xff" * 8):
+    for none in (bytes(8), b"\xff" * 8, bytes.fromhex("01000000684ce000")):
         with_serial(device.sys_path, none)
         assert serial_number(device) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pyiommufd import ClaimError, ClaimRefusedError, CloseError, plan_claim
+from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, CloseError, plan_claim
 from pyiommufd.host.claims import journal, steps
 from pyiommufd.host.kept import access, boot_unit, durable, keeping, persistence
 from pyiommufd.host.kept import record as kept_record
@@ -214,9 +215,117 @@ def test_report_that_fails_ends_the_claim() -> None:
 
     with pytest.raises(ZeroDivisionError):
         keep(plan_claim(NAMES[0]), persist=True, report=report)
-    # The report of the roll-back has failed as well: what that was about is left to be done.
-    recover()
     assert there() == []
+
+
+def test_report_that_fails_does_not_end_a_release() -> None:
+    """The connection has broken, say: the files go all the same."""
+    for name in NAMES:
+        keep(plan_claim(name), persist=True)
+
+    def report(step: object) -> None:
+        raise BrokenPipeError(step)
+
+    release(report=report)
+    assert there() == []
+
+
+@pytest.mark.parametrize("persist", [False, True])
+def test_signal_at_the_very_end_undoes_the_claim(persist: bool) -> None:
+    """After the last step, where nothing else would notice it."""
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        claim = apply(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return claim
+
+    plan, apply = plan_claim(NAMES[0]), ClaimPlan.apply
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ClaimPlan, "apply", signalled)
+            with pytest.raises(ClaimError, match="interrupted by SIGTERM"):
+                keep(plan, persist=persist)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert there() == []
+
+
+def no_room(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """There is no room to record this."""
+    cross = steps.cross
+
+    def full(name: str, change: Callable[[], None]) -> None:
+        if what in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        cross(name, change)
+
+    monkeypatch.setattr(steps, "cross", full)
+
+
+def test_claim_at_boot_that_cannot_be_recorded_stays_to_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(plan_claim(NAMES[0]), persist=True)
+    reboot()
+    with monkeypatch.context() as context:
+        no_room(context, "record the kept claim as kept")
+        (outcome,) = claim_persistent()
+    assert "rolled back" in str(outcome.error)
+    assert "No space left" in str(outcome.error)
+    assert there() == [f"{NAMES[0]}.toml", boot_unit.NAME, boot_unit.NAME]
+    assert claim_persistent()[0].error is None
+    release()
+
+
+@pytest.mark.parametrize("persist", [False, True])
+def test_claim_whose_last_word_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch, persist: bool) -> None:
+    with monkeypatch.context() as context:
+        no_room(context, "record the claim as kept")
+        with pytest.raises(ClaimError, match=r"rolled back: .*No space left"):
+            keep(plan_claim(NAMES[0]), persist=persist)
+    assert there() == []
+
+
+def test_release_that_cannot_be_recorded_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = keep(plan_claim(NAMES[0]))
+    with monkeypatch.context() as context:
+        no_room(context, "record the release")
+        with pytest.raises(ClaimError, match=r"nothing is given back.*No space left"):
+            claim.release()
+    assert there() == ["journal: kept"]
+    claim.release()
+    assert there() == []
+
+
+def test_typing_error_in_a_file_hinders_no_other() -> None:
+    for name in NAMES:
+        keep(plan_claim(name), persist=True)
+    file = persistence.files()[0]
+    file.write_text(file.read_text().replace("force = []", 'force = ["mountd"]'))
+    reboot()
+    wrong, right = claim_persistent()
+    assert "force names mountd" in str(wrong.error)
+    assert right.error is None
+    release()
+
+
+def test_claim_of_a_device_that_cannot_be_told_is_released_by_its_name(machine: FakeSysfs) -> None:
+    """Another card of its kind has come, in whichever slot."""
+    keep(plan_claim(NAMES[0]), persist=True)
+    reboot()
+    machine.pci("0000:00:05.0", group=5, **BOARD)
+    (outcome,) = claim_persistent()
+    assert "cannot be told for certain" in str(outcome.error)
+    with pytest.raises(ClaimError, match="is claimed at boot already"):
+        keep(plan_claim(NAMES[0]), persist=True)
+    release([NAMES[0]])
+    assert there() == []
+
+
+def test_user_is_given_what_gets_a_node(machine: FakeSysfs) -> None:
+    """Not a member that stays on pci-stub, where somebody has put it."""
+    machine.pci("0000:00:02.1", group=2, driver="pci-stub", **BOARD)
+    shown = [str(step) for step in keep_steps(plan_claim(NAMES[0]), user=ALICE)]
+    assert shown == ["/dev/iommu: let alice open it", f"{NAMES[0]}: let alice open it"]
 
 
 def test_failure_of_a_release_leaves_the_rest_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

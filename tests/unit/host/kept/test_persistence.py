@@ -12,6 +12,10 @@ from pyiommufd.host.kept import persistence
 from pyiommufd.host.kept.persistence import persistent_claim, read
 from tests.fake_sysfs import FakeSysfs
 
+WHOLE = """\
+version = 1
+device = [{name="x", path="y", vendor="", device="", subsystem_vendor="", subsystem_device="", class="", revision=""}]
+"""
 BOARD: dict[str, Any] = {"subsystem_vendor": "0x1af4", "subsystem_device": "0x1100", "revision": "0x02"}
 
 
@@ -64,8 +68,8 @@ def test_plan_is_of_the_same_devices_elsewhere(machine: FakeSysfs) -> None:
     plan = claim.plan()
     assert [device.name for device in plan.devices] == ["0000:07:00.0"]
     assert plan.force == {"mounted"}
-    assert find_device("0000:07:00.1") in claim.found()
-    assert find_device("0000:00:03.0") not in claim.found()
+    assert claim.may_take(find_device("0000:07:00.1"))
+    assert not claim.may_take(find_device("0000:00:03.0"))
 
 
 def test_group_that_somebody_has_joined(machine: FakeSysfs) -> None:
@@ -121,6 +125,8 @@ def test_file_that_others_may_write_is_not_used(machine: FakeSysfs, mode: int) -
         ("version = 1\n[[device]]\nname = 'x'", "'path'"),
         ("version = 1\nforce = 'mounted'\n[[device]]\nname = 'x'", "path"),
         ("version = [", "Invalid"),
+        (f"{WHOLE}force = ['mountd']", "force names mountd; what can be forced is root, mounted"),
+        (f"{WHOLE}force = ['claimed']", "force names claimed"),
     ],
 )
 def test_file_that_is_none_is_named(machine: FakeSysfs, text: str, reason: str) -> None:
