@@ -16,7 +16,7 @@ from pyiommufd import IOMMUFDError
 
 PAGE = mmap.PAGESIZE
 IOVA = 0x100000
-EXAMPLES = int(os.environ.get("PYIOMMUFD_STRESS_EXAMPLES", "1250"))
+EXAMPLES = int(os.environ.get("PYIOMMUFD_STRESS_EXAMPLES", "500"))
 REFUSALS = (TypeError, ValueError, IOMMUFDError)
 
 Values = st.SearchStrategy[Any]

@@ -1,8 +1,8 @@
 """Wrong arguments, generated: every public call refuses them by one of its own exceptions, and leaves nothing behind.
 
 Not said here is which: the tests of each class do. An argument that happens to be good is used, and what that made is
-undone. Ten thousand examples in all, the same ones in every run; under emulation each costs milliseconds.
-PYIOMMUFD_STRESS_EXAMPLES says how many each of the eight groups of calls gets.
+undone. Four thousand examples in all, the same ones in every run; under emulation each costs milliseconds.
+PYIOMMUFD_STRESS_EXAMPLES says how many each of the eight groups of calls gets; 10000 take an hour.
 """
 
 from __future__ import annotations
