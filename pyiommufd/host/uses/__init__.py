@@ -64,8 +64,8 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     on a driver. ``boot-display``: the host's console is to be seen on it. ``held``: a process, or the kernel for
     itself, has one of its nodes open, or its registers in sysfs; an interface is in another network namespace, or has a
     PPPoE session; or a disk is served to other machines, by NVMe over Fabrics or as a SCSI target. Each is looked up
-    through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs. What is above an
-    interface and in another network namespace, as a container's macvlan may be, the kernel does not show.
+    through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs; and of a container
+    with a sysfs, as most have, what it has above an interface of the host's, such as a macvlan.
 
     Complete for root only: others do not see what other users' processes hold, nor other mount namespaces. An NVMe,
     SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone shows

@@ -9,6 +9,7 @@ from ..devices import HostDevice
 from . import netlink
 from .exports import Export, exports
 from .folders import folders_below
+from .foreign_links import ForeignLink, foreign_links
 from .mounts import Mount, loop_devices, mount_table, swap_areas
 from .processes import OpenFile, Processes, look_at_processes
 
@@ -39,6 +40,11 @@ class Look:
     def open_files(self) -> list[OpenFile]:
         """The nodes and registers of devices that are held open."""
         return self._processes.files
+
+    @cached_property
+    def foreign_links(self) -> list[ForeignLink]:
+        """The interfaces in other network namespaces that stand above one of somewhere else."""
+        return foreign_links(self._processes.networks)
 
     @cached_property
     def mounts(self) -> list[Mount]:

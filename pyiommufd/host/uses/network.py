@@ -70,11 +70,7 @@ def network_refusals(device: HostDevice, look: Look, found: dict[str, Interface]
             plural = "es" if len(link.addresses) > 1 else ""
             reason = f"{interface} is up, with the address{plural} {listed(link.addresses)}"
             yield Refusal(device.name, "address", reason)
-    for line in (sysfs.read(sysfs.PROC / "net/pppoe") or "").splitlines()[1:]:
-        # Id, the other side's address, the interface (Linux 7.3, drivers/net/ppp/pppoe.c).
-        under = found.get(line.split()[-1])
-        if under is not None:
-            yield Refusal(device.name, "held", f"a PPPoE session goes by {under}")
+    yield from _hidden_layers(device, look, found)
     if is_elsewhere(look.folders(device)):
         yield Refusal(device.name, "held", "its network interface is in another network namespace, as a container's is")
 
@@ -90,6 +86,21 @@ def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterat
             kind = word
     if kind is not None:
         yield Refusal(device.name, kind, f"its interface {interface} is in the {kind} {master}")
+
+
+def _hidden_layers(device: HostDevice, look: Look, found: dict[str, Interface]) -> Iterator[Refusal]:
+    """What stands on an interface without a sign of it there."""
+    for line in (sysfs.read(sysfs.PROC / "net/pppoe") or "").splitlines()[1:]:
+        # Id, the other side's address, the interface (Linux 7.3, drivers/net/ppp/pppoe.c).
+        under = found.get(line.split()[-1])
+        if under is not None:
+            yield Refusal(device.name, "held", f"a PPPoE session goes by {under}")
+    by_number = {sysfs.read(interface.folder / "ifindex"): interface for interface in found.values()}
+    for link in look.foreign_links if found else ():
+        under = by_number.get(str(link.below))
+        if under is not None:
+            reason = f"{link.name}, in another network namespace, stands above {under}"
+            yield Refusal(device.name, "held", reason)
 
 
 def is_elsewhere(folders: Iterable[Path]) -> bool:

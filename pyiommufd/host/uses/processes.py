@@ -46,10 +46,12 @@ class Processes:
         files: The nodes and registers of devices that they hold open.
         namespaces: The number and the command of a process in each mount namespace that is neither init's nor this
             process's.
+        networks: The same for network namespaces; one for each mount namespace that its processes are in.
     """
 
     files: list[OpenFile] = field(default_factory=list)
     namespaces: list[tuple[int, str]] = field(default_factory=list)
+    networks: list[tuple[int, str]] = field(default_factory=list)
 
 
 def look_at_processes(*, mappings: bool) -> Processes:
@@ -61,6 +63,8 @@ def look_at_processes(*, mappings: bool) -> Processes:
     found = Processes(files=_consoles())
     ours = _namespace("self")
     seen = {ours, _namespace("1"), None}
+    our_network = _namespace("self", "net")
+    networks: set[tuple[str | None, str | None]] = set()
     try:
         pids = [name for name in os.listdir(sysfs.PROC) if name.isdigit()]  # noqa: PTH208 (hot)
     except OSError:
@@ -71,6 +75,10 @@ def look_at_processes(*, mappings: bool) -> Processes:
         if namespace not in seen:
             seen.add(namespace)
             found.namespaces.append((int(pid), command))
+        network = _namespace(pid, "net")
+        if network not in (our_network, None) and (network, namespace) not in networks:
+            networks.add((network, namespace))
+            found.networks.append((int(pid), command))
         if command in _UDEV:
             continue
         remote = _remote_mounts(pid) if namespace != ours else None
@@ -81,9 +89,9 @@ def look_at_processes(*, mappings: bool) -> Processes:
     return found
 
 
-def _namespace(process: str) -> str | None:
+def _namespace(process: str, kind: str = "mnt") -> str | None:
     try:
-        return os.readlink(sysfs.PROC / process / "ns/mnt")  # noqa: PTH115
+        return os.readlink(f"{sysfs.PROC}/{process}/ns/{kind}")  # noqa: PTH115
     except OSError:
         return None
 
@@ -92,10 +100,22 @@ def _remote_mounts(pid: str) -> frozenset[str]:
     """The numbers of the mounts that a process sees whose server may not answer, by their types."""
     found = set()
     for line in (sysfs.read(sysfs.PROC / pid / "mountinfo") or "").splitlines():
-        kind = line.partition(" - ")[2].partition(" ")[0]
-        if kind in _REMOTE or kind.startswith("fuse"):
+        if _is_remote(line.partition(" - ")[2].partition(" ")[0]):
             found.add(line.partition(" ")[0])
     return frozenset(found)
+
+
+def has_remote_root(pid: int) -> bool:
+    """Whether a process's root has a server, so that a look below it may wait for that."""
+    for line in (sysfs.read(sysfs.PROC / str(pid) / "mountinfo") or "").splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split(" ")[4:5] == ["/"] and _is_remote(right.partition(" ")[0]):
+            return True
+    return False
+
+
+def _is_remote(kind: str) -> bool:
+    return kind in _REMOTE or kind.startswith("fuse")
 
 
 def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:

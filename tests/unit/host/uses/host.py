@@ -88,7 +88,16 @@ class Host:
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
 
-    def process(self, pid: int, command: str, *, holds: str = "", maps: str = "", namespace: str = "mnt:[1]") -> None:
+    def process(
+        self,
+        pid: int,
+        command: str,
+        *,
+        holds: str = "",
+        maps: str = "",
+        namespace: str = "mnt:[1]",
+        network: str = "net:[1]",
+    ) -> None:
         """A process.
 
         Args:
@@ -97,11 +106,13 @@ class Host:
             holds: A node of this machine that it holds open.
             maps: A node of this machine that it has mapped.
             namespace: Its mount namespace.
+            network: Its network namespace.
         """
         folder = self.fake.proc / str(pid)
         (folder / "fd").mkdir(parents=True, exist_ok=True)
         (folder / "ns").mkdir()
         (folder / "ns/mnt").symlink_to(namespace)
+        (folder / "ns/net").symlink_to(network)
         (folder / "comm").write_text(command + "\n")
         (folder / "maps").write_text(f"7f00-7f01 rw-s 00000000 00:05 3       {maps}\n" if maps else "")
         (folder / "fd/1").symlink_to("pipe:[77]")
