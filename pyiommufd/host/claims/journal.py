@@ -28,7 +28,7 @@ RUN = Path("/run/pyiommufd")
 LOCK_SECONDS = 300.0
 """How long a claim waits for others to be carried out."""
 
-_LOCK_SLICES = (0.1, 0.01)  # seconds between attempts, the first and the shortest: who has waited longest is first
+_LOCK_SLICES = (0.25, 0.05)  # seconds between attempts, the first and the shortest: who has waited longest is first
 
 _log = logging.getLogger(__name__)
 
