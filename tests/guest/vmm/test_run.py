@@ -136,9 +136,10 @@ def test_hangup_of_the_terminal_reaches_the_monitor(
     alone: HostDevice, tmp_path: Path, state: Callable[[], State]
 ) -> None:
     """The kernel tells the leader of the session alone, which is `run` where nothing is between it and the terminal."""
-    before, marker = state(), tmp_path / "marker"
-    program = [sys.executable, "-c", WAITS_FOR_HANGUP, str(marker)]
-    command = [sys.executable, "-c", HUNG_UP, "--", *RUN, alone.name, "--", *program]
+    before, marker, program = state(), tmp_path / "marker", tmp_path / "program"
+    program.write_text(WAITS_FOR_HANGUP)  # a file, as `run` says what it runs, and that is not to have the word in it
+    monitor = [sys.executable, str(program), str(marker)]
+    command = [sys.executable, "-c", HUNG_UP, "--", *RUN, alone.name, "--", *monitor]
     done = subprocess.run(command, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL)
     assert marker.read_text() == "SIGHUP"
     assert done.returncode == 7
