@@ -124,9 +124,10 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 WAITS_FOR_HANGUP = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 
-signal.signal(signal.SIGHUP, lambda *_: (pathlib.Path(sys.argv[1]).write_text("SIGHUP"), sys.exit(7)))
+# It may come once more, from the kernel: an ordinary exit would be interrupted by it.
+signal.signal(signal.SIGHUP, lambda *_: (pathlib.Path(sys.argv[1]).write_text("SIGHUP"), os._exit(7)))
 print("ready", flush=True)
 time.sleep(600)
 """
