@@ -12,7 +12,7 @@ from typing import Self
 from ...errors import ClaimError, ClaimRefusedError, CloseError, DeviceNotFoundError, ForkedError
 from ..devices import HostDevice, as_device
 from . import journal
-from .plan import ClaimPlan, plan_claim
+from .plan import ClaimPlan, claimed, names_of, plan_claim
 from .steps import Step
 from .transaction import Report, Transaction, Turn, check_not_stuck, turn, way_back
 
@@ -105,6 +105,9 @@ def carry_out(plan: ClaimPlan, run: Path | None = None, *, keep: bool = False, r
     claim = None
     try:
         with turn(run) as mine:
+            # First what is quick to see: of many that want a device all but one are refused, while the others wait.
+            if taken := tuple(claimed(names_of(plan.groups, plan.moves), run)):
+                raise ClaimRefusedError(taken)
             plan = _afresh(plan)
             if plan.refusals:
                 raise ClaimRefusedError(plan.refusals)

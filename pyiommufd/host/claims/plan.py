@@ -223,12 +223,17 @@ def _mediated(device: HostDevice) -> list[str]:
 def _refusals(groups: Iterable[Group], moves: list[Move], force: frozenset[str]) -> Iterator[Refusal]:
     functions = [function for move in moves for function in move.vfs]
     # Two records of one device could not both be restored: nothing forces this.
-    names = {device.name for group in groups for device in group.devices} | {function.name for function in functions}
-    yield from claimed(names)
+    yield from claimed(names_of(groups, moves))
     for device in (move.device for move in moves):
         yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
     if "held" not in force:
         yield from held([*(move.device for move in moves), *functions])
+
+
+def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
+    """The names of all devices that a claim of these groups is about."""
+    members = {device.name for group in groups for device in group.devices}
+    return members | {function.name for move in moves for function in move.vfs}
 
 
 def _stuck() -> set[str]:
