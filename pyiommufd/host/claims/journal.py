@@ -28,7 +28,7 @@ RUN = Path("/run/pyiommufd")
 LOCK_SECONDS = 300.0
 """How long a claim waits for others to be carried out."""
 
-_LOCK_SLICES = (0.25, 0.05)  # seconds between attempts, the first and the shortest: who has waited longest is first
+_LOCK_SLICES = (0.02, 0.25)  # seconds between attempts, the first and the longest: many may wait
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def locked(run: Path, seconds: float | None = None, check: Callable[[], None] = 
 
 def _lock(fd: int, path: Path, seconds: float, check: Callable[[], None]) -> None:
     end = time.monotonic() + seconds
-    pause, shortest = _LOCK_SLICES
+    pause, longest = _LOCK_SLICES
     while True:
         check()
         try:
@@ -227,7 +227,7 @@ def _lock(fd: int, path: Path, seconds: float, check: Callable[[], None]) -> Non
                     " waits in the kernel for a device that it was to unbind"
                 ) from None
             time.sleep(pause)
-            pause = max(0.9 * pause, shortest)
+            pause = min(2 * pause, longest)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
 
