@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .. import sysfs
-from .processes import has_remote_root
+from .mounts import is_remote, mounts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ def foreign_links(networks: Iterable[tuple[int, str]]) -> list[ForeignLink]:
     ours = _device(f"{sysfs.SYS}/class/net")
     found: dict[tuple[int, str, int], ForeignLink] = {}
     for pid, command in networks:
-        if has_remote_root(pid):
+        # A look below such a root may wait for its server.
+        if any(mount.point == "/" and is_remote(mount.kind) for mount in mounts_of(str(pid))):
             continue
         folder = f"{sysfs.PROC}/{pid}/root/sys/class/net"
         theirs = _device(folder)

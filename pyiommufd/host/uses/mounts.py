@@ -12,6 +12,8 @@ from pathlib import Path
 from .. import sysfs
 from .folders import number_of
 
+_REMOTE = frozenset({"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"})
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
@@ -50,16 +52,17 @@ def mount_table(namespaces: Iterable[tuple[int, str]]) -> list[Mount]:
     Args:
         namespaces: The number and the command of one process of each of these.
     """
-    found = dict.fromkeys(_parse("self", "") + _parse("1", ""))
+    found = dict.fromkeys(mounts_of("self", "") + mounts_of("1", ""))
     numbers = {mount.number for mount in found}
     for pid, command in namespaces:
         # What a container has from the host is known by the host's own mounts already.
-        others = [mount for mount in _parse(str(pid), f"pid {pid} ({command})") if mount.number not in numbers]
+        others = [mount for mount in mounts_of(str(pid), f"pid {pid} ({command})") if mount.number not in numbers]
         found.update(dict.fromkeys(others))
     return list(found)
 
 
-def _parse(process: str, owner: str) -> list[Mount]:
+def mounts_of(process: str, owner: str = "") -> list[Mount]:
+    """The mount table of a process, as proc_pid_mountinfo(5) has it."""
     found = []
     for line in (sysfs.read(sysfs.PROC / process / "mountinfo") or "").splitlines():
         # proc_pid_mountinfo(5): … major:minor root mount-point options … - type source options
@@ -70,6 +73,11 @@ def _parse(process: str, owner: str) -> list[Mount]:
             options = tuple(more[2].split(","))
             found.append(Mount(number, unescape(words[4]), more[0], unescape(more[1]), options, owner))
     return found
+
+
+def is_remote(kind: str) -> bool:
+    """Whether filesystems of a type have a server, which may not answer."""
+    return kind in _REMOTE or kind.startswith("fuse")
 
 
 def swap_areas() -> list[tuple[str, int]]:

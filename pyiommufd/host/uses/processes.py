@@ -8,15 +8,13 @@ import stat
 from dataclasses import dataclass, field
 
 from .. import sysfs
+from .mounts import is_remote
 
 # Opens every new disk for a moment, to see what is on it; it does not mind when that fails.
 _UDEV = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
 
 # Registers that sysfs lets a process map, as drivers in user space do.
 _REGISTERS = re.compile(r"/sys/devices/.*/resource[0-9]+(_wc)?")
-_REMOTE = frozenset({"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"})
-"""Types of filesystems with a server, besides those of FUSE."""
-
 _MAPPED = re.compile(rb" (/dev/(?!shm/|zero)[^\n]*|/sys/devices/[^\n]*/resource[0-9]+(?:_wc)?)\n")
 
 
@@ -100,22 +98,9 @@ def _remote_mounts(pid: str) -> frozenset[str]:
     """The numbers of the mounts that a process sees whose server may not answer, by their types."""
     found = set()
     for line in (sysfs.read(sysfs.PROC / pid / "mountinfo") or "").splitlines():
-        if _is_remote(line.partition(" - ")[2].partition(" ")[0]):
+        if is_remote(line.partition(" - ")[2].partition(" ")[0]):
             found.add(line.partition(" ")[0])
     return frozenset(found)
-
-
-def has_remote_root(pid: int) -> bool:
-    """Whether a process's root has a server, so that a look below it may wait for that."""
-    for line in (sysfs.read(sysfs.PROC / str(pid) / "mountinfo") or "").splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split(" ")[4:5] == ["/"] and _is_remote(right.partition(" ")[0]):
-            return True
-    return False
-
-
-def _is_remote(kind: str) -> bool:
-    return kind in _REMOTE or kind.startswith("fuse")
 
 
 def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:
