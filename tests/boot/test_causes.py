@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
-from tests.causes import MACHINES, Machine, run_machine
+from tests.runner.causes import MACHINES, Machine, run_machine
 
 pytestmark = pytest.mark.boots
 

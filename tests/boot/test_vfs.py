@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyiommufd.testing import Guest
-from tests.claims_machine import CLAIMS_DEVICES
+from tests.runner.claims_machine import CLAIMS_DEVICES
 
 pytestmark = pytest.mark.boots
 

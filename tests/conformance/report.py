@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conformance.cases import later
 from tests.conformance.upstream import Outcome
-from tests.runs import Run
+from tests.runner.runs import Run
 
 # In C these are empty: what there is to them is their fixture's set-up.
 EMPTY = ("simple_close",)

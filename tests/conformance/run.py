@@ -19,7 +19,7 @@ from pyiommufd.testing.machine import device_arguments
 from pyiommufd.testing.newer_qemu import fetch
 from tests.conformance.report import Comparison, judge_noop, read_twins, seconds_of
 from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, read_tap
-from tests.runs import Run, run_command
+from tests.runner.runs import Run, run_command
 
 _SECONDS = 3600
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pyiommufd.testing.machine import IOMMU_KINDS
 from tests import core_tests
-from tests.core_tests import LIMITS, REQUIRED, limits, shortfalls
-from tests.runs import Case
+from tests.runner.core_tests import LIMITS, REQUIRED, limits, shortfalls
+from tests.runner.runs import Case
 
 NEW = (7, 3, 4)
 FOLDER = Path(__file__).resolve().parents[1] / "guest/core"
@@ -39,7 +39,7 @@ def test_a_run_that_skips_or_misses_what_it_must_not_is_found_out() -> None:
     assert shortfalls("none", full, NEW) == []
     # A failure counts by itself; what another kind must run may skip here.
     with_another = [Case(names[0], "failed"), *full[1:], Case("test_dma::test_x", "skipped", "none")]
-    assert shortfalls("none", with_another, NEW) == ["test_dma::test_x is in no set of tests/core_tests.py"]
+    assert shortfalls("none", with_another, NEW) == ["test_dma::test_x is in no set of tests/runner/core_tests.py"]
     (missing,) = shortfalls("none", full[1:], NEW)
     assert missing == f"{names[0]} did not run"
     (skipped,) = shortfalls("none", [Case(names[0], "skipped", "no device"), *full[1:]], NEW)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Case, Run, read_report
+from tests.runner.runs import Case, Run, read_report
 
 
 def test_a_report_is_read_case_by_case(tmp_path: Path) -> None:

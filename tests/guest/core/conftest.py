@@ -1,7 +1,7 @@
 """What the core tests share: what this machine has, whatever its kernel, QEMU and IOMMU are.
 
 A claim lasts one test here: other tests of the same run take the same devices. A test that asks for what the machine
-lacks is skipped, and tests/core_tests.py says on which kinds of machine each of them must not be.
+lacks is skipped, and tests/runner/core_tests.py says on which kinds of machine each of them must not be.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyiommufd.testing import edu as edu_module
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.testing.guest import CONFIGURATION_VARIABLE
 from pyiommufd.testing.kernels import release_order
-from tests.core_tests import limits
+from tests.runner.core_tests import limits
 
 
 @dataclass(frozen=True)

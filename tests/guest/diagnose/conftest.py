@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.causes import Produced, Prover, lines
+from tests.runner.causes import Produced, Prover, lines
 
 _TABLE = pytest.StashKey[list[Produced]]()
 

@@ -8,14 +8,14 @@ import pytest
 
 from pyiommufd import IOMMUFD, Cause, Claim, HostDevice, plan_claim
 from pyiommufd.host import drivers
-from tests.causes import Prover
+from tests.runner.causes import Prover
 
 BIND = "VFIO_DEVICE_BIND_IOMMUFD"
 
 
 def test_bridge_on_shpchp(prove: Prover, first: HostDevice, bridge: HostDevice, iommufd: IOMMUFD) -> None:
     if bridge.driver != "shpchp":
-        pytest.skip("the bridge is not on shpchp; tests.causes has a machine where it is")
+        pytest.skip("the bridge is not on shpchp; tests.runner.causes has a machine where it is")
     group = first.group
     assert group is not None
     (neighbour,) = [device for device in group.blockers if device != bridge]

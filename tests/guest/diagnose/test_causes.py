@@ -29,7 +29,7 @@ from pyiommufd import (
     plan_claim,
 )
 from pyiommufd.host import drivers
-from tests.causes import Produced, Prover
+from tests.runner.causes import Produced, Prover
 
 BIND, ATTACH = "VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 MAP, MAP_FILE = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE"

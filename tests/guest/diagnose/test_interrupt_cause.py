@@ -12,7 +12,7 @@ from pyiommufd.host.checks.finding import State
 from pyiommufd.host.checks.readiness import readiness
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
 from pyiommufd.testing import edu
-from tests.causes import Prover
+from tests.runner.causes import Prover
 
 BIND = "VFIO_DEVICE_BIND_IOMMUFD"
 
@@ -26,7 +26,7 @@ def machine() -> HostDevice:
 
 def test_interrupts_that_are_not_isolated(prove: Prover, machine: HostDevice, iommufd: IOMMUFD) -> None:
     if interrupts_isolated():
-        pytest.skip("this machine remaps interrupts; tests.causes has one that does not")
+        pytest.skip("this machine remaps interrupts; tests.runner.causes has one that does not")
     assert unsafe_interrupts_allowed() is False
     (finding,) = [finding for finding in readiness() if finding.check == "isolated-msi"]
     assert finding.state is State.MISSING

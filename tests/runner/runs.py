@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GUEST_SECONDS = 2700
 AT_A_TIME = (os.cpu_count() or 1) + 1
 """Guests that run at the same time: they wait for devices now and then."""

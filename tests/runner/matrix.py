@@ -1,6 +1,6 @@
 """The core tests on every combination of kernel, QEMU and IOMMU.
 
-python -m tests.matrix [--only TEXT]     also by hand; --only: the combinations whose line has the text
+python -m tests.runner.matrix [--only TEXT]     also by hand; --only: the combinations whose line has the text
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pyiommufd.testing.kernels import CachedKernel, release_order
 from pyiommufd.testing.machine import IOMMU_KINDS, iommu_arguments, iommu_device
 from pyiommufd.testing.newer_qemu import fetch
 from pyiommufd.testing.qemu import QEMU, find_qemu
-from tests.core_tests import shortfalls
-from tests.runs import AT_A_TIME, ROOT, Run, guest_command, read_report, title
+from tests.runner.core_tests import shortfalls
+from tests.runner.runs import AT_A_TIME, ROOT, Run, guest_command, read_report, title
 
 OLDER_KERNEL = "6.12"
 SECONDS = 900

@@ -1,6 +1,6 @@
 """The table of causes: each cause of BIND, ATTACH and MAP that a guest can produce, on each kernel.
 
-python -m tests.causes     in guests of each kernel that is here; prints the table
+python -m tests.runner.causes     in guests of each kernel that is here; prints the table
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tests.runs import Case
+from tests.runner.runs import Case
 
 
 def _of(file: str, *names: str) -> frozenset[str]:
@@ -190,5 +190,5 @@ def shortfalls(iommu: str, cases: Iterable[Case], release: tuple[int, ...]) -> l
             result.append(f"{name} did not run")
         elif case.outcome == "skipped" and name not in limited:
             result.append(f"{name} must not skip with {iommu}: {case.reason}")
-    result += [f"{name} is in no set of tests/core_tests.py" for name in sorted(set(by_name) - ALL)]
+    result += [f"{name} is in no set of tests/runner/core_tests.py" for name in sorted(set(by_name) - ALL)]
     return result

@@ -1,6 +1,6 @@
 """Runs the tests: what `tests/run` and continuous integration call, in the environment that they have made.
 
-    python -m tests.suite [--all | --conformance] [PATH…] [PYTEST OPTIONS]
+    python -m tests.runner.suite [--all | --conformance] [PATH…] [PYTEST OPTIONS]
 
 Paths choose: those under tests/unit, tests/abi and tests/boot run here, those under tests/guest in a guest. Without,
 all of them run, after ruff and mypy; but for tests/guest/stress, claims and vmm, which take minutes, tests/boot,
@@ -20,11 +20,11 @@ from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
 from pyiommufd.testing.machine import device_arguments
 from pyiommufd.testing.qemu import QEMU
-from tests import matrix
-from tests.claims_machine import CLAIMS_DEVICES
+from tests.runner import matrix
+from tests.runner.claims_machine import CLAIMS_DEVICES
 from tests.conformance.run import last_line, run_conformance, run_program
 from tests.conformance.upstream import PROGRAMS
-from tests.runs import AT_A_TIME, ROOT, Run, check, compile_everything, here, in_guest, title
+from tests.runner.runs import AT_A_TIME, ROOT, Run, check, compile_everything, here, in_guest, title
 
 CLAIMS = "tests/guest/claims"
 GUEST_TESTS = {
