@@ -10,13 +10,19 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 SAMPLE = "PYIOMMUFD_SAMPLE"
 LOG = "PYIOMMUFD_SWEEPS"
 
 T = TypeVar("T")
+
+
+def sampling() -> bool:
+    """Whether this run takes a sample."""
+    return bool(os.environ.get(SAMPLE))
 
 
 def sample(name: str, points: Iterable[T], count: int) -> list[T]:
@@ -28,7 +34,7 @@ def sample(name: str, points: Iterable[T], count: int) -> list[T]:
         count: How many a sample has.
     """
     every = list(points)
-    if os.environ.get(SAMPLE) and count < len(every):
+    if sampling() and count < len(every):
         taken = sorted(_random(name).sample(range(len(every)), count))
     else:
         taken = list(range(len(every)))
@@ -44,7 +50,7 @@ def amount(name: str, every: int, count: int) -> int:
         every: How many there are where every point is taken.
         count: How many a sample has.
     """
-    taken = count if os.environ.get(SAMPLE) else every
+    taken = count if sampling() else every
     _log(name, every, taken)
     return taken
 
@@ -62,3 +68,11 @@ def _log(name: str, points: int, taken: list[int] | int) -> None:
     if path := os.environ.get(LOG):
         with open(path, "a") as file:
             file.write(json.dumps({"name": name, "points": points, "taken": taken}) + "\n")
+
+
+def read(log: Path) -> Iterator[tuple[str, int, int]]:
+    """The sweeps in a log: the name of each, how many points it has, and how many were taken."""
+    for line in log.read_text().splitlines() if log.exists() else ():
+        entry = json.loads(line)
+        taken = entry["taken"]
+        yield entry["name"], entry["points"], taken if isinstance(taken, int) else len(taken)

@@ -68,8 +68,16 @@ class GuestConfiguration:
             values["devices"] = tuple(RawDevice(d) if isinstance(d, str) else d for d in values["devices"])
         return replace(self, **values)
 
-    def guest(self, *, folder: Path, read_only: Sequence[Path] = (), ports: Sequence[str] = ()) -> Guest:
-        """A guest of this kind, not started yet.
+    def guest(
+        self,
+        *,
+        folder: Path,
+        results: Path | None = None,
+        read_only: Sequence[Path] = (),
+        ports: Sequence[str] = (),
+        boot_timeout: float = 120,
+    ) -> Guest:
+        """A guest of this kind, not started yet; the arguments are those of `Guest`.
 
         Raises:
             GuestMissingError: No kernel of that version has been built.
@@ -84,8 +92,10 @@ class GuestConfiguration:
             kernel_arguments=self.kernel_arguments,
             qemu_arguments=self.qemu_arguments,
             folder=folder,
+            results=results,
             read_only=read_only,
             ports=ports,
+            boot_timeout=boot_timeout,
         )
 
     def __str__(self) -> str:

@@ -5,73 +5,65 @@ tests/run --conformance
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernel_build import build_kernel
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
-from pyiommufd.testing.machine import device_arguments
 from pyiommufd.testing.newer_qemu import fetch
 from tests.conformance.report import Comparison, judge_noop, read_twins, seconds_of
 from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, read_tap
-from tests.runner.runs import Run, run_command
+from tests.patience import patience
+from tests.runner.runs import ROOT, Run, Unsteady, title
 
 _SECONDS = 3600
 
 
-@dataclass
-class Conformance:
-    """What came of a program and its twins.
-
-    Attributes:
-        runs: The figures: of the comparison, and of the twins on a library that does nothing.
-        line: The program's part of the last line.
-    """
-
-    runs: list[Run]
-    line: str
-
-
-def run_program(program: Program, options: Sequence[str] = (), *, aside: bool = False) -> Conformance:
-    """Run a program, and the twins of its cases.
+def run_program(program: Program, options: Sequence[str] = ()) -> list[Run]:
+    """Run a program, and the twins of its cases; where something fails once more, in a fresh guest.
 
     Args:
         program: Which.
         options: More for the twins' pytest.
-        aside: Others run at the same time: what it prints is kept together, until it has ended.
+
+    Returns:
+        The figures: of the comparison, with its part of the last line, and of the twins on a library that does nothing.
     """
+    runs = _attempt(program, options)
+    failures = {(run.name, failure) for run in runs for failure in run.failures}
+    if not failures:
+        return runs
+    again = _attempt(program, options)
+    still = {(run.name, failure.partition(": ")[0]) for run in again for failure in run.failures}
+    for name, failure in sorted(failures):
+        if (name, failure.partition(": ")[0]) not in still:
+            again[0].unsteady.append(Unsteady(name, failure.partition(": ")[0], failure, ""))
+    return again
+
+
+def _attempt(program: Program, options: Sequence[str]) -> list[Run]:
     start = time.monotonic()
     try:
-        comparison, runs = _run_program(program, options, aside)
+        runs = _run_program(program, options)
     except (GuestError, OSError, ValueError) as error:
-        return Conformance([Run(f"conformance, {program.name}", failures=[str(error)])], f"{program.name} did not run")
+        runs = [Run(f"conformance, {program.name}", failures=[str(error)], remark=f"{program.name} did not run")]
     runs[0].seconds = time.monotonic() - start - sum(run.seconds for run in runs)
-    return Conformance(runs, comparison.line)
+    return runs
 
 
-def last_line(found: Iterable[Conformance]) -> str:
-    """The line to end with."""
-    return f"conformance: {', '.join(one.line for one in found)}"
-
-
-def run_conformance(options: Sequence[str] = ()) -> tuple[list[Run], str]:
+def run_conformance(options: Sequence[str] = ()) -> list[Run]:
     """Run all programs one after the other, or those chosen.
 
     Args:
         options: Names of `upstream.PROGRAMS`: these only; and more for pytest.
-
-    Returns:
-        The figures, and the line to end with.
     """
     names = [program.name for program in PROGRAMS if program.name in options]
     options = [option for option in options if option not in names]
-    found = [run_program(program, options) for program in PROGRAMS if not names or program.name in names]
-    return [run for one in found for run in one.runs], last_line(found)
+    chosen = [program for program in PROGRAMS if not names or program.name in names]
+    return [run for program in chosen for run in run_program(program, options)]
 
 
 def _kernel() -> CachedKernel:
@@ -79,24 +71,19 @@ def _kernel() -> CachedKernel:
     return next(iter(cached_kernels(cache_folder())), None) or build_kernel()
 
 
-def machine_options(program: Program) -> list[str]:
-    """The options of ``pyiommufd guest`` for the machine that a program wants."""
-    # Each device is "-device" and QEMU's argument for it.
-    devices = [f"--device={argument}" for argument in device_arguments(program.devices)[1::2]]
-    return [*devices, *program.guest_options, *([f"--qemu={fetch().program}"] if program.newer_qemu else [])]
-
-
-def _run_program(program: Program, options: Sequence[str], aside: bool) -> tuple[Comparison, list[Run]]:
+def _run_program(program: Program, options: Sequence[str]) -> list[Run]:
     kernel = _kernel()
     built = build(program, kernel)
+    machine = program.machine(str(kernel.folder / "bzImage"), str(fetch().program) if program.newer_qemu else None)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder)
-        command = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--kernel={kernel.folder / 'bzImage'}"]
-        command += [f"--timeout={_SECONDS}", f"--results={results}", f"--mount={built}", *machine_options(program)]
-        command += ["--", "python", "-m", "tests.conformance.inside", program.name, str(built), *options]
-        status = run_command(f"conformance, {program.name}", command, aside=aside)
-        if status:
-            raise ProgramError(f"the guest's command ended with status {status}")
+        output = bytearray()
+        command = ["python", "-m", "tests.conformance.inside", program.name, str(built), *options]
+        with machine.guest(folder=ROOT, results=results, read_only=[built], boot_timeout=patience(120)) as guest:
+            done = guest.run(command, stdout=output.extend, stderr=output.extend, timeout=patience(_SECONDS))
+        title(f"conformance, {program.name}\n{output.decode(errors='replace')}")
+        if done.returncode:
+            raise ProgramError(f"the guest's command ended with status {done.returncode}")
         outcomes: dict[str, Outcome] = {}
         for name in program.programs:
             outcomes |= read_tap((results / f"{name}.tap").read_text(errors="replace"))
@@ -110,9 +97,10 @@ def _run_program(program: Program, options: Sequence[str], aside: bool) -> tuple
     # In one piece: others may print at the same time.
     print("\n".join(["", *comparison.table(), *([program.remark] if program.remark else []), ""]), flush=True)
     runs = [comparison.run(some=bool(options))]
+    runs[0].remark = comparison.line
     for since, found, seconds in noops:
         run = judge_noop(program.name, since, found, twins)
         run.seconds = seconds
         runs.append(run)
     print(f"conformance, {program.name}, on Linux {kernel.release}", flush=True)
-    return comparison, runs
+    return runs

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyiommufd.testing import igb
+from pyiommufd.testing.configuration import GuestConfiguration
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.kernel_build import complete_source
 from pyiommufd.testing.kernels import CachedKernel, cache_folder
@@ -42,7 +43,8 @@ class Program:
         device: The vendor and device id of the PCI device that they want, on its vfio driver; empty: none.
         devices: What the guest has to have.
         newer_qemu: Whether that takes a newer QEMU than the system's may be.
-        guest_options: More for ``pyiommufd guest``.
+        memory: MiB that the guest has.
+        kernel_arguments: More for its kernel's command line.
         left_out: Variants that are not run.
         remark: What is not run, and why.
     """
@@ -58,7 +60,8 @@ class Program:
     device: str = ""
     devices: tuple[GuestDevice, ...] = ()
     newer_qemu: bool = False
-    guest_options: tuple[str, ...] = ()
+    memory: int = 1024
+    kernel_arguments: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     remark: str = ""
 
@@ -66,6 +69,21 @@ class Program:
     def programs(self) -> list[str]:
         """The names of the programs."""
         return [Path(source).stem for source in self.sources]
+
+    def machine(self, kernel: str, qemu: str | None) -> GuestConfiguration:
+        """The guest that they want.
+
+        Args:
+            kernel: The kernel image that it boots.
+            qemu: The QEMU to run; None: `find_qemu`.
+        """
+        return GuestConfiguration(
+            kernel=kernel,
+            qemu=qemu,
+            devices=self.devices or None,
+            memory=self.memory,
+            kernel_arguments=self.kernel_arguments,
+        )
 
 
 # What a variant of VFIO's tests maps memory by, and which.
@@ -90,7 +108,8 @@ PROGRAMS = (
         devices=(RootPort(Igb()),),
         newer_qemu=True,
         # A GiB for the programs' region, and a page of one GiB, which is to be had at boot only.
-        guest_options=("--memory=4096", "--append=hugepagesz=1G hugepages=1 transparent_hugepage_shmem=always"),
+        memory=4096,
+        kernel_arguments=("hugepagesz=1G", "hugepages=1", "transparent_hugepage_shmem=always"),
         left_out=tuple(mode + memory for mode in _CONTAINERS for memory in _MEMORY),
         remark="not run: the variants of containers, which are not iommufd; sriov; init_perf, which only measures",
     ),

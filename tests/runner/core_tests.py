@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tests.runner.runs import Case
+from tests.runner.reports import Case
 
 
 def _of(file: str, *names: str) -> frozenset[str]:

@@ -1,32 +1,28 @@
-"""The core tests on every combination of kernel, QEMU and IOMMU.
+"""The core tests on every combination of kernel, QEMU and IOMMU, or on a sample of them.
 
-python -m tests.runner.matrix [--only TEXT]     also by hand; --only: the combinations whose line has the text
+python -m tests.runner.matrix [--only TEXT]     all of them; --only: the combinations whose line has the text
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
+from pyiommufd.testing.configuration import GuestConfiguration
 from pyiommufd.testing.kernel_build import build_kernel
 from pyiommufd.testing.kernels import CachedKernel, release_order
 from pyiommufd.testing.machine import IOMMU_KINDS, iommu_arguments, iommu_device
 from pyiommufd.testing.newer_qemu import fetch
 from pyiommufd.testing.qemu import QEMU, find_qemu
 from tests.runner.core_tests import shortfalls
-from tests.runner.runs import AT_A_TIME, ROOT, Run, guest_command, read_report, title
+from tests.runner.runs import AT_A_TIME, Job, Run, run_job, title
+from tests.sweeps import sample, sampling
 
 OLDER_KERNEL = "6.12"
-SECONDS = 900
 
 # The QEMU that brought what a kind of IOMMU takes. That an older one lacks it is the only reason not to run a pair.
 SINCE_QEMU = {"intel-first-stage": (9, 2), "amd": (10, 2)}
@@ -56,67 +52,22 @@ class Combination:
                 return f"this QEMU has no {error}"
         return None
 
-
-@dataclass
-class Result:
-    """What came of a combination.
-
-    Attributes:
-        run: The figures.
-        obstacle: Why it was not run.
-        shortfalls: What it had to run and did not; each counts as a failure.
-        output: What the guest printed.
-    """
-
-    combination: Combination
-    run: Run
-    obstacle: str | None = None
-    shortfalls: list[str] = field(default_factory=list)
-    output: str = ""
-
-    def line(self) -> str:
-        """Its line of the table."""
-        run = self.run
-        if self.obstacle:
-            return f"{self.combination} {'not run':>21}          {self.obstacle}"
-        reasons = "; ".join(f"{count}x {reason}" for reason, count in run.skipped.most_common())
-        figures = f"{run.passed:6} {run.failed:6} {run.skipped.total():7} {run.seconds:6.1f} s"
-        return f"{self.combination} {figures}  {reasons}".rstrip()
-
-
-def run_one(combination: Combination) -> Result:
-    """Run the core tests on one machine."""
-    run = Run(f"core tests, {combination}")
-    if obstacle := combination.obstacle():
-        run.skipped[obstacle] += 1
-        return Result(combination, run, obstacle)
-    options = [
-        f"--kernel={combination.kernel.folder / 'bzImage'}",
-        f"--qemu={combination.qemu.path}",
-        f"--iommu={combination.iommu}",
-    ]
-    if combination.iommu in UNSAFE_INTERRUPTS:
-        options.append("--append=iommufd.allow_unsafe_interrupts=1")
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        command = guest_command(folder, options, ["-q", "tests/guest/core"], SECONDS)
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
+    def job(self) -> Job:
+        """The core tests on this machine: what has to run and does not is a failure."""
+        machine = GuestConfiguration(
+            iommu=self.iommu,
+            kernel=str(self.kernel.folder / "bzImage"),
+            qemu=self.qemu.path,
+            kernel_arguments=("iommufd.allow_unsafe_interrupts=1",) if self.iommu in UNSAFE_INTERRUPTS else (),
         )
-        cases = read_report(Path(folder) / "report.xml")
-    run.count(cases, done.returncode)
-    release = release_order(combination.kernel.release)
-    missing = [] if cases is None else shortfalls(combination.iommu, cases, release)
-    run.failures += missing
-    run.seconds = time.monotonic() - start
-    return Result(combination, run, None, missing, done.stdout)
+        release = release_order(self.kernel.release)
+        return Job(
+            f"core, {' '.join(str(self).split())}",
+            ("tests/guest/core",),
+            machine,
+            ("-q",),
+            judge=lambda cases: shortfalls(self.iommu, cases, release),
+        )
 
 
 def combinations(kernels: Iterable[CachedKernel], qemus: Iterable[QEMU]) -> list[Combination]:
@@ -125,41 +76,34 @@ def combinations(kernels: Iterable[CachedKernel], qemus: Iterable[QEMU]) -> list
     return [Combination(kernel, qemu, iommu) for kernel in kernels for qemu in qemus for iommu in IOMMU_KINDS]
 
 
-def prepare() -> tuple[list[CachedKernel], list[QEMU]]:
-    """The kernels and QEMUs, made where they are not in the cache.
+def sampled(every: Sequence[Combination]) -> list[Combination]:
+    """Those of one kind of IOMMU that this run takes: all, or one: every core test runs on each kind."""
+    if not sampling():
+        return list(every)
+    return sample(f"matrix.{every[0].iommu}", [one for one in every if one.obstacle() is None], 1)
+
+
+def older_kernel() -> CachedKernel:
+    """The older of the two kernels, made where it is not in the cache; by one compiler, as tests run beside it.
 
     Raises:
-        GuestError: One of them is not to be had.
+        GuestError: It is not to be had.
     """
-    kernels = [build_kernel(), build_kernel(OLDER_KERNEL)]
-    # The system's, whatever PYIOMMUFD_QEMU names.
-    system = find_qemu(environment={"PATH": os.environ.get("PATH", os.defpath)})
-    return kernels, [system, find_qemu(str(fetch().program))]
+    return build_kernel(OLDER_KERNEL, jobs=1)
 
 
-def start_matrix(pool: Executor, chosen: Sequence[Combination]) -> list[Future[Result]]:
-    """Have a pool run the core tests on each machine."""
-    return [pool.submit(run_one, combination) for combination in chosen]
+def system_qemu() -> QEMU:
+    """The system's, whatever PYIOMMUFD_QEMU names."""
+    return find_qemu(environment={"PATH": os.environ.get("PATH", os.defpath)})
 
 
-def show_matrix(results: Sequence[Result]) -> Run:
-    """Print the table, and what failed before it. Returns the sum."""
-    title(f"core tests on {len(results)} combinations of kernel, QEMU and IOMMU")
-    for result in results:
-        if result.run.failed:
-            print(f"---- {result.combination}\n{result.output}\n----")
-            print("".join(f"{line}\n" for line in result.shortfalls), end="")
-    print(f"{'kernel':<12} {'QEMU':<6} {'IOMMU':<18} passed failed skipped     time  why skipped")
-    total = Run("core tests, all pairs")
-    for result in results:
-        print(result.line())
-        total.passed += result.run.passed
-        total.failures += [f"{result.combination}: {failure}" for failure in result.run.failures]
-        total.skipped += Counter(
-            {f"{result.combination.iommu}: {why}": count for why, count in result.run.skipped.items()}
-        )
-        total.seconds += result.run.seconds
-    return total
+def newer_qemu() -> QEMU:
+    """The newer of the two, fetched where it is not in the cache.
+
+    Raises:
+        GuestError: It is not to be had.
+    """
+    return find_qemu(str(fetch().program))
 
 
 def main() -> int:
@@ -167,11 +111,24 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="only combinations whose line has this text")
     only = parser.parse_args().only
-    chosen = [each for each in combinations(*prepare()) if only in str(each)]
+    every = combinations([build_kernel(), build_kernel(OLDER_KERNEL)], [system_qemu(), newer_qemu()])
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        total = show_matrix([future.result() for future in start_matrix(pool, chosen)])
-    print(f"{total.passed} passed, {total.failed} failed, {total.skipped.total()} skipped")
-    return int(total.failed > 0 or not total.passed)
+        runs = list(pool.map(run_combination, [each for each in every if only in str(each)]))
+    title("matrix")
+    for run in runs:
+        run.show()
+    passed, failed = sum(run.passed for run in runs), sum(run.failed for run in runs)
+    print(f"{passed} passed, {failed} failed, {sum(run.skipped.total() for run in runs)} skipped")
+    return int(failed > 0 or not passed)
+
+
+def run_combination(combination: Combination) -> Run:
+    """Run the core tests on one machine; one that there cannot be is a skip."""
+    if obstacle := combination.obstacle():
+        run = Run(combination.job().name)
+        run.skipped[obstacle] += 1
+        return run
+    return run_job(combination.job())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Runs of pytest and of checkers, and what came of them."""
+"""Runs of pytest, here or in a guest, and of checkers; and what came of them.
+
+What fails is run once more, alone, in a fresh guest: what passes then is unsteady, and no failure of the change.
+"""
 
 from __future__ import annotations
 
@@ -8,94 +11,163 @@ import sys
 import tempfile
 import textwrap
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pyiommufd.testing.configuration import GuestConfiguration
+from pyiommufd.testing.errors import GuestError
+from tests import sweeps
+from tests.patience import patience
+from tests.runner.reports import Case, Report, read_report
+
 ROOT = Path(__file__).resolve().parents[2]
-GUEST_SECONDS = 2700
 AT_A_TIME = (os.cpu_count() or 1) + 1
-"""Guests that run at the same time: they wait for devices now and then."""
+"""Runs that go on at the same time: guests wait for devices now and then."""
+GUEST_SECONDS = 1500
+"""How long pytest in a guest may take, of a sample of its sweeps."""
+
+_MOST_RERUN = 6
 _FAILURE_WIDTH = 400
-_NO_TESTS = 5  # pytest's exit status where the options chose none
+_ORDERLY = (0, 1, 5)  # pytest's exit status: all passed, some failed, the options chose none
 
 
 @dataclass(frozen=True)
-class Case:
-    """One test of a run.
+class Job:
+    """A run of pytest.
 
     Attributes:
-        name: The file without its ending, and the function, such as ``test_dma::test_replace``.
-        outcome: ``passed``, ``failed`` or ``skipped``.
-        reason: Why it was skipped, or what it failed by.
+        name: What to call it.
+        tests: Files, folders or node ids.
+        machine: The guest that it runs in; None: this machine.
+        options: More for pytest.
+        environment: More for its environment.
+        folder: The working folder, which the tests are named from.
+        seconds: How long it may take in a guest, all in all; grows with the machine's slowness.
+        judge: What is wrong with its tests beyond what failed, such as one that did not run.
     """
 
     name: str
-    outcome: str
-    reason: str = ""
+    tests: tuple[str, ...]
+    machine: GuestConfiguration | None = None
+    options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = ROOT
+    seconds: float = GUEST_SECONDS
+    judge: Callable[[list[Case]], list[str]] = lambda cases: []
 
 
-def read_report(report: Path) -> list[Case] | None:
-    """The tests in a junit report; None where there is none that can be read."""
-    try:
-        elements = list(ElementTree.parse(report).iter("testcase"))  # noqa: S314 - our own pytest wrote it
-    except (OSError, ElementTree.ParseError):
-        return None
-    cases: dict[str, Case] = {}
-    for element in elements:
-        name = f"{element.get('classname', '').rpartition('.')[2]}::{element.get('name')}"
-        skip = element.find("skipped")
-        failure = next((found for tag in ("failure", "error") if (found := element.find(tag)) is not None), None)
-        if failure is not None:
-            case = Case(name, "failed", failure.get("message") or "no message")
-        elif skip is not None:
-            case = Case(name, "skipped", skip.get("message") or "no reason given")
-        else:
-            case = Case(name, "passed")
-        # A test that fails and whose teardown fails as well is reported twice.
-        if name not in cases or case.outcome == "failed":
-            cases[name] = case
-    return list(cases.values())
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that a run came by: how many points it has, and how many were taken."""
+
+    name: str
+    points: int
+    taken: int
+
+
+@dataclass
+class Attempt:
+    """Pytest run once.
+
+    Attributes:
+        report: What it reported.
+        error: What befell it as a whole, if anything did.
+        output: What it printed.
+        console: What the guest's console printed.
+        boot: Seconds until the guest took commands.
+        command: Seconds that pytest took, from its start to its end.
+        sweeps: Those in it.
+    """
+
+    report: Report = field(default_factory=Report)
+    error: str = ""
+    output: str = ""
+    console: str = ""
+    boot: float = 0.0
+    command: float = 0.0
+    sweeps: list[Sweep] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Case]:
+        """The tests that failed."""
+        return [case for case in self.report.cases.values() if case.outcome == "failed"]
+
+
+@dataclass(frozen=True)
+class Unsteady:
+    """A test, or a run as a whole, that failed and then passed.
+
+    Attributes:
+        run: The run's name.
+        test: The node id; the run's name where it was the guest that died.
+        reason: What it failed by.
+        log: What was printed then: pytest's output and the guest's console.
+    """
+
+    run: str
+    test: str
+    reason: str
+    log: str
 
 
 @dataclass
 class Run:
-    """One run of pytest, or of a checker as a run of one test."""
+    """What came of a run of pytest, or of a checker as a run of one test.
+
+    Attributes:
+        name: What it is called.
+        passed: How many tests passed, the unsteady among them.
+        failures: What failed, in a line each.
+        skipped: How many were skipped, by the reason.
+        unsteady: What failed and then passed.
+        cases: The tests.
+        sweeps: The sweeps in it.
+        boot: Seconds until the guest took commands; 0 where there is none.
+        collection: Seconds that pytest took to start and collect.
+        tests: Seconds that the tests took.
+        seconds: All in all.
+        remark: More to be said of it at the end.
+    """
 
     name: str
     passed: int = 0
     failures: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    unsteady: list[Unsteady] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+    sweeps: list[Sweep] = field(default_factory=list)
+    boot: float = 0.0
+    collection: float = 0.0
+    tests: float = 0.0
     seconds: float = 0.0
+    remark: str = ""
 
     @property
     def failed(self) -> int:
         """How many failed."""
         return len(self.failures)
 
-    def count(self, cases: list[Case] | None, status: int) -> None:
-        """Count what a report says; a run that ended without one, or badly, is a failure of its own."""
-        if cases is None:
-            self.failures.append(f"it ended with status {status} and without a report")
-        for case in cases or ():
+    def count(self, cases: list[Case]) -> None:
+        """Count tests."""
+        self.cases += cases
+        for case in cases:
             if case.outcome == "skipped":
                 self.skipped[case.reason] += 1
             elif case.outcome == "failed":
                 self.failures.append(f"{case.name}: {case.reason}")
             else:
                 self.passed += 1
-        if status not in (0, _NO_TESTS) and not self.failed:
-            self.failures.append(f"it ended with status {status}")
 
     def show(self) -> None:
         """Print the run's line of the summary."""
         skipped = self.skipped.total()
-        figures = f"{self.passed:5} passed {self.failed:3} failed {skipped:3} skipped  {self.seconds:6.1f} s"
-        print(f"{self.name:24} {figures}")
+        figures = f"{self.passed:5} passed {self.failed:3} failed {skipped:3} skipped"
+        times = f"{self.boot:6.1f} boot {self.collection:6.1f} collection {self.tests:7.1f} tests {self.seconds:7.1f} s"
+        print(f"{self.name:26} {figures}  {times}")
         for reason, count in self.skipped.most_common():
-            print(f"{'':24} {count:5} skipped: {reason}")
+            print(f"{'':26} {count:5} skipped: {reason}")
 
     def show_failures(self) -> None:
         """Print what failed, in a few lines each: whoever reads the end of a log is to see what to look for."""
@@ -110,40 +182,115 @@ def title(text: str) -> None:
 
 def check(name: str, command: list[str]) -> Run:
     """Run a checker."""
-    title(name)
     start = time.monotonic()
-    status = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+    status, output = _command(command, os.environ)
+    title(f"{name}\n{output}")
     failures = [f"it ended with status {status}"] if status else []
     return Run(name, passed=int(not status), failures=failures, seconds=time.monotonic() - start)
 
 
-def here(name: str, arguments: list[str], environment: Mapping[str, str] | None = None, *, aside: bool = False) -> Run:
-    """Run pytest on this machine.
+def run_job(job: Job, *, show: bool = True) -> Run:
+    """Run a job; what fails once more.
 
     Args:
-        name: What to call it.
-        arguments: Of pytest.
-        environment: In place of this process'.
-        aside: Others run at the same time: what it prints is kept together, until it has ended.
+        job: What to run.
+        show: Print what pytest printed, when it has ended.
     """
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-        status = run_command(name, command, environment, aside=aside)
-        return _counted(name, report, status, start)
+    run = Run(job.name)
+    first = attempt(job)
+    if show:
+        title(f"{job.name}\n{first.output}")
+    if first.error:
+        print(f"---- {job.name}: {first.error}\n{_tail(first.console)}", flush=True)
+    last = first
+    if first.error:
+        # Whatever it was in the middle of: all of it once more.
+        last = attempt(job)
+        if last.error:
+            run.failures.append(f"{first.error}; and again: {last.error}")
+        else:
+            run.unsteady.append(Unsteady(job.name, job.name, first.error, f"{first.output}\n{first.console}"))
+    cases = last.report.cases
+    for case in last.failed if len(last.failed) <= _MOST_RERUN else ():
+        again = attempt(replace(job, tests=(case.nodeid,)))
+        now = again.report.cases.get(case.nodeid)
+        if now is not None and now.outcome == "passed" and not again.error:
+            cases[case.nodeid] = now
+            run.unsteady.append(Unsteady(job.name, case.nodeid, case.reason, f"{last.output}\n{last.console}"))
+        else:
+            print(f"---- {job.name}: {case.nodeid} failed again, alone\n{again.output}", flush=True)
+    run.count(list(cases.values()))
+    if not last.error:
+        run.failures += job.judge(run.cases)
+    run.sweeps = last.sweeps
+    run.boot, run.tests, run.collection = last.boot, last.report.seconds, last.command - last.report.seconds
+    run.seconds = time.monotonic() - start
+    return run
 
 
-def run_command(
-    name: str, command: list[str], environment: Mapping[str, str] | None = None, *, aside: bool = False
-) -> int:
-    """Run a command under a title; the arguments are those of `here`. Returns its status."""
-    if not aside:
-        title(name)
-        return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment, check=False).returncode
+def attempt(job: Job) -> Attempt:
+    """Run a job's pytest once."""
+    with tempfile.TemporaryDirectory(prefix="pyiommufd-tests-") as folder:
+        result = Attempt()
+        try:
+            status = (_here if job.machine is None else _in_guest)(job, Path(folder), result)
+        except (GuestError, OSError) as error:
+            result.error = str(error)
+            if isinstance(error, GuestError) and not result.console:
+                result.console = error.console
+        result.report = read_report(Path(folder, "report.jsonl"))
+        for found in sweeps.read(Path(folder, "sweeps.jsonl")):
+            result.sweeps.append(Sweep(*found))
+    if not result.error:
+        orderly = status in _ORDERLY and result.report.complete and bool(result.failed) == (status == 1)
+        if not orderly or result.report.unfinished:
+            result.error = f"pytest ended with status {status}"
+    if result.error and result.report.unfinished:
+        result.error += f", in {result.report.unfinished}"
+    return result
+
+
+def _arguments(job: Job, folder: str) -> list[str]:
+    return ["-m", "pytest", f"--report-log={folder}/report.jsonl", *job.tests, *job.options]
+
+
+def _here(job: Job, folder: Path, result: Attempt) -> int:
+    start = time.monotonic()
+    environment = {**os.environ, **job.environment, sweeps.LOG: str(folder / "sweeps.jsonl")}
+    status, result.output = _command([sys.executable, *_arguments(job, str(folder))], environment, job.folder)
+    result.command = time.monotonic() - start
+    return status
+
+
+def _in_guest(job: Job, folder: Path, result: Attempt) -> int:
+    assert job.machine is not None
+    start = time.monotonic()
+    output = bytearray()
+    guest = job.machine.guest(folder=job.folder, results=folder, boot_timeout=patience(120))
+    try:
+        guest.start()
+        ready = time.monotonic()
+        result.boot = ready - start
+        command = ["python", *_arguments(job, "/results"), "-p", "no:cacheprovider"]
+        if not any("stress" in test for test in job.tests):
+            command += ["-p", "no:hypothesispytest"]  # slow to import, and the other tests make no use of it
+        environment = {**job.environment, sweeps.LOG: "/results/sweeps.jsonl"}
+        done = guest.run(
+            command, env=environment, stdout=output.extend, stderr=output.extend, timeout=patience(job.seconds)
+        )
+        result.command = time.monotonic() - ready
+        return done.returncode
+    finally:
+        guest.close()
+        result.output, result.console = output.decode(errors="replace"), guest.console
+
+
+def _command(command: list[str], environment: Mapping[str, str], folder: Path = ROOT) -> tuple[int, str]:
+    """Run a command; its status, and what it printed."""
     done = subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -152,15 +299,11 @@ def run_command(
         errors="replace",
         check=False,
     )
-    title(f"{name}\n{done.stdout}")
-    return done.returncode
+    return done.returncode, done.stdout
 
 
-def _counted(name: str, report: Path, status: int, start: float) -> Run:
-    run = Run(name)
-    run.count(read_report(report), status)
-    run.seconds = time.monotonic() - start
-    return run
+def _tail(console: str) -> str:
+    return "\n".join(console.splitlines()[-40:])
 
 
 def compile_everything() -> None:
@@ -177,33 +320,7 @@ def compile_everything() -> None:
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env=environment,
             check=False,
         )
-
-
-def guest_command(folder: str, options: list[str], arguments: list[str], seconds: int = GUEST_SECONDS) -> list[str]:
-    """The command that runs pytest in a guest, with its report in a folder."""
-    guest = [sys.executable, "-m", "pyiommufd.cli", "guest", f"--timeout={seconds}", f"--results={folder}", *options]
-    inner = ["python", "-m", "pytest", "-p", "no:cacheprovider", "--junit-xml=/results/report.xml", *arguments]
-    if not any("stress" in argument for argument in arguments):
-        inner += ["-p", "no:hypothesispytest"]  # slow to import, and the other tests make no use of it
-    return [*guest, "--", *inner]
-
-
-def in_guest(
-    name: str,
-    arguments: list[str],
-    seconds: int = GUEST_SECONDS,
-    *,
-    aside: bool = False,
-    machine: Sequence[str] = (),
-) -> Run:
-    """Run pytest in a guest of the default kernel and QEMU; the arguments are those of `here`.
-
-    ``machine`` is more for the guest's command line, such as its devices.
-    """
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        status = run_command(name, guest_command(folder, [*machine], arguments, seconds), aside=aside)
-        return _counted(name, Path(folder) / "report.xml", status, start)

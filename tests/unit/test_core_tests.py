@@ -6,9 +6,9 @@ import ast
 from pathlib import Path
 
 from pyiommufd.testing.machine import IOMMU_KINDS
-from tests import core_tests
+from tests.runner import core_tests
 from tests.runner.core_tests import LIMITS, REQUIRED, limits, shortfalls
-from tests.runner.runs import Case
+from tests.runner.reports import Case
 
 NEW = (7, 3, 4)
 FOLDER = Path(__file__).resolve().parents[1] / "guest/core"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from pyiommufd.testing.configuration import GuestConfiguration
 from pyiommufd.testing.kernels import CachedKernel
-from tests.conformance.run import machine_options
+from pyiommufd.testing.machine import Igb, RootPort
 from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, load, read_tap
 
 PROGRAM = Program("tiny", "tiny", ("tiny.c", "more.c"), (), "tests/conformance/tiny", shared=("lib/*.c",))
@@ -131,9 +131,11 @@ def test_tap_of_a_program_that_died() -> None:
 
 def test_the_machine_of_a_program() -> None:
     vfio = next(program for program in PROGRAMS if program.name == "vfio")
-    with_igb = dataclasses.replace(vfio, newer_qemu=False)
-    assert machine_options(with_igb)[:2] == ["--device=pcie-root-port,id=rp1,chassis=1", "--device=igb,bus=rp1"]
-    assert machine_options(next(program for program in PROGRAMS if program.name == "iommufd")) == []
+    machine = vfio.machine("bzImage", "qemu")
+    assert (machine.kernel, machine.qemu, machine.devices) == ("bzImage", "qemu", (RootPort(Igb()),))
+    assert "hugepages=1" in machine.kernel_arguments
+    iommufd = next(program for program in PROGRAMS if program.name == "iommufd")
+    assert iommufd.machine("bzImage", None) == GuestConfiguration(kernel="bzImage")
 
 
 def test_every_variant_of_containers_is_left_out() -> None:

@@ -1,0 +1,193 @@
+"""Which runs there are: what `tests/run`, `--all` and `--soak` consist of, and the machine of each folder of tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pyiommufd.testing.configuration import GuestConfiguration
+from pyiommufd.testing.kernel_build import build_kernel
+from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.machine import IOMMU_KINDS
+from pyiommufd.testing.qemu import QEMU
+from tests.conformance.run import run_program
+from tests.conformance.upstream import PROGRAMS
+from tests.runner import matrix
+from tests.runner.claims_machine import CLAIMS_DEVICES
+from tests.runner.runs import ROOT, Job, Run, Sweep, check, run_job
+
+DEFAULT = GuestConfiguration()
+CLAIMS = GuestConfiguration(devices=CLAIMS_DEVICES)
+
+QUICK = ("-m", "not long")
+"""What `tests/run` leaves out is marked: it takes more than a few seconds in an emulated guest."""
+
+SOAK_SECONDS = 12 * 3600.0
+
+_CHECKS = (
+    ("ruff check", ["ruff", "check", "."]),
+    ("ruff format", ["ruff", "format", "--check", "."]),
+    ("mypy", ["mypy"]),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to be done beside others.
+
+    Attributes:
+        name: What to call it.
+        do: Does it.
+    """
+
+    name: str
+    do: Callable[[], list[Run]]
+
+
+def _works(*jobs: Job) -> list[Work]:
+    return [Work(job.name, partial(_run, job)) for job in jobs]
+
+
+def _run(job: Job) -> list[Run]:
+    return [run_job(job)]
+
+
+def checks() -> list[Work]:
+    """The checkers."""
+    return [Work(name, partial(_check, name, command)) for name, command in _CHECKS]
+
+
+def _check(name: str, command: list[str]) -> list[Run]:
+    return [check(name, command)]
+
+
+def quick(options: Sequence[str]) -> list[Work]:
+    """While working: the checks, the unit tests, and of every room of the guest what does not take long.
+
+    Args:
+        options: More for pytest.
+    """
+    given = (*options, *QUICK)
+    rooms = ("cli", "core", "diagnose", "host", "stress", "testing", "vmm")
+    jobs = [
+        Job("guest, kernel", ("tests/guest/kernel", "tests/guest/facts"), DEFAULT, given),
+        Job("guest, other rooms", tuple(f"tests/guest/{room}" for room in rooms), DEFAULT, given),
+        Job("guest, claims", ("tests/guest/claims",), CLAIMS, given),
+        Job("unit", ("tests/unit",), options=tuple(options)),
+    ]
+    if cached_kernels(cache_folder()):
+        jobs.append(Job("ABI", ("tests/abi",), options=tuple(options)))
+    return [*_works(*jobs[:2]), *checks(), *_works(*jobs[2:])]
+
+
+def chosen(paths: Sequence[str], options: Sequence[str]) -> list[Work]:
+    """The tests below some paths, each on the machine that it is for.
+
+    Args:
+        paths: Below tests/.
+        options: More for pytest.
+    """
+    machines = {"claims": [], "guest": [], "here": []}  # type: dict[str, list[str]]
+    for path in paths:
+        claims = path.startswith("tests/guest/claims")
+        guest = path.startswith(("tests/guest", "tests/conformance"))
+        machines["claims" if claims else "guest" if guest else "here"].append(path)
+    given = tuple(options)
+    jobs = [
+        Job("tests here", tuple(machines["here"]), options=given),
+        Job("guest tests", tuple(machines["guest"]), DEFAULT, given),
+        Job("guest tests, claims", tuple(machines["claims"]), CLAIMS, given),
+    ]
+    return _works(*(job for job in jobs if job.tests))
+
+
+class Everything:
+    """All tests there are.
+
+    The older kernel and the newer QEMU are made beside the first tests where they are not in the cache.
+
+    Args:
+        pool: What makes them.
+        options: More for pytest.
+        whole: Every point of every sweep: each run has more time.
+    """
+
+    def __init__(self, pool: Executor, options: Sequence[str] = (), *, whole: bool = False) -> None:
+        self._options = tuple(options)
+        self._seconds = SOAK_SECONDS if whole else Job.seconds
+        self._older: Future[CachedKernel] = pool.submit(matrix.older_kernel)
+        self._newer: Future[QEMU] = pool.submit(matrix.newer_qemu)
+
+    def works(self) -> Iterator[Work]:
+        """All of it: what takes longest first, after what needs neither the older kernel nor the newer QEMU."""
+        yield from checks()
+        yield from self._jobs("stress", _files("tests/guest/stress"), DEFAULT)
+        yield from self._jobs("claims", _files("tests/guest/claims"), CLAIMS)
+        yield self._job("vmm", ("tests/guest/vmm",), DEFAULT)
+        yield self._job("kernel", ("tests/guest/kernel", "tests/guest/facts"), DEFAULT)
+        yield self._job("host", ("tests/guest/host",), DEFAULT)
+        yield self._job("fixtures", ("tests/guest/testing",), DEFAULT)
+        yield self._job("commands", ("tests/guest/cli", "tests/guest/diagnose"), DEFAULT)
+        boot = _files("tests/boot")
+        late = {file: file for file in boot if _noun(file) in ("causes", "devices", "handover")}
+        yield from self._jobs("boot", [file for file in boot if file not in late], None)
+        yield self._job("unit", ("tests/unit",))
+        # These wait for what is being made.
+        yield from (self._after(work) for work in self._jobs("boot", [*late], None))
+        yield Work("kernels and QEMUs", self._made)
+        yield from (Work(f"conformance, {each.name}", partial(self._conformance, each.name)) for each in PROGRAMS)
+        for number, kind in enumerate(IOMMU_KINDS):
+            yield Work(f"matrix, {kind}", partial(self._matrix, number))
+        yield Work("ABI", self._abi)
+
+    def _job(self, name: str, tests: tuple[str, ...], machine: GuestConfiguration | None = None) -> Work:
+        return _works(Job(name, tests, machine, self._options, seconds=self._seconds))[0]
+
+    def _jobs(self, name: str, files: Sequence[str], machine: GuestConfiguration | None) -> Iterator[Work]:
+        for file in files:
+            yield self._job(f"{name}, {_noun(file)}", (file,), machine)
+
+    def _after(self, work: Work) -> Work:
+        def do() -> list[Run]:
+            self._wait()
+            return work.do()
+
+        return Work(work.name, do)
+
+    def _wait(self) -> None:
+        for made in (self._older, self._newer):
+            made.exception()
+
+    def _made(self) -> list[Run]:
+        failures = [str(error) for made in (self._older, self._newer) if (error := made.exception()) is not None]
+        return [Run("kernels and QEMUs", passed=int(not failures), failures=failures)]
+
+    def _conformance(self, name: str) -> list[Run]:
+        self._wait()
+        return run_program(next(each for each in PROGRAMS if each.name == name), self._options)
+
+    def _matrix(self, number: int) -> list[Run]:
+        kernels, qemus = [build_kernel(), self._older.result()], [matrix.system_qemu(), self._newer.result()]
+        every = [one for one in matrix.combinations(kernels, qemus) if one.iommu == IOMMU_KINDS[number]]
+        taken = matrix.sampled(every)
+        runs = [matrix.run_combination(one) for one in taken]
+        runs[0].sweeps.append(Sweep(f"matrix, {every[0].iommu}", len(every), len(taken)))
+        return runs
+
+    def _abi(self) -> list[Run]:
+        self._wait()
+        folders = os.pathsep.join(str(kernel.folder) for kernel in cached_kernels(cache_folder()))
+        # -rP: what was compared, and left out on purpose, is to be read also where nothing fails.
+        return _run(Job("ABI", ("tests/abi",), None, ("-rP", *self._options), {"PYIOMMUFD_TEST_KERNELS": folders}))
+
+
+def _files(folder: str) -> list[str]:
+    return sorted(str(file.relative_to(ROOT)) for file in (ROOT / folder).glob("test_*.py"))
+
+
+def _noun(file: str) -> str:
+    return Path(file).stem.removeprefix("test_")
