@@ -29,9 +29,12 @@ from pyiommufd import (
 )
 from pyiommufd.host import drivers
 from pyiommufd.testing import edu as edu_module
+from pyiommufd.testing.dma_faults import DMAFault, parse_fault
+from pyiommufd.testing.dmesg import KernelLog
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.testing.guest import CONFIGURATION_VARIABLE
 from pyiommufd.testing.kernels import release_order
+from tests.patience import until
 from tests.runner.core_tests import limits
 
 
@@ -167,13 +170,25 @@ def bridged_dma(machine: CoreMachine) -> None:
     """DMA from behind the PCIe-to-PCI bridge, which not every machine has: asked of the host driver's device there."""
     if machine.shared is None:
         pytest.skip("no IOMMU group here has several edu devices")
+    (host_driven,) = machine.shared.blockers
     code = "print(len(open('/dev/hwrng', 'rb', 0).read(16)))"
-    try:
-        read = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600, check=False).stdout
-    except subprocess.TimeoutExpired:
-        read = b""
-    if read.strip() != b"16":
-        pytest.skip("no DMA arrives from behind the PCIe-to-PCI bridge, not that of its host driver either")
+    with (
+        KernelLog(from_start=True) as log,
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process,
+    ):
+        # Its driver waits for good for what the device could not write, and the kernel has said so when it was probed.
+        faults: list[DMAFault] = []
+
+        def known() -> bool:
+            faults.extend(fault for line in log.read() if (fault := parse_fault(line)) and host_driven in fault.devices)
+            return process.poll() is not None or bool(faults)
+
+        until(known, "data of the host driver's device, or the fault of its DMA")
+        if process.poll() is None:
+            process.kill()
+            pytest.skip("no DMA arrives from behind the PCIe-to-PCI bridge, not that of its host driver either")
+        assert process.stdout is not None
+        assert process.stdout.read().strip() == b"16"
 
 
 @pytest.fixture
