@@ -8,14 +8,19 @@ import pytest
 
 from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
 from tests.runner.causes import MACHINES, Machine, run_machine
+from tests.sweeps import sample
 
 pytestmark = pytest.mark.boots
 
 KERNELS = cached_kernels(cache_folder())
+RUNS = [
+    pytest.param(kernel, machine, id=f"{kernel.release}-{machine.file}")
+    for machine in MACHINES
+    for kernel in sample(f"boot.causes {machine.file}", KERNELS, 1)
+]
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=[machine.file for machine in MACHINES])
-@pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.release for kernel in KERNELS])
+@pytest.mark.parametrize(("kernel", "machine"), RUNS)
 def test_each_cause_is_named_first_and_its_fix_works(kernel: CachedKernel, machine: Machine, tmp_path: Path) -> None:
     rows, output, status = run_machine(machine, kernel.folder / "bzImage", tmp_path)
     assert status == 0, output

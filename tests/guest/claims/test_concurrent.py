@@ -15,9 +15,9 @@ from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, HostDevice, list
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.journal import Before
 from pyiommufd.testing import edu
+from tests.sweeps import amount, seed
 
 State = dict[str, Before]
-PROCESSES = 20
 SECONDS = 1200
 """No process waits so long unless it waits for ever."""
 
@@ -52,13 +52,13 @@ def hold(plan: ClaimPlan, markers: Path) -> bool:
     return True
 
 
-def claim_some(seed: int, devices: list[HostDevice], markers: Path) -> int:
+def claim_some(number: int, devices: list[HostDevice], markers: Path) -> int:
     """Claim two devices that others want as well, mark all that come with them, give them back.
 
     Returns:
         How often it was refused before.
     """
-    chosen = random.Random(seed).sample(devices, 2)  # noqa: S311
+    chosen = random.Random(number).sample(devices, 2)  # noqa: S311
     end = time.monotonic() + SECONDS
     refused = 0
     while time.monotonic() < end:
@@ -78,18 +78,19 @@ def test_twenty_claims_of_overlapping_groups(
     markers: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Nineteen others are before the last one, each of which takes seconds on a busy machine.
+    # All others may be before the last one, and each of them takes seconds on a busy machine.
     monkeypatch.setattr(journal, "LOCK_SECONDS", SECONDS)
     devices = [device for device in list_devices("pci") if device.device_id == edu.DEVICE_ID]
     groups = {device.group_id for device in devices}
     assert len(groups) >= 2
     children = {}
-    for seed in range(PROCESSES):
+    start, processes = seed("claims.concurrent"), amount("claims.concurrent", 20, 8)
+    for number in range(start, start + processes):
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
             try:
-                os.write(writer, f"{claim_some(seed, devices, markers)}".encode())
+                os.write(writer, f"{claim_some(number, devices, markers)}".encode())
                 os._exit(0)
             except BaseException:
                 os.write(writer, traceback.format_exc().encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import signal
@@ -18,7 +17,8 @@ from pyiommufd.host.claims.journal import Before
 from pyiommufd.host.kept import access, boot_unit, durable, keeping, persistence
 from pyiommufd.host.kept import record as kept_record
 from pyiommufd.host.users import find_user
-from tests.guest.claims.test_kill import CutOff, cut_off, die, show
+from tests.guest.claims.test_kill import Point, cut_off, die, show
+from tests.sweeps import sample
 
 State = dict[str, Before]
 USER = find_user("nobody")
@@ -58,17 +58,20 @@ def die_in_the_file(what: str) -> None:
     os.fsync = die
 
 
-def runs(work: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -> Iterator[tuple[str, CutOff]]:
-    """Each change of some work at which a process can be cut off; the last is none."""
-    for at in itertools.count():
-        prepare()
-        run = cut_off(work, at, die)
-        yield "before", run
-        if not run.at:
-            return
-        if run.at.startswith("write"):
-            prepare()
-            yield "during", cut_off(work, at, die_in_the_file)
+def points(changes: list[str]) -> list[Point]:
+    """Before each of the changes that an uncut run has made, and during the writing of each file of /etc."""
+    found = []
+    for at, what in enumerate(changes):
+        found.append(Point("before", at, what))
+        if what.startswith("write"):
+            found.append(Point("during", at, what))
+    return found
+
+
+def kill_at(point: Point, work: Callable[[], Any]) -> None:
+    """Run something in a child that is killed there."""
+    run = cut_off(work, point.at, die if point.how == "before" else die_in_the_file)
+    assert run.was_killed_at(point), (point, run.status, run.changes)
 
 
 def keep(device: HostDevice) -> None:
@@ -89,20 +92,23 @@ def test_kept_claim_that_is_killed_at_each_step(
     durable.make_folder(boot_unit.link().parent)
     before = everything()
     rows: list[tuple[str, str, str]] = []
-    for how, run in runs(lambda: keep(rng)):
-        assert run.status == (-signal.SIGKILL if run.at else 0)
+    whole = cut_off(lambda: keep(rng))
+    assert whole.status == 0
+    assert recovered() == "recovered 0 devices in 0 steps"
+    assert rng.refreshed().driver == "vfio-pci"
+    assert len(persistence.files()) == 1
+    assert boot_unit.is_installed()
+    keeping.release()
+    assert everything() == before
+    every = points(whole.changes)
+    assert sum("let nobody open it" in what for _, _, what in every) == 2
+    assert sum(what.startswith("write /etc") for _, _, what in every) == 4
+    for point in sample("claims.kept_kill claim", every, 4):
+        kill_at(point, lambda: keep(rng))
         outcome = recovered()
-        if not run.at:
-            assert outcome == "recovered 0 devices in 0 steps"
-            assert rng.refreshed().driver == "vfio-pci"
-            assert len(persistence.files()) == 1
-            assert boot_unit.is_installed()
-            break
-        rows.append((how, run.at, f"{outcome}; as before: {everything() == before}"))
+        rows.append((point.how, point.what, f"{outcome}; as before: {everything() == before}"))
     show(capsys, "SIGKILL in claim --persist --user, then recover", rows)
     assert all(outcome.endswith("as before: True") for _, _, outcome in rows)
-    assert sum("let nobody open it" in at for _, at, _ in rows) == 2
-    assert sum(at.startswith("write /etc") for _, at, _ in rows) == 4
 
 
 def test_release_of_it_that_is_killed_at_each_step(
@@ -111,22 +117,23 @@ def test_release_of_it_that_is_killed_at_each_step(
     durable.make_folder(boot_unit.link().parent)
     before = everything()
     rows: list[tuple[str, str, str]] = []
-    whole: list[Any] = []
-
-    def prepare() -> None:
+    keep(rng)
+    whole = cut_off(keeping.release)
+    assert whole.status == 0
+    assert recovered() == "recovered 0 devices in 0 steps"
+    assert everything() == before
+    every = points(whole.changes)
+    assert sum("no longer let nobody open it" in what for _, _, what in every) == 2
+    for point in sample("claims.kept_kill release", every, 4):
         if not persistence.files():
             keep(rng)
-            whole[:] = [everything()]
-
-    for how, run in runs(keeping.release, prepare):
-        assert run.status == (-signal.SIGKILL if run.at else 0)
+        kept = everything()
+        kill_at(point, keeping.release)
         outcome, after = recovered(), everything()
-        begun = bool(rows) or not run.at
-        rows.append((how, run.at or "(done)", f"{outcome}; {'whole' if after == whole[0] else after == before}"))
+        rows.append((point.how, point.what, f"{outcome}; {'whole' if after == kept else after == before}"))
         # Before the first word of it is on record there is no release.
-        assert after == (before if begun else whole[0])
+        assert after == (before if point.at else kept)
     show(capsys, "SIGKILL in the release of it, then recover", rows)
-    assert sum("no longer let nobody open it" in at for _, at, _ in rows) == 2
 
 
 def test_claim_made_anew_where_one_died_at_its_first_step(rng: HostDevice, everything: Callable[[], Any]) -> None:

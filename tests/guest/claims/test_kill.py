@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,6 +18,7 @@ from pyiommufd.host.claims import journal, steps
 from pyiommufd.host.claims.claim import release
 from pyiommufd.host.claims.journal import Before
 from pyiommufd.host.helper import Helper
+from tests.sweeps import sample
 
 State = dict[str, Before]
 CLAIM_STEPS = 9
@@ -36,17 +37,32 @@ def plan(rng: HostDevice, alone: HostDevice, pf: HostDevice, functions: tuple[Ho
     drivers.set_driver_override(alone, None)
 
 
-class CutOff:
+class Point(NamedTuple):
+    """Where a run can be cut off."""
+
+    how: str
+    """``before`` a change, or ``during`` it."""
+    at: int
+    """The number of the change."""
+    what: str
+    """The change."""
+
+
+class Cut:
     """How one run of a child ended."""
 
-    def __init__(self, at: str, status: int) -> None:
-        self.at = at
-        """The change at which it was cut off; empty: it has made all of them."""
+    def __init__(self, changes: list[str], status: int) -> None:
+        self.changes = changes
+        """All that it came to; that at which it was cut off is the last."""
         self.status = status
 
+    def was_killed_at(self, point: Point) -> bool:
+        """Whether it ended there, having come to nothing before that an uncut run does not."""
+        return self.status == -signal.SIGKILL and len(self.changes) == point.at + 1 and self.changes[-1] == point.what
 
-def cut_off(work: Callable[[], Any], at: int, cut: Callable[[str], None]) -> CutOff:
-    """Run something in a child that is cut off when it is about to make the change of that number."""
+
+def cut_off(work: Callable[[], Any], at: int = -1, cut: Callable[[str], None] = lambda _: None) -> Cut:
+    """Run something in a child that is cut off when it is about to make the change of that number; without: not cut."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -54,8 +70,8 @@ def cut_off(work: Callable[[], Any], at: int, cut: Callable[[str], None]) -> Cut
         cross = steps.cross
 
         def counted(what: str, change: Callable[[], None]) -> None:
+            os.write(writer, f"{what}\n".encode())
             if next(count) == at:
-                os.write(writer, what.encode())
                 cut(what)
             cross(what, change)
 
@@ -68,10 +84,10 @@ def cut_off(work: Callable[[], Any], at: int, cut: Callable[[str], None]) -> Cut
         finally:
             os._exit(99)
     os.close(writer)
-    with open(reader, "rb") as pipe:
-        what = pipe.read().decode()
+    with open(reader) as pipe:
+        changes = pipe.read().splitlines()
     _, status = os.waitpid(child, 0)
-    return CutOff(what, os.waitstatus_to_exitcode(status))
+    return Cut(changes, os.waitstatus_to_exitcode(status))
 
 
 def die(*_: object, **__: object) -> None:
@@ -98,19 +114,21 @@ def kind(what: str) -> str:
     return " ".join(text.split()[:3])
 
 
-def runs(work: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -> Iterator[tuple[str, CutOff]]:
-    """Some work that is cut off before each of its changes, and once during each sort of change; the last is not."""
-    seen = set()
-    for at in itertools.count():
-        prepare()
-        run = cut_off(work, at, die)
-        yield "before", run
-        if not run.at:
-            return
-        if kind(run.at) not in seen:
-            seen.add(kind(run.at))
-            prepare()
-            yield "during", cut_off(work, at, die_during)
+def points(changes: list[str]) -> list[Point]:
+    """Before each of the changes that an uncut run has made, and once during each sort of change."""
+    found, seen = [], set()
+    for at, what in enumerate(changes):
+        found.append(Point("before", at, what))
+        if kind(what) not in seen:
+            seen.add(kind(what))
+            found.append(Point("during", at, what))
+    return found
+
+
+def kill_at(point: Point, work: Callable[[], Any]) -> None:
+    """Run something in a child that is killed there."""
+    run = cut_off(work, point.at, die if point.how == "before" else die_during)
+    assert run.was_killed_at(point), (point, run.status, run.changes)
 
 
 def show(capsys: pytest.CaptureFixture[str], title: str, rows: list[tuple[str, str, str]]) -> None:
@@ -133,44 +151,57 @@ def recovered() -> str:
 def test_claim_that_is_killed_at_each_step(
     plan: ClaimPlan, state: Callable[[], State], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, rows = state(), []
-    for how, run in runs(plan.apply):
-        assert run.status == (-signal.SIGKILL if run.at else 0)
-        outcome = recovered()
-        same = state() == before and journal.entries(journal.RUN) == []
-        rows.append((how, run.at or "(held, its process ended)", f"{outcome}; as before: {same}"))
-    show(capsys, "SIGKILL in a claim of three devices, then recover", rows)
-    assert all(outcome.endswith("as before: True") for _, _, outcome in rows)
-    assert [at for how, at, _ in rows if how == "before" and not at.startswith(("record", "("))] == [
+    before = state()
+
+    def outcome() -> str:
+        text = recovered()
+        return f"{text}; as before: {state() == before and journal.entries(journal.RUN) == []}"
+
+    whole = cut_off(plan.apply)
+    assert whole.status == 0
+    rows = [("", "(held, its process ended)", outcome())]
+    every = points(whole.changes)
+    assert [what for how, _, what in every if how == "before" and not what.startswith("record")] == [
         str(step) for step in plan.steps
     ]
+    for point in sample("claims.kill claim", every, 5):
+        kill_at(point, plan.apply)
+        rows.append((point.how, point.what, outcome()))
+    show(capsys, "SIGKILL in a claim of three devices, then recover", rows)
+    assert all(outcome.endswith("as before: True") for _, _, outcome in rows)
 
 
 def test_release_that_is_killed_at_each_step(
     plan: ClaimPlan, state: Callable[[], State], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, rows = state(), []
+    before = state()
 
-    def prepare() -> None:
-        if not journal.entries(journal.RUN):
-            plan.apply(keep=True)
-
-    for how, run in runs(release, prepare):
-        assert run.status == (-signal.SIGKILL if run.at else 0)
+    def outcome() -> str:
         untouched = [entry.state for entry in journal.entries(journal.RUN)] == [journal.State.KEPT]
         claimed = state()
-        outcome = recovered()
+        text = recovered()
         if untouched:
             # It had not begun: the claim is as good as ever.
             same = state() == claimed != before
-            outcome = "kept claim left alone"
+            text = "kept claim left alone"
         else:
             same = state() == before and journal.entries(journal.RUN) == []
-        rows.append((how, run.at or "(all done)", f"{outcome}; as it should be: {same}"))
+        return f"{text}; as it should be: {same}"
+
+    plan.apply(keep=True)
+    whole = cut_off(release)
+    assert whole.status == 0
+    rows = [("", "(all done)", outcome())]
+    every = points(whole.changes)
+    taken = [what for how, _, what in every if how == "before" and not what.startswith(("record", "remove"))]
+    assert len(taken) == RELEASE_STEPS
+    for point in sample("claims.kill release", every, 5):
+        if not journal.entries(journal.RUN):
+            plan.apply(keep=True)
+        kill_at(point, release)
+        rows.append((point.how, point.what, outcome()))
     show(capsys, "SIGKILL in a release of three devices, then recover", rows)
     assert all(outcome.endswith("should be: True") for _, _, outcome in rows)
-    taken = [at for how, at, _ in rows if how == "before" and not at.startswith(("record", "remove", "("))]
-    assert len(taken) == RELEASE_STEPS
 
 
 def test_signals_undo_the_claim_at_each_step(
@@ -179,17 +210,17 @@ def test_signals_undo_the_claim_at_each_step(
     """SIGTERM and SIGINT by turns; they take effect, and need no recovery."""
     before, rows = state(), []
     ends = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
-    numbers = itertools.cycle(ends)
-    for at in itertools.count(1, 2):
-        number = next(numbers)
+    whole = cut_off(plan.apply)
+    recover()
+    # A change of the machine comes after each word of the record.
+    every = list(zip(range(1, len(whole.changes), 2), itertools.cycle(ends), strict=False))
+    assert len(every) == CLAIM_STEPS
+    for at, number in sample("claims.kill signals", every, 3):
         run = cut_off(plan.apply, at, partial(interrupt, number))
-        if not run.at:
-            break
         same = state() == before and journal.entries(journal.RUN) == []
-        rows.append((number.name, run.at, f"ended by it: {run.status == ends[number]}; as before: {same}"))
-    recover()  # the last claim, which was not interrupted
+        rows.append((number.name, whole.changes[at], f"ended by it: {run.status == ends[number]}; as before: {same}"))
+        assert run.changes[: at + 1] == whole.changes[: at + 1]
     show(capsys, "SIGTERM and SIGINT in a claim of three devices", rows)
-    assert len(rows) == CLAIM_STEPS
     assert {outcome for _, _, outcome in rows} == {"ended by it: True; as before: True"}
 
 
@@ -197,7 +228,7 @@ def test_signal_waits_for_the_end_of_a_release(plan: ClaimPlan, state: Callable[
     before = state()
     plan.apply(keep=True)
     run = cut_off(release, 3, partial(interrupt, signal.SIGTERM))
-    assert run.at
+    assert len(run.changes) > 3
     assert run.status == -signal.SIGTERM
     assert state() == before
     assert journal.entries(journal.RUN) == []
@@ -218,6 +249,6 @@ def test_signal_that_comes_when_the_claim_is_made(alone: HostDevice, state: Call
         module.Claim = Late  # type: ignore[assignment,misc]
         plan_claim(alone).apply()
 
-    assert cut_off(work, -1, die).status == 128 + signal.SIGINT
+    assert cut_off(work).status == 128 + signal.SIGINT
     assert state() == before
     assert journal.entries(journal.RUN) == []

@@ -1,4 +1,4 @@
-"""What is random in these tests is the same in every run; and values for arguments that must be refused."""
+"""What is random here is the same in every run of one sample; and values for arguments that must be refused."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from pyiommufd import (
     HostDevice,
 )
 from pyiommufd.kernel.iova import IOVARange
+from tests import sweeps
 from tests.guest.stress.hammer import PAGE, Hammer
 
 
@@ -139,5 +140,9 @@ def others(claimed: Claim, claimed_alone: Claim, alone: HostDevice, memories: li
 
 
 @pytest.fixture
-def hammer(others: list[Any]) -> Hammer:
-    return Hammer(others)
+def hammer(others: list[Any], request: pytest.FixtureRequest) -> Hammer:
+    name = f"stress.arguments {request.node.name.removeprefix('test_')}"
+    examples = int(os.environ.get("PYIOMMUFD_STRESS_EXAMPLES") or sweeps.amount(name, 10_000, 60))
+    start = sweeps.seed(name)
+    print(f"{examples} examples, hypothesis' seeds from {start}")  # pytest shows it where the test fails
+    return Hammer(others, examples, start)

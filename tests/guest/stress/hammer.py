@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
-import os
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from pyiommufd import IOMMUFDError
 
 PAGE = mmap.PAGESIZE
 IOVA = 0x100000
-EXAMPLES = int(os.environ.get("PYIOMMUFD_STRESS_EXAMPLES", "500"))
 REFUSALS = (TypeError, ValueError, IOMMUFDError)
 
 Values = st.SearchStrategy[Any]
@@ -101,9 +100,17 @@ def integers() -> Values:
 
 
 class Hammer:
-    """Calls with generated arguments, and a count of the examples."""
+    """Calls with generated arguments, and a count of the examples.
 
-    def __init__(self, anything: list[Any]) -> None:
+    Args:
+        anything: Objects that an argument may be, mostly wrong ones.
+        wanted: How many examples the group of calls gets.
+        start: Of the numbers that hypothesis starts from, one for each call of this.
+    """
+
+    def __init__(self, anything: list[Any], wanted: int, start: int) -> None:
+        self.wanted = wanted
+        self.seeds = itertools.count(start)
         self.junk = st.one_of(
             pick([*NUMBERS, *TEXTS, *anything]),
             integers(),
@@ -139,9 +146,9 @@ class Hammer:
             keywords: How to make its keyword arguments, each of which is left out at times.
         """
 
+        @seed(next(self.seeds))
         @settings(
-            max_examples=max(10, examples * EXAMPLES // 10_000),
-            derandomize=True,
+            max_examples=max(10, examples * self.wanted // 10_000),
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

@@ -36,6 +36,7 @@ from pyiommufd import (
 from pyiommufd.kernel.mapping import DMAMappings
 from pyiommufd.kernel.window import Window
 from pyiommufd.testing.leaks import LeakCheck
+from tests.sweeps import sample
 
 IOVA = 0x100000
 PAGE = 4096
@@ -139,7 +140,8 @@ def test_closed_before_and_after_every_other(
     alone: HostDevice,
     name: str,
 ) -> None:
-    for other in (other for one, other in PAIRS if one == name and other != "claim"):
+    others = [other for one, other in PAIRS if one == name and other != "claim"]
+    for other in sample(f"stress.closing[{name}]", others, 3):
         scene = Scene(first, peer, alone, None)
         try:
             # The first of them once more: it has nothing left to do, or is still refused, or can be closed now.
@@ -155,7 +157,8 @@ def test_a_claim_closed_before_and_after_every_other(
     """The claim is that of the device that is open and not bound; the group of the others has one of its own."""
     with plan_claim(first).apply(), plan_claim(alone).apply() as claim:
         # The file last: as long as it is open the claim is refused to be released, and serves the next turn too.
-        for other in (*(name for name in Scene.NAMES if name not in ("claim", "file")), "file"):
+        others = [name for name in Scene.NAMES if name not in ("claim", "file")]
+        for other in (*sample("stress.closing[claim]", others, 3), "file"):
             scene = Scene(first, peer, alone, claim)
             try:
                 for one in ("claim", other, "claim", "claim"):

@@ -1,7 +1,7 @@
 """Address spaces, page tables and devices in random order, against a model and the mock IOMMU's own page check.
 
-PYIOMMUFD_STRESS_STEPS says how many steps there are, PYIOMMUFD_STRESS_SEED which: what fails is printed as a program,
-and comes again with the same seed.
+PYIOMMUFD_STRESS_STEPS says how many steps there are, PYIOMMUFD_STRESS_SEED which, both instead of what the sample does:
+what fails is printed as a program, and comes again with the same seed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from hypothesis.stateful import (
 )
 
 from pyiommufd.testing.leaks import LeakCheck
+from tests import sweeps
 from tests.guest.stress.actions import REST, Action, actions_of
 from tests.guest.stress.bench import Bench
 from tests.guest.stress.model import Area
 
-STEPS = int(os.environ.get("PYIOMMUFD_STRESS_STEPS", "2000"))
-SEED = int(os.environ.get("PYIOMMUFD_STRESS_SEED", "20261122"))
 STEPS_A_RUN = 200
 # PYIOMMUFD_STRESS_SHRINK: look for the shortest program that fails, which takes many minutes.
 PHASES = tuple(Phase) if os.environ.get("PYIOMMUFD_STRESS_SHRINK") else (Phase.generate,)
@@ -87,9 +86,13 @@ def run(machine: type[Machine], steps: int, number: int) -> None:
 
 def test_random_orders_agree_with_the_model() -> None:
     check = LeakCheck()
+    steps = int(os.environ.get("PYIOMMUFD_STRESS_STEPS") or sweeps.amount("stress.model", 20_000, 300))
+    start = int(os.environ.get("PYIOMMUFD_STRESS_SEED") or sweeps.seed("stress.model"))
     done, rounds = Counter[str](), 0
-    while done.total() < STEPS or len(done) < len(NAMES) or min(done.values()) < STEPS // 40:
-        run(Machine, max(STEPS - done.total(), 1000), SEED + rounds)
+    while done.total() < steps or len(done) < len(NAMES) or min(done.values()) < steps // 40:
+        print(f"PYIOMMUFD_STRESS_SEED={start + rounds}")  # pytest shows it where the test fails
+        # The first of several runs is the simplest one, which does next to nothing.
+        run(Machine, max(steps - done.total(), 4 * STEPS_A_RUN), start + rounds)
         done += Machine.ran
         rounds += 1
     print(f"{done.total()} steps: " + ", ".join(f"{name} {count}" for name, count in sorted(done.items())))
@@ -102,7 +105,7 @@ def test_a_wrong_model_is_caught_and_caught_again() -> None:
     failures = []
     for _ in range(2):
         with pytest.raises(AssertionError) as caught:
-            run(Forgetful, 20_000, SEED)  # a few hundred do
+            run(Forgetful, 20_000, 20261122)  # a few hundred do
         text = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
         failures.append([line.strip() for line in text.splitlines() if line.strip().startswith("state.")])
     # The program that fails is printed, and is the same one.

@@ -24,6 +24,7 @@ from pyiommufd import (
 )
 from pyiommufd.kernel.mapping import DMAMappings
 from pyiommufd.testing.leaks import LeakCheck
+from tests.sweeps import sample
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE
@@ -52,14 +53,21 @@ def timer(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def moments(once: Callable[[], object], count: int) -> list[float]:
-    """So many moments, in seconds: from at once to well after the end of what is to be cut short, on this machine."""
+def moments(name: str, once: Callable[[], object], every: int, count: int) -> list[float]:
+    """Moments, in seconds: from at once to well after the end of what is to be cut short, on this machine.
+
+    Args:
+        name: Of the sweep.
+        once: What is to be cut short.
+        every: How many moments there are.
+        count: How many a sample has.
+    """
     took = []
     for _ in range(3):
         start = time.monotonic()
         once()
         took.append(time.monotonic() - start)
-    return [1.5 * min(took) * (number + 1) / count for number in range(count)]
+    return [1.5 * min(took) * (number + 1) / every for number in sample(name, range(every), count)]
 
 
 @pytest.fixture
@@ -105,7 +113,8 @@ def test_interrupted_maps_and_unmaps_are_known_or_undone(
         ioas.unmap_all()
 
     interrupted = 0
-    for seconds in moments(whole, 300):
+    chosen = moments(f"stress.signals[maps, {attached}]", whole, 300, 40)
+    for seconds in chosen:
         made: list[DMAMapping | DMAMappings] = []
         ioas.map(DMABuffer(4 * PAGE), iova=32 * IOVA)
         try:
@@ -121,7 +130,7 @@ def test_interrupted_maps_and_unmaps_are_known_or_undone(
         assert len(ioas.table) == 0
         # At the place of the last one that was fixed there is room, or EEXIST would say so.
         ioas.map(view[: 8 * PAGE], iova=IOVA).unmap()
-    assert interrupted > 50
+    assert interrupted > len(chosen) // 6
     view.release()
     buffer.close()
 
@@ -143,7 +152,8 @@ def test_interrupted_rounds_leave_nothing(
             device.detach()
 
     interrupted = 0
-    for seconds in moments(lambda: work(DeviceFile(first)), 60):
+    chosen = moments("stress.signals[rounds]", lambda: work(DeviceFile(first)), 60, 20)
+    for seconds in chosen:
         # Opened before: what os.open returns is lost, to any Python program, where a handler raises just then.
         file = DeviceFile(first)
         try:
@@ -156,5 +166,5 @@ def test_interrupted_rounds_leave_nothing(
             left.close()
         assert check.leaks() == [], f"after {seconds} s"
         buffer.resize(PAGE)  # which would raise where it were still mapped
-    assert interrupted > 10
+    assert interrupted > len(chosen) // 6
     iommufd.bind(first).close()
