@@ -16,7 +16,7 @@ KERNELS = cached_kernels(cache_folder())
 RUNS = [
     pytest.param(kernel, machine, id=f"{kernel.release}-{machine.file}")
     for machine in MACHINES
-    for kernel in sample(f"boot.causes {machine.file}", KERNELS, 1)
+    for kernel in sample(f"boot.causes[{machine.file}]", KERNELS, 1)
 ]
 
 

@@ -103,7 +103,7 @@ def test_kept_claim_that_is_killed_at_each_step(
     every = points(whole.changes)
     assert sum("let nobody open it" in what for _, _, what in every) == 2
     assert sum(what.startswith("write /etc") for _, _, what in every) == 4
-    for point in sample("claims.kept_kill claim", every, 4):
+    for point in sample("claims.kept_kill[claim]", every, 4):
         kill_at(point, lambda: keep(rng))
         outcome = recovered()
         rows.append((point.how, point.what, f"{outcome}; as before: {everything() == before}"))
@@ -124,7 +124,7 @@ def test_release_of_it_that_is_killed_at_each_step(
     assert everything() == before
     every = points(whole.changes)
     assert sum("no longer let nobody open it" in what for _, _, what in every) == 2
-    for point in sample("claims.kept_kill release", every, 4):
+    for point in sample("claims.kept_kill[release]", every, 4):
         if not persistence.files():
             keep(rng)
         kept = everything()

@@ -164,7 +164,7 @@ def test_claim_that_is_killed_at_each_step(
     assert [what for how, _, what in every if how == "before" and not what.startswith("record")] == [
         str(step) for step in plan.steps
     ]
-    for point in sample("claims.kill claim", every, 5):
+    for point in sample("claims.kill[claim]", every, 5):
         kill_at(point, plan.apply)
         rows.append((point.how, point.what, outcome()))
     show(capsys, "SIGKILL in a claim of three devices, then recover", rows)
@@ -195,7 +195,7 @@ def test_release_that_is_killed_at_each_step(
     every = points(whole.changes)
     taken = [what for how, _, what in every if how == "before" and not what.startswith(("record", "remove"))]
     assert len(taken) == RELEASE_STEPS
-    for point in sample("claims.kill release", every, 5):
+    for point in sample("claims.kill[release]", every, 5):
         if not journal.entries(journal.RUN):
             plan.apply(keep=True)
         kill_at(point, release)
@@ -215,7 +215,7 @@ def test_signals_undo_the_claim_at_each_step(
     # A change of the machine comes after each word of the record.
     every = list(zip(range(1, len(whole.changes), 2), itertools.cycle(ends), strict=False))
     assert len(every) == CLAIM_STEPS
-    for at, number in sample("claims.kill signals", every, 3):
+    for at, number in sample("claims.kill[signals]", every, 3):
         run = cut_off(plan.apply, at, partial(interrupt, number))
         same = state() == before and journal.entries(journal.RUN) == []
         rows.append((number.name, whole.changes[at], f"ended by it: {run.status == ends[number]}; as before: {same}"))

@@ -201,7 +201,7 @@ def test_software_trigger(device: Device, name: str) -> None:
 
 
 def test_100_000_triggers_are_counted_exactly(device: Device) -> None:
-    triggers = amount("triggers", 100_000, 10_000)
+    triggers = amount("kernel.triggers", 100_000, 10_000)
     (vector,) = device.interrupts.msi.enable()
     total, waits = 0, 0
     done = threading.Event()

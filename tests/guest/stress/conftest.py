@@ -141,7 +141,7 @@ def others(claimed: Claim, claimed_alone: Claim, alone: HostDevice, memories: li
 
 @pytest.fixture
 def hammer(others: list[Any], request: pytest.FixtureRequest) -> Hammer:
-    name = f"stress.arguments {request.node.name.removeprefix('test_')}"
+    name = f"stress.arguments.{request.node.name.removeprefix('test_')}"
     examples = int(os.environ.get("PYIOMMUFD_STRESS_EXAMPLES") or sweeps.amount(name, 10_000, 60))
     start = sweeps.seed(name)
     print(f"{examples} examples, hypothesis' seeds from {start}")  # pytest shows it where the test fails
