@@ -124,7 +124,7 @@ def test_ioas(
     for call in (ioas.unmap_all, ioas.iova_ranges, ioas.close):
         hammer(call, 50, hammer.junk)
     assert hammer.examples >= hammer.wanted * 9 // 10
-    assert hammer.accepted > 20
+    assert hammer.accepted > min(20, hammer.wanted // 20)
     # Nothing is left in the record, in the kernel, or of the memory that was passed.
     assert ioas.mappings == ()
     assert ioas.unmap_all() == 0
@@ -184,7 +184,7 @@ def test_page_tables(hammer: Hammer, iommufd: IOMMUFD, device: Device, ioas: IOA
         hammer(hwpt.set_dirty_tracking, 500, hammer.junk)
         hammer(hwpt.close, 50, hammer.junk)
     assert hammer.examples >= hammer.wanted * 9 // 10
-    assert hammer.accepted > 10
+    assert hammer.accepted > min(10, hammer.wanted // 30)
     assert ioas.hwpts == ()
     check.check()
 
