@@ -25,7 +25,7 @@ def patience(seconds: float = 120) -> float:
 
 
 def until(
-    condition: Callable[[], T], what: str | Callable[[], object] = "", seconds: float = 120, pause: float = 0.02
+    condition: Callable[[], T | None], what: str | Callable[[], object] = "", seconds: float = 120, pause: float = 0.02
 ) -> T:
     """Wait until something is so, and return what says it.
 

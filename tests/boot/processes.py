@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SECONDS = 120
-"""How long what is sure to come may take, on a machine that does much else."""
+from tests.patience import until
 
 
 def read_proc(path: str) -> str:
@@ -28,20 +26,18 @@ def descendants(pid: int) -> Iterator[int]:
 
 def qemu_of(pid: int) -> int:
     """The QEMU that a launcher has started, or is about to."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        for child in descendants(pid):
-            if "qemu" in read_proc(f"/proc/{child}/comm"):
-                return child
-        time.sleep(0.05)
-    raise AssertionError("the launcher started no QEMU")
+
+    def find() -> int | None:
+        return next((child for child in descendants(pid) if "qemu" in read_proc(f"/proc/{child}/comm")), None)
+
+    return until(find, "the launcher starts QEMU")
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ends by and by; a zombie has ended."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        if not (stat := read_proc(f"/proc/{pid}/stat")) or stat.rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.05)
-    return False
+    """Whether a process has ended; a zombie has."""
+    return not (stat := read_proc(f"/proc/{pid}/stat")) or stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def wait_gone(*pids: int) -> None:
+    """Wait for the end of processes that are not this one's own."""
+    until(lambda: all(map(gone, pids)), f"the processes {pids} end")

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing import Edu, Guest, SharedGroup, VirtioRng
+from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots
 
 PLAY = Path("examples/ansible/claim.yml").absolute()
 SECONDS = 600.0
-START_SECONDS = 60.0
 LOG = "/tmp/sshd.log"  # noqa: S108 - the guest's
 
 SSHD = """\
@@ -111,14 +110,11 @@ class Host:
         # In the background by the shell's doing: as a child of process 1 sshd takes itself to be a daemon already.
         server = f"{self._sshd}/usr/sbin/sshd -D -E {LOG} </dev/null >/dev/null 2>&1 &"
         guest.run(["sh", "-c", server], env={"LD_LIBRARY_PATH": libraries}, check=True)
-        end = time.monotonic() + START_SECONDS
-        while not self._answers():
-            assert time.monotonic() < end, guest.run(["cat", LOG]).stdout.decode()
-            time.sleep(0.2)
+        until(self._answers, lambda: guest.run(["cat", LOG]).stdout.decode())
 
     def _answers(self) -> bool:
         """Whether the server is there: QEMU takes connections before it is, and closes them."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=START_SECONDS) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=patience()) as connection:
             try:
                 return connection.recv(4) == b"SSH-"
             except OSError:
@@ -157,12 +153,18 @@ def play(ansible: Path, hosts: list[Host], key: Path, *arguments: str) -> str:
     environment = {
         **os.environ,
         "ANSIBLE_HOME": str(key.with_name("home")),
-        "ANSIBLE_TIMEOUT": "120",
+        "ANSIBLE_TIMEOUT": f"{patience():.0f}",
         "ANSIBLE_PIPELINING": "1",  # a connection less for each task
         "LC_ALL": "C.UTF-8",
     }
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(SECONDS),
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +12,10 @@ import pytest
 from pyiommufd.testing import Edu, Guest, GuestDevice, GuestError, GuestTimeoutError, Nvme, RootPort
 from pyiommufd.testing.kernels import find_kernel
 from pyiommufd.testing.qemu import TCG, find_qemu, probe_boots
+from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots
 
-SECONDS = 120
-"""How long what is sure to come may take, on a machine that does much else."""
 MARK = "/tmp/mark"  # noqa: S108 - in the guest
 
 
@@ -47,7 +45,7 @@ def test_run_reports_a_signal_as_subprocess_does(guest: Guest) -> None:
 
 
 def test_run_has_no_standard_input(guest: Guest) -> None:
-    assert guest.run(["cat"], timeout=SECONDS).stdout == b""
+    assert guest.run(["cat"], timeout=patience()).stdout == b""
 
 
 def test_output_comes_while_the_command_runs(guest: Guest) -> None:
@@ -65,7 +63,7 @@ def test_output_comes_while_the_command_runs(guest: Guest) -> None:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert come.wait(SECONDS)
+        assert come.wait(patience())
         assert pieces == [b"1\n"]
     finally:
         guest.put(b"", f"{MARK}-come")
@@ -87,13 +85,13 @@ def test_commands_run_at_the_same_time(guest: Guest) -> None:
     all_met = " -a ".join(f"-e {MARK}-met{number}" for number in (1, 2, 3))
     script = f"touch {MARK}-met$0; until [ {all_met} ]; do sleep 0.1; done"
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda n: guest.run(["sh", "-c", script, str(n)], timeout=SECONDS), (1, 2, 3)))
+        done = list(pool.map(lambda n: guest.run(["sh", "-c", script, str(n)], timeout=patience()), (1, 2, 3)))
     assert [one.returncode for one in done] == [0, 0, 0]
 
 
 def test_process_left_behind_does_not_hold_the_command(guest: Guest) -> None:
     script = "sleep 4322 & echo started"
-    assert guest.run(["sh", "-c", script], timeout=SECONDS).stdout == b"started\n"
+    assert guest.run(["sh", "-c", script], timeout=patience()).stdout == b"started\n"
     assert b"sleep 4322" in processes(guest)
 
 
@@ -135,9 +133,7 @@ def test_monitor_removes_a_device(guest: Guest) -> None:
     path = "/sys/bus/pci/devices/0000:01:00.0"
     assert guest.run(["test", "-e", path]).returncode == 0
     guest.qmp("device_del", id="away")
-    deadline = time.monotonic() + SECONDS
-    while guest.run(["test", "-e", path]).returncode == 0:
-        assert time.monotonic() < deadline
+    until(lambda: guest.run(["test", "-e", path]).returncode, f"{path} goes")
     with pytest.raises(GuestError, match="away"):
         guest.qmp("device_del", id="away")
 
@@ -155,7 +151,8 @@ def test_guest_outlives_the_thread_that_started_it() -> None:
     thread = threading.Thread(target=guest.start)
     thread.start()
     thread.join()
-    time.sleep(0.5)
+    # Python is done with it, and the kernel is when it is in no list any more: what was to die with it has been told.
+    until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists(), "the thread ends")
     try:
         assert guest.run(["true"]).returncode == 0
     finally:
@@ -177,19 +174,20 @@ def test_death_reaches_every_waiting_command() -> None:
     with Guest(devices=[]) as guest:
         errors: list[GuestError] = []
 
-        def wait() -> None:
+        def wait(number: int) -> None:
             try:
-                guest.run(["sleep", "600"])
+                guest.run(["sh", "-c", f"touch {MARK}-waits{number}; exec sleep 600"])
             except GuestError as error:
                 errors.append(error)
 
-        threads = [threading.Thread(target=wait) for _ in range(2)]
+        threads = [threading.Thread(target=wait, args=(number,)) for number in range(2)]
         for thread in threads:
             thread.start()
+        crash = f"until [ -e {MARK}-waits0 -a -e {MARK}-waits1 ]; do sleep 0.1; done; echo c > /proc/sysrq-trigger"
         with pytest.raises(GuestError, match="sysrq triggered crash"):
-            guest.run(["sh", "-c", "sleep 1; echo c > /proc/sysrq-trigger; sleep 600"])
+            guest.run(["sh", "-c", f"{crash}; sleep 600"])
         for thread in threads:
-            thread.join(SECONDS)
+            thread.join(patience())
         assert len(errors) == 2
         assert "Kernel panic" in guest.console
 
@@ -220,7 +218,7 @@ def test_working_folder_may_be_the_root() -> None:
 
 def test_probe_tells_a_kernel_that_boots(tmp_path: Path) -> None:
     qemu, kernel = find_qemu(), find_kernel().image
-    assert probe_boots(qemu, kernel, TCG, timeout=SECONDS)
+    assert probe_boots(qemu, kernel, TCG, timeout=patience())
     broken = tmp_path / "kernel"
     broken.write_bytes(kernel.read_bytes()[: 1 << 20])
     assert not probe_boots(qemu, broken, TCG, timeout=5)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.boot.processes import SECONDS, gone, qemu_of
+from tests.boot.processes import qemu_of, wait_gone
+from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots
 
@@ -37,7 +38,7 @@ def guest(
         text=True,
         cwd=cwd,
         env=os.environ | (env or {}),
-        timeout=600,
+        timeout=patience(),
         check=False,
     )
 
@@ -192,25 +193,26 @@ def test_guest_that_turns_itself_off() -> None:
 
 
 def test_time_limit_ends_a_command() -> None:
-    result = guest("--timeout", "15", "--", "sleep", "4000")  # longer than `guest` waits
+    result = guest("--timeout", f"{patience(8):.0f}", "--", "sleep", "4000")  # longer than `guest` waits
     assert result.returncode == 125
     assert "time limit" in result.stderr
 
 
 def test_time_limit_ends_a_guest_that_hangs() -> None:
+    limit = f"{patience(10):.0f}"
     process = subprocess.Popen(
-        [*GUEST, "--timeout", "30", "--", "sh", "-c", "echo hangs > /dev/console; echo running; sleep 600"],
+        [*GUEST, "--timeout", limit, "--", "sh", "-c", "echo hangs > /dev/console; echo running; sleep 600"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
     qemu = qemu_of(process.pid)
     os.kill(qemu, signal.SIGSTOP)  # as a hung machine: nothing in it answers any more
-    _, stderr = process.communicate(timeout=SECONDS)
+    _, stderr = process.communicate(timeout=patience())
     assert process.returncode == 125
     assert "does not answer" in stderr
     assert "hangs" in stderr
-    assert gone(qemu)
+    wait_gone(qemu)
 
 
 def test_kernel_that_is_none() -> None:
@@ -223,15 +225,15 @@ def test_kernel_that_is_none() -> None:
 def test_signal_ends_launcher_and_guest(running: subprocess.Popen[str], number: signal.Signals) -> None:
     qemu = qemu_of(running.pid)
     running.send_signal(number)
-    assert running.wait(SECONDS) == 128 + number
-    assert gone(qemu)
+    assert running.wait(patience()) == 128 + number
+    wait_gone(qemu)
 
 
 def test_killed_launcher_takes_the_guest_along(running: subprocess.Popen[str]) -> None:
     qemu = qemu_of(running.pid)
     running.kill()
     running.wait()
-    assert gone(qemu)
+    wait_gone(qemu)
 
 
 def test_broken_pipe_ends_all() -> None:
@@ -242,20 +244,25 @@ def test_broken_pipe_ends_all() -> None:
     assert process.stdout.readline() == b"again\n"
     qemu = qemu_of(process.pid)
     process.stdout.close()
-    assert process.wait(SECONDS) == 128 + signal.SIGPIPE
+    assert process.wait(patience()) == 128 + signal.SIGPIPE
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
-    assert gone(qemu)
+    wait_gone(qemu)
 
 
 def test_two_at_once(tmp_path: Path) -> None:
+    """Each ends only once both run."""
     processes = []
+    script = "touch /results/runs; until [ -e /results/go ]; do sleep 0.1; done; echo {} > /results/name"
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        command = [*GUEST, "--results", str(tmp_path / name), "--", "sh", "-c", f"sleep 2; echo {name} > /results/name"]
+        command = [*GUEST, "--results", str(tmp_path / name), "--", "sh", "-c", script.format(name)]
         processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
-    assert [process.wait(600) for process in processes] == [0, 0]
+    until(lambda: all((tmp_path / name / "runs").exists() for name in ("one", "two")), "both guests run")
+    for name in ("one", "two"):
+        (tmp_path / name / "go").touch()
+    assert [process.wait(patience()) for process in processes] == [0, 0]
     assert [(tmp_path / name / "name").read_text() for name in ("one", "two")] == ["one\n", "two\n"]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pyiommufd.testing import Edu, Guest, GuestError, GuestTimeoutError, Nvme, RawDevice, RootPort, SharedGroup
+from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots
 
@@ -30,10 +30,12 @@ def guest() -> Iterator[Guest]:
         yield guest
 
 
-def _wait_for(guest: Guest, text: str) -> None:
-    deadline = time.monotonic() + 300
-    while text not in guest.run(["sh", "-c", "cat /sys/class/nvme/*/serial"]).stdout.decode():
-        assert time.monotonic() < deadline
+def _serials(guest: Guest) -> str:
+    return guest.run(["sh", "-c", "cat /sys/class/nvme/*/serial"]).stdout.decode()
+
+
+def _wait_for(guest: Guest, serial: str) -> None:
+    until(lambda: serial in _serials(guest), f"the disk {serial} is there")
 
 
 def test_device_comes_and_goes(guest: Guest) -> None:
@@ -43,7 +45,7 @@ def test_device_comes_and_goes(guest: Guest) -> None:
         with pytest.raises(GuestError, match="no root port of the guest is empty"):
             guest.hot_plug(Edu())
         guest.unplug(name)
-        assert guest.run(["sh", "-c", "cat /sys/class/nvme/*/serial"]).stdout == b""
+        assert _serials(guest) == ""
 
 
 def test_refusals_name_what_was_refused(guest: Guest) -> None:
@@ -65,7 +67,7 @@ def test_monitor_remembers_events(guest: Guest) -> None:
     assert guest.qmp("query-status")["running"] is True
     guest.qmp("stop")
     guest.qmp("cont")
-    guest.monitor.wait_event("RESUME", 120)
+    guest.monitor.wait_event("RESUME", patience())
     assert guest.monitor.events("STOP") == [{}]
     with pytest.raises(GuestTimeoutError, match="SHUTDOWN"):
         guest.monitor.wait_event("SHUTDOWN", 0.1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.boot.plugin_project import Project, outcome
-from tests.boot.processes import SECONDS, descendants, gone, read_proc
+from tests.boot.processes import descendants, read_proc, wait_gone
+from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots
 
@@ -45,7 +45,8 @@ def test_what_ends_the_guest_fails_its_test_alone(project: Project) -> None:
             record_property("boot", boot())
         """
     )
-    result = project.pytest("--guest", "--guest-timeout=30", "-v")
+    limit = round(patience(5))
+    result = project.pytest("--guest", f"--guest-timeout={limit}", "-v")
     cases = project.cases()
     assert {name.removeprefix("test_end."): outcome(case) for name, case in cases.items()} == {
         "test_before": "passed",
@@ -60,7 +61,7 @@ def test_what_ends_the_guest_fails_its_test_alone(project: Project) -> None:
     reasons = {name: case.outcomes[0][1] for name, case in cases.items() if case.outcomes}
     assert "Kernel panic - not syncing: sysrq triggered crash" in reasons["test_end.test_panic"]
     assert "signal 9" in reasons["test_end.test_killed"]
-    assert "30 s of --guest-timeout" in reasons["test_end.test_hangs"]
+    assert f"{limit} s of --guest-timeout" in reasons["test_end.test_hangs"]
     assert re.search(r"Guest console -+\n(.*\n)*?.*sysrq_handle_crash", result.stdout)
     assert re.search(r"Guest stderr -+\n(.*\n)*?.*test_end\.py\", line \d+ in test_hangs", result.stdout)
     boots = [case.properties["boot"] for case in cases.values() if case.properties]
@@ -150,18 +151,19 @@ def test_guest_that_cannot_be_had(project: Project) -> None:
     assert "there is no kernel image /nowhere/bzImage" in result.stdout
 
 
+def with_guest(pid: int) -> list[int]:
+    """All that a process has started, once there is a guest among it."""
+    found = list(descendants(pid))
+    return found if any("\0-kernel\0" in read_proc(f"/proc/{one}/cmdline") for one in found) else []
+
+
 def test_killed_run_leaves_no_process(project: Project) -> None:
     project.write(test_long__py="import time\ndef test_long():\n    time.sleep(1000)\n")
     with subprocess.Popen(
         project.command("--guest"), cwd=project.folder, env=project.environ(), stdout=subprocess.DEVNULL
     ) as process:
         try:
-            deadline = time.monotonic() + SECONDS
-            left: list[int] = []
-            while not any("\0-kernel\0" in read_proc(f"/proc/{pid}/cmdline") for pid in left):
-                assert time.monotonic() < deadline
-                time.sleep(0.5)
-                left = list(descendants(process.pid))
+            left = until(lambda: with_guest(process.pid), "pytest starts a guest")
         finally:
             process.kill()
-    assert all(map(gone, left))
+    wait_gone(*left)

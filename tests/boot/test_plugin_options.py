@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.boot.plugin_project import Project
+from tests.patience import patience
 
 pytestmark = pytest.mark.boots
 
@@ -70,7 +71,7 @@ def test_shell_at_the_first_failure(project: Project) -> None:
         (b"# ", b"cat /tmp/flag; echo; tty; echo $((6 * 7))0\n"),
         (b"420\r\n", b"exit\n"),
     ]
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + patience()
     while time.monotonic() < deadline:
         try:
             piece = os.read(terminal, 4096)

@@ -10,6 +10,7 @@ import pytest
 from pyiommufd.testing import Edu, Guest, GuestDevice, Nvme
 from pyiommufd.testing.machine import RawDevice
 from pyiommufd.testing.register_trace import RegisterAccess
+from tests.patience import patience
 
 pytestmark = pytest.mark.boots
 
@@ -42,7 +43,7 @@ def guest() -> Iterator[Guest]:
 def seen(guest: Guest, device: str, bar: int, region: str, wanted: Wanted) -> list[RegisterAccess]:
     """What QEMU saw of the region while these accesses were made."""
     before = len(guest.register_accesses(region))
-    done = guest.run(["python", "-c", ACCESS, device, str(bar), json.dumps(wanted)], timeout=600)
+    done = guest.run(["python", "-c", ACCESS, device, str(bar), json.dumps(wanted)], timeout=patience())
     assert done.returncode == 0, done.stderr.decode()
     return guest.register_accesses(region)[before:]
 
@@ -129,6 +130,6 @@ with plan_claim(find_device(sys.argv[1])).apply() as claim, IOMMUFD() as iommufd
         assert refused == 22, refused
 """
     before = len(guest.register_accesses("edu-mmio"))
-    done = guest.run(["python", "-c", program, "1234:11e8"], timeout=600)
+    done = guest.run(["python", "-c", program, "1234:11e8"], timeout=patience())
     assert done.returncode == 0, done.stderr.decode()
     assert guest.register_accesses("edu-mmio")[before:] == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing import E1000e, Edu, Guest, GuestDevice, Nvme, RawDevice, RootPort, SharedGroup, VirtioDisk
+from tests.patience import patience
 
 pytestmark = pytest.mark.boots
 
@@ -42,7 +43,7 @@ def test_devices_in_use(tmp_path: Path) -> None:
     ]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "tests/guest/uses"]
     with Guest(devices=devices) as guest:
-        result = guest.run(command, timeout=1800)
+        result = guest.run(command, timeout=patience(600))
     output = result.stdout.decode()
     print(output)
     assert result.returncode == 0, output + result.stderr.decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyiommufd.testing import Guest
+from tests.patience import patience
 from tests.runner.claims_machine import CLAIMS_DEVICES
 
 pytestmark = pytest.mark.boots
@@ -26,7 +27,7 @@ print(find_device(pf.name).driver, vfs_of(pf).count)
 
 def test_functions_of_a_claimed_device_go_when_it_is_given_back() -> None:
     with Guest(devices=CLAIMS_DEVICES, kernel_arguments=["vfio_pci.enable_sriov=1"]) as guest:
-        done = guest.run(["python", "-c", PROGRAM], timeout=300)
+        done = guest.run(["python", "-c", PROGRAM], timeout=patience())
     assert done.returncode == 0, done.stderr.decode()
     lines = [line.partition(": ")[2] or line for line in done.stdout.decode().splitlines()]
     assert lines == [

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pyiommufd import find_device, plan_claim
 from tests.conformance.upstream import PROGRAMS, Program
+from tests.patience import patience
 
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 _SECONDS = 2400
@@ -41,7 +42,9 @@ def _run_all(program: Program, folder: Path, devices: list[str], options: list[s
     for each in program.programs:
         command = [str(folder / each), *left_out, *devices]
         with (results / f"{each}.tap").open("w") as tap:
-            done = subprocess.run(command, stdout=tap, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False)
+            done = subprocess.run(
+                command, stdout=tap, stdin=subprocess.DEVNULL, timeout=patience(_SECONDS), check=False
+            )
         print(f"{each}: the C program ended with status {done.returncode}", flush=True)
     print(f"{name}: the C programs took {time.monotonic() - start:.1f} s", flush=True)
 
@@ -57,7 +60,7 @@ def _run_all(program: Program, folder: Path, devices: list[str], options: list[s
 
 def _python(arguments: list[str], output: int | None = None) -> None:
     command = [sys.executable, *arguments]
-    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=_SECONDS, check=False)
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=patience(_SECONDS), check=False)
 
 
 if __name__ == "__main__":

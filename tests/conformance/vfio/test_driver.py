@@ -10,6 +10,7 @@ from pyiommufd import DMABuffer
 from pyiommufd.testing.igb import LARGEST, MOST, IgbDriver
 from tests.conformance.cases import Route, twin
 from tests.conformance.vfio.conftest import Space
+from tests.patience import patience
 
 SIZE = 4 * LARGEST
 TIMES = 10
@@ -78,7 +79,7 @@ def test_start_and_stop(space: Space) -> None:
     for _ in range(TIMES):
         with IgbDriver(space.device, space.ioas) as igb:
             igb.raise_interrupt()
-            assert igb.interrupt.wait(120) == 1
+            assert igb.interrupt.wait(patience()) == 1
         assert space.device.interrupts.enabled == ()
         assert space.ioas.unmap_all() == 0
 
@@ -115,7 +116,7 @@ def test_copy_to_nowhere(space: Space) -> None:
 def test_interrupt(space: Space) -> None:
     with copier(space) as copies:
         copies.igb.raise_interrupt()
-        assert copies.igb.interrupt.wait(120) == 1
+        assert copies.igb.interrupt.wait(patience()) == 1
 
 
 @twin("vfio_pci_driver_test.mix_and_match", Route.PUBLIC)
@@ -127,7 +128,7 @@ def test_everything_in_turn(space: Space) -> None:
             copies.check()
             copies.try_copy(copies.unmapped, copies.destination)
             copies.igb.raise_interrupt()
-            assert copies.igb.interrupt.wait(120) == 1
+            assert copies.igb.interrupt.wait(patience()) == 1
 
 
 @twin("vfio_pci_driver_test.memcpy_storm", Route.PUBLIC)

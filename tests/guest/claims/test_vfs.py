@@ -24,6 +24,7 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.journal import Before
 from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.claims.vfs import set_vfs, vfs_of, vfs_steps
+from tests.patience import patience
 
 State = dict[str, Before]
 
@@ -147,10 +148,10 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         plan = plan_claim([alone, pf], force=["held", "vfs"])
 
         def hurry(step: Step) -> None:
-            monkeypatch.setattr(helper, "SECONDS", 3.0 if step.action is Action.SET_VFS else 60.0)
+            monkeypatch.setattr(helper, "SECONDS", 0.5 if step.action is Action.SET_VFS else patience())
 
         start = time.monotonic()
-        with pytest.raises(ClaimError, match=r"not all of it could be rolled back.*did not return within 3 s"):
+        with pytest.raises(ClaimError, match=r"not all of it could be rolled back.*did not return within 0.5 s"):
             plan.apply(report=hurry)
         print(f"told of after {time.monotonic() - start:.1f} s")
         # What could be given back has been; nobody touches the other as long as the kernel is at it.
@@ -159,7 +160,7 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         with pytest.raises(CloseError, match=rf"{pf.name}: what was asked .* has not returned \(process"):
             recover()
     for process in helper._abandoned:
-        process.wait(60)
+        process.wait(patience())
     monkeypatch.undo()
     assert recover() == [alone.name, pf.name]
     assert find_device(function.name).driver == "vfio-pci"

@@ -17,6 +17,7 @@ import pytest
 from pyiommufd import IOMMUFD, Claim, Device, HostDevice, Monitor, list_devices
 from pyiommufd.host import drivers
 from pyiommufd.uapi.known import REQUESTS, known_requests
+from tests.patience import patience
 
 
 def run(*arguments: str, status: int = 0) -> str:
@@ -135,7 +136,7 @@ def test_watch(claimed: Claim, peer: HostDevice) -> None:
         "--count",
         "2",
         "--timeout",
-        "60",
+        f"{patience():.0f}",
         "--bus",
         "pci",
     ]
@@ -155,4 +156,4 @@ def test_watch(claimed: Claim, peer: HostDevice) -> None:
                 return event.name
             raise AssertionError
 
-        assert asyncio.run(asyncio.wait_for(first_event(), 30)) == peer.name
+        assert asyncio.run(asyncio.wait_for(first_event(), patience())) == peer.name

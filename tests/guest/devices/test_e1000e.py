@@ -9,6 +9,7 @@ from pyiommufd.kernel.device_info import MSIXMappable
 from pyiommufd.kernel.interrupt import IRQFlag
 from pyiommufd.testing.e1000e import LARGEST, SMALLEST, E1000eDriver
 from tests.guest.devices.factories import Binder
+from tests.patience import patience
 
 E1000E = (0x8086, 0x10D3)
 PORTS, TABLE, ROM = 2, 3, 6
@@ -26,7 +27,7 @@ def test_one_of_three_types_at_a_time(e1000e: Device) -> None:
     for on in types:
         vectors = on.enable(on.count)
         on.trigger()
-        assert [vector.wait(120) for vector in vectors] == [1] * on.count
+        assert [vector.wait(patience()) for vector in vectors] == [1] * on.count
         for other in types:
             if other is not on:
                 with pytest.raises(IoctlError, match=rf"device\.interrupts\.{on.name.lower()}\.disable"):

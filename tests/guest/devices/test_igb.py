@@ -11,6 +11,7 @@ from pyiommufd import IOAS, DMABuffer
 from pyiommufd.kernel.config_space import ExtendedCapabilityID
 from pyiommufd.testing.igb import DEVICE_ID, LARGEST, MOST, SMALLEST, VENDOR_ID, IgbDriver
 from tests.guest.devices.factories import Binder
+from tests.patience import patience
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def test_copies(igb: IgbDriver, ioas: IOAS, memory: DMABuffer) -> None:
 def test_interrupts(igb: IgbDriver, ioas: IOAS, memory: DMABuffer) -> None:
     mapping = ioas.map(memory)
     igb.copy(mapping.iova, mapping.iova + 4096, 512)
-    assert igb.interrupt.wait(120) >= 1
+    assert igb.interrupt.wait(patience()) >= 1
     for _ in range(50):
         igb.interrupt.take()
         igb.raise_interrupt()
-        assert igb.interrupt.wait(120) == 1
+        assert igb.interrupt.wait(patience()) == 1
     mapping.unmap()
 
 
@@ -60,7 +61,7 @@ def test_masked_interrupts(igb: IgbDriver, ioas: IOAS, memory: DMABuffer) -> Non
     assert memory[4096 : 4096 + 512] == b"s" * 512
     assert igb.interrupt.take() == 0
     igb.raise_interrupt()
-    assert igb.interrupt.wait(120) == 1
+    assert igb.interrupt.wait(patience()) == 1
     mapping.unmap()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import pytest
 
 from pyiommufd import ClaimError, ClaimRefusedError, CloseError, DeviceFile, HostDevice, plan_claim, recover
 from pyiommufd.host.claims import journal
+from tests.boot.processes import descendants, gone, wait_gone
+from tests.patience import until
 
 Start = Callable[..., int]
 
@@ -29,7 +30,7 @@ def start() -> Iterator[Start]:
             try:
                 plan_claim(device).apply()
                 os.write(writer, b"c")
-                time.sleep(600)
+                signal.pause()
             finally:
                 os._exit(1)
         os.close(writer)
@@ -80,9 +81,7 @@ def test_claim_of_a_living_process_is_left_alone(start: Start, alone: HostDevice
 def test_process_that_nobody_has_waited_for_is_gone(start: Start, alone: HostDevice) -> None:
     process = start(alone)
     os.kill(process, signal.SIGKILL)
-    status = Path(f"/proc/{process}/stat")
-    while status.read_text().rpartition(") ")[2][0] != "Z":
-        time.sleep(0.01)
+    until(lambda: gone(process), "the process ends")
     assert recover() == [alone.name]
     assert alone.refreshed().driver is None
 
@@ -102,15 +101,15 @@ def test_claim_that_died_halfway_is_undone(
 ) -> None:
     """Killed as soon as its record names so many devices."""
     process = start(first, wait=False)
-    deadline = time.monotonic() + 300
-    while not any(len(entry.devices) >= devices for entry in journal.entries(journal.RUN)):
-        assert time.monotonic() < deadline
+    until(lambda: any(len(entry.devices) >= devices for entry in journal.entries(journal.RUN)), pause=0)
+    os.kill(process, signal.SIGSTOP)
+    helpers = list(descendants(process))
     end(process)
     recovered = recover()
     assert len(recovered) >= devices
     assert recovered[0] == first.name
     # Also what the dead process had only just asked for does not come after.
-    time.sleep(0.5)
+    wait_gone(*helpers)
     group = first.group
     assert group is not None
     assert {device.name: device.driver for device in group.devices if device.driver} == {neighbour.name: "virtio-pci"}

@@ -9,6 +9,7 @@ import pytest
 
 from pyiommufd import ClosedError, DeviceEvent, HostDevice, Monitor
 from pyiommufd.host import drivers
+from tests.patience import patience
 
 
 def test_driver_change_is_seen(alone: HostDevice) -> None:
@@ -17,14 +18,14 @@ def test_driver_change_is_seen(alone: HostDevice) -> None:
         drivers.bind(alone, "vfio-pci")
         events: list[DeviceEvent] = []
         while not events or events[-1].action != "bind":
-            event = monitor.poll(60)
+            event = monitor.poll(patience())
             assert event is not None
             events.append(event)
         assert {(event.subsystem, event.action) for event in events} == {("vfio-dev", "add"), ("pci", "bind")}
         assert all(event.device == alone for event in events)
         drivers.unbind(alone)
         drivers.set_driver_override(alone, None)
-        first = monitor.poll(60)
+        first = monitor.poll(patience())
         assert first is not None
         assert (first.subsystem, first.action) == ("vfio-dev", "remove")
     with pytest.raises(ClosedError):
@@ -54,4 +55,4 @@ def test_device_that_goes_and_comes(alone: HostDevice) -> None:
             return seen
 
         (alone.sys_path / "remove").write_text("1")
-        assert asyncio.run(asyncio.wait_for(of_alone(), 120)) == [("remove", True), ("add", False)]
+        assert asyncio.run(asyncio.wait_for(of_alone(), patience())) == [("remove", True), ("add", False)]

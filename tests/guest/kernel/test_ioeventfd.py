@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import time
 
 import pytest
 
 from pyiommufd import AlreadyMappedError, Device, IoctlError
 from pyiommufd.testing.edu import EduDriver
-
-SECONDS = 120.0
+from tests.patience import until
 
 
 def test_ioeventfd_writes_a_register(edu: EduDriver) -> None:
@@ -20,9 +18,7 @@ def test_ioeventfd_writes_a_register(edu: EduDriver) -> None:
     event = region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
     assert region.read(0x04, 4) == b"\xff\xff\xff\xff"
     event.signal()
-    end = time.monotonic() + SECONDS
-    while region.read(0x04, 4) != b"\xf0\xf0\xf0\xf0":
-        assert time.monotonic() < end
+    until(lambda: region.read(0x04, 4) == b"\xf0\xf0\xf0\xf0", "the kernel writes the register")
     with pytest.raises(AlreadyMappedError):
         region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
     with region.ioeventfd(0x04, 4, 1):

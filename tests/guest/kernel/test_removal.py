@@ -14,10 +14,10 @@ import pytest
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, DMABuffer, HostDevice, InUseError
 from pyiommufd.host import drivers, helper
 from pyiommufd.host.holders import holders
+from tests.patience import patience, until
 
-SECONDS = 120.0
 LIMIT = 5.0
-"""Seconds within which a device that is held goes, unless the machine is busy."""
+"""Seconds within which a device that is held goes."""
 IOVA = 0x100000
 
 HOLDER = """
@@ -59,32 +59,24 @@ def hold(device: HostDevice, how: str) -> subprocess.Popen[str]:
 
 
 def test_unbind_of_a_device_that_a_program_holds_mapped(rebound: HostDevice) -> None:
-    """Within five seconds; where much else runs, in what five starts of Python take, once of three times."""
-    took: list[float] = []
-    limit = LIMIT
-    while min(took, default=limit) >= limit:
-        process = hold(rebound, "serves")
-        start = time.monotonic()
-        drivers.unbind(rebound, SECONDS)
-        took.append(time.monotonic() - start)
-        output, _ = process.communicate(timeout=SECONDS)
-        assert drivers.driver_of(rebound) is None
-        assert output == "asked\nreleased True True\n"
-        assert process.returncode == 0
-        print(f"the unbind took {took[-1]:.2f} s")
-        start = time.monotonic()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        limit = max(limit, 5 * (time.monotonic() - start))
-        assert len(took) < 3 or min(took) < limit, (took, limit)
-        if min(took) >= limit:
-            drivers.bind(rebound, "vfio-pci")
+    process = hold(rebound, "serves")
+    start = time.monotonic()
+    drivers.unbind(rebound, patience())
+    took = time.monotonic() - start
+    print(f"the unbind took {took:.2f} s")
+    assert took < patience(LIMIT)
+    output, _ = process.communicate(timeout=patience())
+    assert drivers.driver_of(rebound) is None
+    assert output == "asked\nreleased True True\n"
+    assert process.returncode == 0
 
 
 def test_program_that_ignores_req_is_named(rebound: HostDevice) -> None:
     process = hold(rebound, "ignores")
     try:
         with pytest.raises(TimeoutError):
-            drivers.unbind(rebound, 1.0)
+            drivers.unbind(rebound, 0.2)
+        until(lambda: not (rebound.sys_path / "vfio-dev").exists(), "the kernel takes the vfio device away")
         # By the snapshot from before as by a fresh one, whose vfio folder has gone meanwhile.
         for device in (rebound, rebound.refreshed()):
             found = [(holder.pid, holder.how.partition(" ")[0]) for holder in holders(device)]
@@ -93,12 +85,9 @@ def test_program_that_ignores_req_is_named(rebound: HostDevice) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    end = time.monotonic() + SECONDS
-    while drivers.driver_of(rebound) is not None:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: drivers.driver_of(rebound) is None, "the driver lets go")
     for writer in helper._abandoned:
-        writer.wait(SECONDS)
+        writer.wait(patience())
 
 
 def test_req_from_asyncio(rebound: HostDevice) -> None:
@@ -111,9 +100,9 @@ def test_req_from_asyncio(rebound: HostDevice) -> None:
             device = iommufd.bind(rebound)
             (req,) = device.interrupts.req.enable()
             unbind = await asyncio.create_subprocess_exec(*command, *arguments)
-            count = await asyncio.wait_for(req, SECONDS)
+            count = await asyncio.wait_for(req, patience())
             device.close()
-            assert await asyncio.wait_for(unbind.wait(), SECONDS) == 0
+            assert await asyncio.wait_for(unbind.wait(), patience()) == 0
             return count
 
     assert asyncio.run(main()) >= 1
@@ -134,10 +123,7 @@ def test_removal_watch_takes_req(claimed: Claim, iommufd: IOMMUFD, first: HostDe
     window = device.region(0).map()
     # As the kernel does when the host wants the device back.
     device.interrupts.req.trigger()
-    end = time.monotonic() + SECONDS
-    while device in iommufd.devices:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: device not in iommufd.devices, "the device is let go")
     assert told == [device, device]
     assert device.closed
     assert window.closed
@@ -152,7 +138,7 @@ def test_req_of_ones_own_once_the_watch_has_ended(device: Device) -> None:
     with pytest.raises(InUseError):
         device.watch_removal()
     req.trigger()
-    assert req.wait(SECONDS) == 1
+    assert req.wait(patience()) == 1
     assert not device.closed
 
 
@@ -174,9 +160,6 @@ def test_callback_may_close_the_device_itself(claimed: Claim, iommufd: IOMMUFD, 
     with DMABuffer(4096) as buffer, ioas.map(buffer, iova=IOVA):
         device.watch_removal(lambda device: device.close())
         device.interrupts.req.trigger()
-        end = time.monotonic() + SECONDS
-        while device in iommufd.devices:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: device not in iommufd.devices, "the device is let go")
         # What others have mapped is theirs, and stays.
         assert len(ioas.table) == 1

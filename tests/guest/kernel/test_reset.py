@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, HostDevice, IoctlError
+from tests.patience import patience
 
 
 def test_device_that_cannot_be_reset_alone(device: Device, peer_device: Device) -> None:
@@ -49,7 +50,7 @@ def test_hot_reset_is_carried_out(device: Device, peer_device: Device) -> None:
         assert device.bus_master
         assert peer_device.memory_decode
         window.write32(0x60, 1)
-        assert vector.wait(120) == 1
+        assert vector.wait(patience()) == 1
         window.write32(0x64, 1)
 
 

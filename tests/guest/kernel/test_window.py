@@ -17,6 +17,7 @@ import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, ForkedError, HostDevice, RegionFaultError, UnsupportedError
 from pyiommufd.host.holders import holders
+from tests.patience import patience
 
 IDENTIFICATION, LIVENESS, SOURCE = 0x00, 0x04, 0x80
 
@@ -150,7 +151,7 @@ def test_decode_switched_off_while_another_thread_reads(device: Device) -> None:
         threads = [threading.Thread(target=read) for _ in range(2)]
         for thread in threads:
             thread.start()
-        end = time.monotonic() + 600
+        end = time.monotonic() + patience()
         switched = 0
         # All ones: the access was on its way to the device when the switch came.
         while time.monotonic() < end and (
@@ -190,7 +191,7 @@ with IOMMUFD() as iommufd:
 
 def test_sigbus_of_somebody_else_reaches_the_handler_from_before(claimed: Claim, first: HostDevice) -> None:
     command = [sys.executable, "-c", HANDLED_BEFORE, first.name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
     assert done.stdout == "guarded\n", done.stderr
     assert done.returncode == -signal.SIGBUS
     assert "Fatal Python error: Bus error" in done.stderr

@@ -9,6 +9,7 @@ import pytest
 from pyiommufd import IOAS, Device, DMABuffer, DMAMapping, HostDevice, find_group
 from pyiommufd.testing.dma_faults import Access, DMAFaults
 from pyiommufd.testing.edu import EduDriver
+from tests.patience import patience
 
 pytest_plugins = ["pytester"]
 
@@ -34,7 +35,7 @@ def provoke(device: Device, access: Access) -> None:
 def test_fault_of_a_device_alone(faults: DMAFaults, lone_device: Device, ioas: IOAS, access: Access) -> None:
     lone_device.attach(ioas)
     provoke(lone_device, access)
-    fault = faults.wait(seconds=60)
+    fault = faults.wait(seconds=patience(60))
     assert fault is not None
     assert fault.requester == lone_device.name
     assert fault.devices == (lone_device.host,)
@@ -49,7 +50,7 @@ def test_fault_behind_a_bridge_names_all_that_are_behind_it(
 ) -> None:
     device.attach(ioas)
     provoke(device, Access.WRITE)
-    fault = faults.wait(seconds=60)
+    fault = faults.wait(seconds=patience(60))
     assert fault is not None
     assert device.host.group_id is not None
     behind = tuple(one for one in find_group(device.host.group_id).devices if one != bridge)
@@ -77,7 +78,7 @@ def test_wait_takes_the_fault_that_is_asked_for_and_clear_forgets(
     lone_device.attach(ioas)
     provoke(lone_device, Access.WRITE)
     provoke(lone_device, Access.READ)
-    read = faults.wait(lambda fault: fault.access is Access.READ, seconds=60)
+    read = faults.wait(lambda fault: fault.access is Access.READ, seconds=patience(60))
     assert read is not None
     assert read.access is Access.READ
     assert [fault.access for fault in faults.faults] == [Access.WRITE, Access.READ]
@@ -93,12 +94,12 @@ def test_waiting_for_the_rate_limit_lets_the_next_line_through(
     with EduDriver(lone_device) as edu:
         for _ in range(12):
             edu.copy_out(NOWHERE, 64)
-    assert faults.wait(seconds=60) is not None
+    assert faults.wait(seconds=patience(60)) is not None
     assert len(faults.faults) < 12, "the kernel's limit, which the collector has to live with, has changed"
     faults.wait_for_rate_limit()
     faults.clear()
     provoke(lone_device, Access.WRITE)
-    assert faults.wait(seconds=60) is not None
+    assert faults.wait(seconds=patience(60)) is not None
 
 
 # The fixture
@@ -113,7 +114,7 @@ def test_fixture_collects_and_dmesg_lets_it_pass(pytester: pytest.Pytester) -> N
 
         def test_judged(dmesg, dma_faults, edu, ioas):
             provoke(edu, ioas)
-            fault = dma_faults.wait(seconds=60)
+            fault = dma_faults.wait(seconds=patience(60))
             assert fault.devices == (edu.device.host,)
 
         def test_not_judged(dmesg, edu, ioas):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from pyiommufd import IOAS, IOMMUFD, ClaimRefusedError, Device, HostDevice, list_devices, plan_claim, recover
 from pyiommufd.host.claims import journal
-from tests.guest.uses.types import Driven, Refused, Result, Runner, Waiter
+from tests.guest.uses.types import Driven, Refused, Runner
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,20 +32,6 @@ def run() -> Runner:
         return done.stdout.strip()
 
     return run
-
-
-@pytest.fixture(scope="session")
-def wait() -> Waiter:
-    """Wait until a function returns something, and return that."""
-
-    def wait(function: Callable[[], Result]) -> Result:
-        end = time.monotonic() + 60
-        while not (result := function()):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        return result
-
-    return wait
 
 
 def _drivers(device: HostDevice) -> dict[str, str | None]:

@@ -12,7 +12,8 @@ from pyiommufd import DMABuffer, HostDevice, list_devices
 from pyiommufd.host import uses
 from pyiommufd.host.standing import Standing, standings
 from pyiommufd.testing.e1000e import E1000eDriver
-from tests.guest.uses.types import Driven, Refused, Runner, Waiter
+from tests.guest.uses.types import Driven, Refused, Runner
+from tests.patience import until
 
 GATEWAY = "10.0.2.2"
 """What answers on the network of the first card."""
@@ -39,7 +40,7 @@ def interface(card: HostDevice, run: Runner) -> Iterator[str]:
 
 
 def test_idle_card_is_claimed_used_and_given_back(
-    card: HostDevice, interface: str, run: Runner, wait: Waiter, driven: Driven
+    card: HostDevice, interface: str, run: Runner, driven: Driven
 ) -> None:
     def answers() -> bool:
         return (
@@ -52,7 +53,7 @@ def test_idle_card_is_claimed_used_and_given_back(
         run("ip", "link", "set", interface, "up")
 
     set_up()
-    assert wait(answers)
+    assert until(answers)
     assert [refusal.kind for refusal in uses.refusals(card)] == ["address"]
     run("ip", "link", "set", interface, "down")
     assert uses.refusals(card) == ()
@@ -64,10 +65,10 @@ def test_idle_card_is_claimed_used_and_given_back(
             driver.copy(mapping.iova, mapping.iova + 4096, 512)
         mapping.unmap()
     assert memory[4096 : 4096 + 512] == b"s" * 512
-    wait((card.sys_path / "net" / interface).is_dir)
+    until((card.sys_path / "net" / interface).is_dir)
     set_up()
     assert "10.0.2.15/24" in run("ip", "address", "show", "dev", interface)
-    assert wait(answers)
+    assert until(answers)
 
 
 def test_default_route_and_address(card: HostDevice, interface: str, run: Runner, refused: Refused) -> None:
@@ -139,7 +140,7 @@ def test_member(card: HostDevice, interface: str, run: Runner, refused: Refused,
 
 
 def test_interface_in_another_network_namespace(
-    card: HostDevice, interface: str, run: Runner, wait: Waiter, refused: Refused
+    card: HostDevice, interface: str, run: Runner, refused: Refused
 ) -> None:
     with subprocess.Popen(
         ["unshare", "--net", "sh", "-c", "echo there; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -153,4 +154,4 @@ def test_interface_in_another_network_namespace(
         assert standings(list_devices())[card] == Standing.IN_USE
         assert other.stdin is not None
         other.stdin.close()
-    wait(Path("/sys/class/net", interface).exists)
+    until(Path("/sys/class/net", interface).exists)

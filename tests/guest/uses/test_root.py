@@ -13,7 +13,8 @@ import pytest
 from pyiommufd import HostDevice, find_device
 from pyiommufd.host import uses
 from pyiommufd.testing.virtio_blk import VirtioBlkDriver
-from tests.guest.uses.types import Driven, Refused, Runner, Waiter
+from tests.guest.uses.types import Driven, Refused, Runner
+from tests.patience import until
 
 # What an initial file system does at its end (switch_root): the disk's filesystem is moved to / and made the root.
 SWITCH = """
@@ -57,7 +58,7 @@ def volume(run: Runner) -> Iterator[Path]:
 
 
 def test_root_on_a_volume_on_a_partition(
-    system_disk: HostDevice, volume: Path, refused: Refused, run: Runner, driven: Driven, wait: Waiter, tmp_path: Path
+    system_disk: HostDevice, volume: Path, refused: Refused, run: Runner, driven: Driven, tmp_path: Path
 ) -> None:
     command = ["unshare", "--mount", "sh", "-c", SWITCH, "switch", str(volume)]
     command += [sys.executable, "-c", ASK, system_disk.name]
@@ -78,7 +79,7 @@ def test_root_on_a_volume_on_a_partition(
 
 
 def test_idle_disk_is_claimed_used_and_given_back(
-    system_disk: HostDevice, run: Runner, wait: Waiter, driven: Driven, tmp_path: Path
+    system_disk: HostDevice, run: Runner, driven: Driven, tmp_path: Path
 ) -> None:
     run("mkfs.ext4", "-q", "/dev/vda1")
     run("mount", "/dev/vda1", tmp_path)
@@ -94,7 +95,7 @@ def test_idle_disk_is_claimed_used_and_given_back(
         with pytest.raises(OSError, match="answers a read of sector"):
             driver.read(driver.sectors)
     assert find_device(system_disk.name).driver == "virtio-pci"
-    wait(Path("/dev/vda1").is_block_device)
+    until(Path("/dev/vda1").is_block_device)
     run("mount", "/dev/vda1", tmp_path)
     assert (tmp_path / "file").read_text() == "kept"
     run("umount", tmp_path)

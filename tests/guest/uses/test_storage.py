@@ -16,7 +16,8 @@ from pyiommufd.host import uses
 from pyiommufd.host.standing import Standing, standings
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.testing.nvme import NvmeDriver
-from tests.guest.uses.types import Driven, Refused, Runner, Waiter
+from tests.guest.uses.types import Driven, Refused, Runner
+from tests.patience import until
 
 IOVA = 0x100000
 TEXT = b"kept where it belongs\n" * 1000
@@ -29,8 +30,8 @@ def node_of(device: HostDevice) -> Path | None:
 
 
 @pytest.fixture
-def node(disk: HostDevice, wait: Waiter) -> Path:
-    path = wait(lambda: node_of(disk))
+def node(disk: HostDevice) -> Path:
+    path = until(lambda: node_of(disk))
     assert path is not None
     return path
 
@@ -57,13 +58,12 @@ def test_neighbour_with_a_mounted_filesystem(
     neighbour: HostDevice,
     edu: HostDevice,
     run: Runner,
-    wait: Waiter,
     refused: Refused,
     driven: Driven,
     tmp_path: Path,
 ) -> None:
     """The disk is not named, and in the group of what is: the claim would take the disk along."""
-    node = wait(lambda: node_of(neighbour))
+    node = until(lambda: node_of(neighbour))
     assert node is not None
     run("mkfs.ext4", "-q", node)
     with mounted(run, node, tmp_path / "a blank") as point:
@@ -84,14 +84,14 @@ def test_neighbour_with_a_mounted_filesystem(
             driver.copy_out(IOVA, 64)
         assert buffer[:64] == b"x" * 64
         mapping.unmap()
-    node = wait(lambda: node_of(neighbour))
+    node = until(lambda: node_of(neighbour))
     assert node is not None
     with mounted(run, node, tmp_path / "again") as point:
         assert (point / "file").read_bytes() == TEXT
 
 
 def test_filesystem_above_device_mapper(
-    disk: HostDevice, node: Path, run: Runner, wait: Waiter, refused: Refused, driven: Driven, tmp_path: Path
+    disk: HostDevice, node: Path, run: Runner, refused: Refused, driven: Driven, tmp_path: Path
 ) -> None:
     under = (disk.name, "dm", f"{node.name} is under device mapper's dm-0 (above)")
     table = f"0 {run('blockdev', '--getsz', node)} linear {node} 0"
@@ -107,13 +107,13 @@ def test_filesystem_above_device_mapper(
         run("dmsetup", "remove", "--retry", "above")
     with driven(disk) as (device, ioas), NvmeDriver(device, ioas) as driver:
         assert driver.identify().serial == "alone"
-    again = wait(lambda: node_of(disk))
+    again = until(lambda: node_of(disk))
     assert again is not None
     with mounted(run, again, tmp_path / "again") as point:
         assert (point / "file").read_bytes() == TEXT
 
 
-def test_swap_area(disk: HostDevice, node: Path, run: Runner, wait: Waiter, refused: Refused, driven: Driven) -> None:
+def test_swap_area(disk: HostDevice, node: Path, run: Runner, refused: Refused, driven: Driven) -> None:
     run("mkswap", node)
     run("swapon", node)
     try:
@@ -122,7 +122,7 @@ def test_swap_area(disk: HostDevice, node: Path, run: Runner, wait: Waiter, refu
         run("swapoff", node)
     with driven(disk) as (device, ioas), NvmeDriver(device, ioas) as driver:
         assert driver.identify().serial == "alone"
-    again = wait(lambda: node_of(disk))
+    again = until(lambda: node_of(disk))
     assert again is not None
     run("swapon", again)
     assert str(again) in Path("/proc/swaps").read_text()
@@ -188,10 +188,10 @@ def test_filesystem_of_another_mount_namespace(
 
 
 def test_journal_of_another_disks_filesystem(
-    disk: HostDevice, neighbour: HostDevice, node: Path, run: Runner, wait: Waiter, refused: Refused, tmp_path: Path
+    disk: HostDevice, neighbour: HostDevice, node: Path, run: Runner, refused: Refused, tmp_path: Path
 ) -> None:
     """Nothing shows it but that the kernel has the disk for itself."""
-    other = wait(lambda: node_of(neighbour))
+    other = until(lambda: node_of(neighbour))
     assert other is not None
     run("mkfs.ext4", "-q", "-O", "journal_dev", node)
     run("mkfs.ext4", "-q", "-J", f"device={node}", other)

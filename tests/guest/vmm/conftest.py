@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import pytest
 from pyiommufd import HostDevice, recover
 from pyiommufd.host import drivers
 from pyiommufd.host.claims import journal
+from tests.patience import patience
 
 STANDIN = Path(__file__).with_name("standin.py")
-SECONDS = 300.0
 RUN = [sys.executable, "-m", "pyiommufd.cli", "run"]
 
 State = dict[str, tuple[str | None, str | None]]
@@ -57,7 +56,7 @@ class Started:
 
     def end(self) -> list[str]:
         """Wait for its end; what it has said itself."""
-        output, errors = self.process.communicate(timeout=SECONDS)
+        output, errors = self.process.communicate(timeout=patience())
         self.lines += output.splitlines()
         return errors.splitlines()
 
@@ -89,14 +88,6 @@ def holders_of_anything() -> list[str]:
         if target.startswith("/dev/vfio/") or target == "/dev/iommu":
             found.append(f"{fd}: {target}")
     return found
-
-
-def eventually(true: Callable[[], bool], seconds: float = SECONDS) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture

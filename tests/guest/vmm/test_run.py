@@ -15,20 +15,21 @@ from pyiommufd import HostDevice, find_group, plan_claim, recover
 from pyiommufd.host import drivers
 from pyiommufd.host.claims import journal
 from pyiommufd.host.holders import holders
-from tests.guest.vmm.conftest import RUN, SECONDS, STANDIN, Started, State, eventually, holders_of_anything, named
+from tests.guest.vmm.conftest import RUN, STANDIN, Started, State, holders_of_anything, named
+from tests.patience import patience, until
 
 Start = Callable[..., Started]
 
 INTERRUPTS = """
-import signal, time
+import os, signal
 
-got = []
-signal.signal(signal.SIGINT, lambda *_: got.append(1))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
 print("ready", flush=True)
-while not got:
-    time.sleep(0.05)
-time.sleep(2)
-print("interrupts:", len(got), flush=True)
+signal.sigwait({signal.SIGINT})
+# `run` passes signals on in the order of their numbers: what it makes of the first is here when this one is.
+os.kill(os.getppid(), signal.SIGUSR1)
+signal.sigwait({signal.SIGUSR1})
+print("interrupts:", 1 + (signal.SIGINT in signal.sigpending()), flush=True)
 """
 
 STEPS = [
@@ -68,7 +69,7 @@ def test_devices_come_back(
     assert run.process.returncode == status
     if (whom, number) == ("run", signal.SIGKILL):
         # The monitor dies with it; what is on record is for `recover`.
-        eventually(lambda: not Path(f"/proc/{pid}").exists() and not holders_of_anything())
+        until(lambda: not Path(f"/proc/{pid}").exists() and not holders_of_anything())
         assert state()[neighbour.name] == ("vfio-pci", "vfio-pci")
         assert neighbour.name in recover()
     else:
@@ -141,7 +142,7 @@ def test_hangup_of_the_terminal_reaches_the_monitor(
     program.write_text(WAITS_FOR_HANGUP)  # a file, as `run` says what it runs, and that is not to have the word in it
     monitor = [sys.executable, str(program), str(marker)]
     command = [sys.executable, "-c", HUNG_UP, "--", *RUN, alone.name, "--", *monitor]
-    done = subprocess.run(command, check=False, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, check=False, timeout=patience(), stdin=subprocess.DEVNULL)
     assert marker.read_text() == "SIGHUP"
     assert done.returncode == 7
     assert state() == before
@@ -177,7 +178,7 @@ def test_fds_of_the_shell_are_the_monitors_as_well(alone: HostDevice) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe:
         program = [sys.executable, "-c", f"import os; os.write({writer}, b'by fd')"]
-        subprocess.run([*RUN, alone.name, "--", *program], pass_fds=[writer], check=True, timeout=SECONDS)
+        subprocess.run([*RUN, alone.name, "--", *program], pass_fds=[writer], check=True, timeout=patience())
         os.close(writer)
         assert pipe.read() == b"by fd"
 
@@ -273,7 +274,7 @@ def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostD
     (pid,) = run.until("ready")
     run.process.kill()
     run.end()
-    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: not Path(f"/proc/{pid}").exists())
     assert recover() == [alone.name]
 
 
@@ -310,7 +311,7 @@ def test_device_that_the_host_takes_back(start: Start, alone: HostDevice) -> Non
     """REQ is the monitor's to serve; `run` names it, and ends well."""
     run = start(alone.name, "--", "fds", "remove", "wait")
     (pid,) = run.until("ready")
-    drivers.unbind(alone.refreshed(), SECONDS)
+    drivers.unbind(alone.refreshed(), patience())
     assert run.until("asked") == ["for", alone.name]
     run.process.send_signal(signal.SIGTERM)
     said = run.end()

@@ -17,6 +17,7 @@ from pyiommufd.host import holders as holders_module
 from pyiommufd.host import pci_ids
 from pyiommufd.host.holders import Holder
 from tests.fake_sysfs import FakeSysfs
+from tests.patience import until
 
 
 def run(*arguments: str, status: int = 0) -> Result:
@@ -231,10 +232,7 @@ def test_words_to_those_who_wait(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == ""  # no terminal
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with output.waiting("reading"):
-        import time
-
-        time.sleep(0.3)
-    assert "reading …" in capsys.readouterr().err
+        assert "reading …" in until(lambda: capsys.readouterr().err, "the words")
 
 
 def test_completion_names_devices(machine: FakeSysfs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from pyiommufd.host import helper as helper_module
 from pyiommufd.host.helper import Helper, StuckError
+from tests.patience import patience
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def blocks(tmp_path: Path) -> Iterator[Path]:
     os.mkfifo(path)
     yield path
     for process in helper_module._abandoned:
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(patience()) == -signal.SIGKILL
     helper_module._abandoned.clear()
 
 
@@ -69,14 +71,11 @@ def test_what_blocks_is_given_up_and_the_next_access_works(helper: Helper, block
 def test_waiting_ends_when_the_caller_does_not_want_to_any_more(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(helper_module, "GRACE", 0.2)
-    wanted = threading.Event()
-    with Helper(stop=wanted.is_set) as helper:
-        timer = threading.Timer(0.3, wanted.set)
-        timer.start()
+    monkeypatch.setattr(helper_module, "GRACE", 0.1)
+    looks = itertools.count()
+    with Helper(stop=lambda: next(looks) > 0) as helper:
         with pytest.raises(StuckError, match="given up"):
             helper.write(blocks, "x", 600)
-        timer.join()
         # What does not hang is done all the same.
         monkeypatch.setattr(helper_module, "GRACE", 60)
         (tmp_path / "attribute").touch()
@@ -88,7 +87,7 @@ def test_helper_that_is_killed_is_a_failure(helper: Helper, blocks: Path, tmp_pa
     helper.read(tmp_path / "none")
     process = helper._process
     assert process is not None
-    timer = threading.Timer(0.2, process.kill)
+    timer = threading.Timer(0.05, process.kill)
     timer.start()
     with pytest.raises(OSError, match="killed") as caught:
         helper.write(blocks, "x", 600)

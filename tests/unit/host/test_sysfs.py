@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.host import helper, sysfs
+from tests.patience import patience, until
 
 
 def test_read(tmp_path: Path) -> None:
@@ -55,16 +56,9 @@ def test_write_that_blocks_is_not_waited_for_without_end(tmp_path: Path) -> None
         sysfs.write_with_limit(path, "x", 0.3)
     assert time.monotonic() - start >= 0.3
     # It is not left behind either, once it can end.
-    assert helper._abandoned.pop().wait(60) == -signal.SIGKILL
+    assert helper._abandoned.pop().wait(patience()) == -signal.SIGKILL
     os.close(reader)
     os.close(writer)
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, path
-        time.sleep(0.02)
 
 
 def test_writer_whose_process_is_gone_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +76,9 @@ def test_writer_whose_process_is_gone_writes_nothing(tmp_path: Path, monkeypatch
         os.chdir(tmp_path)
         sysfs.write_with_limit(path, "late", 30)
         os._exit(0)
-    wait_for(tmp_path / "started")
+    until((tmp_path / "started").exists)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     (tmp_path / "go").touch()
-    wait_for(tmp_path / "ended")
+    until((tmp_path / "ended").exists)
     assert path.read_text() == ""

@@ -14,8 +14,7 @@ import pytest
 
 from pyiommufd.errors import ClosedError, ForkedError
 from pyiommufd.kernel.eventfd import EventFD
-
-SECONDS = 10.0
+from tests.patience import patience, until
 
 
 @pytest.fixture
@@ -66,12 +65,10 @@ def test_nothing_is_lost_between_threads(event: EventFD) -> None:
         thread.start()
     for _ in range(5000):
         event.signal()
-    end = time.monotonic() + SECONDS
-    while sum(totals) < 5000:
-        assert time.monotonic() < end
+    until(lambda: sum(totals) >= 5000, "all signals are counted")
     event.close()
     for thread in threads:
-        thread.join(SECONDS)
+        thread.join(patience())
     assert sum(totals) == 5000
 
 
@@ -90,7 +87,7 @@ def test_close_while_a_thread_waits() -> None:
         thread = threading.Thread(target=wait)
         thread.start()
         event.close()
-        thread.join(SECONDS)
+        thread.join(patience())
         assert ended == [ClosedError]
         assert event.closed
         assert not Path(f"/proc/self/fd/{fd}").exists()
@@ -102,7 +99,7 @@ def test_close_by_a_signal_handler_that_interrupts_the_wait() -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(ClosedError):
-            event.wait(SECONDS)
+            event.wait(patience())
     finally:
         signal.signal(signal.SIGALRM, before)
     assert event.closed
@@ -142,6 +139,8 @@ def test_several_tasks_each_get_their_own(event: EventFD) -> None:
     async def main() -> list[int]:
         tasks = [asyncio.create_task(_wait(event)) for _ in range(5)]
         for done in range(5):
+            while sum(task.done() for task in tasks) < done:
+                await asyncio.sleep(0)
             await asyncio.sleep(0.01)
             assert sum(task.done() for task in tasks) == done
             event.signal()

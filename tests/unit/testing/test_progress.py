@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pty
-import time
+
+import pytest
 
 from pyiommufd.testing import progress
 from pyiommufd.testing.progress import Progress
@@ -20,14 +21,14 @@ def test_lines_are_sparse_off_a_terminal() -> None:
     assert stream.getvalue() == "x: compiling\n"
 
 
-def test_one_line_changes_on_a_terminal() -> None:
+def test_one_line_changes_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LIVE", 0.0)
     ours, theirs = pty.openpty()
     try:
         with os.fdopen(theirs, "w", closefd=False) as stream:
             shown = Progress(stream)
             shown.step("compiling")
             for number in range(3):
-                time.sleep(progress._LIVE + 0.01)
                 shown.update(f"{number} files")
             shown.step("done")
         text = ""

@@ -8,14 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pyiommufd.vmm.launch import launch_command
+from tests.patience import until
 
-SECONDS = 60.0
 SAY = "import os, sys; sys.stdout.write(f'{os.getpid()}\\n'); sys.stdout.flush(); "
 
 # Starts a program by launch_command, with the options of its command line, and waits for it.
@@ -47,10 +46,7 @@ def test_it_dies_with_its_parent(user: dict[str, object] | None) -> None:
         pid = int(parent.stdout.readline())
         assert state_of(pid) in set("RSD")
         parent.kill()
-    end = time.monotonic() + SECONDS
-    while state_of(pid) not in ("", "Z"):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: state_of(pid) in ("", "Z"), "the program ends")
 
 
 def test_parent_that_is_gone_already() -> None:
