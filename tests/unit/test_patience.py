@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,17 +33,11 @@ def test_limit_grows_and_never_shrinks(monkeypatch: pytest.MonkeyPatch, work: fl
 
 
 def test_work_is_measured_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    times: list[float] = []
-
-    def work() -> float:
-        times.append(now)
-        return 0.0
-
-    monkeypatch.setattr(module, "_work", work)
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    for now in (100.0, 101.0, 109.0, 110.0):
-        patience(1)
-    assert times == [100.0, 110.0]
+    clock = iter([100.0, 101.0, 109.0, 110.0])
+    works = iter([0.1, 0.2])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(module, "_work", lambda: module._REFERENCE * next(works) * 1e6)
+    assert [patience(1) for _ in range(4)] == pytest.approx([1e5, 1e5, 1e5, 2e5])
 
 
 def test_this_machine() -> None:
