@@ -22,7 +22,7 @@ SMALLEST, LARGEST = 60, 1024
 MOST = 4095
 """How many copies can be under way at once."""
 
-_CONTROL, _EXTENDED_CONTROL, _PHY = 0x0000, 0x0018, 0x0020
+_CONTROL, _STATUS, _EXTENDED_CONTROL, _PHY = 0x0000, 0x0008, 0x0018, 0x0020
 _CAUSE_MASK_CLEAR = 0x00D8
 _RECEIVE_CONTROL, _TRANSMIT_CONTROL = 0x0100, 0x0400
 _INTERRUPT_MODE, _CAUSE_SET, _MASK_SET, _MASK_CLEAR, _AUTO_CLEAR = 0x1514, 0x1520, 0x1524, 0x1528, 0x152C
@@ -32,7 +32,7 @@ _RECEIVE_RING, _TRANSMIT_RING = 0x2800, 0x3800
 # Within the registers of a ring.
 _LOW, _HIGH, _LENGTH, _FORMAT, _HEAD, _TAIL, _QUEUE = 0x00, 0x04, 0x08, 0x0C, 0x10, 0x18, 0x28
 
-_RESET = 1 << 26
+_LINK_UP, _RESET = 1 << 1, 1 << 26
 _FORCED_GIGABIT = 1 << 12 | 1 << 11 | 2 << 8 | 1 << 6 | 1  # forced duplex and speed, 1000 Mb/s, link up, full duplex
 _SPEED = 3 << 8
 _DRIVER_LOADED = 1 << 28
@@ -88,7 +88,7 @@ class IgbDriver(QueueDriver):
         self._write_phy(_PHY_NEGOTIATE)
         self._write_phy(_PHY_LOOPBACK)
         registers.write32(_CONTROL, registers.read32(_CONTROL) & ~_SPEED | _FORCED_GIGABIT)
-        time.sleep(0.5)
+        self._await(lambda: registers.read32(_STATUS) & _LINK_UP, "have a link")
         for ring, start in ((_TRANSMIT_RING, iova), (_RECEIVE_RING, iova + _RING)):
             registers.write32(ring + _LOW, start & 0xFFFF_FFFF)
             registers.write32(ring + _HIGH, start >> 32)

@@ -280,15 +280,12 @@ def test_no_leaks_lets_pass_what_was_given_back_or_was_there_before(run: Run) ->
 
 def test_device_that_the_host_wants_back(run: Run) -> None:
     run("""
-        import time
+        from tests.patience import until
 
         def test_removal(vfio_device, iommufd, dmesg, no_leaks):
             device = vfio_device(0x1234, 0x11e8, watch_removal=True)
             window = device.region(0).map()
             device.interrupts.req.trigger()
-            end = time.monotonic() + 300
-            while device in iommufd.devices:
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            until(lambda: device not in iommufd.devices, "the device is let go")
             assert window.closed
     """).assert_outcomes(passed=1)
