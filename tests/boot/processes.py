@@ -18,8 +18,9 @@ def read_proc(path: str) -> str:
 
 def descendants(pid: int) -> Iterator[int]:
     """The children of a process, and theirs."""
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        for child in map(int, read_proc(f"{task}/children").split()):
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        if (stat := read_proc(str(path))) and int(stat.rpartition(")")[2].split()[1]) == pid:
+            child = int(path.parent.name)
             yield child
             yield from descendants(child)
 

@@ -147,11 +147,13 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         assert "held" in {refusal.kind for refusal in refused.value.refusals}
         plan = plan_claim([alone, pf], force=["held", "vfs"])
 
+        limit = patience(0.5)
+
         def hurry(step: Step) -> None:
-            monkeypatch.setattr(helper, "SECONDS", 0.5 if step.action is Action.SET_VFS else patience())
+            monkeypatch.setattr(helper, "SECONDS", limit if step.action is Action.SET_VFS else patience())
 
         start = time.monotonic()
-        with pytest.raises(ClaimError, match=r"not all of it could be rolled back.*did not return within 0.5 s"):
+        with pytest.raises(ClaimError, match=f"not all of it could be rolled back.*did not return within {limit:g} s"):
             plan.apply(report=hurry)
         print(f"told of after {time.monotonic() - start:.1f} s")
         # What could be given back has been; nobody touches the other as long as the kernel is at it.

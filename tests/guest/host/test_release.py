@@ -195,16 +195,19 @@ def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
     """Somebody opens the device between the look at its holders and the unbind, and ignores the kernel's request."""
     claim = plan_claim([first]).apply()
     opened: list[DeviceFile] = []
+    limit = patience(0.5)
 
     def open_it(step: Step) -> None:
         if step.device == first.name and step.action is Action.UNBIND:
             opened.append(DeviceFile(first))
-            monkeypatch.setattr(helper, "SECONDS", 0.5)
+            monkeypatch.setattr(helper, "SECONDS", limit)
         else:
             monkeypatch.setattr(helper, "SECONDS", patience())
 
     start = time.monotonic()
-    with pytest.raises(CloseError, match=r"did not return within 0.5 s: something still uses the device") as caught:
+    with pytest.raises(
+        CloseError, match=f"did not return within {limit:g} s: something still uses the device"
+    ) as caught:
         claim.release(report=open_it)
     print(f"told of after {time.monotonic() - start:.1f} s")
     monkeypatch.undo()
