@@ -47,7 +47,7 @@ def make_archive(
                 (tree / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, tree / place)
             deb = pool / f"{name}_{version}_all.deb"
-            subprocess.run(["dpkg-deb", "--build", str(tree), str(deb)], capture_output=True, check=True)
+            subprocess.run(["dpkg-deb", "-Znone", "--build", str(tree), str(deb)], capture_output=True, check=True)
             shutil.rmtree(tree)
             digest = hashlib.sha256(deb.read_bytes()).hexdigest()
             stanzas.append(f"{control}Filename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n")

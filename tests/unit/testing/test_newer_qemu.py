@@ -51,7 +51,7 @@ def build(archive: Path, suite: str, version: str, program: str, *, libraries: b
         (tree / "DEBIAN").mkdir()
         (tree / "DEBIAN/control").write_text(control)
         deb = pool / f"{name}.deb"
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", tree, deb], capture_output=True, check=True)
+        subprocess.run(["dpkg-deb", "-Znone", "--root-owner-group", "-b", tree, deb], capture_output=True, check=True)
         digest = hashlib.sha256(deb.read_bytes()).hexdigest()
         index += f"{control}Filename: pool/{suite}/{name}.deb\nSize: {deb.stat().st_size}\nSHA256: {digest}\n\n"
     packages = archive / "dists" / suite / "main/binary-amd64/Packages"
