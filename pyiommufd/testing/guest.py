@@ -177,8 +177,8 @@ class Guest:
             "random.trust_cpu=on",
             # On a busy host the emulated timer may miss the kernel's test of it, which would be a panic.
             "no_timer_check",
-            # On such a host the kernel measures the emulated TSC against a late PIT: its clock then runs fifty times too
-            # fast, and every time limit passes at once. The HPET needs no measuring.
+            # On such a host the kernel measures the emulated TSC against a late PIT: its clock then runs fifty times
+            # too fast, and every time limit passes at once. The HPET needs no measuring.
             *(["tsc=unstable"] if emulated else []),
             *iommu_kernel_arguments(self._iommu),
             *self._kernel_arguments,

@@ -26,11 +26,8 @@ from pyiommufd import (
 )
 from pyiommufd.kernel.interrupt import IRQFlag, IRQIndex
 from pyiommufd.testing.edu import EduDriver
-<<<<<<< HEAD
-from tests.sweeps import amount
-=======
 from tests.patience import patience, until
->>>>>>> 6830da8 (Tests wait for events; time limits grow with the machine's slowness)
+from tests.sweeps import amount
 
 SHORT = 0.02
 """How long to wait for an interrupt that is not to come, by `patience`: one that comes takes a few milliseconds."""
