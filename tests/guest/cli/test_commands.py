@@ -17,12 +17,12 @@ import pytest
 from pyiommufd import IOMMUFD, Claim, Device, HostDevice, Monitor, list_devices
 from pyiommufd.host import drivers
 from pyiommufd.uapi.known import REQUESTS, known_requests
+from tests.guest.forked import run_cli, start_cli
 from tests.patience import patience
 
 
 def run(*arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "pyiommufd.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_cli(*arguments)
     assert done.returncode == status, done
     assert "\x1b" not in done.stdout
     return done.stdout
@@ -127,20 +127,8 @@ def test_caps_of_a_device_that_nobody_claimed() -> None:
 
 
 def test_watch(claimed: Claim, peer: HostDevice) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pyiommufd.cli",
-        "watch",
-        "--json",
-        "--count",
-        "2",
-        "--timeout",
-        f"{patience():.0f}",
-        "--bus",
-        "pci",
-    ]
-    with Monitor(["pci"]) as monitor, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = ["watch", "--json", "--count", "2", "--timeout", f"{patience():.0f}", "--bus", "pci"]
+    with Monitor(["pci"]) as monitor, start_cli(*command, stdout=subprocess.PIPE) as process:
         # It listens from when it has started, which nothing tells: so until it has heard.
         while process.poll() is None:
             drivers.unbind(peer)

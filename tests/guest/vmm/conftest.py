@@ -13,6 +13,7 @@ import pytest
 from pyiommufd import HostDevice, recover
 from pyiommufd.host import drivers
 from pyiommufd.host.claims import journal
+from tests.guest.forked import start_cli
 from tests.patience import patience
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -36,12 +37,15 @@ class Started:
         own = arguments[: arguments.index("--")]
         theirs = arguments[arguments.index("--") + 1 :]
         start = [str(program)] if os.access(program, os.X_OK) else [sys.executable, str(program)]
-        self.process = subprocess.Popen(
-            [*RUN, *own, "--", *start, *theirs],
+        self.process = start_cli(
+            "run",
+            *own,
+            "--",
+            *start,
+            *theirs,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
         self.lines: list[str] = []
 

@@ -15,6 +15,7 @@ from pyiommufd import HostDevice, find_group, plan_claim, recover
 from pyiommufd.host import drivers
 from pyiommufd.host.claims import journal
 from pyiommufd.host.holders import holders
+from tests.guest.forked import run_cli
 from tests.guest.vmm.conftest import RUN, STANDIN, Started, State, holders_of_anything, named
 from tests.patience import patience, until
 
@@ -197,7 +198,7 @@ def test_what_cannot_be_started(alone: HostDevice, tmp_path: Path, state: Callab
     (tmp_path / "broken").write_text("#!/nowhere/program\n")
     (tmp_path / "broken").chmod(0o755)
     for program, message in ((tmp_path / "none", "there is no program"), (tmp_path / "broken", "cannot start")):
-        done = subprocess.run([*RUN, alone.name, "--", program], capture_output=True, text=True, check=False)
+        done = run_cli("run", alone.name, "--", str(program))
         assert done.returncode == 125
         assert f"{message} {program}" in done.stderr
         assert state() == before
@@ -206,7 +207,7 @@ def test_what_cannot_be_started(alone: HostDevice, tmp_path: Path, state: Callab
 def test_device_that_somebody_has_is_refused(start: Start, alone: HostDevice) -> None:
     run = start(alone.name, "--", "fds", "wait")
     (pid,) = run.until("ready")
-    again = subprocess.run([*RUN, alone.name, "--", "true"], capture_output=True, text=True, check=False)
+    again = run_cli("run", alone.name, "--", "true")
     assert again.returncode == 125
     assert "claimed already" in again.stderr
     os.kill(int(pid), signal.SIGTERM)
@@ -235,8 +236,7 @@ def test_arguments_of_cloud_hypervisor(start: Start, first: HostDevice, peer: Ho
 
 def test_printed_line_works_in_a_shell(alone: HostDevice, tmp_path: Path) -> None:
     program = named(tmp_path, "qemu-system-x86_64")
-    command = [*RUN, "--print", alone.name, "--", str(program), "dma", "--", "a b"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    shown = run_cli("run", "--print", alone.name, "--", str(program), "dma", "--", "a b").stdout.splitlines()
     (line,) = [line for line in shown if line.startswith(str(program))]
     assert shown[shown.index(line) + 2 :][0] == '<hostdev mode="subsystem" type="pci" managed="no">'
     assert alone.refreshed().driver is None  # it shows, and does nothing
@@ -247,7 +247,8 @@ def test_printed_line_works_in_a_shell(alone: HostDevice, tmp_path: Path) -> Non
 
 def test_dry_run(first: HostDevice, neighbour: HostDevice, state: Callable[[], State]) -> None:
     before = state()
-    done = subprocess.run([*RUN, "--dry-run", first.name, "--", "sh"], capture_output=True, text=True, check=True)
+    done = run_cli("run", "--dry-run", first.name, "--", "sh")
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     own = [line for line in lines if line.startswith(f"{neighbour.name}: ") or line == "sh"]
     assert own == [f"{neighbour.name}: {step}" if step != "sh" else step for step in STEPS]
@@ -284,7 +285,7 @@ def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path
     script = (
         f"{sys.executable} {STANDIN} fds wait > {ready} & while ! grep -q ready {ready}; do sleep 0.1; done; exit 4"
     )
-    done = subprocess.run([*RUN, alone.name, "--", "sh", "-c", script], capture_output=True, text=True, check=False)
+    done = run_cli("run", alone.name, "--", "sh", "-c", script)
     assert done.returncode == 4, done.stderr
     (pid,) = (line.split()[1] for line in ready.read_text().splitlines() if line.startswith("ready"))
     assert f"pyiommufd run: pid {pid}" in done.stderr
