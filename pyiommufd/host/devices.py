@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,10 +152,21 @@ def _vfio(folder: str) -> tuple[bool, str | None]:
     return True, None
 
 
-def _enumerate(subsystem: str, **match: str) -> Iterator[Any]:
-    import pyudev  # here, so that `import pyiommufd` does not pay for it
+_local = threading.local()
 
-    enumerator = pyudev.Context().list_devices(subsystem=subsystem)
+
+def _udev() -> Any:
+    """The context of libudev, one a thread: it is not for several, and to find the library pyudev starts a process."""
+    context = getattr(_local, "context", None)
+    if context is None:
+        import pyudev  # here, so that `import pyiommufd` does not pay for it
+
+        context = _local.context = pyudev.Context()
+    return context
+
+
+def _enumerate(subsystem: str, **match: str) -> Iterator[Any]:
+    enumerator = _udev().list_devices(subsystem=subsystem)
     for attribute, value in match.items():
         enumerator.match_attribute(attribute, value)
     return iter(enumerator)
