@@ -272,10 +272,12 @@ def _in_guest(job: Job, folder: Path, result: Attempt) -> int:
         guest.start()
         ready = time.monotonic()
         result.boot = ready - start
-        command = ["python", *_arguments(job, "/results"), "-p", "no:cacheprovider"]
-        if not any("stress" in test for test in job.tests):
-            command += ["-p", "no:hypothesispytest"]  # slow to import, and the other tests make no use of it
-        environment = {**job.environment, sweeps.LOG: "/results/sweeps.jsonl"}
+        # Finding what plugins there are, and importing those that no test here uses, takes an emulated machine seconds.
+        environment = {**job.environment, sweeps.LOG: "/results/sweeps.jsonl", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        plugins = ["pyiommufd.testing.plugin", "pytest_reportlog.plugin", "no:cacheprovider"]
+        if any("stress" in test for test in job.tests):
+            plugins.append("_hypothesis_pytestplugin")
+        command = ["python", *_arguments(job, "/results"), *(word for plugin in plugins for word in ("-p", plugin))]
         done = guest.run(
             command, env=environment, stdout=output.extend, stderr=output.extend, timeout=patience(job.seconds)
         )
