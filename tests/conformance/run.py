@@ -79,7 +79,7 @@ def _run_program(program: Program, options: Sequence[str]) -> list[Run]:
         results = Path(folder)
         output = bytearray()
         command = ["python", "-m", "tests.conformance.inside", program.name, str(built), *options]
-        with machine.guest(folder=ROOT, results=results, read_only=[built], boot_timeout=patience(120)) as guest:
+        with machine.guest(folder=ROOT, results=results, read_only=[built], boot_timeout=patience(30)) as guest:
             done = guest.run(command, stdout=output.extend, stderr=output.extend, timeout=patience(_SECONDS))
         title(f"conformance, {program.name}\n{output.decode(errors='replace')}")
         if done.returncode:

@@ -267,7 +267,7 @@ def _in_guest(job: Job, folder: Path, result: Attempt) -> int:
     assert job.machine is not None
     start = time.monotonic()
     output = bytearray()
-    guest = job.machine.guest(folder=job.folder, results=folder, boot_timeout=patience(120))
+    guest = job.machine.guest(folder=job.folder, results=folder, boot_timeout=patience(30))
     try:
         guest.start()
         ready = time.monotonic()

@@ -108,6 +108,8 @@ def test_waiting_for_the_rate_limit_lets_the_next_line_through(
 def test_fixture_collects_and_dmesg_lets_it_pass(pytester: pytest.Pytester) -> None:
     DMAFaults.wait_for_rate_limit()
     pytester.makepyfile("""
+        from tests.patience import patience
+
         def provoke(edu, ioas):
             edu.device.attach(ioas)
             edu.copy_out(0x200000, 64)
