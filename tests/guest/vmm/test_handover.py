@@ -8,13 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, DeviceFile, HandoverError, HostDevice, IoctlError, plan_claim
 from pyiommufd.vmm import VMM, Handover, hostdev_xml
-from tests.guest.vmm.conftest import STANDIN, State
+from tests.guest.vmm.conftest import STANDIN, State, holders_of_anything
 
 MEMLOCK = 8 << 20
 
@@ -190,9 +189,7 @@ def test_monitor_from_python(claim: Claim, alone: HostDevice) -> None:
         assert str(vmm.pid) in repr(vmm)
         with pytest.raises(TimeoutError, match=f"pid {vmm.pid}"):
             vmm.wait(0.01)
-        fds = Path(f"/proc/{vmm.pid}/fd")
-        end = [fd for fd in fds.iterdir() if str(fd.readlink()).startswith("/dev/vfio")]
-        assert end
+        assert [held for held in holders_of_anything() if f"/proc/{vmm.pid}/" in held and "/dev/vfio" in held]
     # SIGTERM has ended it, by itself or by the signal's own action, if it had not got so far.
     assert vmm.poll() in (115, -15)
 
