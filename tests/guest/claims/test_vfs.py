@@ -147,7 +147,7 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         assert "held" in {refusal.kind for refusal in refused.value.refusals}
         plan = plan_claim([alone, pf], force=["held", "vfs"])
 
-        limit = patience(0.5)
+        limit = patience(1)
 
         def hurry(step: Step) -> None:
             monkeypatch.setattr(helper, "SECONDS", limit if step.action is Action.SET_VFS else patience())

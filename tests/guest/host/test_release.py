@@ -195,7 +195,7 @@ def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
     """Somebody opens the device between the look at its holders and the unbind, and ignores the kernel's request."""
     claim = plan_claim([first]).apply()
     opened: list[DeviceFile] = []
-    limit = patience(0.5)
+    limit = patience(1)
 
     def open_it(step: Step) -> None:
         if step.device == first.name and step.action is Action.UNBIND:

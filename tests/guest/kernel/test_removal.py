@@ -75,7 +75,7 @@ def test_program_that_ignores_req_is_named(rebound: HostDevice) -> None:
     process = hold(rebound, "ignores")
     try:
         with pytest.raises(TimeoutError):
-            drivers.unbind(rebound, 0.2)
+            drivers.unbind(rebound, patience(1))  # not less: the process that is to write it has to come to that
         until(lambda: not (rebound.sys_path / "vfio-dev").exists(), "the kernel takes the vfio device away")
         # By the snapshot from before as by a fresh one, whose vfio folder has gone meanwhile.
         for device in (rebound, rebound.refreshed()):
