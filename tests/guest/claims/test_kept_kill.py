@@ -86,6 +86,7 @@ def recovered() -> str:
     return f"recovered {len(names)} devices in {len(taken)} steps"
 
 
+@pytest.mark.long
 def test_kept_claim_that_is_killed_at_each_step(
     rng: HostDevice, everything: Callable[[], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def recovered() -> str:
     return f"recovered {len(names)} devices in {len(taken)} steps"
 
 
+@pytest.mark.long
 def test_claim_that_is_killed_at_each_step(
     plan: ClaimPlan, state: Callable[[], State], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +205,7 @@ def test_release_that_is_killed_at_each_step(
     assert all(outcome.endswith("should be: True") for _, _, outcome in rows)
 
 
+@pytest.mark.long
 def test_signals_undo_the_claim_at_each_step(
     plan: ClaimPlan, state: Callable[[], State], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +226,7 @@ def test_signals_undo_the_claim_at_each_step(
     assert {outcome for _, _, outcome in rows} == {"ended by it: True; as before: True"}
 
 
+@pytest.mark.long
 def test_signal_waits_for_the_end_of_a_release(plan: ClaimPlan, state: Callable[[], State]) -> None:
     before = state()
     plan.apply(keep=True)

@@ -41,6 +41,7 @@ def autoprobe(pf: HostDevice, as_before: State) -> Iterator[None]:
     sysfs.write(pf.sys_path / "sriov_drivers_autoprobe", "1")
 
 
+@pytest.mark.long
 def test_count_is_set_by_the_steps_that_were_planned(pf: HostDevice, unprobed: None) -> None:
     for count, values in ((2, ["2"]), (1, ["0", "1"]), (1, []), (0, ["0"])):
         steps: list[Step] = []
@@ -97,6 +98,7 @@ def test_plan_shows_what_goes_away(pf: HostDevice, functions: tuple[HostDevice, 
         plan_claim([pf, functions[0]])
 
 
+@pytest.mark.long
 def test_commands_undo_it_by_hand(
     pf: HostDevice, functions: tuple[HostDevice, ...], state: Callable[[], State]
 ) -> None:
@@ -112,6 +114,7 @@ def test_commands_undo_it_by_hand(
     assert steps == []
 
 
+@pytest.mark.long
 def test_setting_that_died_is_undone_after_its_claim(
     pf: HostDevice, functions: tuple[HostDevice, ...], state: Callable[[], State]
 ) -> None:
@@ -129,6 +132,7 @@ def test_setting_that_died_is_undone_after_its_claim(
     assert state() == before
 
 
+@pytest.mark.long
 def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
     pf: HostDevice,
     alone: HostDevice,

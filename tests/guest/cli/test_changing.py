@@ -162,6 +162,7 @@ def test_everything_that_a_claim_can_have(
     assert state() == as_before
 
 
+@pytest.mark.long
 def test_unit_runs_this_command(alone: HostDevice) -> None:
     """The very line of the unit, as after a boot: nothing in /run, the device on no driver."""
     run("claim", alone.name, "--persist")
@@ -181,6 +182,7 @@ def test_unit_runs_this_command(alone: HostDevice) -> None:
     run("release", alone.name)
 
 
+@pytest.mark.long
 def test_persistent_claim_that_is_refused_at_boot(first: HostDevice, alone: HostDevice) -> None:
     """The one is taken by somebody else by then: nothing of it is done, and the other is made all the same."""
     run("claim", first.name, "--persist")
@@ -213,6 +215,7 @@ def test_file_that_is_none_hinders_no_other(alone: HostDevice) -> None:
     run("release")
 
 
+@pytest.mark.long
 def test_user_may_use_the_device_while_it_is_claimed(alone: HostDevice, first: HostDevice) -> None:
     def use() -> subprocess.CompletedProcess[str]:
         command = [*AS_NOBODY, sys.executable, "-c", USES, alone.name]
@@ -257,6 +260,7 @@ def test_node_that_is_not_there_fails_the_whole_claim(
         Path("/dev/elsewhere").rename(IOMMU)
 
 
+@pytest.mark.long
 def test_file_that_cannot_be_written_fails_the_whole_claim(
     first: HostDevice, as_before: State, state: Callable[[], State]
 ) -> None:
@@ -286,6 +290,7 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_signal_undoes_a_claim(
     first: HostDevice, as_before: State, state: Callable[[], State], number: signal.Signals
@@ -336,6 +341,7 @@ def test_status(arguments: list[str], status: int) -> None:
     assert result.stderr
 
 
+@pytest.mark.long
 def test_who_is_not_root_is_told(alone: HostDevice) -> None:
     command = [*AS_NOBODY, sys.executable, "-m", "pyiommufd.cli", "claim", alone.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

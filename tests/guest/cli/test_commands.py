@@ -42,6 +42,7 @@ def test_check_finds_this_guest_ready() -> None:
     assert states["reset"] == "warning"
 
 
+@pytest.mark.long
 def test_a_user_who_may_not_is_told(first: HostDevice) -> None:
     command = [
         "setpriv",
@@ -79,6 +80,7 @@ def test_group_and_blockers(first: HostDevice, neighbour: HostDevice) -> None:
     assert neighbour.name in shown["plan"]["companions"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("dot") is None, reason="the program dot is not here (package graphviz)")
 def test_holders_and_topology(device: Device, first: HostDevice, tmp_path: Path) -> None:
     (holder,) = run_json("holders", first.name)

@@ -23,6 +23,7 @@ from pyiommufd.testing.kernels import release_order
 UNSAFE_INTERRUPTS = Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts")
 
 
+@pytest.mark.long
 def test_bind_takes_the_group_and_close_gives_it_back(lone_claim: Claim, lone: HostDevice, iommufd: IOMMUFD) -> None:
     for _ in range(2):
         device = iommufd.bind(lone)
@@ -66,6 +67,7 @@ def test_interrupts_that_are_not_isolated_are_named_and_the_fix_works(
         UNSAFE_INTERRUPTS.write_text(before)
 
 
+@pytest.mark.long
 def test_a_member_on_a_host_driver_is_named(
     shared_claim: Claim, shared_edus: tuple[HostDevice, ...], host_driven: HostDevice, iommufd: IOMMUFD
 ) -> None:

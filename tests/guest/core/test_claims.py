@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pyiommufd import Group, HostDevice, plan_claim
 from pyiommufd.host import drivers
 
 Members = Callable[[Group], dict[str, tuple[str | None, str | None]]]
 
 
+@pytest.mark.long
 def test_a_claim_takes_a_device_and_restores_its_override(lone: HostDevice, members: Members) -> None:
     group = lone.group
     assert group is not None
@@ -38,6 +41,7 @@ def test_a_plan_names_the_companions_and_changes_nothing(
     assert members(shared) == before
 
 
+@pytest.mark.long
 def test_a_claim_of_a_shared_group_restores_every_member(
     shared: Group, shared_edus: tuple[HostDevice, ...], host_driven: HostDevice, members: Members
 ) -> None:
@@ -49,6 +53,7 @@ def test_a_claim_of_a_shared_group_restores_every_member(
     assert members(shared) == before
 
 
+@pytest.mark.long
 def test_a_released_claim_leaves_the_host_driver_at_work(
     bridged_dma: None, shared_edus: tuple[HostDevice, ...]
 ) -> None:

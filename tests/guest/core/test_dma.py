@@ -26,6 +26,7 @@ IOVA = 0x100000
 Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
+@pytest.mark.long
 def test_dma_is_blocked_moves_and_is_blocked_again(
     device: Device, edu: EduDriver, lone: HostDevice, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
 ) -> None:
@@ -39,6 +40,7 @@ def test_dma_is_blocked_moves_and_is_blocked_again(
     assert not arrives(edu, buffer)
 
 
+@pytest.mark.long
 def test_data_moves_both_ways_and_nowhere_else(device: Device, edu: EduDriver, ioas: IOAS, buffer: DMABuffer) -> None:
     device.attach(ioas)
     ioas.map(buffer, iova=IOVA)
@@ -51,6 +53,7 @@ def test_data_moves_both_ways_and_nowhere_else(device: Device, edu: EduDriver, i
     assert buffer[8192 + len(data) :] == bytes(len(buffer) - 8192 - len(data))
 
 
+@pytest.mark.long
 def test_unmapped_memory_is_out_of_reach(
     device: Device, edu: EduDriver, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
 ) -> None:
@@ -61,6 +64,7 @@ def test_unmapped_memory_is_out_of_reach(
     assert not arrives(edu, buffer)
 
 
+@pytest.mark.long
 def test_replace_moves_to_the_other_page_table(
     device: Device, edu: EduDriver, iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
 ) -> None:
@@ -80,6 +84,7 @@ def test_replace_moves_to_the_other_page_table(
     other.close()
 
 
+@pytest.mark.long
 def test_a_preview_refuses_a_reserved_address_as_attach_does(
     device: Device, lone: HostDevice, ioas: IOAS, kind: str
 ) -> None:

@@ -43,6 +43,7 @@ def test_the_container_interfaces_address_space(iommufd: IOMMUFD, ioas: IOAS) ->
     assert iommufd.vfio_ioas is ioas
 
 
+@pytest.mark.long
 def test_hw_info_says_whose_iommu_it_is(device: Device, kind: str) -> None:
     info = device.hw_info()
     vendors = {
@@ -57,6 +58,7 @@ def test_hw_info_says_whose_iommu_it_is(device: Device, kind: str) -> None:
     assert info.pasid_width == 0
 
 
+@pytest.mark.long
 def test_pasids_of_devices_without_them_are_refused(device: Device, ioas: IOAS) -> None:
     with pytest.raises(UnsupportedError, match="PASID 9"):
         device.attach(ioas, pasid=9)
@@ -72,6 +74,7 @@ def test_page_tables_that_the_iommu_lacks_are_named(device: Device, ioas: IOAS) 
     assert ioas.hwpts == ()
 
 
+@pytest.mark.long
 def test_an_explicit_page_table_moves_data(device: Device, edu: EduDriver, ioas: IOAS, buffer: DMABuffer) -> None:
     device.attach(device.alloc_hwpt(ioas))
     ioas.map(buffer, iova=IOVA)

@@ -17,6 +17,7 @@ def test_the_configuration_space_is_read_by_the_kernel(device: Device) -> None:
     assert not device.config.read(4, 1)[0] & 4
 
 
+@pytest.mark.long
 def test_a_window_and_the_kernel_see_the_same_registers(device: Device, edu: EduDriver) -> None:
     region = device.region(0)
     assert region.size == 1 << 20

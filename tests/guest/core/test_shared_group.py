@@ -17,6 +17,7 @@ Pair = tuple[Device, Device]
 Edus = tuple[EduDriver, EduDriver]
 
 
+@pytest.mark.long
 def test_a_second_address_space_is_refused_and_the_peer_named(pair: Pair, iommufd: IOMMUFD, ioas: IOAS) -> None:
     first, second = pair
     other = iommufd.alloc_ioas()
@@ -32,6 +33,7 @@ def test_a_second_address_space_is_refused_and_the_peer_named(pair: Pair, iommuf
     assert second.attach(ioas).kind is ChangeKind.JOIN
 
 
+@pytest.mark.long
 def test_what_an_action_changes_is_the_group(pair: Pair, shared: Group, ioas: IOAS) -> None:
     first, second = pair
     assert set(first.bind_change.devices) == set(shared.devices)
@@ -41,6 +43,7 @@ def test_what_an_action_changes_is_the_group(pair: Pair, shared: Group, ioas: IO
     assert second.page_table is None
 
 
+@pytest.mark.long
 def test_a_bound_peer_reaches_what_the_attached_one_does(
     pair: Pair, edus: Edus, iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
 ) -> None:
@@ -55,6 +58,7 @@ def test_a_bound_peer_reaches_what_the_attached_one_does(
     assert arrives(edus[1], buffer)
 
 
+@pytest.mark.long
 def test_dma_goes_on_until_the_last_one_detaches(
     pair: Pair, edus: Edus, shared: Group, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
 ) -> None:
@@ -69,6 +73,7 @@ def test_dma_goes_on_until_the_last_one_detaches(
     assert not arrives(edus[1], buffer)
 
 
+@pytest.mark.long
 def test_a_replace_takes_the_peer_along(
     pair: Pair, edus: Edus, iommufd: IOMMUFD, shared: Group, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
 ) -> None:

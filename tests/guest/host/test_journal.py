@@ -95,6 +95,7 @@ def test_other_process_of_that_pid_is_not_the_claimer(start: Start, alone: HostD
     assert recover() == [alone.name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 3])
 def test_claim_that_died_halfway_is_undone(
     start: Start, first: HostDevice, neighbour: HostDevice, devices: int

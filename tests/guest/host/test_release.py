@@ -189,6 +189,7 @@ def test_whoever_is_told_can_stop_a_claim_but_no_release(
         assert state() == as_before
 
 
+@pytest.mark.long
 def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
     first: HostDevice, neighbour: HostDevice, alone: HostDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def hold(device: HostDevice, how: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.long
 def test_unbind_of_a_device_that_a_program_holds_mapped(rebound: HostDevice) -> None:
     process = hold(rebound, "serves")
     start = time.monotonic()

@@ -28,6 +28,7 @@ Arrives = Callable[[EduDriver, DMABuffer], bool]
 TOP = 1 << 64
 
 
+@pytest.mark.long
 def test_every_kind_of_overlap_is_refused_and_changes_nothing(device: Device, ioas: IOAS, arrives: Arrives) -> None:
     device.attach(ioas)
     middle = DMABuffer(4 * PAGE)

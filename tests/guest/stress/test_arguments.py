@@ -49,6 +49,7 @@ def elsewhere(from_fd: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return call
 
 
+@pytest.mark.long
 def test_iommufd(hammer: Hammer, iommufd: IOMMUFD, first: HostDevice, fds: list[int]) -> None:
     junk = hammer.junk
     with LeakCheck(iommufd):
@@ -83,6 +84,7 @@ def pieces(hammer: Hammer) -> Values:
     return st.lists(part, max_size=4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attached", [False, True])
 def test_ioas(
     hammer: Hammer, iommufd: IOMMUFD, device: Device, ioas: IOAS, memories: list[Any], attached: bool
@@ -163,6 +165,7 @@ def test_device(hammer: Hammer, iommufd: IOMMUFD, device: Device, peer_device: D
     ioas.close()
 
 
+@pytest.mark.long
 def test_page_tables(hammer: Hammer, iommufd: IOMMUFD, device: Device, ioas: IOAS) -> None:
     ioas.map(DMABuffer(4 * PAGE), iova=IOVA)
     check = LeakCheck(iommufd)
@@ -189,6 +192,7 @@ def test_page_tables(hammer: Hammer, iommufd: IOMMUFD, device: Device, ioas: IOA
     check.check()
 
 
+@pytest.mark.long
 def test_registers(hammer: Hammer, device: Device) -> None:
     """Behind the registers that do something, so that what is accepted changes nothing."""
     region, config = device.region(0), device.config
@@ -231,6 +235,7 @@ def test_buffer(hammer: Hammer) -> None:
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+@pytest.mark.long
 def test_host(hammer: Hammer, first: HostDevice) -> None:
     check = LeakCheck()
     before = first.refreshed()

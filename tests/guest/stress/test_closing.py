@@ -130,6 +130,7 @@ def no_leaks_here() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in Scene.NAMES if name != "claim"])
 def test_closed_before_and_after_every_other(
     claimed: Claim,
@@ -151,6 +152,7 @@ def test_closed_before_and_after_every_other(
             scene.close_all()
 
 
+@pytest.mark.long
 def test_a_claim_closed_before_and_after_every_other(
     no_leaks_here: None, first: HostDevice, peer: HostDevice, alone: HostDevice
 ) -> None:
@@ -168,6 +170,7 @@ def test_a_claim_closed_before_and_after_every_other(
         assert claim.released
 
 
+@pytest.mark.long
 def test_a_claim_of_bound_devices_is_not_released(
     no_leaks_here: None, first: HostDevice, peer: HostDevice, alone: HostDevice
 ) -> None:
@@ -288,6 +291,7 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(INERT), ids=lambda kind: kind.__name__)
 def test_the_table_of_uses_is_complete(
     claimed: Claim, claimed_alone: Claim, first: HostDevice, peer: HostDevice, alone: HostDevice, kind: type
@@ -409,6 +413,7 @@ def test_what_is_dropped_unclosed_warns_and_is_closed(
         again.bind(first).close()
 
 
+@pytest.mark.long
 def test_everything_dropped_at_once_is_closed(claimed: Claim, first: HostDevice, no_leaks_here: None) -> None:
     """An iommufd and its device refer to each other: the garbage collector takes both, in whatever order."""
     gc.collect()

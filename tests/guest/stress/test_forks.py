@@ -39,6 +39,7 @@ def end_by_signal() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["close", "exit", "abort", "kill"])
 def test_children_do_not_disturb_the_parents_dma(
     iommufd: IOMMUFD,

@@ -73,6 +73,7 @@ iommufd.close()
 """
 
 
+@pytest.mark.long
 def test_limit_on_locked_memory_for_a_user_without_privileges(claimed: Claim, first: HostDevice) -> None:
     """Another user, who was handed the two fds, may pin as much as RLIMIT_MEMLOCK says, and is told so."""
     limit = 1 << 20

@@ -84,6 +84,7 @@ def run(machine: type[Machine], steps: int, number: int) -> None:
     )
 
 
+@pytest.mark.long
 def test_random_orders_agree_with_the_model() -> None:
     check = LeakCheck()
     steps = int(os.environ.get("PYIOMMUFD_STRESS_STEPS") or sweeps.amount("stress.model", 20_000, 300))
@@ -101,6 +102,7 @@ def test_random_orders_agree_with_the_model() -> None:
     check.check()
 
 
+@pytest.mark.long
 def test_a_wrong_model_is_caught_and_caught_again() -> None:
     failures = []
     for _ in range(2):

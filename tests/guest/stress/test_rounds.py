@@ -72,6 +72,7 @@ def map_count() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 
 
+@pytest.mark.long
 def test_a_thousand_rounds_leave_nothing(claimed_alone: Claim, iommufd: IOMMUFD, alone: HostDevice) -> None:
     buffer = DMABuffer(2 * PAGE)
     every = amount("stress.rounds", 1000, 200)
@@ -215,6 +216,7 @@ def inject(injection: Injection) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["errno", "signal"])
 def test_every_step_may_fail(
     claimed: Claim, iommufd: IOMMUFD, first: HostDevice, injection: Injection, how: str

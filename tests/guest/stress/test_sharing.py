@@ -24,6 +24,7 @@ IOVA = 0x100000
 PAGE = mmap.PAGESIZE
 
 
+@pytest.mark.long
 def test_shared_iommufd_says_unknown_of_what_it_cannot_see(device: Device, peer: HostDevice, iommufd: IOMMUFD) -> None:
     """The other holder is this process, by an object that knows nothing of the first."""
     ioas = iommufd.alloc_ioas()

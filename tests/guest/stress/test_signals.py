@@ -84,6 +84,7 @@ def known(ioas: IOAS) -> int:
     return sum(mapping.length for mapping in ioas.mappings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attached", [False, True])
 def test_interrupted_maps_and_unmaps_are_known_or_undone(
     device: Device, ioas: IOAS, uncollected: None, attached: bool
@@ -136,6 +137,7 @@ def test_interrupted_maps_and_unmaps_are_known_or_undone(
 
 
 # Of files of sysfs whose reading was cut short.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_rounds_leave_nothing(
     claimed: Claim, iommufd: IOMMUFD, first: HostDevice, uncollected: None

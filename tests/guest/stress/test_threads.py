@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from pyiommufd import (
     IOAS,
     IOMMUFD,
@@ -26,6 +28,7 @@ PAGE = mmap.PAGESIZE
 Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
+@pytest.mark.long
 def test_eight_threads_map_while_another_attaches_and_replaces(
     device: Device,
     peer_device: Device,

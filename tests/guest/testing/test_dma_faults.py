@@ -31,6 +31,7 @@ def provoke(device: Device, access: Access) -> None:
         copy(NOWHERE, 64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("access", list(Access))
 def test_fault_of_a_device_alone(faults: DMAFaults, lone_device: Device, ioas: IOAS, access: Access) -> None:
     lone_device.attach(ioas)
@@ -45,6 +46,7 @@ def test_fault_of_a_device_alone(faults: DMAFaults, lone_device: Device, ioas: I
     assert faults.of(lone_device.host) == faults.of(lone_device.name) == faults.faults == (fault,)
 
 
+@pytest.mark.long
 def test_fault_behind_a_bridge_names_all_that_are_behind_it(
     faults: DMAFaults, device: Device, ioas: IOAS, lone_device: Device, bridge: HostDevice
 ) -> None:
@@ -63,6 +65,7 @@ def test_fault_behind_a_bridge_names_all_that_are_behind_it(
     assert faults.of(lone_device.host) == ()
 
 
+@pytest.mark.long
 def test_dma_that_is_let_through_is_no_fault(
     faults: DMAFaults, lone_device: Device, ioas: IOAS, mapping: DMAMapping, buffer: DMABuffer
 ) -> None:
@@ -86,6 +89,7 @@ def test_wait_takes_the_fault_that_is_asked_for_and_clear_forgets(
     assert faults.faults == ()
 
 
+@pytest.mark.long
 def test_waiting_for_the_rate_limit_lets_the_next_line_through(
     faults: DMAFaults, lone_device: Device, ioas: IOAS
 ) -> None:
@@ -105,6 +109,7 @@ def test_waiting_for_the_rate_limit_lets_the_next_line_through(
 # The fixture
 
 
+@pytest.mark.long
 def test_fixture_collects_and_dmesg_lets_it_pass(pytester: pytest.Pytester) -> None:
     DMAFaults.wait_for_rate_limit()
     pytester.makepyfile("""

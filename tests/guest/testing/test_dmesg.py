@@ -109,6 +109,7 @@ def test_required_message_has_to_come() -> None:
     dmesg.close()
 
 
+@pytest.mark.long
 def test_dma_fault_is_trouble(lone_device: Device, ioas: IOAS) -> None:
     DMAFaults.wait_for_rate_limit()
     lone_device.attach(ioas)

@@ -94,6 +94,7 @@ def test_vfio_device_takes_the_one_that_is_alone_and_gives_it_back(run: Run, alo
     assert states() == before
 
 
+@pytest.mark.long
 def test_vfio_device_takes_another_one_at_each_call(run: Run, alone: HostDevice) -> None:
     before = states()
     run("""
@@ -109,6 +110,7 @@ def test_vfio_device_takes_another_one_at_each_call(run: Run, alone: HostDevice)
     assert states() == before
 
 
+@pytest.mark.long
 def test_vfio_device_skips_where_none_is_free(run: Run, alone: HostDevice) -> None:
     """A process of its own holds the claims of all of them."""
     held = subprocess.Popen(
@@ -146,6 +148,7 @@ def test_vfio_device_skips_where_there_is_none(run: Run) -> None:
     result.stdout.fnmatch_lines(["*device dead:beef: there is none; run the tests in a guest*"])
 
 
+@pytest.mark.long
 def test_what_a_failing_test_has_claimed_is_given_back(run: Run) -> None:
     before = states()
     run("""
@@ -194,6 +197,7 @@ def test_without_dev_iommu_tests_are_skipped(run: Run, monkeypatch: pytest.Monke
 # Leaks
 
 
+@pytest.mark.long
 def test_no_leaks_names_what_was_leaked(run: Run) -> None:
     """The claim is kept here: a leaked fd of a device would stand in the way of giving it back."""
     result = run("""

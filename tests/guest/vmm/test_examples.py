@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pyiommufd import HostDevice
 from tests.guest.vmm.conftest import named
 
 
+@pytest.mark.long
 def test_passthrough_to_qemu(alone: HostDevice, tmp_path: Path) -> None:
     program = named(tmp_path, "qemu-system-x86_64")
     command = [
@@ -28,6 +31,7 @@ def test_passthrough_to_qemu(alone: HostDevice, tmp_path: Path) -> None:
     assert done.returncode == 3
 
 
+@pytest.mark.long
 def test_unprivileged_driver(alone: HostDevice, python_for_all: None) -> None:
     command = [sys.executable, "examples/unprivileged_driver.py", alone.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

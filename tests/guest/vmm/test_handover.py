@@ -56,6 +56,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
+@pytest.mark.long
 def test_process_that_may_nothing(
     claim: Claim, alone: HostDevice, pair: tuple[socket.socket, socket.socket], python_for_all: None
 ) -> None:
@@ -222,6 +223,7 @@ with IOMMUFD() as iommufd:
 """
 
 
+@pytest.mark.long
 def test_xml_for_libvirt(claim: Claim, alone: HostDevice) -> None:
     domain = f"<domain><devices>{hostdev_xml(alone)}</devices></domain>"
     done = subprocess.run(

@@ -45,6 +45,7 @@ STEPS = [
 """What becomes of a device on a host driver around a run of ``sh``."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("whom", "number", "status"),
     [
@@ -82,6 +83,7 @@ def test_devices_come_back(
         assert len(generator.read(16)) == 16
 
 
+@pytest.mark.long
 def test_signals_are_the_monitors(start: Start, alone: HostDevice) -> None:
     run = start(alone.name, "--", "fds", "wait", "wait")
     (pid,) = run.until("ready")
@@ -94,6 +96,7 @@ def test_signals_are_the_monitors(start: Start, alone: HostDevice) -> None:
     assert run.process.returncode == 110  # of the first
 
 
+@pytest.mark.long
 def test_signal_of_the_terminal_comes_once(alone: HostDevice, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole process group; `run` adds nothing to it."""
     program = tmp_path / "program"
@@ -135,6 +138,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.long
 def test_hangup_of_the_terminal_reaches_the_monitor(
     alone: HostDevice, tmp_path: Path, state: Callable[[], State]
 ) -> None:
@@ -149,6 +153,7 @@ def test_hangup_of_the_terminal_reaches_the_monitor(
     assert state() == before
 
 
+@pytest.mark.long
 def test_what_is_ignored_stays_ignored(alone: HostDevice, tmp_path: Path) -> None:
     """As by nohup, in `run` and in the monitor."""
     program = tmp_path / "program"
@@ -175,6 +180,7 @@ print("SIGUSR1", flush=True)
 """
 
 
+@pytest.mark.long
 def test_fds_of_the_shell_are_the_monitors_as_well(alone: HostDevice) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe:
@@ -184,6 +190,7 @@ def test_fds_of_the_shell_are_the_monitors_as_well(alone: HostDevice) -> None:
         assert pipe.read() == b"by fd"
 
 
+@pytest.mark.long
 def test_exit_status_is_the_monitors(start: Start, alone: HostDevice) -> None:
     run = start(alone.name, "--", "fds", "dma", "exit=7")
     said = run.end()
@@ -204,6 +211,7 @@ def test_what_cannot_be_started(alone: HostDevice, tmp_path: Path, state: Callab
         assert state() == before
 
 
+@pytest.mark.long
 def test_device_that_somebody_has_is_refused(start: Start, alone: HostDevice) -> None:
     run = start(alone.name, "--", "fds", "wait")
     (pid,) = run.until("ready")
@@ -214,6 +222,7 @@ def test_device_that_somebody_has_is_refused(start: Start, alone: HostDevice) ->
     run.end()
 
 
+@pytest.mark.long
 def test_arguments_of_qemu(start: Start, first: HostDevice, peer: HostDevice, tmp_path: Path) -> None:
     """Two devices of one group; ids that are taken are left alone, and every device has one."""
     program = named(tmp_path, "qemu-system-x86_64")
@@ -225,6 +234,7 @@ def test_arguments_of_qemu(start: Start, first: HostDevice, peer: HostDevice, tm
     assert any(line.startswith(f"pyiommufd run: {program} dma") and "bus=rp1" in line for line in said)
 
 
+@pytest.mark.long
 def test_arguments_of_cloud_hypervisor(start: Start, first: HostDevice, peer: HostDevice, tmp_path: Path) -> None:
     program = named(tmp_path, "cloud-hypervisor")
     given = ["dma", "--", "--platform", "num_pci_segments=2", "--kernel", "vmlinux"]
@@ -255,6 +265,7 @@ def test_dry_run(first: HostDevice, neighbour: HostDevice, state: Callable[[], S
     assert state() == before
 
 
+@pytest.mark.long
 def test_another_user_without_privileges(start: Start, alone: HostDevice, python_for_all: None) -> None:
     run = start("--user", "nobody", "--memlock", "8", alone.name, "--", "fds", "whoami", "dma")
     said = run.end()
@@ -269,6 +280,7 @@ def test_another_user_without_privileges(start: Start, alone: HostDevice, python
     ]
 
 
+@pytest.mark.long
 def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostDevice, python_for_all: None) -> None:
     """The change of user would take the request to be killed back."""
     run = start("--user", "nobody", alone.name, "--", "fds", "wait")
@@ -279,6 +291,7 @@ def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostD
     assert recover() == [alone.name]
 
 
+@pytest.mark.long
 def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path) -> None:
     """A shell that ends before what it has started."""
     ready = tmp_path / "ready"
@@ -293,6 +306,7 @@ def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path
     assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.long
 def test_kept_claim_is_used_and_left(start: Start, alone: HostDevice) -> None:
     claim = plan_claim(alone).apply()
     try:
@@ -308,6 +322,7 @@ def test_kept_claim_is_used_and_left(start: Start, alone: HostDevice) -> None:
         claim.release()
 
 
+@pytest.mark.long
 def test_device_that_the_host_takes_back(start: Start, alone: HostDevice) -> None:
     """REQ is the monitor's to serve; `run` names it, and ends well."""
     run = start(alone.name, "--", "fds", "remove", "wait")
