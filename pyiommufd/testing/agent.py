@@ -184,7 +184,8 @@ class Agent:
 
     def serve(self) -> None:
         """Answer the host until it says ``shutdown`` or hangs up."""
-        self.send(op="hello", release=os.uname().release, python=sys.version.split()[0])
+        up = int(time.monotonic() * 1000)  # milliseconds since the boot, by the guest's clock
+        self.send(op="hello", release=os.uname().release, python=sys.version.split()[0], up=up)
         while self.running:
             for fd, events in self.poll.poll(self._wait_time()):
                 if fd == self.port:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,7 @@ class Channel:
         self._write_lock = threading.Lock()
         self._closed_by: GuestError | None = None
         self.hello: dict[str, Any] | None = None
+        self.greeted_at = 0.0
         self.greeted = threading.Event()
 
     def read(self) -> None:
@@ -91,6 +93,7 @@ class Channel:
     def _dispatch(self, message: dict[str, Any]) -> None:
         if message["op"] == "hello":
             self.hello = message
+            self.greeted_at = time.monotonic()
             self.greeted.set()
             return
         with self._lock:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class GuestProcess:
         self._monitor: Monitor | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._start_error: OSError | None = None
+        self._begun = time.monotonic()
         self._started = threading.Event()
         self._closing = False
         fds = (agent_guest.fileno(), qmp_guest.fileno())
@@ -137,6 +139,15 @@ class GuestProcess:
         if self.channel.hello is None:
             self._thread.join()
             raise self._death(None)
+
+    def clock_runs_ahead(self) -> bool:
+        """Whether more time has passed in the guest than here, by what its agent said when it was ready.
+
+        An emulated machine on a busy host may measure its TSC against a late PIT, and its clock then runs fifty times
+        too fast: every time limit in the guest would pass at once (Linux, ``pit_hpet_ptimer_calibrate_cpu``).
+        """
+        assert self.channel.hello is not None  # noqa: S101 - it is ready
+        return bool(self.channel.hello["up"] > 1500 * (self.channel.greeted_at - self._begun))
 
     def settle(self, request: Request, what: str, timeout: float | None) -> dict[str, Any]:
         """Wait for the answer.

@@ -206,6 +206,12 @@ def test_boot_that_takes_too_long() -> None:
         pass
 
 
+def test_guest_whose_clock_runs_fifty_times_too_fast_is_none() -> None:
+    """As where the kernel has measured the TSC on a busy host; by mistake it does not boot so three times in a row."""
+    with pytest.raises(GuestError, match="clock ran too fast in each of 3 boots"):
+        Guest(devices=[], kernel_arguments=["tsc_early_khz=50000"]).start()
+
+
 def test_folder_of_the_guests_own() -> None:
     with pytest.raises(ValueError, match="its own /sys"):
         Guest(folder="/sys/class").start()
