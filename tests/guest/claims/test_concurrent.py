@@ -15,6 +15,7 @@ from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, HostDevice, list
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.journal import Before
 from pyiommufd.testing import edu
+from tests.patience import until
 from tests.sweeps import amount, seed
 
 State = dict[str, Before]
@@ -28,8 +29,8 @@ def is_taken(devices: list[HostDevice]) -> bool:
     return any(groups & set(entry.groups) for entry in journal.entries(journal.RUN))
 
 
-def hold(plan: ClaimPlan, markers: Path) -> bool:
-    """Carry a plan out, if nobody has come first, and mark all that the claim has."""
+def hold(plan: ClaimPlan, markers: Path, met: Path) -> bool:
+    """Carry a plan out, if nobody has come first, and mark all that the claim has, until somebody wants it too."""
     try:
         claim = plan.apply()
     except ClaimRefusedError as error:
@@ -47,6 +48,7 @@ def hold(plan: ClaimPlan, markers: Path) -> bool:
         for mark in marks:
             mark.touch(exist_ok=False)
         assert {device.driver for device in claim.devices} == {"vfio-pci"}
+        until(met.exists, "somebody else wants one of the devices")
         for mark in marks:
             mark.unlink()
     return True
@@ -56,17 +58,18 @@ def claim_some(number: int, devices: list[HostDevice], markers: Path) -> int:
     """Claim two devices that others want as well, mark all that come with them, give them back.
 
     Returns:
-        How often it was refused before.
+        How often somebody else had one of them.
     """
     chosen = random.Random(number).sample(devices, 2)  # noqa: S311
     end = time.monotonic() + SECONDS
-    refused = 0
+    refused, met = 0, markers.with_name("met")
     while time.monotonic() < end:
         # Looking is cheap: twenty that plan all the time would leave none for the one that is at it.
         if not is_taken(chosen):
-            if hold(plan_claim(chosen), markers):
+            if hold(plan_claim(chosen), markers, met):
                 return refused
-            refused += 1
+        refused += 1
+        met.touch()
         time.sleep(random.uniform(0.3, 1.0))  # noqa: S311
     raise AssertionError(f"refused for {SECONDS} s")
 
