@@ -65,9 +65,8 @@ def claim_some(number: int, devices: list[HostDevice], markers: Path) -> int:
     refused, met = 0, markers.with_name("met")
     while time.monotonic() < end:
         # Looking is cheap: twenty that plan all the time would leave none for the one that is at it.
-        if not is_taken(chosen):
-            if hold(plan_claim(chosen), markers, met):
-                return refused
+        if not is_taken(chosen) and hold(plan_claim(chosen), markers, met):
+            return refused
         refused += 1
         met.touch()
         time.sleep(random.uniform(0.3, 1.0))  # noqa: S311
