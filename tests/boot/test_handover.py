@@ -116,8 +116,9 @@ class Program:
 
         def said() -> str | None:
             ended = self.status is not None
-            for line in (self.output + b"\n" + self.errors).decode().splitlines():
-                if text in line:
+            for line in (*self.output.decode().splitlines(True), *self.errors.decode().splitlines(True)):
+                # Output comes in pieces, which end anywhere.
+                if text in line and line.endswith("\n"):
                     return line
             assert not ended, self.errors.decode()
             return None
