@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ class Work:
 
     name: str
     do: Callable[[], list[Run]]
+
+    def run(self) -> list[Run]:
+        """Do it; what cannot be done, such as for want of a kernel, is a failure, and the others go on."""
+        try:
+            return self.do()
+        except Exception as error:
+            traceback.print_exc()
+            return [Run(self.name, failures=[f"{type(error).__name__}: {error}"])]
 
 
 def _works(*jobs: Job) -> list[Work]:
@@ -93,7 +102,7 @@ def chosen(paths: Sequence[str], options: Sequence[str]) -> list[Work]:
         paths: Below tests/.
         options: More for pytest.
     """
-    machines = {"claims": [], "guest": [], "here": []}  # type: dict[str, list[str]]
+    machines: dict[str, list[str]] = {"claims": [], "guest": [], "here": []}
     for path in paths:
         claims = path.startswith("tests/guest/claims")
         guest = path.startswith(("tests/guest", "tests/conformance"))

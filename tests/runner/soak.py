@@ -43,7 +43,7 @@ class Soak:
         for name, row in self.table.items():
             if name not in {work.name for work in wanted}:
                 print(_line(name, row, "earlier"), flush=True)
-        futures = {pool.submit(work.do): work for work in wanted}
+        futures = {pool.submit(work.run): work for work in wanted}
         result: list[Run] = []
         for future in as_completed(futures):
             name, runs = futures[future].name, future.result()

@@ -70,7 +70,7 @@ def main() -> int:
 
 def carry_out(works: Iterable[Work], pool: ThreadPoolExecutor) -> list[Run]:
     """Do all of it, as many at a time as the pool takes; in the order given."""
-    futures = [pool.submit(work.do) for work in works]
+    futures = [pool.submit(work.run) for work in works]
     return [run for future in futures for run in future.result()]
 
 

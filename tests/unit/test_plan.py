@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 
 from tests.runner import plan
 from tests.runner.plan import Everything, Work
-from tests.runner.runs import ROOT, Job
+from tests.runner.runs import ROOT, Job, Run
+from tests.runner.suite import carry_out
 
 # Run by tests of tests/boot in guests that have those devices, by the matrix, and as conformance.
 _BY_OTHERS = ("tests/guest/devices/", "tests/guest/uses/", "tests/guest/core/", "tests/conformance/", "tests/abi/")
@@ -54,6 +55,17 @@ def test_everything_has_every_file(every_file: set[str]) -> None:
 def test_while_working_every_room_of_the_guest_is_entered(every_file: set[str]) -> None:
     rooms = {file.split("/")[2] for file in files_of(plan.quick(())) if file.startswith("tests/guest/")}
     assert rooms == {file.split("/")[2] for file in every_file if file.startswith("tests/guest/")} - {"devices", "uses"}
+
+
+def test_what_cannot_be_done_is_a_failure_and_the_others_go_on() -> None:
+    def fail() -> list[Run]:
+        raise OSError("no kernel is to be had")
+
+    works = [Work("first", fail), Work("second", lambda: [Run("second", passed=1)])]
+    with ThreadPoolExecutor(1) as pool:
+        first, second = carry_out(works, pool)
+    assert (first.name, first.failures) == ("first", ["OSError: no kernel is to be had"])
+    assert (second.name, second.passed) == ("second", 1)
 
 
 def test_chosen_paths_go_to_their_machines() -> None:
