@@ -216,10 +216,10 @@ class _Builder:
 
     def _configure(self, tree: Path) -> list[str]:
         self._progress.step("configuring")
-        self._make(tree, "allnoconfig")
+        # Not merged over what allnoconfig makes: what the fragment makes visible would then be as it is by default.
+        (tree / "guest.config").write_text(kernel_config.merge("", self._fragment))
+        self._make(tree, "KCONFIG_ALLCONFIG=guest.config", "allnoconfig")
         config = tree / ".config"
-        config.write_text(kernel_config.merge(config.read_text(), self._fragment))
-        self._make(tree, "olddefconfig")
         unmet = kernel_config.unmet(self._fragment, config.read_text())
         fatal = [option for option in unmet if option.partition("=")[0] in kernel_config.ESSENTIAL]
         if fatal:
@@ -290,7 +290,7 @@ class _Builder:
         (entry / "modules").mkdir()
         for module in tree.rglob("*.ko"):
             shutil.copy2(module, entry / "modules" / module.name)
-        self._make(tree, "headers_install", f"INSTALL_HDR_PATH={entry / 'headers'}")
+        self._make(tree, f"-j{self._jobs}", "headers_install", f"INSTALL_HDR_PATH={entry / 'headers'}")
         for name in _KEPT_SOURCE:
             _keep(tree, entry / "source", name)
         for name in _missing_targets(entry / "source"):
