@@ -24,6 +24,7 @@ from pyiommufd.testing import (
 from pyiommufd.testing.kernels import cache_folder
 from pyiommufd.testing.newer_qemu import fetched_qemus
 from tests.boot.hotplug import plug
+from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots
@@ -69,7 +70,7 @@ for holder in holders(find_device(sys.argv[1])):
 def run_tests(guest: Guest, *names: str) -> str:
     """Run test files of tests/guest/devices: all of them have to pass, and none may be skipped."""
     files = [f"tests/guest/devices/test_{name}.py" for name in names]
-    done = guest.run(["python", "-m", "pytest", "-p", "no:cacheprovider", "-rA", *files], timeout=patience(600))
+    done = guest.run([*PYTEST, "-rA", *files], env=ENVIRONMENT, timeout=patience(600))
     output = done.stdout.decode(errors="replace")
     print(output)
     assert done.returncode == 0, output + done.stderr.decode(errors="replace")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-import sys
 from pathlib import Path
 
 import pytest
 
 from pyiommufd.testing import E1000e, Edu, Guest, GuestDevice, Nvme, RawDevice, RootPort, SharedGroup, VirtioDisk
+from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience
 
 pytestmark = pytest.mark.boots
@@ -41,9 +41,8 @@ def test_devices_in_use(tmp_path: Path) -> None:
         RawDevice("nvme-subsys,id=functions"),
         RootPort(RawDevice(f"nvme,serial=functions,subsys=functions,{sriov}")),
     ]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "tests/guest/uses"]
     with Guest(devices=devices) as guest:
-        result = guest.run(command, timeout=patience(600))
+        result = guest.run([*PYTEST, "-rA", "tests/guest/uses"], env=ENVIRONMENT, timeout=patience(600))
     output = result.stdout.decode()
     print(output)
     assert result.returncode == 0, output + result.stderr.decode()

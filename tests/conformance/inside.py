@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pyiommufd import find_device, plan_claim
 from tests.conformance.upstream import PROGRAMS, Program
+from tests.guest_pytest import ENVIRONMENT, OPTIONS, PYTEST
 from tests.patience import patience
 
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
@@ -48,19 +49,20 @@ def _run_all(program: Program, folder: Path, devices: list[str], options: list[s
         print(f"{each}: the C program ended with status {done.returncode}", flush=True)
     print(f"{name}: the C programs took {time.monotonic() - start:.1f} s", flush=True)
 
-    # hypothesis is slow to import, and has no part in this.
-    pytest = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", program.twins, *options]
-    _python(["-m", "pytest", "-q", f"--junit-xml={results / name}-twins.xml", *pytest])
+    tests = [program.twins, *options]
+    _run([*PYTEST, "-q", f"--junit-xml={results / name}-twins.xml", *tests])
     for since in ("setup", "call"):
         report = f"--junit-xml={results / name}-noop-{since}.xml"
         print(f"{name}: the same on a library whose ioctls do nothing, from the {since} on", flush=True)
         # What they print is a traceback each, as has to be; the report says which of them have none.
-        _python(["-m", "tests.conformance.noop", since, *_BRIEF, report, *pytest], subprocess.DEVNULL)
+        command = ["python", "-m", "tests.conformance.noop", since, *OPTIONS, *_BRIEF, report, *tests]
+        _run(command, subprocess.DEVNULL)
 
 
-def _python(arguments: list[str], output: int | None = None) -> None:
-    command = [sys.executable, *arguments]
-    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=patience(_SECONDS), check=False)
+def _run(command: list[str], output: int | None = None) -> None:
+    environment = {**os.environ, **ENVIRONMENT}
+    limit = patience(_SECONDS)
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, env=environment, timeout=limit, check=False)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from pyiommufd import Cause, IoctlError
 from pyiommufd.testing import Guest
 from pyiommufd.testing.kernels import cache_folder, cached_kernels
 from pyiommufd.testing.machine import DEFAULT_DEVICES, Edu, RawDevice
+from tests.guest_pytest import ENVIRONMENT, PYTEST
+from tests.patience import patience
 
 FOLDER = "tests/guest/diagnose"
 _ORDER = ("VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT", "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE")
@@ -171,7 +173,6 @@ MACHINES = (
 
 def run_machine(machine: Machine, kernel: Path, folder: Path) -> tuple[list[Produced], str, int]:
     """Run the tests of one machine on one kernel: their rows, pytest's output and its exit status."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"{FOLDER}/{machine.file}"]
     with Guest(
         iommu=machine.iommu,
         devices=machine.devices,  # type: ignore[arg-type]
@@ -180,7 +181,7 @@ def run_machine(machine: Machine, kernel: Path, folder: Path) -> tuple[list[Prod
         qemu_arguments=machine.qemu_arguments,
         kernel_arguments=machine.kernel_arguments,
     ) as guest:
-        result = guest.run(command, timeout=600)
+        result = guest.run([*PYTEST, "-q", f"{FOLDER}/{machine.file}"], env=ENVIRONMENT, timeout=patience(600))
     report = folder / "causes.json"
     rows = [Produced(**row) for row in json.loads(report.read_text())] if report.exists() else []
     return rows, (result.stdout + result.stderr).decode(errors="replace"), result.returncode

@@ -19,6 +19,7 @@ from pathlib import Path
 from pyiommufd.testing.configuration import GuestConfiguration
 from pyiommufd.testing.errors import GuestError
 from tests import sweeps
+from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience
 from tests.runner.reports import Case, Report, read_report
 
@@ -252,13 +253,14 @@ def attempt(job: Job) -> Attempt:
 
 
 def _arguments(job: Job, folder: str) -> list[str]:
-    return ["-m", "pytest", f"--report-log={folder}/report.jsonl", *job.tests, *job.options]
+    return [f"--report-log={folder}/report.jsonl", *job.tests, *job.options]
 
 
 def _here(job: Job, folder: Path, result: Attempt) -> int:
     start = time.monotonic()
     environment = {**os.environ, **job.environment, sweeps.LOG: str(folder / "sweeps.jsonl")}
-    status, result.output = _command([sys.executable, *_arguments(job, str(folder))], environment, job.folder)
+    command = [sys.executable, "-m", "pytest", *_arguments(job, str(folder))]
+    status, result.output = _command(command, environment, job.folder)
     result.command = time.monotonic() - start
     return status
 
@@ -272,12 +274,10 @@ def _in_guest(job: Job, folder: Path, result: Attempt) -> int:
         guest.start()
         ready = time.monotonic()
         result.boot = ready - start
-        # Finding what plugins there are, and importing those that no test here uses, takes an emulated machine seconds.
-        environment = {**job.environment, sweeps.LOG: "/results/sweeps.jsonl", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        plugins = ["pyiommufd.testing.plugin", "pytest_reportlog.plugin", "no:cacheprovider"]
+        environment = {**job.environment, **ENVIRONMENT, sweeps.LOG: "/results/sweeps.jsonl"}
+        command = [*PYTEST, "-p", "pytest_reportlog.plugin", *_arguments(job, "/results")]
         if any("stress" in test for test in job.tests):
-            plugins.append("_hypothesis_pytestplugin")
-        command = ["python", *_arguments(job, "/results"), *(word for plugin in plugins for word in ("-p", plugin))]
+            command += ["-p", "_hypothesis_pytestplugin"]
         done = guest.run(
             command, env=environment, stdout=output.extend, stderr=output.extend, timeout=patience(job.seconds)
         )

@@ -43,8 +43,9 @@ def every_file() -> set[str]:
     return {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")}
 
 
-def test_everything_has_every_file(every_file: set[str]) -> None:
-    everything = list(Everything(NeverDone()).works())
+@pytest.mark.parametrize("whole", [False, True])
+def test_everything_has_every_file(every_file: set[str], whole: bool) -> None:
+    everything = list(Everything(NeverDone(), whole=whole).works())
     later = {"boot, causes", "boot, devices", "boot, handover"}
     assert later < {work.name for work in everything}
     have = files_of(everything) | {f"tests/boot/test_{name.removeprefix('boot, ')}.py" for name in later}

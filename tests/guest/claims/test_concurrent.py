@@ -73,6 +73,7 @@ def claim_some(number: int, devices: list[HostDevice], markers: Path) -> int:
     raise AssertionError(f"refused for {SECONDS} s")
 
 
+@pytest.mark.long
 def test_twenty_claims_of_overlapping_groups(
     neighbour: HostDevice,
     state: Callable[[], State],

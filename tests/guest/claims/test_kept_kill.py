@@ -112,6 +112,7 @@ def test_kept_claim_that_is_killed_at_each_step(
     assert all(outcome.endswith("as before: True") for _, _, outcome in rows)
 
 
+@pytest.mark.long
 def test_release_of_it_that_is_killed_at_each_step(
     rng: HostDevice, everything: Callable[[], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

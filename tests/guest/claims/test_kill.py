@@ -172,6 +172,7 @@ def test_claim_that_is_killed_at_each_step(
     assert all(outcome.endswith("as before: True") for _, _, outcome in rows)
 
 
+@pytest.mark.long
 def test_release_that_is_killed_at_each_step(
     plan: ClaimPlan, state: Callable[[], State], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_keys_of_plan_are_those_documented(first: HostDevice) -> None:
     assert plan["refused"] is False
 
 
+@pytest.mark.long
 def test_everything_that_a_claim_can_have(
     first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State]
 ) -> None:

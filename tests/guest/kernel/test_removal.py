@@ -72,6 +72,7 @@ def test_unbind_of_a_device_that_a_program_holds_mapped(rebound: HostDevice) -> 
     assert process.returncode == 0
 
 
+@pytest.mark.long
 def test_program_that_ignores_req_is_named(rebound: HostDevice) -> None:
     process = hold(rebound, "ignores")
     try:

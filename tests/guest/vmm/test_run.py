@@ -244,6 +244,7 @@ def test_arguments_of_cloud_hypervisor(start: Start, first: HostDevice, peer: Ho
     assert run.process.returncode == 0
 
 
+@pytest.mark.long
 def test_printed_line_works_in_a_shell(alone: HostDevice, tmp_path: Path) -> None:
     program = named(tmp_path, "qemu-system-x86_64")
     shown = run_cli("run", "--print", alone.name, "--", str(program), "dma", "--", "a b").stdout.splitlines()
@@ -338,6 +339,7 @@ def test_device_that_the_host_takes_back(start: Start, alone: HostDevice) -> Non
     assert f"pyiommufd run: {alone.name} has left its vfio driver" in said
 
 
+@pytest.mark.long
 def test_members_nobody_named_stay_out_of_reach(start: Start, first: HostDevice, peer: HostDevice) -> None:
     """The group goes to its vfio driver, the monitor gets what was named."""
     run = start(first.name, "--", "fds", "wait")
