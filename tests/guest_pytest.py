@@ -1,6 +1,6 @@
-"""How pytest is started in a guest: with the plugins alone that the tests there use.
+"""How pytest is started in a guest: with our plugin and those that a caller adds, and without a look for others.
 
-Finding what others there are, and importing them, takes an emulated machine seconds.
+To find what others there are, and to import them, takes an emulated machine seconds.
 """
 
 from __future__ import annotations

@@ -74,6 +74,9 @@ def _log(name: str, points: int, taken: list[int] | int) -> None:
 def read(log: Path) -> Iterator[tuple[str, int, int]]:
     """The sweeps in a log: the name of each, how many points it has, and how many were taken."""
     for line in log.read_text().splitlines() if log.exists() else ():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # of a guest that died in the middle of it
         taken = entry["taken"]
         yield entry["name"], entry["points"], taken if isinstance(taken, int) else len(taken)

@@ -52,9 +52,9 @@ class History:
         temporary.write_text(json.dumps(runs, indent=1) + "\n")
         temporary.replace(self._file)
         lines = []
-        for each in unsteady:
+        for number, each in enumerate(unsteady, 1):
             slug = re.sub(r"[^\w.-]+", "-", each.test.rpartition("/")[2])[:100]
-            log = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}.log"
+            log = self._folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{number}-{slug}.log"
             log.write_text(f"commit {commit}, seed {seed}\n{each.run}: {each.test}\n{each.reason}\n\n{each.log}\n")
             times = sum(each.test in run["unsteady"] for run in runs)
             verdict = f": in {times} of the last {len(runs)} runs, a defect" if times > 1 else ""

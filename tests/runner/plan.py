@@ -124,7 +124,8 @@ class Everything:
     Args:
         pool: What makes them.
         options: More for pytest.
-        whole: Every point of every sweep: each run has more time, and its files are run, and repeated, one by one.
+        whole: Every point of every sweep: pytest has more time in each guest, and the files that are nearly all sweeps
+            have a guest each.
     """
 
     def __init__(self, pool: Executor, options: Sequence[str] = (), *, whole: bool = False) -> None:
@@ -134,13 +135,13 @@ class Everything:
         self._newer: Future[QEMU] = pool.submit(matrix.newer_qemu)
 
     def works(self) -> Iterator[Work]:
-        """All of it: what takes longest first, after what needs neither the older kernel nor the newer QEMU."""
+        """All of it: first what needs neither the older kernel nor the newer QEMU, of that what takes longest."""
         yield from checks()
         if self._whole:
             yield from self._jobs("stress", _files("tests/guest/stress"), DEFAULT)
             yield from self._jobs("claims", _files("tests/guest/claims"), CLAIMS)
         else:
-            # What a guest and pytest in it take to start is a third of what their samples take.
+            # With a guest for each file, a third of the time would be guests and pytest starting.
             yield self._job("stress", ("tests/guest/stress",), DEFAULT)
             yield self._job("claims", ("tests/guest/claims",), CLAIMS)
         yield self._job("vmm", ("tests/guest/vmm",), DEFAULT)

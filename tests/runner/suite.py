@@ -1,6 +1,6 @@
 """Runs the tests: what `tests/run` and continuous integration call, in the environment that they have made.
 
-    python -m tests.runner.suite [--all | --soak [NAME] | --conformance] [--seed N] [PATH…] [PYTEST OPTIONS]
+    python -m tests.runner.suite [--all | --soak [NAME] | --conformance [NAME]] [--seed N] [PATH…] [PYTEST OPTIONS]
 
 Without an option: what is of use while working. --all: every test function, with a sample of each sweep that --seed
 chooses, or the commit. --soak: every point of every sweep, or of those runs whose name has NAME in it; what has passed
@@ -33,7 +33,8 @@ def main() -> int:
     """Run what the arguments choose; 0 if all of it passed."""
     start = time.monotonic()
     raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(prog="tests/run", description=__doc__, formatter_class=raw)
+    # Abbreviations are pytest's, such as --co.
+    parser = argparse.ArgumentParser(prog="tests/run", description=__doc__, formatter_class=raw, allow_abbrev=False)
     tier = parser.add_mutually_exclusive_group()
     tier.add_argument("--all", action="store_true", dest="everything")
     tier.add_argument("--soak", nargs="?", const="", metavar="NAME")
@@ -42,27 +43,35 @@ def main() -> int:
     arguments, rest = parser.parse_known_args()
     paths = [argument for argument in rest if argument.startswith("tests/")]
     options = [argument for argument in rest if argument not in paths]
+    if arguments.soak is not None and rest:
+        parser.error(f"--soak runs whole files, and keeps that they have passed: it takes no {rest[0]}")
+    if arguments.everything and paths:
+        parser.error(f"--all runs every test there is: leave one of --all and {paths[0]} out")
     commit = _commit()
     seed = arguments.seed or commit[:12]
     os.environ.pop(sweeps.SAMPLE, None)
     if arguments.soak is None and not arguments.conformance:
         os.environ[sweeps.SAMPLE] = seed
-        print(f"sample by the seed {seed}: tests/run --seed {seed} takes the same again", flush=True)
+        print(f"sample by the seed {seed}: with --seed {seed} the same is taken again", flush=True)
     compile_everything()
     if arguments.conformance:
         runs = run_conformance(rest)
     else:
         with ThreadPoolExecutor(AT_A_TIME) as pool:
-            if arguments.soak is not None:
-                works = Everything(pool, options, whole=True).works()
-                soak = Soak(cache_folder() / "soak" / f"{commit}.json")
-                runs = soak.run(works, pool, arguments.soak)
-            elif paths:
-                runs = carry_out(plan.chosen(paths, options), pool)
-            elif arguments.everything:
-                runs = carry_out(Everything(pool, options).works(), pool)
-            else:
-                runs = carry_out(plan.quick(options), pool)
+            try:
+                if arguments.soak is not None:
+                    works = Everything(pool, whole=True).works()
+                    soak = Soak(cache_folder() / "soak" / f"{commit}.json")
+                    runs = soak.run(works, pool, arguments.soak)
+                elif paths:
+                    runs = carry_out(plan.chosen(paths, options), pool)
+                elif arguments.everything:
+                    runs = carry_out(Everything(pool, options).works(), pool)
+                else:
+                    runs = carry_out(plan.quick(options), pool)
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)  # what waits for its turn is not to get it
+                raise
     unsteady = [each for run in runs for each in run.unsteady]
     said = History(cache_folder() / "unsteady").add(commit, seed, unsteady) if arguments.everything or unsteady else ()
     return summary(runs, start, said)

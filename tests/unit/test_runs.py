@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.guest_pytest import ENVIRONMENT
 from tests.runner.history import History
 from tests.runner.reports import Case, read_report
 from tests.runner.runs import Job, Run, Sweep, run_job
@@ -69,8 +70,7 @@ def write(tmp_path: Path) -> Write:
         file.write_text(text)
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
         options = ("-q", "-p", "no:cacheprovider", "-p", "pytest_reportlog.plugin")
-        environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # importing them takes longer than all the rest
-        return Job("written", (file.name,), options=options, environment=environment, folder=tmp_path)
+        return Job("written", (file.name,), options=options, environment=ENVIRONMENT, folder=tmp_path)
 
     return write
 

@@ -66,4 +66,6 @@ def test_log_says_what_was_taken(monkeypatch: pytest.MonkeyPatch, log: Path) -> 
     assert list(read(log)) == [("kill", 40, 40), ("kill", 40, 5), ("arguments", 10_000, 60)]
     monkeypatch.delenv(LOG)
     sample("kill", POINTS, 5)
+    with log.open("a") as file:
+        file.write('{"name": "ki')  # of a guest that died there
     assert len(list(read(log))) == 3

@@ -122,7 +122,7 @@ pid, terminal = pty.fork()
 if not pid:
     os.execv(sys.argv[2], sys.argv[2:])
 said = b""
-while b"ready" not in said:
+while b"ready\\r\\n" not in said:  # the whole line: an end of the terminal in the middle of it fails the writer
     said += os.read(terminal, 4096)
 os.close(terminal)  # as when the window is closed, or the connection breaks
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
