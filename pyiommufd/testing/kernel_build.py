@@ -217,7 +217,7 @@ class _Builder:
     def _configure(self, tree: Path) -> list[str]:
         self._progress.step("configuring")
         # Not merged over what allnoconfig makes: what the fragment makes visible would then be as it is by default.
-        (tree / "guest.config").write_text(kernel_config.plain(self._fragment))
+        (tree / "guest.config").write_text(kernel_config.merge("", self._fragment))
         self._make(tree, "KCONFIG_ALLCONFIG=guest.config", "allnoconfig")
         config = tree / ".config"
         unmet = kernel_config.unmet(self._fragment, config.read_text())

@@ -1,4 +1,4 @@
-"""The guest kernel's configuration: our options, and whether they took."""
+"""The guest kernel's configuration: our options, on top of others or alone, and whether they took."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def parse(text: str) -> dict[str, str]:
     return options
 
 
-def plain(fragment: str) -> str:
-    """The fragment's options as the kernel's own tools write them, without its comments."""
-    options = parse(fragment).items()
-    return "".join(f"# {name} is not set\n" if value == "n" else f"{name}={value}\n" for name, value in options)
+def merge(base: str, fragment: str) -> str:
+    """A configuration with the fragment's options in place of its own."""
+    options = parse(base) | parse(fragment)
+    lines = (f"# {name} is not set" if value == "n" else f"{name}={value}" for name, value in options.items())
+    return "\n".join(lines) + "\n"
 
 
 def unmet(fragment: str, result: str) -> list[str]:

@@ -25,7 +25,7 @@ from pyiommufd.testing.kernel_build import (
     missing_packages,
     unpack_source,
 )
-from pyiommufd.testing.kernel_config import ESSENTIAL, FRAGMENT, plain
+from pyiommufd.testing.kernel_config import ESSENTIAL, FRAGMENT, merge
 from pyiommufd.testing.kernels import CachedKernel
 from pyiommufd.testing.locked import locked
 from pyiommufd.testing.progress import Progress
@@ -325,5 +325,5 @@ def test_lock_is_released_by_death(tmp_path: Path) -> None:
 
 
 def test_fragment_survives_merging() -> None:
-    options = plain(FRAGMENT.read_text())
-    assert all(f"{name}=y\n" in options for name in ESSENTIAL)
+    merged = merge("", FRAGMENT.read_text())
+    assert all(f"{name}=y\n" in merged for name in ESSENTIAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyiommufd.testing.kernel_config import ESSENTIAL, FRAGMENT, parse, plain, unmet
+from pyiommufd.testing.kernel_config import ESSENTIAL, FRAGMENT, merge, parse, unmet
 
 BASE = "# CONFIG_A is not set\nCONFIG_B=y\nCONFIG_NR_CPUS=1\n\n#\n# A section\n#\n"
 
@@ -11,8 +11,11 @@ def test_parse() -> None:
     assert parse(BASE) == {"CONFIG_A": "n", "CONFIG_B": "y", "CONFIG_NR_CPUS": "1"}
 
 
-def test_plain_has_the_options_alone() -> None:
-    assert plain("# Why\nCONFIG_A=n\n\nCONFIG_B=m\nCONFIG_C=8\n") == "# CONFIG_A is not set\nCONFIG_B=m\nCONFIG_C=8\n"
+def test_merge_overrides_in_place() -> None:
+    assert parse(merge(BASE, "CONFIG_A=m\nCONFIG_B=n\nCONFIG_C=y\n")) == {
+        "CONFIG_A": "m", "CONFIG_B": "n", "CONFIG_NR_CPUS": "1", "CONFIG_C": "y",
+    }  # fmt: skip
+    assert merge(BASE, "CONFIG_B=n").count("CONFIG_B") == 1
 
 
 def test_unmet_names_what_did_not_take() -> None:
