@@ -135,7 +135,7 @@ class Everything:
         self._newer: Future[QEMU] = pool.submit(matrix.newer_qemu)
 
     def works(self) -> Iterator[Work]:
-        """All of it: first what needs neither the older kernel nor the newer QEMU, of that what takes longest."""
+        """All of it: what needs neither the older kernel nor the newer QEMU comes first, roughly the longest first."""
         yield from checks()
         if self._whole:
             yield from self._jobs("stress", _files("tests/guest/stress"), DEFAULT)

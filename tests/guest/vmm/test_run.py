@@ -129,12 +129,14 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 WAITS_FOR_HANGUP = """
-import os, pathlib, signal, sys, time
+import pathlib, signal, sys
 
-# It may come once more, from the kernel: an ordinary exit would be interrupted by it.
-signal.signal(signal.SIGHUP, lambda *_: (pathlib.Path(sys.argv[1]).write_text("SIGHUP"), os._exit(7)))
+# Blocked: a handler would wait for the end of a sleep that begins just after the signal has come.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 print("ready", flush=True)
-time.sleep(600)
+signal.sigwait({signal.SIGHUP})
+pathlib.Path(sys.argv[1]).write_text("SIGHUP")
+sys.exit(7)
 """
 
 
