@@ -94,9 +94,12 @@ class Attachable(Handle):
             return self._attach(page_table, pasid)
 
     def replace(self, page_table: PageTable, pasid: int | None = None) -> DMAChange:
-        """Move to another page table without a gap, and *every attached member of the group* with it.
+        """Move to another page table, and *every attached member of the group* with it.
 
-        When the kernel refuses, the old page table stays.
+        When the kernel refuses, the old page table stays. DMA goes by one table or the other, never past both; but
+        DMA during the change may be lost, as a fault. Whether it can be is up to the driver of the IOMMU (Linux 7.3):
+        those of VT-d and AMD-Vi block the device before they set the new table, virtio-iommu's maps anew what the
+        device's end has forgotten, and SMMUv3's changes over in one step. Quiet the device where nothing may be lost.
 
         Returns:
             Whose DMA this has changed.

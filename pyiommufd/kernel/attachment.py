@@ -29,7 +29,7 @@ class ChangeKind(StrEnum):
     JOIN = "join"
     """The group is there already: the device joins it, and nobody's DMA changes."""
     REPLACE = "replace"
-    """The group goes to another page table without a gap, every member with it."""
+    """The group goes to another page table, every member with it."""
     NOOP = "noop"
     """Nothing changes."""
     DETACH = "detach"

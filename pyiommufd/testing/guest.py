@@ -187,6 +187,10 @@ class Guest:
             "random.trust_cpu=on",
             # On a busy host the emulated timer may miss the kernel's test of it, which would be a panic.
             "no_timer_check",
+            # The others start in the guest's /init: Linux 7's watchdog of clocks waits with interrupts off for another
+            # CPU, by a limit that does not pass while the clock is jiffies, as in early boot. It waits for good for
+            # a CPU that waits for this one, in stop_machine().
+            "maxcpus=1",
             *iommu_kernel_arguments(self._iommu),
             *self._kernel_arguments,
         ]

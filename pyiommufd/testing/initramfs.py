@@ -173,6 +173,10 @@ def init_script(files: GuestFiles, modules: list[str]) -> str:
         "$b mount -t proc proc /proc || die 'cannot mount /proc'",
         "$b mount -t sysfs sysfs /sys || die 'cannot mount /sys'",
         "$b mount -t devtmpfs devtmpfs /dev || die 'cannot mount /dev'",
+        # The kernel has started the first CPU only; see the guest's command line. That one may have no such file.
+        "for c in /sys/devices/system/cpu/cpu[1-9]*/online; do",
+        "  [ ! -e $c ] || echo 1 > $c || die 'cannot start a CPU'",
+        "done",
     ]
     lines += [f"$b insmod {quote(module)} || echo {quote('guest: cannot load ' + module)}" for module in modules]
     lines += [
