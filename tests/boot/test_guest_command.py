@@ -170,10 +170,10 @@ def test_folders_outside_are_invisible(tmp_path: Path) -> None:
 
 
 def test_memory_cpus_and_kernel_arguments() -> None:
-    result = guest("--cpus", "1", "--memory", "768", "--append", "hugepages=8 quiet", "--", "sh", "-c",
+    result = guest("--cpus", "3", "--memory", "768", "--append", "hugepages=8 quiet", "--", "sh", "-c",
                    "nproc; grep MemTotal /proc/meminfo; cat /proc/sys/vm/nr_hugepages")  # fmt: skip
     cpus, memory, pages = result.stdout.splitlines()
-    assert cpus == "1"
+    assert cpus == "3"
     assert 640 << 10 < int(memory.split()[1]) < 768 << 10
     assert pages == "8"
 

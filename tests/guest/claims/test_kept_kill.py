@@ -138,6 +138,7 @@ def test_release_of_it_that_is_killed_at_each_step(
     show(capsys, "SIGKILL in the release of it, then recover", rows)
 
 
+@pytest.mark.long
 def test_claim_made_anew_where_one_died_at_its_first_step(rng: HostDevice, everything: Callable[[], Any]) -> None:
     """What recover then undoes is the dead one's, not the new one, which is of the same device and name."""
     durable.make_folder(boot_unit.link().parent)

@@ -205,6 +205,7 @@ def test_persistent_claim_that_is_refused_at_boot(first: HostDevice, alone: Host
     assert f"{file}: remove" in dry_and_real("release")
 
 
+@pytest.mark.long
 def test_file_that_is_none_hinders_no_other(alone: HostDevice) -> None:
     run("claim", alone.name, "--persist")
     broken = persistence.FOLDER / "broken.toml"

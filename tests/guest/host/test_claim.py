@@ -80,6 +80,7 @@ def test_host_driver_works_again_after_release(neighbour: HostDevice) -> None:
         assert len(generator.read(16)) == 16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("override", ["pci-stub", "virtio-pci"])
 def test_override_of_before_stays(
     first: HostDevice, neighbour: HostDevice, override: str, state: Callable[[], State]

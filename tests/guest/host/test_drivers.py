@@ -47,6 +47,7 @@ def test_bind_to_a_driver_that_does_not_take_it(alone: HostDevice) -> None:
     assert caught.value.errno == errno.ENOENT
 
 
+@pytest.mark.long
 def test_unbind_of_a_held_device_is_not_waited_for_without_end(on_vfio: HostDevice) -> None:
     with DeviceFile(on_vfio):
         start, limit = time.monotonic(), patience(1)

@@ -68,6 +68,7 @@ def test_iommufd(hammer: Hammer, iommufd: IOMMUFD, first: HostDevice, fds: list[
     assert hammer.accepted > 0
 
 
+@pytest.mark.long
 def test_device_file(hammer: Hammer, first: HostDevice, fds: list[int]) -> None:
     with LeakCheck():
         # Some of the names and devices among it are good: the file has to be closed then.

@@ -91,6 +91,7 @@ def test_device_open_through_another_fd_here(claimed: Claim, iommufd: IOMMUFD, f
     device.close()
 
 
+@pytest.mark.long
 def test_device_bound_by_another_process(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
     program = (
         "import sys\nfrom pyiommufd import IOMMUFD\nwith IOMMUFD() as iommufd:\n"

@@ -65,6 +65,7 @@ def test_log_begins_where_it_was_opened() -> None:
         assert log.lost == 0
 
 
+@pytest.mark.long
 def test_log_counts_what_was_overwritten() -> None:
     with KernelLog() as log:
         say("first")

@@ -53,6 +53,7 @@ def test_edu_does_dma_into_the_address_space(run: Run) -> None:
     """).assert_outcomes(passed=1)
 
 
+@pytest.mark.long
 def test_the_order_of_fixtures_does_not_matter(run: Run) -> None:
     """An address space is not closed before the device that is attached to it; the claim is shared to be quick."""
     run("""

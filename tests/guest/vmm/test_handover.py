@@ -195,6 +195,7 @@ def test_monitor_from_python(claim: Claim, alone: HostDevice) -> None:
     assert vmm.poll() in (115, -15)
 
 
+@pytest.mark.long
 def test_monitor_that_cannot_be_started(claim: Claim, alone: HostDevice) -> None:
     before = open_fds()
     with Handover.open(alone) as handover, pytest.raises(HandoverError, match="nowhere: No such file"):
