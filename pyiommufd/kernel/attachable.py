@@ -97,9 +97,9 @@ class Attachable(Handle):
         """Move to another page table, and *every attached member of the group* with it.
 
         When the kernel refuses, the old page table stays. DMA goes by one table or the other, never past both; but
-        DMA during the change may be lost, as a fault. Whether it can be is up to the driver of the IOMMU (Linux 7.3):
-        those of VT-d and AMD-Vi block the device before they set the new table, virtio-iommu's maps anew what the
-        device's end has forgotten, and SMMUv3's changes over in one step. Quiet the device where nothing may be lost.
+        DMA during the change may be lost, as a fault: quiet the device where nothing may be. It is up to the driver
+        of the IOMMU (drivers/iommu, Linux 7.3): those of VT-d and AMD-Vi block a device before they set its new
+        table; virtio-iommu's fills a table that no device was on after the change; SMMUv3's avoids a gap where it can.
 
         Returns:
             Whose DMA this has changed.

@@ -187,9 +187,9 @@ class Guest:
             "random.trust_cpu=on",
             # On a busy host the emulated timer may miss the kernel's test of it, which would be a panic.
             "no_timer_check",
-            # The others start in the guest's /init: Linux 7's watchdog of clocks waits with interrupts off for another
-            # CPU, by a limit that does not pass while the clock is jiffies, as in early boot. It waits for good for
-            # a CPU that waits for this one, in stop_machine().
+            # The guest's /init starts the others. The watchdog of clocks (kernel/time/clocksource.c, 7.3) waits for
+            # another CPU with interrupts off, for a time that does not pass while the clock is jiffies, as in early
+            # boot: where that CPU is in stop_machine() and waits for this one, both wait for good.
             "maxcpus=1",
             *iommu_kernel_arguments(self._iommu),
             *self._kernel_arguments,
