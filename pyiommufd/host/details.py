@@ -137,7 +137,7 @@ def _regions(path: Path) -> tuple[MemoryRegion, ...]:
     found = []
     # A line each: start, inclusive end, flags (IORESOURCE_IO 0x100, Linux 7.3, include/linux/ioport.h). Six of the
     # device and its ROM; what follows are the windows of a bridge, or of virtual functions.
-    for index, line in enumerate((sysfs.read(path / "resource") or "").splitlines()[:7]):
+    for index, line in enumerate(sysfs.lines(path / "resource")[:7]):
         start, last, flags = (int(word, 16) for word in line.split())
         if flags:
             found.append(MemoryRegion(index, start, last - start + 1, "io" if flags & 0x100 else "memory"))

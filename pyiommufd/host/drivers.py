@@ -92,8 +92,7 @@ def vfio_driver_for(device: HostDevice) -> str:
 def _module_aliases(prefix: str) -> list[tuple[str, str]]:
     found = []
     for name in ("modules.alias", "modules.builtin.alias"):
-        text = sysfs.read(Path("/lib/modules") / os.uname().release / name)
-        for line in (text or "").splitlines():
+        for line in sysfs.lines(sysfs.MODULES / os.uname().release / name):
             words = line.split()
             if len(words) == 3 and words[0] == "alias" and words[1].startswith(prefix):
                 found.append((words[1], words[2]))
@@ -113,8 +112,7 @@ def module_file(module: str) -> str | None:
         module: Its name, with dashes or underscores.
     """
     wanted = module.replace("-", "_")
-    text = sysfs.read(Path("/lib/modules") / os.uname().release / "modules.dep") or ""
-    for line in text.splitlines():
+    for line in sysfs.lines(sysfs.MODULES / os.uname().release / "modules.dep"):
         path = line.partition(":")[0]
         if path.rpartition("/")[2].partition(".")[0].replace("-", "_") == wanted:
             return path

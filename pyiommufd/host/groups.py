@@ -88,7 +88,7 @@ def find_group(group_id: int) -> Group:
         except DeviceNotFoundError:
             continue  # unplugged since
     regions = []
-    for line in (sysfs.read(path / "reserved_regions") or "").splitlines():
+    for line in sysfs.lines(path / "reserved_regions"):
         start, last, kind = line.split()
         regions.append(ReservedRegion(int(start, 16), int(last, 16), kind))
     return Group(

@@ -113,7 +113,7 @@ class Helper:
         if not sys.executable:
             return sysfs.read(path)
         status, data = self._ask("r", path, "", seconds, f"reading {path}")
-        return None if status else data.decode("utf-8", "replace").strip()
+        return None if status else os.fsdecode(data.strip())
 
     def _ask(self, kind: str, path: Path, text: str, seconds: float | None, what: str) -> tuple[int, bytes]:
         seconds = SECONDS if seconds is None else seconds

@@ -99,7 +99,7 @@ def _held_by(process: Path, wanted: _Wanted) -> list[Holder]:
                 held.append(Holder(int(process.name), command, node, f"fd {fd.name}"))
                 names.add(node)
         # With an fd as well: closing that one alone frees nothing.
-        text = (process / "maps").read_text(errors="replace")
+        text = os.fsdecode((process / "maps").read_bytes())
         for node in sorted({node for node in names if f" {node}\n" in text or f" {node}{_DELETED}\n" in text}):
             held.append(Holder(int(process.name), command, node, "mapping"))
     except OSError:
@@ -115,7 +115,7 @@ def _node_of(process: Path, fd: Path, status: os.stat_result, wanted: _Wanted) -
         return None
     path = link.removesuffix(_DELETED)
     # Newer kernels say which device it is (Linux 7.3, drivers/vfio/vfio_main.c, vfio_device_show_fdinfo).
-    for line in (sysfs.read(process / "fdinfo" / fd.name) or "").splitlines():
+    for line in sysfs.lines(process / "fdinfo" / fd.name):
         key, _, value = line.partition(":")
         if key == "vfio-device-syspath":
             return path if value.strip() in wanted.sys_paths else None

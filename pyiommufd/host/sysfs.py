@@ -11,6 +11,7 @@ from pathlib import Path
 
 SYS = Path("/sys")
 PROC = Path("/proc")
+MODULES = Path("/lib/modules")
 
 _PIECE = 1 << 18
 
@@ -18,7 +19,25 @@ _log = logging.getLogger(__name__)
 
 
 def read(path: Path | str) -> str | None:
-    """The text of an attribute without its newline, or None where there is no such attribute."""
+    """The text of an attribute without blanks around it, or None where there is no such attribute.
+
+    Bytes that are no UTF-8 come as `os.fsdecode` has them: a name compares equal to that of a file.
+    """
+    data = _bytes(path)
+    return None if data is None else os.fsdecode(data.strip())
+
+
+def lines(path: Path | str) -> list[str]:
+    """The lines of an attribute or of a file of /proc; none where there is no such file.
+
+    They end in newlines alone, as the kernel writes them: `str.splitlines` ends them at further characters, which a
+    path may contain (U+2028, carriage return …).
+    """
+    found = os.fsdecode(_bytes(path) or b"").split("\n")
+    return found if found[-1] else found[:-1]
+
+
+def _bytes(path: Path | str) -> bytes | None:
     # Bare system calls: a look at a large machine is made of tens of thousands of these.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -33,7 +52,7 @@ def read(path: Path | str) -> str | None:
         return None
     finally:
         os.close(fd)
-    return data.decode("utf-8", "replace").strip()
+    return data
 
 
 def link_name(path: Path | str) -> str | None:

@@ -69,7 +69,7 @@ def _by_configuration(user: User) -> LockLimit | None:
 
 def _lines(path: Path) -> Iterator[tuple[str, int | None]]:
     """The domain and size of each hard limit on locked memory."""
-    for line in (sysfs.read(path) or "").splitlines():
+    for line in sysfs.lines(path):
         words = line.partition("#")[0].split()
         if len(words) != 4 or words[1] not in ("hard", "-") or words[2] != "memlock":
             continue

@@ -22,12 +22,18 @@ KINDS = (
     "md",
     "dm",
     "default-route",
+    "route",
     "address",
     "bond",
     "bridge",
     "vfs",
     "boot-display",
     "held",
+    "unseen",
+    "noiommu",
+    "isolated-msi",
+    "reserved",
+    "cdev",
     "claimed",
 )
 """The kinds of refusals; the last is a claim's own."""

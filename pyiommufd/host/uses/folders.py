@@ -47,7 +47,7 @@ def number_of(text: str | None) -> int | None:
 
 def node_name(folder: Path | str) -> str:
     """The path of a device's node, such as ``/dev/dri/card0``, from its folder."""
-    for line in (sysfs.read(f"{folder}/uevent") or "").splitlines():
+    for line in sysfs.lines(f"{folder}/uevent"):
         key, _, value = line.partition("=")
         if key == "DEVNAME":
             return f"/dev/{value.removeprefix('/dev/')}"

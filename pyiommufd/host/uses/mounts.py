@@ -64,7 +64,7 @@ def mount_table(namespaces: Iterable[tuple[int, str]]) -> list[Mount]:
 def mounts_of(process: str, owner: str = "") -> list[Mount]:
     """The mount table of a process, as proc_pid_mountinfo(5) has it."""
     found = []
-    for line in (sysfs.read(sysfs.PROC / process / "mountinfo") or "").splitlines():
+    for line in sysfs.lines(sysfs.PROC / process / "mountinfo"):
         # proc_pid_mountinfo(5): … major:minor root mount-point options … - type source options
         left, _, right = line.partition(" - ")
         words, more = left.split(" "), right.split(" ")
@@ -83,8 +83,8 @@ def is_remote(kind: str) -> bool:
 def swap_areas() -> list[tuple[str, int]]:
     """Each swap area's path, and the number of the device that it is, or of the filesystem that it is on."""
     found = []
-    for line in (sysfs.read(sysfs.PROC / "swaps") or "").splitlines()[1:]:
-        path = unescape(line.split()[0])
+    for line in sysfs.lines(sysfs.PROC / "swaps")[1:]:
+        path = unescape(line.split(" ")[0])
         number = number_behind(path)
         if number is not None:
             found.append((path, number))

@@ -130,7 +130,7 @@ def _parse_link(message: bytes) -> tuple[int, Link]:
 
 
 def _text(data: bytes) -> str:
-    return data.rstrip(b"\0").decode(errors="replace")
+    return os.fsdecode(data.rstrip(b"\0"))
 
 
 def _add_address(by_index: dict[int, Link], message: bytes) -> None:

@@ -90,7 +90,7 @@ def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterat
 
 def _hidden_layers(device: HostDevice, look: Look, found: dict[str, Interface]) -> Iterator[Refusal]:
     """What stands on an interface without a sign of it there."""
-    for line in (sysfs.read(sysfs.PROC / "net/pppoe") or "").splitlines()[1:]:
+    for line in sysfs.lines(sysfs.PROC / "net/pppoe")[1:]:
         # Id, the other side's address, the interface (Linux 7.3, drivers/net/ppp/pppoe.c).
         under = found.get(line.split()[-1])
         if under is not None:

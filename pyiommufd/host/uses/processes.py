@@ -97,7 +97,7 @@ def _namespace(process: str, kind: str = "mnt") -> str | None:
 def _remote_mounts(pid: str) -> frozenset[str]:
     """The numbers of the mounts that a process sees whose server may not answer, by their types."""
     found = set()
-    for line in (sysfs.read(sysfs.PROC / pid / "mountinfo") or "").splitlines():
+    for line in sysfs.lines(sysfs.PROC / pid / "mountinfo"):
         if is_remote(line.partition(" - ")[2].partition(" ")[0]):
             found.add(line.partition(" ")[0])
     return frozenset(found)
@@ -172,7 +172,7 @@ def char_path(major: int, minor: int) -> str:
 def _consoles() -> list[OpenFile]:
     """What the kernel's own messages go to: no process holds it, and it is in use."""
     found = []
-    for line in (sysfs.read(sysfs.PROC / "consoles") or "").splitlines():
+    for line in sysfs.lines(sysfs.PROC / "consoles"):
         # Name, flags, number (Linux 7.3, fs/proc/consoles.c); some have no number.
         match = re.search(r"\s(\d+):(\d+)$", line)
         if match:
@@ -183,5 +183,4 @@ def _consoles() -> list[OpenFile]:
 
 def console_names() -> list[str]:
     """The consoles that the kernel's messages go to, such as ``ttyS0``."""
-    text = sysfs.read(sysfs.PROC / "consoles") or ""
-    return [line.split()[0] for line in text.splitlines() if line.strip()]
+    return [line.split()[0] for line in sysfs.lines(sysfs.PROC / "consoles") if line.strip()]

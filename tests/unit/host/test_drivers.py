@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,10 @@ def device(tmp_path: Path) -> HostDevice:
 @pytest.fixture
 def aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The aliases of a kernel that has variant drivers, which the guests' kernels do not have."""
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    (folder / "modules.alias").write_text(ALIASES)
-    real = sysfs.read
-
-    def read(path: Path) -> str | None:
-        return real(folder / path.name) if path.name.endswith(".alias") else real(path)
-
-    monkeypatch.setattr(sysfs, "read", read)
+    folder = tmp_path / "modules" / os.uname().release
+    folder.mkdir(parents=True)
+    (folder / "modules.alias").write_text(ALIASES + "\n")
+    monkeypatch.setattr(sysfs, "MODULES", tmp_path / "modules")
 
 
 @pytest.mark.parametrize(

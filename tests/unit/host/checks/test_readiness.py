@@ -211,9 +211,12 @@ def test_group_of_host_and_passthrough_devices(fake: FakeSysfs) -> None:
 
 
 def test_modules_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release = os.uname().release
-    text = "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/x.ko\nkernel/drivers/vfio/vfio.ko:\n"
-    monkeypatch.setattr(sysfs, "read", lambda path: text if f"{release}/modules.dep" in str(path) else None)
+    folder = tmp_path / os.uname().release
+    folder.mkdir()
+    (folder / "modules.dep").write_text(
+        "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/x.ko\nkernel/drivers/vfio/vfio.ko:\n"
+    )
+    monkeypatch.setattr(sysfs, "MODULES", tmp_path)
     assert drivers.module_file("vfio_pci") == "kernel/drivers/vfio/pci/vfio-pci.ko.xz"
     assert drivers.module_file("vfio-pci") == "kernel/drivers/vfio/pci/vfio-pci.ko.xz"
     assert drivers.module_file("x") is None
