@@ -7,7 +7,6 @@ import fnmatch
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 from ..errors import ClaimError
 from . import sysfs

@@ -13,7 +13,7 @@ from . import sysfs
 
 @functools.cache
 def _configuration(release: str) -> str | None:
-    for path in (sysfs.PROC / "config.gz", Path(f"/boot/config-{release}"), Path(f"/lib/modules/{release}/config")):
+    for path in (sysfs.PROC / "config.gz", Path(f"/boot/config-{release}"), sysfs.MODULES / release / "config"):
         try:
             data = path.read_bytes()
             return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("ascii", "replace")
