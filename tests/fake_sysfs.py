@@ -26,7 +26,12 @@ class FakeSysfs:
         self.proc = folder / "proc"
         for path in ("bus/pci/devices", "bus/pci/drivers", "class/iommu", "class/misc", "kernel", "module", "devices"):
             (self.root / path).mkdir(parents=True)
-        self.proc.mkdir()
+        # As root sees it, in the initial namespaces.
+        for process in ("1", "self"):
+            (self.proc / process / "ns").mkdir(parents=True)
+            for kind, number in (("pid", 0xEFFFFFFC), ("mnt", 0xEFFFFFF8), ("net", 0xEFFFFFF9)):
+                (self.proc / process / "ns" / kind).symlink_to(f"{kind}:[{number}]")
+        (self.proc / "self/status").write_text("CapEff:\t000001ffffffffff\n")
 
     def file(self, path: str, text: str = "") -> Path:
         """An attribute, relative to the root."""

@@ -19,6 +19,7 @@ from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal
 from pyiommufd.host.devices import HostDevice, find_device
 from pyiommufd.host.kept.parts import AnyStep
+from pyiommufd.host.namespaces import outlook
 from pyiommufd.host.uses import FORCIBLE
 
 devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
@@ -44,6 +45,12 @@ class _SignalledError(Exception):
 def say(text: object) -> None:
     """Say something that is no step."""
     click.echo(str(text), err=True)
+
+
+def say_outlook() -> None:
+    """Say what is not seen of the machine from here, if this process is in a container."""
+    if text := outlook():
+        say(f"pyiommufd: {text}")
 
 
 def show_step(step: AnyStep) -> None:

@@ -15,6 +15,7 @@ from pyiommufd.cli.changing import (
     find_devices,
     force_option,
     say,
+    say_outlook,
     show_step,
     show_steps,
 )
@@ -79,6 +80,7 @@ def claim(
         return
     if not devices:
         raise click.UsageError("no DEVICE", ctx)
+    say_outlook()
     with ended_by_signals():
         plan = plan_claim(find_devices(devices), force=force)
         if dry_run:

@@ -7,6 +7,7 @@ import re
 import click
 
 from pyiommufd.cli import records
+from pyiommufd.cli.changing import say_outlook
 from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, waiting
 from pyiommufd.host.devices import SUBSYSTEMS, HostDevice, list_devices
 from pyiommufd.host.pci_ids import pci_ids
@@ -52,10 +53,13 @@ def list_command(
     vfio            a vfio driver has it
     claimable       a claim would take it, with its group
     in-use          the host uses it, or a member of its group: disks, swap, the default route
+    unseen          whether the host uses it cannot be seen from here, as in a container
+    unbindable      every bind would be refused; pyiommufd show says why
     bridge          a bridge, which vfio-pci does not take
     no-group        no IOMMU covers it
     no-vfio-driver  no vfio driver takes over devices of its bus
     """  # noqa: D301 - click's mark for lines to keep
+    say_outlook()
     with waiting("looking at the devices"):
         # Of all, also where some are shown: how one stands depends on its group.
         found = standings(list_devices())

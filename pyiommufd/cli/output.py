@@ -23,6 +23,8 @@ COLOURS = {
     "vfio": "cyan",
     "warning": "yellow",
     "in-use": "yellow",
+    "unseen": "yellow",
+    "unbindable": "yellow",
     "missing": "red",
     "refused": "red",
 }

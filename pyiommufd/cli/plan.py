@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.changing import devices_argument, find_devices, force_option
+from pyiommufd.cli.changing import devices_argument, find_devices, force_option, say_outlook
 from pyiommufd.cli.output import ReadingCommand, json_option, print_json, waiting
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import Refusal
@@ -51,6 +51,7 @@ def plan(devices: tuple[str, ...], force: tuple[str, ...], as_json: bool) -> Non
 
     Exit status 1 where it would be refused.
     """
+    say_outlook()
     with waiting("looking at the devices"):
         made = plan_claim(find_devices(devices), force=force)
         forced = _forced(made)

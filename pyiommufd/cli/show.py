@@ -6,6 +6,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
+from pyiommufd.cli.changing import say_outlook
 from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, waiting
 from pyiommufd.host.details import DeviceDetails, device_details
 from pyiommufd.host.devices import find_device
@@ -54,6 +55,7 @@ def show(device: str, as_json: bool) -> None:
 
     DEVICE is a name such as 0000:02:01.0, 02:01.0 or 1234:11e8, or a path under /sys or /dev/vfio/devices.
     """
+    say_outlook()
     with waiting("looking at the device"):
         details = device_details(find_device(device))
     if as_json:

@@ -87,16 +87,21 @@ def find_group(group_id: int) -> Group:
             devices.append(from_sys_path(link.resolve()))
         except DeviceNotFoundError:
             continue  # unplugged since
-    regions = []
-    for line in sysfs.lines(path / "reserved_regions"):
-        start, last, kind = line.split()
-        regions.append(ReservedRegion(int(start, 16), int(last, 16), kind))
     return Group(
         id=int(group_id),
         type=sysfs.read(path / "type") or "unknown",
         devices=tuple(devices),
-        reserved_regions=tuple(regions),
+        reserved_regions=reserved_regions(group_id),
     )
+
+
+def reserved_regions(group_id: int) -> tuple[ReservedRegion, ...]:
+    """What the addresses of a group's members must avoid; nothing where there is no such group."""
+    found = []
+    for line in sysfs.lines(_folder() / str(group_id) / "reserved_regions"):
+        start, last, kind = line.split()
+        found.append(ReservedRegion(int(start, 16), int(last, 16), kind))
+    return tuple(found)
 
 
 def list_groups() -> list[Group]:

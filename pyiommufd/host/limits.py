@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import resource
-from pathlib import Path
 
 from . import sysfs
 
 CAP_IPC_LOCK = 14
+CAP_SYS_PTRACE = 19
 
 
 def has_capability(number: int) -> bool:
@@ -17,7 +17,7 @@ def has_capability(number: int) -> bool:
     Args:
         number: The capability, such as `CAP_IPC_LOCK`.
     """
-    status = sysfs.read(Path("/proc/self/status")) or ""
+    status = sysfs.read(sysfs.PROC / "self/status") or ""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return match is not None and bool(int(match[1], 16) >> number & 1)
 

@@ -56,6 +56,11 @@ def unsafe_interrupts_allowed() -> bool | None:
     return None if text is None else text in ("Y", "1")
 
 
+def interrupts_refused() -> bool:
+    """Whether iommufd refuses every bind because interrupts are not isolated, as far as that is told."""
+    return interrupts_isolated() is False and not unsafe_interrupts_allowed()
+
+
 def has_cdevs() -> bool | None:
     """Whether vfio devices get nodes under ``/dev/vfio/devices``; None where vfio is not loaded and nothing tells."""
     majors = (sysfs.read(sysfs.PROC / "devices") or "").split()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from . import uses
+from .checks import bindable
 from .devices import HostDevice
 
 
@@ -18,6 +19,10 @@ class Standing(StrEnum):
     """A claim would take it, with its group; nothing speaks against that."""
     IN_USE = "in-use"
     """The host uses it, or a member of its group: a claim is refused unless the use is named to ``force``."""
+    UNSEEN = "unseen"
+    """Whether the host uses it cannot be seen from here, as in a container: a claim is refused unless forced."""
+    UNBINDABLE = "unbindable"
+    """Every bind would be refused, for what `pyiommufd.host.checks.bindable` tells: a claim is, unless forced."""
     BRIDGE = "bridge"
     """A bridge, which vfio-pci does not take."""
     NO_GROUP = "no-group"
@@ -36,18 +41,29 @@ def standings(devices: Iterable[HostDevice]) -> dict[HostDevice, Standing]:
         devices: Whole groups, as `list_devices` returns them: what the host does with one concerns its group.
     """
     devices = list(devices)
-    used = uses.in_use(devices)
-    groups = {device.group_id for device in used if device.group_id is not None}
-    return {device: _standing(device, device in used or device.group_id in groups) for device in devices}
+    groups = {device.group_id for device in devices if device.group_id is not None}
+    reasons: dict[int | None, set[str]] = {group: set() for group in groups}
+    for device, kinds in uses.in_use(devices).items():
+        reasons.get(device.group_id, set()).update(kinds)
+    nowhere = any(bindable.machine_obstacles())
+    unbindable = {group for group in groups if nowhere or bindable.firmware_regions(group)}
+    return {
+        device: _standing(device, reasons.get(device.group_id, set()), device.group_id in unbindable)
+        for device in devices
+    }
 
 
-def _standing(device: HostDevice, used: bool) -> Standing:
+def _standing(device: HostDevice, reasons: set[str], unbindable: bool) -> Standing:
     if device.on_vfio:
         return Standing.VFIO
     if device.is_bridge:
         return Standing.BRIDGE
     if device.group_id is None:
         return Standing.NO_GROUP
-    if used:
+    if reasons - {"unseen"}:
         return Standing.IN_USE
-    return Standing.CLAIMABLE if device.subsystem in _WITH_DRIVERS else Standing.NO_DRIVER
+    if device.subsystem not in _WITH_DRIVERS:
+        return Standing.NO_DRIVER
+    if unbindable:
+        return Standing.UNBINDABLE
+    return Standing.UNSEEN if reasons else Standing.CLAIMABLE

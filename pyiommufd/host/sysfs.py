@@ -14,6 +14,7 @@ PROC = Path("/proc")
 MODULES = Path("/lib/modules")
 
 _PIECE = 1 << 18
+_PAGE = 1 << 12
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +42,12 @@ def _bytes(path: Path | str) -> bytes | None:
     # Bare system calls: a look at a large machine is made of tens of thousands of these.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a path with a null byte
         return None
     try:
         data = os.read(fd, _PIECE)
-        if data:  # the files of /proc and of modules come in pieces
+        # An attribute comes at once, as a page at most; a large file, or one of /proc, in pieces.
+        if len(data) >= _PAGE or (data and os.fspath(path).startswith("/proc/")):
             while more := os.read(fd, _PIECE):
                 data += more
     except OSError:

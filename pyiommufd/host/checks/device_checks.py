@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import sysfs
+from .bindable import firmware_regions
 from .finding import Finding, Machine, State
 
 
@@ -14,7 +15,7 @@ def reserved(machine: Machine) -> Iterator[Finding]:
     """Firmware's one-to-one mappings (RMRR, IVMD) make the kernel refuse a whole group."""
     found = False
     for group in machine.groups:
-        regions = [region for region in group.reserved_regions if region.type == "direct"]
+        regions = firmware_regions(group.id)
         if not regions:
             continue
         found = True
@@ -22,7 +23,7 @@ def reserved(machine: Machine) -> Iterator[Finding]:
             "reserved",
             State.WARNING,
             f"firmware keeps memory mapped for IOMMU group {group.id}: its devices cannot be bound",
-            ", ".join(f"{region.start:#x}..{region.last:#x} (direct)" for region in regions),
+            f"{regions} (direct)",
             "see whether the firmware can let go of it (a device used for management, or as the boot display)",
             tuple(device.name for device in group.devices),
         )

@@ -28,7 +28,8 @@ class Finding:
 
     Attributes:
         check: The check, a stable name: ``iommu``, ``iommufd``, ``cdev``, ``vfio-pci``, ``isolated-msi``,
-            ``reserved``, ``address-width``, ``memlock``, ``permissions``, ``d3cold``, ``reset`` or ``mixed-group``.
+            ``namespaces``, ``reserved``, ``address-width``, ``memlock``, ``permissions``, ``d3cold``, ``reset`` or
+            ``mixed-group``.
         state: What came of it.
         summary: What it is, in a sentence.
         evidence: What was seen.

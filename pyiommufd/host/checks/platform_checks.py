@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from .. import sysfs
 from ..drivers import module_file
 from ..limits import lockable_memory
+from ..namespaces import namespace, outlook
 from ..running_kernel import has_cdevs, interrupts_isolated, kernel_option, unsafe_interrupts_allowed
 from .finding import Finding, Machine, State
 
@@ -155,6 +156,16 @@ def isolated_msi(machine: Machine) -> Iterator[Finding]:
             "turn interrupt remapping on in the firmware (QEMU's intel-iommu: intremap=on), or accept the risk: "
             "echo 1 > /sys/module/iommufd/parameters/allow_unsafe_interrupts",
         )
+
+
+def namespaces(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all checks
+    """Whether this process sees what the machine does."""
+    evidence = ", ".join(namespace("self", kind) or f"{kind} unknown" for kind in ("pid", "mnt", "net"))
+    if text := outlook():
+        fix = "look, claim and release from the host"
+        yield Finding("namespaces", State.WARNING, text, evidence, fix)
+    else:
+        yield Finding("namespaces", State.OK, "this process sees the machine as its init does", evidence)
 
 
 def address_width(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all checks

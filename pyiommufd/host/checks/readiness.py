@@ -13,6 +13,7 @@ CHECKS = (
     platform_checks.cdev,
     platform_checks.vfio_pci,
     platform_checks.isolated_msi,
+    platform_checks.namespaces,
     device_checks.reserved,
     platform_checks.address_width,
     platform_checks.memlock,

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from ...errors import ClaimError, Refusal
 from .. import drivers, sysfs, uses
+from ..checks.bindable import bind_refusals
 from ..devices import HostDevice, as_device
 from ..groups import Group, is_safe
 from ..holders import holders
+from ..namespaces import sees_all_processes
 from . import journal
 from .restore import look, steps_back
 from .steps import Action, Step
@@ -125,9 +127,12 @@ class ClaimPlan:
         """The groups and what becomes of each member, a line each."""
         moves = {move.device: move for move in self.moves}
         lines = []
-        for group in self.groups:
-            lines.append(f"group {group.id}:")
-            for device in group.devices:
+        members: list[tuple[str, Iterable[HostDevice]]] = [(f"group {one.id}:", one.devices) for one in self.groups]
+        if ungrouped := [device for device in self.devices if device.group_id is None]:
+            members.append(("no group:", ungrouped))
+        for title, devices in members:
+            lines.append(title)
+            for device in devices:
                 move = moves.get(device)
                 text = str(move or f"{device.name}: stays on {device.driver or 'no driver'}")
                 lines.append(f"  {text}{'' if device in self.devices else '  (companion)'}")
@@ -151,7 +156,7 @@ def plan_claim(
             ``mounted``. Each has to be named.
 
     Raises:
-        ClaimError: A device has no IOMMU group, or no vfio driver takes it.
+        ClaimError: No vfio driver takes a device.
         DeviceNotFoundError: There is no such device.
         ValueError: No device was named, or a kind that cannot be forced.
     """
@@ -167,15 +172,12 @@ def plan_claim(
     groups: dict[int, Group] = {}
     for device in wanted:
         group = device.group
-        if group is None:
-            raise ClaimError(
-                f"{device.name} has no IOMMU group: the IOMMU is off or does not cover it "
-                "(firmware: VT-d or AMD-Vi on; kernel command line: intel_iommu=on)"
-            )
-        groups[group.id] = group
+        if group is not None:
+            groups[group.id] = group
     moves: list[Move] = []
     stays = []
-    for device in (device for group in groups.values() for device in group.devices):
+    ungrouped = [device for device in wanted if device.group_id is None]
+    for device in [*(device for group in groups.values() for device in group.devices), *ungrouped]:
         if stays_put(device, device in wanted):
             stays.append(device)
             continue
@@ -204,7 +206,7 @@ def plan_claim(
         groups=tuple(groups.values()),
         moves=tuple(moves),
         stays=tuple(stays),
-        refusals=tuple(_refusals(groups.values(), moves, kinds)),
+        refusals=tuple(_refusals(wanted, groups.values(), moves, kinds)),
         force=kinds,
         steps=tuple(_steps(moves)),
         undo=tuple(_undo(moves)),
@@ -220,20 +222,24 @@ def _mediated(device: HostDevice) -> list[str]:
     return [folder.name for folder in folders if sysfs.link_name(folder / "subsystem") == "mdev"]
 
 
-def _refusals(groups: Iterable[Group], moves: list[Move], force: frozenset[str]) -> Iterator[Refusal]:
+def _refusals(
+    wanted: Iterable[HostDevice], groups: Iterable[Group], moves: list[Move], force: frozenset[str]
+) -> Iterator[Refusal]:
     functions = [function for move in moves for function in move.vfs]
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed(names_of(groups, moves))
     for device in (move.device for move in moves):
         yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
+    yield from (refusal for refusal in bind_refusals(wanted) if refusal.kind not in force)
     if "held" not in force:
         yield from held([*(move.device for move in moves), *functions])
+        yield from _bound_elsewhere(device for group in groups for device in group.devices)
 
 
 def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
     """The names of all devices that a claim of these groups is about."""
     members = {device.name for group in groups for device in group.devices}
-    return members | {function.name for move in moves for function in move.vfs}
+    return members | {device.name for move in moves for device in (move.device, *move.vfs)}
 
 
 def _stuck() -> set[str]:
@@ -260,6 +266,18 @@ def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:
     # One look at all processes is enough, mostly: it is what takes time.
     for device in devices if holders(*devices) else ():
         yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
+
+
+def _bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
+    """The devices that a vfio user has bound who is not to be seen: somebody else's claim may not be on record here."""
+    if sees_all_processes():
+        return
+    for device in devices:
+        # vfio-pci enables a device when it is bound and no longer (Linux 7.3, drivers/vfio/pci/vfio_pci_core.c,
+        # vfio_pci_core_enable).
+        if device.on_vfio and sysfs.read(device.sys_path / "enable") not in (None, "0") and not holders(device):
+            reason = "a vfio user has it bound, who is not among the processes seen here: look from the host"
+            yield Refusal(device.name, "held", reason)
 
 
 def _steps(moves: list[Move]) -> Iterator[Step]:

@@ -13,7 +13,7 @@ from .functions import function_refusals
 from .look import Look
 from .network import interfaces, is_elsewhere, network_refusals
 from .nodes import node_refusals
-from .storage import blocks, hidden_refusals, storage_refusals
+from .storage import blocks, hidden_refusals, shared_nodes, storage_refusals
 
 KINDS = (
     "root",
@@ -83,27 +83,36 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     return _refusals(device, Look(thorough=True))
 
 
-def in_use(devices: Iterable[HostDevice]) -> set[HostDevice]:
-    """Those of these devices that `refusals` has something about, found quicker, and by reading alone.
+def in_use(devices: Iterable[HostDevice]) -> dict[HostDevice, frozenset[str]]:
+    """Those of these devices that `refusals` has something about, with the kinds; found quicker.
 
     What only an exclusive open or a look at all processes' mappings shows is not seen.
 
     Raises:
         OSError: As for `refusals`.
     """
-    look = Look(thorough=False)
-    return {device for device in _suspects(list(devices), look) if _refusals(device, look)}
+    devices, look = list(devices), Look(thorough=False)
+    found = dict.fromkeys(devices if look.unseen else (), frozenset({"unseen"}))
+    for device in _suspects(devices, look):
+        if kinds := frozenset(refusal.kind for refusal in _refusals(device, look)):
+            found[device] = kinds
+    return found
 
 
 def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
     disks, cards = blocks(device, look), interfaces(device, look)
     above = [block.folder for block in disks.values()] + [interface.folder for interface in cards.values()]
+    above += shared_nodes(look, device)
     found = (
         *storage_refusals(device, look, disks),
         *network_refusals(device, look, cards),
         *function_refusals(device),
         *display_refusals(device, look),
         *node_refusals(device, look, above),
+        *(
+            Refusal(device.name, "unseen", f"what {who} do with it is not seen: look {where}")
+            for who, where in look.unseen
+        ),
     )
     return (*found, *hidden_refusals(device, look, disks)) if look.thorough else found
 

@@ -5,6 +5,7 @@ Neither opens a disk exclusively in every case, and no process has it open: its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -22,11 +23,14 @@ class Export:
 
     Attributes:
         what: As what, for a sentence.
-        number: The number of the block device; None where a whole controller is passed through.
+        path: By which node.
+        number: The number of the block device; None where a whole controller is passed through, or where no device of
+            that path is to be found here.
         controller: The path in sysfs of that controller; else empty.
     """
 
     what: str
+    path: str
     number: int | None
     controller: str = ""
 
@@ -50,12 +54,10 @@ def _export(folder: Path, attribute: str, what: str) -> Iterator[Export]:
     if not path or not path.startswith("/dev/") or sysfs.read(folder / "enable") != "1":
         return
     number = block_number(path)
-    if number is not None:
-        yield Export(what, number)
-        return
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return
-    if stat.S_ISCHR(status.st_mode):
-        yield Export(what, None, char_path(os.major(status.st_rdev), os.minor(status.st_rdev)))
+    controller = ""
+    if number is None:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(path)  # noqa: PTH116
+            if stat.S_ISCHR(status.st_mode):
+                controller = char_path(os.major(status.st_rdev), os.minor(status.st_rdev))
+    yield Export(what, path, number, controller)

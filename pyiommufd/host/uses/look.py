@@ -41,6 +41,11 @@ class Look:
         """The nodes and registers of devices that are held open."""
         return self._processes.files
 
+    @property
+    def unseen(self) -> list[tuple[str, str]]:
+        """See `Processes.unseen`."""
+        return self._processes.unseen
+
     @cached_property
     def foreign_links(self) -> list[ForeignLink]:
         """The interfaces in other network namespaces that stand above one of somewhere else."""

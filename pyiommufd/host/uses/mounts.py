@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterable
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import sysfs
-from .folders import number_of
+from .folders import node_name, number_of
+
+# Filesystems that have a device number of their own, not a disk's: what was mounted tells which disks are behind. None
+# of these can be mounted by a user in a namespace of his own, who names as source what he likes.
+_OWN_NUMBER = frozenset({"btrfs", "bcachefs"})
 
 _REMOTE = frozenset({"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"})
 
@@ -39,6 +48,12 @@ class Mount:
     def place(self) -> str:
         """The mount point, and in whose eyes."""
         return f"{self.point} of {self.owner}" if self.owner else self.point
+
+    @property
+    def sources(self) -> list[str]:
+        """The disks that it is mounted from, where its number is none of a disk's."""
+        # bcachefs names all its disks.
+        return self.source.split(":") if self.kind in _OWN_NUMBER else []
 
     @property
     def is_root(self) -> bool:
@@ -95,11 +110,26 @@ def loop_devices() -> list[tuple[Path, int]]:
     """The loop devices, and the numbers of the disks that their files are, or lie on."""
     found = []
     for path in (sysfs.SYS / "class/block").glob("loop*/loop/backing_file"):
-        backing = sysfs.read(path)
-        number = number_behind(backing) if backing else None
+        folder = path.parent.parent.resolve()
+        number = _number_behind_loop(folder)
+        if number is None:
+            number = next(map(number_behind, sysfs.lines(path)), None)
         if number is not None:
-            found.append((path.parent.parent.resolve(), number))
+            found.append((folder, number))
     return found
+
+
+def _number_behind_loop(folder: Path) -> int | None:
+    """What the kernel says is behind a loop device, whose file may have another path here, or none."""
+    # LOOP_GET_STATUS64; of struct loop_info64 the number of the file's filesystem, its inode, the number of the device
+    # where the file is one (Linux 7.3, include/uapi/linux/loop.h, drivers/block/loop.c).
+    try:
+        with open_block(number_of(sysfs.read(folder / "dev")), node_name(folder)) as fd:
+            status = fcntl.ioctl(fd, 0x4C05, bytes(232))
+    except OSError:
+        return None
+    device, _, block = struct.unpack_from("=QQQ", status)
+    return int(block or device)
 
 
 def number_behind(path: str) -> int | None:
@@ -107,21 +137,61 @@ def number_behind(path: str) -> int | None:
     try:
         status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
-        return None
+        return _number_by_name(path)
     return status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
 
 
 def block_number(path: str) -> int | None:
-    """The number of a block device's node."""
+    """The number of a block device, by its node, or by its name where the node is not to be found here."""
     if not path.startswith("/dev/"):
         return None  # a server's name, or a path that may lead to a server that does not answer
     try:
-        status = Path(path).stat()
+        status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
-        return None
+        return _number_by_name(path)
     return status.st_rdev if stat.S_ISBLK(status.st_mode) else None
 
 
+def _number_by_name(path: str) -> int | None:
+    name = path.removeprefix("/dev/").replace("/", "!")
+    return number_of(sysfs.read(sysfs.SYS / "class/block" / name / "dev")) if path.startswith("/dev/") else None
+
+
+def _is_node(path: str, number: int) -> bool:
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return False
+    return stat.S_ISBLK(status.st_mode) and status.st_rdev == number
+
+
+@contextlib.contextmanager
+def open_block(number: int | None, node: str, flags: int = 0) -> Iterator[int]:
+    """A block device, opened for reading and without waiting for a medium, whether or not it has a node here.
+
+    Args:
+        number: The device number.
+        node: Its node. In a container there may be none, or another device's: another one is made for a moment then,
+            below /dev, as other file systems do not let devices be opened (mount(8), nodev).
+        flags: Further flags of open(2).
+
+    Raises:
+        OSError: It cannot be opened, or no node can be made.
+    """
+    if number is None:
+        raise OSError(errno.ENXIO, "it has no device number")
+    with contextlib.ExitStack() as stack:
+        if not _is_node(node, number):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pyiommufd-", dir="/dev"))
+            node = f"{folder}/{Path(node).name}"
+            os.mknod(node, stat.S_IFBLK | 0o600, number)
+        fd = os.open(node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
 def unescape(text: str) -> str:
-    """Undo the octal escapes in which /proc writes blanks."""
+    """Undo the octal escapes in which /proc writes blanks, newlines and backslashes."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .. import sysfs
+from ..limits import CAP_SYS_PTRACE, has_capability
+from ..namespaces import namespace, sees_all_processes
 from .mounts import is_remote
 
 # Opens every new disk for a moment, to see what is on it; it does not mind when that fails.
@@ -45,53 +48,70 @@ class Processes:
         namespaces: The number and the command of a process in each mount namespace that is neither init's nor this
             process's.
         networks: The same for network namespaces; one for each mount namespace that its processes are in.
+        unseen: Whose files and mounts this process may not look at, and from where that could be done, for a sentence
+            each. Empty: all was seen.
     """
 
     files: list[OpenFile] = field(default_factory=list)
     namespaces: list[tuple[int, str]] = field(default_factory=list)
     networks: list[tuple[int, str]] = field(default_factory=list)
+    unseen: list[tuple[str, str]] = field(default_factory=list)
 
 
 def look_at_processes(*, mappings: bool) -> Processes:
-    """Look at all processes. Complete for root, and in the initial PID namespace, only.
+    """Look at all processes. Complete for root, and with the /proc of the initial PID namespace, only.
 
     Args:
         mappings: Find what is mapped into memory as well, and has no open descriptor. That takes longer.
     """
     found = Processes(files=_consoles())
-    ours = _namespace("self")
-    seen = {ours, _namespace("1"), None}
-    our_network = _namespace("self", "net")
+    ours = namespace("self", "mnt")
+    seen = {ours, namespace("1", "mnt"), None}
+    our_network = namespace("self", "net")
     networks: set[tuple[str | None, str | None]] = set()
     try:
         pids = [name for name in os.listdir(sysfs.PROC) if name.isdigit()]  # noqa: PTH208 (hot)
     except OSError:
-        return found
+        pids = []
+    hidden = 0
     for pid in sorted(pids, key=int):
         command = sysfs.read(sysfs.PROC / pid / "comm") or "?"
-        namespace = _namespace(pid)
-        if namespace not in seen:
-            seen.add(namespace)
+        mounts = namespace(pid, "mnt")
+        if mounts not in seen:
+            seen.add(mounts)
             found.namespaces.append((int(pid), command))
-        network = _namespace(pid, "net")
-        if network not in (our_network, None) and (network, namespace) not in networks:
-            networks.add((network, namespace))
+        network = namespace(pid, "net")
+        if network not in (our_network, None) and (network, mounts) not in networks:
+            networks.add((network, mounts))
             found.networks.append((int(pid), command))
         if command in _UDEV:
             continue
-        remote = _remote_mounts(pid) if namespace != ours else None
-        held = _descriptors(pid, remote)
+        remote = _remote_mounts(pid) if mounts != ours else None
+        try:
+            held = _descriptors(pid, remote)
+        except PermissionError:
+            hidden += 1
+            continue
         if mappings:
             held |= _mappings(pid)
         found.files += [OpenFile(path, f"pid {pid} ({command})") for path in sorted(held)]
+    found.unseen = list(_unseen(hidden))
     return found
 
 
-def _namespace(process: str, kind: str = "mnt") -> str | None:
-    try:
-        return os.readlink(f"{sysfs.PROC}/{process}/ns/{kind}")  # noqa: PTH115
-    except OSError:
-        return None
+def _unseen(hidden: int) -> Iterator[tuple[str, str]]:
+    """What `Processes.unseen` holds.
+
+    Args:
+        hidden: How many processes did not let themselves be looked at.
+    """
+    if not sees_all_processes():
+        yield "processes outside this PID namespace", "from the host"
+    # Whoever may not look at other users' processes may not be shown that there are any (proc(5), hidepid).
+    if not has_capability(CAP_SYS_PTRACE):
+        yield "other users' processes", "as root (CAP_SYS_PTRACE)"
+    elif hidden:
+        yield f"{hidden} processes that this one may not look at", "from the host"
 
 
 def _remote_mounts(pid: str) -> frozenset[str]:
@@ -116,13 +136,18 @@ def _descriptors(pid: str, remote: frozenset[str] | None) -> set[str]:
     Args:
         pid: The process.
         remote: For one that sees other mounts than this one does: those with a server; see `_remote_mounts`.
+
+    Raises:
+        PermissionError: This process may not look.
     """
     folder = f"{sysfs.PROC}/{pid}/fd"
     found = set()
     try:
         names = os.listdir(folder)  # noqa: PTH208 (hot)
+    except PermissionError:
+        raise
     except OSError:
-        return set()  # ended since, or not ours to see
+        return set()  # ended since
     for name in names:
         try:
             target = os.readlink(f"{folder}/{name}")  # noqa: PTH115

@@ -14,7 +14,7 @@ from .. import sysfs
 from ..devices import HostDevice
 from .folders import is_below, listed, node_name, number_of
 from .look import Look
-from .mounts import Mount, block_number
+from .mounts import Mount, block_number, open_block
 
 _PATIENCE = 0.5
 
@@ -82,13 +82,28 @@ def _disks(folders: list[Path]) -> Iterator[Path]:
     for folder in folders:
         if folder.name == "block":
             yield from sorted(path.resolve() for path in folder.iterdir())
-        # With native multipath a namespace hangs below the NVMe subsystem, not below a controller.
-        if folder.parent.name == "nvme" and (folder / "subsysnqn").exists():
-            for subsystem in (sysfs.SYS / "class/nvme-subsystem").glob(f"*/{folder.name}"):
-                disks = [path for path in subsystem.parent.glob("nvme*n*") if (path / "dev").exists()]
-                yield from sorted(path.resolve() for path in disks)
+        if subsystem := _nvme_subsystem(folder):
+            yield from sorted(path for path in subsystem.glob("nvme*n*") if (path / "dev").exists())
         elif sysfs.link_name(folder / "subsystem") == "block" and not (folder / "partition").exists():
             yield folder
+
+
+def _nvme_subsystem(folder: Path) -> Path | None:
+    """The subsystem of an NVMe controller: with native multipath a namespace hangs below that one."""
+    if folder.parent.name != "nvme" or not (folder / "subsysnqn").exists():
+        return None
+    found = (sysfs.SYS / "class/nvme-subsystem").glob(f"*/{folder.name}")
+    return next((path.parent.resolve() for path in found), None)
+
+
+def shared_nodes(look: Look, device: HostDevice) -> list[Path]:
+    """The folders of the device's character devices that are not below it.
+
+    Those of NVMe namespaces with native multipath, ``ngXnY``, are beside their disks (Linux 7.3,
+    drivers/nvme/host/multipath.c, nvme_add_ns_head_cdev).
+    """
+    subsystems = filter(None, map(_nvme_subsystem, look.folders(device)))
+    return [path for subsystem in subsystems for path in subsystem.glob("ng*n*") if (path / "dev").exists()]
 
 
 def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
@@ -103,6 +118,9 @@ def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) ->
     yield from _layers(device, found)
     for holding in _filesystems(numbers, look).values():
         yield _mounted(device, [mount for mount, _ in holding], holding[0][1][0].by_way_of)
+    if untold := _untold(found, look):
+        names = listed([block.label for block in untold])
+        yield Refusal(device.name, "mounted", f"a filesystem of btrfs that is mounted is on {names}")
     yield from _shares(device, look)
     for path, number in look.swaps if numbers else ():
         if number in numbers:
@@ -113,6 +131,9 @@ def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) ->
             yield Refusal(device.name, "held", f"{block.label} is served as {export.what}{block.by_way_of}")
         elif export.controller and is_below(device, export.controller):
             yield Refusal(device.name, "held", f"it is served as {export.what}")
+        elif numbers and export.number is None and not export.controller:
+            reason = f"whether {export.what} serves one of its disks cannot be told: {export.path} is not here"
+            yield Refusal(device.name, "unseen", f"{reason}; look from where it is")
 
 
 def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
@@ -138,11 +159,10 @@ def _filesystems(numbers: dict[int, Block], look: Look) -> dict[tuple[int, str],
     found: dict[tuple[int, str], list[tuple[Mount, list[Block]]]] = {}
     spans = _spans() if numbers else {}
     for mount in look.mounts if numbers else ():
-        # The number is that of the disk, unless the filesystem has one of its own, as btrfs: there the source tells.
+        # The number is the kernel's word; a source is text, which a user writes who mounts in a namespace of his own.
         members = {mount.number} & numbers.keys()
         if not members:
-            sources = [mount.source, *mount.source.split(":")]  # bcachefs names all its disks
-            behind = [number for number in map(block_number, sources) if number is not None]
+            behind = [number for number in map(block_number, mount.sources) if number is not None]
             members = {one for number in behind for one in spans.get(number, {number}) if one in numbers}
         if members:
             on = [block for number, block in numbers.items() if number in members]
@@ -158,6 +178,14 @@ def _spans() -> dict[int, set[int]]:
         members = {number for number in numbers if number is not None}
         found.update(dict.fromkeys(members, members))
     return found
+
+
+def _untold(found: dict[str, Block], look: Look) -> list[Block]:
+    """Disks of btrfs filesystems of which no mount table tells: the kernel lists those that are mounted anywhere."""
+    numbers = {block.number: block for block in found.values() if block.number is not None}
+    told = {block.name for holding in _filesystems(numbers, look).values() for _, on in holding for block in on}
+    members = set(_spans() if numbers else ())
+    return [block for number, block in numbers.items() if number in members and block.name not in told]
 
 
 def _mounted(device: HostDevice, mounts: list[Mount], by_way_of: str = "") -> Refusal:
@@ -211,6 +239,7 @@ def hidden_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> 
     numbers = {block.number: block for block in found.values() if block.number is not None}
     used = {block.name for holding in _filesystems(numbers, look).values() for _, on in holding for block in on}
     used |= {numbers[number].name for _, number in look.swaps if number in numbers}
+    used |= {block.name for block in _untold(found, look)}
     opened = {file.sys_path for file in look.open_files}
     used |= {name for name, block in found.items() if str(block.folder) in opened}
     # With a layer everything that it stands on is used, but for what else stands on that.
@@ -219,23 +248,24 @@ def hidden_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> 
         # A disk without uses says so for its partitions as well.
         if block.name in used or (block.below and block.is_own and block.below[-1] not in used):
             continue
-        node = node_name(block.folder)
-        if block.number is not None and block_number(node) == block.number and _is_exclusive(node):
-            yield Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
+        if block.number is not None and (refusal := _ask(device, block)):
+            yield refusal
 
 
-def _is_exclusive(node: str) -> bool:
+def _ask(device: HostDevice, block: Block) -> Refusal | None:
+    """Whether the kernel has a disk for itself, by opening it exclusively."""
+    node = node_name(block.folder)
     end = time.monotonic() + _PATIENCE
     while True:
         try:
-            # Not waiting for a medium. Nothing is read, and a disk that is only read rouses no udev.
-            os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+            # Nothing is read, and a disk that is only read rouses no udev.
+            with open_block(block.number, node, os.O_EXCL):
+                return None
         except OSError as error:
             if error.errno != errno.EBUSY:
-                return False
-        else:
-            return False
+                reason = f"whether the kernel has {node} for itself cannot be seen: {error.strerror}"
+                return Refusal(device.name, "unseen", f"{reason}; look from the host, as root")
         # Another look may be at just this point.
         if time.monotonic() > end:
-            return True
+            return Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
         time.sleep(0.02)

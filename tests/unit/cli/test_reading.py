@@ -146,7 +146,8 @@ def test_show(machine: FakeSysfs) -> None:
         "0000:01:00.0": ("nvme", "vfio-pci"),
         "0000:01:00.1": (None, "vfio-pci"),
     }
-    assert "IOMMU" in run_json("show", "00:03.0")["no_plan"]
+    refused = run_json("show", "00:03.0")["plan"]["refusals"]
+    assert {refusal["kind"] for refusal in refused} == {"noiommu"}
     assert "no device" in run("show", "09:00.0", status=1).output
 
 

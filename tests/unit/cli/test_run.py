@@ -72,7 +72,7 @@ def test_dry_run() -> None:
     ("arguments", "message"),
     [
         (["0000:00:09.0", "--", "true"], "0000:00:09.0"),
-        (["0000:00:03.0", "--", "true"], "has no IOMMU group"),
+        (["0000:00:03.0", "--", "true"], "no IOMMU covers it"),
         ([DEVICE, "--", "/nowhere/qemu-kvm"], "there is no program /nowhere/qemu-kvm"),
         ([DEVICE, "--user", "nobody-at-all", "--", "true"], "there is no user 'nobody-at-all'"),
         ([DEVICE, "--user", "4000000", "--", "true"], "no user '4000000' on record"),

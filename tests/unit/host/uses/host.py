@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pyiommufd import HostDevice, find_device
-from pyiommufd.host import uses
-from pyiommufd.host.uses import netlink
+from pyiommufd.host import sysfs, uses
+from pyiommufd.host.uses import netlink, storage
+from pyiommufd.host.uses.folders import number_of
 from pyiommufd.host.uses.netlink import Link
 from tests.fake_sysfs import FakeSysfs
 
 
 class Host:
-    """A machine whose host does something with its devices."""
+    """A machine whose host does something with its devices.
+
+    Attributes:
+        opened: The nodes of disks that were opened, in order.
+        unopened: The errno that an open of a disk fails with, by its node; the disks are no real ones.
+    """
 
     def __init__(self, fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fake = fake
         self.links: dict[str, Link] = {}
         self._mounts: dict[str, list[str]] = {}
         monkeypatch.setattr(netlink, "links", lambda: self.links)
+        self.opened: list[str] = []
+        self.unopened: dict[str, int] = {}
+        monkeypatch.setattr(storage, "open_block", self._open_block)
+
+    @contextlib.contextmanager
+    def _open_block(self, number: int | None, node: str, flags: int) -> Iterator[int]:
+        assert (number, flags) == (number_of(sysfs.read(self.fake.root / f"class/block/{node[5:]}/dev")), os.O_EXCL)
+        self.opened.append(node)
+        if node in self.unopened:
+            raise OSError(self.unopened[node], os.strerror(self.unopened[node]))
+        yield -1
 
     def at(self, folder: Path) -> str:
         """A folder as `FakeSysfs` wants it."""
@@ -110,9 +130,10 @@ class Host:
         """
         folder = self.fake.proc / str(pid)
         (folder / "fd").mkdir(parents=True, exist_ok=True)
-        (folder / "ns").mkdir()
-        (folder / "ns/mnt").symlink_to(namespace)
-        (folder / "ns/net").symlink_to(network)
+        (folder / "ns").mkdir(exist_ok=True)
+        for kind, value in (("mnt", namespace), ("net", network)):
+            (folder / "ns" / kind).unlink(missing_ok=True)
+            (folder / "ns" / kind).symlink_to(value)
         (folder / "comm").write_text(command + "\n")
         (folder / "maps").write_text(f"7f00-7f01 rw-s 00000000 00:05 3       {maps}\n" if maps else "")
         (folder / "fd/1").symlink_to("pipe:[77]")

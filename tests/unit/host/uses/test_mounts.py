@@ -26,7 +26,6 @@ def test_table_of_this_process() -> None:
 
 
 def test_lines_that_are_cut_or_odd(fake: FakeSysfs) -> None:
-    (fake.proc / "1").mkdir()
     (fake.proc / "1/mountinfo").write_text("1 0 8:1 / / rw\n2 0 x:y / /a rw - ext4 s rw\n3 0 8:2 / /b rw - tmpfs  rw\n")
     (mount,) = mount_table([])
     assert (mount.point, mount.source, mount.options) == ("/b", "", ("rw",))

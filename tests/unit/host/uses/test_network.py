@@ -78,7 +78,7 @@ def test_interface_in_another_namespace_of_what_is_below(host: Host, driver: str
     ((kind, reason),) = host.refusals()
     assert kind == "held"
     assert "another network namespace" in reason
-    assert uses.in_use([host.device()]) == {host.device()}
+    assert uses.in_use([host.device()]) == {host.device(): {"held"}}
 
 
 def test_pppoe(host: Host, card: Path) -> None:
@@ -100,7 +100,7 @@ def container(host: Host, card: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     interface = host.interface(card, "eth0")
     (interface / "ifindex").write_text("2\n")
     ours = host.fake.proc / "self/ns/net"
-    ours.parent.mkdir(parents=True)
+    ours.unlink()
     ours.symlink_to("net:[1]")
     for pid in (70, 71):
         host.process(pid, "inner", network="net:[2]")
@@ -118,7 +118,7 @@ def test_interface_of_a_container_above_the_cards(host: Host, container: Path) -
     assert host.refusals() == [
         ("held", "mac0 of pid 70 (inner), in another network namespace, stands above eth0"),
     ]
-    assert uses.in_use([host.device()]) == {host.device()}
+    assert uses.in_use([host.device()]) == {host.device(): {"held"}}
 
 
 def test_service_that_sees_the_sysfs_of_the_host(host: Host, container: Path, monkeypatch: pytest.MonkeyPatch) -> None:

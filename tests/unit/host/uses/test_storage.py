@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -81,25 +82,19 @@ def test_what_only_an_exclusive_open_shows(host: Host, nvme: Path, monkeypatch: 
     """Of each disk, partition and volume that has no other use; of a disk without any, for all its partitions."""
     first, second = host.partition(nvme, "259:1"), host.disk(nvme / "nvme0n1p2", "259:2")
     host.fake.file(f"{host.at(second)}/partition", "2")
-    numbers = {"nvme0n1": (259, 0), "nvme0n1p1": (259, 1), "nvme0n1p2": (259, 2), "dm-0": (253, 0), "dm-1": (253, 1)}
-    monkeypatch.setattr(storage, "block_number", lambda path: os.makedev(*numbers.get(path[5:], (0, 0))))
-    asked: list[str] = []
-
-    def is_exclusive(node: str) -> bool:
-        asked.append(node)
-        return True
-
-    monkeypatch.setattr(storage, "_is_exclusive", is_exclusive)
+    monkeypatch.setattr(storage, "_PATIENCE", 0)
+    for name in ("nvme0n1", "nvme0n1p1", "nvme0n1p2", "dm-0", "dm-1"):
+        host.unopened[f"/dev/{name}"] = errno.EBUSY
     assert host.refusals() == [("held", "the kernel has /dev/nvme0n1 for itself, and does not show what for")]
-    assert asked == ["/dev/nvme0n1"]
+    assert host.opened == ["/dev/nvme0n1"]
     for number in range(2):
         (host.above(first, name=f"dm-{number}", number=f"253:{number}") / "dm").mkdir()
     host.mount("253:0", "/srv")
-    asked.clear()
+    host.opened.clear()
     assert [kind for kind, _ in host.refusals()] == ["dm", "mounted", "held", "held"]
-    assert asked == ["/dev/nvme0n1p2", "/dev/dm-1"]
+    assert host.opened == ["/dev/nvme0n1p2", "/dev/dm-1"]
     uses.in_use([host.device()])
-    assert len(asked) == 2
+    assert len(host.opened) == 2
 
 
 def test_filesystem_of_another_mount_namespace(host: Host, nvme: Path) -> None:
@@ -197,7 +192,7 @@ def test_disk_that_is_served(host: Host, nvme: Path, monkeypatch: pytest.MonkeyP
         ("held", "nvme0n1p1 is served as namespace 1 of the NVMe subsystem nqn.a, by way of nvme0n1 and nvme0n1p1"),
         ("held", "nvme0n1 is served as the SCSI target's iblock_0/disk"),
     ]
-    assert uses.in_use([host.device()]) == {host.device()}
+    assert uses.in_use([host.device()]) == {host.device(): {"held"}}
 
 
 def test_controller_that_is_served_as_a_whole(host: Host, nvme: Path) -> None:

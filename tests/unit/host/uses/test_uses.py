@@ -65,6 +65,8 @@ def test_each_kind_of_use_is_found_among_many_devices(host: Host) -> None:
     fake.pci(bridge, class_code=0x060400, driver="pcieport")
     used = uses.in_use(list_devices())
     assert {device.name for device in used} == {disk, card, elsewhere, physical, share, display, held}
-    assert used == {device for device in list_devices() if uses.refusals(device)}
+    assert used == {
+        device: {refusal.kind for refusal in found} for device in list_devices() if (found := uses.refusals(device))
+    }
     kinds = {refusal.kind for device in used for refusal in uses.refusals(device)}
     assert kinds == {"mounted", "address", "held", "vfs", "boot-display"}

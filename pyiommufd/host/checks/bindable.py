@@ -1,0 +1,58 @@
+"""What would make the kernel refuse every bind of a device, as far as it is known before a claim.
+
+A claim that cannot be of use takes the device from the host all the same; so it is refused, by the kinds ``noiommu``,
+``isolated-msi``, ``reserved`` and ``cdev``, which can be forced: for a legacy user of the group's node, say. What this
+machine does not tell is no reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ...errors import Refusal
+from ..devices import HostDevice
+from ..groups import reserved_regions
+from ..running_kernel import has_cdevs, interrupts_refused
+
+_NO_IOMMU = (
+    "no IOMMU covers it, so nothing could confine its DMA: the IOMMU is off or does not reach it (firmware: VT-d or "
+    "AMD-Vi on; kernel command line: intel_iommu=on)"
+)
+_INTERRUPTS = (
+    "every bind is refused, as devices can raise each other's interrupts: turn interrupt remapping on in the firmware, "
+    "or accept that by iommufd.allow_unsafe_interrupts=1"
+)
+_NO_CDEVS = "it cannot be bound: this kernel gives vfio devices no nodes of their own (CONFIG_VFIO_DEVICE_CDEV)"
+
+
+def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
+    """Why binds of these devices would be refused, by kind (`pyiommufd.host.uses.KINDS`)."""
+    everywhere = dict(machine_obstacles())
+    for device in devices:
+        if device.group_id is None:
+            yield Refusal(device.name, "noiommu", _NO_IOMMU)
+            continue
+        for kind, reason in everywhere.items():
+            yield Refusal(device.name, kind, reason)
+        if firmware := firmware_regions(device.group_id):
+            reason = (
+                f"every bind is refused, as firmware keeps memory mapped for IOMMU group {device.group_id}: {firmware}"
+            )
+            yield Refusal(device.name, "reserved", reason)
+
+
+def machine_obstacles() -> Iterator[tuple[str, str]]:
+    """What stands in the way of every bind on this machine: the kind, and a sentence for people."""
+    if interrupts_refused():
+        yield "isolated-msi", _INTERRUPTS
+    if has_cdevs() is False:
+        yield "cdev", _NO_CDEVS
+
+
+def firmware_regions(group_id: int) -> str:
+    """What firmware wants mapped one to one for a group (RMRR, IVMD), for a sentence; empty: nothing.
+
+    The kernel refuses a group that has any (Linux 7.3, drivers/iommu/iommu.c, ``require_direct``).
+    """
+    direct = [region for region in reserved_regions(group_id) if region.type == "direct"]
+    return ", ".join(f"{region.start:#x}..{region.last:#x}" for region in direct)
