@@ -83,9 +83,24 @@ def test_devices_named_replace_the_default_ones() -> None:
     assert not any(name.startswith("0000:02") for name in names)
 
 
+NO_IOMMU = """
+ls /sys/kernel/iommu_groups
+pyiommufd claim 1234:11e8; echo "status $?"
+pyiommufd plan --force noiommu 1234:11e8 >/dev/null; echo "status $?"
+pyiommufd claim --force noiommu 1234:11e8; echo "status $?"
+echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode
+pyiommufd claim --force noiommu 1234:11e8 && pyiommufd release; echo "status $?"
+"""
+
+
 def test_no_iommu() -> None:
-    result = guest("--iommu", "none", "--", "ls", "/sys/kernel/iommu_groups")
-    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    """No group; a claim is refused before anything is changed, and with force the kernel refuses it, or takes it."""
+    result = guest("--iommu", "none", "--device", "edu", "--", "sh", "-c", NO_IOMMU)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("status")]
+    assert lines == ["status 1", "status 0", "status 1", "status 0"], result.stdout + result.stderr
+    assert "no IOMMU covers it" in result.stderr
+    assert "[noiommu]" in result.stderr
+    assert "failed and was rolled back" in result.stderr
 
 
 def test_virtio_iommu_groups_each_device_alone() -> None:

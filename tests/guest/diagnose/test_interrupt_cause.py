@@ -7,10 +7,12 @@ import subprocess
 
 import pytest
 
-from pyiommufd import IOMMUFD, Cause, HostDevice, list_devices, plan_claim
+from pyiommufd import IOMMUFD, Cause, ClaimRefusedError, HostDevice, list_devices, plan_claim
 from pyiommufd.host.checks.finding import State
 from pyiommufd.host.checks.readiness import readiness
+from pyiommufd.host.details import device_details
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
+from pyiommufd.host.standing import Standing, standings
 from pyiommufd.testing import edu
 from tests.runner.causes import Prover
 
@@ -22,6 +24,18 @@ def machine() -> HostDevice:
     """An edu device with an IOMMU group, in place of the devices that the other tests need."""
     ids = (edu.VENDOR_ID, edu.DEVICE_ID)
     return next(device for device in list_devices("pci") if (device.vendor_id, device.device_id) == ids)
+
+
+def test_that_every_bind_will_fail_is_said_before_the_claim(machine: HostDevice) -> None:
+    if interrupts_isolated():
+        pytest.skip("this machine remaps interrupts; tests.runner.causes has one that does not")
+    (refusal,) = plan_claim(machine).refusals
+    assert (refusal.device, refusal.kind) == (machine.name, "isolated-msi")
+    with pytest.raises(ClaimRefusedError, match="interrupt remapping"):
+        plan_claim(machine).apply()
+    assert machine.refreshed().driver is None
+    assert standings(list_devices())[machine] == Standing.UNBINDABLE
+    assert device_details(machine).plan == plan_claim(machine)
 
 
 def test_interrupts_that_are_not_isolated(prove: Prover, machine: HostDevice, iommufd: IOMMUFD) -> None:
@@ -40,7 +54,7 @@ def test_interrupts_that_are_not_isolated(prove: Prover, machine: HostDevice, io
         subprocess.run(["sh", "-c", cause.fix.rpartition(": ")[2]], check=True)
         assert unsafe_interrupts_allowed()
 
-    with plan_claim(machine).apply():
+    with plan_claim(machine, force=["isolated-msi"]).apply():
         prove("interrupts are not isolated", BIND, errno.EPERM, attempt, fix,
               cause="does not isolate the interrupts", says="echo 1 > ")  # fmt: skip
     (finding,) = [finding for finding in readiness() if finding.check == "isolated-msi"]

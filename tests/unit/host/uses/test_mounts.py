@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,11 @@ def test_numbers_of_what_is_no_disk(tmp_path: Path) -> None:
     assert number_behind(str(tmp_path / "nowhere")) is None
     assert number_behind("a\0b") is None
     assert [block_number(path) for path in ("/dev/null", "/dev/nowhere", "server:/export", "/dev/\0")] == [None] * 4
+
+
+@pytest.mark.parametrize("odd", ["\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\udcff"], ids=ascii)
+def test_lines_end_in_newlines_alone(fake: FakeSysfs, odd: str) -> None:
+    """The kernel escapes blanks, tabs, newlines and backslashes, and nothing else (Linux 7.3, fs/proc_namespace.c)."""
+    text = f"1 0 8:1 / /a{odd}b rw - ext4 s{odd} rw\n2 0 8:2 / /c rw - ext4 s rw\n"
+    (fake.proc / "self/mountinfo").write_bytes(os.fsencode(text))
+    assert [(mount.point, mount.source) for mount in mount_table([])] == [(f"/a{odd}b", f"s{odd}"), ("/c", "s")]

@@ -123,6 +123,57 @@ def test_namespace_of_multipath(host: Host) -> None:
         assert host.refusals(name) == [("mounted", "it holds the filesystem mounted on /srv")]
 
 
+def test_character_device_of_a_multipath_namespace(host: Host) -> None:
+    """It is beside the disk, below the subsystem (Linux 7.3, drivers/nvme/host/multipath.c, nvme_add_ns_head_cdev)."""
+    controller = host.fake.pci("0000:00:01.0", driver="nvme", group=1)
+    folder = controller / "nvme/nvme0"
+    host.fake.file(f"{host.at(folder)}/subsysnqn", "nqn.x")
+    host.fake.link("class/nvme/nvme0", folder)
+    subsystem = host.fake.root / "devices/virtual/nvme-subsystem/nvme-subsys0"
+    host.fake.link(f"{host.at(subsystem)}/nvme0", folder)
+    host.fake.link("class/nvme-subsystem/nvme-subsys0", subsystem)
+    host.disk(subsystem / "nvme0n1", "259:0")
+    host.node(subsystem / "ng0n1", "char", "1:3")  # the number of /dev/null
+    assert host.refusals() == []
+    host.process(70, "nvme-cli", holds="/dev/null")
+    assert host.refusals() == [("held", "/dev/ng0n1 is held open by pid 70 (nvme-cli)")]
+    assert uses.in_use([host.device()]) == {host.device(): {"held"}}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOMEDIUM, errno.EIO])
+def test_disk_that_does_not_let_itself_be_asked(host: Host, nvme: Path, number: int) -> None:
+    """Only an open that succeeds says that nobody has it."""
+    host.unopened["/dev/nvme0n1"] = number
+    reason = f"whether the kernel has /dev/nvme0n1 for itself cannot be seen: {os.strerror(number)}"
+    assert host.refusals() == [("unseen", f"{reason}; look from the host, as root")]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "fuse.x", "overlay"])
+def test_source_is_a_text_that_anybody_may_write(host: Host, nvme: Path, kind: str) -> None:
+    host.mount("0:44", "/home/somebody/x", source="/dev/nvme0n1", kind=kind)
+    assert host.refusals() == []
+
+
+def test_btrfs_that_no_table_shows(host: Host, nvme: Path) -> None:
+    """Mounted in a mount namespace that no process is left in, say (Linux 7.3, fs/btrfs/sysfs.c)."""
+    host.fake.link(f"fs/btrfs/some-uuid/devices/{nvme.name}", nvme)
+    assert host.refusals() == [("mounted", "a filesystem of btrfs that is mounted is on nvme0n1")]
+
+
+def test_disk_whose_node_is_not_here(host: Host, nvme: Path) -> None:
+    """As in a container: the kernel's name tells which it is."""
+    host.mount("0:41", "/srv", source="/dev/nvme0n1", kind="bcachefs")
+    assert host.refusals() == [("mounted", "it holds the filesystem mounted on /srv")]
+
+
+def test_export_of_a_path_that_is_not_here(host: Host, nvme: Path) -> None:
+    host.fake.file("kernel/config/nvmet/subsystems/nqn.a/namespaces/1/device_path", "/dev/disk/by-id/x")
+    host.fake.file("kernel/config/nvmet/subsystems/nqn.a/namespaces/1/enable", "1")
+    ((kind, reason),) = host.refusals()
+    assert kind == "unseen"
+    assert "/dev/disk/by-id/x is not here" in reason
+
+
 def test_disk_of_an_adapter_deep_below(host: Host) -> None:
     adapter = host.fake.pci("0000:00:01.0", driver="ahci")
     host.disk(adapter / "ata1/host0/target0:0:0/0:0:0:0/block/sda", "8:0")

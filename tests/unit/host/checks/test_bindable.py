@@ -1,0 +1,83 @@
+"""What makes every bind fail, said before a claim: on machines that no guest can be."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyiommufd import ClaimRefusedError, list_devices, plan_claim
+from pyiommufd.host.standing import Standing, standings
+from tests.fake_sysfs import FakeSysfs
+
+NAME = "0000:00:01.0"
+
+
+@pytest.fixture
+def machine(fake: FakeSysfs) -> FakeSysfs:
+    """One with vfio, whose IOMMU remaps interrupts; two devices in groups of their own."""
+    fake.pci(NAME, group=1)
+    fake.pci("0000:00:02.0", group=2)
+    (fake.proc / "devices").write_text("Character devices:\n511 vfio-dev\n")
+    (fake.proc / "interrupts").write_text(" 24:  0  IR-PCI-MSIX-0000:00:01.0  0-edge  x\n")
+    return fake
+
+
+def kinds() -> list[str]:
+    return [refusal.kind for refusal in plan_claim(NAME).refusals]
+
+
+def standing() -> list[Standing]:
+    return [*standings(list_devices()).values()]
+
+
+def test_nothing_in_the_way(machine: FakeSysfs) -> None:
+    assert kinds() == []
+    assert standing() == [Standing.CLAIMABLE] * 2
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("direct", True), ("direct-relaxable", False), ("msi", False)])
+def test_memory_that_firmware_keeps(machine: FakeSysfs, kind: str, refused: bool) -> None:
+    """A line of ``reserved_regions`` is as of Linux 7.3, drivers/iommu/iommu.c, iommu_group_show_resv_regions."""
+    machine.file("kernel/iommu_groups/1/reserved_regions", f"0x000000007b800000 0x000000007fffffff {kind:>4}")
+    assert kinds() == (["reserved"] if refused else [])
+    assert standing() == [Standing.UNBINDABLE if refused else Standing.CLAIMABLE, Standing.CLAIMABLE]
+    if refused:
+        plan = plan_claim(NAME)
+        assert "0x7b800000..0x7fffffff" in plan.refusals[0].reason
+        with pytest.raises(ClaimRefusedError, match="group 1"):
+            plan.apply()
+        assert plan_claim(NAME, force=["reserved"]).refusals == ()
+
+
+@pytest.mark.parametrize("allowed", ["N", "Y", None])
+def test_interrupts_that_are_not_isolated(machine: FakeSysfs, allowed: str | None) -> None:
+    (machine.proc / "interrupts").write_text(" 24:  0  PCI-MSIX-0000:00:01.0  0-edge  x\n")
+    if allowed is not None:
+        machine.file("module/iommufd/parameters/allow_unsafe_interrupts", allowed)
+    assert kinds() == ([] if allowed == "Y" else ["isolated-msi"])
+    assert standing() == [Standing.CLAIMABLE if allowed == "Y" else Standing.UNBINDABLE] * 2
+    assert plan_claim(NAME, force=["isolated-msi"]).refusals == ()
+
+
+def test_kernel_without_nodes(machine: FakeSysfs) -> None:
+    (machine.proc / "devices").write_text("Character devices:\n511 vfio\n")
+    (machine.root / "module/vfio").mkdir()
+    assert kinds() == ["cdev"]
+    assert standing() == [Standing.UNBINDABLE] * 2
+    assert plan_claim(NAME, force=["cdev"]).refusals == ()
+
+
+def test_what_is_not_told_is_no_reason(machine: FakeSysfs) -> None:
+    """vfio is not loaded, and the machine has no interrupt of a device yet."""
+    (machine.proc / "devices").write_text("")
+    (machine.proc / "interrupts").write_text("")
+    assert kinds() == []
+
+
+def test_no_iommu(machine: FakeSysfs) -> None:
+    machine.pci("0000:00:03.0", driver="e1000e")
+    plan = plan_claim(["0000:00:03.0", NAME])
+    assert [(refusal.device, refusal.kind) for refusal in plan.refusals] == [("0000:00:03.0", "noiommu")]
+    forced = plan_claim("0000:00:03.0", force=["noiommu"])
+    assert forced.refusals == ()
+    assert forced.outline == ("no group:", "  0000:00:03.0: e1000e -> vfio-pci")
+    assert standing() == [Standing.CLAIMABLE, Standing.CLAIMABLE, Standing.NO_GROUP]
