@@ -11,7 +11,9 @@ from .exports import Export, exports
 from .folders import folders_below
 from .foreign_links import ForeignLink, foreign_links
 from .mounts import Mount, loop_devices, mount_table, swap_areas
+from .network_consoles import NetworkConsoles, network_consoles
 from .processes import OpenFile, Processes, look_at_processes
+from .raw_sockets import RawSockets, raw_sockets
 
 
 class Look:
@@ -72,6 +74,16 @@ class Look:
         return exports()
 
     @cached_property
-    def links(self) -> dict[str, netlink.Link]:
-        """The network interfaces, with their addresses and default routes."""
+    def links(self) -> dict[int, netlink.Link]:
+        """The network interfaces of this process's network namespace by number, with their addresses and routes."""
         return netlink.links()
+
+    @cached_property
+    def raw_sockets(self) -> RawSockets:
+        """The sockets that take whole frames from an interface."""
+        return raw_sockets(self._processes.sockets)
+
+    @cached_property
+    def consoles(self) -> NetworkConsoles:
+        """The interfaces that the kernel's messages leave by."""
+        return network_consoles()

@@ -11,9 +11,13 @@ from .. import sysfs
 from ..devices import HostDevice
 from .folders import listed
 from .look import Look
+from .netlink import Link
 
 # What is like a bond, or like a bridge, for whoever loses a member of it.
 _MASTERS = {"bond": "bond", "team": "bond", "bridge": "bridge", "openvswitch": "bridge"}
+
+# Interfaces that are used without an IP address, by their type (Linux 7.3, include/uapi/linux/if_arp.h).
+_WITHOUT_IP = {3: "AX.25", 280: "CAN", 290: "MCTP", 804: "IEEE 802.15.4", 820: "Phonet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +56,76 @@ def interfaces(device: HostDevice, look: Look) -> dict[str, Interface]:
 
 
 def network_refusals(device: HostDevice, look: Look, found: dict[str, Interface]) -> Iterator[Refusal]:
-    """Default routes, addresses, and membership in bonds and bridges.
+    """Routes, addresses, membership in bonds and bridges, and what uses an interface without either.
 
     Args:
         device: The device.
         look: At the machine.
         found: What `interfaces` has found of the device.
     """
+    links = {name: _link(interface, look) for name, interface in found.items()}
     for interface in found.values():
         yield from _memberships(device, interface, look)
     for name, interface in found.items():
-        link = look.links.get(name)
-        for version in sorted(link.default_routes) if link is not None else ():
+        link = links[name]
+        if link is None:
+            reason = f"what {interface} does is not seen, as it is in another network namespace than this process: "
+            yield Refusal(device.name, "unseen", f"{reason}look from there (nsenter --net=/proc/1/ns/net COMMAND)")
+            continue
+        for version in sorted(link.default_routes):
             which = "the default route" if version == 4 else "the IPv6 default route"
             yield Refusal(device.name, "default-route", f"{which} leaves by {interface}")
-        if link is not None and link.is_up and link.addresses:
+        if link.routes:
+            yield Refusal(device.name, "route", f"routes leave by {interface}: {listed(link.routes)}")
+        if link.is_up and link.addresses:
             plural = "es" if len(link.addresses) > 1 else ""
             reason = f"{interface} is up, with the address{plural} {listed(link.addresses)}"
             yield Refusal(device.name, "address", reason)
+        yield from (Refusal(device.name, "held", reason) for reason in _without_address(interface, link, look))
     yield from _hidden_layers(device, look, found)
+    if found and not look.raw_sockets.are_complete:
+        yield Refusal(device.name, "unseen", "which AF_XDP sockets use its interface is not told: load xsk_diag")
+    if found and not look.consoles.are_complete:
+        yield Refusal(device.name, "unseen", "whether netconsole uses its interface is not told: mount configfs")
     if is_elsewhere(look.folders(device)):
         yield Refusal(device.name, "held", "its network interface is in another network namespace, as a container's is")
+
+
+def _link(interface: Interface, look: Look) -> Link | None:
+    """What the kernel says of an interface; None for one that is not in this process's network namespace.
+
+    A sysfs of the host's shows it all the same, and another interface may have its name and number here: the device
+    that it is of decides.
+    """
+    number = sysfs.read(interface.folder / "ifindex")
+    link = look.links.get(int(number)) if number else None
+    parent = sysfs.link_name(interface.folder / "device") if interface.name == interface.lowest else None
+    if link is None or link.name != interface.name or link.parent not in ("", parent):
+        return None
+    # Before Linux 5.14 no interface tells the device that it is of.
+    if parent is not None and not link.parent and any(other.parent for other in look.links.values()):
+        return None
+    return link
+
+
+def _without_address(interface: Interface, link: Link, look: Look) -> Iterator[str]:
+    """Uses of an interface for which it needs no address, a sentence each."""
+    if link.is_up and link.type in _WITHOUT_IP:
+        yield f"{interface} is up, as {_WITHOUT_IP[link.type]}"
+    if link.has_xdp:
+        yield f"an XDP program is attached to {interface}"
+    if users := look.raw_sockets.users.get(link.index):
+        yield f"{listed(users)} {'is' if len(users) == 1 else 'are'} bound to {interface}"
+    if interface.name in look.consoles.interfaces:
+        yield f"netconsole sends the kernel's messages by {interface}"
 
 
 def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterator[Refusal]:
     master = sysfs.link_name(interface.folder / "master")
     if master is None:
         return
-    link = look.links.get(master)
+    number = sysfs.read(interface.folder / "master/ifindex")
+    link = look.links.get(int(number)) if number else None
     kind = _MASTERS.get(link.kind) if link is not None else None
     for word in ("bond", "bridge"):
         if (interface.folder / "master" / ("bonding" if word == "bond" else word)).is_dir():

@@ -48,6 +48,7 @@ class Processes:
         namespaces: The number and the command of a process in each mount namespace that is neither init's nor this
             process's.
         networks: The same for network namespaces; one for each mount namespace that its processes are in.
+        sockets: Who holds a socket, by its inode.
         unseen: Whose files and mounts this process may not look at, and from where that could be done, for a sentence
             each. Empty: all was seen.
     """
@@ -55,6 +56,7 @@ class Processes:
     files: list[OpenFile] = field(default_factory=list)
     namespaces: list[tuple[int, str]] = field(default_factory=list)
     networks: list[tuple[int, str]] = field(default_factory=list)
+    sockets: dict[int, str] = field(default_factory=dict)
     unseen: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -88,10 +90,11 @@ def look_at_processes(*, mappings: bool) -> Processes:
             continue
         remote = _remote_mounts(pid) if mounts != ours else None
         try:
-            held = _descriptors(pid, remote)
+            held, sockets = _descriptors(pid, remote)
         except PermissionError:
             hidden += 1
             continue
+        found.sockets.update(dict.fromkeys(sockets, f"pid {pid} ({command})"))
         if mappings:
             held |= _mappings(pid)
         found.files += [OpenFile(path, f"pid {pid} ({command})") for path in sorted(held)]
@@ -130,8 +133,8 @@ def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:
     return number is not None and number[1] in mounts
 
 
-def _descriptors(pid: str, remote: frozenset[str] | None) -> set[str]:
-    """The paths in sysfs of what a process has open.
+def _descriptors(pid: str, remote: frozenset[str] | None) -> tuple[set[str], list[int]]:
+    """The paths in sysfs of what a process has open, and the inodes of its sockets.
 
     Args:
         pid: The process.
@@ -141,17 +144,20 @@ def _descriptors(pid: str, remote: frozenset[str] | None) -> set[str]:
         PermissionError: This process may not look.
     """
     folder = f"{sysfs.PROC}/{pid}/fd"
-    found = set()
+    found: set[str] = set()
+    sockets: list[int] = []
     try:
         names = os.listdir(folder)  # noqa: PTH208 (hot)
     except PermissionError:
         raise
     except OSError:
-        return set()  # ended since
+        return found, sockets  # ended since
     for name in names:
         try:
             target = os.readlink(f"{folder}/{name}")  # noqa: PTH115
-            if _REGISTERS.fullmatch(target):
+            if target.startswith("socket:["):
+                sockets.append(int(target[8:-1]))
+            elif _REGISTERS.fullmatch(target):
                 found.add(target)
             # A stat of any other file may wait for a server that does not answer. Of a container's node the path is
             # that within the filesystem which the container has on /dev.
@@ -159,7 +165,7 @@ def _descriptors(pid: str, remote: frozenset[str] | None) -> set[str]:
                 found |= _node(f"{folder}/{name}")
         except OSError:
             continue  # closed since
-    return found
+    return found, sockets
 
 
 def _mappings(pid: str) -> set[str]:

@@ -29,7 +29,9 @@ class Host:
         self.fake = fake
         self.links: dict[str, Link] = {}
         self._mounts: dict[str, list[str]] = {}
-        monkeypatch.setattr(netlink, "links", lambda: self.links)
+        monkeypatch.setattr(netlink, "links", lambda: {link.index: link for link in self.links.values()})
+        monkeypatch.setattr(netlink, "xdp_sockets", lambda: self.xdp_sockets)
+        self.xdp_sockets: dict[int, int] | None = {}
         self.opened: list[str] = []
         self.unopened: dict[str, int] = {}
         monkeypatch.setattr(storage, "open_block", self._open_block)
@@ -80,7 +82,8 @@ class Host:
         folder = folder / "net" / name
         folder.mkdir(parents=True)
         self.fake.link(f"class/net/{name}", folder)
-        self.links[name] = Link(name, kind, is_up, list(addresses))
+        self.links[name] = Link(len(self.links) + 2, name, kind, is_up, list(addresses))
+        self.fake.file(f"{self.at(folder)}/ifindex", str(self.links[name].index))
         return folder
 
     def interface_above(self, *interfaces: Path, name: str, kind: str, master: bool = False) -> Path:

@@ -98,7 +98,7 @@ def test_pppoe(host: Host, card: Path) -> None:
 def container(host: Host, card: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The interfaces of a container, in a sysfs of its own: an end of a veth pair, and a macvlan above eth0."""
     interface = host.interface(card, "eth0")
-    (interface / "ifindex").write_text("2\n")
+    assert (interface / "ifindex").read_text() == "2\n"
     ours = host.fake.proc / "self/ns/net"
     ours.unlink()
     ours.symlink_to("net:[1]")
