@@ -38,10 +38,11 @@ def test_devices_in_use(tmp_path: Path) -> None:
         RootPort(VirtioDisk(image=image(tmp_path / "system", partition=True), serial="system")),
         RootPort(E1000e(network=True)),
         RootPort(E1000e()),
+        RawDevice("kvaser_pci,canbus=can"),
         RawDevice("nvme-subsys,id=functions"),
         RootPort(RawDevice(f"nvme,serial=functions,subsys=functions,{sriov}")),
     ]
-    with Guest(devices=devices) as guest:
+    with Guest(devices=devices, qemu_arguments=("-object", "can-bus,id=can")) as guest:
         result = guest.run([*PYTEST, "-rA", "tests/guest/uses"], env=ENVIRONMENT, timeout=patience(600))
     output = result.stdout.decode()
     print(output)

@@ -99,13 +99,8 @@ def _link(interface: Interface, look: Look) -> Link | None:
     """
     number = sysfs.read(interface.folder / "ifindex")
     link = look.links.get(int(number)) if number else None
-    parent = sysfs.link_name(interface.folder / "device") if interface.name == interface.lowest else None
-    if link is None or link.name != interface.name or link.parent not in ("", parent):
-        return None
-    # Before Linux 5.14 no interface tells the device that it is of.
-    if parent is not None and not link.parent and any(other.parent for other in look.links.values()):
-        return None
-    return link
+    parent = sysfs.link_name(interface.folder / "device") or ""
+    return link if link is not None and (link.name, link.parent) == (interface.name, parent) else None
 
 
 def _without_address(interface: Interface, link: Link, look: Look) -> Iterator[str]:

@@ -82,7 +82,11 @@ class Host:
         folder = folder / "net" / name
         folder.mkdir(parents=True)
         self.fake.link(f"class/net/{name}", folder)
-        self.links[name] = Link(len(self.links) + 2, name, kind, is_up, list(addresses))
+        parent = folder.parent.parent if kind == "" and "virtual" not in folder.parts else None
+        if parent is not None:
+            (folder / "device").symlink_to(f"../../../{parent.name}")  # as in sysfs
+        number = len(self.links) + 2
+        self.links[name] = Link(number, name, kind, is_up, list(addresses), parent=parent.name if parent else "")
         self.fake.file(f"{self.at(folder)}/ifindex", str(self.links[name].index))
         return folder
 

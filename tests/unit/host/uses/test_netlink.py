@@ -52,7 +52,9 @@ def route(
         out = attribute(9, b"".join(struct.pack("=HBBi", 8 + len(nested), 0, 0, way) + nested for way in ways))
     else:
         out = b"".join(attribute(4, struct.pack("=i", way)) for way in ways)
-    return struct.pack("=8BI", family, length, 0, 0, table, 2, 0, kind, 0) + attribute(15, bytes(4)) + out
+    return (
+        struct.pack("=8BI", family, length, 0, 0, table, 3, 0, kind, 0) + attribute(15, struct.pack("=I", table)) + out
+    )
 
 
 def test_of_this_machine() -> None:
@@ -89,6 +91,28 @@ def test_default_routes(answer: Answer) -> None:
     answer(netlink.GET_ROUTE, route(99))
     found = {index: sorted(link.default_routes) for index, link in netlink.links().items()}
     assert found == {1: [4], 2: [6], 3: [4], 4: [4], 5: [4], 6: [], 7: [], 8: []}
+
+
+def test_other_routes(answer: Answer) -> None:
+    """By whatever way out, table and family; what the kernel makes itself is left out."""
+    for index in range(1, 9):
+        answer(netlink.GET_LINK, link(index, f"eth{index}", 1))
+    packed = ipaddress.ip_address("10.0.0.0").packed
+    answer(netlink.GET_ROUTE, route(1, length=8) + attribute(1, packed))
+    answer(netlink.GET_ROUTE, route(2, 3, length=8, several=True) + attribute(1, packed))
+    by_kernel = bytearray(route(4, length=8) + attribute(1, packed))
+    by_kernel[5] = 2
+    answer(netlink.GET_ROUTE, bytes(by_kernel))
+    fe80 = ipaddress.ip_address("fe80::").packed
+    answer(netlink.GET_ROUTE, route(4, length=64, family=10) + attribute(1, fe80))
+    answer(netlink.GET_NEXTHOP, bytes(8) + attribute(1, struct.pack("=I", 7)) + attribute(5, struct.pack("=I", 5)))
+    answer(netlink.GET_NEXTHOP, bytes(8) + attribute(1, struct.pack("=I", 8)) + attribute(4, b""))  # a black hole
+    group = struct.pack("=IBBHIBBH", 7, 0, 0, 0, 8, 0, 0, 0)
+    answer(netlink.GET_NEXTHOP, bytes(8) + attribute(1, struct.pack("=I", 9)) + attribute(2, group))
+    answer(netlink.GET_ROUTE, route(length=8) + attribute(1, packed) + attribute(30, struct.pack("=I", 9)))
+    answer(netlink.GET_ROUTE, route(length=8) + attribute(1, packed) + attribute(30, struct.pack("=I", 99)))
+    found = {index: found.routes for index, found in netlink.links().items() if found.routes}
+    assert found == {index: ["10.0.0.0/8"] for index in (1, 2, 3, 5)}
 
 
 def test_request_that_the_kernel_refuses() -> None:

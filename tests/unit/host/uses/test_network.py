@@ -8,6 +8,7 @@ import pytest
 
 from pyiommufd.host import uses
 from pyiommufd.host.uses import foreign_links
+from pyiommufd.host.uses.netlink import Link
 from tests.unit.host.uses.host import Host
 
 
@@ -30,6 +31,46 @@ def test_addresses_and_routes_of_both_families(host: Host, card: Path) -> None:
         ("default-route", "the IPv6 default route leaves by eth0"),
         ("address", "eth0 is up, with the addresses 192.0.2.1/24 and 2001:db8::1/64"),
     ]
+
+
+def test_interface_that_is_not_in_this_namespace(host: Host, card: Path) -> None:
+    """Here is another one of that name and number, or none."""
+    host.interface(card, "eth0")
+    own = host.links["eth0"]
+    for parent, name in (("", "eth0"), ("0000:00:09.0", "eth0"), (own.parent, "eth1")):
+        host.links = {"eth0": Link(own.index, name, "", True, parent=parent)}
+        ((kind, reason),) = host.refusals()
+        assert kind == "unseen"
+        assert "nsenter" in reason
+        assert uses.in_use([host.device()]) == {host.device(): {"unseen"}}
+    host.links = {}
+    assert [kind for kind, _ in host.refusals()] == ["unseen"]
+
+
+def test_sockets_that_cannot_be_listed(host: Host, card: Path) -> None:
+    host.interface(card, "eth0")
+    host.xdp_sockets = None
+    assert host.refusals() == [("unseen", "which AF_XDP sockets use its interface is not told: load xsk_diag")]
+
+
+@pytest.mark.parametrize(
+    ("line", "refusals"),
+    [
+        ("netconsole=@192.0.2.1/eth0,6666@192.0.2.2/", ["held"]),
+        ("netconsole=+4444@/eth9,@192.0.2.2/;@/eth0,@192.0.2.2/", ["held"]),
+        ("netconsole=@/,@192.0.2.2/", ["held"]),  # without a name it is eth0
+        ("netconsole=@/eth9,@192.0.2.2/", []),
+        ("", []),
+    ],
+)
+def test_netconsole_of_the_command_line(host: Host, card: Path, line: str, refusals: list[str]) -> None:
+    host.interface(card, "eth0")
+    (host.fake.proc / "cmdline").write_text(f"quiet {line}\n")
+    assert [kind for kind, _ in host.refusals()] == refusals
+    (host.fake.proc / "consoles").write_text("netcon0              -W- (E  p  )\n")
+    assert [kind for kind, _ in host.refusals()] == [*refusals, "unseen"]
+    (host.fake.root / "kernel/config/netconsole").mkdir(parents=True)
+    assert [kind for kind, _ in host.refusals()] == refusals
 
 
 def test_vlan_in_a_bridge(host: Host, card: Path) -> None:
