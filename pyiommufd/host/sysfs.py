@@ -27,6 +27,15 @@ def read(path: Path | str) -> str | None:
     return None if data is None else os.fsdecode(data.strip())
 
 
+def number(path: Path | str, base: int = 10) -> int | None:
+    """The number of an attribute, or None where there is no such attribute, or it is no number."""
+    data = _bytes(path, is_short=True)
+    try:
+        return None if data is None else int(data, base)
+    except ValueError:
+        return None
+
+
 def lines(path: Path | str) -> list[str]:
     """The lines of an attribute or of a file of /proc; none where there is no such file.
 
@@ -37,15 +46,16 @@ def lines(path: Path | str) -> list[str]:
     return found if found[-1] else found[:-1]
 
 
-def _bytes(path: Path | str) -> bytes | None:
-    # Bare system calls: a look at a large machine is made of tens of thousands of these.
+def _bytes(path: Path | str, *, is_short: bool = False) -> bytes | None:
+    # Bare system calls: a look at a large machine is made of tens of thousands of these. What is short, as all
+    # attributes of sysfs are, comes whole at the first read.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         data = os.read(fd, _PIECE)
-        if data:  # the files of /proc and of modules come in pieces
+        if data and not is_short:  # the files of /proc and of modules come in pieces
             while more := os.read(fd, _PIECE):
                 data += more
     except OSError:
