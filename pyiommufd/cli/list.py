@@ -52,7 +52,8 @@ def list_command(
     vfio            a vfio driver has it
     claimable       a claim would take it, with its group
     in-use          the host uses it, or a member of its group: disks, swap, the default route
-    bridge          a bridge, which vfio-pci does not take
+    with-parent     it goes away when a device above it is claimed, as a drive does behind VMD
+    bridge          a bridge to another bus, which vfio-pci does not take
     no-group        no IOMMU covers it
     no-vfio-driver  no vfio driver takes over devices of its bus
     """  # noqa: D301 - click's mark for lines to keep
