@@ -51,6 +51,8 @@ class FakeSysfs:
         name: str,
         *,
         parent: str = "",
+        root_bus: str = "pci0000:00",
+        bridge: bool | None = None,
         driver: str | None = None,
         group: int | None = None,
         class_code: int = 0x020000,
@@ -63,7 +65,11 @@ class FakeSysfs:
 
         Args:
             name: Its address.
-            parent: The address of the bridge that it sits behind.
+            parent: The address of the bridge that it sits behind, or of the device, such as VMD, that has its root bus.
+            root_bus: The folder of its root bus, below the parent where that is no bridge (Linux 7.3,
+                drivers/pci/probe.c:1034 and 714; drivers/pci/controller/vmd.c:1072).
+            bridge: Whether it has the header of a bridge, which the kernel shows by the number of the bus behind it
+                (Linux 7.3, drivers/pci/pci-sysfs.c:1867); left out: by its class, as most have it.
             driver: The driver that it is on.
             group: Its IOMMU group.
             class_code: Class, subclass and interface.
@@ -72,12 +78,15 @@ class FakeSysfs:
             cdev: The number of its vfio node; -1: it is on vfio, and the kernel has no nodes.
             attributes: Further attributes and their texts.
         """
-        links = list((self.root / "devices").rglob(parent)) if parent else [self.root / "devices/pci0000:00"]
-        folder = links[0] / name
+        above = next((self.root / "devices").rglob(parent)) if parent else self.root / "devices"
+        folder = (above if (above / "secondary_bus_number").exists() else above / root_bus) / name
         folder.mkdir(parents=True)
         here = str(folder.relative_to(self.root))
         self.link(f"{here}/subsystem", self.root / "bus/pci")
         self.link(f"bus/pci/devices/{name}", folder)
+        # 0604 PCI-to-PCI and 0607 CardBus.
+        if bridge if bridge is not None else class_code >> 8 in (0x0604, 0x0607):
+            attributes.setdefault("secondary_bus_number", "1")
         attributes = {
             "vendor": f"{ids[0]:#06x}",
             "device": f"{ids[1]:#06x}",
@@ -89,13 +98,7 @@ class FakeSysfs:
             (self.root / "bus/pci/drivers" / driver).mkdir(exist_ok=True)
             self.link(f"{here}/driver", self.root / "bus/pci/drivers" / driver)
         if group is not None:
-            at = self.root / "kernel/iommu_groups" / str(group)
-            if not at.exists():
-                self.file(f"kernel/iommu_groups/{group}/type", "DMA-FQ")
-                self.file(f"kernel/iommu_groups/{group}/reserved_regions", "0xfee00000 0xfeefffff msi")
-                (at / "devices").mkdir()
-            self.link(f"kernel/iommu_groups/{group}/devices/{name}", folder)
-            self.link(f"{here}/iommu_group", at)
+            self._join(folder, group)
         if iommu is not None:
             (self.root / "class/iommu" / iommu).mkdir(exist_ok=True)
             self.link(f"{here}/iommu", self.root / "class/iommu" / iommu)
@@ -104,6 +107,52 @@ class FakeSysfs:
             (self.root / node).mkdir(parents=True)
             if cdev >= 0:
                 self.file(f"{node}/dev", f"240:{cdev}")
+        return folder
+
+    def device(self, bus: str, name: str, *, group: int, parent: Path | None = None, driver: str | None = None) -> Path:
+        """A device of another bus."""
+        folder = (parent or self.root / "devices/platform") / name
+        folder.mkdir(parents=True)
+        here = str(folder.relative_to(self.root))
+        (self.root / "bus" / bus / "devices").mkdir(parents=True, exist_ok=True)
+        self.link(f"{here}/subsystem", self.root / "bus" / bus)
+        self.link(f"bus/{bus}/devices/{name}", folder)
+        if driver is not None:
+            (self.root / "bus" / bus / "drivers" / driver).mkdir(parents=True)
+            self.link(f"{here}/driver", self.root / "bus" / bus / "drivers" / driver)
+        self._join(folder, group)
+        return folder
+
+    def _join(self, folder: Path, group: int) -> None:
+        """Make the device a member of an IOMMU group."""
+        at = self.root / "kernel/iommu_groups" / str(group)
+        if not at.exists():
+            self.file(f"kernel/iommu_groups/{group}/type", "DMA-FQ")
+            self.file(f"kernel/iommu_groups/{group}/reserved_regions", "0xfee00000 0xfeefffff msi")
+            (at / "devices").mkdir()
+        self.link(f"kernel/iommu_groups/{group}/devices/{folder.name}", folder)
+        self.link(f"{folder.relative_to(self.root)}/iommu_group", at)
+
+    def vmd(self, *, group: int = 7, driver: str | None = "vmd") -> Path:
+        """Intel's VMD at 0000:00:0e.0 and, below its root bus, the port 10000:00:01.0 and the drive 10000:01:00.0.
+
+        The form is that of Linux 7.3: domains from 10000 on and the link ``domain`` (drivers/pci/controller/vmd.c:1066
+        and 1096). All are in one group, as all do DMA by one address (drivers/pci/search.c:39).
+        """
+        folder = self.pci("0000:00:0e.0", group=group, driver=driver, class_code=0x010400, ids=(0x8086, 0x467F))
+        if driver == "vmd":
+            here, root_bus = str(folder.relative_to(self.root)), "pci10000:00"
+            port = self.pci(
+                "10000:00:01.0",
+                parent=folder.name,
+                root_bus=root_bus,
+                driver="pcieport",
+                group=group,
+                class_code=0x060400,
+            )
+            self.pci("10000:01:00.0", parent=port.name, driver="nvme", group=group, class_code=0x010802)
+            bus = self.file(f"{here}/{root_bus}/pci_bus/10000:00/uevent").parent
+            self.link(f"{here}/domain", bus)
         return folder
 
 

@@ -55,7 +55,8 @@ def list_command(
     in-use          the host uses it, or a member of its group: disks, swap, the default route
     unseen          whether the host uses it cannot be seen from here, as in a container
     unbindable      every bind would be refused; pyiommufd show says why
-    bridge          a bridge, which vfio-pci does not take
+    with-parent     it goes away when a device above it is claimed, as a drive does behind VMD
+    bridge          a bridge to another bus, which vfio-pci does not take
     no-group        no IOMMU covers it
     no-vfio-driver  no vfio driver takes over devices of its bus
     """  # noqa: D301 - click's mark for lines to keep

@@ -12,8 +12,7 @@ from pyiommufd.cli.output import ReadingCommand, json_option, print_json, waitin
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import Refusal
 from pyiommufd.host import uses
-from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
-from pyiommufd.host.holders import holders
+from pyiommufd.host.claims.plan import ClaimPlan, held, plan_claim
 
 _KEYS = (
     {
@@ -24,6 +23,7 @@ _KEYS = (
         "moves.before": "the driver that it is on, or null",
         "moves.after": "the driver that it will be on, or null: a bridge is left without one",
         "moves.virtual_functions": "the names of its virtual functions, which go away",
+        "moves.below": "the names of the devices that its driver has made below it, which go away",
         "stays": "the names of the members that are left as they are",
         "companions": "the names of the devices that nobody asked for and that are concerned",
         "refused": "whether a claim would be refused",
@@ -69,7 +69,7 @@ def _forced(made: ClaimPlan) -> list[Refusal]:
     for move in made.moves if made.force else ():
         found += [refusal for refusal in uses.refusals(move.device) if refusal.kind in made.force]
         if "held" in made.force:
-            found += [Refusal(move.device.name, "held", str(holder)) for holder in holders(move.device)]
+            found += held([move.device, *move.vfs])
     return found
 
 
@@ -83,6 +83,7 @@ def _record(made: ClaimPlan, forced: list[Refusal]) -> records.Record:
                 "before": move.device.driver,
                 "after": move.driver,
                 "virtual_functions": [function.name for function in move.vfs],
+                "below": [device.name for device in move.below],
             }
             for move in made.moves
         ],

@@ -138,7 +138,7 @@ def _print(details: DeviceDetails) -> None:
             ("vfio node", device.vfio_cdev or ("none: this kernel has no cdevs" if device.on_vfio else None)),
             ("NUMA node", device.numa_node),
             ("IOMMU", device.iommu),
-            ("DMA aliases", tuple(details.aliases[1:])),
+            ("DMA aliases", tuple(alias for alias in details.aliases if alias != device.name)),
             ("reset", " ".join(details.reset_methods) or "no method"),
             ("power", power),
             ("link", details.link),

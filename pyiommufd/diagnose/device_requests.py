@@ -24,7 +24,7 @@ def _bridge(subject: Subject) -> tuple[Cause, ...]:
     if not subject.device.is_bridge:
         return ()
     summary = f"{subject.device.name} is a bridge: vfio-pci takes none"
-    return (Cause(summary, f"class {subject.device.class_code or 0:06x}", "name a device behind it"),)
+    return (Cause(summary, "its header is a bridge's: it has a secondary_bus_number", "name a device behind it"),)
 
 
 def _no_group(subject: Subject) -> tuple[Cause, ...]:

@@ -20,15 +20,17 @@ _PCIE_TO_PCI, _PCI_TO_PCIE = 0x7, 0x8
 def dma_aliases(device: HostDevice) -> tuple[str, ...]:
     """The PCI addresses that a device's DMA can carry: its own first, then those of the bridges on its way.
 
-    As the kernel's `pci_for_each_dma_alias` (Linux 7.3, drivers/pci/search.c), apart from its list of devices known
-    to use other addresses. Complete for root only: the kernel shows others just the first bytes of a bridge's
-    configuration space, and a bridge whose kind is not known is left out. Empty for what is no PCI device.
+    A device behind Intel's VMD does DMA as VMD itself: that one's address is in place of its own. As the kernel's
+    `pci_for_each_dma_alias` (Linux 7.3, drivers/pci/search.c), apart from its list of devices known to use other
+    addresses. Complete for root only: the kernel shows others just the first bytes of a bridge's configuration space,
+    and a bridge whose kind is not known is left out. Empty for what is no PCI device.
     """
     if device.subsystem != "pci":
         return ()
-    found = [device.name]
-    bridge = device.sys_path.parent
-    while sysfs.link_name(bridge / "subsystem") == "pci":
+    requester = _requester(device.sys_path)
+    found = [requester.name]
+    bridge = requester.parent
+    while _is_pci(bridge):
         domain = bridge.name.rpartition(":")[0].rpartition(":")[0]
         secondary = sysfs.read(bridge / "secondary_bus_number")
         kind = _express_type(bridge)
@@ -53,6 +55,22 @@ def devices_of_requester(address: str, devices: list[HostDevice]) -> tuple[HostD
         for device in devices
         if any(alias == wanted or alias.partition(":")[2] == wanted for alias in dma_aliases(device))
     )
+
+
+def _requester(folder: Path) -> Path:
+    """The folder of the device whose own address the DMA of this one has.
+
+    As the kernel's `pci_real_dma_dev` (Linux 7.3, arch/x86/pci/common.c:727): VMD's for all behind it. Of no other PCI
+    device does sysfs show a root bus (``pci10000:00``) below it.
+    """
+    above = folder.parent
+    while _is_pci(above):
+        above = above.parent
+    return _requester(above.parent) if _is_pci(above.parent) else folder
+
+
+def _is_pci(folder: Path) -> bool:
+    return sysfs.link_name(folder / "subsystem") == "pci"
 
 
 def _express_type(bridge: Path) -> int | str | None:

@@ -46,6 +46,9 @@ class HostDevice:
         vfio_cdev: Its node, such as ``/dev/vfio/devices/vfio0``; None where it is not on a vfio driver or
             the kernel was built without VFIO_DEVICE_CDEV.
         on_vfio: Whether a vfio driver has it, cdev or not.
+        is_bridge: Whether it is a bridge to another PCI bus, by its configuration header: vfio-pci takes none (Linux
+            7.3, drivers/vfio/pci/vfio_pci_core.c:2232). Of the class of bridges (06xx) are also devices that it takes,
+            such as an LPC controller or an NVSwitch.
     """
 
     name: str
@@ -60,6 +63,7 @@ class HostDevice:
     iommu: str | None = field(compare=False)
     vfio_cdev: str | None = field(compare=False)
     on_vfio: bool = field(compare=False)
+    is_bridge: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return self.name
@@ -83,9 +87,9 @@ class HostDevice:
         return dma_aliases(self)
 
     @property
-    def is_bridge(self) -> bool:
-        """Whether it is a PCI bridge (class 06xx), which vfio-pci does not take."""
-        return self.class_code is not None and self.class_code >> 16 == 0x06
+    def is_host_bridge(self) -> bool:
+        """Whether it is where a PCI tree begins (class 0600): a part of the chipset, though vfio-pci takes it."""
+        return self.class_code is not None and self.class_code >> 8 == 0x0600
 
     def refreshed(self) -> HostDevice:
         """The same device as it is now.
@@ -113,30 +117,32 @@ def _read(path: Path, name: str) -> HostDevice:
     if subsystem is None:
         raise DeviceNotFoundError(f"there is no device at {path}")
     group = sysfs.link_name(at + "iommu_group")
-    node = sysfs.read(at + "numa_node")
+    node = sysfs.number(at + "numa_node")
     on_vfio, cdev = _vfio(at + "vfio-dev")
     return HostDevice(
         name=name,
         subsystem=subsystem,
         sys_path=path,
-        vendor_id=_number(at + "vendor"),
-        device_id=_number(at + "device"),
-        class_code=_number(at + "class"),
+        vendor_id=sysfs.number(at + "vendor", 16),
+        device_id=sysfs.number(at + "device", 16),
+        class_code=sysfs.number(at + "class", 16),
         driver=sysfs.link_name(at + "driver"),
         group_id=int(group) if group is not None and group.isdigit() else None,
-        numa_node=int(node) if node is not None and node.isdigit() else None,
+        numa_node=None if node == -1 else node,
         iommu=sysfs.link_name(at + "iommu"),
         vfio_cdev=cdev,
         on_vfio=on_vfio,
+        is_bridge=subsystem == "pci" and _is_bridge(at),
     )
 
 
-def _number(path: str) -> int | None:
-    text = sysfs.read(path)
-    try:
-        return None if text is None else int(text, 16)
-    except ValueError:
-        return None
+def _is_bridge(at: str) -> bool:
+    """Whether a PCI device has the header of a bridge.
+
+    The kernel shows the number of the bus behind it for those alone (Linux 7.3, drivers/pci/pci-sysfs.c:1867). The
+    header itself is not asked: to read ``config`` wakes a device that sleeps (pci-sysfs.c:731).
+    """
+    return os.access(at + "secondary_bus_number", os.F_OK)
 
 
 def _vfio(folder: str) -> tuple[bool, str | None]:

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from . import uses
 from .checks import bindable
+from .claims.plan import parents_among
 from .devices import HostDevice
 
 
@@ -23,8 +24,10 @@ class Standing(StrEnum):
     """Whether the host uses it cannot be seen from here, as in a container: a claim is refused unless forced."""
     UNBINDABLE = "unbindable"
     """Every bind would be refused, for what `pyiommufd.host.checks.bindable` tells: a claim is, unless forced."""
+    WITH_PARENT = "with-parent"
+    """It goes away when a device above it, of its group, is claimed, as a drive does behind VMD: claim that one."""
     BRIDGE = "bridge"
-    """A bridge, which vfio-pci does not take."""
+    """A bridge to another bus, which vfio-pci does not take."""
     NO_GROUP = "no-group"
     """No IOMMU covers it."""
     NO_DRIVER = "no-vfio-driver"
@@ -41,19 +44,23 @@ def standings(devices: Iterable[HostDevice]) -> dict[HostDevice, Standing]:
         devices: Whole groups, as `list_devices` returns them: what the host does with one concerns its group.
     """
     devices = list(devices)
-    groups = {device.group_id for device in devices if device.group_id is not None}
+    groups: dict[int, list[HostDevice]] = {}
+    for device in devices:
+        if device.group_id is not None:
+            groups.setdefault(device.group_id, []).append(device)
     reasons: dict[int | None, set[str]] = {group: set() for group in groups}
     for device, kinds in uses.in_use(devices).items():
         reasons.get(device.group_id, set()).update(kinds)
     nowhere = any(bindable.machine_obstacles())
     unbindable = {group for group in groups if nowhere or bindable.firmware_regions(group)}
+    goes = {device for members in groups.values() if len(members) > 1 for device in parents_among(members)}
     return {
-        device: _standing(device, reasons.get(device.group_id, set()), device.group_id in unbindable)
+        device: _standing(device, reasons.get(device.group_id, set()), device.group_id in unbindable, device in goes)
         for device in devices
     }
 
 
-def _standing(device: HostDevice, reasons: set[str], unbindable: bool) -> Standing:
+def _standing(device: HostDevice, reasons: set[str], unbindable: bool, with_parent: bool) -> Standing:
     if device.on_vfio:
         return Standing.VFIO
     if device.is_bridge:
@@ -62,6 +69,8 @@ def _standing(device: HostDevice, reasons: set[str], unbindable: bool) -> Standi
         return Standing.NO_GROUP
     if reasons - {"unseen"}:
         return Standing.IN_USE
+    if with_parent:
+        return Standing.WITH_PARENT
     if device.subsystem not in _WITH_DRIVERS:
         return Standing.NO_DRIVER
     if unbindable:

@@ -28,6 +28,15 @@ def read(path: Path | str) -> str | None:
     return None if data is None else os.fsdecode(data.strip())
 
 
+def number(path: Path | str, base: int = 10) -> int | None:
+    """The number of an attribute, or None where there is no such attribute, or it is no number."""
+    data = _bytes(path)
+    try:
+        return None if data is None else int(data, base)
+    except ValueError:
+        return None
+
+
 def lines(path: Path | str) -> list[str]:
     """The lines of an attribute or of a file of /proc; none where there is no such file.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .claims.plan import stays_put
+from .claims.plan import parents_among, stays_put
 from .devices import HostDevice, list_devices
 from .holders import Holder, holders
 from .standing import Standing, standings
@@ -19,7 +19,7 @@ class Node:
         device: The device.
         standing: How it stands to being claimed.
         holders: Who holds its node open.
-        children: The devices behind it, which are those of a bridge, or mediated devices.
+        children: The devices behind it: those of a bridge, or what its driver has made, such as mediated devices.
     """
 
     device: HostDevice
@@ -43,7 +43,8 @@ class GroupBox:
         devices: Its members.
         iommus: The IOMMUs that translate for them.
         holders: Who holds its legacy node open.
-        takes: The members that a claim of one of them would put on another driver, or on none; as they are now.
+        takes: The members that a claim of one of them would put on another driver, or on none; as they are now. Those
+            that go away with one of these are not among them.
         refused: Whether such a claim is refused, because the host uses a member.
     """
 
@@ -118,11 +119,14 @@ def _groups(
             members.setdefault(device.group_id, []).append(device)
     for number, group in sorted(members.items()):
         claimable = [device for device in group if standing[device] in (Standing.CLAIMABLE, Standing.IN_USE)]
+        parents = parents_among(group)
+        # Where only one can be claimed, that is the one that is named.
+        moved = [device for device in group if not stays_put(device, claimable == [device])]
         yield GroupBox(
             id=number,
             devices=tuple(group),
             iommus=tuple(dict.fromkeys(device.iommu for device in group if device.iommu)),
             holders=tuple(held.get(f"/dev/vfio/{number}", ())),
-            takes=tuple(device for device in group if not stays_put(device, False)) if claimable else (),
+            takes=tuple(device for device in moved if device not in parents) if claimable else (),
             refused=any(standing[device] is Standing.IN_USE for device in group),
         )

@@ -75,8 +75,8 @@ def devices_by_id(vendor: int, device: int) -> list[HostDevice]:
 
 
 def unused(device: HostDevice) -> bool:
-    """Whether no host driver has it."""
-    return is_safe(device) and not device.is_bridge
+    """Whether no host driver has it, and it is no part of the chipset either (class 06xx, bridges of all kinds)."""
+    return is_safe(device) and not device.is_bridge and (device.class_code or 0) >> 16 != 0x06
 
 
 def endpoints(group: Group) -> tuple[HostDevice, ...]:

@@ -31,6 +31,8 @@ def description(functions: int) -> Iterator[str]:
         yield f"A: device={ids[1]:#06x}\\n"
         yield f"A: class={code:#08x}\\n"
         yield f"A: numa_node={bus & 1}\\n"
+        if place == 0:
+            yield f"A: secondary_bus_number={(bus & 255) + 1}\\n"
         if driver:
             yield f"L: driver={up}bus/pci/drivers/{driver}"
         yield f"L: iommu_group={up}kernel/iommu_groups/{number // PER_GROUP}"

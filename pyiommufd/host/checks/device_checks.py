@@ -107,6 +107,7 @@ def reset(machine: Machine) -> Iterator[Finding]:
         if device.subsystem == "pci"
         and device.group_id is not None
         and not device.is_bridge
+        and not device.is_host_bridge
         and not sysfs.read(device.sys_path / "reset_method")
     )
     if without:

@@ -65,6 +65,7 @@ class Claim:
     def release(self, *, report: Report | None = None) -> None:
         """Give everything back: each driver, or none, each driver_override and the virtual functions as they were.
 
+        What had gone away with a device, its driver makes anew by itself (`pyiommufd.host.claims.plan.Move.below`).
         Does nothing when called again, or in a forked child. A device that is gone by now is logged and left.
         SIGINT and SIGTERM, where this is called from the main thread, wait until it is done.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from ..devices import HostDevice, as_device
 from ..groups import Group, is_safe
 from ..holders import holders
 from ..namespaces import sees_all_processes
+from ..uses.folders import devices_below, goes_with
 from . import journal
 from .restore import look, steps_back
 from .steps import Action, Step
@@ -31,11 +32,27 @@ class Move:
         device: The device, as it is now.
         driver: The driver that it will be on; None: it is left without one, as vfio-pci takes no bridges.
         vfs: Its virtual functions, which go away: vfio-pci takes no physical function that has any.
+        below: The devices that its driver has made below it, such as the drives behind Intel's VMD, which go away when
+            it leaves that driver. No step brings them back: once it is given back, its driver finds them anew, as at
+            boot, and each goes to the driver that the kernel picks, also where somebody had put it on another one.
     """
 
     device: HostDevice
     driver: str | None
     vfs: tuple[HostDevice, ...] = ()
+    below: tuple[HostDevice, ...] = ()
+
+    @property
+    def gone(self) -> tuple[HostDevice, ...]:
+        """The devices that go away with it: `vfs` and `below`, each once."""
+        return tuple(dict.fromkeys([*self.vfs, *self.below]))
+
+    @property
+    def gone_outline(self) -> tuple[str, ...]:
+        """What goes away and with whom, a line each."""
+        whose = dict.fromkeys(self.below, f"its parent {self.device.name}")
+        whose |= dict.fromkeys(self.vfs, "its physical function")
+        return tuple(f"{one.name}: {one.driver or 'no driver'} -> gone, with {whose[one]}" for one in self.gone)
 
     @property
     def loses(self) -> str | None:
@@ -89,10 +106,10 @@ class ClaimPlan:
 
     @property
     def companions(self) -> tuple[HostDevice, ...]:
-        """What nobody named, and the claim concerns all the same: members of the groups, and virtual functions."""
+        """What nobody named, and the claim concerns all the same: members of the groups, and what goes with them."""
         members = [device for group in self.groups for device in group.devices]
-        functions = [function for move in self.moves for function in move.vfs]
-        return tuple(device for device in dict.fromkeys([*members, *functions]) if device not in self.devices)
+        gone = [device for move in self.moves for device in move.gone]
+        return tuple(device for device in dict.fromkeys([*members, *gone]) if device not in self.devices)
 
     @property
     def undo_commands(self) -> tuple[str, ...]:
@@ -126,19 +143,18 @@ class ClaimPlan:
     def outline(self) -> tuple[str, ...]:
         """The groups and what becomes of each member, a line each."""
         moves = {move.device: move for move in self.moves}
+        gone = {device for move in self.moves for device in move.gone}
         lines = []
         members: list[tuple[str, Iterable[HostDevice]]] = [(f"group {one.id}:", one.devices) for one in self.groups]
         if ungrouped := [device for device in self.devices if device.group_id is None]:
             members.append(("no group:", ungrouped))
         for title, devices in members:
             lines.append(title)
-            for device in devices:
+            for device in (device for device in devices if device not in gone):
                 move = moves.get(device)
                 text = str(move or f"{device.name}: stays on {device.driver or 'no driver'}")
                 lines.append(f"  {text}{'' if device in self.devices else '  (companion)'}")
-                for function in move.vfs if move else ():
-                    text = f"{function.name}: {function.driver or 'no driver'} -> gone, with its physical function"
-                    lines.append(f"    {text}  (companion)")
+                lines += [f"    {text}  (companion)" for text in (move.gone_outline if move else ())]
         return tuple(lines)
 
     def __str__(self) -> str:
@@ -176,30 +192,24 @@ def plan_claim(
             groups[group.id] = group
     moves: list[Move] = []
     stays = []
-    ungrouped = [device for device in wanted if device.group_id is None]
-    for device in [*(device for group in groups.values() for device in group.devices), *ungrouped]:
+    members = [device for group in groups.values() for device in group.devices]
+    members += [device for device in wanted if device.group_id is None]
+    gone = _gone(members, wanted)
+    for device in (device for device in members if device not in gone):
         if stays_put(device, device in wanted):
             stays.append(device)
             continue
         if device in wanted and device.is_bridge:
             raise ClaimError(f"{device.name} is a bridge: vfio-pci takes none; name a device behind it")
-        if mediated := _mediated(device):
+        below = tuple(sorted(devices_below(device), key=str))
+        if mediated := [one.name for one in below if one.subsystem == "mdev"]:
             raise ClaimError(
                 f"{device.name} is what the mediated devices {', '.join(mediated)} are made of: they would be "
                 "destroyed, and could not be given back; remove them first"
             )
         driver = None if device.is_bridge else drivers.vfio_driver_for(device)
-        moves.append(Move(device, driver, vfs_of(device).devices))
-    functions = {function: move.device for move in moves for function in move.vfs}
-    for device in wanted:
-        if device in functions:
-            raise ClaimError(
-                f"{device.name} is a virtual function of {functions[device].name}, which would be claimed as well, and "
-                "have none then; claim one of them"
-            )
-    # A virtual function that is a member itself goes with its physical one. Endpoints before bridges, so that giving
-    # back, the other way round, has the bridges at work first.
-    moves = [move for move in moves if move.device not in functions]
+        moves.append(Move(device, driver, vfs_of(device).devices, below))
+    # Endpoints before bridges, so that giving back, the other way round, has the bridges at work first.
     moves.sort(key=lambda move: move.device.is_bridge)
     return ClaimPlan(
         devices=wanted,
@@ -213,33 +223,77 @@ def plan_claim(
     )
 
 
-def _mediated(device: HostDevice) -> list[str]:
-    """The names of the mediated devices that a device's driver has made of it."""
-    try:
-        folders = sorted(device.sys_path.iterdir())
-    except OSError:
-        return []
-    return [folder.name for folder in folders if sysfs.link_name(folder / "subsystem") == "mdev"]
+def _gone(members: Collection[HostDevice], wanted: Collection[HostDevice]) -> set[HostDevice]:
+    """The members that go away with another member, and so are no concern of the claim's own.
+
+    Raises:
+        ClaimError: One of them is wanted itself.
+    """
+    parents = parents_among(members, wanted)
+    functions = {
+        function: device
+        for device in members
+        if device not in parents and not stays_put(device, device in wanted)
+        for function in vfs_of(device).devices
+    }
+    for device in wanted:
+        if device in functions:
+            raise ClaimError(
+                f"{device.name} is a virtual function of {functions[device].name}, which would be claimed as well, and "
+                "have none then; claim one of them"
+            )
+        if device in parents:
+            parent = parents[device]
+            raise ClaimError(
+                f"{device.name} goes away with {parent.name}, which would be claimed as well and leave its driver "
+                f"{parent.driver}; claim {parent.name}"
+            )
+    return {*parents, *functions}
+
+
+def parents_among(members: Iterable[HostDevice], wanted: Collection[HostDevice] = ()) -> dict[HostDevice, HostDevice]:
+    """Of devices that are claimed together, those that go away with another of these, each with the uppermost such.
+
+    Args:
+        members: The devices, such as a whole group.
+        wanted: Those that the claim names; see `stays_put`.
+    """
+    by_path = {str(device.sys_path): device for device in members}
+    # Nearly all members are as far from the top as the others, and none is below another.
+    heads = {path: device for path, device in by_path.items() if device.driver is not None and not device.is_bridge}
+    depth = min((path.count("/") for path in heads), default=0)
+    found = {}
+    for path, device in by_path.items() if heads else ():
+        for above in _above(path, heads) if path.count("/") > depth else ():
+            if goes_with(device, above) and not stays_put(above, above in wanted):
+                found[device] = above
+    return found
+
+
+def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]:
+    while path := path.rpartition("/")[0]:
+        if path in by_path:
+            yield by_path[path]
 
 
 def _refusals(
     wanted: Iterable[HostDevice], groups: Iterable[Group], moves: list[Move], force: frozenset[str]
 ) -> Iterator[Refusal]:
-    functions = [function for move in moves for function in move.vfs]
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed(names_of(groups, moves))
     for device in (move.device for move in moves):
         yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
     yield from (refusal for refusal in bind_refusals(wanted) if refusal.kind not in force)
+    # The nodes of what is below a device are among its uses.
     if "held" not in force:
-        yield from held([*(move.device for move in moves), *functions])
+        yield from held([device for move in moves for device in (move.device, *move.vfs)])
         yield from _bound_elsewhere(device for group in groups for device in group.devices)
 
 
 def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
     """The names of all devices that a claim of these groups is about."""
     members = {device.name for group in groups for device in group.devices}
-    return members | {device.name for move in moves for device in (move.device, *move.vfs)}
+    return members | {device.name for move in moves for device in (move.device, *move.gone)}
 
 
 def _stuck() -> set[str]:
@@ -296,7 +350,7 @@ def _steps(moves: list[Move]) -> Iterator[Step]:
 def _undo(moves: list[Move]) -> Iterator[Step]:
     stuck = _stuck()
     for move in reversed(moves):
-        if not stuck.isdisjoint(device.name for device in (move.device, *move.vfs)):
+        if not stuck.isdisjoint(device.name for device in (move.device, *move.gone)):
             continue  # a look would wait with what waits there; the plan is refused, as somebody has claimed it
         before = look(move.device.sys_path)
         if before is None:
@@ -314,6 +368,8 @@ def stays_put(device: HostDevice, wanted: bool) -> bool:
         return True
     if device.is_bridge:
         return is_safe(device) and not wanted
+    if device.is_host_bridge and device.driver is None:
+        return not wanted  # no reset of its neighbours touches it
     # pci-stub is where somebody has put it on purpose; a driverless device goes along, since a hot reset
     # wants every device of its set on a vfio driver.
     return device.driver == "pci-stub" and not wanted

@@ -150,7 +150,9 @@ def persistent_claim(
 
 def endpoints(plan: ClaimPlan) -> tuple[HostDevice, ...]:
     """The devices that are in a claim's groups once it is made, but for bridges."""
-    gone = {function for move in plan.moves for function in move.vfs}
+    gone = {device for move in plan.moves for device in move.gone}
+    # What stays on no driver is a bridge, of whatever kind.
+    gone |= {device for device in plan.stays if device.driver is None}
     members = dict.fromkeys(device for group in plan.groups for device in group.devices)
     return tuple(device for device in members if not device.is_bridge and device not in gone)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .display import display_refusals, is_boot_display
+from .display import display_refusals, displays
 from .functions import function_refusals
 from .look import Look
 from .network import interfaces, is_elsewhere, network_refusals
@@ -44,7 +44,7 @@ FORCIBLE = tuple(kind for kind in KINDS if kind != "claimed")
 _USB = 0x0C03
 """The class of USB controllers, whose network interfaces may be in another namespace."""
 
-_USED_BY = ("block", "net", "nvme")
+_USED_BY = ("block", "net", "nvme", "drm", "graphics")
 
 
 def forced(kinds: Iterable[str]) -> frozenset[str]:
@@ -67,7 +67,8 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     ``dm``: a disk or partition is a member of a RAID array, or under a device of device mapper (LVM, encryption,
     multipath). ``default-route``, ``address``: a default route leaves by an interface of it, or one that is up has an
     address that is not link-local. ``bond``, ``bridge``: an interface is in one. ``vfs``: virtual functions of it are
-    on a driver. ``boot-display``: the host's console is to be seen on it. ``held``: a process, or the kernel for
+    on a driver, or a device that goes away with it is on vfio's. ``boot-display``: the host's console is to be seen on
+    it, or may be. ``held``: a process, or the kernel for
     itself, has one of its nodes open, or its registers in sysfs; an interface is in another network namespace, or has a
     PPPoE session; or a disk is served to other machines, by NVMe over Fabrics or as a SCSI target. Each is looked up
     through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs; and of a container
@@ -106,7 +107,7 @@ def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
     found = (
         *storage_refusals(device, look, disks),
         *network_refusals(device, look, cards),
-        *function_refusals(device),
+        *function_refusals(device, look),
         *display_refusals(device, look),
         *node_refusals(device, look, above),
         *(
@@ -130,19 +131,22 @@ def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
             paths += [os.path.realpath(folder / name) for name in os.listdir(folder)]  # noqa: PTH208 (hot)
         except OSError:
             continue
-    found = {device for path in paths for device in _above(path, by_path)}
+    found = displays(devices)
     # Only a look at the device itself shows these.
     for device in devices:
         if (
             device.driver == "virtio-pci"
-            or is_boot_display(device)
             or os.path.lexists(f"{device.sys_path}/virtfn0")
-            or is_elsewhere([device.sys_path / "net"])
+            or (os.access(f"{device.sys_path}/net", os.F_OK) and is_elsewhere([device.sys_path / "net"]))
             or device.driver == "nvidia"
             or (device.class_code or 0) >> 8 == _USB
         ):
             found.add(device)
-    return found
+    # In use is also what a device goes away with. For that one alone it is a use that vfio has the device.
+    paths += [f"{device.sys_path}/" for device in found]
+    given = {f"{str(device.sys_path).rpartition('/')[0]}/" for device in devices if device.on_vfio}
+    above = {device for path in given for device in _above(path, by_path) if not device.is_bridge}
+    return above.union(device for path in paths for device in _above(path, by_path))
 
 
 def _above(path: str, by_path: dict[str, HostDevice]) -> Iterator[HostDevice]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ...errors import DeviceNotFoundError
 from .. import sysfs
-from ..devices import HostDevice
+from ..devices import SUBSYSTEMS, HostDevice, from_sys_path
 
 
 def folders_below(device: HostDevice) -> Iterator[Path]:
@@ -24,6 +25,37 @@ def folders_below(device: HostDevice) -> Iterator[Path]:
 
 def _is_pci(path: Path) -> bool:
     return not path.is_symlink() and sysfs.link_name(path / "subsystem") == "pci"
+
+
+def devices_below(device: HostDevice, folders: Iterable[Path] | None = None) -> Iterator[HostDevice]:
+    """The devices that its driver has made below a device, and that go away when the device leaves it.
+
+    These are the drives behind Intel's VMD with the ports that they are at (Linux 7.3,
+    drivers/pci/controller/vmd.c:1229), what a container of the fsl-mc bus holds (drivers/bus/fsl-mc/dprc-driver.c), and
+    mediated devices; none of a bridge.
+
+    Args:
+        device: The device.
+        folders: What `folders_below` has found of it, where that is known.
+    """
+    for folder in folders_below(device) if folders is None else folders:
+        if folder != device.sys_path and sysfs.link_name(folder / "subsystem") in SUBSYSTEMS:
+            try:
+                found = from_sys_path(folder)
+            except DeviceNotFoundError:
+                continue  # gone since
+            if goes_with(found, device):
+                yield found
+
+
+def goes_with(device: HostDevice, above: HostDevice) -> bool:
+    """Whether a device that is below another in sysfs goes away when that one leaves its driver.
+
+    A platform device below one of another bus may be what firmware has described, and not that driver's.
+    """
+    if above.is_bridge or above.driver is None:
+        return False
+    return device.subsystem == above.subsystem or device.subsystem not in ("platform", "amba")
 
 
 def is_below(device: HostDevice, path: str) -> bool:

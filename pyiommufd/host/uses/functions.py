@@ -1,4 +1,4 @@
-"""Virtual functions of a device that are in use: they go when it loses its driver."""
+"""Functions in use that go away with a device: its virtual ones, and those of what its driver has made below it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from collections.abc import Iterator
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .folders import listed
+from .folders import devices_below, listed
+from .look import Look
 
 
-def function_refusals(device: HostDevice) -> Iterator[Refusal]:
-    """The virtual functions that a driver has, vfio's included."""
-    found = []
-    for link in device.sys_path.glob("virtfn*"):
-        driver = sysfs.link_name(link / "driver")
-        if driver is not None:
-            found.append(f"{link.resolve().name} ({driver})")
+def function_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
+    """The virtual functions that a driver has, vfio's included; of the other devices, those that vfio has."""
+    below = [] if device.on_vfio else list(devices_below(device, look.folders(device)))
+    found = {
+        link.resolve().name: driver
+        for folder in (device.sys_path, *(one.sys_path for one in below))
+        for link in folder.glob("virtfn*")
+        if (driver := sysfs.link_name(link / "driver")) is not None
+    }
     if found:
-        yield Refusal(device.name, "vfs", f"virtual functions of it are in use: {listed(sorted(found))}")
+        yield Refusal(device.name, "vfs", f"virtual functions of it are in use: {_listed(found)}")
+    given = {one.name: one.driver or "" for one in below if one.on_vfio and one.name not in found}
+    if given:
+        yield Refusal(device.name, "vfs", f"devices that go away with it are in use: {_listed(given)}")
+
+
+def _listed(drivers: dict[str, str]) -> str:
+    return listed(sorted(f"{name} ({driver})" for name, driver in drivers.items()))

@@ -68,12 +68,22 @@ def test_plan_in_words(machine: FakeSysfs) -> None:
 def test_plan_as_json(machine: FakeSysfs) -> None:
     plan = json.loads(run("plan", "01:00.1", "--json").stdout)
     assert plan["moves"] == [
-        {"device": "0000:01:00.0", "before": "igb", "after": "vfio-pci", "virtual_functions": []},
-        {"device": "0000:01:00.1", "before": None, "after": "vfio-pci", "virtual_functions": []},
+        {"device": "0000:01:00.0", "before": "igb", "after": "vfio-pci", "virtual_functions": [], "below": []},
+        {"device": "0000:01:00.1", "before": None, "after": "vfio-pci", "virtual_functions": [], "below": []},
     ]
     assert (plan["devices"], plan["groups"], plan["companions"]) == (["0000:01:00.1"], [2], ["0000:01:00.0"])
     assert plan["steps"][1] == {"device": "0000:01:00.0", "action": "unbind", "value": "igb"}
     assert not plan["refused"]
+
+
+def test_plan_of_what_others_go_with(machine: FakeSysfs) -> None:
+    machine.vmd()
+    lines = run("plan", "0000:00:0e.0").stdout.splitlines()
+    assert lines[2] == "    10000:00:01.0: pcieport -> gone, with its parent 0000:00:0e.0  (companion)"
+    plan = json.loads(run("plan", "0000:00:0e.0", "--json").stdout)
+    assert [move["below"] for move in plan["moves"]] == [["10000:00:01.0", "10000:01:00.0"]]
+    assert plan["companions"] == ["10000:00:01.0", "10000:01:00.0"]
+    assert "claim 0000:00:0e.0" in run("plan", "10000:01:00.0", status=1).output
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyiommufd import DeviceNotFoundError, find_device, list_devices
 from pyiommufd.host.devices import as_device, from_sys_path
+from tests.fake_sysfs import FakeSysfs
 
 
 def test_every_device_is_found_by_its_name_and_path() -> None:
@@ -59,3 +61,32 @@ def test_tree_that_lacks_every_attribute(tmp_path: Path) -> None:
     assert (device.vendor_id, device.numa_node, device.vfio_cdev, device.on_vfio) == (None, None, None, True)
     (folder / "vfio-dev/vfio3/dev").write_text("240:3\n")
     assert from_sys_path(folder).vfio_cdev == "/dev/vfio/devices/vfio3"
+
+
+@pytest.mark.parametrize(
+    ("class_code", "bridge", "expected"),
+    [
+        (0x060400, None, True),
+        (0x060700, None, True),
+        (0x060000, None, False),
+        (0x060100, None, False),
+        (0x068000, None, False),
+        (0x088000, True, True),
+        (0x020000, None, False),
+    ],
+)
+def test_bridges_are_told_by_their_header(
+    fake: FakeSysfs, class_code: int, bridge: bool | None, expected: bool
+) -> None:
+    """Not by their class: LPC controllers and NVSwitches have that of bridges, and are none for vfio-pci."""
+    fake.pci("0000:00:01.0", class_code=class_code, bridge=bridge)
+    assert find_device("0000:00:01.0").is_bridge == expected
+
+
+def test_header_is_told_without_waking_the_device(fake: FakeSysfs) -> None:
+    """To read either wakes it (Linux 7.3, drivers/pci/pci-sysfs.c:268 and 731), and would not return from a pipe."""
+    folder = fake.pci("0000:00:01.0", class_code=0x060400)
+    (folder / "secondary_bus_number").unlink()
+    os.mkfifo(folder / "secondary_bus_number")
+    os.mkfifo(folder / "config")
+    assert find_device("0000:00:01.0").is_bridge

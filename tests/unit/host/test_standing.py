@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import HostDevice, Refusal, list_devices
+from pyiommufd import HostDevice, Refusal, find_device, list_devices
 from pyiommufd.host import uses
 from pyiommufd.host.standing import Standing, standings
 from pyiommufd.host.uses.look import Look
@@ -60,3 +60,19 @@ def test_use_concerns_the_group(fake: FakeSysfs, looked_at: list[str], kind: str
     assert found == {"00:01.0": "bridge", "01:00.0": "in-use", "01:00.1": "in-use", "00:02.0": "claimable"}
     assert looked_at == ["0000:01:00.0"]
     assert port.name == "0000:00:01.0"
+
+
+def test_what_goes_with_its_parent(fake: FakeSysfs) -> None:
+    """A claim of such a device is refused: of its parent it is not."""
+    vmd = fake.vmd()
+    found = {device.name: str(standing) for device, standing in standings(list_devices()).items()}
+    assert found == {"0000:00:0e.0": "claimable", "10000:00:01.0": "bridge", "10000:01:00.0": "with-parent"}
+    (vmd / "driver").unlink()
+    fake.link(str((vmd / "driver").relative_to(fake.root)), fake.root / "bus/pci/drivers/pci-stub")
+    assert standings(list_devices())[find_device("10000:01:00.0")] is Standing.CLAIMABLE
+
+
+@pytest.mark.parametrize("class_code", [0x060100, 0x068000])
+def test_what_has_the_class_of_a_bridge_and_is_none(fake: FakeSysfs, class_code: int) -> None:
+    fake.pci("0000:00:1f.0", group=1, class_code=class_code)
+    assert list(standings(list_devices()).values()) == [Standing.CLAIMABLE]

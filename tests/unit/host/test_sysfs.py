@@ -22,6 +22,9 @@ def test_read(tmp_path: Path) -> None:
     assert sysfs.read(tmp_path / "attribute") == "value"
     assert sysfs.read(tmp_path / "none") is None
     assert sysfs.read(tmp_path) is None
+    (tmp_path / "number").write_text("0x8086\n")
+    assert sysfs.number(tmp_path / "number", 16) == 0x8086
+    assert sysfs.number(tmp_path / "number") is sysfs.number(tmp_path / "none") is sysfs.number(tmp_path) is None
     assert sysfs.link_name(tmp_path / "link") == "vfio-pci"
     assert sysfs.link_name(tmp_path / "attribute") is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pyiommufd import plan_claim
 from pyiommufd.host import topology as module
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.standing import Standing
@@ -48,3 +49,22 @@ def test_groups(machine: FakeSysfs) -> None:
     assert not shared.refused
     assert [holder.pid for holder in shared.holders] == [8]
     assert lone.holders == ()
+
+
+def test_what_goes_with_its_parent_is_not_taken_itself(fake: FakeSysfs) -> None:
+    fake.vmd()
+    found = look_at_topology()
+    (vmd,) = found.roots["pci0000:00"]
+    assert [node.device.name for node in vmd.walk()] == ["0000:00:0e.0", "10000:00:01.0", "10000:01:00.0"]
+    (group,) = found.groups
+    assert [device.name for device in group.takes] == ["0000:00:0e.0"]
+    assert list(group.takes) == [move.device for move in plan_claim("0000:00:0e.0").moves]
+
+
+@pytest.mark.parametrize(("class_code", "driver"), [(0x060000, None), (0x020000, "pci-stub")])
+def test_what_stays_unless_it_is_named_is_taken_where_it_is_alone(
+    fake: FakeSysfs, class_code: int, driver: str | None
+) -> None:
+    fake.pci("0000:00:00.0", group=1, class_code=class_code, driver=driver)
+    (group,) = look_at_topology().groups
+    assert list(group.takes) == [move.device for move in plan_claim("0000:00:00.0").moves]

@@ -193,6 +193,7 @@ def test_devices_without_reset(fake: FakeSysfs) -> None:
     fake.pci("0000:00:01.0", group=1, reset_method="flr bus")
     fake.pci("0000:00:02.0", group=2, class_code=0x060400)
     fake.pci("0000:00:03.0")
+    fake.pci("0000:00:00.0", group=0, class_code=0x060000)
     only("reset", State.OK)
     fake.pci("0000:00:04.0", group=4)
     fake.pci("0000:00:05.0", group=5, reset_method="")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import ClaimError, plan_claim
+from pyiommufd import ClaimError, find_device, list_devices, plan_claim
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims import plan as plan_module
+from pyiommufd.host.kept.persistence import endpoints
+from pyiommufd.host.standing import Standing, standings
 from pyiommufd.host.uses import FORCIBLE
 from tests.fake_sysfs import FakeSysfs
 
@@ -108,3 +110,129 @@ def test_what_cannot_be_forced_is_named(fake: FakeSysfs, force: Collection[str])
     fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
     with pytest.raises(ValueError, match=r"force names (claimed|everything|Mounted); what can be forced is root, "):
         plan_claim(NAME, force=force)
+
+
+@pytest.mark.parametrize(("class_code", "kind"), [(0x060100, "an LPC controller"), (0x068000, "an NVSwitch")])
+def test_what_has_the_class_of_a_bridge_and_is_none_is_claimed(fake: FakeSysfs, class_code: int, kind: str) -> None:
+    fake.pci(NAME, driver="x", group=7, class_code=class_code)
+    fake.pci("0000:01:00.1", driver="ahci", group=7)
+    for name in (NAME, "0000:01:00.1"):
+        moves = plan_claim(name).moves
+        assert [(move.device.name[-1], move.driver) for move in moves] == [("0", "vfio-pci"), ("1", "vfio-pci")], kind
+
+
+def test_what_has_the_header_of_a_bridge_is_one(fake: FakeSysfs) -> None:
+    fake.pci(NAME, driver="x", group=7, class_code=0x088000, bridge=True)
+    fake.pci("0000:02:00.0", parent=NAME, driver="ahci", group=7)
+    with pytest.raises(ClaimError, match=f"{NAME} is a bridge"):
+        plan_claim(NAME)
+    plan = plan_claim("0000:02:00.0")
+    assert [(move.device.name, move.driver) for move in plan.moves] == [("0000:02:00.0", "vfio-pci"), (NAME, None)]
+    # What is behind a bridge stays when that loses its driver.
+    assert plan.moves[1].gone == ()
+
+
+@pytest.mark.parametrize(("driver", "stays"), [(None, True), ("k10temp", False)])
+def test_host_bridge_that_nobody_named_and_nothing_drives_stays(
+    fake: FakeSysfs, driver: str | None, stays: bool
+) -> None:
+    fake.pci("0000:00:18.0", driver=driver, group=7, class_code=0x060000)
+    fake.pci(NAME, group=7)
+    plan = plan_claim(NAME)
+    assert [device.name for device in plan.stays] == (["0000:00:18.0"] if stays else [])
+    assert [device.name for device in endpoints(plan)] == ([NAME] if stays else ["0000:00:18.0", NAME])
+    assert [move.device.name for move in plan_claim("0000:00:18.0").moves] == ["0000:00:18.0", NAME]
+
+
+def test_what_is_behind_vmd_goes_with_it(fake: FakeSysfs) -> None:
+    fake.vmd()
+    (fake.root / "bus/pci/drivers/vfio-pci").mkdir()
+    plan = plan_claim("0000:00:0e.0")
+    assert list(plan.outline) == [
+        "group 7:",
+        "  0000:00:0e.0: vmd -> vfio-pci",
+        "    10000:00:01.0: pcieport -> gone, with its parent 0000:00:0e.0  (companion)",
+        "    10000:01:00.0: nvme -> gone, with its parent 0000:00:0e.0  (companion)",
+    ]
+    assert {step.device for step in plan.steps} == {"0000:00:0e.0"}
+    assert plan.undo_commands == (
+        "echo 0000:00:0e.0 > /sys/bus/pci/drivers/vfio-pci/unbind",
+        "echo > /sys/bus/pci/devices/0000:00:0e.0/driver_override",
+        "echo 0000:00:0e.0 > /sys/bus/pci/drivers/vmd/bind",
+    )
+    assert [device.name for device in plan.companions] == ["10000:00:01.0", "10000:01:00.0"]
+    assert plan.stays == ()
+    assert plan_module.names_of(plan.groups, plan.moves) == {"0000:00:0e.0", "10000:00:01.0", "10000:01:00.0"}
+    assert [device.name for device in endpoints(plan)] == ["0000:00:0e.0"]
+
+
+def test_claim_of_what_is_behind_vmd_is_in_the_way(
+    fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.vmd()
+    run = tmp_path / "run"
+    run.mkdir()
+    journal.write(run, journal.Entry.begin([7], ["10000:01:00.0"]))
+    monkeypatch.setattr(journal, "RUN", run)
+    refusals = plan_claim("0000:00:0e.0").refusals
+    assert [(refusal.device, refusal.kind) for refusal in refusals] == [("10000:01:00.0", "claimed")]
+
+
+@pytest.mark.parametrize("names", [("10000:01:00.0",), ("10000:00:01.0",), ("0000:00:0e.0", "10000:01:00.0")])
+def test_what_is_behind_vmd_cannot_be_claimed_itself(fake: FakeSysfs, names: tuple[str, ...]) -> None:
+    fake.vmd()
+    with pytest.raises(ClaimError, match=rf"{names[-1]} goes away with 0000:00:0e.0, .*claim 0000:00:0e.0"):
+        plan_claim(names)
+
+
+def test_vmd_that_something_else_has_keeps_to_itself(fake: FakeSysfs) -> None:
+    """Another member of its group is claimed, and it has no driver that had made anything."""
+    fake.vmd(driver=None)
+    fake.pci(NAME, group=7)
+    assert [move.device.name for move in plan_claim(NAME).moves] == ["0000:00:0e.0", NAME]
+
+
+def test_virtual_functions_of_what_goes_are_gone_once(fake: FakeSysfs) -> None:
+    fake.vmd()
+    drive = find_device("10000:01:00.0").sys_path
+    fake.file(str((drive / "sriov_totalvfs").relative_to(fake.root)), "2")
+    function = fake.pci("10000:01:00.1", parent="10000:00:01.0", group=7)
+    fake.link(str((drive / "virtfn0").relative_to(fake.root)), function)
+    plan = plan_claim("0000:00:0e.0")
+    assert [device.name for device in plan.moves[0].gone] == ["10000:00:01.0", "10000:01:00.0", "10000:01:00.1"]
+    assert len(plan.moves) == 1
+
+
+def test_virtual_function_in_the_group_of_its_physical_one_has_one_line(fake: FakeSysfs) -> None:
+    physical = fake.pci(NAME, driver="igb", group=7, sriov_totalvfs="1", sriov_numvfs="1")
+    fake.link(str((physical / "virtfn0").relative_to(fake.root)), fake.pci("0000:01:10.0", driver="igbvf", group=7))
+    assert list(plan_claim(NAME).outline) == [
+        "group 7:",
+        f"  {NAME}: igb -> vfio-pci",
+        "    0000:01:10.0: igbvf -> gone, with its physical function  (companion)",
+    ]
+
+
+def test_what_goes_with_a_device_of_another_group(fake: FakeSysfs) -> None:
+    """It can be claimed alone, and not beside that one."""
+    above = fake.device("platform", "usb.1", driver="dwc3-qcom", group=7)
+    fake.device("platform", "dwc3.1", parent=above, driver="dwc3", group=8)
+    assert [move.device.name for move in plan_claim("dwc3.1").moves] == ["dwc3.1"]
+    plan = plan_claim("usb.1")
+    assert [device.name for device in plan.companions] == ["dwc3.1"]
+    assert {step.device for step in plan.steps} == {"usb.1"}
+    with pytest.raises(ClaimError, match=r"dwc3.1 goes away with usb.1"):
+        plan_claim(["usb.1", "dwc3.1"])
+    assert set(standings(list_devices()).values()) == {Standing.CLAIMABLE}
+
+
+def test_content_of_a_container_goes_with_it(fake: FakeSysfs) -> None:
+    """The fsl-mc bus (Linux 7.3, drivers/bus/fsl-mc/dprc-driver.c:835): children are devices of the same bus."""
+    container = fake.device("fsl-mc", "dprc.2", driver="fsl_mc_dprc", group=7)
+    fake.device("fsl-mc", "dpni.1", parent=container, driver="fsl_dpaa2_eth", group=7)
+    fake.device("platform", "phy.1", parent=container, driver="x", group=7)
+    plan = plan_claim("dprc.2")
+    assert {move.device.name: move.driver for move in plan.moves} == {"dprc.2": "vfio-fsl-mc", "phy.1": "vfio-platform"}
+    assert [device.name for device in plan.moves[0].gone] == ["dpni.1"]
+    with pytest.raises(ClaimError, match=r"dpni.1 goes away with dprc.2"):
+        plan_claim("dpni.1")

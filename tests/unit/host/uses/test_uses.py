@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import list_devices
+from pyiommufd import list_devices, plan_claim
 from pyiommufd.host import uses
+from pyiommufd.host.claims import journal
 from pyiommufd.host.uses.look import Look
 from pyiommufd.host.uses.netlink import links
 from pyiommufd.host.uses.network import interfaces
@@ -70,3 +71,25 @@ def test_each_kind_of_use_is_found_among_many_devices(host: Host) -> None:
     }
     kinds = {refusal.kind for device in used for refusal in uses.refusals(device)}
     assert kinds == {"mounted", "address", "held", "vfs", "boot-display"}
+
+
+def test_uses_of_what_goes_with_a_device_are_its_own(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each is said once, of the device that is claimed, and whatever is hard to see in a list is seen as well."""
+    monkeypatch.setattr(journal, "RUN", tmp_path / "none")
+    host.fake.vmd()
+    drive = host.device("10000:01:00.0").sys_path
+    host.disk(drive / "nvme/nvme0/nvme0n1", "259:0")
+    host.mount("259:0", "/srv")
+    plan = plan_claim("0000:00:0e.0")
+    assert [(refusal.device, refusal.kind) for refusal in plan.refusals] == [("0000:00:0e.0", "mounted")]
+    vmd, port = host.device("0000:00:0e.0"), host.device("10000:00:01.0")
+    assert set(uses.in_use(list_devices())) == {vmd, host.device("10000:01:00.0")}
+    assert uses.refusals(port) == ()
+
+
+def test_what_only_a_look_at_the_device_shows_is_a_use_of_what_it_goes_with(host: Host) -> None:
+    host.fake.vmd()
+    (host.device("10000:01:00.0").sys_path / "net").mkdir()
+    assert {device.name for device in uses.in_use(list_devices())} == {"0000:00:0e.0", "10000:01:00.0"}
