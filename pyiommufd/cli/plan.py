@@ -8,12 +8,13 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.changing import devices_argument, find_devices, force_option
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, waiting
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import Refusal
 from pyiommufd.host import uses
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.holders import holders
+from pyiommufd.printable import printable
 
 _KEYS = (
     {
@@ -106,4 +107,4 @@ def _print(made: ClaimPlan, forced: list[Refusal]) -> None:
     for title, content in sections:
         if content:
             lines += [title, *(f"  {line}" for line in content)]
-    click.echo("\n".join(lines))
+    echo(*map(printable, lines), sep="\n")

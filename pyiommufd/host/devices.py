@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceNotFoundError
+from ..errors import DeviceNotFoundError, MissingLibraryError
 from . import sysfs
 
 if TYPE_CHECKING:
@@ -155,13 +155,29 @@ def _vfio(folder: str) -> tuple[bool, str | None]:
 _local = threading.local()
 
 
-def _udev() -> Any:
-    """The context of libudev, one a thread: it is not for several, and to find the library pyudev starts a process."""
-    context = getattr(_local, "context", None)
-    if context is None:
+def udev_context() -> Any:
+    """A context of libudev, for one thread.
+
+    Raises:
+        MissingLibraryError: There is no libudev, or no pyudev.
+    """
+    try:
         import pyudev  # here, so that `import pyiommufd` does not pay for it
 
-        context = _local.context = pyudev.Context()
+        return pyudev.Context()
+    except (ImportError, OSError) as error:
+        # pyudev looks by ctypes.util.find_library, which asks ldconfig, gcc or ld.
+        raise MissingLibraryError(
+            f"libudev cannot be loaded ({error}): install libudev1, systemd-libs or eudev, as your distribution calls "
+            "it; where it is there, Python finds it by ldconfig or gcc"
+        ) from error
+
+
+def _udev() -> Any:
+    """The context of this thread: to find the library pyudev starts a process."""
+    context = getattr(_local, "context", None)
+    if context is None:
+        context = _local.context = udev_context()
     return context
 
 
@@ -182,6 +198,7 @@ def list_devices(subsystem: str | None = None) -> list[HostDevice]:
 
     Raises:
         ValueError: No vfio driver exists for that bus.
+        MissingLibraryError: There is no libudev.
     """
     if subsystem is not None and subsystem not in SUBSYSTEMS:
         raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(SUBSYSTEMS)}")
@@ -210,6 +227,7 @@ def find_device(name: str) -> HostDevice:
 
     Raises:
         DeviceNotFoundError: No device has that name, or more than one has; the message lists them.
+        MissingLibraryError: There is no libudev, which ``vendor:device`` is looked up by.
         TypeError: The name is not a string.
     """
     if not isinstance(name, str):
