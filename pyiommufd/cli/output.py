@@ -7,6 +7,7 @@ by others, and terminals take some characters for orders.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import click
 
@@ -93,10 +94,10 @@ def echo(*words: object, sep: str = "", err: bool = False) -> None:
     text = sep.join(word if isinstance(word, Clean) else printable(str(word), keep="\n") for word in words)
     try:
         click.echo(text, err=err)
-    except OSError as error:
-        _give_up(sys.stderr if err else sys.stdout)
+    except OSError:
         if not err:
-            raise OSError(error.errno, error.strerror, _STDOUT) from error
+            raise
+        _give_up(sys.stderr)
 
 
 def style(word: object, **how: Any) -> Clean:
@@ -154,7 +155,7 @@ def print_indented(label: str, text: str, indent: int) -> None:
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Set up what this process writes to, and see in the end that all is written: a command runs within this.
+    """Set up what this process writes to: a command runs within this.
 
     It ends with exit status 3 where the standard output cannot be written to, with a line that says so.
     """
@@ -162,9 +163,10 @@ def streams() -> Iterator[None]:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding does not have
+    # What the terminal's encoding does not have is shown as its number, too.
+    encoding = sys.stdout.encoding
+    sys.stdout = _Output(cast(io.TextIOWrapper, sys.stdout).detach(), encoding, "backslashreplace", line_buffering=True)
+    cast(io.TextIOWrapper, sys.stderr).reconfigure(errors="backslashreplace")
     sys.excepthook = _say_traceback
     logging.getLogger().addHandler(_Said(logging.WARNING))
     try:
@@ -173,28 +175,34 @@ def streams() -> Iterator[None]:
         echo(f"pyiommufd: {error}", err=True)
         sys.exit(status_of(error))
     except OSError as error:
-        # Help is printed by click, and not by `echo`: what could not be written is then still to be written.
-        if error.filename != _STDOUT and _flush(sys.stdout):
+        if error.filename != _STDOUT:
             raise
         echo(f"pyiommufd: {_STDOUT} cannot be written to: {error.strerror}", err=True)
         sys.exit(MISSING)
-    finally:
-        _flush(sys.stdout)
-        _flush(sys.stderr)
 
 
-def _flush(stream: TextIO) -> bool:
-    """Write what is still to be written, if that can be."""
-    try:
-        stream.flush()
-    except OSError:
-        _give_up(stream)
-        return False
-    return True
+class _Output(io.TextIOWrapper):
+    """The standard output. That it cannot be written to is said once: the interpreter would try again at its end."""
+
+    def write(self, text: str, /) -> int:
+        with self._tried():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._tried():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _give_up(self)
+            raise OSError(error.errno, error.strerror, _STDOUT) from error
 
 
 def _give_up(stream: TextIO) -> None:
-    """Have all that is still written to it go nowhere: the interpreter would try again at its end, and complain."""
+    """Have all that is still written to it go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
