@@ -20,6 +20,7 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.devices import HostDevice
+from pyiommufd.printable import printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, shell_line
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting
@@ -52,7 +53,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     if value in (None, "unlimited"):
         return None if value is None else UNLIMITED
     if not value.isdecimal():
-        raise click.BadParameter(f"{value} is neither a number of MiB nor unlimited", ctx, param)
+        raise click.BadParameter(f"{printable(value)} is neither a number of MiB nor unlimited", ctx, param)
     return int(value) << 20
 
 
@@ -129,7 +130,7 @@ def run(
             _print(plan.devices, command, chosen, options)
             return
         if shutil.which(command[0]) is None:
-            raise HandoverError(f"there is no program {command[0]}")
+            raise HandoverError(f"there is no program {printable(command[0])}")
         who = None if user is None else with_groups(user)
         if dry_run:
             sys.exit(_dry_run(plan, command, chosen, options))

@@ -14,6 +14,7 @@ from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.cli.topology_dot import dot as describe
 from pyiommufd.host.pci_ids import pci_ids
 from pyiommufd.host.topology import GroupBox, Node, Topology, look_at_topology
+from pyiommufd.printable import printable
 
 _KEYS = (
     {"devices": "every device, a bridge before what is behind it", "groups": "the IOMMU groups, by number"}
@@ -71,7 +72,7 @@ def _draw(found: Topology, file: Path) -> None:
     try:
         file.write_bytes(picture)
     except OSError as error:
-        echo(f"pyiommufd topology: {file}: {error.strerror}", err=True)
+        echo(f"pyiommufd topology: {printable(str(file))}: {error.strerror}", err=True)
         sys.exit(FAILED)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceNotFoundError, MissingLibraryError
+from ..printable import printable
 from . import sysfs
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ def _by_path(text: str) -> HostDevice:
     try:
         return from_sys_path(path.resolve(strict=True))
     except (OSError, RuntimeError):  # the latter, before Python 3.13, for a loop of symbolic links
-        raise DeviceNotFoundError(f"there is no device at {text}") from None
+        raise DeviceNotFoundError(f"there is no device at {printable(text)}") from None
 
 
 def as_device(target: HostDevice | str | Path) -> HostDevice:
