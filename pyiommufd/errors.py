@@ -2,6 +2,8 @@
 
 Wrong arguments are `TypeError` or `ValueError`, before any ioctl. Everything else derives from
 `IOMMUFDError`; what the kernel refused is an `IoctlError`, which is an `OSError` and keeps its errno.
+
+Texts name what others have chosen: paths, interfaces, commands. What is not printable in them is written as its number.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import errno as errno_module
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, final
+
+from .printable import Sentences, printable
 
 
 class DeviceLike(Protocol):
@@ -30,7 +34,7 @@ class DeviceLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(Sentences):
     """One reason why the kernel may have refused, as found on this machine.
 
     Attributes:
@@ -53,7 +57,7 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Sentences):
     """Why a device is not taken from the host.
 
     Attributes:
@@ -71,7 +75,22 @@ class Refusal:
 
 
 class IOMMUFDError(Exception):
-    """Base of all that pyiommufd raises, wrong arguments aside."""
+    """Base of all that pyiommufd raises, wrong arguments aside.
+
+    Its text, and the notes that are added to it, are safe to print: see `pyiommufd.printable`.
+    """
+
+    @final
+    def __str__(self) -> str:
+        return printable(self._text(), keep="\n")
+
+    def _text(self) -> str:
+        """What is said; a subclass that says more than its arguments overrides this."""
+        return super().__str__()
+
+    def add_note(self, note: str) -> None:
+        """Add a note, as of any exception."""
+        super().add_note(printable(note, keep="\n"))
 
 
 class ClosedError(IOMMUFDError, ValueError):
@@ -93,7 +112,7 @@ class InUseError(IOMMUFDError):
         super().__init__(message, users)
         self.users = users
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return str(self.args[0])
 
 
@@ -112,12 +131,16 @@ class CloseError(IOMMUFDError):
         super().__init__(message, errors)
         self.errors = errors
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return "\n  ".join([str(self.args[0]), *(f"{type(e).__name__}: {e}" for e in self.errors)])
 
 
 class DeviceNotFoundError(IOMMUFDError, LookupError):
     """No device has that name, or more than one has."""
+
+
+class MissingLibraryError(IOMMUFDError, ImportError):
+    """This machine lacks a library that finds devices: libudev."""
 
 
 class ClaimError(IOMMUFDError):
@@ -135,7 +158,7 @@ class ClaimRefusedError(ClaimError):
         super().__init__(refusals)
         self.refusals = refusals
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return "\n  ".join(["the claim is refused:", *map(str, self.refusals)])
 
 
@@ -169,7 +192,7 @@ class IoctlError(IOMMUFDError, OSError):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.request, self.errno, self.target, self.causes, self._details)
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         name = errno_module.errorcode.get(self.errno or 0, str(self.errno))
         text = f"{self.request}{f' on {self.target}' if self.target else ''}: {name} ({self.strerror})"
         return "\n  ".join([text, *map(str, self.causes)])

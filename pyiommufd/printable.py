@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""The text with every character that is not printable written as its number, such as ``\x1b`` or ``\u2028``.
@@ -18,6 +21,20 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(one if one in keep or one.isprintable() else _number(ord(one)) for one in text)
+
+
+class Sentences:
+    """Base of a frozen dataclass whose texts are a line each: they are made printable when it is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        this: Any = self
+        for field in fields(this):
+            text = getattr(self, field.name)
+            if isinstance(text, str) and not text.isprintable():
+                # Newlines as well: what follows one would pass for a line of ours.
+                object.__setattr__(self, field.name, printable(text))
 
 
 def _number(code: int) -> str:

@@ -15,11 +15,13 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
-        sys.stderr.write("pyiommufd: the command line needs click: pip install 'pyiommufd[cli]'\n")
+        sys.stderr.write("pyiommufd: the command line needs click: pip install 'pyiommufd[cli]'\n")  # noqa: TID251
         sys.exit(MISSING)
     from pyiommufd.cli.group import cli
+    from pyiommufd.cli.output import streams
 
-    cli(prog_name="pyiommufd")
+    with streams():
+        cli(prog_name="pyiommufd")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem
 
+from pyiommufd.printable import printable
+
 
 class DeviceName(click.types.StringParamType):
     """The name of a device, as `pyiommufd.find_device` takes it; the shell completes those that are there."""
@@ -21,7 +23,9 @@ class DeviceName(click.types.StringParamType):
         for device in list_devices():
             for name in (device.name, device.name.partition(":")[2]):
                 if name.startswith(incomplete.lower()) and (incomplete or name == device.name):
-                    found.append(CompletionItem(name, help=pci_ids().describe(device) or device.driver))
+                    found.append(
+                        CompletionItem(name, help=printable(pci_ids().describe(device) or device.driver or ""))
+                    )
                     break
         return found
 

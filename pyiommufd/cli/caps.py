@@ -9,7 +9,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DeviceName
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_pairs
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.devices import HostDevice, find_device
 from pyiommufd.host.holders import holders
@@ -87,7 +87,7 @@ def caps(device: str | None, as_json: bool) -> None:
             )
         )
     if why_not:
-        click.echo(f"pyiommufd caps: {why_not}", err=True)
+        echo(f"pyiommufd caps: {why_not}", err=True)
         sys.exit(FAILED)
 
 

@@ -15,11 +15,11 @@ from types import FrameType
 import click
 
 from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal
 from pyiommufd.host.devices import HostDevice, find_device
 from pyiommufd.host.kept.parts import AnyStep
-from pyiommufd.host.namespaces import outlook
 from pyiommufd.host.uses import FORCIBLE
 
 devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
@@ -44,25 +44,18 @@ class _SignalledError(Exception):
 
 def say(text: object) -> None:
     """Say something that is no step."""
-    click.echo(str(text), err=True)
-
-
-def say_outlook() -> None:
-    """Say what is not seen of the machine from here, if this process is in a container."""
-    if text := outlook():
-        say(f"pyiommufd: {text}")
+    echo(text, err=True)
 
 
 def show_step(step: AnyStep) -> None:
-    """Print a step, at once: it may take a while."""
-    click.echo(str(step))
-    sys.stdout.flush()
+    """Print a step."""
+    echo(step)
 
 
 def show_steps(steps: Iterable[AnyStep]) -> None:
     """Print steps that are not taken."""
     for step in steps:
-        click.echo(str(step))
+        echo(step)
 
 
 def find_devices(names: Iterable[str]) -> list[HostDevice]:
@@ -104,8 +97,7 @@ def ended_by_signals() -> Iterator[None]:
         # What it was doing has failed for it, and says what became of that.
         reason = error.__context__
         text = str(reason) if isinstance(reason, ClaimError) else str(error)
-        with contextlib.suppress(OSError):
-            say(f"pyiommufd: {text}")
+        say(f"pyiommufd: {text}")
         sys.exit(FAILED)
     finally:
         for number, old in before.items():

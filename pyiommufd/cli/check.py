@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import COLOURS, ReadingCommand, json_option, print_indented, print_json, waiting
+from pyiommufd.cli.output import COLOURS, ReadingCommand, echo, json_option, print_indented, print_json, style, waiting
 from pyiommufd.cli.status import MISSING
 from pyiommufd.host.checks.finding import State
 from pyiommufd.host.checks.readiness import readiness
@@ -34,11 +34,11 @@ def check(as_json: bool) -> None:
     else:
         width = max(len(finding.check) for finding in findings)
         for finding in findings:
-            state = click.style(f"{finding.state:<7}", fg=COLOURS.get(finding.state))
-            click.echo(f"{state}  {finding.check:<{width}}  {finding.summary}")
+            state = style(f"{finding.state:<7}", fg=COLOURS.get(finding.state))
+            echo(state, f"{finding.check:<{width}}", finding.summary, sep="  ")
             for label, text in (("seen", finding.evidence), ("fix", finding.fix)):
                 if text and (finding.state is not State.OK or label == "seen"):
                     print_indented(label, text, width + 11)
-        click.echo("ready for passthrough" if ready else "not ready for passthrough")
+        echo("ready for passthrough" if ready else "not ready for passthrough")
     if not ready:
         sys.exit(MISSING)

@@ -15,10 +15,10 @@ from pyiommufd.cli.changing import (
     find_devices,
     force_option,
     say,
-    say_outlook,
     show_step,
     show_steps,
 )
+from pyiommufd.cli.output import say_outlook
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim

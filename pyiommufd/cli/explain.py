@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DeviceName
-from pyiommufd.cli.output import ReadingCommand, json_option, print_indented, print_json, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, style, waiting
 from pyiommufd.diagnose.explain import explain as find_causes
 from pyiommufd.diagnose.explain import find_errno, find_request, requests
 from pyiommufd.host.devices import find_device
@@ -82,11 +82,11 @@ def explain(request: str, errno: int, device: str | None, as_json: bool) -> None
         )
         return
     about = "" if target is None else f" on {target.name}"
-    click.echo(click.style(f"{request}{about}: {name} ({os.strerror(errno)})", bold=True))
+    echo(style(f"{request}{about}: {name} ({os.strerror(errno)})", bold=True))
     if not causes:
-        click.echo("  no reason for this is known")
+        echo("  no reason for this is known")
     for number, cause in enumerate(causes, 1):
-        click.echo(f"{number:>3}. {cause.summary}")
+        echo(f"{number:>3}. {cause.summary}")
         for label, text in (("seen", cause.evidence), ("fix", cause.fix)):
             if text:
                 print_indented(label, text, 5)

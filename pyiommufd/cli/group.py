@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import status_of
 from pyiommufd.errors import IOMMUFDError
 
@@ -50,13 +54,31 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)  # noqa: S101 - COMMANDS is ours
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The group's own options."""
+        with _usage_errors():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what pyiommufd raises becomes a message and the exit status."""
         try:
-            return super().invoke(ctx)
+            with _usage_errors():
+                return super().invoke(ctx)
         except IOMMUFDError as error:
-            click.echo(f"{ctx.command_path} {ctx.invoked_subcommand}: {error}", err=True)
+            echo(f"{ctx.command_path} {ctx.invoked_subcommand}: {error}", err=True)
             sys.exit(status_of(error))
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Have what click says of wrong arguments go by `echo`: it repeats them."""
+    try:
+        yield
+    except click.ClickException as error:
+        text = io.StringIO()
+        error.show(text)
+        echo(text.getvalue().rstrip(), err=True)
+        sys.exit(error.exit_code)
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -70,7 +92,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
         number = version("pyiommufd")
     except PackageNotFoundError:
         number = "unknown (not installed)"
-    click.echo(f"pyiommufd, version {number}")
+    echo(f"pyiommufd, version {number}")
     ctx.exit()
 
 

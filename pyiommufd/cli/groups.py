@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, style, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, style, waiting
 from pyiommufd.cli.status import MISSING
 from pyiommufd.host.devices import HostDevice
 from pyiommufd.host.groups import Group, find_group, is_safe, list_groups
@@ -32,22 +32,23 @@ def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
     if as_json:
         print_json([records.group_record(group, standing) for group in chosen])
     elif chosen:
-        click.echo("\n".join(line for group in chosen for line in _lines(group, standing)))
+        for group in chosen:
+            _print(group, standing)
     if not found:
-        click.echo("pyiommufd groups: this machine has no IOMMU groups; pyiommufd check says why", err=True)
+        echo("pyiommufd groups: this machine has no IOMMU groups; pyiommufd check says why", err=True)
         sys.exit(MISSING)
 
 
-def _lines(group: Group, standing: dict[HostDevice, Standing]) -> list[str]:
+def _print(group: Group, standing: dict[HostDevice, Standing]) -> None:
     count = len(group.devices)
-    state = click.style("viable", fg="green") if group.viable else click.style("not viable", fg="yellow")
-    head = click.style(f"group {group.id}", bold=True)
-    lines = [f"{head}  {count} device{'s' if count != 1 else ''}, {group.type}, {state}"]
+    state = style("viable", fg="green") if group.viable else style("not viable", fg="yellow")
+    echo(style(f"group {group.id}", bold=True), f"  {count} device{'s' if count != 1 else ''}, {group.type}, ", state)
     for device in group.devices:
         words = [device.name, records.ids(device) or "", device.driver or "no driver", style(standing[device])]
         if not is_safe(device):
-            words.append(click.style("blocks the group", fg="yellow"))
-        lines.append("  " + "  ".join([*words, pci_ids().describe(device)]).rstrip())
+            words.append(style("blocks the group", fg="yellow"))
+        if name := pci_ids().describe(device):
+            words.append(name)
+        echo(f"  {words[0]}", *words[1:], sep="  ")
     for region in group.reserved_regions:
-        lines.append(f"  reserved {region.start:#x}..{region.last:#x} ({region.type})")
-    return lines
+        echo(f"  reserved {region.start:#x}..{region.last:#x} ({region.type})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 import click
 
+from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
 from pyiommufd.testing.guest import Guest
@@ -104,7 +104,7 @@ def guest(
             raise click.UsageError(f"--build-kernel: {build} is no version; put -- before COMMAND", ctx)
         kernel = str(_build(build, alone=not command))
     if not command:
-        click.echo(kernel)
+        echo(kernel)
         return
     deadline = None if timeout is None else time.monotonic() + timeout
     results_folder, ours = _results_folder(results)
@@ -149,15 +149,14 @@ def _run(machine: Guest, command: tuple[str, ...], deadline: float | None) -> in
         result = machine.run(
             command,
             timeout=left,
-            stdout=_Writer(sys.stdout.buffer).write,
-            stderr=_Writer(sys.stderr.buffer).write,
+            stdout=_Writer(sys.stdout.buffer).write,  # noqa: TID251 - COMMAND's output, as it is
+            stderr=_Writer(sys.stderr.buffer).write,  # noqa: TID251
         )
     except GuestTimeoutError as error:
         return _failed(error, "" if deadline is None else "; that is the time limit, booting included")
     except (GuestError, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):
             # Nobody reads our output any more: end as a program does that SIGPIPE ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         return _failed(error)
     except KeyboardInterrupt:
@@ -179,10 +178,10 @@ class _Writer:
 def _failed(error: Exception, note: str = "", *, status: int = COULD_NOT_START) -> int:
     console = error.console if isinstance(error, GuestError) else ""
     if console:
-        click.echo("--- the guest's console, its end ---", err=True)
-        click.echo(console, err=True)
-        click.echo("---", err=True)
-    click.echo(f"pyiommufd guest: {error}{note}", err=True)
+        echo("--- the guest's console, its end ---", err=True)
+        echo(console, err=True)
+        echo("---", err=True)
+    echo(f"pyiommufd guest: {error}{note}", err=True)
     return status
 
 
@@ -204,4 +203,4 @@ def _leave_results(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        click.echo(f"pyiommufd guest: results in {folder}", err=True)
+        echo(f"pyiommufd guest: results in {folder}", err=True)

@@ -8,7 +8,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, waiting
 from pyiommufd.host.devices import find_device
 from pyiommufd.host.holders import holders as find_holders
 
@@ -31,4 +31,4 @@ def holders(device: str, whole_group: bool, as_json: bool) -> None:
     elif found:
         print_table(("PID", "COMMAND", "NODE", "BY"), ((h.pid, h.command, h.node, h.how) for h in found))
     if os.geteuid() != 0:
-        click.echo("pyiommufd holders: other users' processes are not seen; run it as root", err=True)
+        echo("pyiommufd holders: other users' processes are not seen; run it as root", err=True)

@@ -7,11 +7,11 @@ import re
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.changing import say_outlook
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, waiting
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, say_outlook, waiting
 from pyiommufd.host.devices import SUBSYSTEMS, HostDevice, list_devices
 from pyiommufd.host.pci_ids import pci_ids
 from pyiommufd.host.standing import Standing, standings
+from pyiommufd.printable import printable
 
 _IDS = re.compile(r"([0-9a-f]{4})?:([0-9a-f]{4})?")
 
@@ -19,7 +19,9 @@ _IDS = re.compile(r"([0-9a-f]{4})?:([0-9a-f]{4})?")
 def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         if not _IDS.fullmatch(text.lower()):
-            raise click.BadParameter(f"{text} is no vendor:device, such as 8086:10fb, 8086: or :10fb", ctx, param)
+            raise click.BadParameter(
+                f"{printable(text)} is no vendor:device, such as 8086:10fb, 8086: or :10fb", ctx, param
+            )
     return value
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 
 from pyiommufd.cli.group import cli
-from pyiommufd.cli.output import ReadingCommand
+from pyiommufd.cli.output import ReadingCommand, echo
 
 _COMPLETION = (
     "bash, zsh and fish complete words, device names among them, once the shell has run what this prints, with the "
@@ -31,7 +31,7 @@ _STATUS = {
 @click.command()
 def man() -> None:
     """Print the manual page; to read it: pyiommufd man | man -l - ."""
-    click.echo(page())
+    echo(page())
 
 
 def page() -> str:

@@ -1,19 +1,34 @@
-"""What the reading commands share: tables, JSON with documented keys, a word to those who wait."""
+"""The one way to the terminal, and what the reading commands share: tables, JSON with documented keys.
+
+All text goes by `echo`, which makes visible what is not printable: paths, names of interfaces and commands are chosen
+by others, and terminals take some characters for orders.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
+import os
 import shutil
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, TextIO, TypeVar, cast
 
 import click
 
+from pyiommufd.cli.status import MISSING, status_of
+from pyiommufd.errors import IOMMUFDError
+from pyiommufd.host.namespaces import outlook
+from pyiommufd.printable import printable
+
 _AFTER = 1.0
+_STDOUT = "the standard output"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,32 +77,61 @@ class ReadingCommand(click.Command):
         super().format_epilog(ctx, formatter)
 
 
-def print_json(value: object) -> None:
-    """One JSON value, indented."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+class Clean(str):
+    """Text in which everything is visible already; what is not printable in it is ours, such as colours."""
+
+    __slots__ = ()
 
 
-def print_json_line(value: object) -> None:
-    """One JSON value on one line, at once: for a stream of them."""
-    click.echo(json.dumps(value, ensure_ascii=False))
-    sys.stdout.flush()
+def echo(*words: object, sep: str = "", err: bool = False) -> None:
+    """Print a line, or lines, at once; what is not printable in it, newlines aside, as its number.
+
+    Args:
+        words: What is printed; `Clean` text as it is.
+        sep: What stands between two of them.
+        err: To the standard error. Where that cannot be written to, nobody can be told of it, and nothing is.
+
+    Raises:
+        OSError: The standard output cannot be written to; it is not tried again.
+    """
+    text = sep.join(word if isinstance(word, Clean) else printable(str(word), keep="\n") for word in words)
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        if not err:
+            raise
+        _give_up(sys.stderr)
 
 
-def style(word: str) -> str:
-    """A word that says how something stands, in its colour; off a terminal `click.echo` takes the colour away."""
-    colour = COLOURS.get(word)
-    return word if colour is None else click.style(word, fg=colour)
+def style(word: object, **how: Any) -> Clean:
+    """A word in its colour, or as `click.style` is told; off a terminal `click.echo` takes the colour away."""
+    text = printable(str(word))
+    how = how or {"fg": COLOURS.get(text)}
+    return Clean(click.style(text, **how) if any(how.values()) else text)
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """One JSON value, indented; with ``indent=None`` on one line."""
+    lines = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")
+    echo(*map(_escaped, lines), sep="\n")
+
+
+def _escaped(line: str) -> Clean:
+    # By JSON's own escapes, so that whoever reads it has the very text; it need not escape U+2028, say, and does not.
+    if line.isprintable():
+        return Clean(line)
+    return Clean("".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table: columns as wide as what is in them, but for the last. None is shown as ``-``."""
-    table = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    table = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
-    lines = [click.style("  ".join(map(str.ljust, head, widths)).rstrip(), bold=True)]
+    lines = [style("  ".join(map(str.ljust, head, widths)).rstrip(), bold=True)]
     for row in table:
         cells = (style(cell) + " " * (width - len(cell)) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
-    click.echo("\n".join(lines))
+        lines.append(Clean("  ".join(cells).rstrip()))
+    echo(*lines, sep="\n")
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
@@ -95,20 +139,93 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     shown = [(name, value) for name, value in pairs if value not in (None, "", ())]
     width = max((len(name) for name, _ in shown), default=0) + 2
     for name, value in shown:
-        lines = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
-        click.echo(click.style(name.ljust(width), bold=True) + style(lines[0]))
+        lines = list(map(style, value)) if isinstance(value, tuple) else [style(value)]
+        echo(style(name.ljust(width), bold=True), lines[0])
         for line in lines[1:]:
-            click.echo(" " * width + line)
+            echo(" " * width, line)
 
 
 def print_indented(label: str, text: str, indent: int) -> None:
     """A labelled text, on a terminal in lines that fit it; elsewhere in one, which can be searched for."""
     first, later = f"{'':<{indent}}{label}: ", " " * (indent + len(label) + 2)
+    text = printable(text)
     if sys.stdout.isatty():
         width = max(shutil.get_terminal_size().columns, indent + 40)
-        click.echo(textwrap.fill(text, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False))
+        echo(textwrap.fill(text, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False))
     else:
-        click.echo(first + text)
+        echo(first, text)
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[None]:
+    """Set up what this process writes to: a command runs within this.
+
+    It ends with exit status 3 where the standard output cannot be written to, with a line that says so.
+    """
+    # What is closed would be the fd of the next file that is opened.
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
+    # What the terminal's encoding does not have is shown as its number, too.
+    encoding = sys.stdout.encoding
+    sys.stdout = _Output(cast(io.TextIOWrapper, sys.stdout).detach(), encoding, "backslashreplace", line_buffering=True)
+    cast(io.TextIOWrapper, sys.stderr).reconfigure(errors="backslashreplace")
+    sys.excepthook = _say_traceback
+    logging.getLogger().addHandler(_Said(logging.WARNING))
+    try:
+        yield
+    except IOMMUFDError as error:
+        echo(f"pyiommufd: {error}", err=True)
+        sys.exit(status_of(error))
+    except OSError as error:
+        if error.filename != _STDOUT:
+            raise
+        echo(f"pyiommufd: {_STDOUT} cannot be written to: {error.strerror}", err=True)
+        sys.exit(MISSING)
+
+
+class _Output(io.TextIOWrapper):
+    """The standard output. That it cannot be written to is said once: the interpreter would try again at its end."""
+
+    def write(self, text: str, /) -> int:
+        with self._tried():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._tried():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _give_up(self)
+            raise OSError(error.errno, error.strerror, _STDOUT) from error
+
+
+def _give_up(stream: TextIO) -> None:
+    """Have all that is still written to it go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Said(logging.Handler):
+    """Says what is logged, without a traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        error = record.exc_info[1] if record.exc_info else None
+        echo(record.getMessage() if error is None else f"{record.getMessage()}: {error}", err=True)
+
+
+def _say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    echo("".join(traceback.format_exception(kind, error, trace)).rstrip(), err=True)
+
+
+def say_outlook() -> None:
+    """Say on the standard error what is not seen of the machine from here, if this process is in a container."""
+    if text := outlook():
+        echo(f"pyiommufd: {text}", err=True)
 
 
 @contextlib.contextmanager
@@ -121,7 +238,7 @@ def waiting(for_what: str) -> Iterator[None]:
 
     def show() -> None:
         shown.set()
-        sys.stderr.write(f"\r{for_what} …")
+        sys.stderr.write(f"\r{printable(for_what)} …")
         sys.stderr.flush()
 
     timer = threading.Timer(_AFTER, show)

@@ -7,12 +7,13 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.changing import devices_argument, find_devices, force_option, say_outlook
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, waiting
+from pyiommufd.cli.changing import devices_argument, find_devices, force_option
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, say_outlook, waiting
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import Refusal
 from pyiommufd.host import uses
 from pyiommufd.host.claims.plan import ClaimPlan, held, plan_claim
+from pyiommufd.printable import printable
 
 _KEYS = (
     {
@@ -108,4 +109,4 @@ def _print(made: ClaimPlan, forced: list[Refusal]) -> None:
     for title, content in sections:
         if content:
             lines += [title, *(f"  {line}" for line in content)]
-    click.echo("\n".join(lines))
+    echo(*map(printable, lines), sep="\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -15,11 +14,13 @@ from types import FrameType
 import click
 
 from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option
+from pyiommufd.cli.output import echo
 from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.devices import HostDevice
+from pyiommufd.printable import printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, shell_line
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting
@@ -52,7 +53,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     if value in (None, "unlimited"):
         return None if value is None else UNLIMITED
     if not value.isdecimal():
-        raise click.BadParameter(f"{value} is neither a number of MiB nor unlimited", ctx, param)
+        raise click.BadParameter(f"{printable(value)} is neither a number of MiB nor unlimited", ctx, param)
     return int(value) << 20
 
 
@@ -129,7 +130,7 @@ def run(
             _print(plan.devices, command, chosen, options)
             return
         if shutil.which(command[0]) is None:
-            raise HandoverError(f"there is no program {command[0]}")
+            raise HandoverError(f"there is no program {printable(command[0])}")
         who = None if user is None else with_groups(user)
         if dry_run:
             sys.exit(_dry_run(plan, command, chosen, options))
@@ -229,19 +230,19 @@ def _give_back(claim: Claim) -> None:
 def _print(devices: Sequence[HostDevice], command: Sequence[str], kind: Kind | None, options: Sequence[str]) -> None:
     names = " ".join(device.name for device in devices)
     if command:
-        click.echo(f"# for a shell, once they are claimed (pyiommufd claim {names}):")
-        click.echo(shell_line(command, devices, kind=kind, options=options))
-        click.echo("# for a domain of libvirt, likewise:")
+        echo(f"# for a shell, once they are claimed (pyiommufd claim {names}):")
+        echo(shell_line(command, devices, kind=kind, options=options))
+        echo("# for a domain of libvirt, likewise:")
     for device in devices:
-        click.echo(hostdev_xml(device))
+        echo(hostdev_xml(device))
 
 
 def _dry_run(plan: ClaimPlan, command: Sequence[str], kind: Kind | None, options: Sequence[str]) -> int:
     line = command_line(command, range(3, 4 + len(plan.devices)), kind=kind, options=options)
     for step in (*plan.steps, shlex.join(line), *plan.undo):
-        click.echo(str(step))
+        echo(step)
     for refusal in plan.refusals:
-        click.echo(f"refused: {refusal}", err=True)
+        echo(f"refused: {refusal}", err=True)
     return COULD_NOT_START if plan.refusals else 0
 
 
@@ -257,6 +258,4 @@ def _hang_up(number: int, frame: FrameType | None) -> None:
 
 
 def _tell(text: object) -> None:
-    # The terminal may be gone, and devices are given back all the same.
-    with contextlib.suppress(OSError):
-        click.echo(f"pyiommufd run: {text}", err=True)
+    echo(f"pyiommufd run: {text}", err=True)

@@ -6,8 +6,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.changing import say_outlook
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, waiting
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, say_outlook, waiting
 from pyiommufd.host.details import DeviceDetails, device_details
 from pyiommufd.host.devices import find_device
 from pyiommufd.host.groups import is_safe

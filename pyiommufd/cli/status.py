@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from pyiommufd.errors import IoctlError, IOMMUFDError, UnsupportedError
+from pyiommufd.errors import IoctlError, IOMMUFDError, MissingLibraryError, UnsupportedError
 
 DONE = 0
 FAILED = 1
@@ -17,7 +17,7 @@ MISSING = 3
 
 def status_of(error: IOMMUFDError) -> int:
     """The exit status that an error ends a command with."""
-    if isinstance(error, UnsupportedError):
+    if isinstance(error, UnsupportedError | MissingLibraryError):
         return MISSING
     if isinstance(error, IoctlError) and error.request == "open":
         return MISSING if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO) else FAILED

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import COLOURS, ReadingCommand, json_option, print_json, waiting
+from pyiommufd.cli.output import COLOURS, Clean, ReadingCommand, echo, json_option, print_json, style, waiting
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.cli.topology_dot import dot as describe
 from pyiommufd.host.pci_ids import pci_ids
 from pyiommufd.host.topology import GroupBox, Node, Topology, look_at_topology
+from pyiommufd.printable import printable
 
 _KEYS = (
     {"devices": "every device, a bridge before what is behind it", "groups": "the IOMMU groups, by number"}
@@ -49,7 +50,7 @@ def topology(svg: Path | None, as_dot: bool, as_json: bool) -> None:
     if as_json:
         print_json(_record(found))
     if as_dot:
-        click.echo(describe(found, pci_ids()), nl=False)
+        echo(describe(found, pci_ids()))
     if svg is not None:
         _draw(found, svg)
     if not as_json and not as_dot and svg is None:
@@ -60,18 +61,18 @@ def _draw(found: Topology, file: Path) -> None:
     try:
         import graphviz
     except ModuleNotFoundError:
-        click.echo("pyiommufd topology: --svg needs graphviz: pip install 'pyiommufd[cli]'", err=True)
+        echo("pyiommufd topology: --svg needs graphviz: pip install 'pyiommufd[cli]'", err=True)
         sys.exit(MISSING)
     with waiting("drawing"):
         try:
             picture = graphviz.Source(describe(found, pci_ids())).pipe(format="svg")
         except graphviz.ExecutableNotFound:
-            click.echo("pyiommufd topology: --svg needs the program dot: apt-get install graphviz", err=True)
+            echo("pyiommufd topology: --svg needs the program dot: apt-get install graphviz", err=True)
             sys.exit(MISSING)
     try:
         file.write_bytes(picture)
     except OSError as error:
-        click.echo(f"pyiommufd topology: {file}: {error.strerror}", err=True)
+        echo(f"pyiommufd topology: {printable(str(file))}: {error.strerror}", err=True)
         sys.exit(FAILED)
 
 
@@ -106,49 +107,35 @@ def _record(found: Topology) -> records.Record:
 
 
 def _print(found: Topology) -> None:
-    # rich takes longer to import than the other commands take to run.
-    from rich.console import Console
-    from rich.text import Text
-    from rich.tree import Tree
-
-    def line(node: Node) -> Text:
-        device = node.device
-        words = Text(device.name, style="bold")
-        if (ids := records.ids(device)) is not None:
-            words.append(f"  {ids}", style="dim")
-        if device.group_id is not None:
-            words.append(f"  [group {device.group_id}]", style="blue")
-        words.append(f"  {device.driver or 'no driver'}", style="" if device.driver else "dim")
-        words.append(f"  {node.standing}", style=COLOURS.get(node.standing, ""))
-        if device.vfio_cdev is not None:
-            words.append(f"  {device.vfio_cdev}")
-        for holder in node.holders:
-            words.append(f"  held by pid {holder.pid} ({holder.command})", style="magenta")
-        if name := pci_ids().describe(device):
-            words.append(f"  {name}", style="dim")
-        return words
-
-    def grow(tree: Tree, node: Node) -> None:
-        branch = tree.add(line(node))
-        for child in node.children:
-            grow(branch, child)
-
-    terminal = sys.stdout.isatty()
-    console = Console(
-        file=sys.stdout,
-        width=None if terminal else 1000,  # off a terminal lines are not broken
-        color_system="auto" if terminal and not os.environ.get("NO_COLOR") else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
     for root, nodes in found.roots.items():
-        tree = Tree(Text(root, style="bold"))
-        for node in nodes:
-            grow(tree, node)
-        console.print(tree, no_wrap=True, crop=False, overflow="ignore")
+        echo(style(root, bold=True))
+        _print_branches(nodes, "")
     for group in found.groups:
-        console.print(_group_text(group), soft_wrap=True)
+        echo(_group_text(group))
+
+
+def _print_branches(nodes: Sequence[Node], before: str) -> None:
+    for number, node in enumerate(nodes, 1):
+        last = number == len(nodes)
+        echo(f"{before}{'└── ' if last else '├── '}", *_words(node))
+        _print_branches(node.children, before + ("    " if last else "│   "))
+
+
+def _words(node: Node) -> Iterator[Clean]:
+    device = node.device
+    yield style(device.name, bold=True)
+    if (ids := records.ids(device)) is not None:
+        yield style(f"  {ids}", dim=True)
+    if device.group_id is not None:
+        yield style(f"  [group {device.group_id}]", fg="blue")
+    yield style(f"  {device.driver or 'no driver'}", dim=device.driver is None)
+    yield style(f"  {node.standing}", fg=COLOURS.get(node.standing))
+    if device.vfio_cdev is not None:
+        yield style(f"  {device.vfio_cdev}")
+    for holder in node.holders:
+        yield style(f"  held by pid {holder.pid} ({holder.command})", fg="magenta")
+    if name := pci_ids().describe(device):
+        yield style(f"  {name}", dim=True)
 
 
 def _group_text(group: GroupBox) -> str:

@@ -8,6 +8,7 @@ from pyiommufd.host.devices import HostDevice
 from pyiommufd.host.pci_ids import PciIds
 from pyiommufd.host.standing import Standing
 from pyiommufd.host.topology import GroupBox, Node, Topology
+from pyiommufd.printable import printable
 
 _FILLS = {
     Standing.VFIO: "#cfe8fc",
@@ -21,7 +22,7 @@ _LONGEST = 34
 
 def dot(topology: Topology, names: PciIds) -> str:
     """The description: devices as boxes, each once, behind their bridges, in the boxes of their groups."""
-    return "\n".join(["digraph topology {", *_style(), *_body(topology, names), "}"]) + "\n"
+    return "\n".join(["digraph topology {", *_style(), *_body(topology, names), "}"])
 
 
 def _style() -> Iterator[str]:
@@ -99,5 +100,5 @@ def _short(text: str) -> str:
 def _text(*lines: str) -> str:
     """A quoted text; the lines to the left."""
     # Graphviz reads entities, and escapes by backslash.
-    escaped = [line.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;") for line in lines]
+    escaped = [printable(line).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;") for line in lines]
     return f'"{escaped[0]}"' if len(escaped) == 1 else '"' + "".join(f"{line}\\l" for line in escaped) + '"'

@@ -14,7 +14,7 @@ from pyiommufd.cli.changing import (
     show_step,
     show_steps,
 )
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table
 from pyiommufd.host.claims.vfs import VFs, set_vfs, vfs_of, vfs_refusals, vfs_steps
 from pyiommufd.host.devices import HostDevice, find_device
 
@@ -74,8 +74,8 @@ def _show(target: HostDevice, now: VFs, as_json: bool) -> None:
         )
         return
     if not now.total:
-        click.echo(f"{target.name} has no SR-IOV: it can have no virtual functions")
+        echo(f"{target.name} has no SR-IOV: it can have no virtual functions")
         return
-    click.echo(f"{target.name} has {now.count} of {now.total} virtual functions")
+    echo(f"{target.name} has {now.count} of {now.total} virtual functions")
     if now.devices:
         print_table(("DEVICE", "DRIVER", "GROUP"), ((d.name, d.driver, d.group_id) for d in now.devices))

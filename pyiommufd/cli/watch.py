@@ -7,7 +7,7 @@ import time
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json_line
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json
 from pyiommufd.host.devices import SUBSYSTEMS
 from pyiommufd.host.monitor import DeviceEvent, Monitor
 from pyiommufd.host.standing import standings
@@ -50,8 +50,9 @@ def _show(event: DeviceEvent, as_json: bool) -> None:
             group = device.group
             among = {device, *(group.devices if group is not None else ())}
             record = records.device_record(device, standings(among)[device])
-        print_json_line(
-            {"time": now, "action": event.action, "subsystem": event.subsystem, "name": event.name, "device": record}
+        print_json(
+            {"time": now, "action": event.action, "subsystem": event.subsystem, "name": event.name, "device": record},
+            indent=None,
         )
         return
     clock = time.strftime("%H:%M:%S", time.localtime(now))
@@ -60,4 +61,4 @@ def _show(event: DeviceEvent, as_json: bool) -> None:
         words += [f"({device.name})"] if device.name != event.name else []
         words.append(device.driver or "no driver")
         words.append("no group" if device.group_id is None else f"group {device.group_id}")
-    click.echo("  ".join(words))
+    echo(*words, sep="  ")

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceNotFoundError
+from ..errors import DeviceNotFoundError, MissingLibraryError
+from ..printable import printable
 from . import sysfs
 
 if TYPE_CHECKING:
@@ -161,13 +162,29 @@ def _vfio(folder: str) -> tuple[bool, str | None]:
 _local = threading.local()
 
 
-def _udev() -> Any:
-    """The context of libudev, one a thread: it is not for several, and to find the library pyudev starts a process."""
-    context = getattr(_local, "context", None)
-    if context is None:
+def udev_context() -> Any:
+    """A context of libudev, for one thread.
+
+    Raises:
+        MissingLibraryError: There is no libudev, or no pyudev.
+    """
+    try:
         import pyudev  # here, so that `import pyiommufd` does not pay for it
 
-        context = _local.context = pyudev.Context()
+        return pyudev.Context()
+    except (ImportError, OSError) as error:
+        # pyudev looks by ctypes.util.find_library, which asks ldconfig, gcc or ld.
+        raise MissingLibraryError(
+            f"libudev cannot be loaded ({error}): install libudev1, systemd-libs or eudev, as your distribution calls "
+            "it; where it is there, Python finds it by ldconfig or gcc"
+        ) from error
+
+
+def _udev() -> Any:
+    """The context of this thread: to find the library pyudev starts a process."""
+    context = getattr(_local, "context", None)
+    if context is None:
+        context = _local.context = udev_context()
     return context
 
 
@@ -188,6 +205,7 @@ def list_devices(subsystem: str | None = None) -> list[HostDevice]:
 
     Raises:
         ValueError: No vfio driver exists for that bus.
+        MissingLibraryError: There is no libudev.
     """
     if subsystem is not None and subsystem not in SUBSYSTEMS:
         raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(SUBSYSTEMS)}")
@@ -216,6 +234,7 @@ def find_device(name: str) -> HostDevice:
 
     Raises:
         DeviceNotFoundError: No device has that name, or more than one has; the message lists them.
+        MissingLibraryError: There is no libudev, which ``vendor:device`` is looked up by.
         TypeError: The name is not a string.
     """
     if not isinstance(name, str):
@@ -264,7 +283,7 @@ def _by_path(text: str) -> HostDevice:
     try:
         return from_sys_path(path.resolve(strict=True))
     except (OSError, RuntimeError):  # the latter, before Python 3.13, for a loop of symbolic links
-        raise DeviceNotFoundError(f"there is no device at {text}") from None
+        raise DeviceNotFoundError(f"there is no device at {printable(text)}") from None
 
 
 def as_device(target: HostDevice | str | Path) -> HostDevice:

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..printable import printable
 from . import sysfs
 from .devices import HostDevice
 
@@ -30,7 +31,7 @@ class Holder:
     how: str
 
     def __str__(self) -> str:
-        return f"pid {self.pid} ({self.command}) holds {self.node} by {self.how}"
+        return printable(f"pid {self.pid} ({self.command}) holds {self.node} by {self.how}")
 
 
 def holders(*devices: HostDevice) -> tuple[Holder, ...]:

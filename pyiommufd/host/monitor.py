@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import ClosedError, DeviceNotFoundError
-from .devices import SUBSYSTEMS, HostDevice, from_sys_path
+from .devices import SUBSYSTEMS, HostDevice, from_sys_path, udev_context
 
 # Written by udevd as long as it runs; without it, as in a small guest, only the kernel's own events come.
 _UDEV_CONTROL = Path("/run/udev/control")
@@ -49,6 +49,7 @@ class Monitor:
 
     Raises:
         ValueError: None of a bus's devices can have a vfio driver.
+        MissingLibraryError: There is no libudev.
     """
 
     def __init__(self, subsystems: Collection[str] | None = None) -> None:
@@ -60,10 +61,11 @@ class Monitor:
         for subsystem in wanted:
             if subsystem not in known:
                 raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(known)}")
+        context = udev_context()
         import pyudev
 
         source = "udev" if _UDEV_CONTROL.exists() else "kernel"
-        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
+        monitor = pyudev.Monitor.from_netlink(context, source=source)
         for subsystem in wanted:
             monitor.filter_by(subsystem)
         monitor.start()

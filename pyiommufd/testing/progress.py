@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
+from ..printable import printable
+
 _SPARSE = 30.0
 _LIVE = 0.2
 
@@ -29,7 +31,7 @@ class Progress:
         """A new step begins; or something is to be known."""
         self.end()
         self._started = self._shown = time.monotonic()
-        self._stream.write(f"{self._prefix}{text}\n")
+        self._stream.write(f"{self._prefix}{printable(text)}\n")
         self._stream.flush()
 
     def update(self, text: str) -> None:
@@ -39,7 +41,7 @@ class Progress:
             return
         self._shown = now
         minutes, seconds = divmod(int(now - self._started), 60)
-        line = f"{self._prefix}  {text}, {minutes}:{seconds:02}"
+        line = f"{self._prefix}  {printable(text)}, {minutes}:{seconds:02}"
         if self._terminal:
             self._stream.write(f"\r{line}\x1b[K")
             self._open = True

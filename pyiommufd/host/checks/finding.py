@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ...printable import Sentences
 from ..devices import HostDevice
 from ..groups import Group
 
@@ -23,7 +24,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Sentences):
     """What one check found.
 
     Attributes:

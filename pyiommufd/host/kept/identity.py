@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError
+from ...printable import printable
 from .. import sysfs
 from ..devices import HostDevice, list_devices
 
@@ -50,7 +51,7 @@ class Identity:
 
     def __str__(self) -> str:
         text = f"{self.ids[0]}:{self.ids[1]} at {self.path}"
-        return text if self.serial is None else f"{text}, serial number {self.serial}"
+        return printable(text if self.serial is None else f"{text}, serial number {self.serial}")
 
     def find(self, among: Sequence[HostDevice] | None = None) -> HostDevice:
         """The device that it is, on this machine as it is now.

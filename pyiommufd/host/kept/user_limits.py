@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...printable import printable
 from .. import sysfs
 from ..users import User
 
@@ -84,7 +85,7 @@ def _by_processes(user: User) -> LockLimit | None:
     found: list[LockLimit] = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and _uid_of(process) == user.uid:
-            command = sysfs.read(process / "comm") or "?"
+            command = printable(sysfs.read(process / "comm") or "?")
             found.append(_of_process(process, f"the limit of the user's process {process.name} ({command})"))
     return min(found, key=lambda limit: float("inf") if limit.size is None else limit.size, default=None)
 
