@@ -152,14 +152,16 @@ class ClaimRefusedError(ClaimError):
 
     Attributes:
         refusals: Each device and what it is doing.
+        what: What is refused.
     """
 
-    def __init__(self, refusals: tuple[Refusal, ...]) -> None:
-        super().__init__(refusals)
+    def __init__(self, refusals: tuple[Refusal, ...], what: str = "the claim") -> None:
+        super().__init__(refusals, what)
         self.refusals = refusals
+        self.what = what
 
     def _text(self) -> str:
-        return "\n  ".join(["the claim is refused:", *map(str, self.refusals)])
+        return "\n  ".join([f"{self.what} is refused:", *map(str, self.refusals)])
 
 
 class HandoverError(IOMMUFDError):

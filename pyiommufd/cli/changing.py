@@ -33,6 +33,12 @@ force_option = click.option(
     metavar="KIND",
     help="Go ahead in spite of refusals of this kind; may be repeated. Kinds: " + ", ".join(FORCIBLE) + ".",
 )
+driver_option = click.option(
+    "--driver",
+    metavar="NAME",
+    help="The vfio driver for each DEVICE, such as vfio-pci where its variant driver is not wanted. What comes along "
+    "unasked has the one that is chosen by itself.",
+)
 
 
 class _SignalledError(Exception):
@@ -63,14 +69,14 @@ def find_devices(names: Iterable[str]) -> list[HostDevice]:
     return [find_device(name) for name in names]
 
 
-def check_refusals(refusals: Sequence[Refusal]) -> None:
-    """End a dry run where the command itself would be refused.
+def check_refusals(refusals: Sequence[Refusal], what: str = "the claim") -> None:
+    """End a dry run where the command itself would be refused; of what.
 
     Raises:
         ClaimRefusedError: It would.
     """
     if refusals:
-        raise ClaimRefusedError(tuple(refusals))
+        raise ClaimRefusedError(tuple(refusals), what)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import click
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.changing import (
     check_refusals,
+    driver_option,
     dry_run_option,
     ended_by_signals,
     failed,
@@ -43,6 +44,7 @@ def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User
     metavar="NAME",
     help="Let this user open /dev/iommu and the devices' nodes while they are claimed.",
 )
+@driver_option
 @force_option
 @click.option(
     "--persistent",
@@ -56,6 +58,7 @@ def claim(
     devices: tuple[str, ...],
     persist: bool,
     user: User | None,
+    driver: str | None,
     force: tuple[str, ...],
     persistent: bool,
     dry_run: bool,
@@ -73,8 +76,10 @@ def claim(
     Steps are printed to the standard output, one a line, each before it is taken.
     """
     if persistent:
-        if devices or persist or user is not None or force:
-            raise click.UsageError("--persistent takes what is on record: no DEVICE, --persist, --user or --force", ctx)
+        if devices or persist or user is not None or driver is not None or force:
+            raise click.UsageError(
+                "--persistent takes what is on record: no DEVICE, --persist, --user, --driver or --force", ctx
+            )
         with ended_by_signals():
             _at_boot(dry_run)
         return
@@ -82,7 +87,7 @@ def claim(
         raise click.UsageError("no DEVICE", ctx)
     say_outlook()
     with ended_by_signals():
-        plan = plan_claim(find_devices(devices), force=force)
+        plan = plan_claim(find_devices(devices), driver=driver, force=force)
         if dry_run:
             check_refusals(plan.refusals)
             show_steps(keeping.keep_steps(plan, persist=persist, user=user))

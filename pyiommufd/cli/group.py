@@ -30,6 +30,7 @@ COMMANDS = {
     "claim": "pyiommufd.cli.claim:claim",
     "release": "pyiommufd.cli.release:release",
     "recover": "pyiommufd.cli.recover:recover",
+    "rebind": "pyiommufd.cli.rebind:rebind",
     "vfs": "pyiommufd.cli.vfs:vfs",
     "run": "pyiommufd.cli.run:run",
     "guest": "pyiommufd.cli.guest:guest",

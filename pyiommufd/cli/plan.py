@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.changing import devices_argument, find_devices, force_option
+from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, say_outlook, waiting
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import Refusal
@@ -42,9 +42,10 @@ _KEYS = (
 
 @click.command(cls=ReadingCommand)
 @devices_argument
+@driver_option
 @force_option
 @json_option(_KEYS)
-def plan(devices: tuple[str, ...], force: tuple[str, ...], as_json: bool) -> None:
+def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], as_json: bool) -> None:
     """Show what a claim of each DEVICE, and with them their whole IOMMU groups, would do. Changes nothing.
 
     Every member of the groups: the driver that it is on and the one it will be on, what stays as it is, what comes
@@ -54,7 +55,7 @@ def plan(devices: tuple[str, ...], force: tuple[str, ...], as_json: bool) -> Non
     """
     say_outlook()
     with waiting("looking at the devices"):
-        made = plan_claim(find_devices(devices), force=force)
+        made = plan_claim(find_devices(devices), driver=driver, force=force)
         forced = _forced(made)
     if as_json:
         print_json(_record(made, forced))

@@ -7,6 +7,7 @@ import fnmatch
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from ..errors import ClaimError
 from . import sysfs
@@ -14,6 +15,9 @@ from .devices import HostDevice
 from .helper import SECONDS
 
 _MODPROBE_SECONDS = 60.0
+
+GENERAL = {"pci": "vfio-pci", "platform": "vfio-platform", "amba": "vfio-amba", "fsl-mc": "vfio-fsl-mc"}
+"""The vfio driver of each bus that takes any of its devices."""
 
 
 def driver_override(device: HostDevice) -> str | None:
@@ -65,43 +69,130 @@ def driver_of(device: HostDevice) -> str | None:
     return sysfs.link_name(device.sys_path / "driver")
 
 
-def vfio_driver_for(device: HostDevice) -> str:
+def is_home(device: HostDevice) -> bool:
+    """Whether the host works with the device: it is on a driver, and on none that only keeps it for somebody else."""
+    return device.driver is not None and not device.on_vfio and device.driver != "pci-stub"
+
+
+def vfio_driver_for(device: HostDevice, named: str | None = None) -> str:
     """The vfio driver for this device: a variant that names its hardware, else the bus's general one.
 
-    Variant drivers announce their devices in the kernel's module aliases, by ``vfio_pci:`` in place of
-    ``pci:`` (Linux, Documentation/driver-api/vfio.rst).
+    Variant drivers announce their devices in the kernel's module aliases, by ``vfio_pci:`` in place of ``pci:`` (Linux,
+    Documentation/driver-api/vfio.rst). Of several that match it is the one with the fewest wildcards, the first of
+    these where there are several, as libvirt picks (src/util/virpci.c, virPCIDeviceFindBestVFIOVariant).
+
+    Args:
+        device: The device.
+        named: The vfio driver that it is to be instead, by its own name or its module's, with dashes or underscores.
 
     Raises:
-        ClaimError: There is no vfio driver for its bus.
+        ClaimError: There is no vfio driver for its bus; or the one named is not to be had here, or no vfio driver.
+        TypeError: The name is not a string.
     """
-    general = {"pci": "vfio-pci", "platform": "vfio-platform", "amba": "vfio-amba", "fsl-mc": "vfio-fsl-mc"}
-    if device.subsystem not in general:
+    if device.subsystem not in GENERAL:
         raise ClaimError(f"{device.name}: no vfio driver takes over devices of the bus {device.subsystem!r}")
+    general = GENERAL[device.subsystem]
+    if named is not None:
+        return _vfio_driver_named(device, named, general)
     alias = sysfs.read(device.sys_path / "modalias")
     if device.subsystem != "pci" or not alias:
-        return general[device.subsystem]
-    wanted = "vfio_" + alias
+        return general
+    matching = _matching("vfio_pci:", f"vfio_{alias}")
     # The general driver's alias matches everything; a variant's names at least the vendor.
-    for pattern, module in _module_aliases("vfio_pci:"):
-        if module != "vfio_pci" and fnmatch.fnmatchcase(wanted, pattern):
-            return _driver_of_module(module) or module
-    return general["pci"]
+    variants = [(pattern, module) for pattern, module in matching if module != "vfio_pci"]
+    if not variants:
+        return general
+    _, module = min(variants, key=lambda variant: variant[0].count("*"))
+    return _vfio_driver_of(module)
+
+
+def _vfio_driver_of(module: str) -> str:
+    return GENERAL["pci"] if module == "vfio_pci" else _driver_of_module("pci", module)
+
+
+def _vfio_driver_named(device: HostDevice, named: str, general: str) -> str:
+    if not isinstance(named, str):
+        raise TypeError(f"the name of a driver is a str, not {type(named).__name__}")
+    wanted, bus = _plain(named), device.subsystem
+    # Those that are there, by their names: not every kernel has aliases of what is built in (6.12 has none). And those
+    # that can be loaded, by their modules' aliases.
+    known = {driver: driver for driver in _loaded(bus) if "vfio" in driver}
+    if module_file(general) is not None:
+        known[general] = general
+    if bus == "pci":
+        known |= {module: _vfio_driver_of(module) for _, module in _module_aliases("vfio_pci:")}
+    for module, driver in known.items():
+        if wanted in (_plain(module), _plain(driver)):
+            return driver
+    there = loaded_name(bus, named) is not None or module_file(named) is not None
+    what = f"the driver {named} is no vfio driver" if there else f"there is no driver {named} here"
+    choice = ", ".join(dict.fromkeys(known.values())) or "none"
+    raise ClaimError(f"{device.name}: {what}; the vfio drivers to be had for the bus {bus}: {choice}")
+
+
+def host_drivers_for(device: HostDevice) -> tuple[str, ...]:
+    """The drivers that announce this device in the kernel's module aliases; loading them by that may be forbidden.
+
+    None where nothing is on record: not every kernel has aliases of what is built in (6.12 has none).
+    """
+    alias = sysfs.read(device.sys_path / "modalias")
+    if not alias:
+        return ()
+    matching = _matching(f"{alias.partition(':')[0]}:", alias)
+    return tuple(dict.fromkeys(_driver_of_module(device.subsystem, module) for _, module in matching))
+
+
+def _matching(prefix: str, alias: str) -> list[tuple[str, str]]:
+    # As modprobe matches them, by fnmatch(3): a bracket in a pattern begins a set of characters.
+    return [(pattern, module) for pattern, module in _module_aliases(prefix) if fnmatch.fnmatchcase(alias, pattern)]
 
 
 def _module_aliases(prefix: str) -> list[tuple[str, str]]:
-    found = []
+    """Patterns of aliases and their modules, in the order of the files."""
+    folder, found = sysfs.MODULES / os.uname().release, []
     for name in ("modules.alias", "modules.builtin.alias"):
-        for line in sysfs.lines(sysfs.MODULES / os.uname().release / name):
+        for line in sysfs.lines(folder / name):
             words = line.split()
             if len(words) == 3 and words[0] == "alias" and words[1].startswith(prefix):
                 found.append((words[1], words[2]))
+    # depmod has those of what is built in for libkmod alone, as modules.builtin.alias.bin. The kernel's own file has
+    # "module.alias=pattern", each with a zero byte after it (Linux 7.3, scripts/mod/modpost.c, alias->builtin_modname).
+    for text in (sysfs.read(folder / "modules.builtin.modinfo") or "").split("\0"):
+        module, _, pattern = text.partition(".alias=")
+        if pattern.startswith(prefix):
+            found.append((pattern, module))
     return found
 
 
-def _driver_of_module(module: str) -> str | None:
-    for path in (sysfs.SYS / "module" / module / "drivers").glob("pci:*"):
-        return path.name.removeprefix("pci:")
-    return None
+def _driver_of_module(bus: str, module: str) -> str:
+    """The driver that a module has for this bus; one that is not loaded is taken to have its module's name."""
+    for path in (sysfs.SYS / "module" / module / "drivers").glob(f"{bus}:*"):
+        return path.name.removeprefix(f"{bus}:")
+    return loaded_name(bus, module) or module
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _loaded(bus: str) -> list[str]:
+    """The drivers of a bus, by name."""
+    try:
+        return sorted(os.listdir(sysfs.SYS / "bus" / bus / "drivers"))  # noqa: PTH208 (names alone)
+    except OSError:
+        return []
+
+
+def loaded_name(bus: str, driver: str) -> str | None:
+    """How a driver of this bus that is there spells its name, or None where it is not there.
+
+    Args:
+        bus: The bus.
+        driver: Its name, with dashes or underscores, as far as its module's name tells: the module ``xe_vfio_pci`` has
+            the driver ``xe-vfio-pci``, others call theirs as they are called themselves.
+    """
+    there = _loaded(bus)
+    return driver if driver in there else next((name for name in there if _plain(name) == _plain(driver)), None)
 
 
 def module_file(module: str) -> str | None:
@@ -110,17 +201,17 @@ def module_file(module: str) -> str | None:
     Args:
         module: Its name, with dashes or underscores.
     """
-    wanted = module.replace("-", "_")
+    wanted = _plain(module)
     for line in sysfs.lines(sysfs.MODULES / os.uname().release / "modules.dep"):
         path = line.partition(":")[0]
-        if path.rpartition("/")[2].partition(".")[0].replace("-", "_") == wanted:
+        if _plain(path.rpartition("/")[2].partition(".")[0]) == wanted:
             return path
     return None
 
 
 def is_loaded(subsystem: str, driver: str) -> bool:
     """Whether the running kernel has this driver, for devices of this bus."""
-    return (sysfs.SYS / "bus" / subsystem / "drivers" / driver).is_dir()
+    return loaded_name(subsystem, driver) is not None
 
 
 def load_driver(subsystem: str, driver: str, modalias: str | None = None) -> None:
@@ -134,28 +225,39 @@ def load_driver(subsystem: str, driver: str, modalias: str | None = None) -> Non
     Raises:
         ClaimError: It is not there and cannot be loaded.
     """
-    if is_loaded(subsystem, driver):
-        return
-    # modprobe is in sbin, which is not on everyone's PATH.
-    modprobe = shutil.which("modprobe", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    if modprobe is None:
-        raise ClaimError(f"the driver {driver} is not loaded, and there is no modprobe (package kmod) to load it")
     reason = ""
-    for module in (driver.replace("-", "_"), modalias):
-        if not module:
-            continue
-        try:
-            done = subprocess.run(
-                [modprobe, "--", module],
-                capture_output=True,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                check=False,
-                timeout=_MODPROBE_SECONDS,
-            )
-            reason = reason or done.stderr.strip()
-        except subprocess.TimeoutExpired:
-            reason = f"it has not returned within {_MODPROBE_SECONDS:g} s"
+    for module in (_plain(driver), modalias):
         if is_loaded(subsystem, driver):
             return
-    raise ClaimError(f"the driver {driver} is not loaded, and modprobe failed: {reason or 'no reason given'}")
+        if module:
+            failure = modprobe(module)
+            reason = reason or failure
+    if not is_loaded(subsystem, driver):
+        raise ClaimError(f"the driver {driver} is not loaded, and loading it failed: {reason or 'no reason given'}")
+
+
+def modprobe(module: str, keep: Sequence[int] = ()) -> str:
+    """Load a module, or those that announce a device, and return why that failed; empty where it did not.
+
+    Args:
+        module: Its name; or the alias of a device: what the machine's configuration forbids is then not loaded.
+        keep: File descriptors that modprobe holds as well, such as that of a lock.
+    """
+    # It is in sbin, which is not on everyone's PATH.
+    program = shutil.which("modprobe", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if program is None:
+        return "there is no modprobe (package kmod)"
+    try:
+        done = subprocess.run(
+            [program, "--", module],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=_MODPROBE_SECONDS,
+            pass_fds=keep,
+        )
+    except subprocess.TimeoutExpired:
+        return f"modprobe has not returned within {_MODPROBE_SECONDS:g} s"
+    return done.stderr.strip()

@@ -76,7 +76,7 @@ class Helper:
     """
 
     def __init__(self, keep: Sequence[int] = (), stop: Callable[[], bool] = lambda: False) -> None:
-        self._keep = tuple(keep)
+        self.keep = tuple(keep)
         self.stop = stop
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -161,7 +161,7 @@ class Helper:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            pass_fds=self._keep,
+            pass_fds=self.keep,
             start_new_session=True,
         )
         # It starts slowly, and this process may be killed meanwhile: what is in its pipe already would be done late,

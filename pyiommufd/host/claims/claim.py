@@ -136,7 +136,7 @@ def _afresh(plan: ClaimPlan) -> ClaimPlan:
     What the caller was shown is what is done: where the groups have other members by now, or a member another
     driver, the plan has to be made, and seen, again.
     """
-    now = plan_claim(plan.devices, force=plan.force)
+    now = plan_claim(plan.devices, driver=plan.driver, force=plan.force)
     if now.outline != plan.outline or now.steps != plan.steps:
         raise ClaimError(f"the machine has changed since the plan was made; plan again. Now:\n{now}")
     return now

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...errors import ClaimError
 from .. import drivers, sysfs
-from ..helper import Helper
+from ..devices import from_sys_path
+from ..helper import Helper, StuckError
 from .steps import Action, Step
 
 _log = logging.getLogger(__name__)
@@ -24,17 +26,19 @@ def perform(step: Step, helper: Helper) -> None:
     Raises:
         StuckError: The kernel has not answered in time; it may still do as asked.
         OSError: What it answered, or ENODEV where a driver took another turn.
-        ClaimError: A driver could not be loaded.
+        ClaimError: A driver could not be loaded, or none of the host's takes the device.
     """
     _STEPS[step.action](step, helper)
 
 
 def _load_driver(step: Step, _helper: Helper) -> None:
-    drivers.load_driver(step.subsystem, step.value or "", sysfs.read(step.folder / "modalias"))
+    driver, alias = step.value or "", sysfs.read(step.folder / "modalias")
+    # By a device's own alias its host driver would be loaded, and take a device that has none.
+    drivers.load_driver(step.subsystem, driver, f"vfio_{alias}" if alias and "vfio" in driver else alias)
 
 
 def _override(step: Step, helper: Helper) -> None:
-    helper.write(step.folder / "driver_override", f"{step.value or ''}\n")
+    helper.write(step.folder / "driver_override", f"{_named(step) if step.value else ''}\n")
 
 
 def _unbind(step: Step, helper: Helper) -> None:
@@ -50,16 +54,58 @@ def _unbind(step: Step, helper: Helper) -> None:
 
 
 def _bind(step: Step, helper: Helper) -> None:
-    path = sysfs.SYS / "bus" / step.subsystem / "drivers" / (step.value or "") / "bind"
+    driver = _named(step)
+    path = _drivers(step) / driver / "bind"
     try:
         helper.write(path, step.device)
     except OSError:
         # Somebody's probe has come first, such as udev's.
-        if _driver(step) != step.value:
+        if _driver(step) != driver:
             raise
-    if _driver(step) != step.value:
-        raise OSError(errno.ENODEV, f"{step.device} did not stay on {step.value}", str(path))
+    if _driver(step) != driver:
+        raise OSError(errno.ENODEV, f"{step.device} did not stay on {driver}", str(path))
     _wait_for_node(step.folder)
+
+
+def _probe(step: Step, helper: Helper) -> None:
+    reason = ""
+    if alias := sysfs.read(step.folder / "modalias"):
+        reason = drivers.modprobe(alias, helper.keep)
+    # What has just been loaded may have taken it.
+    if _driver(step) is None:
+        try:
+            helper.write(_drivers(step).parent / "drivers_probe", step.device)
+        except StuckError:
+            raise
+        except OSError as error:
+            reason = str(error)
+    if _driver(step) is not None:
+        _past_added_ids(step, helper)
+    if not _is_home(step):
+        known = f", though {step.value} announce it" if step.value else ""
+        raise ClaimError(f"no driver of the host's takes {step.device}{known}" + (f" ({reason})" if reason else ""))
+
+
+def _past_added_ids(step: Step, helper: Helper) -> None:
+    """Put a device that the kernel has given to vfio-pci or pci-stub again on the host's driver.
+
+    They take it without an override where its ids were added to theirs (``new_id``; ``vfio-pci.ids=``), if they come
+    before the host's driver in the kernel's list. So each of the others is asked; one whose ids are not the device's
+    answers ENODEV.
+    """
+    known = (step.value or "").split(", ")
+    others = [path for path in _drivers(step).iterdir() if path.name != "pci-stub" and "vfio" not in path.name]
+    for path in sorted(others, key=lambda path: (path.name not in known, path.name)):
+        if _is_home(step):
+            return
+        if (driver := _driver(step)) is not None:
+            helper.write(_drivers(step) / driver / "unbind", step.device)
+        try:
+            helper.write(path / "bind", step.device)
+        except StuckError:
+            raise
+        except OSError:
+            continue
 
 
 def _vfs(step: Step, helper: Helper) -> None:
@@ -80,6 +126,7 @@ _STEPS: dict[Action, Callable[[Step, Helper], None]] = {
     Action.CLEAR_OVERRIDE: _override,
     Action.UNBIND: _unbind,
     Action.BIND: _bind,
+    Action.PROBE: _probe,
     Action.SET_VFS: _vfs,
     Action.SET_AUTOPROBE: _autoprobe,
 }
@@ -87,6 +134,20 @@ _STEPS: dict[Action, Callable[[Step, Helper], None]] = {
 
 def _driver(step: Step) -> str | None:
     return sysfs.link_name(step.folder / "driver")
+
+
+def _drivers(step: Step) -> Path:
+    """The folder of the drivers of the device's bus."""
+    return sysfs.SYS / "bus" / step.subsystem / "drivers"
+
+
+def _named(step: Step) -> str:
+    """The driver that a step names, as it spells its name itself once it is loaded."""
+    return drivers.loaded_name(step.subsystem, step.value or "") or step.value or ""
+
+
+def _is_home(step: Step) -> bool:
+    return drivers.is_home(from_sys_path(step.folder))
 
 
 def _wait_for_node(folder: Path) -> None:

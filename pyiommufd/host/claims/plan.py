@@ -91,6 +91,7 @@ class ClaimPlan:
         stays: Members that are left as they are, being safe beside a bound device.
         refusals: What speaks against it and was not named to ``force``.
         force: The kinds of refusals that the plan goes ahead in spite of.
+        driver: The vfio driver that the devices asked for were to have; None: each the one that is chosen by itself.
         steps: Every single change to the machine that `apply` makes, in order.
         undo: The steps that undo them, in order.
     """
@@ -101,6 +102,7 @@ class ClaimPlan:
     stays: tuple[HostDevice, ...]
     refusals: tuple[Refusal, ...]
     force: frozenset[str] = frozenset()
+    driver: str | None = None
     steps: tuple[Step, ...] = ()
     undo: tuple[Step, ...] = ()
 
@@ -162,18 +164,26 @@ class ClaimPlan:
 
 
 def plan_claim(
-    devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path, *, force: Collection[str] = ()
+    devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path,
+    *,
+    driver: str | None = None,
+    force: Collection[str] = (),
 ) -> ClaimPlan:
     """Plan how to take devices, and with them their whole IOMMU groups, from the host.
 
     Args:
         devices: What to claim: `HostDevice` objects, names or paths; or one of these.
+        driver: The vfio driver for these, such as ``vfio-pci`` where a variant driver is not wanted, with dashes or
+            underscores; also for one that is on another vfio driver. What comes along unasked has the driver that is
+            chosen by itself. None: that is chosen for all of them (`pyiommufd.host.drivers.vfio_driver_for`).
         force: The kinds of refusals to go ahead in spite of (`pyiommufd.errors.Refusal.kind`), such as
             ``mounted``. Each has to be named.
 
     Raises:
-        ClaimError: No vfio driver takes a device.
+        ClaimError: No vfio driver takes a device; or the driver that was named is not to be had here, or is none of
+            vfio's.
         DeviceNotFoundError: There is no such device.
+        TypeError: The name of the driver is not a string.
         ValueError: No device was named, or a kind that cannot be forced.
     """
     if isinstance(devices, HostDevice | str | Path):
@@ -196,7 +206,8 @@ def plan_claim(
     members += [device for device in wanted if device.group_id is None]
     gone = _gone(members, wanted)
     for device in (device for device in members if device not in gone):
-        if stays_put(device, device in wanted):
+        named = drivers.vfio_driver_for(device, driver) if driver is not None and device in wanted else None
+        if stays_put(device, device in wanted) and named in (None, device.driver):
             stays.append(device)
             continue
         if device in wanted and device.is_bridge:
@@ -207,8 +218,8 @@ def plan_claim(
                 f"{device.name} is what the mediated devices {', '.join(mediated)} are made of: they would be "
                 "destroyed, and could not be given back; remove them first"
             )
-        driver = None if device.is_bridge else drivers.vfio_driver_for(device)
-        moves.append(Move(device, driver, vfs_of(device).devices, below))
+        target = None if device.is_bridge else named or drivers.vfio_driver_for(device)
+        moves.append(Move(device, target, vfs_of(device).devices, below))
     # Endpoints before bridges, so that giving back, the other way round, has the bridges at work first.
     moves.sort(key=lambda move: move.device.is_bridge)
     return ClaimPlan(
@@ -218,6 +229,7 @@ def plan_claim(
         stays=tuple(stays),
         refusals=tuple(_refusals(wanted, groups.values(), moves, kinds)),
         force=kinds,
+        driver=driver,
         steps=tuple(_steps(moves)),
         undo=tuple(_undo(moves)),
     )
@@ -294,6 +306,11 @@ def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
     """The names of all devices that a claim of these groups is about."""
     members = {device.name for group in groups for device in group.devices}
     return members | {device.name for move in moves for device in (move.device, *move.gone)}
+
+
+def is_stuck(device: HostDevice) -> bool:
+    """Whether the kernel is at the device, on the orders of a claim, as far as this user may know."""
+    return device.name in _stuck()
 
 
 def _stuck() -> set[str]:

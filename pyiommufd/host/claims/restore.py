@@ -69,8 +69,10 @@ def steps_back(before: Before, now: Before) -> Iterator[Step]:
 def _onto(before: Before, driver: str | None, override: str | None) -> Iterator[Step]:
     """From no driver, or the right one, to driver and override as they were."""
     if before.driver is not None and driver is None:
-        # An override set while the device was on another driver would not let it back there.
-        wanted = before.driver if before.driver_override is not None else None
+        # An override set while the device was on another driver would not let it back there. And these drivers take a
+        # device only by its override, which who put it there may have cleared since, or by ids that were added to them.
+        by_override = before.driver == "pci-stub" or "vfio" in before.driver
+        wanted = before.driver if by_override or before.driver_override is not None else None
         if override != wanted:
             yield _override(before, wanted)
         yield _step(before, Action.BIND, before.driver)

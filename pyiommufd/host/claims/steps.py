@@ -21,6 +21,8 @@ class Action(StrEnum):
     CLEAR_OVERRIDE = "clear-override"
     UNBIND = "unbind"
     BIND = "bind"
+    PROBE = "probe"
+    """Have the host's drivers take a device that is on none: what announces it is loaded, then ``drivers_probe``."""
     SET_VFS = "set-vfs"
     """``sriov_numvfs``: 0 takes all virtual functions away."""
     SET_AUTOPROBE = "set-autoprobe"
@@ -33,6 +35,7 @@ _WORDS = {
     Action.CLEAR_OVERRIDE: "clear driver_override",
     Action.UNBIND: "unbind from {}",
     Action.BIND: "bind to {}",
+    Action.PROBE: "let its host driver take it: {}",
     Action.SET_VFS: "set sriov_numvfs to {}",
     Action.SET_AUTOPROBE: "set sriov_drivers_autoprobe to {}",
 }
@@ -45,8 +48,8 @@ class Step:
     Attributes:
         device: The name of the device.
         action: What is done to it.
-        value: The driver that is loaded, left or joined, the override, or the number of virtual functions; None
-            where the action says all.
+        value: The driver that is loaded, left or joined, the override, or the number of virtual functions; the drivers
+            that may take a device that is probed, as far as they are known; None where the action says all.
         sys_path: The device's folder.
         subsystem: The device's bus.
     """
@@ -58,7 +61,7 @@ class Step:
     subsystem: str = field(default="pci", compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.device}: {_WORDS[self.action].format(self.value)}"
+        return f"{self.device}: {_WORDS[self.action].format(self.value or 'which one, the kernel decides')}"
 
     @property
     def command(self) -> str:
@@ -78,6 +81,9 @@ class Step:
                 return f"echo {name} > {driver}/unbind"
             case Action.BIND:
                 return f"echo {name} > {driver}/bind"
+            case Action.PROBE:
+                bus = f"/sys/bus/{self.subsystem}"
+                return f'modprobe "$(cat {device}/modalias)"; echo {name} > {bus}/drivers_probe'
             case Action.SET_VFS:
                 return f"echo {value} > {device}/sriov_numvfs"
             case Action.SET_AUTOPROBE:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...errors import ClaimError, CloseError, DeviceNotFoundError
-from .. import drivers, sysfs
+from .. import drivers, sysfs, uses
 from ..devices import HostDevice, from_sys_path
 from ..helper import Helper, StuckError
 from ..holders import holders
@@ -230,12 +230,21 @@ def way_back(before: journal.Before, read: restore.Read = sysfs.read) -> list[St
     if before.identity is not None and now.identity != before.identity:
         _log.warning("%s is another device by now, %s: it is left as it is", before.name, now.identity)
         return []
+    if now.driver != before.driver and (found := _used_at_home(Path(before.sys_path))):
+        _log.warning("%s is in use on its host driver by now and left there: %s", before.name, "; ".join(found))
+        return []
     way: list[Step] = []
     for step in restore.steps_back(before, now):
         if step.action is Action.BIND and not drivers.is_loaded(step.subsystem, step.value or ""):
             way.append(Step(step.device, Action.LOAD_DRIVER, step.value, step.sys_path, step.subsystem))
         way.append(step)
     return way
+
+
+def _used_at_home(folder: Path) -> list[str]:
+    """What the host does with a device that is on a driver of its own; nothing where it is on none."""
+    device = from_sys_path(folder)
+    return [refusal.reason for refusal in uses.refusals(device)] if drivers.is_home(device) else []
 
 
 def _on_vfio(recorded: Iterable[journal.Before]) -> list[HostDevice]:

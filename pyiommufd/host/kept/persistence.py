@@ -42,6 +42,7 @@ class PersistentClaim:
         companions: The other devices of their groups, but for bridges.
         force: The kinds of refusals that it goes ahead in spite of.
         user: The name of the user who is given the nodes, or None.
+        driver: The vfio driver for the devices that were asked for; None: the one that is chosen by itself.
     """
 
     file: Path
@@ -49,6 +50,7 @@ class PersistentClaim:
     companions: tuple[Identity, ...] = ()
     force: tuple[str, ...] = ()
     user: str | None = None
+    driver: str | None = None
 
     def write(self) -> None:
         """Put it on record; it is on disk before this returns, whole or not at all.
@@ -71,7 +73,7 @@ class PersistentClaim:
         among = list_devices("pci")
         wanted = [identity.find(among) for identity in self.wanted]
         known = {*wanted, *(identity.find(among) for identity in self.companions)}
-        plan = plan_claim(wanted, force=self.force)
+        plan = plan_claim(wanted, driver=self.driver, force=self.force)
         now = set(endpoints(plan))
         if now != known:
             news = [f"{device.name} has joined" for device in sorted(now - known, key=str)]
@@ -102,6 +104,8 @@ class PersistentClaim:
         lines = [_HEAD, f"version = {_VERSION}", f"force = {_toml(list(self.force))}"]
         if self.user is not None:
             lines.append(f"user = {_toml(self.user)}")
+        if self.driver is not None:
+            lines.append(f"driver = {_toml(self.driver)}")
         for key, identities in (("device", self.wanted), ("companion", self.companions)):
             for identity in identities:
                 lines += ["", f"[[{key}]]", f"name = {_toml(identity.name)}  # at that time; it is found by the rest"]
@@ -145,6 +149,7 @@ def persistent_claim(
         tuple(identity for device, identity in known.items() if device not in plan.devices),
         tuple(sorted(plan.force)),
         user,
+        plan.driver,
     )
 
 
@@ -197,6 +202,7 @@ def read(file: Path) -> PersistentClaim:
             tuple(_identities(data.pop("companion", []))),
             tuple(sorted(forced(_strings(data.pop("force", []))))),
             _string(data.pop("user", None), optional=True),
+            _string(data.pop("driver", None), optional=True),
         )
         if data or not claim.wanted:
             raise ValueError(f"unknown key {min(data)}" if data else "no device")

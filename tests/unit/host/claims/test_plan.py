@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import ClaimError, find_device, list_devices, plan_claim
+from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims import plan as plan_module
 from pyiommufd.host.kept.persistence import endpoints
@@ -236,3 +237,50 @@ def test_content_of_a_container_goes_with_it(fake: FakeSysfs) -> None:
     assert [device.name for device in plan.moves[0].gone] == ["dpni.1"]
     with pytest.raises(ClaimError, match=r"dpni.1 goes away with dprc.2"):
         plan_claim("dpni.1")
+
+
+@pytest.fixture
+def variants(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
+    """A function that a variant driver announces, one that none does, both in a group, and the drivers there."""
+    folder = tmp_path / "modules" / os.uname().release
+    folder.mkdir(parents=True)
+    (folder / "modules.alias").write_text("alias vfio_pci:v00001234d*sv*sd*bc*sc*i* own_vfio_pci\n")
+    monkeypatch.setattr(sysfs, "MODULES", tmp_path / "modules")
+    for driver in ("vfio-pci", "own_vfio_pci", "igb"):
+        (fake.root / "bus/pci/drivers" / driver).mkdir()
+    for function in range(2):
+        fake.pci(f"0000:01:00.{function}", driver="igb", group=7, modalias="pci:v00001234d000011E8sv0sd0bc02sc00i00")
+    return fake
+
+
+def test_driver_that_is_named_is_for_the_devices_that_are(variants: FakeSysfs) -> None:
+    def moves(driver: str | None) -> list[str | None]:
+        return [move.driver for move in plan_claim(NAME, driver=driver).moves]
+
+    assert moves(None) == ["own_vfio_pci", "own_vfio_pci"]
+    assert moves("vfio-pci") == moves("vfio_pci") == ["vfio-pci", "own_vfio_pci"]
+    assert moves("own-vfio-pci") == ["own_vfio_pci", "own_vfio_pci"]
+    assert plan_claim(NAME, driver="vfio_pci").driver == "vfio_pci"
+    with pytest.raises(ClaimError, match="igb is no vfio driver"):
+        plan_claim(NAME, driver="igb")
+    with pytest.raises(ClaimError, match="there is no driver nothing here"):
+        plan_claim(NAME, driver="nothing")
+    with pytest.raises(TypeError):
+        plan_claim(NAME, driver=5)  # type: ignore[arg-type]
+
+
+def test_device_on_another_vfio_driver_moves_to_the_one_that_is_named(variants: FakeSysfs) -> None:
+    name = "0000:02:00.0"
+    variants.pci(name, driver="own_vfio_pci", group=8, cdev=0, driver_override="own_vfio_pci")
+    for driver in (None, "own_vfio_pci"):
+        assert plan_claim(name, driver=driver).steps == ()
+    plan = plan_claim(name, driver="vfio-pci")
+    assert [str(step).partition(": ")[2] for step in plan.steps] == [
+        "set driver_override to vfio-pci",
+        "unbind from own_vfio_pci",
+        "bind to vfio-pci",
+    ]
+    assert plan.undo_commands[1:] == (
+        f"echo own_vfio_pci > /sys/bus/pci/devices/{name}/driver_override",
+        f"echo {name} > /sys/bus/pci/drivers/own_vfio_pci/bind",
+    )

@@ -81,6 +81,17 @@ def test_override_that_keeps_the_device_from_its_driver_comes_back_last() -> Non
     ]
 
 
+@pytest.mark.parametrize("driver", ["pci-stub", "vfio-pci", "own_vfio_pci"])
+def test_driver_that_takes_a_device_by_its_override_alone(driver: str) -> None:
+    """Some tools clear the override once the device is there, as dpdk-devbind does."""
+    assert words(device(driver), device(HOME)) == [
+        "unbind from virtio-pci",
+        f"set driver_override to {driver}",
+        f"bind to {driver}",
+        "clear driver_override",
+    ]
+
+
 def test_nothing_to_do_for_what_is_as_it_was() -> None:
     for before in (device(), device(HOME, "x"), device(HOME, None, "pf", 0), device(HOME, None, "pf", 3)):
         assert words(before, before) == []

@@ -19,6 +19,12 @@ DEVICE = f"/sys/bus/pci/devices/{NAME}"
         (Action.CLEAR_OVERRIDE, None, "clear driver_override", f"echo > {DEVICE}/driver_override"),
         (Action.UNBIND, "nvme", "unbind from nvme", f"echo {NAME} > /sys/bus/pci/drivers/nvme/unbind"),
         (Action.BIND, "nvme", "bind to nvme", f"echo {NAME} > /sys/bus/pci/drivers/nvme/bind"),
+        (
+            Action.PROBE,
+            "nvme",
+            "let its host driver take it: nvme",
+            f'modprobe "$(cat {DEVICE}/modalias)"; echo {NAME} > /sys/bus/pci/drivers_probe',
+        ),
         (Action.SET_VFS, "4", "set sriov_numvfs to 4", f"echo 4 > {DEVICE}/sriov_numvfs"),
         (Action.SET_AUTOPROBE, "0", "set sriov_drivers_autoprobe to 0", f"echo 0 > {DEVICE}/sriov_drivers_autoprobe"),
     ],

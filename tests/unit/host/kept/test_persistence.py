@@ -56,7 +56,10 @@ def test_what_is_written_is_read(machine: FakeSysfs) -> None:
 
 
 def test_plan_is_of_the_same_devices_elsewhere(machine: FakeSysfs) -> None:
-    claim = persistent_claim(plan_claim("0000:01:00.0", force=["mounted"]))
+    (machine.root / "bus/pci/drivers/vfio-pci").mkdir()
+    claim = persistent_claim(plan_claim("0000:01:00.0", driver="vfio_pci", force=["mounted"]))
+    claim.write()
+    claim = read(claim.file)
     for number in (0, 1):
         (machine.root / f"bus/pci/devices/0000:01:00.{number}").unlink()
         (machine.root / f"kernel/iommu_groups/2/devices/0000:01:00.{number}").unlink()
@@ -68,6 +71,7 @@ def test_plan_is_of_the_same_devices_elsewhere(machine: FakeSysfs) -> None:
     plan = claim.plan()
     assert [device.name for device in plan.devices] == ["0000:07:00.0"]
     assert plan.force == {"mounted"}
+    assert plan.driver == "vfio_pci"
     assert claim.may_take(find_device("0000:07:00.1"))
     assert not claim.may_take(find_device("0000:00:03.0"))
 

@@ -1,0 +1,161 @@
+"""The way home of a device that another tool has left on vfio-pci, on pci-stub or on no driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ClaimError, ClaimRefusedError, Refusal
+from .. import drivers, sysfs, uses
+from ..devices import HostDevice, as_device
+from ..holders import holders
+from . import journal
+from .plan import claimed, is_stuck
+from .steps import Action, Step
+from .transaction import Transaction, turn
+from .vfs import vfs_of, vfs_refusals, vfs_steps
+
+
+@dataclass(frozen=True, slots=True)
+class RebindPlan:
+    """What it takes to have devices go back to their host drivers. Made by `plan_rebind`; changes nothing itself.
+
+    Attributes:
+        devices: The devices that were asked for, each after the bridges that it is behind.
+        home: Those of them that are on a host driver already: nothing is done with them.
+        steps: Every single change to the machine that `apply` makes, in order. The value of the last one of a device
+            says which drivers announce it, as far as the kernel's module aliases have them.
+        refusals: What speaks against it and was not named to ``force``.
+        force: The kinds of refusals that the plan goes ahead in spite of.
+    """
+
+    devices: tuple[HostDevice, ...]
+    home: tuple[HostDevice, ...]
+    steps: tuple[Step, ...]
+    refusals: tuple[Refusal, ...]
+    force: frozenset[str] = frozenset()
+
+    def apply(self, *, report: Callable[[Step], None] | None = None) -> tuple[HostDevice, ...]:
+        """Carry the plan out, each device by itself: those before one that fails stay on their host drivers.
+
+        The host may be at work with them by then. A device that fails, or is interrupted, is as it was before.
+        SIGINT and SIGTERM, where this is called from the main thread, take effect then.
+
+        Args:
+            report: Called with each step before it is taken, and with those of a roll-back.
+
+        Returns:
+            The devices as they are then.
+
+        Raises:
+            ClaimRefusedError: A process, a claim or the host uses one of the devices; nothing is done.
+            ClaimError: No driver of the host's takes a device, another step failed, or the caller is not root.
+            DeviceNotFoundError: A device has gone since the plan was made.
+        """
+        with turn(journal.RUN) as mine:
+            now = plan_rebind(self.devices, force=self.force)
+            if now.steps != self.steps:
+                raise ClaimError("the machine has changed since the plan was made; plan again")
+            if now.refusals:
+                raise ClaimRefusedError(now.refusals, "the rebind")
+            for device in (device for device in now.devices if device not in now.home):
+                transaction = Transaction(mine, journal.Entry.begin(), report)
+                try:
+                    for step in (step for step in now.steps if step.device == device.name):
+                        transaction.take(step)
+                    transaction.end()
+                except BaseException as error:
+                    transaction.fail(error, f"the rebind of {device.name}")
+        return tuple(device.refreshed() for device in self.devices)
+
+
+def plan_rebind(
+    devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path, *, force: Collection[str] = ()
+) -> RebindPlan:
+    """Plan how to have devices go back to the host drivers that they would have by themselves.
+
+    Those are what the kernel picks by the device's ids where no override is set, of all drivers but those that keep a
+    device for somebody else. An override is cleared, and virtual functions go away with the driver that made them.
+
+    Args:
+        devices: What is to go back: `HostDevice` objects, names or paths; or one of these.
+        force: The kinds of refusals to go ahead in spite of, as of `plan_claim`.
+
+    Raises:
+        ClaimError: A device has no host driver to go to by its kind, or would go away with another one of these.
+        DeviceNotFoundError: There is no such device.
+        ValueError: No device was named, or a kind that cannot be forced.
+    """
+    if isinstance(devices, HostDevice | str | Path):
+        devices = [devices]
+    kinds = uses.forced(force)
+    # By their folders: a bridge comes before what is behind it.
+    wanted = sorted(dict.fromkeys(map(as_device, devices)), key=lambda device: str(device.sys_path))
+    if not wanted:
+        raise ValueError("no device to rebind was named")
+    home = [device for device in wanted if drivers.is_home(device)]
+    moved = [device for device in wanted if device not in home]
+    functions = {function: device for device in moved if device.driver for function in vfs_of(device).devices}
+    for device in wanted:
+        if device in functions:
+            raise ClaimError(
+                f"{device.name} is a virtual function of {functions[device].name}, which would have none once it has "
+                "left its driver; name one of them"
+            )
+    for device in moved:
+        _check_kind(device)
+    return RebindPlan(
+        devices=tuple(wanted),
+        home=tuple(home),
+        steps=tuple(step for device in moved for step in _steps(device)),
+        refusals=tuple(dict.fromkeys(refusal for device in moved for refusal in _refusals(device, kinds))),
+        force=kinds,
+    )
+
+
+def _check_kind(device: HostDevice) -> None:
+    """Whether there can be a host driver for the device at all.
+
+    Raises:
+        ClaimError: There can be none.
+    """
+    if device.subsystem not in drivers.GENERAL:
+        raise ClaimError(f"{device.name}: devices of the bus {device.subsystem!r} have no other driver to go back to")
+    physical = device.sys_path / "physfn"
+    # The kernel then has none but an override's driver probe it (7.3, drivers/pci/pci-driver.c, pci_device_can_probe).
+    if sysfs.read(physical / "sriov_drivers_autoprobe") == "0":
+        raise ClaimError(
+            f"{device.name} is a virtual function of {sysfs.link_name(physical)}, whose sriov_drivers_autoprobe is 0: "
+            f"no driver takes it by itself; to change that: echo 1 > {physical.resolve()}/sriov_drivers_autoprobe"
+        )
+
+
+def _steps(device: HostDevice) -> Iterator[Step]:
+    if is_stuck(device):
+        return  # a look would wait with what waits there; the plan is refused, as somebody has claimed it
+
+    def step(action: Action, value: str | None = None) -> Step:
+        return Step(device.name, action, value, str(device.sys_path), device.subsystem)
+
+    if drivers.driver_override(device) is not None:
+        yield step(Action.CLEAR_OVERRIDE)
+    if device.driver is not None:
+        yield from vfs_steps(device, 0)
+        yield step(Action.UNBIND, device.driver)
+    yield step(Action.PROBE, ", ".join(drivers.host_drivers_for(device)) or None)
+
+
+def _refusals(device: HostDevice, force: frozenset[str]) -> Iterator[Refusal]:
+    group = device.group
+    members = {device, *(() if group is None else group.devices)}
+    # With a member on a host driver, a claim of the group would be of no use any more: nothing forces this.
+    yield from claimed({member.name for member in members})
+    yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
+    if device.driver is not None:
+        yield from vfs_refusals(device, 0, force=force)
+    if "held" not in force:
+        # The kernel lets no host driver into a group that somebody has bound. A bridge's does no DMA of its own.
+        for holder in holders(*([device] if device.is_bridge else members)):
+            whose = "" if holder.node == device.vfio_cdev else "its IOMMU group is in use: "
+            yield Refusal(device.name, "held", f"{whose}{holder}")
