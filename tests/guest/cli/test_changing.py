@@ -113,6 +113,20 @@ def test_claim_lasts_until_it_is_released(
     assert dry_and_real("release") == []
 
 
+@pytest.mark.long
+def test_driver_that_is_named_is_kept(alone: HostDevice, as_before: State, state: Callable[[], State]) -> None:
+    plan = json.loads(run("plan", alone.name, "--driver", "vfio_pci", "--json").stdout)
+    assert plan["moves"][0]["after"] == "vfio-pci"
+    assert len(dry_and_real("claim", alone.name, "--driver", "vfio_pci", "--persist")) == 4
+    assert state()[alone.name] == ("vfio-pci", "vfio-pci")
+    (file,) = persistence.files()
+    assert persistence.read(file).driver == "vfio_pci"
+    # Already on the driver that is named.
+    assert persistence.read(file).plan().steps == ()
+    run("release", alone.name)
+    assert state() == as_before
+
+
 def test_undo_commands_undo_it(first: HostDevice, as_before: State, state: Callable[[], State]) -> None:
     """By hand, as `plan` says; the record is then of a claim that has nothing left to give back."""
     undo = json.loads(run("plan", first.name, "--json").stdout)["undo"]
@@ -332,6 +346,13 @@ def test_signal_undoes_a_claim(
         (["claim", "00:01.0", "--user", "no such user"], 2),
         (["claim", "00:1f.7"], 1),
         (["claim", "00:02.0"], 1),
+        (["claim", "00:01.0", "--driver", "pcieport"], 1),
+        (["claim", "00:01.0", "--driver", "no-such-driver"], 1),
+        (["claim", "--persistent", "--driver", "vfio-pci"], 2),
+        (["plan", "00:01.0", "--driver", "pci-stub"], 1),
+        (["rebind"], 2),
+        (["rebind", "00:1f.7"], 1),
+        (["rebind", "00:01.0", "--force", "claimed"], 2),
         (["release", "00:1f.7"], 1),
         (["vfs", "00:01.0", "-1"], 2),
         (["vfs", "00:01.0", "2"], 1),
