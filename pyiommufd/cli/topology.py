@@ -29,7 +29,7 @@ _KEYS = (
         "groups.iommus": "the IOMMUs that translate for it",
         "groups.devices": "the names of its members",
         "groups.takes": "the members that a claim of one of them would move",
-        "groups.refused": "whether such a claim is refused, the host using a member",
+        "groups.refused": "whether such a claim is refused, unless forced",
         "groups.holders": "who holds its legacy node",
     }
     | records.nested("groups.holders", records.HOLDER)
@@ -144,7 +144,7 @@ def _group_text(group: GroupBox) -> str:
         text += "nothing for a claim to take"
     else:
         taken = ", ".join(f"{device.name} from {device.driver or 'no driver'}" for device in group.takes)
-        text += f"a claim takes {taken}{'; refused, as the host uses it' if group.refused else ''}"
+        text += f"a claim takes {taken}{'; refused, for what pyiommufd plan says' if group.refused else ''}"
     for holder in group.holders:
         text += f"; {holder}"
     return text

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from pyiommufd.host.devices import HostDevice
 from pyiommufd.host.pci_ids import PciIds
-from pyiommufd.host.standing import Standing
+from pyiommufd.host.standing import REFUSED, Standing
 from pyiommufd.host.topology import GroupBox, Node, Topology
 from pyiommufd.printable import printable
 
 _FILLS = {
     Standing.VFIO: "#cfe8fc",
     Standing.CLAIMABLE: "#d8f0d3",
-    Standing.IN_USE: "#fde9c4",
+    **dict.fromkeys(REFUSED, "#fde9c4"),
     Standing.BRIDGE: "#eeeeee",
 }
 _OTHER = "#ffffff"
@@ -73,7 +73,7 @@ def _group_lines(group: GroupBox) -> Iterator[str]:
     yield f"IOMMU group {group.id}" + (f", {', '.join(group.iommus)}" if group.iommus else "")
     if len(group.takes) > 1 or group.refused:
         taken = f"a claim takes {len(group.takes)} devices" if len(group.takes) > 1 else "a claim"
-        yield f"{taken} and is refused: in use" if group.refused else taken
+        yield f"{taken} and is refused" if group.refused else taken
 
 
 def _device(node: Node, names: PciIds) -> str:

@@ -34,6 +34,9 @@ class Standing(StrEnum):
     """No vfio driver takes over devices of its bus: an mdev is made for vfio, or not."""
 
 
+REFUSED = frozenset({Standing.IN_USE, Standing.UNSEEN, Standing.UNBINDABLE})
+"""Those that a claim is refused for unless it is forced."""
+
 _WITH_DRIVERS = frozenset({"pci", "platform", "amba", "fsl-mc"})
 
 

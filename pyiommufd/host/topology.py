@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .claims.plan import parents_among, stays_put
 from .devices import HostDevice, list_devices
 from .holders import Holder, holders
-from .standing import Standing, standings
+from .standing import REFUSED, Standing, standings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class GroupBox:
         holders: Who holds its legacy node open.
         takes: The members that a claim of one of them would put on another driver, or on none; as they are now. Those
             that go away with one of these are not among them.
-        refused: Whether such a claim is refused, because the host uses a member.
+        refused: Whether such a claim is refused, because the host uses a member or may do, or no bind would succeed.
     """
 
     id: int
@@ -118,7 +118,7 @@ def _groups(
         if device.group_id is not None:
             members.setdefault(device.group_id, []).append(device)
     for number, group in sorted(members.items()):
-        claimable = [device for device in group if standing[device] in (Standing.CLAIMABLE, Standing.IN_USE)]
+        claimable = [device for device in group if standing[device] in (Standing.CLAIMABLE, *REFUSED)]
         parents = parents_among(group)
         # Where only one can be claimed, that is the one that is named.
         moved = [device for device in group if not stays_put(device, claimable == [device])]
@@ -128,5 +128,5 @@ def _groups(
             iommus=tuple(dict.fromkeys(device.iommu for device in group if device.iommu)),
             holders=tuple(held.get(f"/dev/vfio/{number}", ())),
             takes=tuple(device for device in moved if device not in parents) if claimable else (),
-            refused=any(standing[device] is Standing.IN_USE for device in group),
+            refused=any(standing[device] in REFUSED for device in group),
         )

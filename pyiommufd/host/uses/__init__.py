@@ -65,18 +65,20 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     ``root``, ``mounted``, ``swap``: it holds the filesystem of ``/``, another one that is mounted, in whatever mount
     namespace, or a swap area; also a filesystem that a virtual machine has from its host, by 9p or virtiofs. ``md``,
     ``dm``: a disk or partition is a member of a RAID array, or under a device of device mapper (LVM, encryption,
-    multipath). ``default-route``, ``address``: a default route leaves by an interface of it, or one that is up has an
-    address that is not link-local. ``bond``, ``bridge``: an interface is in one. ``vfs``: virtual functions of it are
-    on a driver, or a device that goes away with it is on vfio's. ``boot-display``: the host's console is to be seen on
-    it, or may be. ``held``: a process, or the kernel for
-    itself, has one of its nodes open, or its registers in sysfs; an interface is in another network namespace, or has a
-    PPPoE session; or a disk is served to other machines, by NVMe over Fabrics or as a SCSI target. Each is looked up
-    through all layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs; and of a container
-    with a sysfs, as most have, what it has above an interface of the host's, such as a macvlan.
+    multipath). ``default-route``, ``route``, ``address``: a route that somebody has made, in whatever table, leaves by
+    an interface of it, or one that is up has an address that is not link-local. ``bond``, ``bridge``: an interface is
+    in one. ``vfs``: virtual functions of it are on a driver, or a device that goes away with it is on vfio's.
+    ``boot-display``: the host's console is to be seen on it, or may be. ``held``: a process, or the kernel for itself,
+    has one of its nodes open, or its registers in sysfs; an interface is in another network namespace, has a packet or
+    AF_XDP socket, an XDP program, netconsole or a PPPoE session, or is a CAN that is up; or a disk is served to other
+    machines, by NVMe over Fabrics or as a SCSI target. ``unseen``: whether there is such a use cannot be seen by this
+    process, as in a container; the reason says what was not seen, and from where to look. Each is looked up through all
+    layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs; and of a container with a sysfs,
+    as most have, what it has above an interface of the host's, such as a macvlan.
 
-    Complete for root only: others do not see what other users' processes hold, nor other mount namespaces. An NVMe,
-    SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone shows
-    some uses (ZFS's, say). Who holds a node of vfio's is not among these; see `pyiommufd.host.holders`.
+    An NVMe, SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone
+    shows some uses (ZFS's, say); by a node of its own below /dev where there is none. Who holds a node of vfio's is not
+    among these; see `pyiommufd.host.holders`.
 
     Raises:
         OSError: The kernel does not say what its network is doing.
