@@ -8,12 +8,22 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing import E1000e, Edu, Guest, GuestDevice, Nvme, RawDevice, RootPort, SharedGroup, VirtioDisk
+from pyiommufd.testing.machine import Topology
 from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience
 
 pytestmark = pytest.mark.boots
 
 SIZE = 64 << 20
+
+
+class CanCard:
+    """A card with a CAN bus."""
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        bus = f"can{topology.next_number()}"
+        return ["-object", f"can-bus,id={bus}", "-device", f"kvaser_pci,canbus={bus}{place}"]
 
 
 def image(path: Path, *, partition: bool = False) -> str:
@@ -38,11 +48,11 @@ def test_devices_in_use(tmp_path: Path) -> None:
         RootPort(VirtioDisk(image=image(tmp_path / "system", partition=True), serial="system")),
         RootPort(E1000e(network=True)),
         RootPort(E1000e()),
-        RawDevice("kvaser_pci,canbus=can"),
         RawDevice("nvme-subsys,id=functions"),
         RootPort(RawDevice(f"nvme,serial=functions,subsys=functions,{sriov}")),
+        RootPort(CanCard()),
     ]
-    with Guest(devices=devices, qemu_arguments=("-object", "can-bus,id=can")) as guest:
+    with Guest(devices=devices) as guest:
         result = guest.run([*PYTEST, "-rA", "tests/guest/uses"], env=ENVIRONMENT, timeout=patience(600))
     output = result.stdout.decode()
     print(output)

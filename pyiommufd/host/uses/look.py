@@ -11,9 +11,9 @@ from .exports import Export, exports
 from .folders import folders_below
 from .foreign_links import ForeignLink, foreign_links
 from .mounts import Mount, loop_devices, mount_table, swap_areas
-from .network_consoles import NetworkConsoles, network_consoles
+from .netconsole import Netconsole, netconsole
+from .packet_sockets import PacketSockets, packet_sockets
 from .processes import OpenFile, Processes, look_at_processes
-from .raw_sockets import RawSockets, raw_sockets
 
 
 class Look:
@@ -79,11 +79,16 @@ class Look:
         return netlink.links()
 
     @cached_property
-    def raw_sockets(self) -> RawSockets:
-        """The sockets that take whole frames from an interface."""
-        return raw_sockets(self._processes.sockets)
+    def packet_sockets(self) -> PacketSockets:
+        """The sockets that are bound to a network interface."""
+        return packet_sockets()
+
+    @property
+    def socket_holders(self) -> dict[int, str]:
+        """See `Processes.sockets`."""
+        return self._processes.sockets
 
     @cached_property
-    def consoles(self) -> NetworkConsoles:
-        """The interfaces that the kernel's messages leave by."""
-        return network_consoles()
+    def netconsole(self) -> Netconsole:
+        """What the kernel's messages go by."""
+        return netconsole()

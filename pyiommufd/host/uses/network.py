@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import Refusal
+from ...printable import printable
 from .. import sysfs
 from ..devices import HostDevice
 from .folders import listed
@@ -16,8 +18,9 @@ from .netlink import Link
 # What is like a bond, or like a bridge, for whoever loses a member of it.
 _MASTERS = {"bond": "bond", "team": "bond", "bridge": "bridge", "openvswitch": "bridge"}
 
-# Interfaces that are used without an IP address, by their type (Linux 7.3, include/uapi/linux/if_arp.h).
-_WITHOUT_IP = {3: "AX.25", 280: "CAN", 290: "MCTP", 804: "IEEE 802.15.4", 820: "Phonet"}
+# Interfaces that carry something else than IP, so that none has to have an address: to be up is to be used.
+# Linux 7.3, include/uapi/linux/if_arp.h.
+_WITHOUT_ADDRESS = {3: "an AX.25", 280: "a CAN", 290: "an MCTP", 804: "an IEEE 802.15.4", 820: "a Phonet"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,13 @@ class Interface:
 
     Attributes:
         folder: Its folder, without links.
-        lowest: The interface of the device that it stands on; itself where it is one.
+        lowest: The name of the interface of the device that it stands on; its own where it is that one.
+        link: What the kernel says of it; None where it is in another network namespace than this process.
     """
 
     folder: Path
     lowest: str
+    link: Link | None
 
     @property
     def name(self) -> str:
@@ -38,109 +43,161 @@ class Interface:
         return self.folder.name
 
     def __str__(self) -> str:
-        return self.name if self.name == self.lowest else f"{self.name}, above {self.lowest}"
+        return printable(self.name if self.name == self.lowest else f"{self.name}, above {self.lowest}")
 
 
-def interfaces(device: HostDevice, look: Look) -> dict[str, Interface]:
-    """The device's network interfaces, and the bonds, bridges, VLANs and others above them, by name."""
+def interfaces(device: HostDevice, look: Look) -> dict[int, Interface]:
+    """The device's network interfaces, and the bonds, bridges, VLANs and others above them, by number.
+
+    The numbers are those of the network namespace that this process's sysfs is of. It may be in another one itself,
+    where that number, and that name, are some other interface's.
+    """
     own = [path for folder in look.folders(device) if folder.name == "net" for path in folder.iterdir()]
-    pending = [Interface(path.resolve(), path.name) for path in sorted(own) if path.is_dir()]
-    found: dict[str, Interface] = {}
+    pending: list[tuple[Path, Interface | None]] = [(path.resolve(), None) for path in sorted(own) if path.is_dir()]
+    found: dict[int, Interface] = {}
     while pending:
-        interface = pending.pop(0)
-        if interface.name not in found:
-            found[interface.name] = interface
-            above = sorted(interface.folder.glob("upper_*"))
-            pending += [Interface(path.resolve(), interface.lowest) for path in above]
+        folder, below = pending.pop(0)
+        index = int(sysfs.read(folder / "ifindex") or 0)
+        if not index or index in found:
+            continue
+        link = look.links.get(index) if below is None or below.link is not None else None
+        if below is None and link is not None and not _is_of(link, folder):
+            link = None
+        found[index] = Interface(folder, below.lowest if below is not None else folder.name, link)
+        pending += [(path.resolve(), found[index]) for path in sorted(folder.glob("upper_*"))]
     return found
 
 
-def network_refusals(device: HostDevice, look: Look, found: dict[str, Interface]) -> Iterator[Refusal]:
-    """Routes, addresses, membership in bonds and bridges, and what uses an interface without either.
+def _is_of(link: Link, folder: Path) -> bool:
+    """Whether an interface of this network namespace is the one with that folder, whose number it has."""
+    if link.parent is not None and link.parent.replace("/", "!") != folder.parent.parent.name:
+        return False
+    # One card may have an interface of that number in either namespace. Or it has been renamed between two looks.
+    return link.name == folder.name or not folder.is_dir() or _name_now(link.index) == folder.name
+
+
+def _name_now(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
+
+
+def network_refusals(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
+    """Routes, addresses, sockets, membership in bonds and bridges, and what is not to be seen from here.
 
     Args:
         device: The device.
         look: At the machine.
         found: What `interfaces` has found of the device.
     """
-    links = {name: _link(interface, look) for name, interface in found.items()}
     for interface in found.values():
         yield from _memberships(device, interface, look)
-    for name, interface in found.items():
-        link = links[name]
-        if link is None:
-            reason = f"what {interface} does is not seen, as it is in another network namespace than this process: "
-            yield Refusal(device.name, "unseen", f"{reason}look from there (nsenter --net=/proc/1/ns/net COMMAND)")
-            continue
-        for version in sorted(link.default_routes):
-            which = "the default route" if version == 4 else "the IPv6 default route"
-            yield Refusal(device.name, "default-route", f"{which} leaves by {interface}")
-        if link.routes:
-            yield Refusal(device.name, "route", f"routes leave by {interface}: {listed(link.routes)}")
-        if link.is_up and link.addresses:
-            plural = "es" if len(link.addresses) > 1 else ""
-            reason = f"{interface} is up, with the address{plural} {listed(link.addresses)}"
-            yield Refusal(device.name, "address", reason)
-        yield from (Refusal(device.name, "held", reason) for reason in _without_address(interface, link, look))
-    yield from _hidden_layers(device, look, found)
-    if found and not look.raw_sockets.are_complete:
-        yield Refusal(device.name, "unseen", "which AF_XDP sockets use its interface is not told: load xsk_diag")
-    if found and not look.consoles.are_complete:
-        yield Refusal(device.name, "unseen", "whether netconsole uses its interface is not told: mount configfs")
+    for interface in found.values():
+        if interface.link is not None:
+            yield from _traffic(device, interface, interface.link)
+    if found:
+        yield from _sockets(device, look, found)
+        yield from _messages(device, look, found)
+        yield from _hidden_layers(device, look, found)
+        yield from _unseen(device, found)
     if is_elsewhere(look.folders(device)):
         yield Refusal(device.name, "held", "its network interface is in another network namespace, as a container's is")
 
 
-def _link(interface: Interface, look: Look) -> Link | None:
-    """What the kernel says of an interface; None for one that is not in this process's network namespace.
-
-    A sysfs of the host's shows it all the same, and another interface may have its name and number here: the device
-    that it is of decides.
-    """
-    number = sysfs.read(interface.folder / "ifindex")
-    link = look.links.get(int(number)) if number else None
-    parent = sysfs.link_name(interface.folder / "device") or ""
-    return link if link is not None and (link.name, link.parent) == (interface.name, parent) else None
-
-
-def _without_address(interface: Interface, link: Link, look: Look) -> Iterator[str]:
-    """Uses of an interface for which it needs no address, a sentence each."""
-    if link.is_up and link.type in _WITHOUT_IP:
-        yield f"{interface} is up, as {_WITHOUT_IP[link.type]}"
-    if link.has_xdp:
-        yield f"an XDP program is attached to {interface}"
-    if users := look.raw_sockets.users.get(link.index):
-        yield f"{listed(users)} {'is' if len(users) == 1 else 'are'} bound to {interface}"
-    if interface.name in look.consoles.interfaces:
-        yield f"netconsole sends the kernel's messages by {interface}"
+def _unseen(device: HostDevice, found: dict[int, Interface]) -> Iterator[Refusal]:
+    names = [str(one) for one in found.values() if one.link is None and one.name == one.lowest and one.folder.is_dir()]
+    if names:
+        reason = (
+            f"what {listed(names)} does cannot be seen from here: its network namespace is not that of this process; "
+            "look on the host, or by nsenter --net=/proc/1/ns/net"
+        )
+        yield Refusal(device.name, "unseen", reason)
 
 
 def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterator[Refusal]:
     master = sysfs.link_name(interface.folder / "master")
     if master is None:
         return
-    number = sysfs.read(interface.folder / "master/ifindex")
-    link = look.links.get(int(number)) if number else None
+    index = sysfs.read(interface.folder / "master/ifindex")
+    link = look.links.get(int(index or 0)) if interface.link is not None else None
     kind = _MASTERS.get(link.kind) if link is not None else None
     for word in ("bond", "bridge"):
         if (interface.folder / "master" / ("bonding" if word == "bond" else word)).is_dir():
             kind = word
     if kind is not None:
-        yield Refusal(device.name, kind, f"its interface {interface} is in the {kind} {master}")
+        yield Refusal(device.name, kind, f"its interface {interface} is in the {kind} {printable(master)}")
 
 
-def _hidden_layers(device: HostDevice, look: Look, found: dict[str, Interface]) -> Iterator[Refusal]:
+def _traffic(device: HostDevice, interface: Interface, link: Link) -> Iterator[Refusal]:
+    """What is set up for an interface."""
+    for version in sorted(link.default_routes):
+        which = "the default route" if version == 4 else "the IPv6 default route"
+        yield Refusal(device.name, "default-route", f"{which} leaves by {interface}")
+    if link.routes:
+        which, verb = ("routes", "leave") if len(link.routes) > 1 else ("a route", "leaves")
+        yield Refusal(device.name, "route", f"{which} {verb} by {interface}: {listed(list(link.routes))}")
+    if link.is_up and link.addresses:
+        plural = "es" if len(link.addresses) > 1 else ""
+        reason = f"{interface} is up, with the address{plural} {listed(link.addresses)}"
+        yield Refusal(device.name, "address", reason)
+    if link.is_up and link.hardware in _WITHOUT_ADDRESS:
+        yield Refusal(device.name, "held", f"{interface} is up, as {_WITHOUT_ADDRESS[link.hardware]} interface")
+    if link.has_xdp:
+        yield Refusal(device.name, "held", f"an XDP program is attached to {interface}")
+
+
+def _sockets(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
+    """Sockets that are bound to an interface, and not to an address."""
+    sockets = look.packet_sockets
+    for index, interface in found.items():
+        for what, bound in (("a packet socket", sockets.packet), ("an AF_XDP socket", sockets.xdp)):
+            inodes = bound.get(index) if interface.link is not None else None
+            if inodes:
+                holders = sorted({holder for inode in inodes if (holder := look.socket_holders.get(inode))})
+                by = f", of {listed(holders)}" if holders else ""
+                yield Refusal(device.name, "held", f"{what} is bound to {interface}{by}")
+    up = _up(found)
+    if sockets.unlisted and up:
+        reason = (
+            f"whether an AF_XDP socket is bound to {listed(up)} cannot be seen: the kernel does not list "
+            f"{sockets.unlisted} of them, for want of CONFIG_XDP_SOCKETS_DIAG, or since the interface of one is gone"
+        )
+        yield Refusal(device.name, "unseen", reason)
+
+
+def _messages(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
+    """The kernel's own messages, which go by an interface without a socket."""
+    seen = {interface.name: interface for interface in found.values() if interface.link is not None}
+    unknown = look.netconsole.unseen
+    for name in look.netconsole.interfaces:
+        if name in seen:
+            yield Refusal(device.name, "held", f"the kernel's messages go by {seen[name]} (netconsole)")
+        elif all(link.name != name for link in look.links.values()):
+            unknown = unknown or f"{printable(name)}, which they should, is not the name of an interface here"
+    up = _up(found)
+    if unknown and up:
+        reason = f"whether the kernel's messages go by {listed(up)} (netconsole) cannot be seen: {unknown}"
+        yield Refusal(device.name, "unseen", reason)
+
+
+def _up(found: dict[int, Interface]) -> list[str]:
+    """The interfaces that may have traffic at all."""
+    return [str(interface) for interface in found.values() if interface.link is not None and interface.link.is_up]
+
+
+def _hidden_layers(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
     """What stands on an interface without a sign of it there."""
+    names = {interface.name: interface for interface in found.values() if interface.link is not None}
     for line in sysfs.lines(sysfs.PROC / "net/pppoe")[1:]:
-        # Id, the other side's address, the interface (Linux 7.3, drivers/net/ppp/pppoe.c).
-        under = found.get(line.split()[-1])
+        # Id, the other side's address, the interface (Linux 7.3, drivers/net/ppp/pppoe.c). No name has a blank.
+        under = names.get(line.rpartition(" ")[2])
         if under is not None:
             yield Refusal(device.name, "held", f"a PPPoE session goes by {under}")
-    by_number = {sysfs.read(interface.folder / "ifindex"): interface for interface in found.values()}
-    for link in look.foreign_links if found else ():
-        under = by_number.get(str(link.below))
+    for link in look.foreign_links:
+        under = found.get(link.below)
         if under is not None:
-            reason = f"{link.name}, in another network namespace, stands above {under}"
+            reason = f"{printable(link.name)}, in another network namespace, stands above {under}"
             yield Refusal(device.name, "held", reason)
 
 

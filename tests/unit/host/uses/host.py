@@ -27,11 +27,9 @@ class Host:
 
     def __init__(self, fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fake = fake
-        self.links: dict[str, Link] = {}
+        self.links: dict[int, Link] = {}
         self._mounts: dict[str, list[str]] = {}
-        monkeypatch.setattr(netlink, "links", lambda: {link.index: link for link in self.links.values()})
-        monkeypatch.setattr(netlink, "xdp_sockets", lambda: self.xdp_sockets)
-        self.xdp_sockets: dict[int, int] | None = {}
+        monkeypatch.setattr(netlink, "links", lambda: self.links)
         self.opened: list[str] = []
         self.unopened: dict[str, int] = {}
         monkeypatch.setattr(storage, "open_block", self._open_block)
@@ -82,13 +80,16 @@ class Host:
         folder = folder / "net" / name
         folder.mkdir(parents=True)
         self.fake.link(f"class/net/{name}", folder)
-        parent = folder.parent.parent if kind == "" and "virtual" not in folder.parts else None
-        if parent is not None:
-            (folder / "device").symlink_to(f"../../../{parent.name}")  # as in sysfs
-        number = len(self.links) + 2
-        self.links[name] = Link(number, name, kind, is_up, list(addresses), parent=parent.name if parent else "")
-        self.fake.file(f"{self.at(folder)}/ifindex", str(self.links[name].index))
+        index = len(self.links) + 2
+        self.fake.file(f"{self.at(folder)}/ifindex", str(index))
+        parent = "" if "virtual" in folder.parts else folder.parent.parent.name
+        self.links[index] = Link(index, name, kind, is_up, list(addresses), parent=parent)
         return folder
+
+    def link(self, name: str) -> Link:
+        """What the kernel says of an interface."""
+        (link,) = (one for one in self.links.values() if one.name == name)
+        return link
 
     def interface_above(self, *interfaces: Path, name: str, kind: str, master: bool = False) -> Path:
         """A virtual interface above these."""

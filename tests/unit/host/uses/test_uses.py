@@ -35,7 +35,7 @@ def test_disks_that_are_mounted_here_are_seen() -> None:
 
 
 def test_card_of_the_default_route_is_seen() -> None:
-    ways = {link.name for link in links().values() if link.default_routes}
+    ways = {index for index, link in links().items() if link.default_routes}
     look = Look(thorough=False)
     cards = [device for device in list_devices("pci") if set(interfaces(device, look)) & ways]
     if not cards:
