@@ -98,6 +98,9 @@ def claim(
 
 def _say_what_follows(plan: ClaimPlan, persist: bool, user: User | None) -> None:
     names = " ".join(device.name for device in plan.devices)
+    if not plan.moves and not persist and user is None:
+        say(f"on vfio already, so nothing was claimed: {names}; to their host drivers: pyiommufd rebind {names}")
+        return
     unasked = [move.device.name for move in plan.moves if move.device not in plan.devices]
     say(f"claimed {names}" + (f", and along with it {' '.join(unasked)}" if unasked else ""))
     say(f"to give back: pyiommufd release {names}")

@@ -9,11 +9,11 @@ import os
 
 from . import sysfs
 
-_NAMES = {"pid": "PID", "mnt": "mount", "net": "network"}
+_NAMES = {"user": "user", "pid": "PID", "mnt": "mount", "net": "network"}
 
-# The inode numbers of the initial namespaces: Linux 7.3, include/uapi/linux/nsfs.h, enum init_ns_ino. That of the PID
-# namespace is as old as namespaces are; the others have had numbers of no meaning before 6.18.
-_INITIAL = {"pid": 0xEFFF_FFFC, "mnt": 0xEFFF_FFF8, "net": 0xEFFF_FFF9}
+# The inode numbers of the initial namespaces: Linux 7.3, include/uapi/linux/nsfs.h, enum init_ns_ino. Those of the
+# user and the PID namespace are as old as these are; the others have had numbers of no meaning before 6.18.
+_INITIAL = {"user": 0xEFFF_FFFD, "pid": 0xEFFF_FFFC, "mnt": 0xEFFF_FFF8, "net": 0xEFFF_FFF9}
 
 
 def sees_all_processes() -> bool:
@@ -23,11 +23,17 @@ def sees_all_processes() -> bool:
     return (namespace("self", "pid") if of_init is None else of_init) == _initial("pid")
 
 
-def foreign_namespaces() -> tuple[str, ...]:
-    """Those of ``PID``, ``mount`` and ``network`` where this process is in another namespace than the machine's init.
+def has_own_users() -> bool:
+    """Whether this process is in a user namespace of its own: its capabilities are not good for the machine then."""
+    return namespace("self", "user") not in (None, _initial("user"))
 
-    In a PID namespace of one's own init is not to be seen; older kernels than 6.18 do not tell then which of the other
-    namespaces are the initial ones: they are named, too.
+
+def foreign_namespaces() -> tuple[str, ...]:
+    """Where this process is in another namespace than the machine's init: ``user``, ``PID``, ``mount``, ``network``.
+
+    In a PID namespace of one's own init is not to be seen. Kernels before 6.18 do not tell then whether a mount or
+    network namespace is the initial one: it is named, as it may well not be. A user who may not look at init's
+    namespaces is told of none of these two there.
     """
     whole = sees_all_processes()
     found = []
@@ -35,7 +41,7 @@ def foreign_namespaces() -> tuple[str, ...]:
         ours, init = namespace("self", kind), namespace("1", kind) if whole else None
         if ours is None or ours == _initial(kind):
             continue
-        if kind == "pid" or not whole or init not in (None, ours):
+        if kind in ("user", "pid") or not whole or init not in (None, ours):
             found.append(name)
     return tuple(found)
 
@@ -47,9 +53,8 @@ def outlook() -> str:
         return ""
     names = " and ".join(filter(None, [", ".join(foreign[:-1]), foreign[-1]]))
     text = f"this process is in another {names} namespace than the machine's init, as in a container"
-    if "mount" in foreign:
-        text += "; claims that were made elsewhere are not on record here, nor are those of here there"
-    return f"{text}: what cannot be seen of the host from here is refused as unseen"
+    where = "not all that the host does may be seen from here"
+    return f"{text}: {where}{', and claims have their own record' if 'mount' in foreign else ''}"
 
 
 def namespace(process: str, kind: str) -> str | None:
@@ -57,7 +62,7 @@ def namespace(process: str, kind: str) -> str | None:
 
     Args:
         process: Its number, or ``self``.
-        kind: ``pid``, ``mnt`` or ``net``.
+        kind: ``user``, ``pid``, ``mnt`` or ``net``.
     """
     try:
         return os.readlink(f"{sysfs.PROC}/{process}/ns/{kind}")  # noqa: PTH115 (hot)

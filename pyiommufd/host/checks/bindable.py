@@ -22,7 +22,10 @@ _INTERRUPTS = (
     "every bind is refused, as devices can raise each other's interrupts: turn interrupt remapping on in the firmware, "
     "or accept that by iommufd.allow_unsafe_interrupts=1"
 )
-_NO_CDEVS = "it cannot be bound: this kernel gives vfio devices no nodes of their own (CONFIG_VFIO_DEVICE_CDEV)"
+_NO_CDEVS = (
+    "it cannot be bound, as this kernel gives vfio devices no nodes of their own: use one built with "
+    "CONFIG_VFIO_DEVICE_CDEV (6.6 or newer)"
+)
 
 
 def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
@@ -36,7 +39,8 @@ def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
             yield Refusal(device.name, kind, reason)
         if firmware := firmware_regions(device.group_id):
             reason = (
-                f"every bind is refused, as firmware keeps memory mapped for IOMMU group {device.group_id}: {firmware}"
+                f"every bind is refused, as firmware keeps memory mapped for IOMMU group {device.group_id} ({firmware}): "
+                "see whether its setup can let go of it"
             )
             yield Refusal(device.name, "reserved", reason)
 

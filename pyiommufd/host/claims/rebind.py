@@ -133,7 +133,7 @@ def _check_kind(device: HostDevice) -> None:
 
 def _steps(device: HostDevice) -> Iterator[Step]:
     if is_stuck(device):
-        return  # a look would wait with what waits there; the plan is refused, as somebody has claimed it
+        return  # reading its attributes would wait for the kernel; the plan is refused, as somebody has claimed it
 
     def step(action: Action, value: str | None = None) -> Step:
         return Step(device.name, action, value, str(device.sys_path), device.subsystem)

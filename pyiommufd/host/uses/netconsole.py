@@ -44,17 +44,22 @@ def netconsole() -> Netconsole:
 
 def _given() -> list[str]:
     """The interfaces of the targets on the kernel's command line; of several such options the last counts."""
-    values = re.findall(r'(?:^|\s)"?(?:netconsole\.)?netconsole="?([^\s"]*)', sysfs.read(sysfs.PROC / "cmdline") or "")
+    # Of a module's options the kernel's command line has those that begin with its name.
+    prefix = r"netconsole\." if _is_module() else r"(?:netconsole\.)?"
+    values = re.findall(rf'(?:^|\s)"?{prefix}netconsole="?([^\s"]*)', sysfs.read(sysfs.PROC / "cmdline") or "")
     targets = values[-1].split(";") if values else []
     # port@address/interface,port@address/hardware-address
     return [target.partition(",")[0].partition("/")[2] or _DEFAULT for target in targets if target]
 
 
+def _is_module() -> bool:
+    return (sysfs.SYS / "module/netconsole/initstate").exists()
+
+
 def _unseen(shown: list[str], given: list[str], *, mounted: bool) -> str:
     if not mounted and not os.path.ismount(sysfs.SYS / "kernel/config"):
         return "mount configfs on /sys/kernel/config, or look on the host"
-    is_module = (sysfs.SYS / "module/netconsole/initstate").exists()
-    if is_module and not given and _FIRST not in shown:
+    if _is_module() and not given and _FIRST not in shown:
         if mounted:
             return f"one that its module was loaded with shows after mkdir /sys/kernel/config/netconsole/{_FIRST}"
         return "those that its module was loaded with do not show; unload it"

@@ -28,6 +28,7 @@ _DESTINATION, _WAY_OUT, _WAYS_OUT, _TABLE, _NEXTHOP = 1, 4, 9, 15, 30
 _NEXTHOP_ID, _NEXTHOP_GROUP, _NEXTHOP_WAY_OUT = 1, 2, 5
 _UNICAST = 1
 _BY_KERNEL = 2
+_CLONED = 0x200
 _MAIN = 254
 _UP = 1
 _ETHERNET = 1
@@ -206,9 +207,10 @@ class _Route:
 
 def _parse_route(message: bytes) -> _Route | None:
     """A route; None for what is no use of an interface that it leaves by."""
-    family, length, _, _, table, origin, _, kind = struct.unpack_from("=8B", message)
+    family, length, _, _, table, origin, _, kind, flags = struct.unpack_from("=8BI", message)
     version = _VERSIONS.get(family)
-    if version is None or kind != _UNICAST or (length and origin == _BY_KERNEL):
+    # A clone is what the kernel has learnt of one destination, such as the size of its packets.
+    if version is None or kind != _UNICAST or flags & _CLONED or (length and origin == _BY_KERNEL):
         return None
     found = dict(attributes(message[12:]))
     destination = ""

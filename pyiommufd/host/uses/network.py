@@ -11,6 +11,7 @@ from ...errors import Refusal
 from ...printable import printable
 from .. import sysfs
 from ..devices import HostDevice
+from ..namespaces import foreign_namespaces, sees_all_processes
 from .folders import listed
 from .look import Look
 from .netlink import Link
@@ -102,7 +103,11 @@ def network_refusals(device: HostDevice, look: Look, found: dict[int, Interface]
         yield from _hidden_layers(device, look, found)
         yield from _unseen(device, found)
     if is_elsewhere(look.folders(device)):
-        yield Refusal(device.name, "held", "its network interface is in another network namespace, as a container's is")
+        reason = "its network interface is in another network namespace"
+        if "network" in foreign_namespaces():
+            yield Refusal(device.name, "unseen", f"{reason} than this process, and not seen: look {_from_the_host()}")
+        else:
+            yield Refusal(device.name, "held", f"{reason}, as a container's is")
 
 
 def _unseen(device: HostDevice, found: dict[int, Interface]) -> Iterator[Refusal]:
@@ -110,9 +115,15 @@ def _unseen(device: HostDevice, found: dict[int, Interface]) -> Iterator[Refusal
     if names:
         reason = (
             f"what {listed(names)} does cannot be seen from here: its network namespace is not that of this process; "
-            "look on the host, or by nsenter --net=/proc/1/ns/net"
+            f"look {_from_the_host()}"
         )
         yield Refusal(device.name, "unseen", reason)
+
+
+def _from_the_host() -> str:
+    """From where init's interfaces are seen, for a sentence."""
+    way = ", or by nsenter --net=/proc/1/ns/net pyiommufd …" if sees_all_processes() else ""
+    return f"on the host{way}"
 
 
 def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterator[Refusal]:

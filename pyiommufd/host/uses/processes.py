@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from .. import sysfs
 from ..limits import CAP_SYS_PTRACE, has_capability
-from ..namespaces import namespace, sees_all_processes
+from ..namespaces import has_own_users, namespace, sees_all_processes
 from .mounts import is_remote
 
 # Opens every new disk for a moment, to see what is on it; it does not mind when that fails.
@@ -61,7 +61,7 @@ class Processes:
 
 
 def look_at_processes(*, mappings: bool) -> Processes:
-    """Look at all processes. Complete for root, and with the /proc of the initial PID namespace, only.
+    """Look at all processes. Complete for root only, in the initial user namespace and with the initial one's /proc.
 
     Args:
         mappings: Find what is mapped into memory as well, and has no open descriptor. That takes longer.
@@ -78,7 +78,14 @@ def look_at_processes(*, mappings: bool) -> Processes:
     hidden = 0
     for pid in sorted(pids, key=int):
         command = sysfs.read(sysfs.PROC / pid / "comm") or "?"
-        mounts = namespace(pid, "mnt")
+        try:
+            mounts = os.readlink(f"{sysfs.PROC}/{pid}/ns/mnt")  # noqa: PTH115
+        except PermissionError:
+            # So are its open files and its mappings, though those may be listed (proc(5), ptrace(2)).
+            hidden += 1
+            continue
+        except OSError:
+            mounts = None  # ended since
         if mounts not in seen:
             seen.add(mounts)
             found.namespaces.append((int(pid), command))
@@ -89,11 +96,7 @@ def look_at_processes(*, mappings: bool) -> Processes:
         if command in _UDEV:
             continue
         remote = _remote_mounts(pid) if mounts != ours else None
-        try:
-            held, sockets = _descriptors(pid, remote)
-        except PermissionError:
-            hidden += 1
-            continue
+        held, sockets = _descriptors(pid, remote)
         found.sockets.update(dict.fromkeys(sockets, f"pid {pid} ({command})"))
         if mappings:
             held |= _mappings(pid)
@@ -110,8 +113,11 @@ def _unseen(hidden: int) -> Iterator[tuple[str, str]]:
     """
     if not sees_all_processes():
         yield "processes outside this PID namespace", "from the host"
-    # Whoever may not look at other users' processes may not be shown that there are any (proc(5), hidepid).
-    if not has_capability(CAP_SYS_PTRACE):
+    # Whoever may not look at other users' processes may not be shown that there are any (proc(5), hidepid). What root
+    # may in a user namespace of its own it may not outside.
+    if has_own_users():
+        yield "processes outside this user namespace", "from the host, as root"
+    elif not has_capability(CAP_SYS_PTRACE):
         yield "other users' processes", "as root (CAP_SYS_PTRACE)"
     elif hidden:
         yield f"{hidden} processes that this one may not look at", "from the host"
@@ -139,17 +145,12 @@ def _descriptors(pid: str, remote: frozenset[str] | None) -> tuple[set[str], lis
     Args:
         pid: The process.
         remote: For one that sees other mounts than this one does: those with a server; see `_remote_mounts`.
-
-    Raises:
-        PermissionError: This process may not look.
     """
     folder = f"{sysfs.PROC}/{pid}/fd"
     found: set[str] = set()
     sockets: list[int] = []
     try:
         names = os.listdir(folder)  # noqa: PTH208 (hot)
-    except PermissionError:
-        raise
     except OSError:
         return found, sockets  # ended since
     for name in names:

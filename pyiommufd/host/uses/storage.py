@@ -264,7 +264,8 @@ def _ask(device: HostDevice, block: Block) -> Refusal | None:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 reason = f"whether the kernel has {node} for itself cannot be seen: {error.strerror}"
-                return Refusal(device.name, "unseen", f"{reason}; look from the host, as root")
+                where = "; look from the host, as root" if error.errno in (errno.EACCES, errno.EPERM) else ""
+                return Refusal(device.name, "unseen", reason + where)
         # Another look may be at just this point.
         if time.monotonic() > end:
             return Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import IOMMUFD, HostDevice, plan_claim
+from pyiommufd import IOMMUFD, HostDevice, list_devices, plan_claim
 from pyiommufd.host import uses
 from pyiommufd.host.namespaces import foreign_namespaces, outlook
 from tests.guest.uses.test_storage import mounted, node_of
@@ -84,6 +84,33 @@ def test_idle_disk(disk: HostDevice, node: Path) -> None:
     assert planned(disk, flags=("--pid", "--fork")) == []
 
 
+def test_user_namespace(disk: HostDevice, node: Path) -> None:
+    """Where a process has all capabilities, and may look at no other process."""
+    outside = "what processes outside this user namespace do with it is not seen: look from the host, as root"
+    with Path(str(node).removesuffix("n1")).open("rb"):
+        assert [kind for kind, _ in planned(disk, flags=())] == ["held"]
+        # What a chroot does not let its processes make, as the guest's are in one, their own root does.
+        flags = ("--user", "--map-root-user")
+        done = subprocess.run(["unshare", *flags, "true"], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no user namespace can be made here: {done.stderr.decode()}")
+        assert ("unseen", outside) in planned(disk, flags=flags)
+        assert pyiommufd("claim", disk.name, flags=flags).returncode == 1
+    assert disk.refreshed().driver == "nvme"
+
+
+def test_network_namespace_with_a_sysfs_of_its_own(cards: list[HostDevice]) -> None:
+    before = "mount -t sysfs none /sys"
+    ((kind, reason),) = planned(cards[0], flags=("--net", "--mount"), before=before)
+    assert kind == "unseen"
+    assert "nsenter --net=/proc/1/ns/net pyiommufd" in reason
+
+
+@pytest.fixture
+def cards() -> list[HostDevice]:
+    return [one for one in list_devices("pci") if one.driver == "e1000e"]
+
+
 def test_commands_say_so(disk: HostDevice, node: Path) -> None:
     where = "this process is in another PID and mount namespace than the machine's init, as in a container"
     for name in ("plan", "claim"):
@@ -91,7 +118,7 @@ def test_commands_say_so(disk: HostDevice, node: Path) -> None:
         assert done.returncode == 1
         assert PROCESSES[1] in done.stdout + done.stderr
         assert where in done.stderr
-        assert "not on record here" in done.stderr
+        assert "claims have their own record" in done.stderr
     assert disk.refreshed().driver == "nvme"
     done = pyiommufd("list", "--json")
     standing = {device["name"]: device["standing"] for device in json.loads(done.stdout)}

@@ -174,7 +174,7 @@ def test_interface_in_another_network_namespace(
 
 UNSEEN = (
     "what {} does cannot be seen from here: its network namespace is not that of this process; look on the host, or by "
-    "nsenter --net=/proc/1/ns/net"
+    "nsenter --net=/proc/1/ns/net pyiommufd …"
 )
 
 

@@ -134,7 +134,7 @@ def test_container_whose_root_has_a_server_is_left_alone(host: Host, container: 
 UNSEEN = (
     "unseen",
     "what eth0 does cannot be seen from here: its network namespace is not that of this process; look on the host, or "
-    "by nsenter --net=/proc/1/ns/net",
+    "by nsenter --net=/proc/1/ns/net pyiommufd …",
 )
 
 
