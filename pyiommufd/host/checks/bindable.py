@@ -39,8 +39,8 @@ def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
             yield Refusal(device.name, kind, reason)
         if firmware := firmware_regions(device.group_id):
             reason = (
-                f"every bind is refused, as firmware keeps memory mapped for IOMMU group {device.group_id} ({firmware}): "
-                "see whether its setup can let go of it"
+                f"every bind is refused, as firmware keeps memory mapped for IOMMU group {device.group_id} "
+                f"({firmware}): see whether its setup can let go of it"
             )
             yield Refusal(device.name, "reserved", reason)
 
