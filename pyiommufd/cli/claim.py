@@ -85,9 +85,9 @@ def claim(
         return
     if not devices:
         raise click.UsageError("no DEVICE", ctx)
-    say_outlook()
     with ended_by_signals():
         plan = plan_claim(find_devices(devices), driver=driver, force=force)
+        say_outlook()
         if dry_run:
             check_refusals(plan.refusals)
             show_steps(keeping.keep_steps(plan, persist=persist, user=user))

@@ -62,10 +62,10 @@ def list_command(
     no-group        no IOMMU covers it
     no-vfio-driver  no vfio driver takes over devices of its bus
     """  # noqa: D301 - click's mark for lines to keep
-    say_outlook()
     with waiting("looking at the devices"):
         # Of all, also where some are shown: how one stands depends on its group.
         found = standings(list_devices())
+    say_outlook()
 
     def chosen(device: HostDevice) -> bool:
         return (

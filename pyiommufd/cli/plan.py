@@ -53,10 +53,10 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
 
     Exit status 1 where it would be refused.
     """
-    say_outlook()
     with waiting("looking at the devices"):
         made = plan_claim(find_devices(devices), driver=driver, force=force)
         forced = _forced(made)
+    say_outlook()
     if as_json:
         print_json(_record(made, forced))
     else:

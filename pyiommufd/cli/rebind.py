@@ -32,9 +32,9 @@ def rebind(devices: tuple[str, ...], force: tuple[str, ...], dry_run: bool) -> N
 
     Steps are printed to the standard output, one a line, each before it is taken.
     """
-    say_outlook()
     with ended_by_signals():
         plan = plan_rebind(find_devices(devices), force=force)
+        say_outlook()
         for device in plan.home:
             say(f"{device.name} is on {device.driver} already: nothing to do")
         if dry_run:

@@ -54,9 +54,9 @@ def show(device: str, as_json: bool) -> None:
 
     DEVICE is a name such as 0000:02:01.0, 02:01.0 or 1234:11e8, or a path under /sys or /dev/vfio/devices.
     """
-    say_outlook()
     with waiting("looking at the device"):
         details = device_details(find_device(device))
+    say_outlook()
     if as_json:
         print_json(_record(details))
     else:
