@@ -53,7 +53,7 @@ def test_devices_in_use(tmp_path: Path) -> None:
         RootPort(CanCard()),
     ]
     with Guest(devices=devices) as guest:
-        result = guest.run([*PYTEST, "-rA", "tests/guest/uses"], env=ENVIRONMENT, timeout=patience(600))
+        result = guest.run([*PYTEST, "-rA", "tests/guest/uses"], env=ENVIRONMENT, timeout=patience(1800))
     output = result.stdout.decode()
     print(output)
     assert result.returncode == 0, output + result.stderr.decode()
