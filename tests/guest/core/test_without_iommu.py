@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyiommufd import IOMMUFD, ClaimError, HostDevice, NotFoundError, list_groups, plan_claim
+from pyiommufd import IOMMUFD, ClaimRefusedError, HostDevice, NotFoundError, list_groups, plan_claim
 
 
 @pytest.fixture
@@ -15,8 +15,10 @@ def uncovered(all_edus: tuple[HostDevice, ...]) -> HostDevice:
 
 
 def test_a_claim_is_refused_for_want_of_an_iommu(uncovered: HostDevice) -> None:
-    with pytest.raises(ClaimError, match="IOMMU") as caught:
-        plan_claim(uncovered)
+    (refusal,) = plan_claim(uncovered).refusals
+    assert (refusal.device, refusal.kind) == (uncovered.name, "noiommu")
+    with pytest.raises(ClaimRefusedError, match="IOMMU") as caught:
+        plan_claim(uncovered).apply()
     assert uncovered.name in str(caught.value)
     assert "intel_iommu=on" in str(caught.value)
     assert uncovered.refreshed().driver is None
