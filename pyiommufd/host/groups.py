@@ -95,12 +95,18 @@ def find_group(group_id: int) -> Group:
     )
 
 
-def reserved_regions(group_id: int) -> tuple[ReservedRegion, ...]:
-    """What the addresses of a group's members must avoid; nothing where there is no such group."""
+def reserved_regions(group_id: int, kind: str = "") -> tuple[ReservedRegion, ...]:
+    """What the addresses of a group's members must avoid; nothing where there is no such group.
+
+    Args:
+        group_id: The number of the group.
+        kind: Only regions of this type.
+    """
     found = []
-    for line in sysfs.lines(_folder() / str(group_id) / "reserved_regions"):
-        start, last, kind = line.split()
-        found.append(ReservedRegion(int(start, 16), int(last, 16), kind))
+    for line in sysfs.lines(f"{_folder()}/{group_id}/reserved_regions"):
+        if line.endswith(kind):
+            start, last, kind_of_it = line.split()
+            found.append(ReservedRegion(int(start, 16), int(last, 16), kind_of_it))
     return tuple(found)
 
 

@@ -58,5 +58,4 @@ def firmware_regions(group_id: int) -> str:
 
     The kernel refuses a group that has any (Linux 7.3, drivers/iommu/iommu.c, ``require_direct``).
     """
-    direct = [region for region in reserved_regions(group_id) if region.type == "direct"]
-    return ", ".join(f"{region.start:#x}..{region.last:#x}" for region in direct)
+    return ", ".join(f"{one.start:#x}..{one.last:#x}" for one in reserved_regions(group_id, "direct"))
