@@ -106,6 +106,7 @@ def test_goes_home(
     assert (again.stdout, again.stderr) == ("", f"{device.name} is on {device.driver} already: nothing to do\n")
 
 
+@pytest.mark.long
 def test_bridge_goes_back_to_its_driver(port: HostDevice, as_before: State, state: Callable[[], State]) -> None:
     assert port.is_bridge
     assert port.driver == "pcieport"
@@ -114,6 +115,7 @@ def test_bridge_goes_back_to_its_driver(port: HostDevice, as_before: State, stat
     assert state() == as_before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["vfio-pci", "vfio-pci cleared", "pci-stub", None])
 def test_what_no_driver_takes_is_put_back(
     alone: HostDevice, rng: HostDevice, how: str | None, state: Callable[[], State]
@@ -150,6 +152,7 @@ def test_device_that_a_process_holds(rng: HostDevice, as_before: State, state: C
     assert state() == as_before
 
 
+@pytest.mark.long
 def test_group_that_a_process_holds(first: HostDevice, neighbour: HostDevice, state: Callable[[], State]) -> None:
     """The kernel would let no host driver into the group: EINVAL by ``drivers_probe``."""
     leave(neighbour, "vfio-pci")
@@ -181,6 +184,7 @@ def test_device_that_is_claimed(rng: HostDevice, state: Callable[[], State]) -> 
         assert state() == claimed
 
 
+@pytest.mark.long
 def test_plan_that_is_no_longer_what_it_was(rng: HostDevice) -> None:
     leave(rng, "vfio-pci")
     plan = plan_rebind(rng)

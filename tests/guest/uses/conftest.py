@@ -11,7 +11,9 @@ import pytest
 
 from pyiommufd import IOAS, IOMMUFD, ClaimRefusedError, Device, HostDevice, list_devices, plan_claim, recover
 from pyiommufd.host.claims import journal
+from tests.guest.uses.disks import node_of
 from tests.guest.uses.types import Driven, Refused, Runner
+from tests.patience import until
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -111,3 +113,11 @@ def disk() -> HostDevice:
 def system_disk() -> HostDevice:
     """A virtio disk with a partition, alone in its group."""
     return _with_serial("block", "system")
+
+
+@pytest.fixture
+def node(disk: HostDevice) -> Path:
+    """The node of that disk, which may be after its driver is bound."""
+    path = until(lambda: node_of(disk))
+    assert path is not None
+    return path

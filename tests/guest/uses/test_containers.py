@@ -15,20 +15,14 @@ import pytest
 from pyiommufd import IOMMUFD, HostDevice, list_devices, plan_claim
 from pyiommufd.host import uses
 from pyiommufd.host.namespaces import foreign_namespaces, outlook
-from tests.guest.uses.test_storage import mounted, node_of
+from tests.guest.uses.disks import node_of
+from tests.guest.uses.test_storage import mounted
 from tests.guest.uses.types import Runner
 from tests.patience import until
 
 Refusals = list[tuple[str, str]]
 PROCESSES = ("unseen", "what processes outside this PID namespace do with it is not seen: look from the host")
 CONTAINER = ("--pid", "--fork", "--mount", "--mount-proc")
-
-
-@pytest.fixture
-def node(disk: HostDevice) -> Path:
-    path = until(lambda: node_of(disk))
-    assert path is not None
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 from pyiommufd import HostDevice, list_devices
 from tests.escapes import NASTY, invisible
-from tests.guest.uses.test_storage import node_of
+from tests.guest.uses.disks import node_of
 from tests.guest.uses.types import Runner
 from tests.patience import until
 

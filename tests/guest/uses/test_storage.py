@@ -16,24 +16,12 @@ from pyiommufd.host import uses
 from pyiommufd.host.standing import Standing, standings
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.testing.nvme import NvmeDriver
+from tests.guest.uses.disks import node_of
 from tests.guest.uses.types import Driven, Refused, Runner
 from tests.patience import until
 
 IOVA = 0x100000
 TEXT = b"kept where it belongs\n" * 1000
-
-
-def node_of(device: HostDevice) -> Path | None:
-    """The block device of an NVMe disk, once the kernel has found it: that may be after the driver is bound."""
-    paths = [Path("/dev", path.name) for path in device.sys_path.glob("nvme/nvme*/nvme*n1")]
-    return paths[0] if paths and paths[0].is_block_device() else None
-
-
-@pytest.fixture
-def node(disk: HostDevice) -> Path:
-    path = until(lambda: node_of(disk))
-    assert path is not None
-    return path
 
 
 @pytest.fixture(autouse=True)
