@@ -129,7 +129,8 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
     lines = [style("  ".join(map(str.ljust, head, widths)).rstrip(), bold=True)]
     for row in table:
-        cells = (style(cell) + " " * (width - len(cell)) for cell, width in zip(row, widths, strict=True))
+        padded = zip(row, map(str.ljust, row, widths), strict=True)
+        cells = (style(cell) + text[len(cell) :] if cell in COLOURS else text for cell, text in padded)
         lines.append(Clean("  ".join(cells).rstrip()))
     echo(*lines, sep="\n")
 
