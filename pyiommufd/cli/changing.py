@@ -31,13 +31,15 @@ force_option = click.option(
     multiple=True,
     type=click.Choice(FORCIBLE),
     metavar="KIND",
-    help="Go ahead in spite of refusals of this kind; may be repeated. Kinds: " + ", ".join(FORCIBLE) + ".",
+    help="Override every refusal of this kind, of whichever of the devices; may be repeated. Kinds: "
+    + ", ".join(FORCIBLE)
+    + ".",
 )
 driver_option = click.option(
     "--driver",
     metavar="NAME",
-    help="The vfio driver for each DEVICE, such as vfio-pci where its variant driver is not wanted. What comes along "
-    "unasked has the one that is chosen by itself.",
+    help="The vfio driver for each DEVICE, such as vfio-pci where its variant driver is not wanted. Other members of "
+    "the group get the one that is chosen by default.",
 )
 
 

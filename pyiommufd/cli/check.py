@@ -21,8 +21,9 @@ def check(as_json: bool) -> None:
     """Check whether this host is ready for passthrough; each shortfall with what was seen and what mends it.
 
     Looks at the IOMMU, iommufd, nodes for vfio devices, the driver vfio-pci, isolation of interrupts, memory that
-    firmware keeps, the IOMMU's address width, and for this user the limit on locked memory and the nodes' permissions;
-    then at devices that lose power or cannot be reset, and groups that mix host and passthrough devices.
+    firmware keeps, whether all that the host does can be seen from here, the IOMMU's address width, and for this user
+    the limit on locked memory and the nodes' permissions; then at devices that lose power or cannot be reset, and
+    groups that mix host and passthrough devices.
 
     Exit status 3 where something is missing.
     """

@@ -65,13 +65,15 @@ def claim(
 ) -> None:
     """Take each DEVICE, and with them their whole IOMMU groups, from the host to their vfio drivers.
 
-    All of it or nothing. What the host uses is refused: disks with mounted filesystems, the network interface of the
-    default route and the like, unless --force names the kind. They stay claimed until pyiommufd release, or a reboot.
-    pyiommufd plan shows before what would be done.
+    All of it or nothing. Refused unless --force names the kind: what the host uses, such as disks with mounted
+    filesystems and the network interface of the default route; what cannot be seen from here to be unused; and what
+    iommufd could not bind. What is claimed already is refused in any case. Devices stay claimed until pyiommufd
+    release, or a reboot. pyiommufd plan shows before what would be done.
 
     With --persist they are claimed anew at every boot. The file under /etc/pyiommufd/claims.d says what they are known
     by: ids, serial number, slots. Where a boot does not find each of them for certain, or the host uses one by then,
-    nothing of that claim is done.
+    nothing of that claim is done; what --force names is forced at every boot too. That is after the mounts of disks and
+    before the network is set up: take a card out of the host's network configuration yourself.
 
     Steps are printed to the standard output, one a line, each before it is taken.
     """

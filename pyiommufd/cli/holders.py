@@ -8,7 +8,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook, waiting
 from pyiommufd.host.devices import find_device
 from pyiommufd.host.holders import holders as find_holders
 
@@ -20,12 +20,14 @@ from pyiommufd.host.holders import holders as find_holders
 def holders(device: str, whole_group: bool, as_json: bool) -> None:
     """Show which processes hold DEVICE open: by its vfio node, its group's legacy node, or mapped registers.
 
-    Nothing is printed where nobody does. Only root sees other users' processes.
+    Nothing is printed where no process does that can be seen. Run it on the host, as root: other users' processes, and
+    those outside a container, are not seen from there.
     """
     target = find_device(device)
     group = target.group if whole_group else None
     with waiting("looking at the processes"):
         found = find_holders(*(group.devices if group is not None else [target]))
+    say_outlook()
     if as_json:
         print_json([records.holder_record(holder) for holder in found])
     elif found:

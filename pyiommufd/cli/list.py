@@ -53,13 +53,13 @@ def list_command(
 
     \b
     vfio            a vfio driver has it
-    claimable       a claim would take it, with its group
+    claimable       nothing was found against a claim; pyiommufd plan looks more closely
     in-use          the host uses it, or a member of its group: disks, swap, the default route
-    unseen          whether the host uses it cannot be seen from here, as in a container
-    unbindable      every bind would be refused; pyiommufd show says why
-    with-parent     it goes away when a device above it is claimed, as a drive does behind VMD
-    bridge          a bridge to another bus, which vfio-pci does not take
-    no-group        no IOMMU covers it
+    unseen          cannot tell whether the host uses it: not root, or in a container
+    unbindable      iommufd would refuse every bind; pyiommufd show says why
+    with-parent     goes away when a device above it is claimed, as a drive does behind VMD
+    bridge          a PCI bridge, which vfio-pci does not take
+    no-group        no IOMMU covers it, whether in use or not
     no-vfio-driver  no vfio driver takes over devices of its bus
     """  # noqa: D301 - click's mark for lines to keep
     with waiting("looking at the devices"):

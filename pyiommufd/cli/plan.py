@@ -11,8 +11,7 @@ from pyiommufd.cli.changing import devices_argument, driver_option, find_devices
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, say_outlook, waiting
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import Refusal
-from pyiommufd.host import uses
-from pyiommufd.host.claims.plan import ClaimPlan, held, plan_claim
+from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.printable import printable
 
 _KEYS = (
@@ -26,9 +25,9 @@ _KEYS = (
         "moves.virtual_functions": "the names of its virtual functions, which go away",
         "moves.below": "the names of the devices that its driver has made below it, which go away",
         "stays": "the names of the members that are left as they are",
-        "companions": "the names of the devices that nobody asked for and that are concerned",
+        "companions": "the names of the other devices concerned: members of the groups, and what goes away",
         "refused": "whether a claim would be refused",
-        "refusals": "what for",
+        "refusals": "why, and what could not be seen",
     }
     | records.nested("refusals", records.REFUSAL)
     | {
@@ -48,14 +47,17 @@ _KEYS = (
 def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], as_json: bool) -> None:
     """Show what a claim of each DEVICE, and with them their whole IOMMU groups, would do. Changes nothing.
 
-    Every member of the groups: the driver that it is on and the one it will be on, what stays as it is, what comes
-    along unasked; the steps in order; the commands that undo them by hand; and what a claim would be refused for.
+    Every member of the groups: the driver that it is on and the one it will be on, what stays as it is; the steps in
+    order; the commands that undo them by hand; and what a claim would be refused for.
+
+    A disk that seems unused is opened for a moment, exclusively and for reading, as some uses show by nothing else.
 
     Exit status 1 where it would be refused.
     """
     with waiting("looking at the devices"):
         made = plan_claim(find_devices(devices), driver=driver, force=force)
-        forced = _forced(made)
+        unforced = plan_claim(made.devices, driver=driver).refusals if force else ()
+        forced = [refusal for refusal in unforced if refusal.kind in made.force]
     say_outlook()
     if as_json:
         print_json(_record(made, forced))
@@ -63,16 +65,6 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
         _print(made, forced)
     if made.refusals:
         sys.exit(FAILED)
-
-
-def _forced(made: ClaimPlan) -> list[Refusal]:
-    """What the plan goes ahead in spite of."""
-    found: list[Refusal] = []
-    for move in made.moves if made.force else ():
-        found += [refusal for refusal in uses.refusals(move.device) if refusal.kind in made.force]
-        if "held" in made.force:
-            found += held([move.device, *move.vfs])
-    return found
 
 
 def _record(made: ClaimPlan, forced: list[Refusal]) -> records.Record:
@@ -104,7 +96,7 @@ def _print(made: ClaimPlan, forced: list[Refusal]) -> None:
         ("a claim takes these steps:", list(map(str, made.steps))),
         ("to undo them by hand, as root:", list(made.undo_commands)),
         ("in spite of:", list(map(str, forced))),
-        ("it would be refused, unless --force names the kind:", list(map(str, made.refusals))),
+        ("it would be refused; --force KIND overrides any kind but claimed:", list(map(str, made.refusals))),
     ]
     lines = list(made.outline)
     for title, content in sections:

@@ -27,8 +27,12 @@ def rebind(devices: tuple[str, ...], force: tuple[str, ...], dry_run: bool) -> N
     """Have each DEVICE that another tool has left on vfio-pci, pci-stub or no driver go back to its host driver.
 
     That is the one that the kernel picks by the device's ids once no override is set. What is on a host driver already
-    is left there; what pyiommufd has claimed is refused, as pyiommufd release gives it back. Each device goes by
-    itself: one that no driver takes is put back as it was, and those before it stay on their drivers.
+    is left there; what is on record as claimed is refused, as pyiommufd release gives it back. In a container the
+    host's claims may not be on record, nor its processes to be seen: run this on the host.
+
+    Each device goes by itself, and not with its IOMMU group: one that no driver takes is put back as it was, and those
+    before it stay on their drivers. Until the next boot: settings that put the device on vfio-pci there, such as
+    vfio-pci.ids= or files in modprobe.d, are yours to take back.
 
     Steps are printed to the standard output, one a line, each before it is taken.
     """

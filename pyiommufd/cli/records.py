@@ -50,8 +50,8 @@ HOLDER = {
 }
 REFUSAL = {
     "device": "the name of the device",
-    "kind": "what it is doing, as named to force",
-    "reason": "what it is doing, in a sentence",
+    "kind": "the kind of refusal, as named to --force",
+    "reason": "why, in a sentence",
 }
 STEP = {
     "device": "the name of the device",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step, show_steps
+from pyiommufd.cli.output import say_outlook
 from pyiommufd.host.kept import keeping
 
 
@@ -17,6 +18,7 @@ def recover(dry_run: bool) -> None:
 
     Steps are printed to the standard output, one a line, each before it is taken.
     """
+    say_outlook()
     with ended_by_signals():
         if dry_run:
             show_steps(keeping.recover_steps())

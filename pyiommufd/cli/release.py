@@ -6,6 +6,7 @@ import click
 
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step, show_steps
+from pyiommufd.cli.output import say_outlook
 from pyiommufd.host.kept import keeping
 
 
@@ -22,6 +23,7 @@ def release(devices: tuple[str, ...], dry_run: bool) -> None:
     Steps are printed to the standard output, one a line, each before it is taken.
     """
     wanted = devices or None
+    say_outlook()
     with ended_by_signals():
         if dry_run:
             show_steps(keeping.release_steps(wanted))

@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option
-from pyiommufd.cli.output import echo
+from pyiommufd.cli.output import echo, say_outlook
 from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
@@ -126,6 +126,7 @@ def run(
         raise click.UsageError(str(error), ctx) from None
     try:
         plan = plan_claim(devices, force=force)
+        say_outlook()
         if show:
             _print(plan.devices, command, chosen, options)
             return
@@ -241,9 +242,10 @@ def _dry_run(plan: ClaimPlan, command: Sequence[str], kind: Kind | None, options
     line = command_line(command, range(3, 4 + len(plan.devices)), kind=kind, options=options)
     for step in (*plan.steps, shlex.join(line), *plan.undo):
         echo(step)
-    for refusal in plan.refusals:
+    refusals = () if _is_kept(plan) else plan.refusals
+    for refusal in refusals:
         echo(f"refused: {refusal}", err=True)
-    return COULD_NOT_START if plan.refusals else 0
+    return COULD_NOT_START if refusals else 0
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

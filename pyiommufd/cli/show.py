@@ -31,7 +31,7 @@ _KEYS = (
         "regions": "its memory and I/O ports: index, start, size, kind",
         "iommu_group": "its group, or null",
         "holders": "who holds it or its group open",
-        "uses": "what the host does with it that a claim would break",
+        "uses": "what the host does with it that a claim would break, and what could not be seen (kind unseen)",
         "plan": "what a claim would do, or null",
         "no_plan": "why no claim can be planned, or empty",
     }
@@ -146,7 +146,8 @@ def _print(details: DeviceDetails) -> None:
             ("regions", tuple(f"{r.index}: {r.kind} {r.start:#x}, {_size(r.size)}" for r in details.regions)),
             *about_group,
             ("holders", tuple(map(str, details.holders)) or "none"),
-            ("used by the host", tuple(refusal.reason for refusal in details.uses)),
+            ("used by the host", tuple(refusal.reason for refusal in details.uses if refusal.kind != "unseen")),
+            ("not seen", tuple(refusal.reason for refusal in details.uses if refusal.kind == "unseen")),
             ("a claim would", tuple(line.strip() for line in details.plan.outline) if details.plan else None),
             ("refused", tuple(map(str, details.plan.refusals)) if details.plan else None),
             ("no claim", details.no_plan),

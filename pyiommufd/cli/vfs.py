@@ -14,7 +14,7 @@ from pyiommufd.cli.changing import (
     show_step,
     show_steps,
 )
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook
 from pyiommufd.host.claims.vfs import VFs, set_vfs, vfs_of, vfs_refusals, vfs_steps
 from pyiommufd.host.devices import HostDevice, find_device
 
@@ -47,6 +47,7 @@ def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, a
     if count is None:
         _show(target, vfs_of(target), as_json)
         return
+    say_outlook()
     with ended_by_signals():
         if dry_run:
             show_steps(vfs_steps(target, count))

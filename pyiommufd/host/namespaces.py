@@ -1,6 +1,6 @@
-"""Which of the machine's namespaces this process sees: in a container it sees less than what its host does.
+"""Which of the machine's namespaces this process is in: in a container it sees less of what the host does.
 
-A sysfs of the host's shows its devices all the same, and lets them be taken away.
+Where the container has the host's /sys it can list the host's devices all the same, and take them away.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def outlook() -> str:
         return ""
     names = " and ".join(filter(None, [", ".join(foreign[:-1]), foreign[-1]]))
     text = f"this process is in another {names} namespace than the machine's init, as in a container"
-    where = "not all that the host does may be seen from here"
-    return f"{text}: {where}{', and claims have their own record' if 'mount' in foreign else ''}"
+    records = ", and claims that were made elsewhere may not be on record here" if "mount" in foreign else ""
+    return f"{text}: not all that the host does may be seen from here{records}"
 
 
 def namespace(process: str, kind: str) -> str | None:

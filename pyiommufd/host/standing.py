@@ -17,15 +17,17 @@ class Standing(StrEnum):
     VFIO = "vfio"
     """A vfio driver has it."""
     CLAIMABLE = "claimable"
-    """A claim would take it, with its group; nothing speaks against that."""
+    """The quick look found nothing against a claim of it and its group; `plan_claim` looks more closely."""
     IN_USE = "in-use"
     """The host uses it, or a member of its group: a claim is refused unless the use is named to ``force``."""
     UNSEEN = "unseen"
-    """Whether the host uses it cannot be seen from here, as in a container: a claim is refused unless forced."""
+    """This process cannot see whether the host uses it, not being root, or being in a container: a claim is refused
+    unless forced."""
     UNBINDABLE = "unbindable"
     """Every bind would be refused, for what `pyiommufd.host.checks.bindable` tells: a claim is, unless forced."""
     WITH_PARENT = "with-parent"
-    """It goes away when a device above it, of its group, is claimed, as a drive does behind VMD: claim that one."""
+    """The driver of a device above it, of its group, has made it, as VMD's does a drive: it goes away when that one is
+    claimed. Claim that one."""
     BRIDGE = "bridge"
     """A bridge to another bus, which vfio-pci does not take."""
     NO_GROUP = "no-group"
@@ -35,7 +37,7 @@ class Standing(StrEnum):
 
 
 REFUSED = frozenset({Standing.IN_USE, Standing.UNSEEN, Standing.UNBINDABLE})
-"""Those that a claim is refused for unless it is forced."""
+"""Those whose claim is refused unless it is forced. So is that of a `NO_GROUP`, as ``noiommu``."""
 
 _WITH_DRIVERS = frozenset({"pci", "platform", "amba", "fsl-mc"})
 

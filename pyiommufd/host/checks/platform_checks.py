@@ -11,6 +11,7 @@ from ..drivers import module_file
 from ..limits import lockable_memory
 from ..namespaces import namespace, outlook
 from ..running_kernel import has_cdevs, interrupts_isolated, kernel_option, unsafe_interrupts_allowed
+from ..uses.processes import look_at_processes
 from .finding import Finding, Machine, State
 
 _GUEST = "or run in a guest that has one: pyiommufd guest -- COMMAND"
@@ -159,13 +160,19 @@ def isolated_msi(machine: Machine) -> Iterator[Finding]:
 
 
 def namespaces(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all checks
-    """Whether this process sees what the machine does."""
+    """Whether this process sees what the host does with its devices."""
     evidence = ", ".join(namespace("self", kind) or f"{kind} unknown" for kind in ("pid", "mnt", "net"))
+    unseen = look_at_processes(mappings=False).unseen
     if text := outlook():
         fix = "look, claim and release from the host"
         yield Finding("namespaces", State.WARNING, text, evidence, fix)
+    elif unseen:
+        what, where = (" and ".join(sorted(set(words))) for words in zip(*unseen, strict=True))
+        text = f"what {what} do with devices is not seen: plan and claim refuse a device that may be in use (unseen)"
+        yield Finding("namespaces", State.WARNING, text, evidence, f"look {where}")
     else:
-        yield Finding("namespaces", State.OK, "this process sees the machine as its init does", evidence)
+        text = "this process sees the machine as its init does, and may look at all processes"
+        yield Finding("namespaces", State.OK, text, evidence)
 
 
 def address_width(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all checks

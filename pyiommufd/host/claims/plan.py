@@ -293,13 +293,13 @@ def _refusals(
 ) -> Iterator[Refusal]:
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed(names_of(groups, moves))
-    for device in (move.device for move in moves):
-        yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
+    # The uses of what is below a device are among its own; virtual functions are beside it.
+    moved = [device for move in moves for device in (move.device, *move.vfs)]
+    yield from (refusal for refusal in uses.refusals(*moved) if refusal.kind not in force)
     yield from (refusal for refusal in bind_refusals(wanted) if refusal.kind not in force)
-    # The nodes of what is below a device are among its uses.
     if "held" not in force:
-        yield from held([device for move in moves for device in (move.device, *move.vfs)])
-        yield from _bound_elsewhere(device for group in groups for device in group.devices)
+        yield from held(moved)
+        yield from bound_elsewhere(device for group in groups for device in group.devices)
 
 
 def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
@@ -339,7 +339,7 @@ def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:
         yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
 
 
-def _bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
+def bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
     """The devices that a vfio user has bound who is not to be seen: somebody else's claim may not be on record here."""
     if sees_all_processes():
         return

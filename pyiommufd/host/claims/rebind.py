@@ -11,7 +11,7 @@ from .. import drivers, sysfs, uses
 from ..devices import HostDevice, as_device
 from ..holders import holders
 from . import journal
-from .plan import claimed, is_stuck
+from .plan import bound_elsewhere, claimed, is_stuck
 from .steps import Action, Step
 from .transaction import Transaction, turn
 from .vfs import vfs_of, vfs_refusals, vfs_steps
@@ -159,3 +159,4 @@ def _refusals(device: HostDevice, force: frozenset[str]) -> Iterator[Refusal]:
         for holder in holders(*([device] if device.is_bridge else members)):
             whose = "" if holder.node == device.vfio_cdev else "its IOMMU group is in use: "
             yield Refusal(device.name, "held", f"{whose}{holder}")
+        yield from bound_elsewhere([device] if device.is_bridge else members)

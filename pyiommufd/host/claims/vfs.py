@@ -81,8 +81,7 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
 
     kinds = uses.forced(force)
     functions = vfs_of(device).devices if vfs_steps(device, count) else ()
-    found = [refusal for function in functions for refusal in uses.refusals(function)]
-    found += held(functions)
+    found = [*uses.refusals(*functions), *held(functions)]
     return (
         *claimed([function.name for function in functions]),
         *(refusal for refusal in found if refusal.kind not in kinds),

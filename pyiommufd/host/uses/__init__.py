@@ -59,8 +59,8 @@ def forced(kinds: Iterable[str]) -> frozenset[str]:
     return kinds
 
 
-def refusals(device: HostDevice) -> tuple[Refusal, ...]:
-    """Every use of the device that a claim would break, each with its kind (`KINDS`) and its reason.
+def refusals(*devices: HostDevice) -> tuple[Refusal, ...]:
+    """Every use of the devices that a claim would break, and what could not be seen of them: kind (`KINDS`) and reason.
 
     ``root``, ``mounted``, ``swap``: it holds the filesystem of ``/``, another one that is mounted, in whatever mount
     namespace, or a swap area; also a filesystem that a virtual machine has from its host, by 9p or virtiofs. ``md``,
@@ -83,7 +83,8 @@ def refusals(device: HostDevice) -> tuple[Refusal, ...]:
     Raises:
         OSError: The kernel does not say what its network is doing.
     """
-    return _refusals(device, Look(thorough=True))
+    look = Look(thorough=True)
+    return tuple(refusal for device in devices for refusal in _refusals(device, look))
 
 
 def in_use(devices: Iterable[HostDevice]) -> dict[HostDevice, frozenset[str]]:

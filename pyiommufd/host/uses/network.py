@@ -104,10 +104,16 @@ def network_refusals(device: HostDevice, look: Look, found: dict[int, Interface]
         yield from _unseen(device, found)
     if is_elsewhere(look.folders(device)):
         reason = "its network interface is in another network namespace"
-        if "network" in foreign_namespaces():
-            yield Refusal(device.name, "unseen", f"{reason} than this process, and not seen: look {_from_the_host()}")
+        if "network" in foreign_namespaces() or not _shows_this_namespace(look):
+            yield Refusal(device.name, "unseen", f"{reason} than this /sys shows, and not seen: look on the host")
         else:
             yield Refusal(device.name, "held", f"{reason}, as a container's is")
+
+
+def _shows_this_namespace(look: Look) -> bool:
+    """Whether /sys shows the interfaces of this process's network namespace, and not of that it was mounted in."""
+    shown = {path.name for path in (sysfs.SYS / "class/net").iterdir() if path.is_dir()}
+    return shown == {link.name for link in look.links.values()}
 
 
 def _unseen(device: HostDevice, found: dict[int, Interface]) -> Iterator[Refusal]:

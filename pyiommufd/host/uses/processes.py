@@ -120,7 +120,8 @@ def _unseen(hidden: int) -> Iterator[tuple[str, str]]:
     elif not has_capability(CAP_SYS_PTRACE):
         yield "other users' processes", "as root (CAP_SYS_PTRACE)"
     elif hidden:
-        yield f"{hidden} processes that this one may not look at", "from the host"
+        which = "a process" if hidden == 1 else f"{hidden} processes"
+        yield f"{which} that this one may not look at", "from the host"
 
 
 def _remote_mounts(pid: str) -> frozenset[str]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import HostDevice, list_devices
+from pyiommufd import HostDevice, list_devices, plan_claim
 from pyiommufd.host import drivers, uses
 from pyiommufd.host.standing import Standing, standings
-from tests.guest.uses.types import Refused
+from tests.guest.uses.types import Refused, Runner
+from tests.patience import until
 
 
 @pytest.fixture
@@ -30,6 +31,23 @@ def test_virtual_function_in_use(physical: HostDevice, refused: Refused) -> None
         reason = f"virtual functions of it are in use: {function.name} (vfio-pci)"
         assert refused(physical) == [(physical.name, "vfs", reason)]
         assert standings(list_devices())[physical] == Standing.IN_USE
+    finally:
+        (physical.sys_path / "sriov_numvfs").write_text("0")
+    assert uses.refusals(physical) == ()
+
+
+def test_use_of_a_virtual_function_is_one_of_the_physical_one(physical: HostDevice, run: Runner) -> None:
+    """Who forces that they go away has not said that what the host does with them may be broken."""
+    (physical.sys_path / "sriov_numvfs").write_text("1")
+    try:
+        function = next(one for one in list_devices("pci") if (one.sys_path / "physfn").exists())
+        interface = until(lambda: next((path.name for path in function.sys_path.glob("net/*")), ""), "its interface")
+        assert plan_claim(physical, force=["vfs"]).refusals == ()
+        run("ip", "address", "add", "192.0.2.1/24", "dev", interface)
+        run("ip", "link", "set", interface, "up")
+        refusals = plan_claim(physical, force=["vfs"]).refusals
+        assert [(refusal.device, refusal.kind) for refusal in refusals] == [(function.name, "address")]
+        assert plan_claim(physical, force=["vfs", "address"]).refusals == ()
     finally:
         (physical.sys_path / "sriov_numvfs").write_text("0")
     assert uses.refusals(physical) == ()

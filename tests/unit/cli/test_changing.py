@@ -88,8 +88,9 @@ def test_plan_of_what_others_go_with(machine: FakeSysfs) -> None:
 
 @pytest.fixture
 def mounted(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusals(device: Any) -> tuple[Refusal, ...]:
-        return (Refusal(device.name, "mounted", "it holds /home"),) if device.name == "0000:01:00.0" else ()
+    def refusals(*devices: Any) -> tuple[Refusal, ...]:
+        used = [device.name for device in devices if device.name == "0000:01:00.0"]
+        return tuple(Refusal(name, "mounted", "it holds /home") for name in used)
 
     monkeypatch.setattr(uses, "refusals", refusals)
 
@@ -98,7 +99,7 @@ def mounted(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusals_end_plan_and_dry_run_alike() -> None:
     result = run("plan", "01:00.1", status=1)
     assert result.stdout.endswith(
-        "it would be refused, unless --force names the kind:\n  0000:01:00.0: it holds /home [mounted]\n"
+        "it would be refused; --force KIND overrides any kind but claimed:\n  0000:01:00.0: it holds /home [mounted]\n"
     )
     assert json.loads(run("plan", "01:00.1", "--json", status=1).stdout)["refusals"] == [
         {"device": "0000:01:00.0", "kind": "mounted", "reason": "it holds /home"}

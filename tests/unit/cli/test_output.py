@@ -41,7 +41,9 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     monkeypatch.setattr("pyiommufd.diagnose.rows.holders", lambda *devices: held)
     monkeypatch.setattr(topology_module, "holders", lambda *devices: held)
     monkeypatch.setattr(
-        uses, "refusals", lambda device: (Refusal(device.name, "mounted", f"it holds the filesystem on {NASTY}"),)
+        uses,
+        "refusals",
+        lambda *devices: tuple(Refusal(one.name, "mounted", f"it holds the filesystem on {NASTY}") for one in devices),
     )
     return fake
 

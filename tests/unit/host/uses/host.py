@@ -28,6 +28,7 @@ class Host:
     def __init__(self, fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fake = fake
         self.links: dict[int, Link] = {}
+        (fake.root / "class/net").mkdir(parents=True, exist_ok=True)
         self._mounts: dict[str, list[str]] = {}
         monkeypatch.setattr(netlink, "links", lambda: self.links)
         self.opened: list[str] = []

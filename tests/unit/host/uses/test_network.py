@@ -72,6 +72,16 @@ def test_interface_in_another_namespace(host: Host, card: Path) -> None:
     assert "another network namespace" in reason
 
 
+def test_sysfs_of_another_network_namespace(host: Host, card: Path) -> None:
+    """Of a container, by a process that has gone to the host's network namespace and kept the container's /sys."""
+    (card / "net").mkdir()
+    host.links[2] = Link(2, "eth0", "", True, ["192.0.2.1/24"], parent=card.name)
+    reason = (
+        "its network interface is in another network namespace than this /sys shows, and not seen: look on the host"
+    )
+    assert host.refusals() == [("unseen", reason)]
+
+
 @pytest.mark.parametrize(("driver", "place"), [("virtio-pci", "virtio3"), ("xhci_hcd", "usb1/1-1/1-1:1.0")])
 def test_interface_in_another_namespace_of_what_is_below(host: Host, driver: str, place: str) -> None:
     card = host.fake.pci("0000:00:01.0", driver=driver, class_code=0x0C0330 if driver == "xhci_hcd" else 0x020000)
