@@ -10,6 +10,8 @@ from pathlib import Path
 from ..printable import printable
 from . import sysfs
 from .devices import HostDevice
+from .namespaces import namespace
+from .uses.processes import descriptors
 
 _DELETED = " (deleted)"  # what the kernel adds to the name of a node that has been removed
 
@@ -54,7 +56,7 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
                 gone.add(path)
     wanted = _Wanted(nodes, gone, {str(device.sys_path) for device in devices})
     found = []
-    for process in Path("/proc").iterdir():
+    for process in sysfs.PROC.iterdir():
         if devices and process.name.isdigit():
             found += _held_by(process, wanted)
     return tuple(sorted(found, key=lambda holder: (holder.pid, holder.node, holder.how)))
@@ -89,16 +91,13 @@ def _held_by(process: Path, wanted: _Wanted) -> list[Holder]:
     command = sysfs.read(process / "comm") or "?"
     held = []
     names = {*wanted.nodes.values(), *wanted.gone}
+    foreign = namespace(process.name, "mnt") != namespace("self", "mnt")
+    for fd, target, status in descriptors(process.name, foreign=foreign):
+        node = _node_of(process, fd, target, status, wanted) if status and stat.S_ISCHR(status.st_mode) else None
+        if node is not None:
+            held.append(Holder(int(process.name), command, node, f"fd {fd}"))
+            names.add(node)
     try:
-        for fd in (process / "fd").iterdir():
-            try:
-                status = fd.stat()
-                node = _node_of(process, fd, status, wanted) if stat.S_ISCHR(status.st_mode) else None
-            except OSError:
-                continue  # closed since
-            if node is not None:
-                held.append(Holder(int(process.name), command, node, f"fd {fd.name}"))
-                names.add(node)
         # With an fd as well: closing that one alone frees nothing.
         text = os.fsdecode((process / "maps").read_bytes())
         for node in sorted({node for node in names if f" {node}\n" in text or f" {node}{_DELETED}\n" in text}):
@@ -108,15 +107,14 @@ def _held_by(process: Path, wanted: _Wanted) -> list[Holder]:
     return held
 
 
-def _node_of(process: Path, fd: Path, status: os.stat_result, wanted: _Wanted) -> str | None:
+def _node_of(process: Path, fd: str, link: str, status: os.stat_result, wanted: _Wanted) -> str | None:
     if status.st_rdev in wanted.nodes:
         return wanted.nodes[status.st_rdev]
-    link = str(fd.readlink())
     if not link.startswith("/dev/vfio/devices/"):
         return None
     path = link.removesuffix(_DELETED)
     # Newer kernels say which device it is (Linux 7.3, drivers/vfio/vfio_main.c, vfio_device_show_fdinfo).
-    for line in sysfs.lines(process / "fdinfo" / fd.name):
+    for line in sysfs.lines(process / "fdinfo" / fd):
         key, _, value = line.partition(":")
         if key == "vfio-device-syspath":
             return path if value.strip() in wanted.sys_paths else None

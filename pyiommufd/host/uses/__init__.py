@@ -12,7 +12,7 @@ from .display import display_refusals, displays
 from .functions import function_refusals
 from .look import Look
 from .network import interfaces, is_elsewhere, network_refusals
-from .nodes import node_refusals
+from .nodes import PARENTLESS, node_refusals
 from .storage import blocks, hidden_refusals, shared_nodes, storage_refusals
 
 KINDS = (
@@ -44,7 +44,10 @@ FORCIBLE = tuple(kind for kind in KINDS if kind != "claimed")
 _USB = 0x0C03
 """The class of USB controllers, whose network interfaces may be in another namespace."""
 
-_USED_BY = ("block", "net", "nvme", "drm", "graphics")
+# Drivers whose devices have uses that nothing below them in sysfs, or of these classes, is a sign of.
+_HARD_TO_SEE = frozenset({"virtio-pci", "nvidia", *PARENTLESS})
+
+_USED_BY = ("block", "net", "nvme", "drm", "graphics", "fc_host", "dma")
 
 
 def forced(kinds: Iterable[str]) -> frozenset[str]:
@@ -138,10 +141,9 @@ def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
     # Only a look at the device itself shows these.
     for device in devices:
         if (
-            device.driver == "virtio-pci"
+            device.driver in _HARD_TO_SEE
             or os.path.lexists(f"{device.sys_path}/virtfn0")
             or (os.access(f"{device.sys_path}/net", os.F_OK) and is_elsewhere([device.sys_path / "net"]))
-            or device.driver == "nvidia"
             or (device.class_code or 0) >> 8 == _USB
         ):
             found.add(device)

@@ -49,6 +49,27 @@ def exports() -> list[Export]:
     return found
 
 
+def served_ports() -> set[int]:
+    """The names (WWPN) of the Fibre Channel ports by which disks are served."""
+    top = sysfs.SYS / "kernel/config"
+    names = [
+        (sysfs.read(folder / "addr_traddr") or "").rpartition("pn-")[2]
+        for folder in (top / "nvmet/ports").glob("*")
+        if sysfs.read(folder / "addr_trtype") == "fc" and any((folder / "subsystems").glob("*"))
+    ]
+    # The SCSI target calls them 21:00:00:24:ff:31:ae:12, 0x2100… or naa.2100…, as each driver likes.
+    names += [
+        folder.parent.name.removeprefix("naa.").replace(":", "")
+        for folder in (top / "target").glob("*/*/tpgt_*")
+        if sysfs.read(folder / "enable") == "1"
+    ]
+    found = set()
+    for name in names:
+        with contextlib.suppress(ValueError):
+            found.add(int(name, 16))
+    return found
+
+
 def _export(folder: Path, attribute: str, what: str) -> Iterator[Export]:
     path = sysfs.read(folder / attribute)
     if not path or not path.startswith("/dev/") or sysfs.read(folder / "enable") != "1":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,27 @@ def goes_with(device: HostDevice, above: HostDevice) -> bool:
     if above.is_bridge or above.driver is None:
         return False
     return device.subsystem == above.subsystem or device.subsystem not in ("platform", "amba")
+
+
+def fibre_channel_ports(folders: Iterable[Path]) -> set[int]:
+    """The names (WWPN) of a device's Fibre Channel ports."""
+    names = (sysfs.number(folder / "port_name", 16) for folder in folders if folder.parent.name == "fc_host")
+    return {name for name in names if name is not None}
+
+
+def fibre_channel_controllers(folders: Iterable[Path]) -> list[Path]:
+    """The folders of the NVMe controllers that a device's Fibre Channel ports lead to.
+
+    They hang below no device, and name the port in their address (Linux 7.3, drivers/nvme/host/fc.c:3534,
+    fabrics.c:140).
+    """
+    ports = fibre_channel_ports(folders)
+    found = []
+    for path in (sysfs.SYS / "class/nvme").glob("*") if ports else ():
+        port = re.search(r"host_traddr=[^,]*pn-0x([0-9a-f]+)", sysfs.read(path / "address") or "")
+        if port is not None and int(port[1], 16) in ports and sysfs.read(path / "transport") == "fc":
+            found.append(path.resolve())
+    return found
 
 
 def is_below(device: HostDevice, path: str) -> bool:

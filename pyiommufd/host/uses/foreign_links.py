@@ -46,7 +46,8 @@ def foreign_links(networks: Iterable[tuple[int, str]]) -> list[ForeignLink]:
             continue
         for name in _names(folder):
             number, below = (sysfs.read(f"{folder}/{name}/{attribute}") for attribute in ("ifindex", "iflink"))
-            if below and below.isdigit() and below not in (number, "0"):
+            # What stands on an interface of its own namespace has a link to that one.
+            if below and below.isdigit() and below not in (number, "0") and not _has_lower(f"{folder}/{name}"):
                 link = ForeignLink(f"{name} of pid {pid} ({command})", int(below))
                 found.setdefault((theirs, name, int(below)), link)
     return list(found.values())
@@ -57,6 +58,10 @@ def _device(folder: str) -> int | None:
         return os.stat(folder).st_dev  # noqa: PTH116
     except OSError:
         return None
+
+
+def _has_lower(folder: str) -> bool:
+    return any(name.startswith("lower_") for name in _names(folder))
 
 
 def _names(folder: str) -> list[str]:

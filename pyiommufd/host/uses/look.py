@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
+from .. import sysfs
 from ..devices import HostDevice
 from . import netlink
-from .exports import Export, exports
-from .folders import folders_below
+from .exports import Export, exports, served_ports
+from .folders import fibre_channel_controllers, folders_below
 from .foreign_links import ForeignLink, foreign_links
 from .mounts import Mount, loop_devices, mount_table, swap_areas
 from .netconsole import Netconsole, netconsole
@@ -29,9 +31,12 @@ class Look:
         self._folders: dict[HostDevice, list[Path]] = {}
 
     def folders(self, device: HostDevice) -> list[Path]:
-        """See `folders_below`."""
+        """See `folders_below`; with those of the NVMe controllers that it leads to by Fibre Channel."""
         if device not in self._folders:
-            self._folders[device] = list(folders_below(device))
+            found = list(folders_below(device))
+            for controller in fibre_channel_controllers(found):
+                found += [Path(folder) for folder, _, _ in os.walk(controller)]
+            self._folders[device] = found
         return self._folders[device]
 
     @cached_property
@@ -72,6 +77,17 @@ class Look:
     def exports(self) -> list[Export]:
         """The disks that are served to other machines."""
         return exports()
+
+    @cached_property
+    def served_ports(self) -> set[int]:
+        """See `exports.served_ports`."""
+        return served_ports()
+
+    @cached_property
+    def are_exports_hidden(self) -> bool:
+        """Whether configfs, which shows what is served, is mounted, but not where this process could look."""
+        is_here = os.path.ismount(sysfs.SYS / "kernel/config")
+        return not is_here and any(mount.kind == "configfs" for mount in self.mounts)
 
     @cached_property
     def links(self) -> dict[int, netlink.Link]:

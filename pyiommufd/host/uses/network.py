@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -221,13 +222,15 @@ def _hidden_layers(device: HostDevice, look: Look, found: dict[int, Interface]) 
 def is_elsewhere(folders: Iterable[Path]) -> bool:
     """Whether one of these folders has a network interface that this network namespace does not show.
 
-    The folder of a device's interfaces is there for as long as it has one; in it each namespace sees its own.
+    The folder of a device's interfaces is there for as long as it has one; in it each namespace sees its own, and its
+    number of links counts them all (Linux 7.3, fs/kernfs/inode.c:179).
     """
-    return any(folder.name == "net" and _is_empty(folder) for folder in folders)
+    return any(folder.name == "net" and _hides_some(folder) for folder in folders)
 
 
-def _is_empty(folder: Path) -> bool:
+def _hides_some(folder: Path) -> bool:
     try:
-        return not any(folder.iterdir())
+        shown = len(os.listdir(folder))  # noqa: PTH208 (hot)
+        return not shown or folder.stat().st_nlink - 2 > shown
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from ..devices import HostDevice
 from .folders import is_below, listed, node_name
 from .look import Look
 from .processes import char_path, console_names
+
+PARENTLESS = {"ccp": ("misc/sev", "misc/sfs"), "hfi1": ("hfi1_user/hfi1_*",)}
+"""Where the nodes of a driver's devices are in sysfs, which does not say whose they are."""
 
 
 def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iterator[Refusal]:
@@ -35,6 +39,7 @@ def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iter
     for name, processes in sorted(holders.items()):
         yield Refusal(device.name, "held", f"{name} is held open by {listed(processes)}")
     yield from _paravirtual_console(device, look)
+    yield from _dma_channels(device, look)
 
 
 def is_node_of(device: HostDevice, path: str) -> bool:
@@ -43,17 +48,31 @@ def is_node_of(device: HostDevice, path: str) -> bool:
 
 
 def _unlisted_nodes(device: HostDevice) -> dict[str, str]:
-    """Nodes of the device that sysfs knows nothing of: where it would have them, and their names.
+    """Nodes of the device of which sysfs does not say whose they are: where it has them, or would, and their names.
 
-    NVIDIA's own driver makes them without a class, and says which is whose in /proc (its README, "Known Issues" and
-    "The /proc Interface").
+    AMD's secure processor, whose firmware ends with its driver under all virtual machines, and Omni-Path adapters have
+    nodes without a parent (Linux 7.3, drivers/crypto/ccp/sev-dev.c:2828, drivers/infiniband/hw/hfi1/device.c:47).
+    NVIDIA's own driver makes its nodes without a class, and says which is whose in /proc (its README, "Known Issues"
+    and "The /proc Interface").
     """
+    if device.driver in PARENTLESS:
+        top = sysfs.SYS / "devices/virtual"
+        paths = [path for pattern in PARENTLESS[device.driver] for path in top.glob(pattern)]
+        return {os.path.realpath(path): node_name(path) for path in paths}
     text = sysfs.read(sysfs.PROC / "driver/nvidia/gpus" / device.name / "information") or ""
     minor = re.search(r"^Device Minor:\s*(\d+)", text, re.MULTILINE)
     if minor is None:
         return {}
     majors = re.findall(r"^\s*(\d+) nvidia(?:-frontend)?$", sysfs.read(sysfs.PROC / "devices") or "", re.MULTILINE)
     return {char_path(int(major), int(minor[1])): f"/dev/nvidia{minor[1]}" for major in majors}
+
+
+def _dma_channels(device: HostDevice, look: Look) -> Iterator[Refusal]:
+    """Channels of a DMA engine that the kernel has in use, such as for RAID (Linux 7.3, drivers/dma/dmaengine.c)."""
+    channels = [folder for folder in look.folders(device) if folder.parent.name == "dma"]
+    names = sorted(folder.name for folder in channels if sysfs.number(folder / "in_use"))
+    if names:
+        yield Refusal(device.name, "held", f"the kernel has DMA channels of it in use: {listed(names)}")
 
 
 def _paravirtual_console(device: HostDevice, look: Look) -> Iterator[Refusal]:

@@ -95,8 +95,7 @@ def look_at_processes(*, mappings: bool) -> Processes:
             found.networks.append((int(pid), command))
         if command in _UDEV:
             continue
-        remote = _remote_mounts(pid) if mounts != ours else None
-        held, sockets = _descriptors(pid, remote)
+        held, sockets = _held(pid, foreign=mounts != ours)
         found.sockets.update(dict.fromkeys(sockets, f"pid {pid} ({command})"))
         if mappings:
             held |= _mappings(pid)
@@ -140,33 +139,45 @@ def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:
     return number is not None and number[1] in mounts
 
 
-def _descriptors(pid: str, remote: frozenset[str] | None) -> tuple[set[str], list[int]]:
-    """The paths in sysfs of what a process has open, and the inodes of its sockets.
+def descriptors(pid: str, *, foreign: bool) -> Iterator[tuple[str, str, os.stat_result | None]]:
+    """What a process has open: the number, what it is of, and its status where it may be a device's node.
+
+    A stat of any other file may wait for a server that does not answer.
 
     Args:
         pid: The process.
-        remote: For one that sees other mounts than this one does: those with a server; see `_remote_mounts`.
+        foreign: Whether it is in another mount namespace than this one. Of a container's node the path is that within
+            the filesystem which the container has on /dev.
     """
     folder = f"{sysfs.PROC}/{pid}/fd"
-    found: set[str] = set()
-    sockets: list[int] = []
+    remote: frozenset[str] | None = None
     try:
         names = os.listdir(folder)  # noqa: PTH208 (hot)
     except OSError:
-        return found, sockets  # ended since
+        return  # ended since
     for name in names:
         try:
             target = os.readlink(f"{folder}/{name}")  # noqa: PTH115
-            if target.startswith("socket:["):
-                sockets.append(int(target[8:-1]))
-            elif _REGISTERS.fullmatch(target):
-                found.add(target)
-            # A stat of any other file may wait for a server that does not answer. Of a container's node the path is
-            # that within the filesystem which the container has on /dev.
-            elif "/dev/" in target or (remote is not None and target.startswith("/") and not _is_on(pid, name, remote)):
-                found |= _node(f"{folder}/{name}")
+            is_asked = target.startswith("/dev/")
+            if not is_asked and target.startswith("/") and (foreign or "/dev/" in target) and target[:5] != "/sys/":
+                remote = _remote_mounts(pid) if remote is None else remote
+                is_asked = not _is_on(pid, name, remote)
+            yield name, target, os.stat(f"{folder}/{name}") if is_asked else None  # noqa: PTH116
         except OSError:
             continue  # closed since
+
+
+def _held(pid: str, *, foreign: bool) -> tuple[set[str], list[int]]:
+    """The paths in sysfs of what a process has open, and the inodes of its sockets."""
+    found: set[str] = set()
+    sockets: list[int] = []
+    for _, target, status in descriptors(pid, foreign=foreign):
+        if target.startswith("socket:["):
+            sockets.append(int(target[8:-1]))
+        elif _REGISTERS.fullmatch(target):
+            found.add(target)
+        elif status is not None:
+            found |= _node(status)
     return found, sockets
 
 
@@ -179,15 +190,14 @@ def _mappings(pid: str) -> set[str]:
     found = set()
     for name in map(os.fsdecode, set(_MAPPED.findall(text))):
         try:
-            found |= {name} if name.startswith("/sys/") else _node(name)
+            found |= {name} if name.startswith("/sys/") else _node(os.stat(name))  # noqa: PTH116
         except OSError:
             continue  # unplugged, or another namespace's
     return found
 
 
-def _node(path: str) -> set[str]:
+def _node(status: os.stat_result) -> set[str]:
     """The path in sysfs of a device, by its node; none where it is no node."""
-    status = os.stat(path)  # noqa: PTH116
     if stat.S_ISBLK(status.st_mode):
         return {_sys_path("block", status.st_rdev)}
     return {_sys_path("char", status.st_rdev)} if stat.S_ISCHR(status.st_mode) else set()

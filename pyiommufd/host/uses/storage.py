@@ -12,7 +12,7 @@ from pathlib import Path
 from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
-from .folders import is_below, listed, node_name, number_of
+from .folders import fibre_channel_controllers, fibre_channel_ports, is_below, listed, node_name, number_of
 from .look import Look
 from .mounts import Mount, block_number, open_block
 
@@ -90,7 +90,7 @@ def _disks(folders: list[Path]) -> Iterator[Path]:
 
 def _nvme_subsystem(folder: Path) -> Path | None:
     """The subsystem of an NVMe controller: with native multipath a namespace hangs below that one."""
-    if folder.parent.name != "nvme" or not (folder / "subsysnqn").exists():
+    if not folder.name.startswith("nvme") or not (folder / "subsysnqn").exists():
         return None
     found = (sysfs.SYS / "class/nvme-subsystem").glob(f"*/{folder.name}")
     return next((path.parent.resolve() for path in found), None)
@@ -100,10 +100,11 @@ def shared_nodes(look: Look, device: HostDevice) -> list[Path]:
     """The folders of the device's character devices that are not below it.
 
     Those of NVMe namespaces with native multipath, ``ngXnY``, are beside their disks (Linux 7.3,
-    drivers/nvme/host/multipath.c, nvme_add_ns_head_cdev).
+    drivers/nvme/host/multipath.c, nvme_add_ns_head_cdev), and controllers behind Fibre Channel are by themselves.
     """
     subsystems = filter(None, map(_nvme_subsystem, look.folders(device)))
-    return [path for subsystem in subsystems for path in subsystem.glob("ng*n*") if (path / "dev").exists()]
+    nodes = [path for subsystem in subsystems for path in subsystem.glob("ng*n*") if (path / "dev").exists()]
+    return nodes + fibre_channel_controllers(look.folders(device))
 
 
 def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
@@ -125,6 +126,13 @@ def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) ->
     for path, number in look.swaps if numbers else ():
         if number in numbers:
             yield Refusal(device.name, "swap", f"it holds the swap area {path}{numbers[number].by_way_of}")
+    ports = fibre_channel_ports(look.folders(device))
+    if ports & look.served_ports:
+        yield Refusal(device.name, "held", "disks are served to other machines by its Fibre Channel port")
+    if (numbers or ports) and look.are_exports_hidden:
+        reason = "whether one of its disks is served to other machines cannot be seen"
+        where = "mount configfs on /sys/kernel/config, or look on the host"
+        yield Refusal(device.name, "unseen", f"{reason}: {where}")
     for export in look.exports:
         if export.number in numbers:
             block = numbers[export.number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,7 @@ import pytest
 from pyiommufd import HostDevice, list_devices, plan_claim
 from pyiommufd.host import drivers, uses
 from pyiommufd.host.standing import Standing, standings
-from tests.guest.uses.types import Refused, Runner
-from tests.patience import until
+from tests.guest.uses.types import Refused
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def test_virtual_function_in_use(physical: HostDevice, refused: Refused) -> None
     assert uses.refusals(physical) == ()
 
 
-def test_use_of_a_virtual_function_is_one_of_the_physical_one(physical: HostDevice, run: Runner) -> None:
+def test_use_of_a_virtual_function_is_one_of_the_physical_one(physical: HostDevice) -> None:
     """Who forces that they go away has not said that what the host does with them may be broken."""
+    (physical.sys_path / "sriov_drivers_autoprobe").write_text("0")
     (physical.sys_path / "sriov_numvfs").write_text("1")
     try:
         function = next(one for one in list_devices("pci") if (one.sys_path / "physfn").exists())
-        interface = until(lambda: next((path.name for path in function.sys_path.glob("net/*")), ""), "its interface")
         assert plan_claim(physical, force=["vfs"]).refusals == ()
-        run("ip", "address", "add", "192.0.2.1/24", "dev", interface)
-        run("ip", "link", "set", interface, "up")
-        refusals = plan_claim(physical, force=["vfs"]).refusals
-        assert [(refusal.device, refusal.kind) for refusal in refusals] == [(function.name, "address")]
-        assert plan_claim(physical, force=["vfs", "address"]).refusals == ()
+        with (function.sys_path / "resource0").open("rb") as registers:
+            reason = f"{registers.name} is held open by pid {os.getpid()} (python)"
+            (refusal,) = plan_claim(physical, force=["vfs"]).refusals
+            assert (refusal.device, refusal.kind, refusal.reason) == (function.name, "held", reason)
+            assert plan_claim(physical, force=["vfs", "held"]).refusals == ()
     finally:
         (physical.sys_path / "sriov_numvfs").write_text("0")
     assert uses.refusals(physical) == ()

@@ -15,6 +15,7 @@ import pytest
 from pyiommufd import DMABuffer, HostDevice, list_devices
 from pyiommufd.host import uses
 from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.uses.network import is_elsewhere
 from pyiommufd.testing.e1000e import E1000eDriver
 from tests.guest.uses.types import Driven, Refused, Runner
 from tests.patience import until
@@ -170,6 +171,22 @@ def test_interface_in_another_network_namespace(
         assert other.stdin is not None
         other.stdin.close()
     until(Path("/sys/class/net", interface).exists)
+
+
+def test_one_of_several_interfaces_in_another_network_namespace() -> None:
+    """A card with several shows the others, and counts it. What is below no card counts likewise: each lo here."""
+    folder = Path("/sys/devices/virtual/net")
+    until(lambda: not is_elsewhere([folder]), "the namespaces of the tests before are gone")
+    with subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo there; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"there\n"
+        assert (folder / "lo").is_dir()
+        assert is_elsewhere([folder])
+        assert other.stdin is not None
+        other.stdin.close()
+    until(lambda: not is_elsewhere([folder]))
 
 
 UNSEEN = (

@@ -8,8 +8,7 @@ import pytest
 
 from pyiommufd import list_devices
 from pyiommufd.host import uses
-from pyiommufd.host.uses import processes
-from pyiommufd.host.uses.processes import look_at_processes
+from pyiommufd.host.uses.processes import descriptors, look_at_processes
 from tests.unit.host.uses.host import Host
 
 NULL = "1:3"  # the number of /dev/null, a node that every machine has
@@ -111,6 +110,27 @@ def test_consoles_of_the_kernel(host: Host) -> None:
     assert host.refusals("0000:00:02.0") == [("held", "the kernel's console hvc0 may go by it")]
 
 
+@pytest.mark.parametrize(("driver", "node"), [("ccp", "misc/sev"), ("ccp", "misc/sfs"), ("hfi1", "hfi1_user/hfi1_0")])
+def test_node_that_has_no_parent(host: Host, driver: str, node: str) -> None:
+    """Linux 7.3, drivers/crypto/ccp/sev-dev.c:2828 and sfs.c:236, drivers/infiniband/hw/hfi1/device.c:47."""
+    host.fake.pci("0000:00:01.0", driver=driver)
+    folder = host.node(host.fake.root / "devices/virtual" / node, "char", "1:3")  # the number of /dev/null
+    assert host.refusals() == []
+    host.process(70, "qemu", holds="/dev/null")
+    assert host.refusals() == [("held", f"/dev/{folder.name} is held open by pid 70 (qemu)")]
+    assert uses.in_use([host.device()]) == {host.device(): {"held"}}
+
+
+def test_dma_channels_of_the_kernel(host: Host) -> None:
+    """Linux 7.3, drivers/dma/dmaengine.c:208."""
+    engine = host.fake.pci("0000:00:01.0", driver="ioatdma")
+    for number, count in enumerate(("0", "2")):
+        host.fake.file(f"{host.at(engine)}/dma/dma0chan{number}/in_use", count)
+        host.fake.link(f"class/dma/dma0chan{number}", engine / f"dma/dma0chan{number}")
+    assert host.refusals() == [("held", "the kernel has DMA channels of it in use: dma0chan1")]
+    assert uses.in_use([host.device()]) == {host.device(): {"held"}}
+
+
 @pytest.mark.parametrize("name", ["nvidia", "nvidia-frontend"])
 def test_node_that_sysfs_does_not_know(host: Host, name: str) -> None:
     """NVIDIA's: the driver says in /proc which one is whose."""
@@ -126,26 +146,21 @@ def test_node_that_sysfs_does_not_know(host: Host, name: str) -> None:
     assert {device.name for device in uses.in_use(list_devices())} == {"0000:00:02.0"}
 
 
-def test_file_of_a_server_is_not_asked(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may not answer: what a container has open on one is known by its mount."""
-    host.process(1, "init")
-    host.process(70, "inner", holds=str(tmp_path / "remote"), namespace="mnt:[2]")
+def test_file_of_a_server_is_not_asked(host: Host, tmp_path: Path) -> None:
+    """It may not answer: what a process has open on one is known by its mount."""
+    (tmp_path / "dev").mkdir()
+    host.process(70, "inner", holds=str(tmp_path / "dev/remote"))
     process = host.fake.proc / "70"
-    (process / "fd/4").symlink_to(tmp_path / "local")
+    (process / "fd/4").symlink_to(tmp_path / "dev/local")
+    (process / "fd/5").symlink_to(tmp_path / "elsewhere")
     (process / "fdinfo").mkdir()
-    for fd, mount in (("3", 31), ("4", 30)):
+    for fd, mount, name in (("3", 31, "dev/remote"), ("4", 30, "dev/local"), ("5", 30, "elsewhere")):
+        (tmp_path / name).touch()
         (process / "fdinfo" / fd).write_text(f"pos:\t0\nflags:\t02\nmnt_id:\t{mount}\n")
-    asked: list[str] = []
-
-    def node(path: str) -> set[str]:
-        asked.append(Path(path).name)
-        return set()
-
-    monkeypatch.setattr(processes, "_node", node)
     host.mount("0:30", "/", process="70")
     for kind in ("nfs4", "fuse.sshfs", "ext4"):
         lines = (process / "mountinfo").read_text().splitlines()
         (process / "mountinfo").write_text(f"30 {lines[0].partition(' ')[2]}\n31 1 0:31 / /srv rw - {kind} x rw\n")
-        asked.clear()
-        look_at_processes(mappings=False)
-        assert asked == (["4"] if kind != "ext4" else ["3", "4"])
+        for foreign in (True, False):
+            asked = {fd for fd, _, status in descriptors("70", foreign=foreign) if status is not None}
+            assert asked == {"4"} | ({"5"} if foreign else set()) | ({"3"} if kind == "ext4" else set())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyiommufd import HostDevice
 from pyiommufd.host import uses
 from pyiommufd.host.uses import exports, storage
 from tests.unit.host.uses.host import Host
@@ -140,6 +141,68 @@ def test_character_device_of_a_multipath_namespace(host: Host) -> None:
     assert uses.in_use([host.device()]) == {host.device(): {"held"}}
 
 
+@pytest.fixture
+def adapter(host: Host) -> HostDevice:
+    """A Fibre Channel adapter, whose port an NVMe controller is reached by, and that controller, without a disk yet.
+
+    Linux 7.3, drivers/nvme/host/fabrics.c:1510 (whose child it is) and 126 (address), drivers/nvme/host/sysfs.c:505
+    (transport), drivers/scsi/scsi_transport_fc.c (port_name).
+    """
+    folder = host.fake.pci("0000:00:01.0", driver="lpfc", group=1)
+    host.fake.file(f"{host.at(folder)}/host1/fc_host/host1/port_name", "0x10000090fa942779")
+    host.fake.link("class/fc_host/host1", folder / "host1/fc_host/host1")
+    controller = host.fake.root / "devices/virtual/nvme-fabrics/ctl/nvme0"
+    host.node(controller, "char", "1:3")  # the number of /dev/null
+    here = "traddr=nn-0x200000109b000001:pn-0x100000109b000001,host_traddr=nn-0x20000090fa942779:pn-0x10000090fa942779"
+    for name, text in (("transport", "fc"), ("address", here), ("subsysnqn", "nqn.x")):
+        host.fake.file(f"{host.at(controller)}/{name}", text)
+    host.fake.link("class/nvme/nvme0", controller)
+    return host.device()
+
+
+@pytest.mark.parametrize("multipath", [True, False])
+def test_disk_behind_fibre_channel(host: Host, adapter: HostDevice, multipath: bool) -> None:
+    """Nothing of it is below the adapter."""
+    controller = host.fake.root / "devices/virtual/nvme-fabrics/ctl/nvme0"
+    subsystem = host.fake.root / "devices/virtual/nvme-subsystem/nvme-subsys0"
+    host.disk((subsystem if multipath else controller) / "nvme0n1", "259:0")
+    host.fake.link(f"{host.at(subsystem)}/nvme0", controller)
+    host.fake.link("class/nvme-subsystem/nvme-subsys0", subsystem)
+    assert host.refusals() == []
+    host.mount("259:0", "/")
+    assert host.refusals() == [("root", "it holds the root filesystem, mounted on /")]
+    assert uses.in_use([adapter]) == {adapter: {"root"}}
+    other = host.fake.pci("0000:00:02.0", driver="lpfc", group=2)
+    host.fake.file(f"{host.at(other)}/host2/fc_host/host2/port_name", "0x10000090fa942780")
+    assert host.refusals("0000:00:02.0") == []
+
+
+def test_node_of_a_controller_behind_fibre_channel(host: Host, adapter: HostDevice) -> None:
+    host.process(70, "nvme", holds="/dev/null")
+    assert host.refusals() == [("held", "/dev/nvme0 is held open by pid 70 (nvme)")]
+
+
+@pytest.mark.parametrize("name", ["naa.10000090fa942779", "10:00:00:90:fa:94:27:79", "0x10000090fa942779"])
+def test_port_that_serves_disks_over_fibre_channel(host: Host, adapter: HostDevice, name: str) -> None:
+    """By the SCSI target, as its drivers call the port; and only what is switched on."""
+    folder = f"kernel/config/target/qla2xxx/{name}/tpgt_1"
+    host.fake.file(f"{folder}/enable", "0")
+    assert host.refusals() == []
+    host.fake.file(f"{folder}/enable", "1")
+    assert host.refusals() == [("held", "disks are served to other machines by its Fibre Channel port")]
+    assert uses.in_use([adapter]) == {adapter: {"held"}}
+
+
+def test_port_that_serves_nvme_disks_over_fibre_channel(host: Host, adapter: HostDevice) -> None:
+    folder = host.fake.root / "kernel/config/nvmet/ports/1"
+    host.fake.file(f"{host.at(folder)}/addr_trtype", "fc")
+    host.fake.file(f"{host.at(folder)}/addr_traddr", "nn-0x20000090fa942779:pn-0x10000090fa942779")
+    (folder / "subsystems").mkdir()
+    assert host.refusals() == []
+    (folder / "subsystems/nqn.a").mkdir()
+    assert host.refusals() == [("held", "disks are served to other machines by its Fibre Channel port")]
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOMEDIUM, errno.EIO])
 def test_disk_that_does_not_let_itself_be_asked(host: Host, nvme: Path, number: int) -> None:
     """Only an open that succeeds says that nobody has it."""
@@ -245,6 +308,13 @@ def test_disk_that_is_served(host: Host, nvme: Path, monkeypatch: pytest.MonkeyP
         ("held", "nvme0n1 is served as the SCSI target's iblock_0/disk"),
     ]
     assert uses.in_use([host.device()]) == {host.device(): {"held"}}
+
+
+def test_configfs_that_is_mounted_elsewhere(host: Host, nvme: Path) -> None:
+    """A container that sees all processes, with a sysfs of its own: init's mounts tell that something may be served."""
+    host.mount("0:20", "/sys/kernel/config", kind="configfs", process="1")
+    reason = "whether one of its disks is served to other machines cannot be seen"
+    assert host.refusals() == [("unseen", f"{reason}: mount configfs on /sys/kernel/config, or look on the host")]
 
 
 def test_controller_that_is_served_as_a_whole(host: Host, nvme: Path) -> None:
