@@ -1,71 +1,112 @@
 """Network interfaces of other network namespaces that stand above one of this machine's cards.
 
-Such as the macvlan of a container: the kernel links an interface to what is above it within one namespace only. A
-process that has a sysfs of its own namespace shows the rest (Linux 7.3, Documentation/ABI/testing/sysfs-class-net).
+Such as the macvlan of a container: the kernel links an interface to what is above it within one namespace only. Each
+other namespace is asked from within, by a thread that enters it (setns(2)).
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from .. import sysfs
-from .mounts import is_remote, mounts_of
+from . import netlink
+
+_CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703  # Linux 7.3, include/uapi/linux/nsfs.h
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignLink:
-    """An interface above another one.
+    """An interface above one of this network namespace.
 
     Attributes:
         name: Its name, and in whose eyes.
-        below: The number of the interface that it stands on, which is in another namespace than it.
+        below: The number of the interface that it stands on.
     """
 
     name: str
     below: int
 
 
-def foreign_links(networks: Iterable[tuple[int, str]]) -> list[ForeignLink]:
-    """Those that processes see.
+@dataclass(slots=True)
+class ForeignLinks:
+    """What other network namespaces have.
+
+    Attributes:
+        found: The interfaces.
+        unseen: Whose namespace could not be asked, and why, for a sentence.
+    """
+
+    found: list[ForeignLink] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+
+
+def foreign_links(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
+    """Ask other network namespaces.
 
     Args:
-        networks: The number and the command of processes in other network namespaces; see `Processes.networks`.
+        namespaces: The file of each, such as ``/proc/70/ns/net``, and whose it is. What is gone by now, or is no
+            network namespace, is left out; one that is named twice is asked once.
     """
-    ours = _device(f"{sysfs.SYS}/class/net")
-    found: dict[tuple[int, str, int], ForeignLink] = {}
-    for pid, command in networks:
-        # A look below such a root may wait for its server.
-        if any(mount.point == "/" and is_remote(mount.kind) for mount in mounts_of(str(pid))):
-            continue
-        folder = f"{sysfs.PROC}/{pid}/root/sys/class/net"
-        theirs = _device(folder)
-        # A service without a network may see the sysfs of the host, where its links are those of the host.
-        if theirs is None or theirs == ours:
-            continue
-        for name in _names(folder):
-            number, below = (sysfs.read(f"{folder}/{name}/{attribute}") for attribute in ("ifindex", "iflink"))
-            # What stands on an interface of its own namespace has a link to that one.
-            if below and below.isdigit() and below not in (number, "0") and not _has_lower(f"{folder}/{name}"):
-                link = ForeignLink(f"{name} of pid {pid} ({command})", int(below))
-                found.setdefault((theirs, name, int(below)), link)
-    return list(found.values())
+    result = ForeignLinks()
+    failures: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            _ask_all(namespaces, result)
+        except BaseException as error:
+            failures.append(error)
+
+    # A thread that ends with this: it does not come back from where it goes.
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    for failure in failures:
+        raise failure
+    return result
 
 
-def _device(folder: str) -> int | None:
-    try:
-        return os.stat(folder).st_dev  # noqa: PTH116
-    except OSError:
-        return None
+def _ask_all(namespaces: Iterable[tuple[str, str]], result: ForeignLinks) -> None:
+    with _opened(f"{sysfs.PROC}/self/ns/net") as ours:
+        seen = {_inode(ours)}
+        for path, whose in namespaces:
+            with _opened(path) as fd:
+                if ours is None or fd is None or _inode(fd) in seen:
+                    continue
+                seen.add(_inode(fd))
+                try:
+                    result.found += [ForeignLink(f"{link.name} of {whose}", link.below) for link in _ask(fd, ours)]
+                except OSError as error:
+                    result.unseen.append(f"{whose} ({error.strerror})")
 
 
-def _has_lower(folder: str) -> bool:
-    return any(name.startswith("lower_") for name in _names(folder))
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int | None]:
+    """A network namespace's file; None where there is none of that path."""
+    with contextlib.ExitStack() as stack:
+        fd = None
+        with contextlib.suppress(OSError):
+            found = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, found)
+            fd = found if fcntl.ioctl(found, _NS_GET_NSTYPE) == _CLONE_NEWNET else None
+        yield fd
 
 
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208
-    except OSError:
-        return []
+def _inode(fd: int | None) -> int | None:
+    return None if fd is None else os.fstat(fd).st_ino
+
+
+def _ask(namespace: int, ours: int) -> list[netlink.Link]:
+    """The interfaces in a network namespace, which this thread enters, that stand above one of ours."""
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    # In this order: by naming another namespace the kernel gives it its number.
+    links = [link for link in netlink.bare_links() if link.below and link.below_in is not None]
+    number = netlink.namespace_number(ours) if links else None
+    return [link for link in links if link.below_in == number]

@@ -11,7 +11,7 @@ from ..devices import HostDevice
 from . import netlink
 from .exports import Export, exports, served_ports
 from .folders import fibre_channel_controllers, folders_below
-from .foreign_links import ForeignLink, foreign_links
+from .foreign_links import ForeignLinks, foreign_links
 from .mounts import Mount, loop_devices, mount_table, swap_areas
 from .netconsole import Netconsole, netconsole
 from .packet_sockets import PacketSockets, packet_sockets
@@ -54,9 +54,13 @@ class Look:
         return self._processes.unseen
 
     @cached_property
-    def foreign_links(self) -> list[ForeignLink]:
-        """The interfaces in other network namespaces that stand above one of somewhere else."""
-        return foreign_links(self._processes.networks)
+    def foreign_links(self) -> ForeignLinks:
+        """The interfaces in other network namespaces that stand above one of this one."""
+        places = [(f"{sysfs.PROC}/{pid}/ns/net", f"pid {pid} ({command})") for pid, command in self._processes.networks]
+        # One without a process has a name (ip-netns(8)), in this mount namespace or in init's.
+        names = [mount.point for mount in self.mounts if mount.kind == "nsfs"]
+        places += [(f"{top}{name}", f"the network namespace {name}") for name in names for top in ("", "/proc/1/root")]
+        return foreign_links(places)
 
     @cached_property
     def mounts(self) -> list[Mount]:

@@ -16,16 +16,17 @@ from dataclasses import dataclass, field
 
 from .. import sysfs
 
-# Numbers: Linux 7.3, include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,if_arp,nexthop}.h.
-GET_LINK, GET_ADDRESS, GET_ROUTE, GET_NEXTHOP = 18, 22, 26, 106
-_REQUEST_DUMP = 0x301
+# Numbers: Linux 7.3, include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,if_arp,nexthop,net_namespace}.h.
+GET_LINK, GET_ADDRESS, GET_ROUTE, GET_NAMESPACE, GET_NEXTHOP = 18, 22, 26, 90, 106
+_REQUEST_DUMP, _REQUEST_ANSWER = 0x301, 0x5
 _DONE, _ERROR, _INTERRUPTED = 3, 2, 0x10
-_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
+_NAME, _BELOW, _LINK_INFO, _INFO_KIND, _BELOW_IN = 3, 5, 18, 1, 37
 _XDP, _XDP_ATTACHED = 43, 2
 _PARENT, _PARENT_BUS = 56, 57
 _ADDRESS, _LOCAL = 1, 2
 _DESTINATION, _WAY_OUT, _WAYS_OUT, _TABLE, _NEXTHOP = 1, 4, 9, 15, 30
 _NEXTHOP_ID, _NEXTHOP_GROUP, _NEXTHOP_WAY_OUT = 1, 2, 5
+_NAMESPACE_NUMBER, _NAMESPACE_FD = 1, 3
 _UNICAST = 1
 _BY_KERNEL = 2
 _CLONED = 0x200
@@ -57,6 +58,8 @@ class Link:
         hardware: The type of its hardware (``ARPHRD_…``): 1 is Ethernet.
         parent: The name of the device that it is of, empty where it is of none; None where the kernel does not say.
         has_xdp: Whether an XDP program is attached.
+        below: The number of the interface that it stands on, or is the other end of; 0: none.
+        below_in: The number of the network namespace that has that one; None: its own.
     """
 
     index: int
@@ -69,6 +72,28 @@ class Link:
     hardware: int = _ETHERNET
     parent: str | None = None
     has_xdp: bool = False
+    below: int = 0
+    below_in: int | None = None
+
+
+def bare_links() -> list[Link]:
+    """The network interfaces alone, without addresses and routes.
+
+    Raises:
+        OSError: The kernel does not say.
+    """
+    return [_parse_link(message) for message in messages(GET_LINK)]
+
+
+def namespace_number(fd: int) -> int:
+    """By which number the kernel speaks here of another network namespace, by its file; -1: it has none.
+
+    Raises:
+        OSError: The kernel does not say.
+    """
+    body = struct.pack("=BxxxHHi", 0, 8, _NAMESPACE_FD, fd)
+    (message,) = messages(GET_NAMESPACE, body, flags=_REQUEST_ANSWER)
+    return int.from_bytes(dict(attributes(message[4:]))[_NAMESPACE_NUMBER], sys.byteorder, signed=True)
 
 
 def links() -> dict[int, Link]:
@@ -77,7 +102,7 @@ def links() -> dict[int, Link]:
     Raises:
         OSError: The kernel does not say.
     """
-    by_index = {link.index: link for link in map(_parse_link, messages(GET_LINK))}
+    by_index = {link.index: link for link in bare_links()}
     for message in messages(GET_ADDRESS):
         _add_address(by_index, message)
     routes = [route for route in map(_parse_route, messages(GET_ROUTE)) if route is not None]
@@ -90,13 +115,16 @@ def links() -> dict[int, Link]:
     return by_index
 
 
-def messages(request: int, body: bytes = bytes(16), protocol: int = socket.NETLINK_ROUTE) -> list[bytes]:
+def messages(
+    request: int, body: bytes = bytes(16), protocol: int = socket.NETLINK_ROUTE, flags: int = _REQUEST_DUMP
+) -> list[bytes]:
     """All that the kernel has of one sort, each without its netlink header; none where it has no network.
 
     Args:
         request: The number of the request, such as `GET_LINK`.
         body: What follows its header; all zero is the family that stands for all of them.
         protocol: The protocol of netlink that has the request.
+        flags: How the kernel answers: with all that there is, or else, to one question, with an end to the answer.
 
     Raises:
         OSError: The kernel refused, or things changed again and again during the answer.
@@ -105,7 +133,7 @@ def messages(request: int, body: bytes = bytes(16), protocol: int = socket.NETLI
         try:
             with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as connection:
                 connection.settimeout(_PATIENCE)
-                header = _HEADER.pack(_HEADER.size + len(body), request, _REQUEST_DUMP, 1, 0)
+                header = _HEADER.pack(_HEADER.size + len(body), request, flags, 1, 0)
                 connection.sendto(header + body, (0, 0))
                 found = _receive(connection)
         except OSError as error:
@@ -169,6 +197,8 @@ def _parse_link(message: bytes) -> Link:
         hardware=hardware,
         parent=parent,
         has_xdp=any(xdp.get(_XDP_ATTACHED, b"")),
+        below=_number(found.get(_BELOW, b"")),
+        below_in=_number(found[_BELOW_IN]) if _BELOW_IN in found else None,
     )
 
 

@@ -212,11 +212,16 @@ def _hidden_layers(device: HostDevice, look: Look, found: dict[int, Interface]) 
         under = names.get(line.rpartition(" ")[2])
         if under is not None:
             yield Refusal(device.name, "held", f"a PPPoE session goes by {under}")
-    for link in look.foreign_links:
+    for link in look.foreign_links.found if names else ():
         under = found.get(link.below)
-        if under is not None:
+        if under is not None and under.link is not None:
             reason = f"{printable(link.name)}, in another network namespace, stands above {under}"
             yield Refusal(device.name, "held", reason)
+    up = _up(found)
+    if up and look.foreign_links.unseen:
+        whose = printable(listed(look.foreign_links.unseen))
+        reason = f"whether an interface of another network namespace stands above {listed(up)} cannot be seen: {whose}"
+        yield Refusal(device.name, "unseen", f"{reason}; look on the host, as root")
 
 
 def is_elsewhere(folders: Iterable[Path]) -> bool:

@@ -47,7 +47,7 @@ class Processes:
         files: The nodes and registers of devices that they hold open.
         namespaces: The number and the command of a process in each mount namespace that is neither init's nor this
             process's.
-        networks: The same for network namespaces; one for each mount namespace that its processes are in.
+        networks: The same for network namespaces that are not this process's.
         sockets: Who holds a socket, by its inode.
         unseen: Whose files and mounts this process may not look at, and from where that could be done, for a sentence
             each. Empty: all was seen.
@@ -69,8 +69,7 @@ def look_at_processes(*, mappings: bool) -> Processes:
     found = Processes(files=_consoles())
     ours = namespace("self", "mnt")
     seen = {ours, namespace("1", "mnt"), None}
-    our_network = namespace("self", "net")
-    networks: set[tuple[str | None, str | None]] = set()
+    networks = {namespace("self", "net"), None}
     try:
         pids = [name for name in os.listdir(sysfs.PROC) if name.isdigit()]  # noqa: PTH208 (hot)
     except OSError:
@@ -90,8 +89,8 @@ def look_at_processes(*, mappings: bool) -> Processes:
             seen.add(mounts)
             found.namespaces.append((int(pid), command))
         network = namespace(pid, "net")
-        if network not in (our_network, None) and (network, mounts) not in networks:
-            networks.add((network, mounts))
+        if network not in networks:
+            networks.add(network)
             found.networks.append((int(pid), command))
         if command in _UDEV:
             continue

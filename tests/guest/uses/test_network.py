@@ -173,6 +173,53 @@ def test_interface_in_another_network_namespace(
     until(Path("/sys/class/net", interface).exists)
 
 
+@pytest.fixture(params=["process", "name"])
+def namespace(request: pytest.FixtureRequest, run: Runner) -> Iterator[tuple[str, str]]:
+    """Another network namespace, of a process or of a name alone: for ``ip link set … netns``, and for a refusal."""
+    if request.param == "name":
+        run("ip", "netns", "add", "router")
+        yield "router", "the network namespace /run/netns/router"
+        run("ip", "netns", "delete", "router")
+        return
+    with subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo there; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"there\n"
+        yield str(other.pid), f"pid {other.pid} (cat)"
+        other.stdin.close()
+
+
+def test_interface_above_a_card_in_another_network_namespace(
+    card: HostDevice, up: str, run: Runner, refused: Refused, lists: Lists, namespace: tuple[str, str]
+) -> None:
+    """As a container's macvlan; and what only has the card's number there is not above it."""
+    where, name = namespace
+    run("ip", "link", "add", "mac0", "link", up, "type", "macvlan")
+    run("ip", "link", "set", "mac0", "netns", where)
+    reason = f"mac0 of {name}, in another network namespace, stands above {up}"
+    assert refused(card) == [(card.name, "held", reason)]
+    assert lists(card)
+    within = ("nsenter", f"--net=/proc/{where}/ns/net") if where.isdigit() else ("ip", "netns", "exec", where)
+    run(*within, "ip", "link", "delete", "mac0")
+    assert uses.refusals(card) == ()
+    # One end of a pair is there, the other in a third namespace, by the number that the card has here.
+    number = str(socket.if_nametoindex(up))
+    run(*within, "ip", "link", "add", "one", "type", "veth", "peer", "name", "two", "index", number)
+    with subprocess.Popen(
+        [*within, "unshare", "--net", "sh", "-c", "echo there; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as third:
+        assert third.stdin is not None
+        assert third.stdout is not None
+        assert third.stdout.readline() == b"there\n"
+        run(*within, "ip", "link", "set", "two", "netns", str(third.pid))
+        assert uses.refusals(card) == ()
+        third.stdin.close()
+
+
 def test_one_of_several_interfaces_in_another_network_namespace() -> None:
     """A card with several shows the others, and counts it. What is below no card counts likewise: each lo here."""
     folder = Path("/sys/devices/virtual/net")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.host import uses
-from pyiommufd.host.uses import foreign_links
+from pyiommufd.host.uses import look
+from pyiommufd.host.uses.foreign_links import ForeignLinks
 from pyiommufd.host.uses.netlink import Link
 from tests.unit.host.uses.host import Host
 
@@ -105,39 +106,16 @@ def test_pppoe(host: Host, card: Path) -> None:
     assert host.refusals() == [("held", "a PPPoE session goes by eth0.7, above eth0")]
 
 
-@pytest.fixture
-def container(host: Host, card: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The interfaces of a container, in a sysfs of its own: an end of a veth pair, and a macvlan above eth0."""
+def test_other_network_namespace_that_cannot_be_entered(
+    host: Host, card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is set up there for a card that is up is unknown."""
     host.interface(card, "eth0")
-    ours = host.fake.proc / "self/ns/net"
-    ours.unlink()
-    ours.symlink_to("net:[1]")
-    for pid in (70, 71):
-        host.process(pid, "inner", network="net:[2]")
-    folder = host.fake.proc / "70/root/sys/class/net"
-    for name, number, below in (("lo", 1, 1), ("eth0", 5, 9), ("mac0", 6, 2), ("tun0", 2, 0)):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "ifindex").write_text(f"{number}\n")
-        (folder / name / "iflink").write_text(f"{below}\n")
-    device = foreign_links._device
-    monkeypatch.setattr(foreign_links, "_device", lambda path: 99 if "/root/" in path and device(path) else 1)
-    return folder
-
-
-def test_interface_of_a_container_above_the_cards(host: Host, container: Path) -> None:
-    assert host.refusals() == [
-        ("held", "mac0 of pid 70 (inner), in another network namespace, stands above eth0"),
-    ]
-    assert set(uses.in_use([host.device()])) == {host.device()}
-
-
-def test_service_that_sees_the_sysfs_of_the_host(host: Host, container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign_links, "_device", lambda path: 1)
-    assert host.refusals() == []
-
-
-def test_container_whose_root_has_a_server_is_left_alone(host: Host, container: Path) -> None:
-    host.mount("0:40", "/", kind="fuse.sshfs", process="70")
+    unseen = ["pid 70 (inner) (Operation not permitted)"]
+    monkeypatch.setattr(look, "foreign_links", lambda namespaces: ForeignLinks(unseen=unseen))
+    reason = "whether an interface of another network namespace stands above eth0 cannot be seen"
+    assert host.refusals() == [("unseen", f"{reason}: {unseen[0]}; look on the host, as root")]
+    host.link("eth0").is_up = False
     assert host.refusals() == []
 
 
