@@ -90,6 +90,8 @@ def claim(
     with ended_by_signals():
         plan = plan_claim(find_devices(devices), driver=driver, force=force)
         say_outlook()
+        for refusal in plan.forced:
+            say(f"in spite of: {refusal}")
         if dry_run:
             check_refusals(plan.refusals)
             show_steps(keeping.keep_steps(plan, persist=persist, user=user))
@@ -101,7 +103,8 @@ def claim(
 def _say_what_follows(plan: ClaimPlan, persist: bool, user: User | None) -> None:
     names = " ".join(device.name for device in plan.devices)
     if not plan.moves and not persist and user is None:
-        say(f"on vfio already, so nothing was claimed: {names}; to their host drivers: pyiommufd rebind {names}")
+        way = f"to their host drivers, if nobody else has claimed them: pyiommufd rebind {names}"
+        say(f"on vfio already, so nothing was claimed: {names}; {way}")
         return
     unasked = [move.device.name for move in plan.moves if move.device not in plan.devices]
     say(f"claimed {names}" + (f", and along with it {' '.join(unasked)}" if unasked else ""))

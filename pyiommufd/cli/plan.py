@@ -10,7 +10,6 @@ from pyiommufd.cli import records
 from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, say_outlook, waiting
 from pyiommufd.cli.status import FAILED
-from pyiommufd.errors import Refusal
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.printable import printable
 
@@ -56,18 +55,16 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
     """
     with waiting("looking at the devices"):
         made = plan_claim(find_devices(devices), driver=driver, force=force)
-        unforced = plan_claim(made.devices, driver=driver).refusals if force else ()
-        forced = [refusal for refusal in unforced if refusal.kind in made.force]
     say_outlook()
     if as_json:
-        print_json(_record(made, forced))
+        print_json(_record(made))
     else:
-        _print(made, forced)
+        _print(made)
     if made.refusals:
         sys.exit(FAILED)
 
 
-def _record(made: ClaimPlan, forced: list[Refusal]) -> records.Record:
+def _record(made: ClaimPlan) -> records.Record:
     return {
         "devices": [device.name for device in made.devices],
         "groups": [group.id for group in made.groups],
@@ -85,17 +82,17 @@ def _record(made: ClaimPlan, forced: list[Refusal]) -> records.Record:
         "companions": [device.name for device in made.companions],
         "refused": bool(made.refusals),
         "refusals": [records.refusal_record(refusal) for refusal in made.refusals],
-        "forced": [records.refusal_record(refusal) for refusal in forced],
+        "forced": [records.refusal_record(refusal) for refusal in made.forced],
         "steps": [records.step_record(step) for step in made.steps],
         "undo": list(made.undo_commands),
     }
 
 
-def _print(made: ClaimPlan, forced: list[Refusal]) -> None:
+def _print(made: ClaimPlan) -> None:
     sections: list[tuple[str, list[str]]] = [
         ("a claim takes these steps:", list(map(str, made.steps))),
         ("to undo them by hand, as root:", list(made.undo_commands)),
-        ("in spite of:", list(map(str, forced))),
+        ("in spite of:", list(map(str, made.forced))),
         ("it would be refused; --force KIND overrides any kind but claimed:", list(map(str, made.refusals))),
     ]
     lines = list(made.outline)

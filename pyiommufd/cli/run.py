@@ -127,6 +127,8 @@ def run(
     try:
         plan = plan_claim(devices, force=force)
         say_outlook()
+        for refusal in plan.forced:
+            _tell(f"in spite of: {refusal}")
         if show:
             _print(plan.devices, command, chosen, options)
             return

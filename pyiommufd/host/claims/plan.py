@@ -94,6 +94,7 @@ class ClaimPlan:
         driver: The vfio driver that the devices asked for were to have; None: each the one that is chosen by itself.
         steps: Every single change to the machine that `apply` makes, in order.
         undo: The steps that undo them, in order.
+        forced: What speaks against it and was named to ``force``.
     """
 
     devices: tuple[HostDevice, ...]
@@ -105,6 +106,7 @@ class ClaimPlan:
     driver: str | None = None
     steps: tuple[Step, ...] = ()
     undo: tuple[Step, ...] = ()
+    forced: tuple[Refusal, ...] = ()
 
     @property
     def companions(self) -> tuple[HostDevice, ...]:
@@ -222,16 +224,18 @@ def plan_claim(
         moves.append(Move(device, target, vfs_of(device).devices, below))
     # Endpoints before bridges, so that giving back, the other way round, has the bridges at work first.
     moves.sort(key=lambda move: move.device.is_bridge)
+    refusals = tuple(_refusals(wanted, groups.values(), moves))
     return ClaimPlan(
         devices=wanted,
         groups=tuple(groups.values()),
         moves=tuple(moves),
         stays=tuple(stays),
-        refusals=tuple(_refusals(wanted, groups.values(), moves, kinds)),
+        refusals=tuple(refusal for refusal in refusals if refusal.kind not in kinds),
         force=kinds,
         driver=driver,
         steps=tuple(_steps(moves)),
         undo=tuple(_undo(moves)),
+        forced=tuple(refusal for refusal in refusals if refusal.kind in kinds),
     )
 
 
@@ -288,18 +292,15 @@ def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]
             yield by_path[path]
 
 
-def _refusals(
-    wanted: Iterable[HostDevice], groups: Iterable[Group], moves: list[Move], force: frozenset[str]
-) -> Iterator[Refusal]:
+def _refusals(wanted: Iterable[HostDevice], groups: Iterable[Group], moves: list[Move]) -> Iterator[Refusal]:
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed(names_of(groups, moves))
     # The uses of what is below a device are among its own; virtual functions are beside it.
     moved = [device for move in moves for device in (move.device, *move.vfs)]
-    yield from (refusal for refusal in uses.refusals(*moved) if refusal.kind not in force)
-    yield from (refusal for refusal in bind_refusals(wanted) if refusal.kind not in force)
-    if "held" not in force:
-        yield from held(moved)
-        yield from bound_elsewhere(device for group in groups for device in group.devices)
+    yield from uses.refusals(*moved)
+    yield from bind_refusals(wanted)
+    yield from held(moved)
+    yield from bound_elsewhere(device for group in groups for device in group.devices)
 
 
 def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:

@@ -206,7 +206,7 @@ def test_interface_above_a_card_in_another_network_namespace(
     assert uses.refusals(card) == ()
     # One end of a pair is there, the other in a third namespace, by the number that the card has here.
     number = str(socket.if_nametoindex(up))
-    run(*within, "ip", "link", "add", "one", "type", "veth", "peer", "name", "two", "index", number)
+    run(*within, "ip", "link", "add", "two", "index", number, "type", "veth", "peer", "name", "one")
     with subprocess.Popen(
         [*within, "unshare", "--net", "sh", "-c", "echo there; exec cat"],
         stdin=subprocess.PIPE,
@@ -216,6 +216,7 @@ def test_interface_above_a_card_in_another_network_namespace(
         assert third.stdout is not None
         assert third.stdout.readline() == b"there\n"
         run(*within, "ip", "link", "set", "two", "netns", str(third.pid))
+        assert f"one@if{number}" in run(*within, "ip", "link", "show", "one")
         assert uses.refusals(card) == ()
         third.stdin.close()
 

@@ -111,7 +111,9 @@ def test_refusals_end_plan_and_dry_run_alike() -> None:
 
 @pytest.mark.usefixtures("mounted")
 def test_force_goes_ahead_and_says_in_spite_of_what() -> None:
-    assert run("claim", "01:00.1", "--force", "mounted", "--dry-run").stdout.splitlines() == STEPS
+    result = run("claim", "01:00.1", "--force", "mounted", "--dry-run")
+    assert result.stdout.splitlines() == STEPS
+    assert result.stderr == "in spite of: 0000:01:00.0: it holds /home [mounted]\n"
     assert (
         "in spite of:\n  0000:01:00.0: it holds /home [mounted]" in run("plan", "01:00.1", "--force", "mounted").stdout
     )
