@@ -72,12 +72,13 @@ def refusals(*devices: HostDevice) -> tuple[Refusal, ...]:
     an interface of it, or one that is up has an address that is not link-local. ``bond``, ``bridge``: an interface is
     in one. ``vfs``: virtual functions of it are on a driver, or a device that goes away with it is on vfio's.
     ``boot-display``: the host's console is to be seen on it, or may be. ``held``: a process, or the kernel for itself,
-    has one of its nodes open, or its registers in sysfs; an interface is in another network namespace, has a packet or
-    AF_XDP socket, an XDP program, netconsole or a PPPoE session, or is a CAN that is up; or a disk is served to other
-    machines, by NVMe over Fabrics or as a SCSI target. ``unseen``: whether there is such a use cannot be seen by this
-    process, as in a container; the reason says what was not seen, and from where to look. Each is looked up through all
-    layers: partitions, device mapper, md and loop devices, bonds, bridges and VLANs; and of a container with a sysfs,
-    as most have, what it has above an interface of the host's, such as a macvlan.
+    has one of its nodes open, or its registers in sysfs; the kernel has a DMA channel of it in use; an interface is in
+    another network namespace, has a packet or AF_XDP socket, an XDP program, netconsole or a PPPoE session, or is a CAN
+    that is up; or a disk is served to other machines, by NVMe over Fabrics or as a SCSI target, or by a Fibre Channel
+    port of it. ``unseen``: whether there is such a use cannot be seen by this process, as in a container; the reason
+    says what was not seen, and from where to look. Each is looked up through all layers: partitions, device mapper, md
+    and loop devices, bonds, bridges and VLANs; and what other network namespaces have above an interface, such as a
+    container's macvlan.
 
     An NVMe, SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone
     shows some uses (ZFS's, say); by a node of its own below /dev where there is none. Who holds a node of vfio's is not

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -54,48 +53,52 @@ def foreign_links(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
         namespaces: The file of each, such as ``/proc/70/ns/net``, and whose it is. What is gone by now, or is no
             network namespace, is left out; one that is named twice is asked once.
     """
-    result = ForeignLinks()
-    failures: list[BaseException] = []
-
-    def ask() -> None:
-        try:
-            _ask_all(namespaces, result)
-        except BaseException as error:
-            failures.append(error)
+    from concurrent.futures import ThreadPoolExecutor
 
     # A thread that ends with this: it does not come back from where it goes.
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    for failure in failures:
-        raise failure
-    return result
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_ask_all, namespaces).result()
 
 
-def _ask_all(namespaces: Iterable[tuple[str, str]], result: ForeignLinks) -> None:
+def _ask_all(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
+    result = ForeignLinks()
     with _opened(f"{sysfs.PROC}/self/ns/net") as ours:
         seen = {_inode(ours)}
         for path, whose in namespaces:
-            with _opened(path) as fd:
-                if ours is None or fd is None or _inode(fd) in seen:
-                    continue
-                seen.add(_inode(fd))
-                try:
+            try:
+                with _opened(path) as fd:
+                    if ours is None or fd is None or _inode(fd) in seen:
+                        continue
+                    seen.add(_inode(fd))
                     result.found += [ForeignLink(f"{link.name} of {whose}", link.below) for link in _ask(fd, ours)]
-                except OSError as error:
-                    result.unseen.append(f"{whose} ({error.strerror})")
+            except OSError as error:
+                result.unseen.append(f"{whose} ({error.strerror})")
+    return result
 
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int | None]:
-    """A network namespace's file; None where there is none of that path."""
-    with contextlib.ExitStack() as stack:
-        fd = None
-        with contextlib.suppress(OSError):
-            found = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, found)
-            fd = found if fcntl.ioctl(found, _NS_GET_NSTYPE) == _CLONE_NEWNET else None
-        yield fd
+    """A network namespace's file; None where there is none of that path.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+        yield None
+        return
+    try:
+        yield fd if _is_network(fd) else None
+    finally:
+        os.close(fd)
+
+
+def _is_network(fd: int) -> bool:
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False  # no namespace at all
 
 
 def _inode(fd: int | None) -> int | None:

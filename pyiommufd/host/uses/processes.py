@@ -74,14 +74,14 @@ def look_at_processes(*, mappings: bool) -> Processes:
         pids = [name for name in os.listdir(sysfs.PROC) if name.isdigit()]  # noqa: PTH208 (hot)
     except OSError:
         pids = []
-    hidden = 0
+    hidden = False
     for pid in sorted(pids, key=int):
         command = sysfs.read(sysfs.PROC / pid / "comm") or "?"
         try:
             mounts = os.readlink(f"{sysfs.PROC}/{pid}/ns/mnt")  # noqa: PTH115
         except PermissionError:
             # So are its open files and its mappings, though those may be listed (proc(5), ptrace(2)).
-            hidden += 1
+            hidden = True
             continue
         except OSError:
             mounts = None  # ended since
@@ -99,15 +99,15 @@ def look_at_processes(*, mappings: bool) -> Processes:
         if mappings:
             held |= _mappings(pid)
         found.files += [OpenFile(path, f"pid {pid} ({command})") for path in sorted(held)]
-    found.unseen = list(_unseen(hidden))
+    found.unseen = list(_unseen(some_hidden=hidden))
     return found
 
 
-def _unseen(hidden: int) -> Iterator[tuple[str, str]]:
+def _unseen(*, some_hidden: bool) -> Iterator[tuple[str, str]]:
     """What `Processes.unseen` holds.
 
     Args:
-        hidden: How many processes did not let themselves be looked at.
+        some_hidden: Whether a process did not let itself be looked at.
     """
     if not sees_all_processes():
         yield "processes outside this PID namespace", "from the host"
@@ -117,9 +117,8 @@ def _unseen(hidden: int) -> Iterator[tuple[str, str]]:
         yield "processes outside this user namespace", "from the host, as root"
     elif not has_capability(CAP_SYS_PTRACE):
         yield "other users' processes", "as root (CAP_SYS_PTRACE)"
-    elif hidden:
-        which = "a process" if hidden == 1 else f"{hidden} processes"
-        yield f"{which} that this one may not look at", "from the host"
+    elif some_hidden:
+        yield "processes that this one may not look at", "from the host"
 
 
 def _remote_mounts(pid: str) -> frozenset[str]:
