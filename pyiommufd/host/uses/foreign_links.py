@@ -7,7 +7,6 @@ other namespace is asked from within, by a thread that enters it (setns(2)).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -53,7 +52,7 @@ def foreign_links(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
         namespaces: The file of each, such as ``/proc/70/ns/net``, and whose it is. What is gone by now, or is no
             network namespace, is left out; one that is named twice is asked once.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor  # here, as few looks come to this
 
     # A thread that ends with this: it does not come back from where it goes.
     with ThreadPoolExecutor(1) as pool:
@@ -107,6 +106,8 @@ def _inode(fd: int | None) -> int | None:
 
 def _ask(namespace: int, ours: int) -> list[netlink.Link]:
     """The interfaces in a network namespace, which this thread enters, that stand above one of ours."""
+    import ctypes  # likewise
+
     if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     # In this order: by naming another namespace the kernel gives it its number.
