@@ -176,8 +176,8 @@ def plan_claim(
     Args:
         devices: What to claim: `HostDevice` objects, names or paths; or one of these.
         driver: The vfio driver for these, such as ``vfio-pci`` where a variant driver is not wanted, with dashes or
-            underscores; also for one that is on another vfio driver. What comes along unasked has the driver that is
-            chosen by itself. None: that is chosen for all of them (`pyiommufd.host.drivers.vfio_driver_for`).
+            underscores; also for one that is on another vfio driver. Other members of the groups get the one that is
+            chosen by default; with None all do (`pyiommufd.host.drivers.vfio_driver_for`).
         force: The kinds of refusals to go ahead in spite of (`pyiommufd.errors.Refusal.kind`), such as
             ``mounted``. Each has to be named.
 

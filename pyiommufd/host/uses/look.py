@@ -59,7 +59,8 @@ class Look:
         places = [(f"{sysfs.PROC}/{pid}/ns/net", f"pid {pid} ({command})") for pid, command in self._processes.networks]
         # One without a process has a name (ip-netns(8)), in this mount namespace or in init's.
         names = [mount.point for mount in self.mounts if mount.kind == "nsfs"]
-        places += [(f"{top}{name}", f"the network namespace {name}") for name in names for top in ("", "/proc/1/root")]
+        tops = ("", f"{sysfs.PROC}/1/root")
+        places += [(f"{top}{name}", f"the network namespace {name}") for name in names for top in tops]
         return foreign_links(places)
 
     @cached_property

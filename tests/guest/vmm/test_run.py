@@ -316,6 +316,8 @@ def test_kept_claim_is_used_and_left(start: Start, alone: HostDevice) -> None:
         (entry,) = journal.entries(journal.RUN)
         entry.state = journal.State.KEPT
         journal.write(journal.RUN, entry)
+        dry = run_cli("run", "--dry-run", alone.name, "--", "sh")
+        assert (dry.returncode, dry.stdout, dry.stderr) == (0, "sh\n", "")
         run = start(alone.name, "--", "fds", "dma")
         run.end()
         assert run.process.returncode == 0

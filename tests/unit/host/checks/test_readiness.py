@@ -13,6 +13,7 @@ from pyiommufd.host import drivers, limits, running_kernel, sysfs
 from pyiommufd.host.checks import platform_checks
 from pyiommufd.host.checks.finding import Finding, Machine, State
 from pyiommufd.host.checks.readiness import readiness
+from pyiommufd.host.uses.processes import Processes
 from tests.fake_sysfs import FakeSysfs
 
 
@@ -38,6 +39,18 @@ def only(check: str, state: State, dev: Path = Path("/nonexistent")) -> Finding:
     assert finding.state is state
     assert bool(finding.fix) == (state is not State.OK)
     return finding
+
+
+@pytest.mark.parametrize("unseen", [[], [("other users' processes", "as root"), ("some", "elsewhere")]])
+def test_processes_that_cannot_be_looked_at(
+    fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch, unseen: list[tuple[str, str]]
+) -> None:
+    """In no other namespace than init's."""
+    monkeypatch.setattr(platform_checks, "outlook", lambda: "")
+    monkeypatch.setattr(platform_checks, "look_at_processes", lambda *, mappings: Processes(unseen=unseen))
+    finding = only("namespaces", State.WARNING if unseen else State.OK)
+    assert ("what other users' processes and some do with devices is not seen" in finding.summary) == bool(unseen)
+    assert finding.fix == ("look as root and elsewhere" if unseen else "")
 
 
 def test_iommu_that_is_on(fake: FakeSysfs) -> None:
