@@ -23,8 +23,9 @@ from pyiommufd.cli.output import say_outlook
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
-from pyiommufd.host.kept import boot_unit, keeping
-from pyiommufd.host.kept.user_limits import lock_limit
+from pyiommufd.host.kept import keeping
+from pyiommufd.host.limits import lock_limit
+from pyiommufd.host.persistent import boot_unit
 from pyiommufd.host.users import User, find_user
 
 

@@ -23,7 +23,8 @@ from typing import Any
 
 from pyiommufd import list_devices, plan_claim
 from pyiommufd.host.claims import journal
-from pyiommufd.host.kept import boot_unit, keeping, persistence
+from pyiommufd.host.kept import keeping
+from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.sysfs import PROC
 
 DISK = Path("/disk")
@@ -50,7 +51,7 @@ def boot() -> dict[str, Any]:
     from pyiommufd.cli.group import cli
 
     enabled = boot_unit.link().exists()
-    asked = bool(persistence.files())
+    asked = bool(claim_file.files())
     # A file that nobody would act on is a claim half made.
     assert enabled or not asked
     command = shlex.split(boot_unit.command()) if not enabled else shlex.split(_line_of_unit())
@@ -60,8 +61,8 @@ def boot() -> dict[str, Any]:
         "status": result.exit_code,
         "said": result.stderr,
         "drivers": {device.name: device.driver for device in list_devices("pci")},
-        "files": {file.name: file.read_text() for file in persistence.files()},
-        "others": [path.name for path in persistence.FOLDER.glob("*") if path.suffix != ".toml"],
+        "files": {file.name: file.read_text() for file in claim_file.files()},
+        "others": [path.name for path in claim_file.FOLDER.glob("*") if path.suffix != ".toml"],
         "unit": boot_unit.is_installed() or boot_unit.file().exists(),
         "kept": sum(entry.state is journal.State.KEPT for entry in journal.entries(journal.RUN)),
     }
@@ -89,9 +90,9 @@ class Points(logging.Handler):
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         # The new text is on disk under another name; it has its own name, on disk or not yet.
-        if event == "os.rename" and str(arguments[1]).startswith(str(persistence.FOLDER)):
+        if event == "os.rename" and str(arguments[1]).startswith(str(claim_file.FOLDER)):
             self.reached(f"rename to {arguments[1]}")
-        elif event == "open" and str(arguments[0]) == str(persistence.FOLDER):
+        elif event == "open" and str(arguments[0]) == str(claim_file.FOLDER):
             self.reached(f"sync {arguments[0]}")
 
     def reached(self, what: str) -> None:
@@ -113,7 +114,7 @@ def main() -> None:
         if action == "claim":
             keeping.release()
             plan = plan_claim(device)
-        elif not persistence.files():
+        elif not claim_file.files():
             keeping.keep(plan_claim(device), persist=True)
     os.sync()  # what was before is not what is tried
     points = Points(int(rest[1]) if len(rest) > 1 else None)

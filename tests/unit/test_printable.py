@@ -13,7 +13,7 @@ from pyiommufd import ClaimError, CloseError, DeviceNotFoundError, InUseError, R
 from pyiommufd.errors import Cause, ClaimRefusedError, IOMMUFDError, Refusal, ioctl_error
 from pyiommufd.host.checks.finding import Finding, State
 from pyiommufd.host.holders import Holder
-from pyiommufd.host.kept.identity import Identity
+from pyiommufd.host.persistent.identity import Identity
 from pyiommufd.printable import printable
 from pyiommufd.testing.errors import GuestError
 from tests.escapes import NASTY, invisible

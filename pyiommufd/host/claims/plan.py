@@ -116,6 +116,15 @@ class ClaimPlan:
         return tuple(device for device in dict.fromkeys([*members, *gone]) if device not in self.devices)
 
     @property
+    def endpoints(self) -> tuple[HostDevice, ...]:
+        """The devices that are in the groups once the claim is made, but for bridges."""
+        gone = {device for move in self.moves for device in move.gone}
+        # What stays on no driver is a bridge, of whatever kind.
+        gone |= {device for device in self.stays if device.driver is None}
+        members = dict.fromkeys(device for group in self.groups for device in group.devices)
+        return tuple(device for device in members if not device.is_bridge and device not in gone)
+
+    @property
     def undo_commands(self) -> tuple[str, ...]:
         """The lines of a shell, to be run as root, that undo the claim by hand."""
         return tuple(step.command for step in self.undo)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError, CloseError, IOMMUFDError
+from .. import access
 from ..claims import steps
 from ..claims.claim import Claim
 from ..claims.claim import recover as recover_claims
@@ -19,11 +20,11 @@ from ..claims.claim import recover_steps as recover_claims_steps
 from ..claims.plan import ClaimPlan
 from ..claims.signals import HeldBack, held_back
 from ..devices import HostDevice
+from ..durable import remove_drafts
+from ..persistent import boot_unit, claim_file
+from ..persistent.claim_file import PersistentClaim, persistent_claim
 from ..users import User, find_user
-from . import access, boot_unit, persistence
-from .durable import remove_drafts
 from .parts import AnyStep, FileAction, FileStep, Report, unfailing
-from .persistence import PersistentClaim, endpoints, persistent_claim
 from .record import KeptRecord, Node, Stage, locked, new_record, records
 from .undo import Kept, chosen, end_of_unit, left_behind, undo
 
@@ -94,7 +95,7 @@ def claim_persistent(*, report: Report | None = None) -> list[AtBoot]:
             _recover(report or _unseen)
         except (OSError, IOMMUFDError) as error:
             found.append(AtBoot(None, error=error))
-        for file in persistence.files():
+        for file in claim_file.files():
             signals.check()
             found.append(_at_boot(file, lambda order: _make_reported(order, signals, report or _unseen)))
     return found
@@ -102,12 +103,12 @@ def claim_persistent(*, report: Report | None = None) -> list[AtBoot]:
 
 def claim_persistent_steps() -> list[AtBoot]:
     """What `claim_persistent` would do, after what `recover_steps` returns. Changes nothing."""
-    return [_at_boot(file, _Order.steps) for file in persistence.files()]
+    return [_at_boot(file, _Order.steps) for file in claim_file.files()]
 
 
 def _at_boot(file: Path, carry_out: Callable[[_Order], tuple[AnyStep, ...]]) -> AtBoot:
     try:
-        claim = persistence.read(file)
+        claim = claim_file.read(file)
         names = tuple(identity.name for identity in claim.wanted)
         for record in records():
             if record.file == str(file) and record.stage is Stage.KEPT and record.find_entry() is not None:
@@ -189,7 +190,7 @@ def _recover(report: Report) -> list[str]:
         names += _undo_all(left_behind(), report)
     except CloseError as error:
         errors += error.errors
-    remove_drafts(persistence.FOLDER)
+    remove_drafts(claim_file.FOLDER)
     boot_unit.remove_draft()
     if errors:
         raise CloseError("not everything could be given back to the host:", tuple(errors))
@@ -253,7 +254,7 @@ class _Order:
     def given(self) -> list[HostDevice]:
         """The devices that have a node once the claim is made: not those that stay on pci-stub."""
         moved = {move.device for move in self.plan.moves}
-        return [device for device in endpoints(self.plan) if device in moved or device.on_vfio]
+        return [device for device in self.plan.endpoints if device in moved or device.on_vfio]
 
     def files(self) -> list[FileStep]:
         found = []
@@ -286,7 +287,7 @@ def _make(order: _Order, signals: HeldBack, report: Report) -> Claim:
             kept.release(report=unfailing(report))
         signals.check()
         return kept
-    record = new_record(sorted({*(move.device.name for move in plan.moves), *map(str, endpoints(plan))}))
+    record = new_record(sorted({*(move.device.name for move in plan.moves), *map(str, plan.endpoints)}))
     record.file = None if persistent is None else str(persistent.file)
     record.owns_file = order.writes
     if user is not None:

@@ -17,8 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ...errors import ClaimError
+from .. import durable
 from ..claims import journal, steps
-from . import durable
 
 
 class Stage(StrEnum):

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
+from .. import access
 from ..claims import journal, steps
 from ..claims.claim import release as release_claims
 from ..claims.claim import release_steps as release_claims_steps
 from ..devices import HostDevice, as_device, from_sys_path
-from . import access, boot_unit, persistence
+from ..persistent import boot_unit, claim_file
 from .parts import AnyStep, FileAction, FileStep, Report
 from .record import KeptRecord, Node, Stage, records
 
@@ -62,7 +63,7 @@ class Kept:
         if self.file is None or self.record is not None:
             return False
         try:
-            claim = persistence.read(self.file)
+            claim = claim_file.read(self.file)
         except ClaimError:
             return name == self.file.stem
         if device is not None:
@@ -74,7 +75,7 @@ class Kept:
         # First what would have it made again, whatever comes then.
         if self.file is not None and self.file.exists():
             file = self.file
-            yield _file_part(FileStep(str(file), FileAction.REMOVE), lambda: persistence.forget(file))
+            yield _file_part(FileStep(str(file), FileAction.REMOVE), lambda: claim_file.forget(file))
         if self.record is not None and self.record.uid is not None:
             gone = {self.record.id, *(other.record.id for other in undone if other.record is not None)}
             for node in self.record.nodes:
@@ -116,7 +117,7 @@ def _revoke(node: Node, record: KeptRecord, uid: int, gone: set[str]) -> Iterato
 
 def end_of_unit(removed: Iterable[Path]) -> Iterator[Part]:
     """What follows when these files have gone: with the last persistent claim goes the unit."""
-    left = set(persistence.files()) - set(removed)
+    left = set(claim_file.files()) - set(removed)
     if not left and boot_unit.file().exists() and boot_unit.is_ours():
         yield _file_part(FileStep(str(boot_unit.file()), FileAction.DISABLE), boot_unit.remove)
 
@@ -214,7 +215,7 @@ def _everything() -> list[Kept]:
         )
     ]
     files = {kept.file for kept in recorded}
-    alone = [Kept(None, None, file) for file in persistence.files() if file not in files]
+    alone = [Kept(None, None, file) for file in claim_file.files() if file not in files]
     made = [*recorded, *entries]
     made.sort(key=lambda kept: kept.entry.created if kept.entry is not None else 0, reverse=True)
     return [*made, *alone]

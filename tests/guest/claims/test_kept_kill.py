@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from pyiommufd import HostDevice, plan_claim
+from pyiommufd.host import access, durable
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.journal import Before
-from pyiommufd.host.kept import access, boot_unit, durable, keeping, persistence
+from pyiommufd.host.kept import keeping
 from pyiommufd.host.kept import record as kept_record
+from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.users import find_user
 from tests.guest.claims.test_kill import Point, cut_off, die, show
 from tests.sweeps import sample
@@ -38,7 +40,7 @@ def everything(state: Callable[[], State]) -> Callable[[], Any]:
     """All that such a claim changes, and the records of it."""
 
     def everything() -> Any:
-        files = [path for folder in (persistence.FOLDER, boot_unit.FOLDER) for path in folder.rglob("*")]
+        files = [path for folder in (claim_file.FOLDER, boot_unit.FOLDER) for path in folder.rglob("*")]
         return (
             state(),
             access.granted(keeping.IOMMU_NODE, USER.uid),
@@ -97,7 +99,7 @@ def test_kept_claim_that_is_killed_at_each_step(
     assert whole.status == 0
     assert recovered() == "recovered 0 devices in 0 steps"
     assert rng.refreshed().driver == "vfio-pci"
-    assert len(persistence.files()) == 1
+    assert len(claim_file.files()) == 1
     assert boot_unit.is_installed()
     keeping.release()
     assert everything() == before
@@ -127,7 +129,7 @@ def test_release_of_it_that_is_killed_at_each_step(
     every = points(whole.changes)
     assert sum("no longer let nobody open it" in what for _, _, what in every) == 2
     for point in sample("claims.kept_kill[release]", every, 4):
-        if not persistence.files():
+        if not claim_file.files():
             keep(rng)
         kept = everything()
         kill_at(point, keeping.release)

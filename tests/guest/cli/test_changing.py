@@ -20,9 +20,9 @@ from click.testing import CliRunner, Result
 from pyiommufd import DeviceFile, HostDevice, find_group
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand
-from pyiommufd.host import drivers
+from pyiommufd.host import access, drivers
 from pyiommufd.host.claims import journal
-from pyiommufd.host.kept import access, boot_unit, persistence
+from pyiommufd.host.persistent import boot_unit, claim_file
 
 State = dict[str, tuple[str | None, str | None]]
 
@@ -83,7 +83,7 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
     assert access.granted(IOMMU, NOBODY) is None
     assert journal.entries(journal.RUN) == []
     assert list((journal.RUN / "kept").glob("*.json")) == []
-    assert persistence.files() == []
+    assert claim_file.files() == []
     assert not boot_unit.file().exists()
     assert not boot_unit.link().is_symlink()
 
@@ -119,10 +119,10 @@ def test_driver_that_is_named_is_kept(alone: HostDevice, as_before: State, state
     assert plan["moves"][0]["after"] == "vfio-pci"
     assert len(dry_and_real("claim", alone.name, "--driver", "vfio_pci", "--persist")) == 4
     assert state()[alone.name] == ("vfio-pci", "vfio-pci")
-    (file,) = persistence.files()
-    assert persistence.read(file).driver == "vfio_pci"
+    (file,) = claim_file.files()
+    assert claim_file.read(file).driver == "vfio_pci"
     # Already on the driver that is named.
-    assert persistence.read(file).plan().steps == ()
+    assert claim_file.read(file).plan().steps == ()
     run("release", alone.name)
     assert state() == as_before
 
@@ -159,11 +159,11 @@ def test_everything_that_a_claim_can_have(
         f"{IOMMU}: let nobody open it",
         *(f"{name}: let nobody open it" for name in names),
         f"{boot_unit.file()}: write and enable",
-        f"{persistence.FOLDER}/{first.name}.toml: write",
+        f"{claim_file.FOLDER}/{first.name}.toml: write",
     ]
     assert boot_unit.is_installed()
-    (file,) = persistence.files()
-    claim = persistence.read(file)
+    (file,) = claim_file.files()
+    claim = claim_file.read(file)
     assert {identity.name for identity in (*claim.wanted, *claim.companions)} == set(names)
     # What the unit runs: it is there already.
     assert dry_and_real("claim", "--persistent") == []
@@ -183,7 +183,7 @@ def test_unit_runs_this_command(alone: HostDevice) -> None:
     run("claim", alone.name, "--persist")
     line = next(line for line in boot_unit.file().read_text().splitlines() if line.startswith("ExecStart="))
     run("release", "--dry-run")
-    (file,) = persistence.files()
+    (file,) = claim_file.files()
     kept = file.read_bytes()
     run("release")
     file.write_bytes(kept)
@@ -202,11 +202,11 @@ def test_persistent_claim_that_is_refused_at_boot(first: HostDevice, alone: Host
     """The one is taken by somebody else by then: nothing of it is done, and the other is made all the same."""
     run("claim", first.name, "--persist")
     run("claim", alone.name, "--persist", "--user", "nobody")
-    kept = {file: file.read_bytes() for file in persistence.files()}
+    kept = {file: file.read_bytes() for file in claim_file.files()}
     run("release")
     for file, content in kept.items():
         file.write_bytes(content)
-    file = persistence.FOLDER / f"{alone.name}.toml"
+    file = claim_file.FOLDER / f"{alone.name}.toml"
     file.write_text(file.read_text().replace('revision = "10"', 'revision = "11"'))
     dry = run("claim", "--persistent", "--dry-run", status=1)
     real = run("claim", "--persistent", status=1)
@@ -222,7 +222,7 @@ def test_persistent_claim_that_is_refused_at_boot(first: HostDevice, alone: Host
 @pytest.mark.long
 def test_file_that_is_none_hinders_no_other(alone: HostDevice) -> None:
     run("claim", alone.name, "--persist")
-    broken = persistence.FOLDER / "broken.toml"
+    broken = claim_file.FOLDER / "broken.toml"
     broken.write_text("version = 7\n")
     result = run("claim", "--persistent", status=1)
     assert "broken.toml is no persistent claim" in result.stderr
@@ -280,12 +280,12 @@ def test_node_that_is_not_there_fails_the_whole_claim(
 def test_file_that_cannot_be_written_fails_the_whole_claim(
     first: HostDevice, as_before: State, state: Callable[[], State]
 ) -> None:
-    persistence.FOLDER.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", persistence.FOLDER], check=True)
+    claim_file.FOLDER.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", claim_file.FOLDER], check=True)
     try:
         result = run("claim", first.name, "--persist", "--user", "nobody", status=1)
     finally:
-        subprocess.run(["umount", persistence.FOLDER], check=True)
+        subprocess.run(["umount", claim_file.FOLDER], check=True)
     assert "cannot write" in result.stderr
     assert "Read-only" in result.stderr
     assert state() == as_before
@@ -298,7 +298,7 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice
         assert f"{alone.name} cannot leave vfio-pci" in failed.stderr
         assert f"fd {file.fileno()}" in failed.stderr
         # What does not wait for the holder is done.
-        assert persistence.files() == []
+        assert claim_file.files() == []
         assert access.granted(IOMMU, NOBODY) is None
     assert [line.partition(": ")[2] for line in dry_and_real("release", alone.name)] == [
         "unbind from vfio-pci",

@@ -19,7 +19,7 @@ from pyiommufd.cli.group import cli
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import uses
 from pyiommufd.host.claims import journal
-from pyiommufd.host.kept import boot_unit, persistence
+from pyiommufd.host.persistent import boot_unit, claim_file
 from tests.fake_sysfs import FakeSysfs
 
 
@@ -33,7 +33,7 @@ def run(*arguments: str, status: int = 0) -> Result:
 def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     """A group of two behind a bridge, one of them with virtual functions to be had."""
     monkeypatch.setattr(journal, "RUN", tmp_path / "run")
-    monkeypatch.setattr(persistence, "FOLDER", tmp_path / "claims.d")
+    monkeypatch.setattr(claim_file, "FOLDER", tmp_path / "claims.d")
     monkeypatch.setattr(boot_unit, "FOLDER", tmp_path / "system")
     (fake.root / "bus/pci/drivers/vfio-pci").mkdir()
     fake.pci("0000:00:01.0", group=1, driver="pcieport", class_code=0x060400)
@@ -128,9 +128,9 @@ def test_dry_run_of_a_persistent_claim(machine: FakeSysfs) -> None:
         "0000:01:00.0: let root open it",
         "0000:01:00.1: let root open it",
         *([f"{boot_unit.FOLDER}/pyiommufd.service: write and enable"] if boot_unit.has_systemd() else []),
-        f"{persistence.FOLDER}/0000:01:00.0.toml: write",
+        f"{claim_file.FOLDER}/0000:01:00.0.toml: write",
     ]
-    assert not persistence.FOLDER.exists()
+    assert not claim_file.FOLDER.exists()
     assert not journal.RUN.exists()
 
 

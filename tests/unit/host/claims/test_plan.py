@@ -12,7 +12,6 @@ from pyiommufd import ClaimError, find_device, list_devices, plan_claim
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims import plan as plan_module
-from pyiommufd.host.kept.persistence import endpoints
 from pyiommufd.host.standing import Standing, standings
 from pyiommufd.host.uses import FORCIBLE
 from tests.fake_sysfs import FakeSysfs
@@ -141,7 +140,7 @@ def test_host_bridge_that_nobody_named_and_nothing_drives_stays(
     fake.pci(NAME, group=7)
     plan = plan_claim(NAME)
     assert [device.name for device in plan.stays] == (["0000:00:18.0"] if stays else [])
-    assert [device.name for device in endpoints(plan)] == ([NAME] if stays else ["0000:00:18.0", NAME])
+    assert [device.name for device in plan.endpoints] == ([NAME] if stays else ["0000:00:18.0", NAME])
     assert [move.device.name for move in plan_claim("0000:00:18.0").moves] == ["0000:00:18.0", NAME]
 
 
@@ -164,7 +163,7 @@ def test_what_is_behind_vmd_goes_with_it(fake: FakeSysfs) -> None:
     assert [device.name for device in plan.companions] == ["10000:00:01.0", "10000:01:00.0"]
     assert plan.stays == ()
     assert plan_module.names_of(plan.groups, plan.moves) == {"0000:00:0e.0", "10000:00:01.0", "10000:01:00.0"}
-    assert [device.name for device in endpoints(plan)] == ["0000:00:0e.0"]
+    assert [device.name for device in plan.endpoints] == ["0000:00:0e.0"]
 
 
 def test_claim_of_what_is_behind_vmd_is_in_the_way(

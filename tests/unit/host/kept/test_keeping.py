@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, CloseError, plan_claim
+from pyiommufd.host import access, durable
 from pyiommufd.host.claims import journal, steps
-from pyiommufd.host.kept import access, boot_unit, durable, keeping, persistence
+from pyiommufd.host.kept import keeping
 from pyiommufd.host.kept import record as kept_record
 from pyiommufd.host.kept.keeping import claim_persistent, claim_persistent_steps, keep, keep_steps, recover, release
+from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.users import User
 from tests.fake_sysfs import FakeSysfs
 
@@ -31,7 +33,7 @@ BOARD: dict[str, Any] = {"subsystem_vendor": "0x1af4", "subsystem_device": "0x11
 def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     """Two devices, each alone in its group and on vfio-pci, on a machine with systemd."""
     monkeypatch.setattr(journal, "RUN", tmp_path / "run")
-    monkeypatch.setattr(persistence, "FOLDER", tmp_path / "etc/claims.d")
+    monkeypatch.setattr(claim_file, "FOLDER", tmp_path / "etc/claims.d")
     monkeypatch.setattr(boot_unit, "FOLDER", tmp_path / "system")
     monkeypatch.setattr(boot_unit, "has_systemd", lambda: True)
     monkeypatch.setattr("shutil.which", lambda *what, **where: None)  # this machine's systemctl is left alone
@@ -49,7 +51,7 @@ def there() -> list[str]:
     """What there is of kept claims, wherever it is on record."""
     found = [f"journal: {entry.state}" for entry in journal.entries(journal.RUN)]
     found += [f"record: {record.stage}" for record in kept_record.records()]
-    found += [file.name for file in persistence.FOLDER.glob("*")]
+    found += [file.name for file in claim_file.FOLDER.glob("*")]
     return found + [path.name for path in (boot_unit.file(), boot_unit.link()) if path.is_symlink() or path.exists()]
 
 
@@ -65,7 +67,7 @@ def test_what_is_shown_is_what_is_done() -> None:
     assert done == list(shown)
     assert list(map(str, done)) == [
         f"{boot_unit.file()}: write and enable",
-        f"{persistence.FOLDER}/{NAMES[0]}.toml: write",
+        f"{claim_file.FOLDER}/{NAMES[0]}.toml: write",
     ]
     assert there() == WHOLE
     assert recover() == []
@@ -75,7 +77,7 @@ def test_what_is_shown_is_what_is_done() -> None:
     release([NAMES[0]], report=done.append)
     assert done == list(shown)
     assert list(map(str, done)) == [
-        f"{persistence.FOLDER}/{NAMES[0]}.toml: remove",
+        f"{claim_file.FOLDER}/{NAMES[0]}.toml: remove",
         f"{boot_unit.file()}: disable and remove",
     ]
     assert there() == []
@@ -94,9 +96,7 @@ def test_plain_claim_leaves_nothing_but_the_journal() -> None:
 def test_unit_stays_as_long_as_there_is_a_claim_for_it() -> None:
     for name in NAMES:
         keep(plan_claim(name), persist=True)
-    assert [str(step) for step in keeping.release_steps([NAMES[1]])] == [
-        f"{persistence.FOLDER}/{NAMES[1]}.toml: remove"
-    ]
+    assert [str(step) for step in keeping.release_steps([NAMES[1]])] == [f"{claim_file.FOLDER}/{NAMES[1]}.toml: remove"]
     release([NAMES[1]])
     assert boot_unit.is_installed()
     release([NAMES[0]])
@@ -129,16 +129,16 @@ def test_boot_that_does_not_find_a_device(machine: FakeSysfs) -> None:
     assert "no device has its ids" in str(lost.error)
     assert found.error is None
     assert [entry.wanted for entry in journal.entries(journal.RUN)] == [[NAMES[1]]]
-    assert len(persistence.files()) == 2  # it may come back
+    assert len(claim_file.files()) == 2  # it may come back
     # By the name that it had; there is no other way to call it.
     release([NAMES[0]])
-    assert [file.stem for file in persistence.files()] == [NAMES[1]]
+    assert [file.stem for file in claim_file.files()] == [NAMES[1]]
     release()
 
 
 def test_user_of_a_persistent_claim_who_has_gone() -> None:
     keep(plan_claim(NAMES[0]), persist=True)
-    (file,) = persistence.files()
+    (file,) = claim_file.files()
     file.write_text(file.read_text().replace("force = []", 'force = []\nuser = "no such user"'))
     reboot()
     (outcome,) = claim_persistent()
@@ -299,7 +299,7 @@ def test_release_that_cannot_be_recorded_is_not_begun(monkeypatch: pytest.Monkey
 def test_typing_error_in_a_file_hinders_no_other() -> None:
     for name in NAMES:
         keep(plan_claim(name), persist=True)
-    file = persistence.files()[0]
+    file = claim_file.files()[0]
     file.write_text(file.read_text().replace("force = []", 'force = ["mountd"]'))
     reboot()
     wrong, right = claim_persistent()
@@ -335,7 +335,7 @@ def test_failure_of_a_release_leaves_the_rest_done(tmp_path: Path, monkeypatch: 
         raise ClaimError(f"cannot remove {file}")
 
     with monkeypatch.context() as context:
-        context.setattr(persistence, "forget", refuse)
+        context.setattr(claim_file, "forget", refuse)
         with pytest.raises(CloseError, match="cannot remove"):
             release()
     assert "journal: kept" not in there()
@@ -427,13 +427,13 @@ def test_power_cut_at_each_step_of_a_release() -> None:
 
 
 def test_files_that_were_not_finished_go() -> None:
-    for path in (boot_unit.file(), persistence.FOLDER / "x.toml"):
+    for path in (boot_unit.file(), claim_file.FOLDER / "x.toml"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(path.name + durable.DRAFT).write_text("hal")
         (path.parent / "mine").write_text("somebody else's")
     recover()
     assert sorted(path.name for path in boot_unit.FOLDER.iterdir()) == ["mine"]
-    assert sorted(path.name for path in persistence.FOLDER.iterdir()) == ["mine"]
+    assert sorted(path.name for path in claim_file.FOLDER.iterdir()) == ["mine"]
 
 
 def test_claim_made_anew_where_one_died_at_its_first_step() -> None:

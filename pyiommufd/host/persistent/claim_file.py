@@ -1,7 +1,7 @@
 """Claims that are made again at every boot: a readable file each, under ``/etc/pyiommufd/claims.d``.
 
-A file says what the devices are known by (`pyiommufd.host.kept.identity`): those that were asked for, and those that
-come with them by their IOMMU groups. Files are written whole or not at all, and only root may write them.
+A file says what the devices are known by (`pyiommufd.host.persistent.identity`): those that were asked for, and those
+that come with them by their IOMMU groups. Files are written whole or not at all, and only root may write them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ClaimError
+from .. import durable
 from ..claims import steps
 from ..claims.plan import ClaimPlan, plan_claim
 from ..devices import HostDevice, list_devices
 from ..uses import forced
-from . import durable
 from .identity import IDS, Identity, identify, pci_path
 
 FOLDER = Path("/etc/pyiommufd/claims.d")
@@ -74,7 +74,7 @@ class PersistentClaim:
         wanted = [identity.find(among) for identity in self.wanted]
         known = {*wanted, *(identity.find(among) for identity in self.companions)}
         plan = plan_claim(wanted, driver=self.driver, force=self.force)
-        now = set(endpoints(plan))
+        now = set(plan.endpoints)
         if now != known:
             news = [f"{device.name} has joined" for device in sorted(now - known, key=str)]
             news += [f"{device.name} has left" for device in sorted(known - now, key=str)]
@@ -134,7 +134,7 @@ def persistent_claim(
         ClaimError: A device is no PCI device, or is in a persistent claim already.
     """
     folder = FOLDER if folder is None else folder
-    taken, among = endpoints(plan), list_devices("pci")
+    taken, among = plan.endpoints, list_devices("pci")
     for file in files(folder):
         claim = read(file)
         for device in (device for device in taken if claim.may_take(device, among)):
@@ -151,15 +151,6 @@ def persistent_claim(
         user,
         plan.driver,
     )
-
-
-def endpoints(plan: ClaimPlan) -> tuple[HostDevice, ...]:
-    """The devices that are in a claim's groups once it is made, but for bridges."""
-    gone = {device for move in plan.moves for device in move.gone}
-    # What stays on no driver is a bridge, of whatever kind.
-    gone |= {device for device in plan.stays if device.driver is None}
-    members = dict.fromkeys(device for group in plan.groups for device in group.devices)
-    return tuple(device for device in members if not device.is_bridge and device not in gone)
 
 
 def forget(file: Path) -> None:

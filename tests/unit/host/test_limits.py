@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.host.kept import user_limits
-from pyiommufd.host.kept.user_limits import LockLimit, lock_limit
+from pyiommufd.host import limits
+from pyiommufd.host.limits import LockLimit, lock_limit
 from pyiommufd.host.users import User, find_user
 
 NOBODY = find_user("nobody")
@@ -19,7 +19,7 @@ NOBODY = find_user("nobody")
 
 @pytest.fixture
 def security(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(user_limits, "SECURITY", tmp_path)
+    monkeypatch.setattr(limits, "SECURITY", tmp_path)
     (tmp_path / "limits.d").mkdir()
     return tmp_path
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.host.kept import boot_unit, persistence
+from pyiommufd.host.persistent import boot_unit, claim_file
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_it_runs_this_environment_and_nothing_of_the_working_folder() -> None:
     command = shlex.split(unit["Service"]["ExecStart"])
     assert command == [sys.executable, "-P", "-m", "pyiommufd.cli", "claim", "--persistent"]
     assert unit["Service"]["Type"] == "oneshot"
-    assert unit["Unit"]["ConditionPathExistsGlob"] == f"{persistence.FOLDER}/*.toml"
+    assert unit["Unit"]["ConditionPathExistsGlob"] == f"{claim_file.FOLDER}/*.toml"
     assert {"local-fs.target", "cryptsetup.target", "swap.target"} <= set(unit["Unit"]["After"].split())
     # What sets up the network may come before basic.target, and would then have to wait for itself.
     assert unit["Unit"]["DefaultDependencies"] == "no"

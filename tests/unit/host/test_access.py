@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import ClaimError
-from pyiommufd.host.kept.access import grant, granted
+from pyiommufd.host.access import grant, granted
 
 ALICE, BOB = 70001, 70002
 NAME = "system.posix_acl_access"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.host.kept import durable
+from pyiommufd.host import durable
 
 
 def test_written_whole_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:

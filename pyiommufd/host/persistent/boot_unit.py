@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from ...errors import ClaimError
+from .. import durable
 from ..claims import steps
-from . import durable
 
 NAME = "pyiommufd.service"
 FOLDER = Path("/etc/systemd/system")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pyiommufd import ClaimError, find_device, plan_claim
-from pyiommufd.host.kept import persistence
-from pyiommufd.host.kept.persistence import persistent_claim, read
+from pyiommufd.host.persistent import claim_file
+from pyiommufd.host.persistent.claim_file import persistent_claim, read
 from tests.fake_sysfs import FakeSysfs
 
 WHOLE = """\
@@ -22,7 +22,7 @@ BOARD: dict[str, Any] = {"subsystem_vendor": "0x1af4", "subsystem_device": "0x11
 @pytest.fixture
 def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     """A group of two behind a bridge that is in it, and a device alone."""
-    monkeypatch.setattr(persistence, "FOLDER", tmp_path / "etc/claims.d")
+    monkeypatch.setattr(claim_file, "FOLDER", tmp_path / "etc/claims.d")
     fake.pci("0000:00:01.0", driver="pcieport", class_code=0x060400, group=2)
     fake.pci("0000:01:00.0", parent="0000:00:01.0", group=2, driver="nvme", **BOARD)
     fake.pci("0000:01:00.1", parent="0000:00:01.0", group=2, ids=(0x8086, 0x1), **BOARD)
@@ -31,28 +31,28 @@ def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def write(text: str, name: str = "x.toml") -> Path:
-    persistence.FOLDER.mkdir(parents=True, exist_ok=True)
-    (persistence.FOLDER / name).write_text(text)
-    (persistence.FOLDER / name).chmod(0o644)
-    return persistence.FOLDER / name
+    claim_file.FOLDER.mkdir(parents=True, exist_ok=True)
+    (claim_file.FOLDER / name).write_text(text)
+    (claim_file.FOLDER / name).chmod(0o644)
+    return claim_file.FOLDER / name
 
 
 def test_what_is_written_is_read(machine: FakeSysfs) -> None:
     claim = persistent_claim(plan_claim("0000:01:00.0", force=["mounted", "swap"]), 'the "user"\\ ü\t')
-    assert claim.file == persistence.FOLDER / "0000:01:00.0.toml"
+    assert claim.file == claim_file.FOLDER / "0000:01:00.0.toml"
     assert [identity.name for identity in claim.wanted] == ["0000:01:00.0"]
     # The bridge stays on its driver: it is no matter of the claim.
     assert [identity.name for identity in claim.companions] == ["0000:01:00.1"]
     assert claim.force == ("mounted", "swap")
     claim.write()
     assert read(claim.file) == claim
-    assert persistence.files() == [claim.file]
+    assert claim_file.files() == [claim.file]
     text = claim.file.read_text()
     assert text.startswith("#")
     assert 'path = "pci0000:00/01.0/00.0"' in text
     assert claim.file.stat().st_mode & 0o777 == 0o644
-    persistence.forget(claim.file)
-    assert persistence.files() == []
+    claim_file.forget(claim.file)
+    assert claim_file.files() == []
 
 
 def test_plan_is_of_the_same_devices_elsewhere(machine: FakeSysfs) -> None:
@@ -102,7 +102,7 @@ def test_device_that_is_claimed_at_boot_already(machine: FakeSysfs) -> None:
 
 def test_name_of_a_file_that_is_taken(machine: FakeSysfs) -> None:
     persistent_claim(plan_claim("0000:01:00.0")).write()
-    (persistence.FOLDER / "0000:01:00.0.toml").rename(persistence.FOLDER / "0000:00:03.0.toml")
+    (claim_file.FOLDER / "0000:01:00.0.toml").rename(claim_file.FOLDER / "0000:00:03.0.toml")
     plan = plan_claim("0000:00:03.0")
     assert persistent_claim(plan).file.name == "0000:00:03.0-2.toml"
     assert persistent_claim(plan, reserved=["/x/0000:00:03.0-2.toml"]).file.name == "0000:00:03.0-3.toml"
@@ -151,15 +151,15 @@ def test_what_is_not_understood_is_not_passed_over(machine: FakeSysfs, line: str
 
 
 def test_link_that_leads_nowhere(machine: FakeSysfs) -> None:
-    persistence.FOLDER.mkdir(parents=True)
-    (persistence.FOLDER / "x.toml").symlink_to("nowhere")
+    claim_file.FOLDER.mkdir(parents=True)
+    (claim_file.FOLDER / "x.toml").symlink_to("nowhere")
     with pytest.raises(ClaimError, match="No such file"):
-        read(persistence.FOLDER / "x.toml")
+        read(claim_file.FOLDER / "x.toml")
 
 
 def test_folder_that_cannot_be_written(machine: FakeSysfs) -> None:
-    persistence.FOLDER.parent.mkdir(parents=True)
-    persistence.FOLDER.write_text("a file")
+    claim_file.FOLDER.parent.mkdir(parents=True)
+    claim_file.FOLDER.write_text("a file")
     claim = persistent_claim(plan_claim("0000:00:03.0"))
     with pytest.raises(ClaimError, match=r"cannot write .*takes root"):
         claim.write()

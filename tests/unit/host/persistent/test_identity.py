@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyiommufd import ClaimError, find_device
-from pyiommufd.host.kept.identity import identify, pci_path, serial_number
+from pyiommufd.host.persistent.identity import identify, pci_path, serial_number
 from tests.fake_sysfs import FakeSysfs
 
 BOARD: dict[str, Any] = {"subsystem_vendor": "0x1af4", "subsystem_device": "0x1100", "revision": "0x02"}

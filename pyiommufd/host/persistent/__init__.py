@@ -1,0 +1,1 @@
+"""Claims that outlive their process: at every boot, and for a user."""
