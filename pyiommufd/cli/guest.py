@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ import click
 from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
+from pyiommufd.testing.folders import RESULTS, make_folder
 from pyiommufd.testing.guest import Guest
 from pyiommufd.testing.machine import IOMMU_KINDS, RawDevice
 
@@ -92,6 +93,10 @@ def guest(
     the Python environment and this folder at their usual paths. What it writes is lost with the guest, except in
     $PYIOMMUFD_RESULTS. Its output appears here and its exit status becomes this one's: 128+N for signal N, and 125
     where the guest could not be started or died.
+
+    Results come out as plain files and folders of the user who runs this (with sudo: root), with the mode that the
+    umask gives; a symbolic link as a file that holds its target, a device, fifo or socket as an empty one. An archive
+    keeps owners, modes and links: tar -cf $PYIOMMUFD_RESULTS/all.tar FOLDER
     """
     if not command and build is None:
         raise click.UsageError("no COMMAND: pyiommufd guest [OPTIONS] -- COMMAND", ctx)
@@ -107,7 +112,7 @@ def guest(
         echo(kernel)
         return
     deadline = None if timeout is None else time.monotonic() + timeout
-    results_folder, ours = _results_folder(results)
+    results_folder, lock = _results_folder(results)
     machine = Guest(
         iommu=iommu,
         devices=list(map(RawDevice, devices)) or None,
@@ -124,8 +129,9 @@ def guest(
         sys.exit(_run(machine, command, deadline))
     finally:
         machine.close()
-        if ours:
+        if lock is not None:
             _leave_results(results_folder)
+            os.close(lock)
 
 
 def _build(version: str, *, alone: bool) -> Path:
@@ -190,13 +196,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _results_folder(option: str | None) -> tuple[Path, bool]:
-    """The folder for results, and whether it is a new one of ours."""
+def _results_folder(option: str | None) -> tuple[Path, int | None]:
+    """The folder for results and, if it is a new one of ours, the file descriptor that holds its lock."""
     if option is None:
-        return Path(tempfile.mkdtemp(prefix="pyiommufd-results-")), True
+        return make_folder(RESULTS)
     folder = Path(option)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder, False
+    return folder, None
 
 
 def _leave_results(folder: Path) -> None:

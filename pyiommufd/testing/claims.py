@@ -53,8 +53,8 @@ def _claimed_here(device: HostDevice) -> bool:
     """Whether a claim of this process has it already, such as one that a wider fixture keeps."""
     pid = os.getpid()
     return device.on_vfio and any(
-        entry.pid == pid and any(before.name == device.name for before in entry.devices)
-        for entry in journal.entries(journal.RUN)
+        record.pid == pid and any(before.name == device.name for before in record.devices)
+        for record in journal.records()
     )
 
 

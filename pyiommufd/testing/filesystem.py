@@ -3,11 +3,12 @@
 The guest's root is a tmpfs. The host's system folders, this Python environment and the working folder are mounted
 into it by 9p, read-only and at the paths they have here; of ``/etc`` a few files are copied. The working folder
 gets a tmpfs on top, so that programs may write there; what they write is lost with the guest. One folder,
-`RESULTS`, is the host's and writable.
+`RESULTS`, is the host's and writable; see `Export.qemu_options` for what comes out.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,26 @@ class Export:
     source: Path
     target: Path
     writable: bool = False
+
+    def qemu_options(self) -> str:
+        """How QEMU treats the files: options of its ``-fsdev local``.
+
+        A guest's programs are root there. In a writable folder that were shared as it is, they could make set-uid
+        programs of this process's user, who may be root, and links to anywhere. So all they make are plain files and
+        folders of QEMU's user, while the guest runs as after any end of it. What guests are to take these for QEMU
+        keeps in extended attributes or, where the file system has none, in folders ``.virtfs_metadata``, which
+        guests do not see.
+        """
+        if not self.writable:
+            return "security_model=none,readonly=on"
+        model = "mapped-xattr"
+        try:
+            os.getxattr(self.source, "user.virtfs.mode")
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                model = "mapped-file"
+        # QEMU's umask, which is that of this process, takes from it.
+        return f"security_model={model},fmode=0666,dmode=0777"
 
 
 @dataclass(slots=True)

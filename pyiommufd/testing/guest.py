@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from pyiommufd.testing.agent import PORT_NAME
 from pyiommufd.testing.channel import Sink
 from pyiommufd.testing.errors import GuestError, GuestTimeoutError
 from pyiommufd.testing.filesystem import GuestFiles, guest_environment
+from pyiommufd.testing.folders import WORK, make_folder
 from pyiommufd.testing.hotplug import hot_plug, unplug
 from pyiommufd.testing.initramfs import build_initramfs
 from pyiommufd.testing.kernels import Kernel, cache_folder, find_kernel
@@ -65,7 +65,11 @@ class Guest:
         kernel_arguments: More for the kernel's command line.
         qemu_arguments: More for QEMU's command line.
         folder: The working folder, seen at the same path, writable but not kept; None: the current one.
-        results: The host's folder that the guest sees as ``/results`` and may write to; None: none.
+        results: The host's folder that the guest sees as ``/results`` and may write to; None: none. What comes out
+            are plain files and folders of this process's user (with sudo: root), with the mode that its umask gives.
+            The owner, mode and kind that a guest gave them only guests see: a symbolic link comes out as a file that
+            holds its target, a device, fifo or socket as an empty one; tar in the guest makes an archive that keeps
+            them. The guest cannot follow symbolic links that were made in the folder on this machine.
         read_only: More folders of the host that the guest sees, read-only.
         boot_timeout: Seconds that the guest may take to be ready.
         accelerator: QEMU's ``-accel`` argument; None: KVM where it works, else emulation.
@@ -131,17 +135,18 @@ class Guest:
         kernel = find_kernel(self._kernel_option)
         files = GuestFiles.plan(folder=self.folder, results=self._results, extra=self._read_only)
         accelerator = self._accelerator or choose_accelerator(qemu, kernel.image, cache_folder())
-        work = Path(tempfile.mkdtemp(prefix="pyiommufd-guest-"))
+        work, lock = make_folder(WORK)
         try:
             (work / "initramfs").write_bytes(build_initramfs(files, list(kernel.boot_modules), list(kernel.modules)))
             arguments = self._arguments(qemu, kernel, files, accelerator, work)
-            self._state = GuestProcess(work, arguments, self._ports)
+            self._state = GuestProcess(work, lock, arguments, self._ports)
             self._state.wait_ready(self._boot_timeout)
             # QEMU has read it; should this process be killed, less of it stays behind.
             (work / "initramfs").unlink()
         except BaseException:
             if self._state is None:
                 shutil.rmtree(work, ignore_errors=True)
+                os.close(lock)
             self.close()
             raise
 
@@ -160,11 +165,10 @@ class Guest:
         for number, name in enumerate(self._ports):
             result += ["-device", f"virtserialport,bus=agent-bus.0,nr={number + 2},chardev=port{number},name={name}"]
         for number, export in enumerate(files.exports):
-            read_only = "" if export.writable else ",readonly=on"
-            path = escape(str(export.source))
+            path, access = escape(str(export.source)), export.qemu_options()
             result += [
                 "-fsdev",
-                f"local,id=fs{number},path={path},security_model=none,multidevs=remap{read_only}",
+                f"local,id=fs{number},path={path},multidevs=remap,{access}",
                 "-device",
                 f"virtio-9p-pci,fsdev=fs{number},mount_tag=fs{number},multifunction=on,{next(places)}",
             ]

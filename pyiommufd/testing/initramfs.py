@@ -5,14 +5,14 @@ The guest stays in it: the archive's tmpfs is the root, on which the script moun
 
 from __future__ import annotations
 
+import importlib.util
+import marshal
 import os
-import py_compile
 import shlex
 import shutil
 import stat
 import struct
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,10 +153,9 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
 
 def _compiled_agent() -> bytes:
     # Compiled here, by the Python that will run it: compiling takes the emulated CPU longer than running.
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "agent.pyc")
-        py_compile.compile(agent.__file__, str(target), dfile="/.guest/agent.py", doraise=True)
-        return target.read_bytes()
+    code = compile(Path(agent.__file__).read_bytes(), "/.guest/agent.py", "exec", dont_inherit=True)
+    # Flags and what tells whether the source has changed: of no matter to Python where it is given the file to run.
+    return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
 
 def init_script(files: GuestFiles, modules: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ class GuestProcess:
 
     Args:
         work: A folder of its own for the console and logs; removed by `close`.
+        lock: The open file descriptor that holds the folder's lock, for QEMU as well; closed by `close`.
         arguments: QEMU's command line, without what connects it to this process.
         ports: Names of further virtio ports; each a character device ``port0``, ``port1``, … of QEMU.
 
@@ -39,8 +41,9 @@ class GuestProcess:
         GuestError: QEMU could not be started.
     """
 
-    def __init__(self, work: Path, arguments: list[str], ports: Sequence[str]) -> None:
+    def __init__(self, work: Path, lock: int, arguments: list[str], ports: Sequence[str]) -> None:
         self._work = work
+        self._lock = lock
         self.trace_log = work / "trace"
         agent_host, agent_guest = socket.socketpair()
         qmp_host, qmp_guest = socket.socketpair()
@@ -82,7 +85,7 @@ class GuestProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=[end.fileno() for end in theirs],
+                    pass_fds=[self._lock, *(end.fileno() for end in theirs)],
                     # Not the terminal's process group: the launcher decides what Ctrl-C does to the guest.
                     start_new_session=True,
                 )
@@ -196,6 +199,7 @@ class GuestProcess:
             end.close()
         console = self.console()
         shutil.rmtree(self._work, ignore_errors=True)
+        os.close(self._lock)
         return console
 
     def monitor(self) -> Monitor:

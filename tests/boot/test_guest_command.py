@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,24 +45,38 @@ def guest(
     )
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A launcher whose command has said that it runs."""
+@contextlib.contextmanager
+def launched(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A launcher, killed in the end; its temporary folders are in the one given."""
     process = subprocess.Popen(
-        [*GUEST, "--", "sh", "-c", "echo running; sleep 600"],
+        [*GUEST, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},  # a killed launcher leaves its folders behind
+        env=os.environ | {"TMPDIR": str(folder)},
     )
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "running\n"
         yield process
     finally:
         process.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def running_in(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A launcher whose command has said that it runs."""
+    with launched(folder, "--", "sh", "-c", "echo running; sleep 600") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        yield process
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """As `running_in`."""
+    with running_in(tmp_path) as process:
+        yield process
 
 
 def test_devices_are_in_groups_as_promised() -> None:
@@ -160,6 +176,79 @@ def test_results_are_kept_and_nothing_else_is_writable(tmp_path: Path) -> None:
     assert sorted(path.name for path in results.iterdir()) == ["file", "folder", "second"]
 
 
+MISCHIEF = r"""
+import os, socket, stat, time
+os.umask(0)
+os.mkdir("/results/folder")
+os.chdir("/results/folder")
+for name in ("set-uid", "script", "owned"):
+    with open(name, "w") as file:
+        file.write("#!/bin/sh\necho runs\n")
+os.chmod("set-uid", 0o6755)
+os.chmod("script", 0o700)
+os.chown("owned", 1234, 5678)
+os.mkdir("set-gid")
+os.chmod("set-gid", 0o2770)
+os.symlink("/etc/passwd", "out")
+os.symlink("script", "inside")
+os.link("script", "hard")
+os.rename("hard", "renamed")
+print("done", flush=True)
+os.mkfifo("fifo")
+socket.socket(socket.AF_UNIX).bind("socket")
+os.mknod("device", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+os.mknod("disk", stat.S_IFBLK | 0o666, os.makedev(254, 0))
+print("done", flush=True)
+time.sleep(600)
+"""
+
+LOOK = r"""
+import os, stat, subprocess
+os.chdir("/results/folder")
+for name in sorted(os.listdir(".")):
+    found = os.lstat(name)
+    print(name, stat.filemode(found.st_mode), found.st_uid, found.st_nlink)
+print(os.readlink("out"), open("device").read(), subprocess.check_output("./inside", text=True), end="", flush=True)
+"""
+
+LOOKS = """\
+device crw-rw-rw- 0 1
+disk brw-rw-rw- 0 1
+fifo prw-rw-rw- 0 1
+inside lrwxrwxrwx 0 1
+out lrwxrwxrwx 0 1
+owned -rw-rw-rw- 1234 1
+renamed -rwx------ 0 2
+script -rwx------ 0 2
+set-gid drwxrws--- 0 2
+set-uid -rwsr-sr-x 0 1
+socket srwxrwxrwx 0 1
+/etc/passwd  runs
+"""
+
+
+def test_results_give_nobody_rights_here(tmp_path: Path) -> None:
+    """What a guest makes is for guests what it is; here it is plain files at any moment, and the guest is killed."""
+    results = tmp_path / "results"
+    umask = os.umask(0o027)
+    try:
+        with launched(tmp_path, "--results", str(results), "--", "python", "-c", MISCHIEF) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "done\n"
+            process.stdout.readline()  # nothing where the guest was refused the rest
+    finally:
+        os.umask(umask)
+    found = {path.name: path.lstat() for path in results.rglob("*")}
+    kinds = {name: (stat.filemode(one.st_mode), one.st_uid, one.st_gid) for name, one in found.items()}
+    ids = os.geteuid(), os.getegid()
+    names = ["device", "disk", "fifo", "inside", "out", "owned", "renamed", "script", "set-uid", "socket"]
+    folders = dict.fromkeys(("folder", "set-gid"), ("drwxr-x---", *ids))
+    assert kinds == dict.fromkeys(names, ("-rw-r-----", *ids)) | folders
+    assert (results / "folder/out").read_text() == "/etc/passwd"
+    again = guest("--results", str(results), "--", "python", "-c", LOOK)
+    assert again.stdout == LOOKS.replace(" 0 ", f" {ids[0]} "), again.stderr
+
+
 def test_unused_results_folder_is_removed(tmp_path: Path) -> None:
     unused = guest("--", "true", env={"TMPDIR": str(tmp_path)})
     assert (unused.returncode, unused.stderr) == (0, "")
@@ -249,6 +338,22 @@ def test_killed_launcher_takes_the_guest_along(running: subprocess.Popen[str]) -
     running.kill()
     running.wait()
     wait_gone(qemu)
+
+
+def test_folders_of_a_killed_launcher_go_with_the_next_start(running: subprocess.Popen[str], tmp_path: Path) -> None:
+    left = set(tmp_path.iterdir())
+    assert len(left) == 2  # QEMU's, and one for results
+    with running_in(tmp_path) as other:
+        others = set(tmp_path.iterdir()) - left
+        qemu = qemu_of(running.pid)
+        running.kill()
+        running.wait()
+        wait_gone(qemu)
+        assert set(tmp_path.iterdir()) == left | others
+        result = guest("--", "true", env={"TMPDIR": str(tmp_path)})
+        assert (result.returncode, result.stderr) == (0, "")
+        assert set(tmp_path.iterdir()) == others
+        assert other.poll() is None
 
 
 def test_broken_pipe_ends_all() -> None:

@@ -84,6 +84,12 @@ def test_results_are_the_only_writable_folder(tmp_path: Path) -> None:
     assert [export for export in files.exports if export.writable] == [Export(tmp_path, Path(RESULTS), writable=True)]
 
 
+def test_files_of_the_guest_are_never_as_it_says_on_this_machine() -> None:
+    """Of /proc, as of other file systems without extended attributes, they are known in files beside them."""
+    options = Export(Path("/proc"), Path(RESULTS), writable=True).qemu_options()
+    assert options == "security_model=mapped-file,fmode=0666,dmode=0777"
+
+
 @pytest.mark.parametrize("folder", ["/", "/etc", "/proc", "/sys", "/dev", "/run"])
 def test_guests_own_folders_are_not_the_hosts(folder: str) -> None:
     files = GuestFiles.plan(folder=Path(folder), results=None)
