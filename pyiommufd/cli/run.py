@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,13 +19,15 @@ from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
+from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.devices import HostDevice
 from pyiommufd.printable import printable
-from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, shell_line
+from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting
 from pyiommufd.vmm.stragglers import adopt_orphans, end_stragglers
-from pyiommufd.vmm.vmm import inherited_fds, with_groups
+from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, check_token, token_fds
+from pyiommufd.vmm.vmm import check_memlock, check_start, inherited_fds, with_groups
 
 COULD_NOT_START = 125
 """The exit status where the command has none, or where its devices could not be given back."""
@@ -54,7 +56,21 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
         return None if value is None else UNLIMITED
     if not value.isdecimal():
         raise click.BadParameter(f"{printable(value)} is neither a number of MiB nor unlimited", ctx, param)
-    return int(value) << 20
+    try:
+        size = int(value) << 20
+        check_memlock(size)
+    except ValueError as error:  # int's own, too, for thousands of digits
+        raise click.BadParameter(str(error), ctx, param) from None
+    except HandoverError:
+        pass  # this process may not: no fault of the command line's, and told with its status
+    return size
+
+
+def _token(ctx: click.Context, param: click.Parameter, value: str | None) -> uuid.UUID | None:
+    try:
+        return as_token(value)
+    except ValueError as error:
+        raise click.BadParameter(printable(str(error)), ctx, param) from None
 
 
 @click.command(cls=_RunCommand)
@@ -73,6 +89,14 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     metavar="MIB|unlimited",
     help="How much memory VMM may lock: all of the machine's and 1 GiB more is enough. It is for --user; root has no "
     "limit.",
+)
+@click.option(
+    "--vf-token",
+    callback=_token,
+    metavar="UUID",
+    help="The VF token that the user of a physical function on a vfio driver has set, where its virtual functions are "
+    "among the DEVICEs; of a DEVICE that is a physical function it sets it. One for all. Cloud Hypervisor takes none; "
+    "QEMU does since 8.1, but as of 11.1 not with iommufd: the kernel then refuses it the virtual function.",
 )
 @force_option
 @click.option(
@@ -95,6 +119,7 @@ def run(
     options: tuple[str, ...],
     user: str | None,
     memlock: int | None,
+    vf_token: uuid.UUID | None,
     force: tuple[str, ...],
     kind: str | None,
     show: bool,
@@ -105,7 +130,7 @@ def run(
     The devices are claimed with their whole IOMMU groups. VMM gets each one open and unbound, and an iommufd, as fds,
     and arguments that say so: QEMU's -object iommufd and -device vfio-pci, Cloud Hypervisor's --platform and --device.
     Any other program finds the numbers in PYIOMMUFD_FDS, the iommufd's first, or where its arguments have {iommufd},
-    {device0}, {device1} and so on.
+    {device0}, {device1} and so on; and what --vf-token says in PYIOMMUFD_VF_TOKEN, or for {vf-token}.
 
     VMM also has what fds this command was started with. Signals are VMM's. It is killed if this command is; then
     pyiommufd recover gives the devices back. Where a wrapper such as a shell starts VMM as a process of its own, the
@@ -121,7 +146,7 @@ def run(
     try:
         if command:
             # For its refusals, before anything is touched; the fds' numbers come later.
-            command_line(command, range(len(devices) + 1), kind=chosen, options=options)
+            command_line(command, range(len(devices) + 1), kind=chosen, options=options, vf_token=vf_token)
     except ValueError as error:
         raise click.UsageError(str(error), ctx) from None
     try:
@@ -129,19 +154,21 @@ def run(
         say_outlook()
         for refusal in plan.forced:
             _tell(f"in spite of: {refusal}")
+        check_token(plan.devices, vf_token)
+        if vf_token is not None and command and (chosen or kind_of(command[0])) is Kind.QEMU:
+            _tell("QEMU, as of 11.1, makes no use of a VF token with iommufd: the kernel may refuse it the device")
         if show:
-            _print(plan.devices, command, chosen, options)
+            _print(plan.devices, command, chosen, options, vf_token)
             return
-        if shutil.which(command[0]) is None:
-            raise HandoverError(f"there is no program {printable(command[0])}")
         who = None if user is None else with_groups(user)
+        check_start(command, len(plan.devices), user=who, memlock=memlock)
         if dry_run:
-            sys.exit(_dry_run(plan, command, chosen, options))
+            sys.exit(_dry_run(plan, command, chosen, options, vf_token))
         # Until the monitor is there, to which they go then. What is ignored, as under nohup, stays so.
         for number, handler in ((signal.SIGTERM, _leave), (signal.SIGHUP, _hang_up)):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
-        sys.exit(_Run(plan, command, chosen, options, who, memlock).run())
+        sys.exit(_Run(plan, command, chosen, options, who, memlock, vf_token).run())
     except (IOMMUFDError, OSError, ValueError) as error:
         _tell(str(error))
         sys.exit(COULD_NOT_START)
@@ -160,6 +187,7 @@ class _Run:
         options: Sequence[str],
         user: User | None,
         memlock: int | None,
+        vf_token: uuid.UUID | None,
     ) -> None:
         self._plan = plan
         self._command = command
@@ -167,6 +195,7 @@ class _Run:
         self._options = options
         self._user = user
         self._memlock = memlock
+        self._vf_token = vf_token
         self._inherited = inherited_fds()  # before any are opened
 
     def run(self) -> int:
@@ -184,10 +213,17 @@ class _Run:
     def _serve(self, mask: set[signal.Signals | int]) -> int:
         adopt_orphans()
         devices = tuple(device.refreshed() for device in self._plan.devices)
-        with Handover.open(devices) as handover:
+        with Handover.open(devices, vf_token=self._vf_token) as handover:
             if (number := waiting()) is not None:
                 return 128 + number
-            line = command_line(self._command, handover.fds, kind=self._kind, options=self._options)
+            line = command_line(
+                self._command,
+                handover.fds,
+                kind=self._kind,
+                options=self._options,
+                vf_token=self._vf_token,
+                vf_token_fds=token_fds(handover.fds, devices),
+            )
             _tell(shlex.join(line))
             vmm = VMM(line, handover, user=self._user, memlock=self._memlock, mask=mask, keep_fds=self._inherited)
         try:
@@ -214,8 +250,8 @@ def _is_kept(plan: ClaimPlan) -> bool:
     if os.geteuid() != 0:
         return True
     with journal.locked(journal.RUN):
-        entries = journal.entries(journal.RUN)
-    kept = {name for entry in entries if entry.state is journal.State.KEPT for name in entry.names}
+        records = journal.records()
+    kept = {name for record in records if record.state is ClaimState.KEPT for name in record.names}
     return kept.issuperset(device.name for device in plan.devices)
 
 
@@ -230,19 +266,31 @@ def _give_back(claim: Claim) -> None:
         _tell(f"given back: {', '.join(move.device.name for move in claim.plan.moves)}")
 
 
-def _print(devices: Sequence[HostDevice], command: Sequence[str], kind: Kind | None, options: Sequence[str]) -> None:
+def _print(
+    devices: Sequence[HostDevice],
+    command: Sequence[str],
+    kind: Kind | None,
+    options: Sequence[str],
+    vf_token: uuid.UUID | None,
+) -> None:
     names = " ".join(device.name for device in devices)
     if command:
         echo(f"# for a shell, once they are claimed (pyiommufd claim {names}):")
-        echo(shell_line(command, devices, kind=kind, options=options))
+        echo(shell_line(command, devices, kind=kind, options=options, vf_token=vf_token))
         echo("# for a domain of libvirt, likewise:")
     for device in devices:
         echo(hostdev_xml(device))
 
 
-def _dry_run(plan: ClaimPlan, command: Sequence[str], kind: Kind | None, options: Sequence[str]) -> int:
-    line = command_line(command, range(3, 4 + len(plan.devices)), kind=kind, options=options)
-    for step in (*plan.steps, shlex.join(line), *plan.undo):
+def _dry_run(
+    plan: ClaimPlan, command: Sequence[str], kind: Kind | None, options: Sequence[str], vf_token: uuid.UUID | None
+) -> int:
+    fds = range(3, 4 + len(plan.devices))
+    takers = token_fds(fds, plan.devices)
+    line = shlex.join(command_line(command, fds, kind=kind, options=options, vf_token=vf_token, vf_token_fds=takers))
+    if vf_token is not None and (kind or kind_of(command[0])) is Kind.OTHER:
+        line = f"{TOKEN_VARIABLE}={vf_token} {line}"
+    for step in (*plan.steps, line, *plan.undo):
         echo(step)
     refusals = () if _is_kept(plan) else plan.refusals
     for refusal in refusals:

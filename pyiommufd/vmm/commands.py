@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+import uuid
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import PurePath
 
 from ..host.devices import HostDevice
 from . import cloud_hypervisor, qemu
 from .handover import VARIABLE
+from .vf_token import TOKEN_VARIABLE, as_token, token_fds
+
+_OURS = frozenset({"fd", "host", "id", "iommufd", "path", "sysfsdev", "vf-token"})
+"""Options of a device that say which one it is, or that are set by other means."""
 
 
 class Kind(StrEnum):
@@ -18,7 +24,8 @@ class Kind(StrEnum):
     QEMU = "qemu"
     CLOUD_HYPERVISOR = "cloud-hypervisor"
     OTHER = "other"
-    """It finds its fds in the environment, or where ``{iommufd}`` and ``{device0}``, ``{device1}`` … are arguments."""
+    """It finds its fds in the environment, or where ``{iommufd}`` and ``{device0}``, ``{device1}`` … are arguments; so
+    with a VF token: ``{vf-token}``."""
 
 
 def kind_of(program: str) -> Kind:
@@ -39,6 +46,8 @@ def command_line(
     *,
     kind: Kind | None = None,
     options: Sequence[str] = (),
+    vf_token: uuid.UUID | str | None = None,
+    vf_token_fds: Collection[int] | None = None,
 ) -> list[str]:
     """A command line with the devices added.
 
@@ -47,30 +56,54 @@ def command_line(
         fds: The fds as it will have them, the iommufd's first, as in `Handover.fds`.
         kind: Which arguments it takes; None: by its name.
         options: More for each device, as ``key=value`` of the monitor's own.
+        vf_token: The VF token, one for all devices that take one. QEMU's vfio-pci has an option for it since 8.1; as
+            of 11.1 QEMU does not hand it on to an iommufd, and the kernel then refuses it the device.
+        vf_token_fds: Those of the fds whose devices take it (`pyiommufd.vmm.vf_token.token_fds`); None: all do.
 
     Raises:
         ValueError: The arguments given stand in the way, or a monitor seems to be wrapped by another program and no
-            ``kind`` was given; the message says which and why.
+            ``kind`` was given, or takes no VF token; the message says which and why. Or the token is no UUID.
+        TypeError: The token is neither a UUID nor a string.
     """
+    token = as_token(vf_token)
     if not command or len(fds) < 2:
         raise ValueError("a command line takes a program, an iommufd and a device")
     if kind is None:
         kind = kind_of(command[0])
         if kind is Kind.OTHER:
             _check_wrapper(command)
+    for option in options:
+        _check_option(option)
     if kind is Kind.QEMU:
-        return qemu.command_line(command, fds[0], fds[1:], options)
+        takers = () if token is None else fds if vf_token_fds is None else vf_token_fds
+        more = [[*options, *([f"vf-token={token}"] if fd in takers else ())] for fd in fds[1:]]
+        return qemu.command_line(command, fds[0], fds[1:], more)
     if kind is Kind.CLOUD_HYPERVISOR:
+        if token is not None:
+            raise ValueError("Cloud Hypervisor has no option for a VF token: its --device takes none")
         return cloud_hypervisor.command_line(command, fds[0], fds[1:], options)
     if options:
         raise ValueError(f"{command[0]} is no monitor whose device options are known: put them into its arguments")
-    places = {"{iommufd}": fds[0], **{f"{{device{number}}}": fd for number, fd in enumerate(fds[1:])}}
+    places = {"{iommufd}": str(fds[0]), **{f"{{device{number}}}": str(fd) for number, fd in enumerate(fds[1:])}}
+    if token is not None:
+        places["{vf-token}"] = str(token)
     result = []
     for argument in command:
-        for place, fd in places.items():
-            argument = argument.replace(place, str(fd))
+        for place, text in places.items():
+            argument = argument.replace(place, text)
         result.append(argument)
     return result
+
+
+def _check_option(option: str) -> None:
+    """Refuse what the monitor would only refuse once it has the devices, or what would name others."""
+    if not re.match(r"[^=,]+=", option):
+        raise ValueError(f"{option!r} is no option of a device: KEY=VALUE")
+    # A comma in a value is two.
+    for key in re.findall(r"(?:^|(?<!,),)([^=,]+)=", option):
+        if key in _OURS:
+            way = "--vf-token says it" if key == "vf-token" else "which device it is comes with the fds"
+            raise ValueError(f"the option {key}= of a device: {way}; leave it out")
 
 
 def _check_wrapper(command: Sequence[str]) -> None:
@@ -94,6 +127,7 @@ def shell_line(
     *,
     kind: Kind | None = None,
     options: Sequence[str] = (),
+    vf_token: uuid.UUID | str | None = None,
 ) -> str:
     """The line for a shell that starts a monitor by hand, once the devices are on their vfio drivers.
 
@@ -104,14 +138,17 @@ def shell_line(
         devices: The devices.
         kind: As `command_line`.
         options: As `command_line`.
+        vf_token: As `command_line`, for those of the devices that take one.
 
     Raises:
-        ValueError: As `command_line`.
+        ValueError, TypeError: As `command_line`.
     """
     fds = range(3, 4 + len(devices))
-    line = shlex.join(command_line(command, fds, kind=kind, options=options))
+    takers = token_fds(fds, devices)
+    line = shlex.join(command_line(command, fds, kind=kind, options=options, vf_token=vf_token, vf_token_fds=takers))
     if (kind_of(command[0]) if kind is None else kind) is Kind.OTHER:
-        line = f"{VARIABLE}={shlex.quote(' '.join(map(str, fds)))} {line}"
+        token = "" if vf_token is None else f" {TOKEN_VARIABLE}={as_token(vf_token)}"
+        line = f"{VARIABLE}={shlex.quote(' '.join(map(str, fds)))}{token} {line}"
     # The node's number is the kernel's choice, and known once the device is on its driver.
     folders = (f"/sys/bus/{device.subsystem}/devices/{device.name}/vfio-dev" for device in devices)
     nodes = ["/dev/iommu", *(f'"/dev/vfio/devices/$(ls {shlex.quote(folder)})"' for folder in folders)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import uuid
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from ..host.devices import HostDevice, as_device
 from ..host.holders import holders
 from ..kernel.device_file import DeviceFile
 from ..kernel.iommufd import IOMMUFD
+from .vf_token import TOKEN_VARIABLE, as_token, takes_token
 
 VARIABLE = "PYIOMMUFD_FDS"
 """The environment variable that tells a started program its fds: numbers with blanks between, the iommufd's first."""
@@ -31,25 +33,42 @@ class Handover:
     Args:
         iommufd: The iommufd; closed with this object.
         devices: The open, unbound devices; closed with it, too.
+        vf_token: The VF token that those of the devices are to be bound with that take one; see `token_of`. One for
+            all of them.
+
+    Raises:
+        ValueError, TypeError: The token is no UUID.
     """
 
-    def __init__(self, iommufd: IOMMUFD, devices: Iterable[DeviceFile]) -> None:
+    def __init__(
+        self, iommufd: IOMMUFD, devices: Iterable[DeviceFile], *, vf_token: uuid.UUID | str | None = None
+    ) -> None:
+        self._vf_token = as_token(vf_token)
         self._iommufd = iommufd
         self._devices = tuple(devices)
 
     @classmethod
-    def open(cls, devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path) -> Self:
+    def open(
+        cls,
+        devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path,
+        *,
+        vf_token: uuid.UUID | str | None = None,
+    ) -> Self:
         """Open a new iommufd, and devices that are on a vfio driver. It takes the rights to the nodes.
 
         Args:
             devices: What to open: `HostDevice` objects, names or paths; or one of these.
+            vf_token: The VF token for whoever gets them. A program that `VMM` starts finds it in the environment; by
+                `send` it does not go.
 
         Raises:
             HandoverError: A process holds one of the devices; it is named.
             DeviceNotFoundError: There is no such device.
             IoctlError: A device is not on a vfio driver, or a node may not be opened.
-            ValueError: No device was named.
+            ValueError: No device was named, or the token is no UUID.
+            TypeError: The token is neither a UUID nor a string.
         """
+        vf_token = as_token(vf_token)
         if isinstance(devices, HostDevice | str | Path):
             devices = [devices]
         targets = list(dict.fromkeys(as_device(device) for device in devices))
@@ -62,7 +81,7 @@ class Handover:
         try:
             for target in targets:
                 opened.append(DeviceFile(target))
-            return cls(IOMMUFD(), opened)
+            return cls(IOMMUFD(), opened, vf_token=vf_token)
         except BaseException:
             for file in opened:
                 file.close()
@@ -100,17 +119,21 @@ class Handover:
     def inherited(cls, environment: MutableMapping[str, str] | None = None) -> Self:
         """Take over what this process was started with, by `VMM` or ``pyiommufd run``.
 
-        Works once: the variable `VARIABLE` is taken out of the environment, and programs that this one starts do not
-        get the fds.
+        Works once: the variables `VARIABLE` and `TOKEN_VARIABLE` are taken out of the environment, and programs that
+        this one starts do not get the fds.
 
         Args:
             environment: In place of ``os.environ``.
 
         Raises:
-            HandoverError: Nothing was handed to this process.
+            HandoverError: Nothing was handed to this process, or a VF token that is none.
         """
         environment = os.environ if environment is None else environment
         text = environment.pop(VARIABLE, "")
+        try:
+            token = as_token(environment.pop(TOKEN_VARIABLE, None))
+        except ValueError as error:
+            raise HandoverError(f"{TOKEN_VARIABLE}: {error}") from None
         try:
             fds = list(dict.fromkeys(int(number) for number in text.split()))
         except ValueError:
@@ -122,10 +145,10 @@ class Handover:
                 os.set_inheritable(fd, False)
         except OSError as error:
             raise HandoverError(f"{VARIABLE}={text!r}: fd {fd} is not open") from error
-        return cls._taken(fds)
+        return cls._taken(fds, token)
 
     @classmethod
-    def _taken(cls, fds: Iterable[int]) -> Self:
+    def _taken(cls, fds: Iterable[int], vf_token: uuid.UUID | None = None) -> Self:
         iommufds: list[IOMMUFD] = []
         devices: list[DeviceFile] = []
         left = list(fds)
@@ -147,7 +170,7 @@ class Handover:
             if isinstance(error, ValueError):
                 raise HandoverError(f"what was handed over is of no use: {error}") from error
             raise
-        return cls(iommufds[0], devices)
+        return cls(iommufds[0], devices, vf_token=vf_token)
 
     @property
     def iommufd(self) -> IOMMUFD:
@@ -158,6 +181,18 @@ class Handover:
     def devices(self) -> tuple[DeviceFile, ...]:
         """The devices, in the order in which they were named or sent."""
         return self._devices
+
+    @property
+    def vf_token(self) -> uuid.UUID | None:
+        """The VF token that came with them."""
+        return self._vf_token
+
+    def token_of(self, file: DeviceFile) -> uuid.UUID | None:
+        """The VF token to bind one of the devices with: None where it takes none, or none came with them.
+
+        For `IOMMUFD.bind`, its ``token``.
+        """
+        return self._vf_token if self._vf_token is not None and takes_token(file.device) else None
 
     @property
     def fds(self) -> tuple[int, ...]:

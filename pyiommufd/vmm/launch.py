@@ -11,11 +11,13 @@ OPTIONS is a JSON object:
   the standard error;
 - ``mask``: the numbers of the signals to block, all others are not;
 - ``memlock``: the limit on locked memory, in bytes, -1 for none;
-- ``user``: ``{"uid": …, "gid": …, "groups": […]}`` to run as, without any privilege and without a way to get one.
+- ``user``: ``{"uid": …, "gid": …, "groups": […]}`` to run as, without any privilege and without a way to get one;
+- ``rehearse``: the program is looked for, as that user, and not run.
 """
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -51,6 +53,9 @@ def main() -> None:
         if report is not None:
             os.set_inheritable(report, False)
         _prepare(options)
+        if options.get("rehearse"):
+            _find(command[0])
+            os._exit(0)
         os.execvp(command[0], command)  # noqa: S606 - no shell on purpose
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
@@ -80,6 +85,13 @@ def _prepare(options: dict[str, Any]) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, options.get("mask", ()))
+
+
+def _find(program: str) -> None:
+    folders = [""] if "/" in program else os.get_exec_path()
+    paths = [os.path.join(folder, program) for folder in folders]  # noqa: PTH118 - of those modules that are here
+    if not any(os.access(path, os.X_OK) and not os.path.isdir(path) for path in paths):  # noqa: PTH112
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _become(user: dict[str, Any]) -> None:

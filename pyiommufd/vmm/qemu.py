@@ -14,14 +14,16 @@ _ESCAPES = {
 }
 
 
-def command_line(command: Sequence[str], iommufd: int, devices: Sequence[int], options: Sequence[str]) -> list[str]:
+def command_line(
+    command: Sequence[str], iommufd: int, devices: Sequence[int], options: Sequence[Sequence[str]]
+) -> list[str]:
     """QEMU's command line with the devices added: see `pyiommufd.vmm.commands.command_line`.
 
     Args:
         command: QEMU and the arguments that it is given.
         iommufd: The iommufd's fd.
         devices: The fds of the devices.
-        options: More for each ``vfio-pci`` device, such as ``bus=rp1``.
+        options: More for each of the ``vfio-pci`` devices, such as ``bus=rp1``.
 
     Raises:
         ValueError: An argument stands in the way.
@@ -33,9 +35,9 @@ def command_line(command: Sequence[str], iommufd: int, devices: Sequence[int], o
     backend = next(name for name in _names("iommufd") if name not in taken)
     result = [*command, "-object", f"iommufd,id={backend},fd={iommufd}"]
     names = (name for name in _names("vfio") if name not in taken)
-    for fd, name in zip(devices, names, strict=False):
+    for fd, name, more in zip(devices, names, options, strict=False):
         # Always with an id: QEMU 11.1 crashes without.
-        result += ["-device", ",".join(["vfio-pci", f"id={name}", f"fd={fd}", f"iommufd={backend}", *options])]
+        result += ["-device", ",".join(["vfio-pci", f"id={name}", f"fd={fd}", f"iommufd={backend}", *more])]
     return result
 
 

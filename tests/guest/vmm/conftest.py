@@ -112,7 +112,7 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
     before = state()
     yield before
     assert state() == before
-    assert journal.entries(journal.RUN) == []
+    assert journal.records() == []
     assert holders_of_anything() == []
 
 

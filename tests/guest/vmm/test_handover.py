@@ -202,6 +202,11 @@ def test_monitor_that_cannot_be_started(claim: Claim, alone: HostDevice) -> None
         VMM(["/nowhere"], handover)
     with Handover.open(alone) as handover, pytest.raises(HandoverError, match="no user 'nobody-at-all'"):
         VMM(["true"], handover, user="nobody-at-all")
+    for memlock, kind in ((-2, ValueError), (1 << 63, ValueError), (True, TypeError), ("8", TypeError)):
+        with Handover.open(alone) as handover:
+            with pytest.raises(kind, match="a limit on locked memory"):
+                VMM(["true"], handover, memlock=memlock)  # type: ignore[arg-type]
+            assert handover.fds  # nothing has been started, and they are still here
     assert open_fds() == before
 
 

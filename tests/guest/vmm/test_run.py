@@ -14,6 +14,7 @@ import pytest
 from pyiommufd import HostDevice, find_group, plan_claim, recover
 from pyiommufd.host import drivers
 from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.holders import holders
 from tests.guest.forked import run_cli
 from tests.guest.vmm.conftest import RUN, STANDIN, Started, State, holders_of_anything, named
@@ -41,6 +42,7 @@ STEPS = [
     "unbind from vfio-pci",
     "clear driver_override",
     "bind to virtio-pci",
+    "set power/control to on",
 ]
 """What becomes of a device on a host driver around a run of ``sh``."""
 
@@ -213,6 +215,37 @@ def test_what_cannot_be_started(alone: HostDevice, tmp_path: Path, state: Callab
         assert state() == before
 
 
+def test_limit_that_may_not_be_set_is_refused_before_anything_is_claimed(
+    alone: HostDevice, state: Callable[[], State]
+) -> None:
+    """Without CAP_SYS_RESOURCE, by a hard limit of 8 MiB."""
+    before = state()
+    drop = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
+    limited = ["prlimit", f"--memlock={8 << 20}", *drop, *RUN, alone.name]
+    for memlock in ("9", "unlimited"):
+        for way in ([], ["--dry-run"]):
+            command = [*limited, *way, "--memlock", memlock, "--", "true"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 125
+            assert "is more than the 8 MiB that this process may set (ulimit -Hl)" in done.stderr
+            assert len(done.stderr.splitlines()) == 1  # no step
+    assert state() == before
+    subprocess.run([*limited, "--memlock", "8", "--", "true"], check=True)
+
+
+def test_user_who_may_not_run_it_is_refused_before_anything_is_claimed(
+    alone: HostDevice, tmp_path: Path, python_for_all: None
+) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    for way in ([], ["--dry-run"]):
+        done = run_cli("run", *way, "--user", "nobody", alone.name, "--", str(program))
+        assert done.returncode == 125
+        assert done.stderr == f"pyiommufd run: cannot start as nobody: {program}: Permission denied\n"
+        assert done.stdout == ""
+
+
 @pytest.mark.long
 def test_device_that_somebody_has_is_refused(start: Start, alone: HostDevice) -> None:
     run = start(alone.name, "--", "fds", "wait")
@@ -313,8 +346,8 @@ def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path
 def test_kept_claim_is_used_and_left(start: Start, alone: HostDevice) -> None:
     claim = plan_claim(alone).apply()
     try:
-        (entry,) = journal.entries(journal.RUN)
-        entry.state = journal.State.KEPT
+        (entry,) = journal.records()
+        entry.state = ClaimState.KEPT
         journal.write(journal.RUN, entry)
         dry = run_cli("run", "--dry-run", alone.name, "--", "sh")
         assert (dry.returncode, dry.stdout, dry.stderr) == (0, "sh\n", "")

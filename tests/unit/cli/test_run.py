@@ -11,6 +11,7 @@ from pyiommufd.cli.group import cli
 from tests.fake_sysfs import FakeSysfs
 
 DEVICE = "0000:00:02.0"
+UUID = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,11 @@ def run(*arguments: str, status: int = 0) -> Result:
         ([DEVICE], "no VMM: pyiommufd run DEVICE... -- VMM ARGS"),
         ([DEVICE, "--"], "no VMM"),
         ([DEVICE, "--memlock", "8M", "--", "true"], "neither a number of MiB nor unlimited"),
+        ([DEVICE, "--memlock", "99999999999999999999", "--", "true"], "at most 8796093022207 MiB, or unlimited"),
+        ([DEVICE, "--memlock", "9" * 5000, "--", "true"], "Invalid value for '--memlock'"),
+        ([DEVICE, "--option", "bus", "--", "qemu-kvm"], "KEY=VALUE"),
+        ([DEVICE, "--vf-token", "x", "--", "true"], "Invalid value for '--vf-token': 'x' is no UUID"),
+        ([DEVICE, "--vf-token", UUID, "--", "cloud-hypervisor"], "Cloud Hypervisor has no option for a VF token"),
         ([DEVICE, "--vmm", "xen", "--", "true"], "cloud-hypervisor"),
         ([DEVICE, "--", "qemu-system-x86_64", "-daemonize"], "-daemonize: QEMU would leave"),
         ([DEVICE, "--option", "a=b", "--", "true"], "put them into its arguments"),
@@ -68,6 +74,38 @@ def test_dry_run() -> None:
     assert any("0000:00:02.1" in line for line in shown[:middle])
 
 
+def test_program_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "file", "is no executable file")):
+        for way in ([], ["--dry-run"]):
+            assert f"{path} {message}" in run(DEVICE, *way, "--", str(path), status=125).output
+
+
+@pytest.fixture
+def function(machine: FakeSysfs) -> str:
+    """A virtual function of a physical function on vfio-pci."""
+    physical = machine.pci("0000:01:00.0", driver="vfio-pci", group=5, cdev=-1, sriov_totalvfs="2")
+    virtual = machine.pci("0000:01:00.1", driver="vfio-pci", group=6, cdev=-1)
+    machine.link(f"{virtual.relative_to(machine.root)}/physfn", physical)
+    return virtual.name
+
+
+@pytest.mark.parametrize("way", [["--print"], ["--dry-run"], []])
+def test_vf_token_that_is_missing(function: str, way: list[str]) -> None:
+    said = run(function, *way, "--", "env", status=125).output
+    assert f"{function}: its physical function 0000:01:00.0 is on vfio-pci" in said
+    assert "name it by --vf-token" in said
+
+
+def test_vf_token_is_shown(function: str) -> None:
+    given = [DEVICE, function, "--vf-token", UUID]
+    assert f"PYIOMMUFD_VF_TOKEN={UUID} env {UUID}" in run(*given, "--dry-run", "--", "env", "{vf-token}").stdout
+    shown = run(*given, "--print", "--", "qemu-kvm")
+    assert shown.stdout.splitlines()[1].count(f"fd=5,iommufd=iommufd0,vf-token={UUID}") == 1
+    assert shown.stdout.count("vf-token") == 1
+    assert "makes no use of a VF token with iommufd" in shown.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,6 +114,7 @@ def test_dry_run() -> None:
         ([DEVICE, "--", "/nowhere/qemu-kvm"], "there is no program /nowhere/qemu-kvm"),
         ([DEVICE, "--user", "nobody-at-all", "--", "true"], "there is no user 'nobody-at-all'"),
         ([DEVICE, "--user", "4000000", "--", "true"], "no user '4000000' on record"),
+        ([DEVICE, "--vf-token", UUID, "--", "true"], f"of {DEVICE} the kernel would refuse it: leave --vf-token out"),
     ],
 )
 def test_what_cannot_be_started(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -104,6 +104,24 @@ def test_places_in_other_programs_arguments() -> None:
         command_line(["prog"], [7, 8], options=["x=y"])
 
 
+@pytest.mark.parametrize("program", ["qemu-kvm", "cloud-hypervisor"])
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("", "KEY=VALUE"),
+        ("bus", "KEY=VALUE"),
+        ("=rp1", "KEY=VALUE"),
+        ("bus=rp1,fd=3", "fd= of a device.*comes with the fds; leave it out"),
+        ("id=gpu", "id= of a device"),
+        ("vf-token=x", "--vf-token says it"),
+    ],
+)
+def test_options_that_no_device_can_have(program: str, option: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        command_line([program], [7, 8], options=["addr=2", option])
+    assert command_line([program], [7, 8], options=["romfile=/a,,id=b.rom"])[-1].endswith(",romfile=/a,,id=b.rom")
+
+
 def test_kind_may_be_named() -> None:
     assert command_line(["wrapper"], [7, 8], kind=Kind.QEMU)[1] == "-object"
     assert command_line(["qemu-kvm", "{device0}"], [7, 8], kind=Kind.OTHER) == ["qemu-kvm", "8"]

@@ -1,0 +1,104 @@
+"""Virtual functions of a physical function that a vfio user has: the kernel wants the token that they share."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import IOMMUFD, Device, HostDevice, plan_claim
+from pyiommufd.host.claims.record import DeviceState
+from pyiommufd.host.claims.vfs import set_vfs
+from tests.guest.forked import run_cli
+
+State = dict[str, DeviceState]
+
+BINDS = """
+import os, sys
+from pyiommufd.vmm import Handover
+
+with Handover.inherited() as handover:
+    assert "PYIOMMUFD_VF_TOKEN" not in os.environ
+    for file in handover.devices:
+        token = handover.token_of(file)
+        print(handover.iommufd.bind(file, token=token).name, token, *sys.argv[1:])
+"""
+"""Any program that drives its devices: what it has bound, and with which token."""
+
+
+@pytest.fixture
+def made(pf: HostDevice, sriov_by_vfio: None) -> Iterator[tuple[HostDevice, ...]]:
+    """Two virtual functions that vfio-pci has made, and so has itself."""
+    with plan_claim(pf).apply():
+        functions = set_vfs(pf, 2).devices
+        assert [function.driver for function in functions] == ["vfio-pci"] * 2
+        yield functions
+
+
+@pytest.fixture
+def token() -> uuid.UUID:
+    return uuid.uuid4()
+
+
+@pytest.fixture
+def physical(made: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID) -> Iterator[Device]:
+    """The physical function, bound by a user who has set the token."""
+    with IOMMUFD() as iommufd, iommufd.bind(pf, token=token) as device:
+        yield device
+
+
+def test_run_wants_the_token_before_anything_is_claimed(
+    physical: Device, made: tuple[HostDevice, ...], alone: HostDevice, state: Callable[[], State]
+) -> None:
+    before = state()
+    function = made[0]
+    missing = f"pyiommufd run: {function}: its physical function {physical.name} is on vfio-pci: its user has set a VF"
+    for way in ([], ["--dry-run"], ["--print"]):
+        done = run_cli("run", *way, alone.name, function.name, "--", "true")
+        assert done.returncode == 125
+        assert done.stderr == f"{missing} token; name it by --vf-token\n"
+    done = run_cli("run", alone.name, function.name, "--vf-token", str(uuid.uuid4()), "--", "true")
+    assert done.returncode == 125
+    assert done.stderr == f"pyiommufd run: {function}: the VF token is not the one that {physical.name}'s user set\n"
+    assert state() == before
+
+
+def test_program_binds_with_the_token(
+    physical: Device, made: tuple[HostDevice, ...], alone: HostDevice, token: uuid.UUID, tmp_path: Path
+) -> None:
+    """One that takes none beside it gets none."""
+    program = tmp_path / "program"
+    program.write_text(BINDS)
+    given = ["--vf-token", str(token), made[0].name, alone.name, "--", sys.executable, str(program), "{vf-token}"]
+    shown = run_cli("run", "--dry-run", *given)
+    assert f"PYIOMMUFD_VF_TOKEN={token} {sys.executable} {program} {token}\n" in shown.stdout, shown.stderr
+    done = run_cli("run", *given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{made[0].name} {token} {token}", f"{alone.name} None {token}"]
+
+
+@pytest.mark.long
+def test_physical_function_wants_it_too_while_others_are_in_use(
+    made: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID
+) -> None:
+    with IOMMUFD() as theirs:
+        with IOMMUFD() as iommufd:
+            iommufd.bind(pf, token=token)
+            theirs.bind(made[0], token=token)
+        done = run_cli("run", pf.name, "--", "true")
+        assert done.returncode == 125
+        assert f"{pf}: it has virtual functions in use, and they share a VF token" in done.stderr
+        done = run_cli("run", pf.name, "--vf-token", str(uuid.uuid4()), "--", "true")
+        assert f"{pf}: the VF token is not the one that {pf}'s user set" in done.stderr
+        done = run_cli("run", pf.name, "--vf-token", str(token), "--", "true")
+        assert "claimed already" in done.stderr  # by this process, and the token is right
+        assert "token" not in done.stderr
+
+
+def test_device_that_takes_none(alone: HostDevice, token: uuid.UUID) -> None:
+    done = run_cli("run", alone.name, "--vf-token", str(token), "--", "true")
+    assert done.returncode == 125
+    assert f"of {alone} the kernel would refuse it: leave --vf-token out" in done.stderr
