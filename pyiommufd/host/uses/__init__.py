@@ -10,9 +10,9 @@ from .. import sysfs
 from ..devices import HostDevice
 from .display import display_refusals, displays
 from .functions import function_refusals
-from .look import Look
 from .network import interfaces, is_elsewhere, network_refusals
 from .nodes import PARENTLESS, node_refusals
+from .snapshot import MachineSnapshot
 from .storage import blocks, hidden_refusals, shared_nodes, storage_refusals
 
 KINDS = (
@@ -87,8 +87,8 @@ def refusals(*devices: HostDevice) -> tuple[Refusal, ...]:
     Raises:
         OSError: The kernel does not say what its network is doing.
     """
-    look = Look(thorough=True)
-    return tuple(refusal for device in devices for refusal in _refusals(device, look))
+    snapshot = MachineSnapshot(thorough=True)
+    return tuple(refusal for device in devices for refusal in _refusals(device, snapshot))
 
 
 def in_use(devices: Iterable[HostDevice]) -> dict[HostDevice, frozenset[str]]:
@@ -99,39 +99,39 @@ def in_use(devices: Iterable[HostDevice]) -> dict[HostDevice, frozenset[str]]:
     Raises:
         OSError: As for `refusals`.
     """
-    devices, look = list(devices), Look(thorough=False)
-    found = dict.fromkeys(devices if look.unseen else (), frozenset({"unseen"}))
-    for device in _suspects(devices, look):
-        if kinds := frozenset(refusal.kind for refusal in _refusals(device, look)):
+    devices, snapshot = list(devices), MachineSnapshot(thorough=False)
+    found = dict.fromkeys(devices if snapshot.unseen else (), frozenset({"unseen"}))
+    for device in _suspects(devices, snapshot):
+        if kinds := frozenset(refusal.kind for refusal in _refusals(device, snapshot)):
             found[device] = kinds
     return found
 
 
-def _refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
-    disks, cards = blocks(device, look), interfaces(device, look)
+def _refusals(device: HostDevice, snapshot: MachineSnapshot) -> tuple[Refusal, ...]:
+    disks, cards = blocks(device, snapshot), interfaces(device, snapshot)
     above = [block.folder for block in disks.values()] + [interface.folder for interface in cards.values()]
-    above += shared_nodes(look, device)
+    above += shared_nodes(snapshot, device)
     found = (
-        *storage_refusals(device, look, disks),
-        *network_refusals(device, look, cards),
-        *function_refusals(device, look),
-        *display_refusals(device, look),
-        *node_refusals(device, look, above),
+        *storage_refusals(device, snapshot, disks),
+        *network_refusals(device, snapshot, cards),
+        *function_refusals(device, snapshot),
+        *display_refusals(device, snapshot),
+        *node_refusals(device, snapshot, above),
         *(
             Refusal(device.name, "unseen", f"what {who} do with it is not seen: look {where}")
-            for who, where in look.unseen
+            for who, where in snapshot.unseen
         ),
     )
-    return (*found, *hidden_refusals(device, look, disks)) if look.thorough else found
+    return (*found, *hidden_refusals(device, snapshot, disks)) if snapshot.thorough else found
 
 
-def _suspects(devices: list[HostDevice], look: Look) -> set[HostDevice]:
+def _suspects(devices: list[HostDevice], snapshot: MachineSnapshot) -> set[HostDevice]:
     """The devices that are worth the full look, which goes through all below a device.
 
     On a large machine most functions have nothing that could be in use.
     """
     by_path = {str(device.sys_path): device for device in devices}
-    paths = [file.sys_path for file in look.open_files]
+    paths = [file.sys_path for file in snapshot.open_files]
     for kind in _USED_BY:
         folder = sysfs.SYS / "class" / kind
         try:

@@ -10,7 +10,7 @@ from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
 from .folders import listed
-from .look import Look
+from .snapshot import MachineSnapshot
 
 _SCREEN = re.compile(r"fb[0-9]+|card[0-9]+")
 # Platform devices for the framebuffer that firmware has left; since Linux 6.9 below the graphics adapter.
@@ -39,9 +39,9 @@ def _is_boot_display(device: HostDevice) -> bool:
     return (device.class_code or 0) >> 8 in (0x0300, 0x0001) and sysfs.read(device.sys_path / "boot_vga") == "1"
 
 
-def display_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
+def display_refusals(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Refusal]:
     """Whether the device shows the host's console, or what a desktop has put in its place."""
-    shown = {folder for folder in look.folders(device) if _is_screen(folder)}
+    shown = {folder for folder in snapshot.folders(device) if _is_screen(folder)}
     names = {folder.name for folder in shown}
     if _is_boot_display(device) or any(map(_is_marked, shown)):
         names = names or {*(screen.name for screen in _screens_of_firmware()), *_text_consoles()}

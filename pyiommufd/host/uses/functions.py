@@ -8,12 +8,12 @@ from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
 from .folders import devices_below, listed
-from .look import Look
+from .snapshot import MachineSnapshot
 
 
-def function_refusals(device: HostDevice, look: Look) -> Iterator[Refusal]:
+def function_refusals(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Refusal]:
     """The virtual functions that a driver has, vfio's included; of the other devices, those that vfio has."""
-    below = [] if device.on_vfio else list(devices_below(device, look.folders(device)))
+    below = [] if device.on_vfio else list(devices_below(device, snapshot.folders(device)))
     found = {
         link.resolve().name: driver
         for folder in (device.sys_path, *(one.sys_path for one in below))

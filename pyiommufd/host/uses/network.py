@@ -14,8 +14,8 @@ from .. import sysfs
 from ..devices import HostDevice
 from ..namespaces import foreign_namespaces, sees_all_processes
 from .folders import listed
-from .look import Look
 from .netlink import Link
+from .snapshot import MachineSnapshot
 
 # What is like a bond, or like a bridge, for whoever loses a member of it.
 _MASTERS = {"bond": "bond", "team": "bond", "bridge": "bridge", "openvswitch": "bridge"}
@@ -48,13 +48,13 @@ class Interface:
         return printable(self.name if self.name == self.lowest else f"{self.name}, above {self.lowest}")
 
 
-def interfaces(device: HostDevice, look: Look) -> dict[int, Interface]:
+def interfaces(device: HostDevice, snapshot: MachineSnapshot) -> dict[int, Interface]:
     """The device's network interfaces, and the bonds, bridges, VLANs and others above them, by number.
 
     The numbers are those of the network namespace that this process's sysfs is of. It may be in another one itself,
     where that number, and that name, are some other interface's.
     """
-    own = [path for folder in look.folders(device) if folder.name == "net" for path in folder.iterdir()]
+    own = [path for folder in snapshot.folders(device) if folder.name == "net" for path in folder.iterdir()]
     pending: list[tuple[Path, Interface | None]] = [(path.resolve(), None) for path in sorted(own) if path.is_dir()]
     found: dict[int, Interface] = {}
     while pending:
@@ -62,7 +62,7 @@ def interfaces(device: HostDevice, look: Look) -> dict[int, Interface]:
         index = int(sysfs.read(folder / "ifindex") or 0)
         if not index or index in found:
             continue
-        link = look.links.get(index) if below is None or below.link is not None else None
+        link = snapshot.links.get(index) if below is None or below.link is not None else None
         if below is None and link is not None and not _is_of(link, folder):
             link = None
         found[index] = Interface(folder, below.lowest if below is not None else folder.name, link)
@@ -85,36 +85,36 @@ def _name_now(index: int) -> str:
         return ""
 
 
-def network_refusals(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
+def network_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, Interface]) -> Iterator[Refusal]:
     """Routes, addresses, sockets, membership in bonds and bridges, and what is not to be seen from here.
 
     Args:
         device: The device.
-        look: At the machine.
+        snapshot: At the machine.
         found: What `interfaces` has found of the device.
     """
     for interface in found.values():
-        yield from _memberships(device, interface, look)
+        yield from _memberships(device, interface, snapshot)
     for interface in found.values():
         if interface.link is not None:
             yield from _traffic(device, interface, interface.link)
     if found:
-        yield from _sockets(device, look, found)
-        yield from _messages(device, look, found)
-        yield from _hidden_layers(device, look, found)
+        yield from _sockets(device, snapshot, found)
+        yield from _messages(device, snapshot, found)
+        yield from _hidden_layers(device, snapshot, found)
         yield from _unseen(device, found)
-    if is_elsewhere(look.folders(device)):
+    if is_elsewhere(snapshot.folders(device)):
         reason = "its network interface is in another network namespace"
-        if "network" in foreign_namespaces() or not _shows_this_namespace(look):
+        if "network" in foreign_namespaces() or not _shows_this_namespace(snapshot):
             yield Refusal(device.name, "unseen", f"{reason} than this /sys shows, and not seen: look on the host")
         else:
             yield Refusal(device.name, "held", f"{reason}, as a container's is")
 
 
-def _shows_this_namespace(look: Look) -> bool:
+def _shows_this_namespace(snapshot: MachineSnapshot) -> bool:
     """Whether /sys shows the interfaces of this process's network namespace, and not of that it was mounted in."""
     shown = {path.name for path in (sysfs.SYS / "class/net").iterdir() if path.is_dir()}
-    return shown == {link.name for link in look.links.values()}
+    return shown == {link.name for link in snapshot.links.values()}
 
 
 def _unseen(device: HostDevice, found: dict[int, Interface]) -> Iterator[Refusal]:
@@ -133,12 +133,12 @@ def _from_the_host() -> str:
     return f"on the host{way}"
 
 
-def _memberships(device: HostDevice, interface: Interface, look: Look) -> Iterator[Refusal]:
+def _memberships(device: HostDevice, interface: Interface, snapshot: MachineSnapshot) -> Iterator[Refusal]:
     master = sysfs.link_name(interface.folder / "master")
     if master is None:
         return
     index = sysfs.read(interface.folder / "master/ifindex")
-    link = look.links.get(int(index or 0)) if interface.link is not None else None
+    link = snapshot.links.get(int(index or 0)) if interface.link is not None else None
     kind = _MASTERS.get(link.kind) if link is not None else None
     for word in ("bond", "bridge"):
         if (interface.folder / "master" / ("bonding" if word == "bond" else word)).is_dir():
@@ -165,14 +165,14 @@ def _traffic(device: HostDevice, interface: Interface, link: Link) -> Iterator[R
         yield Refusal(device.name, "held", f"an XDP program is attached to {interface}")
 
 
-def _sockets(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
+def _sockets(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, Interface]) -> Iterator[Refusal]:
     """Sockets that are bound to an interface, and not to an address."""
-    sockets = look.packet_sockets
+    sockets = snapshot.packet_sockets
     for index, interface in found.items():
         for what, bound in (("a packet socket", sockets.packet), ("an AF_XDP socket", sockets.xdp)):
             inodes = bound.get(index) if interface.link is not None else None
             if inodes:
-                holders = sorted({holder for inode in inodes if (holder := look.socket_holders.get(inode))})
+                holders = sorted({holder for inode in inodes if (holder := snapshot.socket_holders.get(inode))})
                 by = f", of {listed(holders)}" if holders else ""
                 yield Refusal(device.name, "held", f"{what} is bound to {interface}{by}")
     up = _up(found)
@@ -184,14 +184,14 @@ def _sockets(device: HostDevice, look: Look, found: dict[int, Interface]) -> Ite
         yield Refusal(device.name, "unseen", reason)
 
 
-def _messages(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
+def _messages(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, Interface]) -> Iterator[Refusal]:
     """The kernel's own messages, which go by an interface without a socket."""
     seen = {interface.name: interface for interface in found.values() if interface.link is not None}
-    unknown = look.netconsole.unseen
-    for name in look.netconsole.interfaces:
+    unknown = snapshot.netconsole.unseen
+    for name in snapshot.netconsole.interfaces:
         if name in seen:
             yield Refusal(device.name, "held", f"the kernel's messages go by {seen[name]} (netconsole)")
-        elif all(link.name != name for link in look.links.values()):
+        elif all(link.name != name for link in snapshot.links.values()):
             unknown = unknown or f"{printable(name)}, which they should, is not the name of an interface here"
     up = _up(found)
     if unknown and up:
@@ -204,7 +204,7 @@ def _up(found: dict[int, Interface]) -> list[str]:
     return [str(interface) for interface in found.values() if interface.link is not None and interface.link.is_up]
 
 
-def _hidden_layers(device: HostDevice, look: Look, found: dict[int, Interface]) -> Iterator[Refusal]:
+def _hidden_layers(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, Interface]) -> Iterator[Refusal]:
     """What stands on an interface without a sign of it there."""
     names = {interface.name: interface for interface in found.values() if interface.link is not None}
     for line in sysfs.lines(sysfs.PROC / "net/pppoe")[1:]:
@@ -212,14 +212,14 @@ def _hidden_layers(device: HostDevice, look: Look, found: dict[int, Interface]) 
         under = names.get(line.rpartition(" ")[2])
         if under is not None:
             yield Refusal(device.name, "held", f"a PPPoE session goes by {under}")
-    for link in look.foreign_links.found if names else ():
+    for link in snapshot.foreign_links.found if names else ():
         under = found.get(link.below)
         if under is not None and under.link is not None:
             reason = f"{printable(link.name)}, in another network namespace, stands above {under}"
             yield Refusal(device.name, "held", reason)
     up = _up(found)
-    if up and look.foreign_links.unseen:
-        whose = printable(listed(look.foreign_links.unseen))
+    if up and snapshot.foreign_links.unseen:
+        whose = printable(listed(snapshot.foreign_links.unseen))
         reason = f"whether an interface of another network namespace stands above {listed(up)} cannot be seen: {whose}"
         yield Refusal(device.name, "unseen", f"{reason}; look on the host, as root")
 

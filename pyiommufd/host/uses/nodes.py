@@ -11,25 +11,25 @@ from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
 from .folders import is_below, listed, node_name
-from .look import Look
 from .processes import char_path, console_names
+from .snapshot import MachineSnapshot
 
 PARENTLESS = {"ccp": ("misc/sev", "misc/sfs"), "hfi1": ("hfi1_user/hfi1_*",)}
 """Where the nodes of a driver's devices are in sysfs, which does not say whose they are."""
 
 
-def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iterator[Refusal]:
+def node_refusals(device: HostDevice, snapshot: MachineSnapshot, above: Iterable[Path]) -> Iterator[Refusal]:
     """The nodes of the device that are held open, and its registers in sysfs.
 
     Args:
         device: The device.
-        look: At the machine.
+        snapshot: At the machine.
         above: The folders of what is built on the device and is not below it, such as those of RAID arrays.
     """
     holders: dict[str, list[str]] = {}
     tops = tuple(f"{folder}/" for folder in above)
     own = _unlisted_nodes(device)
-    for file in look.open_files:
+    for file in snapshot.open_files:
         path = file.sys_path
         if path in own:
             holders.setdefault(own[path], []).append(file.holder)
@@ -38,8 +38,8 @@ def node_refusals(device: HostDevice, look: Look, above: Iterable[Path]) -> Iter
             holders.setdefault(name, []).append(file.holder)
     for name, processes in sorted(holders.items()):
         yield Refusal(device.name, "held", f"{name} is held open by {listed(processes)}")
-    yield from _paravirtual_console(device, look)
-    yield from _dma_channels(device, look)
+    yield from _paravirtual_console(device, snapshot)
+    yield from _dma_channels(device, snapshot)
 
 
 def is_node_of(device: HostDevice, path: str) -> bool:
@@ -67,16 +67,16 @@ def _unlisted_nodes(device: HostDevice) -> dict[str, str]:
     return {char_path(int(major), int(minor[1])): f"/dev/nvidia{minor[1]}" for major in majors}
 
 
-def _dma_channels(device: HostDevice, look: Look) -> Iterator[Refusal]:
+def _dma_channels(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Refusal]:
     """Channels of a DMA engine that the kernel has in use, such as for RAID (Linux 7.3, drivers/dma/dmaengine.c)."""
-    channels = [folder for folder in look.folders(device) if folder.parent.name == "dma"]
+    channels = [folder for folder in snapshot.folders(device) if folder.parent.name == "dma"]
     names = sorted(folder.name for folder in channels if sysfs.number(folder / "in_use"))
     if names:
         yield Refusal(device.name, "held", f"the kernel has DMA channels of it in use: {listed(names)}")
 
 
-def _paravirtual_console(device: HostDevice, look: Look) -> Iterator[Refusal]:
+def _paravirtual_console(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Refusal]:
     """A console of virtio: the kernel does not say which of its consoles hvc0, hvc1 … goes by which device."""
     names = [name for name in console_names() if name.startswith("hvc")]
-    if names and any(sysfs.link_name(folder / "driver") == "virtio_console" for folder in look.folders(device)):
+    if names and any(sysfs.link_name(folder / "driver") == "virtio_console" for folder in snapshot.folders(device)):
         yield Refusal(device.name, "held", f"the kernel's console {listed(names)} may go by it")

@@ -13,8 +13,8 @@ from ...errors import Refusal
 from .. import sysfs
 from ..devices import HostDevice
 from .folders import fibre_channel_controllers, fibre_channel_ports, is_below, listed, node_name, number_of
-from .look import Look
 from .mounts import Mount, block_number, open_block
+from .snapshot import MachineSnapshot
 
 _PATIENCE = 0.5
 
@@ -59,9 +59,9 @@ class Block:
         return f", by way of {listed(list(layers), most=9)}" if len(layers) > 1 else ""
 
 
-def blocks(device: HostDevice, look: Look) -> dict[str, Block]:
+def blocks(device: HostDevice, snapshot: MachineSnapshot) -> dict[str, Block]:
     """The device's disks and partitions, and all that is built on them, by name."""
-    pending = [Block(path) for path in _disks(look.folders(device))]
+    pending = [Block(path) for path in _disks(snapshot.folders(device))]
     found: dict[str, Block] = {}
     while pending:
         block = pending.pop(0)
@@ -73,7 +73,7 @@ def blocks(device: HostDevice, look: Look) -> dict[str, Block]:
         if (block.folder / "holders").is_dir():
             above += [path.resolve() for path in (block.folder / "holders").iterdir()]
         number = block.number
-        above += [folder for folder, behind in look.loops if behind == number]
+        above += [folder for folder, behind in snapshot.loops if behind == number]
         pending += [Block(path, chain) for path in sorted(above)]
     return found
 
@@ -96,44 +96,44 @@ def _nvme_subsystem(folder: Path) -> Path | None:
     return next((path.parent.resolve() for path in found), None)
 
 
-def shared_nodes(look: Look, device: HostDevice) -> list[Path]:
+def shared_nodes(snapshot: MachineSnapshot, device: HostDevice) -> list[Path]:
     """The folders of the device's character devices that are not below it.
 
     Those of NVMe namespaces with native multipath, ``ngXnY``, are beside their disks (Linux 7.3,
     drivers/nvme/host/multipath.c, nvme_add_ns_head_cdev), and controllers behind Fibre Channel are by themselves.
     """
-    subsystems = filter(None, map(_nvme_subsystem, look.folders(device)))
+    subsystems = filter(None, map(_nvme_subsystem, snapshot.folders(device)))
     nodes = [path for subsystem in subsystems for path in subsystem.glob("ng*n*") if (path / "dev").exists()]
-    return nodes + fibre_channel_controllers(look.folders(device))
+    return nodes + fibre_channel_controllers(snapshot.folders(device))
 
 
-def storage_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
+def storage_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[str, Block]) -> Iterator[Refusal]:
     """Filesystems, swap areas, membership in RAID arrays and device mapper's devices, and what others are served.
 
     Args:
         device: The device.
-        look: At the machine.
+        snapshot: At the machine.
         found: What `blocks` has found of the device.
     """
     numbers = {block.number: block for block in found.values() if block.number is not None}
     yield from _layers(device, found)
-    for holding in _filesystems(numbers, look).values():
+    for holding in _filesystems(numbers, snapshot).values():
         yield _mounted(device, [mount for mount, _ in holding], holding[0][1][0].by_way_of)
-    if untold := _untold(found, look):
+    if untold := _untold(found, snapshot):
         names = listed([block.label for block in untold])
         yield Refusal(device.name, "mounted", f"a filesystem of btrfs that is mounted is on {names}")
-    yield from _shares(device, look)
-    for path, number in look.swaps if numbers else ():
+    yield from _shares(device, snapshot)
+    for path, number in snapshot.swaps if numbers else ():
         if number in numbers:
             yield Refusal(device.name, "swap", f"it holds the swap area {path}{numbers[number].by_way_of}")
-    ports = fibre_channel_ports(look.folders(device))
-    if ports & look.served_ports:
+    ports = fibre_channel_ports(snapshot.folders(device))
+    if ports & snapshot.served_ports:
         yield Refusal(device.name, "held", "disks are served to other machines by its Fibre Channel port")
-    if (numbers or ports) and look.are_exports_hidden:
+    if (numbers or ports) and snapshot.are_exports_hidden:
         reason = "whether one of its disks is served to other machines cannot be seen"
         where = "mount configfs on /sys/kernel/config, or look on the host"
         yield Refusal(device.name, "unseen", f"{reason}: {where}")
-    for export in look.exports:
+    for export in snapshot.exports:
         if export.number in numbers:
             block = numbers[export.number]
             yield Refusal(device.name, "held", f"{block.label} is served as {export.what}{block.by_way_of}")
@@ -162,11 +162,13 @@ def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
         yield Refusal(device.name, kind, f"{found[below].label} is {what}{plural} {listed(names)}")
 
 
-def _filesystems(numbers: dict[int, Block], look: Look) -> dict[tuple[int, str], list[tuple[Mount, list[Block]]]]:
+def _filesystems(
+    numbers: dict[int, Block], snapshot: MachineSnapshot
+) -> dict[tuple[int, str], list[tuple[Mount, list[Block]]]]:
     """The mounts that are on these, with those that each is on; by filesystem, and by who sees it."""
     found: dict[tuple[int, str], list[tuple[Mount, list[Block]]]] = {}
     spans = _spans() if numbers else {}
-    for mount in look.mounts if numbers else ():
+    for mount in snapshot.mounts if numbers else ():
         # The number is the kernel's word; a source is text, which a user writes who mounts in a namespace of his own.
         members = {mount.number} & numbers.keys()
         if not members:
@@ -188,10 +190,10 @@ def _spans() -> dict[int, set[int]]:
     return found
 
 
-def _untold(found: dict[str, Block], look: Look) -> list[Block]:
+def _untold(found: dict[str, Block], snapshot: MachineSnapshot) -> list[Block]:
     """Disks of btrfs filesystems of which no mount table tells: the kernel lists those that are mounted anywhere."""
     numbers = {block.number: block for block in found.values() if block.number is not None}
-    told = {block.name for holding in _filesystems(numbers, look).values() for _, on in holding for block in on}
+    told = {block.name for holding in _filesystems(numbers, snapshot).values() for _, on in holding for block in on}
     members = set(_spans() if numbers else ())
     return [block for number, block in numbers.items() if number in members and block.name not in told]
 
@@ -204,17 +206,17 @@ def _mounted(device: HostDevice, mounts: list[Mount], by_way_of: str = "") -> Re
     return Refusal(device.name, "mounted", f"it holds the filesystem mounted on {points}{by_way_of}")
 
 
-def _shares(device: HostDevice, look: Look) -> Iterator[Refusal]:
+def _shares(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Refusal]:
     """Filesystems that a virtual machine has from its host: by 9p, or by virtiofs."""
     tags: dict[str, set[str]] = {}
-    for folder in look.folders(device):
+    for folder in snapshot.folders(device):
         tag = sysfs.read(folder / "mount_tag")
         if tag is not None:
             tags.setdefault("9p", set()).add(tag.strip("\0"))
         if sysfs.link_name(folder / "driver") == "virtiofs":
             tags.setdefault("virtiofs", set()).update(_virtiofs_tags(folder))
     by_number: dict[int, list[Mount]] = {}
-    for mount in look.mounts if tags else ():
+    for mount in snapshot.mounts if tags else ():
         known = tags.get(mount.kind)
         if known is None or (known and mount.source not in known):
             continue
@@ -233,7 +235,7 @@ def _virtiofs_tags(folder: Path) -> Iterator[str]:
             yield text
 
 
-def hidden_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> Iterator[Refusal]:
+def hidden_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[str, Block]) -> Iterator[Refusal]:
     """Disks that the kernel has for itself without a sign of it: for ZFS, say, or an external journal.
 
     Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
@@ -241,14 +243,14 @@ def hidden_refusals(device: HostDevice, look: Look, found: dict[str, Block]) -> 
 
     Args:
         device: The device.
-        look: At the machine.
+        snapshot: At the machine.
         found: What `blocks` has found of the device.
     """
     numbers = {block.number: block for block in found.values() if block.number is not None}
-    used = {block.name for holding in _filesystems(numbers, look).values() for _, on in holding for block in on}
-    used |= {numbers[number].name for _, number in look.swaps if number in numbers}
-    used |= {block.name for block in _untold(found, look)}
-    opened = {file.sys_path for file in look.open_files}
+    used = {block.name for holding in _filesystems(numbers, snapshot).values() for _, on in holding for block in on}
+    used |= {numbers[number].name for _, number in snapshot.swaps if number in numbers}
+    used |= {block.name for block in _untold(found, snapshot)}
+    opened = {file.sys_path for file in snapshot.open_files}
     used |= {name for name, block in found.items() if str(block.folder) in opened}
     # With a layer everything that it stands on is used, but for what else stands on that.
     used |= {name for block in found.values() if block.name in used or not block.is_own for name in block.below}

@@ -9,7 +9,7 @@ import pytest
 from pyiommufd import HostDevice, Refusal, find_device, list_devices
 from pyiommufd.host import uses
 from pyiommufd.host.standing import Standing, standings
-from pyiommufd.host.uses.look import Look
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 from tests.fake_sysfs import FakeSysfs
 
 
@@ -18,7 +18,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The devices that were looked at in full: those whose uses were asked for. They are in use."""
     asked: list[str] = []
 
-    def refusals(device: HostDevice, look: Look) -> tuple[Refusal, ...]:
+    def refusals(device: HostDevice, snapshot: MachineSnapshot) -> tuple[Refusal, ...]:
         asked.append(device.name)
         return (Refusal(device.name, "mounted", "it holds /"),)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.host import uses
-from pyiommufd.host.uses import look
+from pyiommufd.host.uses import snapshot
 from pyiommufd.host.uses.foreign_links import ForeignLinks
 from pyiommufd.host.uses.netlink import Link
 from tests.unit.host.uses.host import Host
@@ -112,7 +112,7 @@ def test_other_network_namespace_that_cannot_be_entered(
     """What is set up there for a card that is up is unknown."""
     host.interface(card, "eth0")
     unseen = ["pid 70 (inner) (Operation not permitted)"]
-    monkeypatch.setattr(look, "foreign_links", lambda namespaces: ForeignLinks(unseen=unseen))
+    monkeypatch.setattr(snapshot, "foreign_links", lambda namespaces: ForeignLinks(unseen=unseen))
     reason = "whether an interface of another network namespace stands above eth0 cannot be seen"
     assert host.refusals() == [("unseen", f"{reason}: {unseen[0]}; look on the host, as root")]
     host.link("eth0").is_up = False

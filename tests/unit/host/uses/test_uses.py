@@ -9,9 +9,9 @@ import pytest
 from pyiommufd import list_devices, plan_claim
 from pyiommufd.host import uses
 from pyiommufd.host.claims import journal
-from pyiommufd.host.uses.look import Look
 from pyiommufd.host.uses.netlink import links
 from pyiommufd.host.uses.network import interfaces
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 from tests.unit.host.uses.host import Host
 
 
@@ -36,8 +36,8 @@ def test_disks_that_are_mounted_here_are_seen() -> None:
 
 def test_card_of_the_default_route_is_seen() -> None:
     ways = {index for index, link in links().items() if link.default_routes}
-    look = Look(thorough=False)
-    cards = [device for device in list_devices("pci") if set(interfaces(device, look)) & ways]
+    snapshot = MachineSnapshot(thorough=False)
+    cards = [device for device in list_devices("pci") if set(interfaces(device, snapshot)) & ways]
     if not cards:
         pytest.skip("no default route leaves here by a PCI device")
     for card in cards:

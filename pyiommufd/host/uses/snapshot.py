@@ -18,7 +18,7 @@ from .packet_sockets import PacketSockets, packet_sockets
 from .processes import OpenFile, Processes, look_at_processes
 
 
-class Look:
+class MachineSnapshot:
     """The machine's mounts, swap areas, routes and open files, each from when it is first asked for.
 
     Args:
