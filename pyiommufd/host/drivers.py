@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fnmatch
 import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from ..errors import ClaimError
 from . import sysfs
 from .devices import HostDevice
 from .helper import SECONDS
+from .programs import system_program
 
 _MODPROBE_SECONDS = 60.0
 
@@ -243,8 +243,7 @@ def modprobe(module: str, keep: Sequence[int] = ()) -> str:
         module: Its name; or the alias of a device: what the machine's configuration forbids is then not loaded.
         keep: File descriptors that modprobe holds as well, such as that of a lock.
     """
-    # It is in sbin, which is not on everyone's PATH.
-    program = shutil.which("modprobe", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    program = system_program("modprobe")
     if program is None:
         return "there is no modprobe (package kmod)"
     try:
