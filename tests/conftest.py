@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
+
+from pyiommufd.host.persistent import environment
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -15,3 +18,14 @@ def pytest_configure(config: pytest.Config) -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def trusted_environment() -> Iterator[None]:
+    """A claim --persist wants a Python environment that only root can write, which a developer's checkout need not be.
+
+    For what the test itself does; `tests.trusted` is for the programs that it starts.
+    """
+    with pytest.MonkeyPatch.context() as patch:  # not the fixture: tests' own ones are to undo what they do first
+        patch.setattr(environment, "places", lambda: iter(()))
+        yield

@@ -26,20 +26,22 @@ def test_it_runs_this_environment_and_nothing_of_the_working_folder() -> None:
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(boot_unit.text())
     command = shlex.split(unit["Service"]["ExecStart"])
-    assert command == [sys.executable, "-P", "-m", "pyiommufd.cli", "claim", "--persistent"]
+    assert command == [sys.executable, "-I", "-m", "pyiommufd.cli", "claim", "--persistent"]
     assert unit["Service"]["Type"] == "oneshot"
+    # The network waits for it, and without this for good.
+    assert unit["Service"]["TimeoutStartSec"] == "10min"
     assert unit["Unit"]["ConditionPathExistsGlob"] == f"{claim_file.FOLDER}/*.toml"
     assert {"local-fs.target", "cryptsetup.target", "swap.target"} <= set(unit["Unit"]["After"].split())
     # What sets up the network may come before basic.target, and would then have to wait for itself.
     assert unit["Unit"]["DefaultDependencies"] == "no"
     assert "Conflicts=shutdown.target\nBefore=shutdown.target\n" in boot_unit.text()
-    assert "@" not in boot_unit.text()
+    assert "@COMMAND@" not in boot_unit.text()
 
 
 def test_command_of_an_environment_with_an_odd_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/a b/100%/$x/python")
     line = next(line for line in boot_unit.text().splitlines() if line.startswith("ExecStart="))
-    assert line == "ExecStart='/a b/100%%/$$x/python' -P -m pyiommufd.cli claim --persistent"
+    assert line == "ExecStart='/a b/100%%/$$x/python' -I -m pyiommufd.cli claim --persistent"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
