@@ -25,8 +25,9 @@ from .errors import (
     UnsupportedError,
     VectorsUnavailableError,
 )
-from .host.claims.claim import Claim, recover
+from .host.claims.claim import Claim
 from .host.claims.plan import ClaimPlan, plan_claim
+from .host.claims.release import recover, release
 from .host.devices import HostDevice, find_device, list_devices
 from .host.groups import Group, find_group, list_groups
 from .host.monitor import DeviceEvent, Monitor
@@ -109,4 +110,5 @@ __all__ = [
     "list_groups",
     "plan_claim",
     "recover",
+    "release",
 ]

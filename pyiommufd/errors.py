@@ -120,6 +120,11 @@ class AlreadyAttachedError(IOMMUFDError):
     """A device that is attached was to be attached again; `Device.replace` is the way."""
 
 
+def _said(error: BaseException) -> str:
+    """What an error says; of one that is not ours its kind as well, without which few say anything."""
+    return str(error) if isinstance(error, IOMMUFDError) else f"{type(error).__name__}: {error}"
+
+
 class CloseError(IOMMUFDError):
     """Something failed while an owner closed what it owns; the rest was released all the same.
 
@@ -132,7 +137,7 @@ class CloseError(IOMMUFDError):
         self.errors = errors
 
     def _text(self) -> str:
-        return "\n  ".join([str(self.args[0]), *(f"{type(e).__name__}: {e}" for e in self.errors)])
+        return "\n  ".join([str(self.args[0]), *map(_said, self.errors)])
 
 
 class DeviceNotFoundError(IOMMUFDError, LookupError):

@@ -18,8 +18,8 @@ from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal
+from pyiommufd.host.claims.steps import Step
 from pyiommufd.host.devices import HostDevice, find_device
-from pyiommufd.host.kept.parts import AnyStep
 from pyiommufd.host.uses import FORCIBLE
 
 devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
@@ -55,12 +55,12 @@ def say(text: object) -> None:
     echo(text, err=True)
 
 
-def show_step(step: AnyStep) -> None:
+def show_step(step: Step) -> None:
     """Print a step."""
     echo(step)
 
 
-def show_steps(steps: Iterable[AnyStep]) -> None:
+def show_steps(steps: Iterable[Step]) -> None:
     """Print steps that are not taken."""
     for step in steps:
         echo(step)

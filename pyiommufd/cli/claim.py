@@ -22,10 +22,11 @@ from pyiommufd.cli.changing import (
 from pyiommufd.cli.output import say_outlook
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
+from pyiommufd.host.claims.claim import claim_steps
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
-from pyiommufd.host.kept import keeping
 from pyiommufd.host.limits import lock_limit
 from pyiommufd.host.persistent import boot_unit
+from pyiommufd.host.persistent.at_boot import claim_persistent
 from pyiommufd.host.users import User, find_user
 
 
@@ -43,7 +44,8 @@ def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User
     "--user",
     callback=_user,
     metavar="NAME",
-    help="Let this user open /dev/iommu and the devices' nodes while they are claimed.",
+    help="Let this user open /dev/iommu and the nodes of each DEVICE, not of others in their groups, while it is "
+    "claimed.",
 )
 @driver_option
 @force_option
@@ -95,17 +97,17 @@ def claim(
             say(f"in spite of: {refusal}")
         if dry_run:
             check_refusals(plan.refusals)
-            show_steps(keeping.keep_steps(plan, persist=persist, user=user))
+            show_steps(claim_steps(plan, persist=persist, user=user))
             return
-        keeping.keep(plan, persist=persist, user=user, report=show_step)
+        plan.apply(keep=True, persist=persist, user=user, report=show_step)
         _say_what_follows(plan, persist, user)
 
 
 def _say_what_follows(plan: ClaimPlan, persist: bool, user: User | None) -> None:
     names = " ".join(device.name for device in plan.devices)
     if not plan.moves and not persist and user is None:
-        way = f"to their host drivers, if nobody else has claimed them: pyiommufd rebind {names}"
-        say(f"on vfio already, so nothing was claimed: {names}; {way}")
+        way = f"to their host drivers: pyiommufd release {names}, then pyiommufd rebind {names}"
+        say(f"on vfio already, and claimed there: {names}; {way}")
         return
     unasked = [move.device.name for move in plan.moves if move.device not in plan.devices]
     say(f"claimed {names}" + (f", and along with it {' '.join(unasked)}" if unasked else ""))
@@ -117,13 +119,7 @@ def _say_what_follows(plan: ClaimPlan, persist: bool, user: User | None) -> None
 
 
 def _at_boot(dry_run: bool) -> None:
-    if dry_run:
-        show_steps(keeping.recover_steps())
-        outcomes = keeping.claim_persistent_steps()
-        for outcome in outcomes:
-            show_steps(outcome.steps)
-    else:
-        outcomes = keeping.claim_persistent(report=show_step)
+    outcomes = claim_persistent(report=show_step, dry_run=dry_run)
     for outcome in outcomes:
         if outcome.error is not None:
             say(f"{outcome.file or 'what was left half done'}: nothing is done: {failed(outcome.error)}")

@@ -28,6 +28,7 @@ COMMANDS = {
     "watch": "pyiommufd.cli.watch:watch",
     "plan": "pyiommufd.cli.plan:plan",
     "claim": "pyiommufd.cli.claim:claim",
+    "claims": "pyiommufd.cli.claims:claims",
     "release": "pyiommufd.cli.release:release",
     "recover": "pyiommufd.cli.recover:recover",
     "rebind": "pyiommufd.cli.rebind:rebind",

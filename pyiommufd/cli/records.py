@@ -11,7 +11,7 @@ from typing import Any
 
 from pyiommufd.errors import Cause, Refusal
 from pyiommufd.host.checks.finding import Finding
-from pyiommufd.host.claims.steps import Action, Step
+from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Step
 from pyiommufd.host.devices import HostDevice
 from pyiommufd.host.groups import Group
 from pyiommufd.host.holders import Holder
@@ -55,7 +55,7 @@ REFUSAL = {
 }
 STEP = {
     "device": "the name of the device",
-    "action": "what is done: " + ", ".join(Action),
+    "action": "what is done: " + ", ".join(action for action in Action if action not in FILE_ACTIONS),
     "value": "the driver, the override or the number, or null",
 }
 FINDING = {
@@ -123,7 +123,7 @@ def refusal_record(refusal: Refusal) -> Record:
 
 def step_record(step: Step) -> Record:
     """What a claim does to a device, by the keys of `STEP`."""
-    return {"device": step.device, "action": str(step.action), "value": step.value}
+    return {"device": step.target, "action": str(step.action), "value": step.value}
 
 
 def finding_record(finding: Finding) -> Record:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step, show_steps
+from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
 from pyiommufd.cli.output import say_outlook
-from pyiommufd.host.kept import keeping
+from pyiommufd.host.claims.release import recover as undo
 
 
 @click.command()
@@ -20,8 +20,6 @@ def recover(dry_run: bool) -> None:
     """
     say_outlook()
     with ended_by_signals():
-        if dry_run:
-            show_steps(keeping.recover_steps())
-            return
-        names = keeping.recover(report=show_step)
+        names = undo(report=show_step, dry_run=dry_run)
+    if not dry_run:
         say(f"given back: {' '.join(names)}" if names else "no device was left behind")

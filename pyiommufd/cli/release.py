@@ -5,28 +5,38 @@ from __future__ import annotations
 import click
 
 from pyiommufd.cli.arguments import DeviceName
-from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step, show_steps
+from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
 from pyiommufd.cli.output import say_outlook
-from pyiommufd.host.kept import keeping
+from pyiommufd.host.claims.release import release as give_back
 
 
 @click.command()
 @click.argument("devices", nargs=-1, type=DeviceName(), metavar="[DEVICE]...")
+@click.option("--all", "everything", is_flag=True, help="All claims that are kept, or are made at boot.")
+@click.option(
+    "--leave",
+    multiple=True,
+    type=DeviceName(),
+    metavar="DEVICE",
+    help="Leave this device as it is, and forget how it was; the rest of its claim is given back. May be repeated.",
+)
 @dry_run_option
-def release(devices: tuple[str, ...], dry_run: bool) -> None:
-    """Give back what pyiommufd claim has taken: the claims that have a DEVICE, each as a whole, or all of them.
+@click.pass_context
+def release(
+    ctx: click.Context, devices: tuple[str, ...], everything: bool, leave: tuple[str, ...], dry_run: bool
+) -> None:
+    """Give back what pyiommufd claim has taken: the claims that have a DEVICE, each as a whole.
 
-    Each driver, or none, each driver_override and the virtual functions are then as they were before the claim, and a
-    persistent claim is not made at boot any more. A device that a process still holds open is named, and stays until
-    the command is run again, or pyiommufd recover.
+    Each driver, or none, each driver_override, the virtual functions and power/control are then as they were before the
+    claim, and a persistent claim is not made at boot any more. A device that the host uses by now, or whose IOMMU group
+    a process has open, is named and left as it is, until the command is run again.
 
     Steps are printed to the standard output, one a line, each before it is taken.
     """
-    wanted = devices or None
+    if everything == bool(devices or leave):
+        raise click.UsageError("name a DEVICE, or --all for every claim: pyiommufd claims lists them", ctx)
     say_outlook()
     with ended_by_signals():
-        if dry_run:
-            show_steps(keeping.release_steps(wanted))
-            return
-        names = keeping.release(wanted, report=show_step)
-        say(f"given back: {' '.join(names)}" if names else "no device was claimed")
+        names = give_back(None if everything else devices, leave=leave or None, report=show_step, dry_run=dry_run)
+    if not dry_run:
+        say(f"given back: {' '.join(names)}" if names else "no device was given back")

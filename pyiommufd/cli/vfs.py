@@ -39,7 +39,8 @@ def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, a
     """Show the virtual functions of DEVICE, or have it have COUNT of them.
 
     Those that it has go away first, unless it is that many already. What the host, a claim or a process uses is
-    refused. Where a step fails it has those of before again.
+    refused, and so is taking them from a DEVICE that is claimed; one that has none may be claimed and then given
+    some. Where a step fails it has those of before again.
 
     Steps are printed, one a line, each before it is taken; with --json, to the standard error.
     """

@@ -18,7 +18,7 @@ _ATTRIBUTE = "system.posix_acl_access"
 _VERSION = 2
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 _NO_ID = 0xFFFF_FFFF
-_READ_WRITE = 6
+READ_WRITE = 6
 
 Entries = dict[tuple[int, int], int]
 """Permissions by tag and id, as the kernel has them."""
@@ -33,7 +33,7 @@ def granted(node: Path, uid: int) -> int | None:
     return _read(node).get((_USER, uid))
 
 
-def grant(node: Path, uid: int, permissions: int | None = _READ_WRITE) -> None:
+def grant(node: Path, uid: int, permissions: int | None = READ_WRITE) -> None:
     """Let a user open a node, or, with None, no longer name the user in its list.
 
     Raises:

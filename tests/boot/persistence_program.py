@@ -21,11 +21,12 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from pyiommufd import list_devices, plan_claim
+from pyiommufd import list_devices, plan_claim, release
 from pyiommufd.host.claims import journal
-from pyiommufd.host.kept import keeping
+from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.sysfs import PROC
+from tests.trusted import trust_environment
 
 DISK = Path("/disk")
 PLACES = {"pyiommufd": Path("/etc/pyiommufd"), "systemd": Path("/etc/systemd/system")}
@@ -55,7 +56,7 @@ def boot() -> dict[str, Any]:
     # A file that nobody would act on is a claim half made.
     assert enabled or not asked
     command = shlex.split(boot_unit.command()) if not enabled else shlex.split(_line_of_unit())
-    assert command[:4] == [sys.executable, "-P", "-m", "pyiommufd.cli"]
+    assert command[:4] == [sys.executable, "-I", "-m", "pyiommufd.cli"]
     result = CliRunner().invoke(cli, command[4:], catch_exceptions=False)
     return {
         "status": result.exit_code,
@@ -64,7 +65,7 @@ def boot() -> dict[str, Any]:
         "files": {file.name: file.read_text() for file in claim_file.files()},
         "others": [path.name for path in claim_file.FOLDER.glob("*") if path.suffix != ".toml"],
         "unit": boot_unit.is_installed() or boot_unit.file().exists(),
-        "kept": sum(entry.state is journal.State.KEPT for entry in journal.entries(journal.RUN)),
+        "kept": sum(entry.state is ClaimState.KEPT for entry in journal.records()),
     }
 
 
@@ -105,6 +106,7 @@ class Points(logging.Handler):
 def main() -> None:
     """Do what the arguments say."""
     mount()
+    trust_environment()
     action, *rest = sys.argv[1:]
     if action == "boot":
         print(json.dumps(boot()), flush=True)
@@ -112,16 +114,16 @@ def main() -> None:
     device = rest[0]
     with redirect_stderr(io.StringIO()):
         if action == "claim":
-            keeping.release()
+            release()
             plan = plan_claim(device)
         elif not claim_file.files():
-            keeping.keep(plan_claim(device), persist=True)
+            plan_claim(device).apply(keep=True, persist=True)
     os.sync()  # what was before is not what is tried
     points = Points(int(rest[1]) if len(rest) > 1 else None)
     if action == "claim":
-        keeping.keep(plan, persist=True)
+        plan.apply(keep=True, persist=True)
     else:
-        keeping.release()
+        release()
     print(json.dumps(points.seen))
 
 

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pyiommufd import find_device, plan_claim, recover
+from pyiommufd import find_device, plan_claim, recover, release
 from pyiommufd.host.claims import journal, steps
-from pyiommufd.host.claims.claim import recover_steps, release_steps
 from pyiommufd.host.drivers import driver_override
+from tests.dry_run import dry_run
 
 RUN = Path("/results/run")
 NAMES = ("0000:02:01.0", "0000:02:02.0", "0000:02:03.0")
@@ -39,25 +39,25 @@ def main() -> None:
     found = [find_device(name) for name in NAMES]
     assert [device.driver for device in found] == [None, None, "virtio-pci"], found
     assert [driver_override(device) for device in found] == [None] * 3, found
-    assert release_steps() == recover_steps() == ()
+    assert dry_run(release) == dry_run(recover) == ()
     assert recover() == []
     assert not list(RUN.glob("*.json"))
     say("host drivers in place, " + ("a record of an earlier boot, dropped" if left else "no record"))
 
     at = int(sys.argv[1])
     count = itertools.count()
-    cross = steps.cross
+    commit = steps.commit
     plan = plan_claim(NAMES[0])
 
     def cut(what: str, change: Callable[[], None]) -> None:
         if not what.startswith("record that") and next(count) == at:
             say(f"the power goes before: {what}")
             ctypes.CDLL(None).reboot(AT_ONCE)
-        cross(what, change)
+        commit(what, change)
 
-    steps.cross = cut
+    steps.commit = cut
     with plan.apply():
-        steps.cross = cross
+        steps.commit = commit
     say("claimed and given back")
 
 

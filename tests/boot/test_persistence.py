@@ -140,8 +140,11 @@ def test_power_cut(disk: Path, action: str) -> None:
     before, after = ("absent", "applied") if action == "claim" else ("applied", "absent")
     with machine(disk, [GROUP]) as guest:
         points = run(guest, action, NAMES[0])
-    decisive = "rename to " if action == "claim" else "remove /etc/pyiommufd/"
-    (turn,) = [number for number, what in enumerate(points) if what.startswith(decisive)]
+    (turn,) = [
+        number
+        for number, what in enumerate(points)
+        if (what.startswith("rename to ") if action == "claim" else what.endswith(".toml: remove"))
+    ]
     table: list[tuple[str, str]] = []
     for point in (*taken(action, points, turn), None):
         with machine(disk, [GROUP]) as guest:
@@ -168,7 +171,7 @@ def test_rebuilt_machine(disk: Path) -> None:
     with machine(disk, first) as guest:
         assert run(guest, "boot")["files"] == {}
         for name in claims:
-            done = guest.run(["pyiommufd", "claim", "--persist", name])
+            done = guest.run(["python", "-m", "tests.trusted", "claim", "--persist", name])
             assert done.returncode == 0, done.stderr.decode()
         files = run(guest, "boot")["files"]
     assert [f"{name}.toml" for name in claims] == sorted(files)

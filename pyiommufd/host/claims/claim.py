@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ...errors import ClaimError, ClaimRefusedError, CloseError, DeviceNotFoundError, ForkedError
-from ..devices import HostDevice, as_device
-from . import journal
+from ...errors import ClaimError, ClaimRefusedError, ForkedError
+from ..devices import HostDevice
+from ..persistent import boot_unit, claim_file, environment
+from ..persistent.claim_file import PersistentClaim, persistent_claim
+from ..users import User, find_user
+from . import journal, transaction
 from .plan import ClaimPlan, claimed, names_of, plan_claim
-from .steps import Step
-from .transaction import Report, Transaction, Turn, check_not_stuck, turn, way_back
+from .record import ClaimRecord, ClaimState
+from .steps import Action, Report, Step
+from .transaction import Transaction, exclusive
 
 
 class Claim:
@@ -27,12 +28,11 @@ class Claim:
     each other.
     """
 
-    def __init__(self, plan: ClaimPlan, entry: journal.Entry, run: Path) -> None:
+    def __init__(self, plan: ClaimPlan, record: ClaimRecord) -> None:
         self._plan = plan
-        self._entry = entry
-        self._run = run
+        self._id = record.id
         self._pid = os.getpid()
-        self._kept = entry.state is journal.State.KEPT
+        self._kept = record.state is ClaimState.KEPT
         self._released = False
 
     @property
@@ -63,8 +63,9 @@ class Claim:
         return self._released
 
     def release(self, *, report: Report | None = None) -> None:
-        """Give everything back: each driver, or none, each driver_override and the virtual functions as they were.
+        """Give everything back: each driver, or none, each driver_override, the virtual functions, power/control.
 
+        And what else belongs to the claim: a user may no longer open the nodes, and it is not made at boot any more.
         What had gone away with a device, its driver makes anew by itself (`pyiommufd.host.claims.plan.Move.below`).
         Does nothing when called again, or in a forked child. A device that is gone by now is logged and left.
         SIGINT and SIGTERM, where this is called from the main thread, wait until it is done.
@@ -73,17 +74,20 @@ class Claim:
             report: Called with each step before it is taken.
 
         Raises:
-            CloseError: Something could not be restored, such as a device that a process still holds open; the
-                rest is restored. The record stays, so that calling again, or `recover`, completes it.
-            ClaimError: The record cannot be written.
+            CloseError: Something could not be restored: a process holds a device's IOMMU group, or the host uses the
+                device by now; it is left as it is, and the rest is restored. The record stays, so that calling again
+                completes it. Where nothing can be restored, nothing is changed.
+            ClaimError: The record cannot be written, or is a newer version's by now.
         """
         if self._released or os.getpid() != self._pid:
             return
-        with turn(self._run, patient=True) as mine:
+        with exclusive(patient=True) as mine:
             # By the record as it is now: somebody else may have released a kept claim, or recovered this one.
-            entry = journal.find(self._run, self._entry.id)
-            if entry is not None:
-                Transaction(mine, entry, report).undo()
+            record = journal.find(mine.run, self._id)
+            if record is not None and record.state is ClaimState.NEWER:
+                raise ClaimError(f"{self!r} is on record as made by {journal.who(record)}")
+            if record is not None:
+                Transaction(mine, record, report).release()
         self._released = True
 
     def __enter__(self) -> Self:
@@ -100,34 +104,100 @@ class Claim:
         return f"<Claim of {names}{' (released)' if self._released else ''}>"
 
 
-def carry_out(plan: ClaimPlan, run: Path | None = None, *, keep: bool = False, report: Report | None = None) -> Claim:
-    """Carry a plan out; see `ClaimPlan.apply`."""
-    run = journal.RUN if run is None else run
+def carry_out(
+    plan: ClaimPlan,
+    *,
+    keep: bool = False,
+    persist: bool = False,
+    user: User | str | None = None,
+    persistent: PersistentClaim | None = None,
+    report: Report | None = None,
+) -> Claim:
+    """Carry a plan out; see `ClaimPlan.apply`.
+
+    Args:
+        plan: The plan.
+        keep: As of `ClaimPlan.apply`, and so are ``persist``, ``user`` and ``report``.
+        persist: As above.
+        user: As above.
+        persistent: What is on record for every boot, and is made now by that.
+        report: As above.
+    """
+    if persist and not keep:
+        raise ValueError("a persistent claim is one that is kept: keep=True")
+    user = find_user(user) if isinstance(user, str) else user
     claim = None
     try:
-        with turn(run) as mine:
+        with exclusive() as mine:
             # First what is quick to see: of many that want a device all but one are refused, while the others wait.
-            if taken := tuple(claimed(names_of(plan.groups, plan.moves), run)):
+            if taken := tuple(claimed(names_of(plan.groups, plan.moves))):
                 raise ClaimRefusedError(taken)
             plan = _afresh(plan)
             if plan.refusals:
                 raise ClaimRefusedError(plan.refusals)
-            wanted = [device.name for device in plan.devices]
-            entry = journal.Entry.begin([group.id for group in plan.groups], wanted)
-            transaction = Transaction(mine, entry, report)
+            record = ClaimRecord.begin([group.id for group in plan.groups], [device.name for device in plan.devices])
+            if user is not None:
+                record.user, record.uid = user.name, user.uid
+            if persist:
+                persistent = _persistent(plan, user)
+                record.removes_file = True
+            elif persistent is not None and claim_file.read(persistent.file) != persistent:
+                raise ClaimError(f"{persistent.file} has changed meanwhile")
+            if persistent is not None:
+                record.file = str(persistent.file)
+                record.unit = str(boot_unit.file()) if boot_unit.has_systemd() else None
+            work = Transaction(mine, record, report, force=plan.force)
             try:
-                for step in plan.steps:
-                    transaction.take(step)
-                transaction.mark(journal.State.KEPT if keep else journal.State.SESSION)
+                for step in _steps(plan, user, persistent if persist else None):
+                    work.take(step)
+                work.mark(ClaimState.KEPT if keep else ClaimState.SESSION)
             except BaseException as error:
-                transaction.fail(error, "the claim")
-            claim = Claim(plan, entry, run)
+                work.fail(error, "the claim")
+            claim = Claim(plan, record)
     except BaseException:
         # A signal that came after the last step, and has taken effect just now.
         if claim is not None:
             claim.release()
         raise
     return claim
+
+
+def claim_steps(plan: ClaimPlan, *, persist: bool = False, user: User | None = None) -> tuple[Step, ...]:
+    """Exactly what `ClaimPlan.apply` does, in order; changes nothing.
+
+    Raises:
+        ClaimError: As `ClaimPlan.apply`, as far as it shows before.
+    """
+    return _steps(plan, user, _persistent(plan, user) if persist else None)
+
+
+def _persistent(plan: ClaimPlan, user: User | None) -> PersistentClaim:
+    environment.check()
+    # What a dead process was making or releasing under a name is undone later, by that name.
+    try:
+        reserved = [record.file for record in journal.records() if record.file is not None]
+    except journal.NoAccessError:
+        reserved = []
+    return persistent_claim(plan, None if user is None else user.name, reserved=reserved)
+
+
+def _steps(plan: ClaimPlan, user: User | None, persistent: PersistentClaim | None) -> tuple[Step, ...]:
+    steps = list(plan.steps)
+    if user is not None:
+        steps.append(Step(str(transaction.IOMMU_NODE), Action.GRANT, user.name))
+        moved = {move.device for move in plan.moves}
+        steps += [
+            Step(device.name, Action.GRANT, user.name, str(device.sys_path), device.subsystem)
+            for device in plan.devices
+            # Those that have a node then. Others of the groups, such as an LPC controller, are nobody's to drive.
+            if device in moved or device.on_vfio
+        ]
+    if persistent is not None:
+        # The file is the last: what is on record for the boot is acted on there.
+        if boot_unit.has_systemd() and not boot_unit.is_installed():
+            steps.append(Step(str(boot_unit.file()), Action.ENABLE))
+        steps.append(Step(str(persistent.file), Action.WRITE, text=persistent.text))
+    return tuple(steps)
 
 
 def _afresh(plan: ClaimPlan) -> ClaimPlan:
@@ -140,145 +210,3 @@ def _afresh(plan: ClaimPlan) -> ClaimPlan:
     if now.outline != plan.outline or now.steps != plan.steps:
         raise ClaimError(f"the machine has changed since the plan was made; plan again. Now:\n{now}")
     return now
-
-
-def release(devices: Iterable[HostDevice | str | Path] | None = None, *, report: Report | None = None) -> list[str]:
-    """Give the kept claims back that have these devices, each as a whole; see `Claim.release`.
-
-    A kept claim whose release has died halfway is one, too.
-
-    Args:
-        devices: Any of a claim's devices; None: all kept claims.
-        report: Called with each step before it is taken.
-
-    Returns:
-        The names of the devices that were given back.
-
-    Raises:
-        ClaimError: No kept claim has one of the devices, and nothing is released; or the caller is not root.
-        CloseError: Something could not be restored; the rest is.
-    """
-    with turn(journal.RUN) as mine:
-        return _undo_all(mine, _kept(devices), report)
-
-
-def release_steps(devices: Iterable[HostDevice | str | Path] | None = None) -> tuple[Step, ...]:
-    """What `release` would do to the machine, in order.
-
-    Raises:
-        ClaimError: As `release` does.
-    """
-    with _looking():
-        return _steps(_kept(devices))
-
-
-def recover(*, report: Report | None = None) -> list[str]:
-    """Undo the claims whose process is gone, and complete the releases that died or failed halfway.
-
-    A kept claim that is complete is left alone, and so is what a living process holds.
-
-    Args:
-        report: Called with each step before it is taken.
-
-    Returns:
-        The names of the devices that were given back.
-
-    Raises:
-        CloseError: Something could not be restored; the rest is.
-        ClaimError: The caller is not root; or a file among the records is none: the others' claims are undone.
-    """
-    with turn(journal.RUN) as mine:
-        entries, errors = _left_behind()
-        return _undo_all(mine, entries, report, errors)
-
-
-def recover_steps() -> tuple[Step, ...]:
-    """What `recover` would do to the machine, in order.
-
-    Raises:
-        ClaimError: As `recover` does.
-    """
-    with _looking():
-        entries, errors = _left_behind()
-        if errors:
-            raise errors[0]
-        return _steps(entries)
-
-
-def _looking() -> contextlib.AbstractContextManager[object]:
-    """Nobody is in the middle of a claim meanwhile; where there is no record, none is begun by looking."""
-    return journal.locked(journal.RUN) if journal.RUN.exists() else contextlib.nullcontext()
-
-
-def _undo_all(
-    mine: Turn, entries: list[journal.Entry], report: Report | None, errors: Iterable[ClaimError] = ()
-) -> list[str]:
-    names: list[str] = []
-    failures: list[BaseException] = list(errors)
-    foreign = len(failures)
-    for entry in entries:
-        try:
-            names += Transaction(mine, entry, report).undo()
-        except CloseError as error:
-            failures += error.errors
-    if len(failures) > foreign:
-        raise CloseError("not everything could be given back to the host:", tuple(failures))
-    if failures:
-        raise failures[0]
-    return names
-
-
-def _steps(entries: list[journal.Entry]) -> tuple[Step, ...]:
-    found: list[Step] = []
-    for entry in entries:
-        for before in reversed(entry.devices):
-            check_not_stuck(entry, before)
-            found += way_back(before)
-    return tuple(found)
-
-
-def _read() -> tuple[list[journal.Entry], list[ClaimError]]:
-    """The entries, the latest first: of two of one device the first has to have the last word."""
-    entries, errors = journal.read_all(journal.RUN)
-    return entries[::-1], errors
-
-
-def _left_behind() -> tuple[list[journal.Entry], list[ClaimError]]:
-    """What nobody is at any more. Who carries a claim out has the lock, so one in progress is not."""
-    entries, errors = _read()
-    return [entry for entry in entries if not _is_held(entry)], errors
-
-
-def _is_held(entry: journal.Entry) -> bool:
-    return entry.state is journal.State.KEPT or (entry.state is journal.State.SESSION and entry.alive)
-
-
-def _kept(devices: Iterable[HostDevice | str | Path] | None) -> list[journal.Entry]:
-    entries, errors = _read()
-    if errors:
-        raise errors[0]
-    kept = [entry for entry in entries if entry.state is not journal.State.SESSION]
-    if devices is None:
-        return kept
-    if isinstance(devices, HostDevice | str | Path):
-        devices = [devices]
-    chosen: list[journal.Entry] = []
-    for device in devices:
-        name = _name(device, kept)
-        having = [entry for entry in kept if name in entry.names]
-        if not having:
-            others = next((f": it is claimed by {entry.who}" for entry in entries if name in entry.names), "")
-            raise ClaimError(f"no kept claim has {name}{others}")
-        chosen += [entry for entry in having if entry not in chosen]
-    return chosen
-
-
-def _name(device: HostDevice | str | Path, entries: list[journal.Entry]) -> str:
-    """The name of a device that may be gone by now."""
-    try:
-        return as_device(device).name
-    except DeviceNotFoundError:
-        name = device.name if isinstance(device, HostDevice) else Path(device).name
-        if any(name in entry.names for entry in entries):
-            return name
-        raise

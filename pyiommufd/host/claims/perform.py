@@ -43,27 +43,27 @@ def _override(step: Step, helper: Helper) -> None:
 
 def _unbind(step: Step, helper: Helper) -> None:
     try:
-        helper.write(step.folder / "driver/unbind", step.device)
+        helper.write(step.folder / "driver/unbind", step.target)
     except OSError as error:
         # It left between the look and the write: that is what was wanted.
         if error.errno not in (errno.ENODEV, errno.ENOENT):
             raise
     driver = _driver(step)
     if driver is not None:
-        raise OSError(errno.EBUSY, f"{step.device} is on {driver} after its unbind", str(step.folder / "driver"))
+        raise OSError(errno.EBUSY, f"{step.target} is on {driver} after its unbind", str(step.folder / "driver"))
 
 
 def _bind(step: Step, helper: Helper) -> None:
     driver = _named(step)
     path = _drivers(step) / driver / "bind"
     try:
-        helper.write(path, step.device)
+        helper.write(path, step.target)
     except OSError:
         # Somebody's probe has come first, such as udev's.
         if _driver(step) != driver:
             raise
     if _driver(step) != driver:
-        raise OSError(errno.ENODEV, f"{step.device} did not stay on {driver}", str(path))
+        raise OSError(errno.ENODEV, f"{step.target} did not stay on {driver}", str(path))
     _wait_for_node(step.folder)
 
 
@@ -74,7 +74,7 @@ def _probe(step: Step, helper: Helper) -> None:
     # What has just been loaded may have taken it.
     if _driver(step) is None:
         try:
-            helper.write(_drivers(step).parent / "drivers_probe", step.device)
+            helper.write(_drivers(step).parent / "drivers_probe", step.target)
         except StuckError:
             raise
         except OSError as error:
@@ -83,7 +83,7 @@ def _probe(step: Step, helper: Helper) -> None:
         _past_added_ids(step, helper)
     if not _is_home(step):
         known = f", though {step.value} announce it" if step.value else ""
-        raise ClaimError(f"no driver of the host's takes {step.device}{known}" + (f" ({reason})" if reason else ""))
+        raise ClaimError(f"no driver of the host's takes {step.target}{known}" + (f" ({reason})" if reason else ""))
 
 
 def _past_added_ids(step: Step, helper: Helper) -> None:
@@ -99,9 +99,9 @@ def _past_added_ids(step: Step, helper: Helper) -> None:
         if _is_home(step):
             return
         if (driver := _driver(step)) is not None:
-            helper.write(_drivers(step) / driver / "unbind", step.device)
+            helper.write(_drivers(step) / driver / "unbind", step.target)
         try:
-            helper.write(path / "bind", step.device)
+            helper.write(path / "bind", step.target)
         except StuckError:
             raise
         except OSError:
@@ -113,11 +113,15 @@ def _vfs(step: Step, helper: Helper) -> None:
     helper.write(path, step.value or "")
     count = helper.read(path)
     if count != step.value:
-        raise OSError(errno.EIO, f"{step.device} has {count} virtual functions, not {step.value}", str(path))
+        raise OSError(errno.EIO, f"{step.target} has {count} virtual functions, not {step.value}", str(path))
 
 
 def _autoprobe(step: Step, helper: Helper) -> None:
     helper.write(step.folder / "sriov_drivers_autoprobe", step.value or "")
+
+
+def _power(step: Step, helper: Helper) -> None:
+    helper.write(step.folder / "power/control", step.value or "")
 
 
 _STEPS: dict[Action, Callable[[Step, Helper], None]] = {
@@ -129,6 +133,7 @@ _STEPS: dict[Action, Callable[[Step, Helper], None]] = {
     Action.PROBE: _probe,
     Action.SET_VFS: _vfs,
     Action.SET_AUTOPROBE: _autoprobe,
+    Action.SET_POWER: _power,
 }
 
 

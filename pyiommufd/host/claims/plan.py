@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,11 @@ from ..namespaces import sees_all_processes
 from ..uses.folders import devices_below, goes_with
 from . import journal
 from .restore import look, steps_back
-from .steps import Action, Step
+from .steps import Action, Report, Step
 from .vfs import vfs_of
 
 if TYPE_CHECKING:
+    from ..users import User
     from .claim import Claim
 
 
@@ -92,7 +93,7 @@ class ClaimPlan:
         refusals: What speaks against it and was not named to ``force``.
         force: The kinds of refusals that the plan goes ahead in spite of.
         driver: The vfio driver that the devices asked for were to have; None: each the one that is chosen by itself.
-        steps: Every single change to the machine that `apply` makes, in order.
+        steps: Every single change to the devices that `apply` makes, in order.
         undo: The steps that undo them, in order.
         forced: What speaks against it and was named to ``force``.
     """
@@ -129,14 +130,24 @@ class ClaimPlan:
         """The lines of a shell, to be run as root, that undo the claim by hand."""
         return tuple(step.command for step in self.undo)
 
-    def apply(self, *, keep: bool = False, report: Callable[[Step], None] | None = None) -> Claim:
+    def apply(
+        self,
+        *,
+        keep: bool = False,
+        persist: bool = False,
+        user: User | str | None = None,
+        report: Report | None = None,
+    ) -> Claim:
         """Carry the plan out, all of it or nothing.
 
         SIGINT and SIGTERM, where this is called from the main thread, undo what has been done and take effect then.
 
         Args:
-            keep: The claim outlives this process, and its ``with`` block, until `pyiommufd.host.claims.claim.release`
-                ends it.
+            keep: The claim outlives this process, and its ``with`` block, until `pyiommufd.release` ends it.
+            persist: It is made again at every boot, by a systemd unit where there is systemd. Only with ``keep``, and
+                of PCI devices.
+            user: This user, too, may open ``/dev/iommu`` and the nodes of the devices that were asked for, while the
+                claim lasts: a name, a number, or what `pyiommufd.host.users.find_user` returned.
             report: Called with each step before it is taken, and with those of a roll-back. What it raises ends the
                 claim like a step that fails; in a roll-back it is logged, and no more is told.
 
@@ -145,12 +156,13 @@ class ClaimPlan:
 
         Raises:
             ClaimRefusedError: The host uses one of the devices, or another claim has it.
-            ClaimError: A step failed, or the caller is not root; what had been done is undone.
+            ClaimError: A step failed, there is no such user, or the caller is not root; what had been done is undone.
             DeviceNotFoundError: A device has gone since the plan was made.
+            ValueError: ``persist`` without ``keep``.
         """
         from .claim import carry_out
 
-        return carry_out(self, keep=keep, report=report)
+        return carry_out(self, keep=keep, persist=persist, user=user, report=report)
 
     @property
     def outline(self) -> tuple[str, ...]:
@@ -308,7 +320,9 @@ def _refusals(wanted: Iterable[HostDevice], groups: Iterable[Group], moves: list
     moved = [device for move in moves for device in (move.device, *move.vfs)]
     yield from uses.refusals(*moved)
     yield from bind_refusals(wanted)
-    yield from held(moved)
+    # Who has one member has the group: it could be neither bound here nor given back in parts.
+    members = [device for group in groups for device in group.devices if device.on_vfio]
+    yield from held(dict.fromkeys([*moved, *members]))
     yield from bound_elsewhere(device for group in groups for device in group.devices)
 
 
@@ -326,20 +340,20 @@ def is_stuck(device: HostDevice) -> bool:
 def _stuck() -> set[str]:
     """The names of the devices that the kernel is at, on the orders of a claim, as far as this user may know."""
     try:
-        return {name for entry in journal.entries(journal.RUN) for name in entry.stuck}
+        return {name for record in journal.records() for name in record.stuck}
     except journal.NoAccessError:
         return set()
 
 
-def claimed(names: Collection[str], run: Path | None = None) -> Iterator[Refusal]:
+def claimed(names: Collection[str]) -> Iterator[Refusal]:
     """The devices that a claim has already, as far as this user may know."""
     try:
-        entries = journal.entries(journal.RUN if run is None else run)
+        records = journal.records()
     except journal.NoAccessError:
         return
-    for entry in entries:
-        for name in sorted(entry.names & set(names)):
-            yield Refusal(name, "claimed", f"it is claimed already, by {entry.who}")
+    for record in records:
+        for name in sorted(record.names & set(names)):
+            yield Refusal(name, "claimed", f"it is claimed already, by {journal.who(record)}")
 
 
 def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from ...errors import ClaimError, ClaimRefusedError, Refusal
 from .. import drivers, sysfs, uses
 from ..devices import HostDevice, as_device
 from ..holders import holders
-from . import journal
 from .plan import bound_elsewhere, claimed, is_stuck
-from .steps import Action, Step
-from .transaction import Transaction, turn
+from .record import ClaimRecord
+from .steps import Action, Report, Step
+from .transaction import Transaction, exclusive
 from .vfs import vfs_of, vfs_refusals, vfs_steps
 
 
@@ -36,7 +36,7 @@ class RebindPlan:
     refusals: tuple[Refusal, ...]
     force: frozenset[str] = frozenset()
 
-    def apply(self, *, report: Callable[[Step], None] | None = None) -> tuple[HostDevice, ...]:
+    def apply(self, *, report: Report | None = None) -> tuple[HostDevice, ...]:
         """Carry the plan out, each device by itself: those before one that fails stay on their host drivers.
 
         The host may be at work with them by then. A device that fails, or is interrupted, is as it was before.
@@ -53,16 +53,16 @@ class RebindPlan:
             ClaimError: No driver of the host's takes a device, another step failed, or the caller is not root.
             DeviceNotFoundError: A device has gone since the plan was made.
         """
-        with turn(journal.RUN) as mine:
+        with exclusive() as mine:
             now = plan_rebind(self.devices, force=self.force)
             if now.steps != self.steps:
                 raise ClaimError("the machine has changed since the plan was made; plan again")
             if now.refusals:
                 raise ClaimRefusedError(now.refusals, "the rebind")
             for device in (device for device in now.devices if device not in now.home):
-                transaction = Transaction(mine, journal.Entry.begin(), report)
+                transaction = Transaction(mine, ClaimRecord.begin(), report, force=self.force)
                 try:
-                    for step in (step for step in now.steps if step.device == device.name):
+                    for step in (step for step in now.steps if step.target == device.name):
                         transaction.take(step)
                     transaction.end()
                 except BaseException as error:

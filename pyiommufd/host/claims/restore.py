@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from .. import sysfs
-from .journal import Before
+from .record import DeviceState
 from .steps import Action, Step
 
 Read = Callable[[Path], str | None]
 
 
-def look(path: Path, read: Read = sysfs.read) -> Before | None:
+def look(path: Path, read: Read = sysfs.read) -> DeviceState | None:
     """How a device is now, in the words of the record; None where it is gone.
 
     Args:
@@ -27,7 +28,7 @@ def look(path: Path, read: Read = sysfs.read) -> Before | None:
     count = read(path / "sriov_numvfs") if (path / "sriov_totalvfs").exists() else None
     autoprobe = sysfs.read(path / "sriov_drivers_autoprobe")
     functions = [look(link, read) for link in virtual_functions(path)] if count not in (None, "0") else []
-    return Before(
+    return DeviceState(
         name=path.name,
         subsystem=subsystem,
         sys_path=str(path),
@@ -37,6 +38,7 @@ def look(path: Path, read: Read = sysfs.read) -> Before | None:
         numvfs=None if count is None else int(count),
         autoprobe=None if autoprobe is None else autoprobe == "1",
         vfs=[function for function in functions if function is not None],
+        power=sysfs.read(path / "power/control"),
     )
 
 
@@ -46,7 +48,7 @@ def virtual_functions(path: Path) -> list[Path]:
     return [link.resolve() for link in sorted(links, key=lambda link: int(link.name.removeprefix("virtfn")))]
 
 
-def steps_back(before: Before, now: Before) -> Iterator[Step]:
+def steps_back(before: DeviceState, now: DeviceState) -> Iterator[Step]:
     """The steps from how a device is to how it was, whatever a claim or a release has done of its own by now.
 
     Args:
@@ -62,11 +64,14 @@ def steps_back(before: Before, now: Before) -> Iterator[Step]:
         yield _step(before, Action.UNBIND, driver)
         driver = None
     yield from _onto(before, driver, override)
+    # vfio-pci has it as it likes, and so may the host's driver when it comes to the device.
+    if before.power is not None and (now.driver != before.driver or now.power != before.power):
+        yield _step(before, Action.SET_POWER, before.power)
     if before.numvfs is not None:
         yield from _functions_back(before, now, count)
 
 
-def _onto(before: Before, driver: str | None, override: str | None) -> Iterator[Step]:
+def _onto(before: DeviceState, driver: str | None, override: str | None) -> Iterator[Step]:
     """From no driver, or the right one, to driver and override as they were."""
     if before.driver is not None and driver is None:
         # An override set while the device was on another driver would not let it back there. And these drivers take a
@@ -81,7 +86,7 @@ def _onto(before: Before, driver: str | None, override: str | None) -> Iterator[
         yield _override(before, before.driver_override)
 
 
-def _functions_back(before: Before, now: Before, count: int) -> Iterator[Step]:
+def _functions_back(before: DeviceState, now: DeviceState, count: int) -> Iterator[Step]:
     autoprobe = now.autoprobe
     if count != before.numvfs:
         if count:
@@ -93,7 +98,7 @@ def _functions_back(before: Before, now: Before, count: int) -> Iterator[Step]:
                 autoprobe = False
             yield _step(before, Action.SET_VFS, str(before.numvfs))
             for function in before.vfs:
-                yield from _onto(function, None, None)
+                yield from steps_back(function, replace(function, driver=None, driver_override=None, power="on"))
     else:
         there = {function.name: function for function in now.vfs}
         for function in before.vfs:
@@ -103,9 +108,9 @@ def _functions_back(before: Before, now: Before, count: int) -> Iterator[Step]:
         yield _step(before, Action.SET_AUTOPROBE, str(int(before.autoprobe)))
 
 
-def _step(device: Before, action: Action, value: str | None = None) -> Step:
+def _step(device: DeviceState, action: Action, value: str | None = None) -> Step:
     return Step(device.name, action, value, device.sys_path, device.subsystem)
 
 
-def _override(device: Before, value: str | None) -> Step:
+def _override(device: DeviceState, value: str | None) -> Step:
     return _step(device, Action.CLEAR_OVERRIDE if value is None else Action.SET_OVERRIDE, value)

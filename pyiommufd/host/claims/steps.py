@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class Action(StrEnum):
-    """What a step does."""
+    """What a step does: to a device, or to a file."""
 
     LOAD_DRIVER = "load-driver"
     """modprobe; what has been loaded stays, as others may use it by the time of the release."""
@@ -27,7 +27,20 @@ class Action(StrEnum):
     """``sriov_numvfs``: 0 takes all virtual functions away."""
     SET_AUTOPROBE = "set-autoprobe"
     """``sriov_drivers_autoprobe``: whether new virtual functions go to their drivers by themselves."""
+    SET_POWER = "set-power"
+    """``power/control``: whether the device may sleep while nobody uses it."""
+    GRANT = "grant"
+    """An entry for a user in the access control list of a node."""
+    REVOKE = "revoke"
+    WRITE = "write"
+    REMOVE = "remove"
+    ENABLE = "enable"
+    """Write a systemd unit, and have it run at boot."""
+    DISABLE = "disable"
 
+
+FILE_ACTIONS = frozenset({Action.GRANT, Action.REVOKE, Action.WRITE, Action.REMOVE, Action.ENABLE, Action.DISABLE})
+"""What is done to a file, or to a node."""
 
 _WORDS = {
     Action.LOAD_DRIVER: "load the driver {}",
@@ -38,36 +51,46 @@ _WORDS = {
     Action.PROBE: "let its host driver take it: {}",
     Action.SET_VFS: "set sriov_numvfs to {}",
     Action.SET_AUTOPROBE: "set sriov_drivers_autoprobe to {}",
+    Action.SET_POWER: "set power/control to {}",
+    Action.GRANT: "let {} open it",
+    Action.REVOKE: "no longer let {} open it",
+    Action.WRITE: "write",
+    Action.REMOVE: "remove",
+    Action.ENABLE: "write and enable",
+    Action.DISABLE: "disable and remove",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One change to the machine. Equal where device, action and value are.
+    """One change to the machine. Equal where target, action and value are.
 
     Attributes:
-        device: The name of the device.
+        target: The name of the device, also where its node is given to a user; else the path of the file.
         action: What is done to it.
-        value: The driver that is loaded, left or joined, the override, or the number of virtual functions; the drivers
-            that may take a device that is probed, as far as they are known; None where the action says all.
-        sys_path: The device's folder.
+        value: The driver that is loaded, left or joined, the override, the number of virtual functions, or the user
+            who is given a node; the drivers that may take a device that is probed, as far as they are known; None
+            where the action says all.
+        sys_path: The device's folder; empty for a file.
         subsystem: The device's bus.
+        text: What is written to a file.
     """
 
-    device: str
+    target: str
     action: Action
     value: str | None = None
     sys_path: str = field(default="", compare=False, repr=False)
     subsystem: str = field(default="pci", compare=False, repr=False)
+    text: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.device}: {_WORDS[self.action].format(self.value or 'which one, the kernel decides')}"
+        return f"{self.target}: {_WORDS[self.action].format(self.value or 'which one, the kernel decides')}"
 
     @property
     def command(self) -> str:
-        """The line of a shell that does the same."""
+        """The line of a shell that does the same to a device; a comment for what is done to a file."""
         value = shlex.quote(self.value or "")
-        name = shlex.quote(self.device)
+        name = shlex.quote(self.target)
         device = f"/sys/bus/{self.subsystem}/devices/{name}"
         driver = f"/sys/bus/{self.subsystem}/drivers/{value}"
         match self.action:
@@ -88,6 +111,9 @@ class Step:
                 return f"echo {value} > {device}/sriov_numvfs"
             case Action.SET_AUTOPROBE:
                 return f"echo {value} > {device}/sriov_drivers_autoprobe"
+            case Action.SET_POWER:
+                return f"echo {value} > {device}/power/control"
+        return f"# {self}"
 
     @property
     def folder(self) -> Path:
@@ -95,7 +121,11 @@ class Step:
         return Path(self.sys_path)
 
 
-def cross(what: str, change: Callable[[], None]) -> None:
+Report = Callable[[Step], None]
+"""Told of each step before it is taken."""
+
+
+def commit(what: str, change: Callable[[], None]) -> None:
     """Make a change: the one place that every change to the machine, and every write of its record, goes through.
 
     They come one after the other, each written to the disk, or taken by the kernel, when this returns. A process that

@@ -1,149 +1,202 @@
-"""What is done to the machine under one entry of the record, a step at a time, and how it is undone."""
+"""What is done to the machine under one claim's record, a step at a time, and how it is undone."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from ...errors import ClaimError, CloseError, DeviceNotFoundError
-from .. import drivers, sysfs, uses
+from ...errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
+from .. import access, drivers, sysfs, uses
 from ..devices import HostDevice, from_sys_path
+from ..groups import find_group
 from ..helper import Helper, StuckError
 from ..holders import holders
-from . import journal, restore, steps
+from ..persistent import boot_unit, claim_file
+from . import journal, living, restore, steps
 from .perform import perform
+from .plan import bound_elsewhere
+from .record import ClaimRecord, ClaimState, DeviceState, GivenNode, start_time
 from .signals import HeldBack, held_back
-from .steps import Action, Step
+from .steps import FILE_ACTIONS, Action, Report, Step
+
+IOMMU_NODE = Path("/dev/iommu")
 
 _log = logging.getLogger(__name__)
 
-Report = Callable[[Step], None]
-
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """This process's turn to change the machine: it has the lock, and signals wait.
+class Exclusive:
+    """This process alone changes the machine: it has the lock, and signals wait.
 
     Attributes:
         run: The folder of the record.
         helper: Does what may block; it holds the lock as well, until what it was asked for is done.
         signals: Those that have come.
+        told: What dry runs have told of as undone: the ids of claims, and paths of files.
     """
 
     run: Path
     helper: Helper
     signals: HeldBack
+    told: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
-def turn(run: Path, *, patient: bool = False) -> Iterator[Turn]:
-    """Wait for this process's turn.
+def exclusive(*, patient: bool = False) -> Iterator[Exclusive]:
+    """Wait until nobody else changes the machine by claims.
 
     Args:
-        run: The folder of the record.
         patient: Signals do not end the wait either.
 
     Raises:
         ClaimError: The record cannot be written, it takes too long, or a signal has come.
     """
+    run = journal.RUN
     with (
         held_back() as signals,
         journal.locked(run, check=(lambda: None) if patient else signals.check) as lock,
         Helper(keep=[lock]) as helper,
     ):
-        yield Turn(run, helper, signals)
+        yield Exclusive(run, helper, signals)
 
 
 class Transaction:
-    """The steps under one entry of the record.
+    """The steps under one claim's record.
 
     Args:
-        turn: This process's.
-        entry: What is recorded.
+        mine: That nobody else is at it.
+        record: What is on record.
         report: Told of each step before it is taken.
+        force: The kinds of uses that are no reason not to take a device from its host driver.
+        dry_run: Report the steps of `undo` and take none.
     """
 
-    def __init__(self, turn: Turn, entry: journal.Entry, report: Report | None = None) -> None:
-        self._turn = turn
-        self.entry = entry
+    def __init__(
+        self,
+        mine: Exclusive,
+        record: ClaimRecord,
+        report: Report | None = None,
+        *,
+        force: Collection[str] = (),
+        dry_run: bool = False,
+    ) -> None:
+        self._mine = mine
+        self.record = record
         self._report = report
+        self._force = force
+        self._dry_run = dry_run
         self._undoing = False
+        self.untouched = False
+        """Whether `undo` has failed without having changed anything."""
 
     def take(self, step: Step) -> None:
-        """Record how the device is, unless that has been done, and take the step.
+        """Record how what it changes is, unless that has been done, and take the step.
 
         Raises:
-            ClaimError: A signal has come, or a driver cannot be loaded.
+            ClaimError: A signal has come, a driver cannot be loaded, or the host uses the device by now.
             OSError: What the kernel answered; `StuckError` where it has not.
         """
         # Only a step that undoes nothing can be interrupted.
-        helper, signals = self._turn.helper, self._turn.signals
+        helper, signals = self._mine.helper, self._mine.signals
         signals.check()
         helper.stop = lambda: signals.pending
         try:
-            if step.action is not Action.LOAD_DRIVER and step.device not in (b.name for b in self.entry.devices):
+            if step.action is Action.GRANT:
+                self._note_node(step)
+            elif (
+                step.action not in (Action.LOAD_DRIVER, *FILE_ACTIONS)
+                and step.target not in (state.name for state in self.record.devices)
+            ):  # fmt: skip
                 before = restore.look(step.folder, helper.read)
                 if before is None:
-                    raise DeviceNotFoundError(f"{step.device} has gone since the plan was made")
-                self.entry.devices.append(before)
+                    raise DeviceNotFoundError(f"{step.target} has gone since the plan was made")
+                self.record.devices.append(before)
             self._do(step)
         finally:
             helper.stop = lambda: False
 
-    def mark(self, state: journal.State) -> None:
+    def mark(self, state: ClaimState) -> None:
         """Record what the claim is from now on.
 
         Raises:
             ClaimError: A signal has come: it is to be undone.
         """
-        self._turn.signals.check()
-        before = self.entry.state, self.entry.doing
-        self.entry.state, self.entry.doing = state, ""
+        self._mine.signals.check()
+        before = self.record.state, self.record.doing
+        self.record.state, self.record.doing = state, ""
         try:
+            if state is ClaimState.SESSION:
+                living.hold(self._mine.run, self.record.id)
             self._write(f"record the claim as {state}")
         except OSError:
-            self.entry.state, self.entry.doing = before
+            self.record.state, self.record.doing = before
             raise
 
     def end(self) -> None:
-        """Take the entry off the record."""
-        steps.cross("remove the record", lambda: journal.remove(self._turn.run, self.entry))
+        """Take the record away."""
+        steps.commit("remove the record", lambda: journal.remove(self._mine.run, self.record))
 
-    def undo(self) -> list[str]:
-        """Give everything back, the last first, and take it off the record when all of it is.
+    def release(self, leave: Collection[str] = ()) -> list[str]:
+        """Undo a claim that is whole: it is not made at boot any more either. See `undo`."""
+        self.record.removes_file = self.record.file is not None
+        return self.undo(leave)
+
+    def undo(self, leave: Collection[str] = ()) -> list[str]:
+        """Give everything back, the last first, and end the record when all of it is.
+
+        All devices are looked at before the first step. One that is in use now is left as it is, with its group where
+        a process has that, and stays on record.
+
+        Args:
+            leave: The names of devices that are left as they are, and taken off the record.
 
         Returns:
             The names of the devices that are as they were.
 
         Raises:
-            CloseError: Something could not be given back; the rest is, and the record stays.
+            CloseError: Something could not be given back; the rest is, and it stays on record.
             ClaimError: It cannot be recorded that this is begun, and nothing is done.
         """
+        ways, errors = self._look(leave)
+        self.untouched = bool(errors) and not ways and not leave and self.record.state is not ClaimState.IN_PROGRESS
+        if self.untouched:
+            raise CloseError("nothing was changed:", tuple(errors))
         # A record that says "in progress" already will do, should there be no room to write it again.
-        self._undoing = self.entry.state is journal.State.IN_PROGRESS
-        self.entry.take_over()
-        try:
-            self._write("record the release")
-        except OSError as error:
-            raise ClaimError(f"nothing is given back, as that cannot be recorded: {error}") from error
-        self._undoing = True
-        errors: list[BaseException] = []
-        names = []
-        # One look at all processes is enough, mostly: it is what takes time.
-        held = bool(holders(*_on_vfio(self.entry.devices)))
-        for before in reversed(self.entry.devices):
+        self._undoing = self.record.state is ClaimState.IN_PROGRESS
+        if not self._dry_run:
+            self.record.take_over()
+            for name in leave:
+                self._forget(name)
             try:
-                self._give_back(before, held)
-                names.append(before.name)
-            except (OSError, ClaimError) as error:
+                self._write("record the release")
+            except OSError as error:
+                self.untouched = True
+                raise ClaimError(f"nothing is given back, as that cannot be recorded: {error}") from error
+            living.let_go(self._mine.run, self.record.id)
+        self._undoing = True
+        names: list[str] = []
+        # First what would have it made again, whatever comes then.
+        errors += self._undo_files([*self._file_back(), *self._nodes_back()])
+        for before, way in ways:
+            try:
+                self._go(before.name, way)
+            except IOMMUFDError as error:
                 errors.append(error)
+            else:
+                names.append(before.name)
+                self._forget(before.name)
+        errors += self._undo_files(self.unit_back())
         if errors:
+            self._write("record what is left")
             raise CloseError("not everything could be given back to the host:", tuple(errors))
-        self.end()
+        if self._dry_run:
+            self._mine.told.add(self.record.id)
+        else:
+            self.end()
         return names[::-1]
 
     def fail(self, error: BaseException, what: str) -> NoReturn:
@@ -155,32 +208,195 @@ class Transaction:
         outcome = "failed and was rolled back"
         try:
             self.undo()
-        except CloseError as failure:
+        except (OSError, IOMMUFDError) as failure:
             outcome = "failed, and not all of it could be rolled back (`pyiommufd recover` completes it)"
             error.add_note(f"and the roll-back left something undone: {failure}")
         if isinstance(error, OSError | ClaimError):
             raise ClaimError(f"{what} {outcome}: {error}") from error
         raise error
 
-    def _give_back(self, before: journal.Before, held: bool) -> None:
-        check_not_stuck(self.entry, before)
-        way = way_back(before, self._turn.helper.read)
-        if held and any(step.action in (Action.UNBIND, Action.SET_VFS) for step in way):
-            _check_not_held(before)
+    def _look(self, leave: Collection[str]) -> tuple[list[tuple[DeviceState, list[Step]]], list[BaseException]]:
+        """Of each device, the last first: the steps that give it back, or why it is left as it is."""
+        ways: list[tuple[DeviceState, list[Step]]] = []
+        errors: list[BaseException] = []
+        devices = [state for state in reversed(self.record.devices) if state.name not in leave]
+        held = _held_groups(devices)
+        for before in devices:
+            try:
+                check_not_stuck(self.record, before)
+                way = way_back(before, self._mine.helper.read)
+                if way and (users := held.get(before.name)):
+                    raise ClaimError(f"{before.name} stays as it is: {'; '.join(users)}; end that, and try again")
+                for step in way:
+                    self._check_unused(step, before.name)
+                ways.append((before, way))
+            except OSError as error:
+                errors.append(ClaimError(f"{before.name}: {error}"))
+            except IOMMUFDError as error:
+                errors.append(error)
+        return ways, errors
+
+    def _go(self, name: str, way: Iterable[Step]) -> None:
+        """Take the steps that give a device back.
+
+        Raises:
+            IOMMUFDError: One has failed, with its device and what to do.
+        """
         for step in way:
-            self._do(step)
+            try:
+                self._do(step)
+            except OSError as error:
+                raise ClaimError(f"{step}: {error.strerror or error}") from error
+            except ClaimError as error:
+                if step.action is not Action.LOAD_DRIVER:
+                    raise
+                raise ClaimError(
+                    f"{step.target} stays as it is: {error}; to give the rest back and leave this one: "
+                    f"pyiommufd release --leave {name}"
+                ) from error
+
+    def _undo_files(self, back: Iterable[Step]) -> list[BaseException]:
+        errors: list[BaseException] = []
+        for step in back:
+            try:
+                self._do(step)
+            except (OSError, IOMMUFDError) as error:
+                errors.append(error)
+        return errors
+
+    def _file_back(self) -> Iterator[Step]:
+        file = self.record.file
+        if file is not None and self.record.removes_file and Path(file).exists():
+            self._mine.told.add(file)
+            yield Step(file, Action.REMOVE)
+
+    def _nodes_back(self) -> Iterator[Step]:
+        uid = self.record.uid
+        if uid is None:
+            return
+        others = [one for one in self._others() if one.uid == uid]
+        for node in self.record.nodes:
+            path, place = Path(node.path), node.path
+            if node.device is not None:
+                try:
+                    device = from_sys_path(Path(node.device))
+                except DeviceNotFoundError:
+                    continue
+                # A node goes with its driver, and another device's may have its name by now.
+                if device.vfio_cdev != node.path:
+                    continue
+                place = device.name
+            if not path.exists() or any(
+                (one.path, one.device) == (node.path, node.device) for other in others for one in other.nodes
+            ):
+                continue
+            with contextlib.suppress(OSError):
+                if access.granted(path, uid) == node.before:
+                    continue  # it had not come to it, or has been done
+            yield Step(place, Action.REVOKE, self.record.user, node.device or "")
+
+    def unit_back(self) -> Iterator[Step]:
+        """With the last persistent claim goes the unit."""
+        unit = self.record.unit
+        left = [file for file in claim_file.files() if not (self._dry_run and str(file) in self._mine.told)]
+        if unit is not None and not left and boot_unit.file().exists() and boot_unit.is_ours():
+            yield Step(unit, Action.DISABLE)
+
+    def _others(self) -> list[ClaimRecord]:
+        gone = {self.record.id, *self._mine.told}
+        return [one for one in journal.read_all(self._mine.run)[0] if one.id not in gone]
+
+    def _note_node(self, step: Step) -> None:
+        """Put on record what a user had of a node: what is undone without having been done is as it was."""
+        record = self.record
+        device = from_sys_path(step.folder) if step.sys_path else None
+        node = IOMMU_NODE if device is None else Path(device.vfio_cdev or "")
+        if not node.is_char_device():
+            of = "" if device is None else f" of {device.name}"
+            raise ClaimError(f"there is no node {node}{of} that {record.user} could be given; pyiommufd check says why")
+        uid = record.uid or 0
+        before = access.granted(node, uid)
+        for other in self._others():
+            for given in other.nodes:
+                if other.uid == uid and (given.path, given.device) == (str(node), step.sys_path or None):
+                    before = given.before  # what there was before any claim gave more
+        record.nodes.append(GivenNode(str(node), step.sys_path or None, before))
 
     def _do(self, step: Step) -> None:
         self._tell(step)
-        self.entry.doing = str(step)
+        if self._dry_run:
+            return
+        self.record.doing = str(step)
         self._write(f"record that comes next: {step}")
+        self._check_unused(step)
+        if step.action in FILE_ACTIONS:
+            self._do_file(step)
+            return
         try:
-            steps.cross(str(step), lambda: perform(step, self._turn.helper))
+            steps.commit(str(step), lambda: perform(step, self._mine.helper))
         except StuckError as error:
             # Until that process is gone the kernel may still do as it was asked.
-            self.entry.waiting[step.device] = [error.pid, journal.start_time(error.pid) or 0]
+            self.record.waiting[step.target] = [error.pid, start_time(error.pid) or 0]
             self._write("record that it has not returned")
             raise
+
+    def _do_file(self, step: Step) -> None:
+        path = Path(step.target)
+        match step.action:
+            case Action.ENABLE:
+                boot_unit.install()
+            case Action.DISABLE:
+                boot_unit.remove()
+                self.record.unit = None
+            case Action.WRITE:
+                steps.commit(str(step), lambda: claim_file.write(path, step.text))
+            case Action.REMOVE:
+                steps.commit(str(step), lambda: claim_file.remove(path))
+                self.record.file = None
+            case _:
+                node = next(one for one in self.record.nodes if (one.device or "") == step.sys_path)
+                uid, gives = self.record.uid or 0, step.action is Action.GRANT
+                permissions = access.READ_WRITE if gives else node.before
+                steps.commit(str(step), lambda: access.grant(Path(node.path), uid, permissions))
+                if not gives:
+                    self.record.nodes.remove(node)
+
+    def _check_unused(self, step: Step, name: str = "") -> None:
+        """Look once more at what the host does with what a step takes away from it.
+
+        Args:
+            step: The step.
+            name: The device of the record that could be left as it is; empty: none can.
+
+        Raises:
+            ClaimError: It uses it.
+        """
+        found: list[object] = []
+        devices = []
+        if step.action is Action.UNBIND:
+            devices = [device for device in [from_sys_path(step.folder)] if drivers.is_home(device)]
+        elif step.action is Action.SET_VFS:
+            devices = [from_sys_path(path) for path in restore.virtual_functions(step.folder)]
+            names = {device.name for device in devices}
+            found += [
+                f"{name}: it is claimed by {journal.who(other)}"
+                for other in (self._others() if names else ())
+                for name in sorted(names & other.names)
+            ]
+        if devices:
+            found += [refusal for refusal in uses.refusals(*devices) if refusal.kind not in self._force]
+        if found:
+            way_out = f", or leave it as it is for good: pyiommufd release --leave {name}" if name else ""
+            raise ClaimError(
+                f"{step.target} stays as it is, being in use by now: {'; '.join(map(str, found))}; end that, and try "
+                f"again{way_out}"
+            )
+
+    def _forget(self, name: str) -> None:
+        record = self.record
+        record.devices = [state for state in record.devices if state.name != name]
+        record.wanted = [wanted for wanted in record.wanted if wanted != name]
+        record.waiting.pop(name, None)
 
     def _tell(self, step: Step) -> None:
         if self._report is None:
@@ -195,8 +411,10 @@ class Transaction:
             self._report = None
 
     def _write(self, what: str) -> None:
+        if self._dry_run:
+            return
         try:
-            steps.cross(what, lambda: journal.write(self._turn.run, self.entry))
+            steps.commit(what, lambda: journal.write(self._mine.run, self.record))
         except OSError as error:
             if not self._undoing:
                 raise
@@ -204,24 +422,24 @@ class Transaction:
             _log.warning("the record cannot be written (%s); the release goes on", error)
 
 
-def check_not_stuck(entry: journal.Entry, before: journal.Before) -> None:
+def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
     """Keep off a device that the kernel is still at, or at a virtual function of it: its lock is taken.
 
     Raises:
         ClaimError: It is.
     """
-    stuck = entry.stuck
+    stuck = record.stuck
     for name in (before.name, *(function.name for function in before.vfs)):
         if name not in stuck:
             continue
-        pid, _ = entry.waiting[name]
+        pid, _ = record.waiting[name]
         raise ClaimError(
             f"{name}: what was asked of the kernel earlier has not returned (process {pid} waits for it); something "
             "still uses the device: once that is closed, `pyiommufd recover` does the rest"
         )
 
 
-def way_back(before: journal.Before, read: restore.Read = sysfs.read) -> list[Step]:
+def way_back(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]:
     """The steps that give a device back, from how it is now; none where it is gone, or another is in its place."""
     now = restore.look(Path(before.sys_path), read)
     if now is None:
@@ -230,40 +448,38 @@ def way_back(before: journal.Before, read: restore.Read = sysfs.read) -> list[St
     if before.identity is not None and now.identity != before.identity:
         _log.warning("%s is another device by now, %s: it is left as it is", before.name, now.identity)
         return []
-    if now.driver != before.driver and (found := _used_at_home(Path(before.sys_path))):
-        _log.warning("%s is in use on its host driver by now and left there: %s", before.name, "; ".join(found))
-        return []
-    way: list[Step] = []
-    for step in restore.steps_back(before, now):
-        if step.action is Action.BIND and not drivers.is_loaded(step.subsystem, step.value or ""):
-            way.append(Step(step.device, Action.LOAD_DRIVER, step.value, step.sys_path, step.subsystem))
-        way.append(step)
-    return way
+    steps = list(restore.steps_back(before, now))
+    # First, so that a device whose driver cannot be had any more does not leave the one that it is on.
+    loads = [
+        Step(step.target, Action.LOAD_DRIVER, step.value, step.sys_path, step.subsystem)
+        for step in steps
+        if step.action is Action.BIND and not drivers.is_loaded(step.subsystem, step.value or "")
+    ]
+    return [*dict.fromkeys(loads), *steps]
 
 
-def _used_at_home(folder: Path) -> list[str]:
-    """What the host does with a device that is on a driver of its own; nothing where it is on none."""
-    device = from_sys_path(folder)
-    return [refusal.reason for refusal in uses.refusals(device)] if drivers.is_home(device) else []
+def _held_groups(states: Iterable[DeviceState]) -> dict[str, list[str]]:
+    """Which processes have a device's group, or a virtual function of the device, by the name of the device.
 
-
-def _on_vfio(recorded: Iterable[journal.Before]) -> list[HostDevice]:
-    """The devices of a record, and their virtual functions of now, that a vfio driver has."""
-    found = []
-    for before in recorded:
-        folder = Path(before.sys_path)
+    The kernel would wait for whoever holds the device, without end; and no member can go to a host driver while a
+    process has bound another one.
+    """
+    concerned: dict[str, list[HostDevice]] = {}
+    for state in states:
+        found: list[HostDevice] = []
+        folder = Path(state.sys_path)
         for path in (folder, *restore.virtual_functions(folder)):
             with contextlib.suppress(DeviceNotFoundError):
-                found.append(from_sys_path(path))
-    return [device for device in found if device.on_vfio]
-
-
-def _check_not_held(before: journal.Before) -> None:
-    """The kernel would wait for whoever holds the device, without end and without saying so.
-
-    Raises:
-        ClaimError: A process does.
-    """
-    for device in _on_vfio([before]):
-        if users := holders(device):
-            raise ClaimError(f"{device.name} cannot leave {device.driver}: " + "; ".join(map(str, users)))
+                device = from_sys_path(path)
+                found += [device] if device.group_id is None else find_group(device.group_id).devices
+        concerned[state.name] = [device for device in found if device.on_vfio]
+    # One look at all processes is enough, mostly: it is what takes time.
+    everything = {device: None for found in concerned.values() for device in found}
+    seen, unseen = holders(*everything), list(bound_elsewhere(everything))
+    if not seen and not unseen:
+        return {}
+    return {
+        name: [*map(str, holders(*found)), *(str(one.reason) for one in unseen if one.device in map(str, found))]
+        for name, found in concerned.items()
+        if found
+    }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError, ClaimRefusedError, DeviceNotFoundError, Refusal
 from .. import sysfs, uses
 from ..devices import HostDevice, as_device, from_sys_path
-from . import journal
+from .record import ClaimRecord
 from .restore import virtual_functions
-from .steps import Action, Step
+from .steps import Action, Report, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,9 @@ def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
 def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collection[str] = ()) -> tuple[Refusal, ...]:
     """Why `set_vfs` would refuse: what the host, a process or a claim does with functions that would go away.
 
+    Where some would go away, a claim of the device itself is a reason as well. It is none against making the first
+    ones: that is how a device that was claimed gets any, from vfio-pci.
+
     Raises:
         ClaimError: The device cannot have so many.
         DeviceNotFoundError: There is no such device.
@@ -80,10 +83,11 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
     from .plan import claimed, held
 
     kinds = uses.forced(force)
+    device = as_device(device)
     functions = vfs_of(device).devices if vfs_steps(device, count) else ()
     found = [*uses.refusals(*functions), *held(functions)]
     return (
-        *claimed([function.name for function in functions]),
+        *claimed([one.name for one in (device, *functions)] if functions else ()),
         *(refusal for refusal in found if refusal.kind not in kinds),
     )
 
@@ -93,7 +97,7 @@ def set_vfs(
     count: int,
     *,
     force: Collection[str] = (),
-    report: Callable[[Step], None] | None = None,
+    report: Report | None = None,
 ) -> VFs:
     """Have a physical function have this many virtual functions.
 
@@ -109,21 +113,22 @@ def set_vfs(
         Those that it has then.
 
     Raises:
-        ClaimRefusedError: The host, a process or a claim uses one of the virtual functions that would go away.
+        ClaimRefusedError: The host, a process or a claim uses one of the virtual functions that would go away, or a
+            claim has the device that they would be taken from.
         ClaimError: The device cannot have so many, its driver makes none, or the caller is not root.
         DeviceNotFoundError: There is no such device.
         ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
     """
     # Here, as a plan looks at virtual functions as well.
-    from .transaction import Transaction, turn
+    from .transaction import Transaction, exclusive
 
     device = as_device(device)
-    with turn(journal.RUN) as mine:
+    with exclusive() as mine:
         steps = vfs_steps(device, count)
         if refusals := vfs_refusals(device, count, force=force):
             raise ClaimRefusedError(refusals)
         if steps:
-            transaction = Transaction(mine, journal.Entry.begin(), report)
+            transaction = Transaction(mine, ClaimRecord.begin(), report, force=force)
             try:
                 for step in steps:
                     transaction.take(step)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shlex
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from ...errors import ClaimError
 from .. import durable
 from ..claims import steps
+from ..programs import system_program
+from .environment import OPTIONS, interpreter
 
 NAME = "pyiommufd.service"
 FOLDER = Path("/etc/systemd/system")
@@ -33,8 +32,7 @@ def has_systemd() -> bool:
 
 def command() -> str:
     """The command that has to run at boot, as a shell line, with absolute paths."""
-    # -P: the folder that it is started in is not where its modules come from.
-    return shlex.join([sys.executable or "/usr/bin/python3", "-P", "-m", "pyiommufd.cli", "claim", "--persistent"])
+    return shlex.join([interpreter(), *OPTIONS, "-m", "pyiommufd.cli", "claim", "--persistent"])
 
 
 def text() -> str:
@@ -78,8 +76,8 @@ def install() -> None:
     """
     try:
         if is_ours():
-            steps.cross(f"write {file()}", lambda: durable.write(file(), text()))
-        steps.cross(f"link {link()}", _enable)
+            steps.commit(f"write {file()}", lambda: durable.write(file(), text()))
+        steps.commit(f"link {link()}", _enable)
     except OSError as error:
         raise ClaimError(f"cannot install {file()}: {error}") from error
     _reload()
@@ -99,9 +97,9 @@ def remove() -> None:
         ClaimError: It cannot be removed.
     """
     try:
-        steps.cross(f"remove {link()}", lambda: durable.remove(link()))
+        steps.commit(f"remove {link()}", lambda: durable.remove(link()))
         if is_ours():
-            steps.cross(f"remove {file()}", lambda: durable.remove(file()))
+            steps.commit(f"remove {file()}", lambda: durable.remove(file()))
     except OSError as error:
         raise ClaimError(f"cannot remove {file()}: {error}") from error
     _reload()
@@ -114,7 +112,7 @@ def remove_draft() -> None:
 
 def _reload() -> None:
     """Have systemd read its units again. It does so at boot, too: no failure of it matters here."""
-    systemctl = shutil.which("systemctl", path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/bin")
+    systemctl = system_program("systemctl")
     if systemctl is None:
         return
     try:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ClaimError
 from .. import durable
-from ..claims import steps
-from ..claims.plan import ClaimPlan, plan_claim
 from ..devices import HostDevice, list_devices
 from ..uses import forced
 from .identity import IDS, Identity, identify, pci_path
+
+if TYPE_CHECKING:
+    from ..claims.plan import ClaimPlan
 
 FOLDER = Path("/etc/pyiommufd/claims.d")
 
@@ -30,6 +31,10 @@ _HEAD = """\
 # pyiommufd claim --persistent, which the systemd unit pyiommufd.service runs.
 # Made by pyiommufd claim --persist; pyiommufd release takes it back.
 """
+
+
+class NewerFileError(ClaimError):
+    """The file of a persistent claim is of a newer version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,38 +57,6 @@ class PersistentClaim:
     user: str | None = None
     driver: str | None = None
 
-    def write(self) -> None:
-        """Put it on record; it is on disk before this returns, whole or not at all.
-
-        Raises:
-            ClaimError: The file cannot be written, mostly for want of root.
-        """
-        try:
-            steps.cross(f"write {self.file}", lambda: durable.write(self.file, self._text()))
-        except OSError as error:
-            raise ClaimError(f"cannot write {self.file}: {error.strerror}; a persistent claim takes root") from error
-
-    def plan(self) -> ClaimPlan:
-        """What it takes to make the claim, on this machine as it is now.
-
-        Raises:
-            ClaimError: A device cannot be told for certain, or their groups have other members than when the claim was
-                put on record.
-        """
-        among = list_devices("pci")
-        wanted = [identity.find(among) for identity in self.wanted]
-        known = {*wanted, *(identity.find(among) for identity in self.companions)}
-        plan = plan_claim(wanted, driver=self.driver, force=self.force)
-        now = set(plan.endpoints)
-        if now != known:
-            news = [f"{device.name} has joined" for device in sorted(now - known, key=str)]
-            news += [f"{device.name} has left" for device in sorted(known - now, key=str)]
-            raise ClaimError(
-                f"the IOMMU groups are no longer what they were: {', '.join(news)}; look at it, then release the claim "
-                "and make it again"
-            )
-        return plan
-
     def may_take(self, device: HostDevice, among: Sequence[HostDevice] | None = None) -> bool:
         """Whether a device is one that the claim takes, or is where one was that cannot be told for certain now.
 
@@ -100,7 +73,19 @@ class PersistentClaim:
                     return True
         return False
 
-    def _text(self) -> str:
+    @property
+    def text(self) -> str:
+        """What its file holds.
+
+        Raises:
+            ClaimError: A string is no text, as a name of bytes that are no UTF-8.
+        """
+        try:
+            return self._toml()
+        except UnicodeEncodeError as error:
+            raise ClaimError(f"{self.file} cannot hold {error.object!r}: that is no text") from None
+
+    def _toml(self) -> str:
         lines = [_HEAD, f"version = {_VERSION}", f"force = {_toml(list(self.force))}"]
         if self.user is not None:
             lines.append(f"user = {_toml(self.user)}")
@@ -131,7 +116,8 @@ def persistent_claim(
         folder: Where it is to be on record; None: `FOLDER`.
 
     Raises:
-        ClaimError: A device is no PCI device, or is in a persistent claim already.
+        ClaimError: A device is no PCI device, or is in a persistent claim already; or what it is known by, or the
+            user's name, is no text.
     """
     folder = FOLDER if folder is None else folder
     taken, among = plan.endpoints, list_devices("pci")
@@ -143,7 +129,7 @@ def persistent_claim(
     for device, identity in known.items():
         if (found := identity.find(among)) != device:
             raise ClaimError(f"{device.name} would not be found again: {identity} is {found.name}")
-    return PersistentClaim(
+    claim = PersistentClaim(
         _free_name(folder, plan.devices[0].name, reserved),
         tuple(known[device] for device in plan.devices),
         tuple(identity for device, identity in known.items() if device not in plan.devices),
@@ -151,16 +137,30 @@ def persistent_claim(
         user,
         plan.driver,
     )
+    claim.text  # noqa: B018 - what cannot be put on record is found now, before anything is done
+    return claim
 
 
-def forget(file: Path) -> None:
+def write(file: Path, text: str) -> None:
+    """Put a persistent claim on record; it is on disk before this returns, whole or not at all.
+
+    Raises:
+        ClaimError: The file cannot be written, mostly for want of root.
+    """
+    try:
+        durable.write(file, text)
+    except OSError as error:
+        raise ClaimError(f"cannot write {file}: {error.strerror}; a persistent claim takes root") from error
+
+
+def remove(file: Path) -> None:
     """Take a persistent claim off the record; it is gone from the disk before this returns.
 
     Raises:
         ClaimError: The file cannot be removed.
     """
     try:
-        steps.cross(f"remove {file}", lambda: durable.remove(file))
+        durable.remove(file)
     except OSError as error:
         raise ClaimError(f"cannot remove {file}: {error.strerror}") from error
 
@@ -174,7 +174,7 @@ def read(file: Path) -> PersistentClaim:
     """The persistent claim of a file.
 
     Raises:
-        ClaimError: It is none, or somebody other than root may have written it.
+        ClaimError: It is none, or one of a later version; or somebody other than root may have written it.
     """
     try:
         status = file.stat()
@@ -183,46 +183,72 @@ def read(file: Path) -> PersistentClaim:
             raise ClaimError(
                 f"{file} can be written by others than root: it is not used; look at it, then chmod and chown"
             )
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        data = _parsed(file.read_text(encoding="utf-8"))
         version = data.pop("version", None)
-        if version != _VERSION:
+        if type(version) is not int or version < _VERSION:
             raise ValueError(f"version {version!r}")
+        if version > _VERSION:
+            raise NewerFileError(f"{file} has been made by a newer pyiommufd (version {version}): use that one")
         claim = PersistentClaim(
             file,
-            tuple(_identities(data.pop("device"))),
-            tuple(_identities(data.pop("companion", []))),
+            tuple(map(_identity, _array(data.pop("device", [])))),
+            tuple(map(_identity, _array(data.pop("companion", [])))),
             tuple(sorted(forced(_strings(data.pop("force", []))))),
-            _string(data.pop("user", None), optional=True),
-            _string(data.pop("driver", None), optional=True),
+            _optional(data, "user"),
+            _optional(data, "driver"),
         )
         if data or not claim.wanted:
             raise ValueError(f"unknown key {min(data)}" if data else "no device")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ClaimError(f"{file} is no persistent claim ({error}); look at it and remove it") from error
     return claim
 
 
-def _identities(tables: Any) -> Iterator[Identity]:
-    for table in tables:
-        given = dict(table)
-        name, path = _string(given.pop("name")), _string(given.pop("path"))
-        serial, twins = _string(given.pop("serial", None), optional=True), _strings(given.pop("twins", []))
-        ids = tuple(str(_string(given.pop(key))) for key in IDS)
-        if given:
-            raise ValueError(f"unknown key {min(given)}")
-        yield Identity(str(name), ids, str(path), serial, twins)
+# What these are given is whatever somebody may have written. They raise ValueError.
 
 
-def _string(value: Any, optional: bool = False) -> str | None:
-    if isinstance(value, str) or (optional and value is None):
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("arrays or tables within one another, too deep to be read") from None
+
+
+def _identity(table: Any) -> Identity:
+    if not isinstance(table, dict):
+        raise ValueError(f"{table!r} is no table")
+    given = dict(table)
+    name, path, *ids = (_required(given, key) for key in ("name", "path", *IDS))
+    identity = Identity(name, tuple(ids), path, _optional(given, "serial"), _strings(given.pop("twins", [])))
+    if given:
+        raise ValueError(f"unknown key {min(given)}")
+    return identity
+
+
+def _required(table: dict[str, Any], key: str) -> str:
+    if key not in table:
+        raise ValueError(f"a device has no {key}")
+    return _string(table.pop(key))
+
+
+def _optional(table: dict[str, Any], key: str) -> str | None:
+    return _string(table.pop(key)) if key in table else None
+
+
+def _string(value: Any) -> str:
+    if isinstance(value, str):
         return value
     raise ValueError(f"{value!r} is no string")
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is no array")
-    return tuple(str(_string(each)) for each in value)
+    return tuple(map(_string, _array(value)))
+
+
+def _array(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    raise ValueError(f"{value!r} is no array")
 
 
 def _free_name(folder: Path, name: str, reserved: Collection[str]) -> Path:
@@ -235,5 +261,7 @@ def _free_name(folder: Path, name: str, reserved: Collection[str]) -> Path:
 
 
 def _toml(value: str | list[str]) -> str:
-    # TOML's basic strings and arrays of them are written as JSON writes them.
-    return json.dumps(value, ensure_ascii=False)
+    # TOML's basic strings and arrays of them are written as JSON writes them, but for DEL, which TOML wants escaped.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text.encode()  # half of a surrogate pair is no text
+    return text

@@ -10,11 +10,11 @@ import pytest
 from pyiommufd import HostDevice, list_devices, recover
 from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims import journal, restore
-from pyiommufd.host.claims.claim import release
-from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.record import DeviceState
+from pyiommufd.host.claims.release import release
 from pyiommufd.host.claims.vfs import vfs_of
 
-State = dict[str, Before]
+State = dict[str, DeviceState]
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
     before = state()
     yield before
     try:
-        assert journal.entries(journal.RUN) == []
+        assert journal.records() == []
         assert state() == before
     finally:
         release()
@@ -72,6 +72,16 @@ def functions(pf: HostDevice) -> Iterator[tuple[HostDevice, ...]]:
     drivers.bind(found[0], "pci-stub")
     yield tuple(device.refreshed() for device in found)
     sysfs.write(pf.sys_path / "sriov_numvfs", "0")
+
+
+@pytest.fixture
+def sriov_by_vfio() -> Iterator[None]:
+    """vfio-pci makes virtual functions, as where it is loaded with enable_sriov=1."""
+    parameter = sysfs.SYS / "module/vfio_pci/parameters/enable_sriov"
+    before = sysfs.read(parameter) or ""
+    sysfs.write(parameter, "1")
+    yield
+    sysfs.write(parameter, before)
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 
 from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, HostDevice, list_devices, plan_claim
 from pyiommufd.host.claims import journal
-from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.testing import edu
 from tests.patience import until
 from tests.sweeps import amount, seed
 
-State = dict[str, Before]
+State = dict[str, DeviceState]
 SECONDS = 1200
 """No process waits so long unless it waits for ever."""
 
@@ -26,7 +26,7 @@ SECONDS = 1200
 def is_taken(devices: list[HostDevice]) -> bool:
     """Whether a claim has one of the groups, by the record."""
     groups = {device.group_id for device in devices}
-    return any(groups & set(entry.groups) for entry in journal.entries(journal.RUN))
+    return any(groups & set(entry.groups) for entry in journal.records())
 
 
 def hold(plan: ClaimPlan, markers: Path, met: Path) -> bool:

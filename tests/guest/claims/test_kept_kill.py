@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from pyiommufd import HostDevice, plan_claim
+from pyiommufd import ClaimError, HostDevice, plan_claim, recover, release
+from pyiommufd.cli.group import cli
 from pyiommufd.host import access, durable
-from pyiommufd.host.claims import journal
-from pyiommufd.host.claims.journal import Before
-from pyiommufd.host.kept import keeping
-from pyiommufd.host.kept import record as kept_record
+from pyiommufd.host.claims import journal, steps
+from pyiommufd.host.claims.record import DeviceState
+from pyiommufd.host.claims.transaction import IOMMU_NODE
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.users import find_user
+from tests.dry_run import dry_run
 from tests.guest.claims.test_kill import Point, cut_off, die, show
 from tests.sweeps import sample
 
-State = dict[str, Before]
+State = dict[str, DeviceState]
+Options = dict[str, Any]
 USER = find_user("nobody")
+WAYS: list[Options] = [{"user": USER}, {"persist": True}, {"persist": True, "user": USER}]
+"""What a kept claim can have besides its devices; `test_kill` has those that have nothing."""
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +37,7 @@ def systemd() -> Iterator[None]:
     folder = Path("/run/systemd/system")
     folder.mkdir(parents=True)
     yield
-    keeping.release()
+    release()
     shutil.rmtree(folder)
 
 
@@ -43,11 +49,10 @@ def everything(state: Callable[[], State]) -> Callable[[], Any]:
         files = [path for folder in (claim_file.FOLDER, boot_unit.FOLDER) for path in folder.rglob("*")]
         return (
             state(),
-            access.granted(keeping.IOMMU_NODE, USER.uid),
-            keeping.IOMMU_NODE.stat().st_mode,
+            access.granted(IOMMU_NODE, USER.uid),
+            IOMMU_NODE.stat().st_mode,
             sorted(str(path) for path in files if not path.is_dir()),
-            [entry.id for entry in journal.entries(journal.RUN)],
-            [record.id for record in kept_record.records()],
+            [entry.id for entry in journal.records()],
         )
 
     return everything
@@ -55,9 +60,14 @@ def everything(state: Callable[[], State]) -> Callable[[], Any]:
 
 def die_in_the_file(what: str) -> None:
     """Die when the new text is written, and not yet on disk under its name."""
-    if not what.startswith(("write", "record the kept", "record that comes")):
+    if not is_write(what):
         die()
     os.fsync = die
+
+
+def is_write(what: str) -> bool:
+    """Whether a change writes a file of /etc."""
+    return what.startswith("write /etc") or (what.startswith("/etc") and what.endswith(": write"))
 
 
 def points(changes: list[str]) -> list[Point]:
@@ -65,7 +75,7 @@ def points(changes: list[str]) -> list[Point]:
     found = []
     for at, what in enumerate(changes):
         found.append(Point("before", at, what))
-        if what.startswith("write"):
+        if is_write(what):
             found.append(Point("during", at, what))
     return found
 
@@ -76,79 +86,101 @@ def kill_at(point: Point, work: Callable[[], Any]) -> None:
     assert run.was_killed_at(point), (point, run.status, run.changes)
 
 
-def keep(device: HostDevice) -> None:
-    keeping.keep(plan_claim(device), persist=True, user=USER)
+def keep(device: HostDevice, options: Options) -> None:
+    plan_claim(device).apply(keep=True, **options)
 
 
-def recovered() -> str:
-    taken: list[str] = []
-    dry = [str(step) for step in keeping.recover_steps()]
-    names = keeping.recover(report=lambda step: taken.append(str(step)))
+def recovered(number: int = 0) -> str:
+    """Recover, by turns from Python and by command, as the dry run says, and say what that was."""
+    dry = [str(step) for step in dry_run(recover)]
+    if number % 2:
+        result = CliRunner().invoke(cli, ["recover"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        taken = result.stdout.splitlines()
+    else:
+        taken = []
+        recover(report=lambda step: taken.append(str(step)))
     assert taken == dry
-    return f"recovered {len(names)} devices in {len(taken)} steps"
+    return f"recovered in {len(taken)} steps"
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("options", WAYS)
 def test_kept_claim_that_is_killed_at_each_step(
-    rng: HostDevice, everything: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+    rng: HostDevice, everything: Callable[[], Any], capsys: pytest.CaptureFixture[str], options: Options
 ) -> None:
     durable.make_folder(boot_unit.link().parent)
     before = everything()
     rows: list[tuple[str, str, str]] = []
-    whole = cut_off(lambda: keep(rng))
+    whole = cut_off(lambda: keep(rng, options))
     assert whole.status == 0
-    assert recovered() == "recovered 0 devices in 0 steps"
+    assert recovered() == "recovered in 0 steps"
     assert rng.refreshed().driver == "vfio-pci"
-    assert len(claim_file.files()) == 1
-    assert boot_unit.is_installed()
-    keeping.release()
+    assert len(claim_file.files()) == int(options.get("persist", False))
+    assert boot_unit.is_installed() == options.get("persist", False)
+    release()
     assert everything() == before
     every = points(whole.changes)
-    assert sum("let nobody open it" in what for _, _, what in every) == 2
-    assert sum(what.startswith("write /etc") for _, _, what in every) == 4
-    for point in sample("claims.kept_kill[claim]", every, 4):
-        kill_at(point, lambda: keep(rng))
-        outcome = recovered()
+    grants = [what for how, _, what in every if how == "before" and what.endswith(": let nobody open it")]
+    assert len([what for what in grants if "next" not in what]) == (2 if "user" in options else 0)
+    assert sum(is_write(what) for _, _, what in every) == (4 if "persist" in options else 0)
+    for number, point in enumerate(sample(f"claims.kept_kill[claim {'+'.join(options)}]", every, 3)):
+        kill_at(point, lambda: keep(rng, options))
+        outcome = recovered(number)
         rows.append((point.how, point.what, f"{outcome}; as before: {everything() == before}"))
-    show(capsys, "SIGKILL in claim --persist --user, then recover", rows)
+    show(capsys, f"SIGKILL in a kept claim with {' and '.join(options)}, then recover", rows)
     assert all(outcome.endswith("as before: True") for _, _, outcome in rows)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("options", WAYS)
 def test_release_of_it_that_is_killed_at_each_step(
-    rng: HostDevice, everything: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+    rng: HostDevice, everything: Callable[[], Any], capsys: pytest.CaptureFixture[str], options: Options
 ) -> None:
     durable.make_folder(boot_unit.link().parent)
     before = everything()
     rows: list[tuple[str, str, str]] = []
-    keep(rng)
-    whole = cut_off(keeping.release)
+    keep(rng, options)
+    whole = cut_off(release)
     assert whole.status == 0
-    assert recovered() == "recovered 0 devices in 0 steps"
+    assert recovered() == "recovered in 0 steps"
     assert everything() == before
     every = points(whole.changes)
-    assert sum("no longer let nobody open it" in what for _, _, what in every) == 2
-    for point in sample("claims.kept_kill[release]", every, 4):
-        if not claim_file.files():
-            keep(rng)
+    for number, point in enumerate(sample(f"claims.kept_kill[release {'+'.join(options)}]", every, 3)):
+        if not journal.records():
+            keep(rng, options)
         kept = everything()
-        kill_at(point, keeping.release)
-        outcome, after = recovered(), everything()
+        kill_at(point, release)
+        outcome, after = recovered(number), everything()
         rows.append((point.how, point.what, f"{outcome}; {'whole' if after == kept else after == before}"))
         # Before the first word of it is on record there is no release.
         assert after == (before if point.at else kept)
-    show(capsys, "SIGKILL in the release of it, then recover", rows)
+    show(capsys, f"SIGKILL in the release of one with {' and '.join(options)}, then recover", rows)
 
 
 @pytest.mark.long
-def test_claim_made_anew_where_one_died_at_its_first_step(rng: HostDevice, everything: Callable[[], Any]) -> None:
-    """What recover then undoes is the dead one's, not the new one, which is of the same device and name."""
+@pytest.mark.parametrize("options", WAYS)
+def test_claim_for_which_there_is_no_room_at_each_step(
+    rng: HostDevice, everything: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, options: Options
+) -> None:
+    """On the disk of the record, or of /etc: the claim is undone at once, without a recovery."""
     durable.make_folder(boot_unit.link().parent)
     before = everything()
-    assert cut_off(lambda: keep(rng), 1, die).status == -signal.SIGKILL
-    keep(rng)
-    whole = everything()[:4]
-    assert recovered() == "recovered 0 devices in 0 steps"
-    assert everything()[:4] == whole
-    keeping.release()
-    assert everything() == before
+    whole = cut_off(lambda: keep(rng, options))
+    release()
+    written = [at for at, what in enumerate(whole.changes) if what.startswith("record") or is_write(what)]
+    commit = steps.commit
+    for at in sample(f"claims.kept_kill[no room {'+'.join(options)}]", written, 3):
+        count = itertools.count()
+
+        def full(what: str, change: Callable[[], None], at: int = at, count: itertools.count[int] = count) -> None:
+            if next(count) == at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            commit(what, change)
+
+        monkeypatch.setattr(steps, "commit", full)
+        with pytest.raises((ClaimError, OSError), match="No space left"):
+            keep(rng, options)
+        monkeypatch.setattr(steps, "commit", commit)
+        recover()
+        assert everything() == before, whole.changes[at]

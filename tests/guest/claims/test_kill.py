@@ -13,27 +13,32 @@ from typing import Any, NamedTuple
 import pytest
 
 from pyiommufd import Claim, ClaimPlan, HostDevice, plan_claim, recover
-from pyiommufd.host import drivers
+from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims import journal, steps
-from pyiommufd.host.claims.claim import release
-from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.record import ClaimState, DeviceState
+from pyiommufd.host.claims.release import release
 from pyiommufd.host.helper import Helper
 from tests.sweeps import sample
 
-State = dict[str, Before]
+State = dict[str, DeviceState]
 CLAIM_STEPS = 9
-RELEASE_STEPS = 13
+RELEASE_STEPS = 17
 
 
 @pytest.fixture
 def plan(rng: HostDevice, alone: HostDevice, pf: HostDevice, functions: tuple[HostDevice, ...]) -> Iterator[ClaimPlan]:
     """A claim of three devices: on a driver, without one and with an override, on a driver and with functions."""
     drivers.set_driver_override(alone, "pci-stub")
+    powers = {device: sysfs.read(device.sys_path / "power/control") or "" for device in (rng, alone)}
+    for device in powers:
+        sysfs.write(device.sys_path / "power/control", "auto")
     plan = plan_claim([rng, alone, pf], force=["vfs"])
     assert plan.refusals == ()
     assert len(plan.moves) == 3
     assert len(plan.steps) == CLAIM_STEPS
     yield plan
+    for device, power in powers.items():
+        sysfs.write(device.sys_path / "power/control", power)
     drivers.set_driver_override(alone, None)
 
 
@@ -67,15 +72,15 @@ def cut_off(work: Callable[[], Any], at: int = -1, cut: Callable[[str], None] = 
     child = os.fork()
     if not child:
         count = itertools.count()
-        cross = steps.cross
+        commit = steps.commit
 
         def counted(what: str, change: Callable[[], None]) -> None:
             os.write(writer, f"{what}\n".encode())
             if next(count) == at:
                 cut(what)
-            cross(what, change)
+            commit(what, change)
 
-        steps.cross = counted
+        steps.commit = counted
         try:
             work()
             os._exit(0)
@@ -140,7 +145,7 @@ def show(capsys: pytest.CaptureFixture[str], title: str, rows: list[tuple[str, s
 
 def recovered() -> str:
     """Recover, and say what that was."""
-    left = journal.entries(journal.RUN)
+    left = journal.records()
     taken: list[str] = []
     names = recover(report=lambda step: taken.append(str(step)))
     if not left:
@@ -156,7 +161,7 @@ def test_claim_that_is_killed_at_each_step(
 
     def outcome() -> str:
         text = recovered()
-        return f"{text}; as before: {state() == before and journal.entries(journal.RUN) == []}"
+        return f"{text}; as before: {state() == before and journal.records() == []}"
 
     whole = cut_off(plan.apply)
     assert whole.status == 0
@@ -179,7 +184,7 @@ def test_release_that_is_killed_at_each_step(
     before = state()
 
     def outcome() -> str:
-        untouched = [entry.state for entry in journal.entries(journal.RUN)] == [journal.State.KEPT]
+        untouched = [entry.state for entry in journal.records()] == [ClaimState.KEPT]
         claimed = state()
         text = recovered()
         if untouched:
@@ -187,7 +192,7 @@ def test_release_that_is_killed_at_each_step(
             same = state() == claimed != before
             text = "kept claim left alone"
         else:
-            same = state() == before and journal.entries(journal.RUN) == []
+            same = state() == before and journal.records() == []
         return f"{text}; as it should be: {same}"
 
     plan.apply(keep=True)
@@ -198,7 +203,7 @@ def test_release_that_is_killed_at_each_step(
     taken = [what for how, _, what in every if how == "before" and not what.startswith(("record", "remove"))]
     assert len(taken) == RELEASE_STEPS
     for point in sample("claims.kill[release]", every, 5):
-        if not journal.entries(journal.RUN):
+        if not journal.records():
             plan.apply(keep=True)
         kill_at(point, release)
         rows.append((point.how, point.what, outcome()))
@@ -220,7 +225,7 @@ def test_signals_undo_the_claim_at_each_step(
     assert len(every) == CLAIM_STEPS
     for at, number in sample("claims.kill[signals]", every, 3):
         run = cut_off(plan.apply, at, partial(interrupt, number))
-        same = state() == before and journal.entries(journal.RUN) == []
+        same = state() == before and journal.records() == []
         rows.append((number.name, whole.changes[at], f"ended by it: {run.status == ends[number]}; as before: {same}"))
         assert run.changes[: at + 1] == whole.changes[: at + 1]
     show(capsys, "SIGTERM and SIGINT in a claim of three devices", rows)
@@ -235,7 +240,7 @@ def test_signal_waits_for_the_end_of_a_release(plan: ClaimPlan, state: Callable[
     assert len(run.changes) > 3
     assert run.status == -signal.SIGTERM
     assert state() == before
-    assert journal.entries(journal.RUN) == []
+    assert journal.records() == []
 
 
 def test_signal_that_comes_when_the_claim_is_made(alone: HostDevice, state: Callable[[], State]) -> None:
@@ -255,4 +260,4 @@ def test_signal_that_comes_when_the_claim_is_made(alone: HostDevice, state: Call
 
     assert cut_off(work).status == 128 + signal.SIGINT
     assert state() == before
-    assert journal.entries(journal.RUN) == []
+    assert journal.records() == []

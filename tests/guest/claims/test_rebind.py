@@ -9,17 +9,27 @@ from functools import partial
 import pytest
 from click.testing import CliRunner, Result
 
-from pyiommufd import ClaimError, ClaimRefusedError, DeviceFile, HostDevice, list_devices, plan_claim, recover
+from pyiommufd import (
+    ClaimError,
+    ClaimRefusedError,
+    CloseError,
+    DeviceFile,
+    HostDevice,
+    list_devices,
+    plan_claim,
+    recover,
+    release,
+)
 from pyiommufd.cli.group import cli
 from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims import journal
-from pyiommufd.host.claims.journal import Before
 from pyiommufd.host.claims.rebind import plan_rebind
+from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.uses import FORCIBLE
 
 from .test_kill import cut_off, interrupt, kill_at, points
 
-State = dict[str, Before]
+State = dict[str, DeviceState]
 Leave = Callable[[HostDevice, str | None], None]
 
 
@@ -208,7 +218,7 @@ def test_rebind_that_is_killed_at_each_step(rng: HostDevice, state: Callable[[],
         kill_at(point, work)
         recover()
         assert state() == left, point
-        assert journal.entries(journal.RUN) == [], point
+        assert journal.records() == [], point
 
 
 @pytest.mark.long
@@ -218,7 +228,7 @@ def test_signal_undoes_it(rng: HostDevice, state: Callable[[], State]) -> None:
     cut = cut_off(lambda: plan_rebind(rng).apply(), 3, partial(interrupt, signal.SIGTERM))
     assert cut.status == -signal.SIGTERM
     assert state() == left
-    assert journal.entries(journal.RUN) == []
+    assert journal.records() == []
 
 
 @pytest.mark.long
@@ -231,10 +241,15 @@ def test_recovery_leaves_what_the_host_works_with_by_then(pf: HostDevice, state:
     leave(pf, "vfio-pci")
     last = next(point for point in points(whole.changes) if point.what == "remove the record")
     kill_at(last, work)
-    assert len(journal.entries(journal.RUN)) == 1
+    assert len(journal.records()) == 1
     (node,) = pf.sys_path.glob("nvme/nvme*")
     with open(f"/dev/{node.name}", "rb"):
-        recover()
+        with pytest.raises(
+            CloseError, match=rf"{pf.name} stays as it is.*/dev/{node.name} is held open.*--leave {pf.name}"
+        ):
+            recover()
         assert pf.refreshed().driver == pf.driver
-    assert journal.entries(journal.RUN) == []
+        assert len(journal.records()) == 1
+        assert release(leave=pf) == []
+    assert journal.records() == []
     assert state() == before

@@ -21,12 +21,13 @@ from pyiommufd import (
 )
 from pyiommufd.host import drivers, helper, sysfs
 from pyiommufd.host.claims import journal
-from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.rebind import plan_rebind
+from pyiommufd.host.claims.record import ClaimRecord, DeviceState
 from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.claims.vfs import set_vfs, vfs_of, vfs_steps
 from tests.patience import patience
 
-State = dict[str, Before]
+State = dict[str, DeviceState]
 
 
 @pytest.fixture
@@ -89,6 +90,28 @@ def test_functions_that_are_claimed_are_not_taken_away(
         assert state() == taken
 
 
+def test_functions_are_not_taken_from_a_claimed_device(
+    pf: HostDevice, sriov_by_vfio: None, state: Callable[[], State]
+) -> None:
+    """It may be given some, and has them until it is given back."""
+    with plan_claim(pf).apply() as claim:
+        assert set_vfs(pf, 2).count == 2
+        made = state()
+        for count in (0, 1):
+            for force in ([], ["vfs", "held"]):
+                steps: list[Step] = []
+                with pytest.raises(ClaimRefusedError, match=f"{pf.name}: it is claimed already") as caught:
+                    set_vfs(pf, count, force=force, report=steps.append)
+                assert [refusal.kind for refusal in caught.value.refusals] == ["claimed"]
+                assert steps == []
+        refusals = [str(refusal) for refusal in plan_rebind(pf).refusals]
+        assert len([text for text in refusals if text.startswith(f"{pf.name}: it is claimed already")]) == 1
+        assert set_vfs(pf, 2).count == 2
+        assert state() == made
+        claim.release()
+    assert vfs_of(pf).count == 0
+
+
 def test_plan_shows_what_goes_away(pf: HostDevice, functions: tuple[HostDevice, ...]) -> None:
     plan = plan_claim(pf)
     assert plan.moves[0].vfs == functions
@@ -121,14 +144,14 @@ def test_setting_that_died_is_undone_after_its_claim(
     """Two records of one device: the first has the last word."""
     before = state()
     claim = plan_claim(pf, force=["vfs"]).apply()
-    entry = journal.find(journal.RUN, claim._entry.id)
+    entry = journal.find(journal.RUN, claim._id)
     assert entry is not None
-    later = journal.Entry.begin()
+    later = ClaimRecord.begin()
     later.devices = [replace(before[pf.name], driver="vfio-pci", driver_override="vfio-pci", numvfs=0, vfs=[])]
     for one in (entry, later):
         one.start_time -= 1
         journal.write(journal.RUN, one)
-    assert recover() == [pf.name, pf.name]
+    assert recover() == [pf.name]
     assert state() == before
 
 
@@ -162,12 +185,27 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         print(f"told of after {time.monotonic() - start:.1f} s")
         # What could be given back has been; nobody touches the other as long as the kernel is at it.
         assert alone.refreshed().driver is None
-        assert len(journal.entries(journal.RUN)) == 1
+        assert len(journal.records()) == 1
         with pytest.raises(CloseError, match=rf"{pf.name}: what was asked .* has not returned \(process"):
             recover()
     for process in helper._abandoned:
         process.wait(patience())
     monkeypatch.undo()
-    assert recover() == [alone.name, pf.name]
+    assert recover() == [pf.name]
     assert find_device(function.name).driver == "vfio-pci"
     assert state() == before
+
+
+def test_functions_that_somebody_has_keep_their_device_where_it_is(pf: HostDevice, sriov_by_vfio: None) -> None:
+    claim = plan_claim(pf).apply()
+    (function,) = set_vfs(pf, 1).devices
+    with plan_claim(function).apply():
+        with pytest.raises(CloseError, match="nothing was changed") as caught:
+            claim.release()
+        assert f"{function.name}: it is claimed by process" in str(caught.value)
+        assert f"--leave {pf.name}" in str(caught.value)
+    with DeviceFile(function), pytest.raises(CloseError, match=rf"{pf.name} stays as it is: pid "):
+        claim.release()
+    assert vfs_of(pf).count == 1
+    claim.release()
+    assert vfs_of(pf).count == 0

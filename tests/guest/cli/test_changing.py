@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import json
 import os
@@ -17,12 +18,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pyiommufd import DeviceFile, HostDevice, find_group
+from pyiommufd import ClaimRefusedError, DeviceFile, HostDevice, find_group, plan_claim
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand
 from pyiommufd.host import access, drivers
 from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.persistent import boot_unit, claim_file
+from pyiommufd.host.persistent.at_boot import plan_again
+from tests import version_1
 
 State = dict[str, tuple[str | None, str | None]]
 
@@ -81,8 +85,7 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
     assert state() == before
     assert IOMMU.stat().st_mode == mode
     assert access.granted(IOMMU, NOBODY) is None
-    assert journal.entries(journal.RUN) == []
-    assert list((journal.RUN / "kept").glob("*.json")) == []
+    assert journal.records() == []
     assert claim_file.files() == []
     assert not boot_unit.file().exists()
     assert not boot_unit.link().is_symlink()
@@ -99,18 +102,18 @@ def test_claim_lasts_until_it_is_released(
         assert (step["value"] or "") in line
     for device in (first, peer, neighbour):
         assert state()[device.name] == ("vfio-pci", "vfio-pci")
-    (entry,) = journal.entries(journal.RUN)
-    assert entry.state is journal.State.KEPT
+    (entry,) = journal.records()
+    assert entry.state is ClaimState.KEPT
     # Whole: recover has nothing to do.
     assert dry_and_real("recover") == []
     refused = run("claim", peer.name, status=1)
     assert "claimed already" in refused.stderr
     assert refused.stdout == ""
     # By any of its members.
-    assert len(dry_and_real("release", peer.name)) == 7
+    assert len(dry_and_real("release", peer.name)) == 10
     assert state() == as_before
     assert "no kept claim has" in run("release", peer.name, status=1).stderr
-    assert dry_and_real("release") == []
+    assert dry_and_real("release", "--all") == []
 
 
 @pytest.mark.long
@@ -122,7 +125,9 @@ def test_driver_that_is_named_is_kept(alone: HostDevice, as_before: State, state
     (file,) = claim_file.files()
     assert claim_file.read(file).driver == "vfio_pci"
     # Already on the driver that is named.
-    assert claim_file.read(file).plan().steps == ()
+    assert plan_claim(alone, driver="vfio_pci").steps == ()
+    with pytest.raises(ClaimRefusedError, match="claimed already"):
+        plan_again(claim_file.read(file))
     run("release", alone.name)
     assert state() == as_before
 
@@ -157,7 +162,7 @@ def test_everything_that_a_claim_can_have(
     names = [first.name, peer.name, neighbour.name]
     assert steps[7:] == [
         f"{IOMMU}: let nobody open it",
-        *(f"{name}: let nobody open it" for name in names),
+        f"{first.name}: let nobody open it",
         f"{boot_unit.file()}: write and enable",
         f"{claim_file.FOLDER}/{first.name}.toml: write",
     ]
@@ -168,33 +173,96 @@ def test_everything_that_a_claim_can_have(
     # What the unit runs: it is there already.
     assert dry_and_real("claim", "--persistent") == []
     back = dry_and_real("release", first.name)
-    assert back[:5] == [
+    assert back[:3] == [
         f"{file}: remove",
         f"{IOMMU}: no longer let nobody open it",
-        *(f"{name}: no longer let nobody open it" for name in names),
+        f"{first.name}: no longer let nobody open it",
     ]
     assert back[-1] == f"{boot_unit.file()}: disable and remove"
     assert state() == as_before
 
 
 @pytest.mark.long
-def test_unit_runs_this_command(alone: HostDevice) -> None:
-    """The very line of the unit, as after a boot: nothing in /run, the device on no driver."""
-    run("claim", alone.name, "--persist")
-    line = next(line for line in boot_unit.file().read_text().splitlines() if line.startswith("ExecStart="))
-    run("release", "--dry-run")
+def test_environment_of_a_user_is_not_run_at_boot(alone: HostDevice, as_before: State) -> None:
+    """As the user has made it: this one's interpreter and packages, in a folder that is the user's."""
+    home = Path("/home/of-a-user")
+    try:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", home / "venv"], check=True)
+        (packages,) = home.glob("venv/lib/python*/site-packages")
+        (packages / "all.pth").write_text("\n".join(path for path in sys.path if Path(path).is_dir()))
+        for path in (home, *home.rglob("*")):
+            os.lchown(path, 1000, 1000)
+        done = subprocess.run(
+            [home / "venv/bin/python", "-m", "pyiommufd.cli", "claim", "--persist", alone.name],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert f"each boot: {home} (belongs to uid 1000)" in done.stderr
+        assert "run claim --persist from there" in done.stderr
+        assert alone.refreshed().driver is None
+    finally:
+        run("release", "--all")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def boot(*arguments: str) -> Callable[[], subprocess.CompletedProcess[str]]:
+    """Have a claim on record, and the machine as after a boot: nothing in /run, no device claimed.
+
+    Args:
+        arguments: What to claim.
+
+    Returns:
+        What runs the very line of the unit, with its capabilities alone.
+    """
+    run("claim", *arguments, "--persist")
+    unit = dict(line.split("=", 1) for line in boot_unit.file().read_text().splitlines() if "=" in line)
     (file,) = claim_file.files()
     kept = file.read_bytes()
-    run("release")
+    run("release", "--all")
     file.write_bytes(kept)
     boot_unit.install()
-    done = subprocess.run(
-        ["sh", "-c", line.removeprefix("ExecStart=")], capture_output=True, text=True, cwd="/", check=False
-    )
-    assert (done.returncode, done.stderr) == (0, f"{file}: claimed: {alone.name}\n")
-    assert alone.refreshed().driver == "vfio-pci"
-    assert run("claim", "--persistent").stderr == f"{file}: claimed already: {alone.name}\n"
-    run("release", alone.name)
+    assert unit["NoNewPrivileges"] == "yes"
+    capabilities = "".join(f",+{name.removeprefix('CAP_').lower()}" for name in unit["CapabilityBoundingSet"].split())
+    command = ["setpriv", "--no-new-privs", f"--bounding-set=-all{capabilities}", "sh", "-c", unit["ExecStart"]]
+    return lambda: subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+
+
+@pytest.mark.long
+def test_unit_runs_this_command(alone: HostDevice) -> None:
+    run_unit = boot(alone.name, "--user", "nobody")
+    (file,) = claim_file.files()
+    os.chown(IOMMU, NOBODY, -1)  # as a rule of udev's may
+    try:
+        done = run_unit()
+        assert (done.returncode, done.stderr) == (0, f"{file}: claimed: {alone.name}\n")
+        claimed = alone.refreshed()
+        assert claimed.driver == "vfio-pci"
+        assert access.granted(IOMMU, NOBODY) == access.granted(Path(claimed.vfio_cdev or ""), NOBODY) == 6
+        assert run("claim", "--persistent").stderr == f"{file}: claimed already: {alone.name}\n"
+    finally:
+        os.chown(IOMMU, 0, -1)
+        run("release", "--all")
+
+
+@pytest.mark.long
+def test_unit_sees_what_others_have_open(alone: HostDevice) -> None:
+    run_unit = boot(alone.name)
+    program = "import time; print(flush=True); time.sleep(3600)"
+    with (alone.sys_path / "resource0").open("rb") as registers:
+        command = [*AS_NOBODY, sys.executable, "-I", "-S", "-c", program]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[registers.fileno()])
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        done = run_unit()
+        process.kill()
+    run("release", "--all")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"pid {process.pid} " in done.stderr
+    assert "[held]" in done.stderr
 
 
 @pytest.mark.long
@@ -203,7 +271,7 @@ def test_persistent_claim_that_is_refused_at_boot(first: HostDevice, alone: Host
     run("claim", first.name, "--persist")
     run("claim", alone.name, "--persist", "--user", "nobody")
     kept = {file: file.read_bytes() for file in claim_file.files()}
-    run("release")
+    run("release", "--all")
     for file, content in kept.items():
         file.write_bytes(content)
     file = claim_file.FOLDER / f"{alone.name}.toml"
@@ -216,19 +284,19 @@ def test_persistent_claim_that_is_refused_at_boot(first: HostDevice, alone: Host
     assert alone.refreshed().driver is None
     assert first.refreshed().driver == "vfio-pci"
     # It goes with the others, whatever is in it, and whether or not there is such a device.
-    assert f"{file}: remove" in dry_and_real("release")
+    assert f"{file}: remove" in dry_and_real("release", "--all")
 
 
 @pytest.mark.long
 def test_file_that_is_none_hinders_no_other(alone: HostDevice) -> None:
     run("claim", alone.name, "--persist")
     broken = claim_file.FOLDER / "broken.toml"
-    broken.write_text("version = 7\n")
+    broken.write_text("version = 0\n")
     result = run("claim", "--persistent", status=1)
     assert "broken.toml is no persistent claim" in result.stderr
     assert "claimed already" in result.stderr
     assert dry_and_real("release", "broken")[0] == f"{broken}: remove"
-    run("release")
+    run("release", "--all")
 
 
 @pytest.mark.long
@@ -295,15 +363,13 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice
     run("claim", alone.name, "--persist", "--user", "nobody")
     with DeviceFile(alone) as file:
         failed = run("release", alone.name, status=1)
-        assert f"{alone.name} cannot leave vfio-pci" in failed.stderr
+        assert "nothing was changed" in failed.stderr
+        assert f"{alone.name} stays as it is: pid {os.getpid()} " in failed.stderr
         assert f"fd {file.fileno()}" in failed.stderr
-        # What does not wait for the holder is done.
-        assert claim_file.files() == []
-        assert access.granted(IOMMU, NOBODY) is None
-    assert [line.partition(": ")[2] for line in dry_and_real("release", alone.name)] == [
-        "unbind from vfio-pci",
-        "clear driver_override",
-    ]
+        assert failed.stdout == ""
+        assert len(claim_file.files()) == 1
+        assert access.granted(IOMMU, NOBODY) == 6
+    assert len(dry_and_real("release", alone.name)) == 7
 
 
 @pytest.mark.long
@@ -317,7 +383,7 @@ def test_signal_undoes_a_claim(
     size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     # Page by page: what is left of the one page takes two lines, and no third.
     os.write(writer, b"x" * (size - len("".join(lines[:2]))))
-    command = [sys.executable, "-m", "pyiommufd.cli", "claim", first.name, "--persist"]
+    command = [sys.executable, "-m", "tests.trusted", "claim", first.name, "--persist"]
     with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
         os.close(writer)
         while first.refreshed().driver != "vfio-pci" and process.poll() is None:
@@ -377,3 +443,75 @@ def test_virtual_functions_of_a_device_without(alone: HostDevice) -> None:
     shown: Any = json.loads(run("vfs", alone.name, "--json").stdout)
     assert shown == {"device": alone.name, "total": 0, "count": 0, "devices": []}
     assert "has no SR-IOV" in run("vfs", alone.name).stdout
+
+
+def listed() -> list[dict[str, Any]]:
+    """What `claims` has, which by its keys is as documented."""
+    with click.Context(cli) as context:
+        command = cli.get_command(context, "claims")
+    assert isinstance(command, ReadingCommand)
+    found: list[dict[str, Any]] = json.loads(run("claims", "--json").stdout)
+    assert all(set(one) == set(command.json_keys) for one in found)
+    return found
+
+
+def test_claims_are_listed(first: HostDevice, neighbour: HostDevice, alone: HostDevice) -> None:
+    assert run("claims").stdout == "nothing is claimed\n"
+    before = datetime.datetime.now().astimezone()
+    run("claim", first.name, "--persist", "--user", "nobody")
+    kept = claim_file.files()[0]
+    with plan_claim(alone).apply():
+        ours, theirs = listed()
+        since = datetime.datetime.fromisoformat(ours.pop("since"))
+        assert before - datetime.timedelta(seconds=1) <= since <= datetime.datetime.now().astimezone()
+        assert (ours["devices"], ours["groups"], ours["state"]) == ([first.name], [first.group_id], "kept")
+        assert neighbour.name in ours["others"]
+        assert (ours["pid"], ours["file"], ours["user"], ours["stuck"]) == (None, str(kept), "nobody", [])
+        assert (theirs["devices"], theirs["state"], theirs["pid"]) == ([alone.name], "session", os.getpid())
+        assert (theirs["file"], theirs["user"]) == (None, None)
+        shown = run("claims").stdout.splitlines()
+        assert shown[0].split() == ["DEVICES", "STATE", "PID", "SINCE", "AT", "BOOT", "USER"]
+        assert [line.split()[0] for line in shown[1:]] == [first.name, alone.name]
+    drivers.unbind(first)
+    assert listed()[0]["stuck"] == [f"{first.name} is on no driver by now"]
+    content = kept.read_bytes()
+    run("release", "--all")
+    kept.write_bytes(content)
+    (unmade,) = listed()
+    assert (unmade["state"], unmade["devices"], unmade["since"]) == ("not made", [first.name], None)
+    assert "pyiommufd claim --persistent" in unmade["stuck"][0]
+    assert f"{first.name}: it has not been made" in run("claims").stdout
+    (journal.RUN / "x.json").write_text("{}")
+    (journal.RUN / "x.json").chmod(0o600)
+    assert "x.json is no record of a claim" in run("claims", status=1).stderr
+    (journal.RUN / "x.json").unlink()
+    run("release", first.name)
+
+
+def test_claims_of_a_process_that_is_gone(alone: HostDevice) -> None:
+    child = os.fork()
+    if not child:
+        plan_claim(alone).apply()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = listed()
+    assert (left["state"], left["pid"]) == ("session", None)
+    assert left["stuck"] == ["its process is gone: pyiommufd recover gives it back"]
+    assert run("recover").stderr == f"given back: {alone.name}\n"
+    assert listed() == []
+
+
+@pytest.mark.long
+def test_claim_of_the_version_before_is_released(
+    first: HostDevice, alone: HostDevice, as_before: State, state: Callable[[], State]
+) -> None:
+    run("claim", first.name, "--persist", "--user", "nobody")
+    run("claim", alone.name)
+    version_1.rewrite(journal.records()[0])
+    assert [one["user"] for one in listed()] == ["nobody", None]
+    assert dry_and_real("recover") == []
+    assert len(dry_and_real("release", first.name)) == 11
+    assert access.granted(IOMMU, NOBODY) is None
+    assert claim_file.files() == []
+    run("release", alone.name)
+    assert state() == as_before

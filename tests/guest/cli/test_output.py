@@ -52,7 +52,7 @@ def test_claim_whose_steps_cannot_be_printed(first: HostDevice, peer: HostDevice
             "'the standard output'\n"
         )
         assert (first.refreshed().driver, peer.refreshed().driver) == before
-        assert journal.entries(journal.RUN) == []
+        assert journal.records() == []
         subprocess.run([*COMMAND, "claim", first.name], check=True)
         # The release goes on.
         done = subprocess.run(
@@ -62,7 +62,7 @@ def test_claim_whose_steps_cannot_be_printed(first: HostDevice, peer: HostDevice
     assert "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr
     assert (first.refreshed().driver, peer.refreshed().driver) == before
-    assert journal.entries(journal.RUN) == []
+    assert journal.records() == []
 
 
 @pytest.mark.long

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from pyiommufd import ClaimError, ClaimRefusedError, CloseError, DeviceFile, HostDevice, plan_claim, recover
 from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimState, start_time
 from tests.boot.processes import descendants, gone, wait_gone
 from tests.patience import until
 
@@ -58,15 +61,15 @@ def test_claim_of_a_killed_process_is_recovered(
     process = start(first)
     assert neighbour.refreshed().driver == "vfio-pci"
     end(process)
-    (entry,) = journal.entries(journal.RUN)
-    assert (entry.state, entry.pid, entry.alive) == (journal.State.SESSION, process, False)
+    (entry,) = journal.records()
+    assert (entry.state, entry.pid, journal.is_alive(entry)) == (ClaimState.SESSION, process, False)
     # Nobody gets it before.
     with pytest.raises(ClaimRefusedError, match="recover"):
         plan_claim(first).apply()
     assert set(recover()) == {first.name, peer.name, neighbour.name}
     assert neighbour.refreshed().driver == "virtio-pci"
     assert first.refreshed().driver is None
-    assert journal.entries(journal.RUN) == []
+    assert journal.records() == []
     assert recover() == []
 
 
@@ -88,8 +91,8 @@ def test_process_that_nobody_has_waited_for_is_gone(start: Start, alone: HostDev
 
 def test_other_process_of_that_pid_is_not_the_claimer(start: Start, alone: HostDevice) -> None:
     process = start(alone)
-    (entry,) = journal.entries(journal.RUN)
-    assert entry.start_time == journal.start_time(process)
+    (entry,) = journal.records()
+    assert entry.start_time == start_time(process)
     entry.start_time -= 1
     journal.write(journal.RUN, entry)
     assert recover() == [alone.name]
@@ -102,7 +105,7 @@ def test_claim_that_died_halfway_is_undone(
 ) -> None:
     """Killed as soon as its record names so many devices."""
     process = start(first, wait=False)
-    until(lambda: any(len(entry.devices) >= devices for entry in journal.entries(journal.RUN)), pause=0)
+    until(lambda: any(len(entry.devices) >= devices for entry in journal.records()), pause=0)
     os.kill(process, signal.SIGSTOP)
     helpers = list(descendants(process))
     end(process)
@@ -118,13 +121,13 @@ def test_claim_that_died_halfway_is_undone(
 
 def test_kept_claim_is_left_alone_and_its_half_release_completed(start: Start, alone: HostDevice) -> None:
     end(start(alone))
-    (entry,) = journal.entries(journal.RUN)
-    entry.state = journal.State.KEPT
+    (entry,) = journal.records()
+    entry.state = ClaimState.KEPT
     journal.write(journal.RUN, entry)
     assert recover() == []
     assert alone.refreshed().driver == "vfio-pci"
     # What a release begins with.
-    entry.state = journal.State.IN_PROGRESS
+    entry.state = ClaimState.IN_PROGRESS
     journal.write(journal.RUN, entry)
     assert recover() == [alone.name]
     assert alone.refreshed().driver is None
@@ -134,9 +137,9 @@ def test_recover_of_a_held_device_keeps_the_record(start: Start, alone: HostDevi
     end(start(alone))
     with DeviceFile(alone), pytest.raises(CloseError, match=alone.name):
         recover()
-    assert len(journal.entries(journal.RUN)) == 1
+    assert len(journal.records()) == 1
     # This process has begun the recovery, and lives: its record says "in progress" until it is tried again.
-    (entry,) = journal.entries(journal.RUN)
+    (entry,) = journal.records()
     entry.start_time -= 1
     journal.write(journal.RUN, entry)
     assert recover() == [alone.name]
@@ -151,3 +154,43 @@ def test_foreign_file_is_named(tmp_path: Path) -> None:
     finally:
         path.unlink()
     assert recover() == []
+
+
+HOLDS = """
+import sys
+from pyiommufd import plan_claim
+
+# From in there nobody sees what other processes do with a device.
+with plan_claim(sys.argv[1], force=["unseen"]).apply():
+    print("claimed", flush=True)
+    input()
+"""
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+def test_claim_of_a_process_in_another_pid_namespace_is_left_alone(alone: HostDevice) -> None:
+    """Its number is another process's here, or nobody's."""
+    command = [*NAMESPACE, sys.executable, "-c", HOLDS, alone.name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "claimed\n"
+        (record,) = journal.records()
+        assert journal.who(record) == f"process {record.pid} of another PID namespace"
+        assert recover() == []
+        assert alone.refreshed().driver == "vfio-pci"
+        holder.kill()
+    until(lambda: not journal.is_alive(record), "the process of the claim has ended")
+    assert recover() == [alone.name]
+    assert alone.refreshed().driver is None
+
+
+def test_recovery_from_another_pid_namespace_leaves_a_living_claim_alone(start: Start, alone: HostDevice) -> None:
+    process = start(alone)
+    command = [*NAMESPACE, sys.executable, "-m", "pyiommufd.cli", "recover"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert alone.refreshed().driver == "vfio-pci"
+    end(process)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert alone.refreshed().driver is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -13,15 +14,27 @@ from typing import Any
 
 import pytest
 
-from pyiommufd import ClaimError, CloseError, DeviceFile, HostDevice, find_device, find_group, plan_claim, recover
-from pyiommufd.host import drivers, helper
+from pyiommufd import (
+    IOMMUFD,
+    ClaimError,
+    ClaimRefusedError,
+    CloseError,
+    DeviceFile,
+    HostDevice,
+    find_device,
+    find_group,
+    plan_claim,
+    recover,
+    release,
+)
+from pyiommufd.host import drivers, helper, sysfs
 from pyiommufd.host.claims import journal, restore
-from pyiommufd.host.claims.claim import recover_steps, release, release_steps
-from pyiommufd.host.claims.journal import Before
+from pyiommufd.host.claims.record import VERSION, DeviceState
 from pyiommufd.host.claims.steps import Action, Step
+from tests.dry_run import dry_run
 from tests.patience import patience
 
-State = dict[str, Before | None]
+State = dict[str, DeviceState | None]
 
 
 @pytest.fixture
@@ -42,7 +55,7 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
     yield before
     try:
         assert state() == before
-        assert journal.entries(journal.RUN) == []
+        assert journal.records() == []
     finally:
         release()
         recover()
@@ -50,7 +63,7 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
 
 def holds(step: Step) -> bool:
     """Whether sysfs shows what a step does."""
-    device = find_device(step.device)
+    device = find_device(step.target)
     match step.action:
         case Action.SET_OVERRIDE | Action.CLEAR_OVERRIDE:
             return drivers.driver_override(device) == step.value
@@ -58,6 +71,8 @@ def holds(step: Step) -> bool:
             return device.driver == step.value
         case Action.UNBIND:
             return device.driver is None
+        case Action.SET_POWER:
+            return sysfs.read(device.sys_path / "power/control") == step.value
     return False
 
 
@@ -69,7 +84,8 @@ class Watch:
 
     def __call__(self, step: Step) -> None:
         self.check()
-        assert not holds(step), f"done before it was told: {step}"
+        # A driver has mostly made the same of it.
+        assert step.action is Action.SET_POWER or not holds(step), f"done before it was told: {step}"
         self.steps.append(step)
 
     def check(self) -> None:
@@ -81,7 +97,7 @@ def test_steps_are_what_then_happens(first: HostDevice, alone: HostDevice, caplo
     plan = plan_claim([first, alone])
     takes: list[tuple[Callable[[Watch], object], Callable[[], tuple[Step, ...]]]] = [
         (lambda watch: plan.apply(keep=True, report=watch), lambda: plan.steps),
-        (lambda watch: release(report=watch), release_steps),
+        (lambda watch: release(report=watch), lambda: dry_run(release)),
     ]
     for take, planned in takes:
         steps = planned()
@@ -92,7 +108,7 @@ def test_steps_are_what_then_happens(first: HostDevice, alone: HostDevice, caplo
             take(watch)
         watch.check()
         assert tuple(watch.steps) == steps
-        writes = [message for message in caplog.messages if message.startswith("write ")]
+        writes = [message for message in caplog.messages if message.startswith(("write '", 'write "'))]
         assert len(writes) == len(steps)
         for step, message in zip(steps, writes, strict=True):
             assert Path(step.command.rpartition(" > ")[2]).name in message
@@ -123,11 +139,11 @@ def test_kept_claim_outlives_its_block_and_its_process(
     assert in_child(child) is False
     taken = state()
     assert first.refreshed().driver == "vfio-pci"
-    assert recover_steps() == ()
+    assert dry_run(recover) == ()
     assert recover() == []
     with plan_claim(alone).apply() as other:
         assert not other.kept
-        assert alone.name not in {step.device for step in release_steps()}
+        assert alone.name not in {step.target for step in dry_run(release)}
         with pytest.raises(
             ClaimError, match=rf"no kept claim has {alone.name}: it is claimed by process {os.getpid()}"
         ):
@@ -163,7 +179,7 @@ def test_release_of_a_kept_claim_whose_device_is_gone(alone: HostDevice, caplog:
 
 def test_other_device_in_the_place_is_left_alone(alone: HostDevice, caplog: pytest.LogCaptureFixture) -> None:
     plan_claim(alone).apply(keep=True)
-    (entry,) = journal.entries(journal.RUN)
+    (entry,) = journal.records()
     ours, entry.devices[0].identity = entry.devices[0].identity, "8086:1521"
     journal.write(journal.RUN, entry)
     release()
@@ -199,7 +215,7 @@ def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
     limit = patience(1)
 
     def open_it(step: Step) -> None:
-        if step.device == first.name and step.action is Action.UNBIND:
+        if step.target == first.name and step.action is Action.UNBIND:
             opened.append(DeviceFile(first))
             monkeypatch.setattr(helper, "SECONDS", limit)
         else:
@@ -230,10 +246,10 @@ def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
 
 def test_claims_of_another_boot_are_forgotten(alone: HostDevice, caplog: pytest.LogCaptureFixture) -> None:
     plan_claim(alone).apply(keep=True)
-    (entry,) = journal.entries(journal.RUN)
+    (entry,) = journal.records()
     entry.boot = "another"
     journal.write(journal.RUN, entry)
-    assert release_steps() == recover_steps() == ()
+    assert dry_run(release) == dry_run(recover) == ()
     assert recover() == []
     assert "of an earlier boot" in caplog.text
     assert not (journal.RUN / f"{entry.id}.json").exists()
@@ -249,7 +265,7 @@ def test_corrupt_record_is_named_and_the_others_recovered(
     path.write_text("{")
     path.chmod(0o600)
     try:
-        for refused in (lambda: plan_claim(first), lambda: recover_steps(), lambda: release()):
+        for refused in (lambda: plan_claim(first), lambda: dry_run(recover), lambda: release()):
             with pytest.raises(ClaimError, match=r"corrupt\.json is no record"):
                 refused()
         assert alone.refreshed().driver == "vfio-pci"
@@ -283,7 +299,7 @@ def test_users_plan_and_are_told_that_claiming_takes_root(
         plan = plan_claim(alone)
         assert plan.steps
         said = []
-        for refused in (plan.apply, recover, release, recover_steps, release_steps):
+        for refused in (plan.apply, recover, release, lambda: dry_run(recover), lambda: dry_run(release)):
             try:
                 refused()
             except ClaimError as error:
@@ -319,6 +335,141 @@ def test_record_that_cannot_be_written_ends_the_claim(
             plan.apply(report=fill)
         assert steps[:4] == list(plan.steps[:4])
         assert state() == as_before
-        assert journal.entries(run) == []
+        assert journal.records(run) == []
     finally:
         subprocess.run(["umount", run], check=True)
+
+
+def test_group_that_a_process_has_bound_is_left_whole(
+    first: HostDevice, neighbour: HostDevice, state: Callable[[], State]
+) -> None:
+    """The kernel would let the others leave vfio-pci, and not come to their host drivers: EBUSY."""
+    claim = plan_claim(first).apply(keep=True)
+    taken = state()
+    with IOMMUFD() as iommufd, iommufd.bind(first):
+        for work in (lambda: dry_run(release), release, claim.release):
+            with pytest.raises(CloseError, match=r"nothing was changed:\n") as caught:
+                work()
+            said = str(caught.value)
+            assert f"{neighbour.name} stays as it is: pid {os.getpid()} (" in said
+            assert f"holds {first.refreshed().vfio_cdev} by fd" in said
+            assert "end that, and try again" in said
+            assert "Error" not in said
+            assert state() == taken
+    claim.release()
+
+
+def test_group_of_which_a_process_holds_a_member_is_not_claimed(first: HostDevice, peer: HostDevice) -> None:
+    drivers.set_driver_override(peer, "vfio-pci")
+    try:
+        drivers.bind(peer, "vfio-pci")
+        with DeviceFile(peer):
+            (refusal,) = plan_claim(first).refusals
+            assert (refusal.device, refusal.kind) == (peer.name, "held")
+    finally:
+        drivers.unbind(peer)
+        drivers.set_driver_override(peer, None)
+
+
+def test_rest_of_a_claim_is_given_back(first: HostDevice, alone: HostDevice, as_before: State) -> None:
+    """Of two groups the one that nobody has; what is left stays on record."""
+    plan_claim([first, alone]).apply(keep=True)
+    with DeviceFile(alone):
+        with pytest.raises(CloseError, match=f"not everything could be given back.*\n  {alone.name} stays as it is"):
+            release(first)
+        assert first.refreshed().driver is None
+        (record,) = journal.records()
+        assert [state.name for state in record.devices] == record.wanted == [alone.name]
+        # What has been given back is the host's, and nobody's record.
+        with plan_claim(first).apply():
+            pass
+    assert recover() == [alone.name]
+
+
+def test_power_is_given_back(neighbour: HostDevice, alone: HostDevice, state: Callable[[], State]) -> None:
+    """vfio-pci lets a device sleep, and says that it may not when it leaves."""
+    files = [device.sys_path / "power/control" for device in (neighbour, alone)]
+    before = [sysfs.read(file) or "" for file in files]
+    try:
+        for power in ("auto", "on"):
+            for file in files:
+                sysfs.write(file, power)
+            was = state()
+            with plan_claim([neighbour, alone]).apply():
+                pass
+            assert [sysfs.read(file) for file in files] == [power, power]
+            assert state() == was
+    finally:
+        for file, power in zip(files, before, strict=True):
+            sysfs.write(file, power)
+
+
+@pytest.fixture
+def driver_gone(first: HostDevice, neighbour: HostDevice, as_before: State) -> Iterator[HostDevice]:
+    """A claimed device whose host driver is not to be had any more, by the record."""
+    plan_claim(first).apply(keep=True)
+    (record,) = journal.records()
+    next(device for device in record.devices if device.name == neighbour.name).driver = "gone_driver"
+    journal.write(journal.RUN, record)
+    yield neighbour
+    drivers.unbind(neighbour)
+    drivers.set_driver_override(neighbour, None)
+    drivers.bind(neighbour, "virtio-pci")
+    sysfs.write(neighbour.sys_path / "power/control", before_power(as_before, neighbour))
+
+
+def before_power(state: State, device: HostDevice) -> str:
+    found = state[device.name]
+    assert found is not None
+    return found.power or ""
+
+
+def test_device_whose_driver_is_gone_stays_where_it_is_and_can_be_left(
+    driver_gone: HostDevice, first: HostDevice
+) -> None:
+    # Loaded before anything else is done with the device.
+    ours = [step.action for step in dry_run(release) if step.target == driver_gone.name]
+    assert ours[:2] == [Action.LOAD_DRIVER, Action.UNBIND]
+    for _ in range(2):
+        with pytest.raises(
+            CloseError, match=rf"{driver_gone.name} stays as it is: the driver gone_driver .*--leave {driver_gone.name}"
+        ):
+            release()
+        assert driver_gone.refreshed().driver == "vfio-pci"
+        assert first.refreshed().driver is None
+        assert [one.name for record in journal.records() for one in record.devices] == [driver_gone.name]
+    with pytest.raises(ClaimError, match=f"no kept claim has {first.name}"):
+        release(leave=first)
+    assert release(leave=driver_gone) == []
+    assert driver_gone.refreshed().driver == "vfio-pci"
+    assert journal.records() == []
+
+
+def test_claim_of_a_newer_version_stops_only_itself(
+    alone: HostDevice, first: HostDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan_claim(alone).apply(keep=True)
+    plan_claim(first).apply(keep=True)
+    record = next(record for record in journal.records() if alone.name in record.names)
+    path = journal.RUN / f"{record.id}.json"
+    ours = path.read_text()
+    newer = json.loads(ours) | {"version": VERSION + 1, "state": "of another kind", "something": [1]}
+    path.write_text(json.dumps(newer))
+    try:
+        with pytest.raises(ClaimRefusedError, match=rf"{alone.name}: it is claimed already, by a newer pyiommufd: use"):
+            plan_claim(alone).apply()
+        with pytest.raises(ClaimError, match=rf"no kept claim has {alone.name}: .* a newer pyiommufd: use that one"):
+            release(alone)
+        with pytest.raises(ClaimError, match=rf"{alone.name}: claimed by a newer pyiommufd: use that one"):
+            release()
+        # All others have been.
+        assert first.refreshed().driver is None
+        with plan_claim(first).apply():
+            pass
+        assert recover() == []
+        assert f"a claim of {alone.name} was made by a newer pyiommufd: use that one" in caplog.text
+        assert alone.refreshed().driver == "vfio-pci"
+        assert json.loads(path.read_text()) == newer
+    finally:
+        path.write_text(ours)
+        release(alone)

@@ -158,7 +158,7 @@ def test_what_a_failing_test_has_claimed_is_given_back(run: Run) -> None:
             assert False
     """).assert_outcomes(failed=1)
     assert states() == before
-    assert not list(journal.entries(journal.RUN))
+    assert not list(journal.records())
 
 
 def test_shared_group_is_bound_whole(run: Run) -> None:
@@ -261,7 +261,7 @@ def test_no_leaks_names_what_was_leaked(run: Run) -> None:
             for line in (f"*ERROR at teardown of test_{test} *", "*something was not given back:*", f"*{report}")
         ]
     )
-    assert not list(journal.entries(journal.RUN))
+    assert not list(journal.records())
 
 
 def test_no_leaks_lets_pass_what_was_given_back_or_was_there_before(run: Run) -> None:

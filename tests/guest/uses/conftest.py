@@ -55,7 +55,7 @@ def refused() -> Refused:
             plan.apply()
         assert caught.value.refusals == plan.refusals
         assert _drivers(device) == before
-        assert journal.entries(journal.RUN) == []
+        assert journal.records() == []
         kinds = {refusal.kind for refusal in plan.refusals}
         for kind in kinds if len(kinds) > 1 else ():
             others = tuple(refusal for refusal in plan.refusals if refusal.kind != kind)

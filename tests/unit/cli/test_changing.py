@@ -19,7 +19,8 @@ from pyiommufd.cli.group import cli
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import uses
 from pyiommufd.host.claims import journal
-from pyiommufd.host.persistent import boot_unit, claim_file
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState
+from pyiommufd.host.persistent import boot_unit, claim_file, environment
 from tests.fake_sysfs import FakeSysfs
 
 
@@ -120,6 +121,16 @@ def test_force_goes_ahead_and_says_in_spite_of_what() -> None:
     run("plan", "01:00.1", "--force", "swap", status=1)
 
 
+def test_persistent_claim_by_what_others_can_write(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "writable_by_others", lambda places: [f"/home/{name}" for name in "abcde"])
+    for arguments in (["--dry-run"], []):
+        result = run("claim", "01:00.0", "--persist", *arguments, status=1)
+        assert result.stdout == ""
+        assert "change what root is to run at each boot: /home/a, /home/b, /home/c and 2 more; install" in result.stderr
+    assert journal.records() == []
+    assert claim_file.files() == []
+
+
 def test_dry_run_of_a_persistent_claim(machine: FakeSysfs) -> None:
     lines = run("claim", "01:00.0", "01:00.1", "--persist", "--user", "root", "--dry-run").stdout.splitlines()
     assert lines == [
@@ -135,10 +146,12 @@ def test_dry_run_of_a_persistent_claim(machine: FakeSysfs) -> None:
 
 
 def test_nothing_to_give_back(machine: FakeSysfs) -> None:
-    for command in ("release", "recover"):
-        for arguments in ([command, "--dry-run"], [command]):
+    for command in (["release", "--all"], ["recover"]):
+        for arguments in ([*command, "--dry-run"], command):
             assert run(*arguments).stdout == ""
-    assert "no device was claimed" in run("release").stderr
+    assert "no device was given back" in run("release", "--all").stderr
+    assert "--all" in run("release", status=2).stderr
+    assert "--all" in run("release", "--all", "01:00.0", status=2).stderr
     assert "no device was left behind" in run("recover").stderr
     assert "no kept claim has 0000:01:00.0" in run("release", "01:00.0", status=1).stderr
 
@@ -160,8 +173,8 @@ def test_virtual_functions(machine: FakeSysfs) -> None:
 def test_dry_run_says_why_virtual_functions_would_not_go_away(machine: FakeSysfs) -> None:
     function = machine.pci("0000:01:10.0", group=3, driver="vfio-pci", cdev=0)
     (machine.root / "bus/pci/devices/0000:01:00.0/virtfn0").symlink_to(function)
-    entry = journal.Entry.begin([3], ["0000:01:10.0"])
-    entry.state = journal.State.KEPT
+    entry = ClaimRecord.begin([3], ["0000:01:10.0"])
+    entry.state = ClaimState.KEPT
     journal.RUN.mkdir()
     journal.write(journal.RUN, entry)
     result = run("vfs", "01:00.0", "0", "--dry-run", status=1)

@@ -195,7 +195,7 @@ READING: dict[str, list[list[str]]] = {
     "topology": [[]],
     "explain": [["bind", "EPERM", "01:00.0"]],
 }
-ELSEWHERE = {"watch", "caps", "plan", "vfs"}
+ELSEWHERE = {"watch", "caps", "plan", "vfs", "claims"}
 """A stream of objects, what takes a kernel that has iommufd, and what goes with changes: tested on their own."""
 
 

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyiommufd import ClaimError
 from pyiommufd.host.claims import journal
-from pyiommufd.host.claims.journal import Before, Entry, State
+from pyiommufd.host.claims.record import VERSION, ClaimRecord, ClaimState, DeviceState, parse, start_time
+from tests.patience import until
 
 
-def entry(pid: int | None = None) -> Entry:
+def entry(pid: int | None = None) -> ClaimRecord:
     pid = os.getpid() if pid is None else pid
     devices = [
-        Before("0000:02:01.0", "pci", "/sys/devices/x", None, None),
-        Before("0000:02:03.0", "pci", "/sys/devices/y", "virtio-pci", "a driver"),
+        DeviceState("0000:02:01.0", "pci", "/sys/devices/x", None, None),
+        DeviceState("0000:02:03.0", "pci", "/sys/devices/y", "virtio-pci", "a driver"),
     ]
-    return Entry("abc", State.SESSION, pid, journal.start_time(pid) or 0, [5], devices)
+    return ClaimRecord("abc", ClaimState.SESSION, pid, start_time(pid) or 0, [5], devices)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     one, two = entry(), entry()
-    two.id, two.state, two.devices = "def", State.KEPT, []
+    two.id, two.state, two.devices = "def", ClaimState.KEPT, []
     for each in (one, two):
         journal.write(tmp_path, each)
-    assert journal.entries(tmp_path) == [one, two]
-    one.state = State.IN_PROGRESS
+    assert journal.records(tmp_path) == [one, two]
+    one.state = ClaimState.IN_PROGRESS
     journal.write(tmp_path, one)
-    assert journal.entries(tmp_path) == [one, two]
+    assert journal.records(tmp_path) == [one, two]
     journal.remove(tmp_path, one)
     journal.remove(tmp_path, one)
-    assert journal.entries(tmp_path) == [two]
+    assert journal.records(tmp_path) == [two]
 
 
 def test_no_folder_no_entries(tmp_path: Path) -> None:
-    assert journal.entries(tmp_path / "none") == []
+    assert journal.records(tmp_path / "none") == []
 
 
 def test_draft_that_was_not_finished_leaves_the_entry(tmp_path: Path) -> None:
     journal.write(tmp_path, entry())
     (tmp_path / "abc.draft").write_text('{"id": "abc", "sta')
-    assert journal.entries(tmp_path) == [entry()]
+    assert journal.records(tmp_path) == [entry()]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,63 @@ def test_draft_that_was_not_finished_leaves_the_entry(tmp_path: Path) -> None:
 def test_file_that_is_no_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ClaimError, match=r"x\.json is no record"):
-        journal.entries(tmp_path)
+        journal.records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"created": "x"},
+        {"waiting": {"0000:00:01.0": 5}},
+        {"waiting": {"0000:00:01.0": [1]}},
+        {"wanted": 5},
+        {"wanted": [5]},
+        {"groups": None},
+        {"pid": True},
+        {"since": 1e99},
+        {"since": float("nan")},
+        {"nodes": [{"path": "/dev/iommu"}]},
+        {"file": 7},
+        {"state": "newer"},
+        {"version": "2"},
+        {"unheard": "of"},
+        {"devices": [{"name": "a", "subsystem": "pci", "sys_path": "/sys", "driver": "../x", "driver_override": None}]},
+    ],
+)
+def test_record_of_a_wrong_shape_is_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    one = entry()
+    journal.write(tmp_path, one)
+    path = tmp_path / "abc.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(ClaimError, match=r"abc\.json is no record of a claim \(.+\); look at it and remove it"):
+        journal.records(tmp_path)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda one: st.lists(one) | st.dictionaries(st.sampled_from([*ClaimRecord.__slots__, "version"]), one),
+    )
+)
+def test_whatever_json_holds_it_is_a_record_or_a_value_error(data: Any) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(parse(data), ClaimRecord)
+
+
+def test_record_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    journal.write(tmp_path, entry())
+    path = tmp_path / "abc.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"version": VERSION + 1, "pid": "another form"}))
+    (newer,) = journal.records(tmp_path)
+    assert (newer.id, newer.state) == ("abc", ClaimState.NEWER)
+    assert newer.names == {"0000:02:01.0", "0000:02:03.0"}
+    assert "newer pyiommufd: use that one" in journal.who(newer)
+    # Nor is it removed when its boot is over; that is for the newer one to do.
+    path.write_text(json.dumps(data | {"version": VERSION + 1, "boot": "of yesterday"}))
+    with journal.locked(tmp_path):
+        assert journal.records(tmp_path) == []
+        assert path.exists()
 
 
 def test_record_is_its_owners_only(tmp_path: Path) -> None:
@@ -94,24 +157,24 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_alive() -> None:
-    assert entry().alive
+    assert journal.is_alive(entry())
     stale = entry()
     stale.start_time -= 1
-    assert not stale.alive
+    assert not journal.is_alive(stale)
 
 
 def test_process_that_has_ended() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     one = entry(process.pid)
-    states = [one.alive]
+    states = [journal.is_alive(one)]
     process.kill()
     # Not waited for: it is there as a zombie.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    states.append(one.alive)
+    states.append(journal.is_alive(one))
     process.communicate()
-    states.append(one.alive)
+    states.append(journal.is_alive(one))
     assert states == [True, False, False]
-    assert journal.start_time(process.pid) is None
+    assert start_time(process.pid) is None
 
 
 def test_name_of_a_process_may_hold_brackets(tmp_path: Path) -> None:
@@ -119,14 +182,14 @@ def test_name_of_a_process_may_hold_brackets(tmp_path: Path) -> None:
     odd.symlink_to("/bin/sleep")
     with subprocess.Popen([odd, "30"]) as process:
         try:
-            assert journal.start_time(process.pid) is not None
+            assert start_time(process.pid) is not None
         finally:
             process.kill()
 
 
 def test_functions_of_a_device_are_read_as_well(tmp_path: Path) -> None:
     one = entry()
-    one.devices[1].vfs = [Before("0000:02:03.1", "pci", "/sys/devices/z", None, "pci-stub")]
+    one.devices[1].vfs = [DeviceState("0000:02:03.1", "pci", "/sys/devices/z", None, "pci-stub")]
     one.wanted = ["0000:02:07.0"]
     journal.write(tmp_path, one)
     assert journal.find(tmp_path, one.id) == one
@@ -135,10 +198,10 @@ def test_functions_of_a_device_are_read_as_well(tmp_path: Path) -> None:
 
 
 def test_entries_come_in_the_order_in_which_they_were_begun(tmp_path: Path) -> None:
-    begun = [Entry.begin([number]) for number in range(5)]
+    begun = [ClaimRecord.begin([number]) for number in range(5)]
     for one in reversed(begun):
         journal.write(tmp_path, one)
-    assert journal.entries(tmp_path) == begun
+    assert journal.records(tmp_path) == begun
 
 
 def test_entry_of_another_boot_is_passed_over_and_then_removed(
@@ -149,7 +212,7 @@ def test_entry_of_another_boot_is_passed_over_and_then_removed(
     for one in (stale, fresh):
         journal.write(tmp_path, one)
     (tmp_path / "abc.draft").touch()
-    assert journal.entries(tmp_path) == [fresh]
+    assert journal.records(tmp_path) == [fresh]
     with journal.locked(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["def.json", "lock"]
     assert "abc.json is of an earlier boot" in caplog.text
@@ -189,7 +252,7 @@ def test_folder_or_file_of_another_user_is_refused(tmp_path: Path, name: str) ->
         journal.write(tmp_path / "run", entry())
     os.chown(tmp_path / "run" / name, 65534, -1)
     with pytest.raises(ClaimError, match="not safe"), journal.locked(tmp_path / "run"):
-        journal.entries(tmp_path / "run")
+        journal.records(tmp_path / "run")
 
 
 def test_record_that_others_may_write_is_refused(tmp_path: Path) -> None:
@@ -197,7 +260,7 @@ def test_record_that_others_may_write_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "abc.json").stat().st_mode & 0o777 == 0o600
     (tmp_path / "abc.json").chmod(0o606)
     with pytest.raises(ClaimError, match=r"abc\.json is not safe"):
-        journal.entries(tmp_path)
+        journal.records(tmp_path)
 
 
 def test_record_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
@@ -205,12 +268,12 @@ def test_record_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
     journal.write(tmp_path, entry())
     (tmp_path / "run/x.json").symlink_to(tmp_path / "abc.json")
     with pytest.raises(ClaimError, match=r"x\.json"):
-        journal.entries(tmp_path / "run")
+        journal.records(tmp_path / "run")
     (tmp_path / "run/x.json").unlink()
     os.mkfifo(tmp_path / "run/x.json")
     (tmp_path / "run/x.json").chmod(0o600)
     with pytest.raises(ClaimError, match=r"x\.json is not safe"):
-        journal.entries(tmp_path / "run")
+        journal.records(tmp_path / "run")
 
 
 def test_lock_that_is_not_given_up_names_its_holder(tmp_path: Path) -> None:
@@ -220,6 +283,40 @@ def test_lock_that_is_not_given_up_names_its_holder(tmp_path: Path) -> None:
         journal.locked(tmp_path, 0.1),
     ):
         pass
+    with journal.locked(tmp_path, 0.1):
+        pass
+
+
+def test_lock_goes_round_in_the_order_in_which_it_was_asked_for(tmp_path: Path) -> None:
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        with journal.locked(tmp_path):
+            order.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    with journal.locked(tmp_path):
+        for number, thread in enumerate(threads):
+            thread.start()
+            until(lambda number=number: waiting_for_locks() == number + 1, "it waits in the kernel")  # type: ignore[misc]
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))
+
+
+def waiting_for_locks() -> int:
+    """How many waits of this process for a lock the kernel has on its list (proc_locks(5))."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sum("->" in line and f" {os.getpid()} " in line for line in lines)
+
+
+def test_wait_that_was_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    with journal.locked(tmp_path), pytest.raises(ClaimError, match="not ended"), journal.locked(tmp_path, 0.1):
+        pass
+    until(
+        lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) == before, "the thread that waited has closed the file"
+    )
     with journal.locked(tmp_path, 0.1):
         pass
 
@@ -254,10 +351,34 @@ def test_lock_is_given_up_though_a_child_has_it_open(tmp_path: Path) -> None:
 
 def test_whose_it_is() -> None:
     one = entry()
-    assert one.who == f"process {os.getpid()}"
+    assert journal.who(one) == f"process {os.getpid()}"
     one.start_time -= 1
-    assert "recover" in one.who
-    one.state = State.KEPT
-    assert "release" in one.who
+    assert "recover" in journal.who(one)
+    one.state = ClaimState.KEPT
+    assert "release" in journal.who(one)
     one.take_over()
-    assert (one.state, one.alive) == (State.IN_PROGRESS, True)
+    assert (one.state, journal.is_alive(one)) == (ClaimState.IN_PROGRESS, True)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_child_that_was_forked_while_the_lock_was_waited_for_does_not_keep_it(tmp_path: Path) -> None:
+    """It has the file open as well; the wait is given up, and the lock with it."""
+    with journal.locked(tmp_path):
+        child = 0
+
+        def check() -> None:
+            nonlocal child
+            if waiting_for_locks() and not child:
+                child = os.fork()
+                if not child:
+                    signal.pause()
+                raise ClaimError("interrupted")
+
+        with pytest.raises(ClaimError, match="interrupted"), journal.locked(tmp_path, 60, check):
+            pass
+    try:
+        with journal.locked(tmp_path, 10):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -12,6 +12,7 @@ from pyiommufd import ClaimError, find_device, list_devices, plan_claim
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims import plan as plan_module
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState, start_time
 from pyiommufd.host.standing import Standing, standings
 from pyiommufd.host.uses import FORCIBLE
 from tests.fake_sysfs import FakeSysfs
@@ -71,8 +72,8 @@ def test_device_that_mediated_devices_are_made_of_is_not_taken(fake: FakeSysfs) 
 
 def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
-    entry = journal.Entry.begin([7], [NAME])
-    entry.state = journal.State.KEPT
+    entry = ClaimRecord.begin([7], [NAME])
+    entry.state = ClaimState.KEPT
     run = tmp_path / "run"
     run.mkdir()
     journal.write(run, entry)
@@ -89,8 +90,8 @@ def test_device_that_the_kernel_is_at_is_not_looked_at(
     """Its attributes cannot be read meanwhile: not even root could end a process that tried."""
     fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
     fake.pci("0000:01:00.1", driver="igb", group=7, sriov_totalvfs="7", sriov_numvfs="0")
-    entry = journal.Entry.begin([7], [NAME, "0000:01:00.1"])
-    entry.waiting = {"0000:01:00.1": [os.getpid(), journal.start_time(os.getpid()) or 0]}
+    entry = ClaimRecord.begin([7], [NAME, "0000:01:00.1"])
+    entry.waiting = {"0000:01:00.1": [os.getpid(), start_time(os.getpid()) or 0]}
     run = tmp_path / "run"
     run.mkdir()
     journal.write(run, entry)
@@ -154,7 +155,7 @@ def test_what_is_behind_vmd_goes_with_it(fake: FakeSysfs) -> None:
         "    10000:00:01.0: pcieport -> gone, with its parent 0000:00:0e.0  (companion)",
         "    10000:01:00.0: nvme -> gone, with its parent 0000:00:0e.0  (companion)",
     ]
-    assert {step.device for step in plan.steps} == {"0000:00:0e.0"}
+    assert {step.target for step in plan.steps} == {"0000:00:0e.0"}
     assert plan.undo_commands == (
         "echo 0000:00:0e.0 > /sys/bus/pci/drivers/vfio-pci/unbind",
         "echo > /sys/bus/pci/devices/0000:00:0e.0/driver_override",
@@ -172,7 +173,7 @@ def test_claim_of_what_is_behind_vmd_is_in_the_way(
     fake.vmd()
     run = tmp_path / "run"
     run.mkdir()
-    journal.write(run, journal.Entry.begin([7], ["10000:01:00.0"]))
+    journal.write(run, ClaimRecord.begin([7], ["10000:01:00.0"]))
     monkeypatch.setattr(journal, "RUN", run)
     refusals = plan_claim("0000:00:0e.0").refusals
     assert [(refusal.device, refusal.kind) for refusal in refusals] == [("10000:01:00.0", "claimed")]
@@ -220,7 +221,7 @@ def test_what_goes_with_a_device_of_another_group(fake: FakeSysfs) -> None:
     assert [move.device.name for move in plan_claim("dwc3.1").moves] == ["dwc3.1"]
     plan = plan_claim("usb.1")
     assert [device.name for device in plan.companions] == ["dwc3.1"]
-    assert {step.device for step in plan.steps} == {"usb.1"}
+    assert {step.target for step in plan.steps} == {"usb.1"}
     with pytest.raises(ClaimError, match=r"dwc3.1 goes away with usb.1"):
         plan_claim(["usb.1", "dwc3.1"])
     assert set(standings(list_devices()).values()) == {Standing.CLAIMABLE}

@@ -11,6 +11,7 @@ from pyiommufd import ClaimError
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.rebind import plan_rebind
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.uses import FORCIBLE
 from tests.fake_sysfs import FakeSysfs
 
@@ -89,8 +90,8 @@ def test_member_of_a_group_that_is_claimed(fake: FakeSysfs, tmp_path: Path, monk
     """The claim has left it as it was, on vfio-pci: with it on a host driver the group could not be bound."""
     fake.pci(NAME, driver="vfio-pci", cdev=0, group=7)
     fake.pci("0000:01:00.1", driver="vfio-pci", cdev=1, group=7)
-    entry = journal.Entry.begin([7], ["0000:01:00.1"])
-    entry.state = journal.State.KEPT
+    entry = ClaimRecord.begin([7], ["0000:01:00.1"])
+    entry.state = ClaimState.KEPT
     run = tmp_path / "run"
     run.mkdir()
     journal.write(run, entry)

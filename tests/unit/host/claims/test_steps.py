@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyiommufd.host.claims.steps import Action, Step, cross
+from pyiommufd.host.claims.steps import Action, Step, commit
 
 NAME = "0000:02:03.0"
 DEVICE = f"/sys/bus/pci/devices/{NAME}"
@@ -27,6 +27,8 @@ DEVICE = f"/sys/bus/pci/devices/{NAME}"
         ),
         (Action.SET_VFS, "4", "set sriov_numvfs to 4", f"echo 4 > {DEVICE}/sriov_numvfs"),
         (Action.SET_AUTOPROBE, "0", "set sriov_drivers_autoprobe to 0", f"echo 0 > {DEVICE}/sriov_drivers_autoprobe"),
+        (Action.SET_POWER, "auto", "set power/control to auto", f"echo auto > {DEVICE}/power/control"),
+        (Action.GRANT, "alice", "let alice open it", f"# {NAME}: let alice open it"),
     ],
 )
 def test_words_and_command(action: Action, value: str | None, words: str, command: str) -> None:
@@ -37,10 +39,10 @@ def test_words_and_command(action: Action, value: str | None, words: str, comman
     assert step == Step(NAME, action, value)
 
 
-def test_crossing_makes_the_change_once_and_passes_failures_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_commit_makes_the_change_once_and_passes_failures_on(caplog: pytest.LogCaptureFixture) -> None:
     made = []
     with caplog.at_level("DEBUG", logger="pyiommufd"):
-        cross("a change", lambda: made.append(1))
+        commit("a change", lambda: made.append(1))
     assert made == [1]
     assert "a change" in caplog.messages
 
@@ -48,4 +50,4 @@ def test_crossing_makes_the_change_once_and_passes_failures_on(caplog: pytest.Lo
         raise OSError(16, "busy")
 
     with pytest.raises(OSError, match="busy"):
-        cross("a change", fails)
+        commit("a change", fails)

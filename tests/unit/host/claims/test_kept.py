@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import shutil
@@ -14,14 +15,25 @@ from typing import Any
 
 import pytest
 
-from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, CloseError, plan_claim
+from pyiommufd import (
+    Claim,
+    ClaimError,
+    ClaimPlan,
+    ClaimRefusedError,
+    CloseError,
+    IOMMUFDError,
+    plan_claim,
+    recover,
+    release,
+)
 from pyiommufd.host import access, durable
-from pyiommufd.host.claims import journal, steps
-from pyiommufd.host.kept import keeping
-from pyiommufd.host.kept import record as kept_record
-from pyiommufd.host.kept.keeping import claim_persistent, claim_persistent_steps, keep, keep_steps, recover, release
-from pyiommufd.host.persistent import boot_unit, claim_file
+from pyiommufd.host.claims import journal, living, steps, transaction
+from pyiommufd.host.claims.claim import carry_out, claim_steps
+from pyiommufd.host.persistent import at_boot, boot_unit, claim_file
+from pyiommufd.host.persistent.at_boot import claim_persistent
 from pyiommufd.host.users import User
+from tests import version_1
+from tests.dry_run import dry_run
 from tests.fake_sysfs import FakeSysfs
 
 NAMES = ("0000:00:02.0", "0000:00:03.0")
@@ -42,6 +54,10 @@ def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return fake
 
 
+def keep(plan: ClaimPlan, **options: Any) -> Claim:
+    return plan.apply(keep=True, **options)
+
+
 def reboot() -> None:
     """What a boot forgets."""
     shutil.rmtree(journal.RUN, ignore_errors=True)
@@ -49,18 +65,17 @@ def reboot() -> None:
 
 def there() -> list[str]:
     """What there is of kept claims, wherever it is on record."""
-    found = [f"journal: {entry.state}" for entry in journal.entries(journal.RUN)]
-    found += [f"record: {record.stage}" for record in kept_record.records()]
+    found = [f"record: {record.state}" for record in journal.records()]
     found += [file.name for file in claim_file.FOLDER.glob("*")]
     return found + [path.name for path in (boot_unit.file(), boot_unit.link()) if path.is_symlink() or path.exists()]
 
 
-WHOLE = ["journal: kept", "record: kept", f"{NAMES[0]}.toml", boot_unit.NAME, boot_unit.NAME]
+WHOLE = ["record: kept", f"{NAMES[0]}.toml", boot_unit.NAME, boot_unit.NAME]
 
 
 def test_what_is_shown_is_what_is_done() -> None:
     plan = plan_claim(NAMES[0])
-    shown = keep_steps(plan, persist=True)
+    shown = claim_steps(plan, persist=True)
     assert there() == []
     done: list[object] = []
     assert keep(plan, persist=True, report=done.append).kept
@@ -72,7 +87,7 @@ def test_what_is_shown_is_what_is_done() -> None:
     assert there() == WHOLE
     assert recover() == []
     assert there() == WHOLE
-    shown, done = keeping.release_steps([NAMES[0]]), []
+    shown, done = dry_run(release, [NAMES[0]]), []
     assert there() == WHOLE
     release([NAMES[0]], report=done.append)
     assert done == list(shown)
@@ -85,10 +100,10 @@ def test_what_is_shown_is_what_is_done() -> None:
 
 def test_plain_claim_leaves_nothing_but_the_journal() -> None:
     keep(plan_claim(NAMES[0]))
-    assert there() == ["journal: kept"]
+    assert there() == ["record: kept"]
     with pytest.raises(ClaimRefusedError, match="claimed already"):
         keep(plan_claim(NAMES[0]), persist=True)
-    assert there() == ["journal: kept"]
+    assert there() == ["record: kept"]
     release()
     assert there() == []
 
@@ -96,7 +111,7 @@ def test_plain_claim_leaves_nothing_but_the_journal() -> None:
 def test_unit_stays_as_long_as_there_is_a_claim_for_it() -> None:
     for name in NAMES:
         keep(plan_claim(name), persist=True)
-    assert [str(step) for step in keeping.release_steps([NAMES[1]])] == [f"{claim_file.FOLDER}/{NAMES[1]}.toml: remove"]
+    assert [str(step) for step in dry_run(release, [NAMES[1]])] == [f"{claim_file.FOLDER}/{NAMES[1]}.toml: remove"]
     release([NAMES[1]])
     assert boot_unit.is_installed()
     release([NAMES[0]])
@@ -107,12 +122,12 @@ def test_claims_are_made_again_at_boot() -> None:
     for name in NAMES:
         keep(plan_claim(name), persist=True)
     reboot()
-    assert [outcome.devices for outcome in claim_persistent_steps()] == [(name,) for name in NAMES]
+    assert [outcome.devices for outcome in claim_persistent(dry_run=True)] == [(name,) for name in NAMES]
     assert [outcome.error for outcome in claim_persistent()] == [None, None]
-    assert [entry.wanted for entry in journal.entries(journal.RUN)] == [[name] for name in NAMES]
+    assert [entry.wanted for entry in journal.records()] == [[name] for name in NAMES]
     # Once more changes nothing.
     assert [outcome.there for outcome in claim_persistent()] == [True, True]
-    assert len(journal.entries(journal.RUN)) == 2
+    assert len(journal.records()) == 2
     release([NAMES[0]])
     reboot()
     assert [outcome.devices for outcome in claim_persistent()] == [(NAMES[1],)]
@@ -128,7 +143,7 @@ def test_boot_that_does_not_find_a_device(machine: FakeSysfs) -> None:
     lost, found = claim_persistent()
     assert "no device has its ids" in str(lost.error)
     assert found.error is None
-    assert [entry.wanted for entry in journal.entries(journal.RUN)] == [[NAMES[1]]]
+    assert [entry.wanted for entry in journal.records()] == [[NAMES[1]]]
     assert len(claim_file.files()) == 2  # it may come back
     # By the name that it had; there is no other way to call it.
     release([NAMES[0]])
@@ -143,7 +158,7 @@ def test_user_of_a_persistent_claim_who_has_gone() -> None:
     reboot()
     (outcome,) = claim_persistent()
     assert "no such user" in str(outcome.error)
-    assert journal.entries(journal.RUN) == []
+    assert journal.records() == []
 
 
 def test_release_of_what_nobody_has_claimed() -> None:
@@ -151,27 +166,15 @@ def test_release_of_what_nobody_has_claimed() -> None:
     for name in (NAMES[1], "0000:00:09.0"):
         with pytest.raises(Exception, match=name.replace(".", r"\.")):
             release([NAMES[0], name])
-    assert there() == ["journal: kept"]
+    assert there() == ["record: kept"]
     release()
 
 
-def test_claim_that_somebody_else_released() -> None:
-    """Through the library, which knows of drivers alone."""
+def test_object_gives_back_all_that_the_claim_has() -> None:
     claim = keep(plan_claim(NAMES[0]), persist=True)
+    assert there() == WHOLE
     claim.release()
-    assert there() == ["record: kept", *WHOLE[2:]]
-    recover()
-    assert there() == WHOLE[2:]
-    release()
     assert there() == []
-
-
-def test_record_of_somebody_else_is_named() -> None:
-    keep(plan_claim(NAMES[0]))
-    (journal.RUN / "kept").mkdir(exist_ok=True)
-    (journal.RUN / "kept/x.json").write_text("{}")
-    with pytest.raises(ClaimError, match=r"x\.json is no record"):
-        release()
 
 
 @pytest.fixture
@@ -183,7 +186,7 @@ def iommu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         access.granted(node, ALICE.uid)
     except OSError:
         pytest.skip("this takes the right to make nodes")
-    monkeypatch.setattr(keeping, "IOMMU_NODE", node)
+    monkeypatch.setattr(transaction, "IOMMU_NODE", node)
     return node
 
 
@@ -194,7 +197,6 @@ def test_node_that_is_not_there_fails_the_whole_claim(iommu: Path) -> None:
         keep(plan_claim(NAMES[0]), persist=True, user=ALICE, report=lambda step: done.append(str(step)))
     assert done == [
         f"{iommu}: let alice open it",
-        f"{NAMES[0]}: let alice open it",
         f"{iommu}: no longer let alice open it",
     ]
     assert there() == []
@@ -230,22 +232,28 @@ def test_report_that_fails_does_not_end_a_release() -> None:
     assert there() == []
 
 
+class SignalledError(Exception):
+    pass
+
+
 @pytest.mark.parametrize("persist", [False, True])
-def test_signal_at_the_very_end_undoes_the_claim(persist: bool) -> None:
-    """After the last step, where nothing else would notice it."""
+def test_signal_at_the_very_end_undoes_the_claim(monkeypatch: pytest.MonkeyPatch, persist: bool) -> None:
+    """After the last word of the record, where no step notices it any more."""
+    commit = steps.commit
 
-    def signalled(*arguments: Any, **options: Any) -> Any:
-        claim = apply(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return claim
+    def signalled(what: str, change: Callable[[], None]) -> None:
+        commit(what, change)
+        if what == "record the claim as kept":
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    plan, apply = plan_claim(NAMES[0]), ClaimPlan.apply
-    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    def end(*_: object) -> None:
+        raise SignalledError
+
+    monkeypatch.setattr(steps, "commit", signalled)
+    handler = signal.signal(signal.SIGTERM, end)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ClaimPlan, "apply", signalled)
-            with pytest.raises(ClaimError, match="interrupted by SIGTERM"):
-                keep(plan, persist=persist)
+        with pytest.raises(SignalledError):
+            keep(plan_claim(NAMES[0]), persist=persist)
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert there() == []
@@ -253,21 +261,21 @@ def test_signal_at_the_very_end_undoes_the_claim(persist: bool) -> None:
 
 def no_room(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """There is no room to record this."""
-    cross = steps.cross
+    commit = steps.commit
 
     def full(name: str, change: Callable[[], None]) -> None:
         if what in name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        cross(name, change)
+        commit(name, change)
 
-    monkeypatch.setattr(steps, "cross", full)
+    monkeypatch.setattr(steps, "commit", full)
 
 
 def test_claim_at_boot_that_cannot_be_recorded_stays_to_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     keep(plan_claim(NAMES[0]), persist=True)
     reboot()
     with monkeypatch.context() as context:
-        no_room(context, "record the kept claim as kept")
+        no_room(context, "record the claim as kept")
         (outcome,) = claim_persistent()
     assert "rolled back" in str(outcome.error)
     assert "No space left" in str(outcome.error)
@@ -291,7 +299,7 @@ def test_release_that_cannot_be_recorded_is_not_begun(monkeypatch: pytest.Monkey
         no_room(context, "record the release")
         with pytest.raises(ClaimError, match=r"nothing is given back.*No space left"):
             claim.release()
-    assert there() == ["journal: kept"]
+    assert there() == ["record: kept"]
     claim.release()
     assert there() == []
 
@@ -321,10 +329,11 @@ def test_claim_of_a_device_that_cannot_be_told_is_released_by_its_name(machine: 
     assert there() == []
 
 
-def test_user_is_given_what_gets_a_node(machine: FakeSysfs) -> None:
-    """Not a member that stays on pci-stub, where somebody has put it."""
+def test_user_is_given_what_was_asked_for(machine: FakeSysfs) -> None:
+    """Not another member of the group, whatever it is on."""
     machine.pci("0000:00:02.1", group=2, driver="pci-stub", **BOARD)
-    shown = [str(step) for step in keep_steps(plan_claim(NAMES[0]), user=ALICE)]
+    machine.pci("0000:00:02.2", group=2, driver="vfio-pci", cdev=2, **BOARD)
+    shown = [str(step) for step in claim_steps(plan_claim(NAMES[0]), user=ALICE)]
     assert shown == ["/dev/iommu: let alice open it", f"{NAMES[0]}: let alice open it"]
 
 
@@ -335,11 +344,10 @@ def test_failure_of_a_release_leaves_the_rest_done(tmp_path: Path, monkeypatch: 
         raise ClaimError(f"cannot remove {file}")
 
     with monkeypatch.context() as context:
-        context.setattr(claim_file, "forget", refuse)
+        context.setattr(claim_file, "remove", refuse)
         with pytest.raises(CloseError, match="cannot remove"):
             release()
-    assert "journal: kept" not in there()
-    assert "record: releasing" in there()
+    assert "record: in progress" in there()
     recover()
     assert there() == []
 
@@ -349,15 +357,15 @@ def cut_off(work: Callable[[], Any], at: int) -> str:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        count, cross = itertools.count(), steps.cross
+        count, commit = itertools.count(), steps.commit
 
         def counted(what: str, change: Callable[[], None]) -> None:
             if next(count) == at:
                 os.write(writer, what.encode())
                 os.kill(os.getpid(), signal.SIGKILL)
-            cross(what, change)
+            commit(what, change)
 
-        steps.cross = counted
+        steps.commit = counted
         try:
             work()
             os._exit(0)
@@ -381,14 +389,18 @@ def cuts(work: Callable[[], Any], prepare: Callable[[], Any]) -> Iterator[str]:
             return
 
 
+def is_write(what: str) -> bool:
+    return what == f"{claim_file.FOLDER / NAMES[0]}.toml: write"
+
+
 def test_claim_that_is_killed_at_each_step() -> None:
     seen = []
     for what in cuts(lambda: keep(plan_claim(NAMES[0]), persist=True), release):
         recover()
         assert there() == ([] if what else WHOLE), what
         seen.append(what)
-    assert sum("claims.d" in what for what in seen) == 1
-    assert sum(boot_unit.NAME in what for what in seen) == 2
+    assert sum(is_write(what) for what in seen) == 1
+    assert sum(what.startswith(("write", "link")) for what in seen) == 2
 
 
 def test_release_that_is_killed_at_each_step() -> None:
@@ -409,7 +421,7 @@ def test_power_cut_at_each_step_of_a_claim() -> None:
         assert [outcome.error for outcome in claim_persistent()] in ([], [None])
         # The file is the last of it: as soon as it is there the claim is.
         assert there() == (WHOLE if made else []), what
-        made = made or "claims.d" in what
+        made = made or is_write(what)
 
 
 def test_power_cut_at_each_step_of_a_release() -> None:
@@ -423,7 +435,7 @@ def test_power_cut_at_each_step_of_a_release() -> None:
         reboot()
         assert [outcome.error for outcome in claim_persistent()] in ([], [None])
         assert there() == ([] if removed else WHOLE), what
-        removed = removed or "claims.d" in what
+        removed = removed or what == f"{claim_file.FOLDER / NAMES[0]}.toml: remove"
 
 
 def test_files_that_were_not_finished_go() -> None:
@@ -437,10 +449,194 @@ def test_files_that_were_not_finished_go() -> None:
 
 
 def test_claim_made_anew_where_one_died_at_its_first_step() -> None:
-    """What recover then undoes is the dead one's, not the new one, which is of the same device and name."""
     assert cut_off(lambda: keep(plan_claim(NAMES[0]), persist=True), 1)
+    with pytest.raises(ClaimRefusedError, match="a process that is gone; `pyiommufd recover` gives it back"):
+        keep(plan_claim(NAMES[0]), persist=True)
+    recover()
     keep(plan_claim(NAMES[0]), persist=True)
     recover()
-    assert there() == [*WHOLE[:2], f"{NAMES[0]}-2.toml", *WHOLE[3:]]
+    assert there() == WHOLE
     release()
     assert there() == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_claim_of_the_version_before_is_released(known: bool) -> None:
+    keep(plan_claim(NAMES[0]), persist=True)
+    (record,) = journal.records()
+    version_1.rewrite(record, known=known)
+    keep(plan_claim(NAMES[1]), persist=True)
+    assert recover() == []
+    assert list((journal.RUN / "kept").glob("*.json")) == []
+    joined = journal.find(journal.RUN, record.id)
+    assert joined is not None
+    assert (joined.state, joined.file, joined.unit) == (record.state, record.file, record.unit)
+    assert [outcome.there for outcome in claim_persistent()] == [True, True]
+    release([NAMES[0]])
+    assert there() == ["record: kept", f"{NAMES[1]}.toml", *WHOLE[2:]]
+    release()
+    assert there() == []
+
+
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize(("stage", "owns_file"), [("making", True), ("making", False), ("releasing", True)])
+def test_what_the_version_before_left_half_done_is_undone(stage: str, owns_file: bool, made: bool) -> None:
+    """The file of a claim that could not be made at boot stays."""
+    keep(plan_claim(NAMES[0]), persist=True)
+    (record,) = journal.records()
+    version_1.rewrite(record, stage, known=made, owns_file=owns_file)
+    if not made:
+        journal.remove(journal.RUN, record)
+    recover()
+    assert there() == ([] if owns_file else WHOLE[1:])
+
+
+def test_file_of_the_version_before_that_is_none_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    keep(plan_claim(NAMES[0]))
+    (journal.RUN / "kept").mkdir(mode=0o700)
+    (journal.RUN / "kept/x.json").write_text('{"id": 5}')
+    release()
+    assert "kept/x.json is no record of a kept claim" in caplog.text
+
+
+def no_space(work: Callable[[], Any]) -> bool:
+    """Whether some work failed for want of space on the disk."""
+    try:
+        work()
+    except IOMMUFDError as error:
+        return "No space left" in str(error)
+    return False
+
+
+def test_every_word_of_the_record_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room, at each write in turn: the claim is not made, or its release is told of or done, and nothing is lost."""
+    commit = steps.commit
+
+    def full_at(number: int) -> Callable[[str, Callable[[], None]], None]:
+        count = itertools.count()
+
+        def full(what: str, change: Callable[[], None]) -> None:
+            if (what.startswith(("record", "write")) or what.endswith(": write")) and next(count) == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            commit(what, change)
+
+        return full
+
+    for number in itertools.count():
+        with monkeypatch.context() as context:
+            context.setattr(steps, "commit", full_at(number))
+            failed = no_space(lambda: keep(plan_claim(NAMES[0]), persist=True))
+        if not failed:
+            break
+        recover()
+        assert there() == [], number
+    assert number >= 5
+    for number in itertools.count():
+        if not there():
+            keep(plan_claim(NAMES[0]), persist=True)
+        with monkeypatch.context() as context:
+            context.setattr(steps, "commit", full_at(number))
+            failed = no_space(release)
+        # Once begun it goes on: what is on record is how everything was.
+        assert there() == (WHOLE if failed else []), number
+        if number > 5:
+            break
+
+
+def test_signal_at_each_step_of_a_claim() -> None:
+    """Of its own it undoes what there is; after the last word on record the claim is whole."""
+    for number in itertools.count():
+        child = os.fork()
+        if not child:
+            count, commit = itertools.count(), steps.commit
+
+            def signalled(what: str, change: Callable[[], None]) -> None:
+                commit(what, change)  # noqa: B023 - of this child
+                if next(count) == number:  # noqa: B023 - of this child
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            steps.commit = signalled
+            try:
+                keep(plan_claim(NAMES[0]), persist=True)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if not os.waitstatus_to_exitcode(status):
+            break
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+        left = there()
+        assert left in ([], WHOLE)
+        if left:
+            release()
+    assert number >= 6
+    assert there() == WHOLE
+    release()
+
+
+def test_version_before_that_is_at_work_is_left_alone() -> None:
+    """It has its own lock for as long as it makes or releases a kept claim."""
+    keep(plan_claim(NAMES[0]), persist=True)
+    (record,) = journal.records()
+    version_1.rewrite(record, "making")
+    with open(journal.RUN / "kept/lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert recover() == []
+        assert there() == WHOLE
+    recover()
+    assert there() == []
+
+
+def test_claim_that_is_released_before_its_turn_is_not_made_at_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release had the lock while the boot looked at the devices."""
+    keep(plan_claim(NAMES[0]), persist=True)
+    reboot()
+
+    def release_first(*arguments: Any, **options: Any) -> Claim:
+        release()
+        return carry_out(*arguments, **options)
+
+    monkeypatch.setattr(at_boot, "carry_out", release_first)
+    (outcome,) = claim_persistent()
+    assert "toml is no persistent claim" in str(outcome.error)
+    assert there() == []
+
+
+def test_object_of_a_claim_that_a_newer_version_has_taken_over() -> None:
+    claim = keep(plan_claim(NAMES[0]))
+    (record,) = journal.records()
+    path = journal.RUN / f"{record.id}.json"
+    ours = path.read_text()
+    path.write_text(ours.replace('"version": 2', '"version": 3'))
+    with pytest.raises(ClaimError, match="a newer pyiommufd: use that one"):
+        claim.release()
+    assert not claim.released
+    path.write_text(ours)
+    claim.release()
+
+
+def test_file_of_a_newer_version_is_left_alone() -> None:
+    for name in NAMES:
+        keep(plan_claim(name), persist=True)
+    reboot()
+    newer = claim_file.files()[0]
+    newer.write_text(newer.read_text().replace("version = 1", "version = 2"))
+    with pytest.raises(ClaimError, match="newer pyiommufd"):
+        release()
+    assert claim_file.files() == [newer]
+    with pytest.raises(ClaimError, match="no kept claim has"):
+        release([newer.stem])
+    assert claim_file.files() == [newer]
+
+
+def test_claim_of_a_dead_process_is_released_by_name(machine: FakeSysfs) -> None:
+    """`recover` is one way; where it leaves the device, `release --leave` is the other."""
+    plan_claim(NAMES[0]).apply()
+    (record,) = journal.records()
+    with pytest.raises(ClaimError, match="it is claimed by process"):
+        release(NAMES[0])
+    record.start_time -= 1
+    journal.write(journal.RUN, record)
+    assert release(leave=NAMES[0]) == []
+    assert there() == []
+    living.let_go(journal.RUN, record.id)

@@ -1,0 +1,97 @@
+"""What version 1 of the record had of a kept claim besides its devices: files of their own, under ``kept``.
+
+They are joined with the claim that they belong to when somebody has the lock; nothing writes them any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import ClaimError
+from ..persistent import boot_unit
+from .record import ClaimRecord, ClaimState, GivenNode, boot_id, decode
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _KeptRecord:
+    """One such file. ``entry`` is the claim's id once it was made; ``earlier`` the claims that were there before."""
+
+    id: str
+    stage: str
+    devices: list[str]
+    earlier: list[str]
+    pid: int
+    start_time: int
+    boot: str
+    entry: str | None = None
+    file: str | None = None
+    owns_file: bool = False
+    user: str | None = None
+    uid: int | None = None
+    nodes: list[GivenNode] = field(default_factory=list)
+
+    def find(self, records: list[ClaimRecord]) -> ClaimRecord | None:
+        """The claim that it belongs to; None where it was not made, or has been given back."""
+        for record in records:
+            if self.entry is not None:
+                if record.id == self.entry:
+                    return record
+            elif (
+                record.state is ClaimState.KEPT
+                and record.id not in self.earlier
+                and (record.pid, record.start_time) == (self.pid, self.start_time)
+                and not record.names.isdisjoint(self.devices)
+            ):
+                return record
+        return None
+
+
+def join(
+    run: Path,
+    read: Callable[[Path], tuple[list[ClaimRecord], list[ClaimError]]],
+    write: Callable[[Path, ClaimRecord], None],
+) -> None:
+    """Join them all; files that are none are left.
+
+    Args:
+        run: The folder of the record.
+        read: Reads what is on record there.
+        write: Writes one.
+    """
+    folder = run / "kept"
+    if not any(folder.glob("*.json")):
+        return
+    with open(folder / "lock", "ab") as lock, contextlib.suppress(BlockingIOError):
+        # That version has this lock for as long as it is at one of them.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in sorted(folder.glob("*.json")):
+            try:
+                kept: _KeptRecord = decode(_KeptRecord, json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, RecursionError) as error:
+                _log.warning("%s is no record of a kept claim (%s); look at it and remove it", path, error)
+                continue
+            if kept.boot == boot_id():
+                write(run, _joined(kept, read(run)[0]))
+            path.unlink(missing_ok=True)
+
+
+def _joined(kept: _KeptRecord, records: list[ClaimRecord]) -> ClaimRecord:
+    record = kept.find(records)
+    if record is None:
+        # Its devices have been given back, or not been taken; the rest is to be undone.
+        record = ClaimRecord.begin([], kept.devices)
+        record.id = kept.id
+    if kept.stage != "kept":
+        record.state = ClaimState.IN_PROGRESS
+    record.user, record.uid, record.nodes, record.file = kept.user, kept.uid, kept.nodes, kept.file
+    record.removes_file = kept.stage == "releasing" or (kept.stage == "making" and kept.owns_file)
+    record.unit = None if kept.file is None else str(boot_unit.file())
+    return record

@@ -1,0 +1,224 @@
+"""Giving back what is on record as claimed: what is kept, and what processes have left behind that died."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from ...errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
+from .. import durable
+from ..devices import HostDevice, as_device
+from ..helper import Helper
+from ..persistent import boot_unit, claim_file
+from . import journal
+from .record import ClaimRecord, ClaimState
+from .signals import HeldBack
+from .steps import Report
+from .transaction import Exclusive, Transaction, exclusive
+
+_log = logging.getLogger(__name__)
+
+Devices = Iterable[HostDevice | str | Path] | HostDevice | str | Path | None
+
+
+def release(
+    devices: Devices = None, *, leave: Devices = None, report: Report | None = None, dry_run: bool = False
+) -> list[str]:
+    """Give the kept claims back that have these devices, each as a whole; see `Claim.release`.
+
+    A claim whose release has died or failed halfway is one, too. None is made at boot any more.
+
+    Args:
+        devices: Any of a claim's devices, also by the name of one that is gone; None: all kept and persistent claims.
+        leave: Devices of these claims that are left as they are, and taken off the record: what cannot be given back,
+            or is not to be. Their claims are among those that are given back.
+        report: Called with each step before it is taken.
+        dry_run: Tell of the steps, and take none.
+
+    Returns:
+        The names of the devices that were given back.
+
+    Raises:
+        ClaimError: No kept claim has one of the devices, and nothing is released; or the caller is not root; or a newer
+            version has made one of all claims.
+        CloseError: Something could not be restored; the rest is. Where nothing can be, nothing is changed.
+        DeviceNotFoundError: There is no such device, and no claim of one.
+    """
+    left = _named(leave) if leave is not None else []
+    wanted = None if devices is None and not left else [*(_named(devices) if devices is not None else ()), *left]
+    with _looking() if dry_run else exclusive() as mine:
+        chosen, errors = _chosen(wanted)
+        return _undo_all(mine, chosen, report, errors, dry_run=dry_run, leave=[*map(_name, left)], whole=True)
+
+
+def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]:
+    """Undo the claims whose process is gone, and complete the releases that died or failed halfway.
+
+    A kept claim that is complete is left alone, and so is what a living process holds, in whatever PID namespace.
+
+    Args:
+        report: Called with each step before it is taken.
+        dry_run: Tell of the steps, and take none.
+
+    Returns:
+        The names of the devices that were given back.
+
+    Raises:
+        CloseError: Something could not be restored; the rest is.
+        ClaimError: The caller is not root; or a file among the records is none: the others' claims are undone.
+    """
+    with _looking() if dry_run else exclusive() as mine:
+        records, errors = _latest_first()
+        left = []
+        for record in records:
+            if record.state is ClaimState.NEWER:
+                _log.warning("a claim of %s was made by a newer pyiommufd: use that one", ", ".join(record.names))
+            elif not _is_held(record):
+                left.append(record)
+        # A unit without any claim, as after a power cut: none of those that are left takes it along.
+        if not any(record.unit for record in left):
+            stray = ClaimRecord.begin()
+            stray.unit = str(boot_unit.file())
+            left += [stray] if any(Transaction(mine, stray).unit_back()) else []
+        names = _undo_all(mine, left, report, errors, dry_run=dry_run)
+        if not dry_run:
+            durable.remove_drafts(claim_file.FOLDER)
+            boot_unit.remove_draft()
+        return names
+
+
+def unmade(records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
+    """A record of each persistent claim that is not made: it could not be at boot, or nobody has tried."""
+    known = {record.file for record in records}
+    found = []
+    for file in claim_file.files():
+        if str(file) not in known:
+            record = ClaimRecord.begin()
+            record.state, record.file, record.unit = ClaimState.KEPT, str(file), str(boot_unit.file())
+            found.append(record)
+    return found
+
+
+@contextlib.contextmanager
+def _looking() -> Iterator[Exclusive]:
+    """Nobody is in the middle of a claim meanwhile; where there is no record, none is begun by looking."""
+    run = journal.RUN
+    with journal.locked(run) if run.exists() else contextlib.nullcontext(), Helper() as helper:
+        yield Exclusive(run, helper, HeldBack())
+
+
+def _undo_all(
+    mine: Exclusive,
+    records: Iterable[ClaimRecord],
+    report: Report | None,
+    errors: Iterable[ClaimError],
+    *,
+    dry_run: bool,
+    leave: Collection[str] = (),
+    whole: bool = False,
+) -> list[str]:
+    names: list[str] = []
+    foreign = list(errors)
+    failures: list[BaseException] = []
+    nothing = True
+    for record in records:
+        work = Transaction(mine, record, report, dry_run=dry_run)
+        try:
+            names += work.release(leave) if whole else work.undo()
+            nothing = False
+        except (OSError, IOMMUFDError) as error:
+            failures += error.errors if isinstance(error, CloseError) else (error,)
+            nothing = nothing and work.untouched
+    if failures:
+        what = "nothing was changed:" if nothing else "not everything could be given back to the host:"
+        raise CloseError(what, (*foreign, *failures))
+    if foreign:
+        raise foreign[0]
+    return list(dict.fromkeys(names))
+
+
+def _latest_first() -> tuple[list[ClaimRecord], list[ClaimError]]:
+    """The records: of two of one device the first has to have the last word."""
+    records, errors = journal.read_all(journal.RUN)
+    return records[::-1], errors
+
+
+def _is_held(record: ClaimRecord) -> bool:
+    # Who carries a claim out has the lock, so one in progress is nobody's.
+    return record.state in (ClaimState.KEPT, ClaimState.NEWER) or (
+        record.state is ClaimState.SESSION and journal.is_alive(record)
+    )
+
+
+def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRecord], list[ClaimError]]:
+    """The claims that have these devices, or all that are kept, and what is wrong with the others."""
+    records, errors = _latest_first()
+    if errors:
+        raise errors[0]
+    kept = [record for record in records if record.state is ClaimState.KEPT or not _is_held(record)]
+    unmade_claims, errors = _ours(unmade(records))
+    kept += unmade_claims
+    if devices is None:
+        newer = [record for record in records if record.state is ClaimState.NEWER]
+        errors += [
+            ClaimError(f"{', '.join(sorted(record.names))}: claimed by {journal.who(record)}") for record in newer
+        ]
+        return kept, errors
+    chosen: list[ClaimRecord] = []
+    for target in devices:
+        name = _name(target)
+        having = [record for record in kept if _has(record, name, target)]
+        if not having:
+            who = next((f": it is claimed by {journal.who(record)}" for record in records if name in record.names), "")
+            if not who:
+                as_device(target)  # says what is wrong with the name
+            raise ClaimError(f"no kept claim has {name}{who}")
+        chosen += [record for record in having if record not in chosen]
+    return chosen, []
+
+
+def _ours(unmade_claims: Iterable[ClaimRecord]) -> tuple[list[ClaimRecord], list[ClaimError]]:
+    """Those whose files are not of a newer version, and what is said of the others."""
+    ours: list[ClaimRecord] = []
+    errors: list[ClaimError] = []
+    for record in unmade_claims:
+        try:
+            claim_file.read(Path(record.file or ""))
+        except claim_file.NewerFileError as error:
+            errors.append(error)
+            continue
+        except ClaimError:
+            pass  # it is none: whoever wants all released does not want it
+        ours.append(record)
+    return ours, errors
+
+
+def _has(record: ClaimRecord, name: str, target: HostDevice | str | Path) -> bool:
+    if name in record.names:
+        return True
+    # One that is made has the names of its devices on record.
+    if record.file is None or record.groups or record.devices:
+        return False
+    file = Path(record.file)
+    try:
+        claim = claim_file.read(file)
+    except ClaimError:
+        return name == file.stem
+    try:
+        return claim.may_take(as_device(target))
+    except DeviceNotFoundError:
+        return any(name == identity.name for identity in (*claim.wanted, *claim.companions))
+
+
+def _named(devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path) -> list[HostDevice | str | Path]:
+    return [devices] if isinstance(devices, HostDevice | str | Path) else list(devices)
+
+
+def _name(device: HostDevice | str | Path) -> str:
+    """The name of a device that may be gone by now."""
+    try:
+        return as_device(device).name
+    except DeviceNotFoundError:
+        return device.name if isinstance(device, HostDevice) else Path(device).name

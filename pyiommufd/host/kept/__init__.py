@@ -1,1 +1,0 @@
-"""Claims that outlive their process: at every boot, and for a user."""
