@@ -105,7 +105,7 @@ pyiommufd claim 1234:11e8; echo "status $?"
 pyiommufd plan --force noiommu 1234:11e8 >/dev/null; echo "status $?"
 pyiommufd claim --force noiommu 1234:11e8; echo "status $?"
 echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode
-pyiommufd claim --force noiommu 1234:11e8 && pyiommufd release; echo "status $?"
+pyiommufd claim --force noiommu 1234:11e8 && pyiommufd release 1234:11e8; echo "status $?"
 """
 
 

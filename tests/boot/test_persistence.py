@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pyiommufd.host.persistent import claim_file
 from pyiommufd.testing import Edu, Guest, GuestDevice, GuestError, Nvme, RawDevice, RootPort, SharedGroup, VirtioRng
 from pyiommufd.testing.machine import Topology
 from tests.sweeps import sample
@@ -140,11 +141,8 @@ def test_power_cut(disk: Path, action: str) -> None:
     before, after = ("absent", "applied") if action == "claim" else ("applied", "absent")
     with machine(disk, [GROUP]) as guest:
         points = run(guest, action, NAMES[0])
-    (turn,) = [
-        number
-        for number, what in enumerate(points)
-        if (what.startswith("rename to ") if action == "claim" else what.endswith(".toml: remove"))
-    ]
+    decisive = "rename to " if action == "claim" else f"{claim_file.FOLDER / NAMES[0]}.toml: remove"
+    (turn,) = [number for number, what in enumerate(points) if what.startswith(decisive)]
     table: list[tuple[str, str]] = []
     for point in (*taken(action, points, turn), None):
         with machine(disk, [GROUP]) as guest:

@@ -38,5 +38,6 @@ def test_functions_of_a_claimed_device_go_when_it_is_given_back() -> None:
         "unbind from vfio-pci",
         "clear driver_override",
         "bind to nvme",
+        "set power/control to on",
         "nvme 0",
     ]

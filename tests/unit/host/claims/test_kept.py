@@ -548,6 +548,7 @@ def test_signal_at_each_step_of_a_claim() -> None:
     for number in itertools.count():
         child = os.fork()
         if not child:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command that was run in this process may have set it
             count, commit = itertools.count(), steps.commit
 
             def signalled(what: str, change: Callable[[], None]) -> None:
