@@ -117,7 +117,7 @@ def test_commands_say_so(disk: HostDevice, node: Path) -> None:
         assert where in done.stderr
         assert "claims that were made elsewhere may not be on record here" in done.stderr
     assert disk.refreshed().driver == "nvme"
-    for line in (("holders", disk.name), ("release",), ("recover",)):
+    for line in (("holders", disk.name), ("release", "--all"), ("recover",)):
         assert where in pyiommufd(*line).stderr
     done = pyiommufd("list", "--json")
     standing = {device["name"]: device["standing"] for device in json.loads(done.stdout)}
