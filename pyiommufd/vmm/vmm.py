@@ -132,9 +132,9 @@ class VMM:
 
     It has the fds of the handover, which are closed here as soon as it has them, and finds their numbers in the
     environment variable ``PYIOMMUFD_FDS``, and the VF token, where the handover has one, in ``PYIOMMUFD_VF_TOKEN``. It
-    shares this process' terminal and process group. It is killed when the
-    *thread* that started it ends, even with SIGKILL: the one that starts it has to outlive it. So it may not leave
-    for a process of its own, as by QEMU's ``-daemonize``.
+    shares this process' terminal and process group. It is killed when the *thread* that started it ends, even with
+    SIGKILL: the one that starts it has to outlive it. So it may not leave for a process of its own, as by QEMU's
+    ``-daemonize``.
 
     Args:
         command: The program and its arguments; it is looked up on the PATH.

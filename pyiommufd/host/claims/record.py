@@ -182,8 +182,10 @@ def parse(data: Any) -> ClaimRecord:
     record: ClaimRecord = decode(ClaimRecord, data)
     if not 0 <= record.since < 1 << 40:
         raise ValueError(f"since {record.since}")
-    if record.state is ClaimState.NEWER or any(len(process) != 2 for process in record.waiting.values()):
-        raise ValueError("state or waiting")
+    if record.state is ClaimState.NEWER:
+        raise ValueError(f"state {record.state!r} of our own version")
+    if any(len(process) != 2 for process in record.waiting.values()):
+        raise ValueError("waiting: a process is its pid and its start time")
     for state in record.devices:
         for one in (state, *state.vfs):
             if any("/" in part for part in (one.name, one.subsystem, one.driver or "")):

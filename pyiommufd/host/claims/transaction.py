@@ -448,14 +448,14 @@ def way_back(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]
     if before.identity is not None and now.identity != before.identity:
         _log.warning("%s is another device by now, %s: it is left as it is", before.name, now.identity)
         return []
-    steps = list(restore.steps_back(before, now))
+    way = list(restore.steps_back(before, now))
     # First, so that a device whose driver cannot be had any more does not leave the one that it is on.
     loads = [
         Step(step.target, Action.LOAD_DRIVER, step.value, step.sys_path, step.subsystem)
-        for step in steps
+        for step in way
         if step.action is Action.BIND and not drivers.is_loaded(step.subsystem, step.value or "")
     ]
-    return [*dict.fromkeys(loads), *steps]
+    return [*dict.fromkeys(loads), *way]
 
 
 def _held_groups(states: Iterable[DeviceState]) -> dict[str, list[str]]:
