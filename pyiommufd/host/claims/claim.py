@@ -147,12 +147,8 @@ def carry_out(
                 record.file = str(persistent.file)
                 record.unit = str(boot_unit.file()) if boot_unit.has_systemd() else None
             work = Transaction(mine, record, report, force=plan.force)
-            try:
-                for step in _steps(plan, user, persistent if persist else None):
-                    work.take(step)
-                work.mark(ClaimState.KEPT if keep else ClaimState.SESSION)
-            except BaseException as error:
-                work.fail(error, "the claim")
+            steps = _steps(plan, user, persistent if persist else None)
+            work.carry_out(steps, "the claim", ClaimState.KEPT if keep else ClaimState.SESSION)
             claim = Claim(plan, record)
     except BaseException:
         # A signal that came after the last step, and has taken effect just now.
@@ -174,10 +170,7 @@ def claim_steps(plan: ClaimPlan, *, persist: bool = False, user: User | None = N
 def _persistent(plan: ClaimPlan, user: User | None) -> PersistentClaim:
     environment.check()
     # What a dead process was making or releasing under a name is undone later, by that name.
-    try:
-        reserved = [record.file for record in journal.records() if record.file is not None]
-    except journal.NoAccessError:
-        reserved = []
+    reserved = [record.file for record in journal.visible() if record.file is not None]
     return persistent_claim(plan, None if user is None else user.name, reserved=reserved)
 
 

@@ -189,6 +189,18 @@ def records(run: Path | None = None) -> list[ClaimRecord]:
     return found
 
 
+def visible() -> list[ClaimRecord]:
+    """All claims on record; none for a user, who may not look.
+
+    Raises:
+        ClaimError: As `records`.
+    """
+    try:
+        return records()
+    except NoAccessError:
+        return []
+
+
 def read_all(run: Path) -> tuple[list[ClaimRecord], list[ClaimError]]:
     """All claims on record, the oldest first, and what is wrong with the other files.
 

@@ -110,18 +110,22 @@ def _past_added_ids(step: Step, helper: Helper) -> None:
 
 def _vfs(step: Step, helper: Helper) -> None:
     path = step.folder / "sriov_numvfs"
-    helper.write(path, step.value or "")
+    try:
+        helper.write(path, step.value or "")
+    except FileNotFoundError as error:  # what the kernel answers for a driver without sriov_configure
+        driver = _driver(step)
+        why = f"the driver {driver} makes no virtual functions; vfio-pci does where it was loaded with enable_sriov=1"
+        if driver is None:
+            why = f"{step.target} has no driver that could make virtual functions"
+        raise ClaimError(f"{error}: {why}") from error
     count = helper.read(path)
     if count != step.value:
         raise OSError(errno.EIO, f"{step.target} has {count} virtual functions, not {step.value}", str(path))
 
 
-def _autoprobe(step: Step, helper: Helper) -> None:
-    helper.write(step.folder / "sriov_drivers_autoprobe", step.value or "")
-
-
-def _power(step: Step, helper: Helper) -> None:
-    helper.write(step.folder / "power/control", step.value or "")
+def _attribute(step: Step, helper: Helper) -> None:
+    name = "power/control" if step.action is Action.SET_POWER else "sriov_drivers_autoprobe"
+    helper.write(step.folder / name, step.value or "")
 
 
 _STEPS: dict[Action, Callable[[Step, Helper], None]] = {
@@ -132,8 +136,8 @@ _STEPS: dict[Action, Callable[[Step, Helper], None]] = {
     Action.BIND: _bind,
     Action.PROBE: _probe,
     Action.SET_VFS: _vfs,
-    Action.SET_AUTOPROBE: _autoprobe,
-    Action.SET_POWER: _power,
+    Action.SET_AUTOPROBE: _attribute,
+    Action.SET_POWER: _attribute,
 }
 
 

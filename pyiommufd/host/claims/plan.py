@@ -339,19 +339,12 @@ def is_stuck(device: HostDevice) -> bool:
 
 def _stuck() -> set[str]:
     """The names of the devices that the kernel is at, on the orders of a claim, as far as this user may know."""
-    try:
-        return {name for record in journal.records() for name in record.stuck}
-    except journal.NoAccessError:
-        return set()
+    return {name for record in journal.visible() for name in record.stuck}
 
 
 def claimed(names: Collection[str]) -> Iterator[Refusal]:
     """The devices that a claim has already, as far as this user may know."""
-    try:
-        records = journal.records()
-    except journal.NoAccessError:
-        return
-    for record in records:
+    for record in journal.visible():
         for name in sorted(record.names & set(names)):
             yield Refusal(name, "claimed", f"it is claimed already, by {journal.who(record)}")
 

@@ -60,13 +60,9 @@ class RebindPlan:
             if now.refusals:
                 raise ClaimRefusedError(now.refusals, "the rebind")
             for device in (device for device in now.devices if device not in now.home):
-                transaction = Transaction(mine, ClaimRecord.begin(), report, force=self.force)
-                try:
-                    for step in (step for step in now.steps if step.target == device.name):
-                        transaction.take(step)
-                    transaction.end()
-                except BaseException as error:
-                    transaction.fail(error, f"the rebind of {device.name}")
+                steps = [step for step in now.steps if step.target == device.name]
+                work = Transaction(mine, ClaimRecord.begin(), report, force=self.force)
+                work.carry_out(steps, f"the rebind of {device.name}")
         return tuple(device.refreshed() for device in self.devices)
 
 

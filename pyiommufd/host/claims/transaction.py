@@ -93,6 +93,22 @@ class Transaction:
         self.untouched = False
         """Whether `undo` has failed without having changed anything."""
 
+    def carry_out(self, steps: Iterable[Step], what: str, state: ClaimState | None = None) -> None:
+        """Take these steps, all or none, and record what the claim is then; None: end the record.
+
+        Raises:
+            ClaimError: One of them failed, or a signal has come; what had been done is undone.
+        """
+        try:
+            for step in steps:
+                self.take(step)
+            if state is None:
+                self.end()
+            else:
+                self.mark(state)
+        except BaseException as error:
+            self.fail(error, what)
+
     def take(self, step: Step) -> None:
         """Record how what it changes is, unless that has been done, and take the step.
 

@@ -128,20 +128,6 @@ def set_vfs(
         if refusals := vfs_refusals(device, count, force=force):
             raise ClaimRefusedError(refusals)
         if steps:
-            transaction = Transaction(mine, ClaimRecord.begin(), report, force=force)
-            try:
-                for step in steps:
-                    transaction.take(step)
-                transaction.end()
-            except BaseException as error:
-                if isinstance(error, FileNotFoundError):  # what the kernel answers for a driver without sriov_configure
-                    error = ClaimError(f"{error}: {_no_functions(device)}")
-                transaction.fail(error, f"setting the number of virtual functions of {device.name}")
+            work = Transaction(mine, ClaimRecord.begin(), report, force=force)
+            work.carry_out(steps, f"setting the number of virtual functions of {device.name}")
     return vfs_of(device)
-
-
-def _no_functions(device: HostDevice) -> str:
-    driver = device.refreshed().driver
-    if driver is None:
-        return f"{device.name} has no driver that could make virtual functions"
-    return f"the driver {driver} makes no virtual functions; vfio-pci does where it was loaded with enable_sriov=1"
