@@ -74,7 +74,9 @@ def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]
         left = []
         for record in records:
             if record.state is ClaimState.NEWER:
-                _log.warning("a claim of %s was made by a newer pyiommufd: use that one", ", ".join(sorted(record.names)))
+                _log.warning(
+                    "a claim of %s was made by a newer pyiommufd: use that one", ", ".join(sorted(record.names))
+                )
             elif not _is_held(record):
                 left.append(record)
         # A unit without any claim, as after a power cut: none of those that are left takes it along.
