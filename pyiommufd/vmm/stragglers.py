@@ -29,57 +29,54 @@ def adopt_orphans() -> None:
         raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
 
 
-def end_stragglers(
-    devices: Iterable[HostDevice], tell: Callable[[str], object], seconds: float = 10.0
-) -> tuple[Holder, ...]:
-    """End those descendants of this process that hold a device, by SIGTERM, then by SIGKILL.
+def end_stragglers(devices: Iterable[HostDevice], tell: Callable[[str], object], seconds: float = 10.0) -> None:
+    """End those descendants of this process that hold a device, by SIGTERM, then by SIGKILL, and wait until they have.
 
     For after `adopt_orphans`, and the end of the program that was given the devices: that one shell's last command may
     have been another's first.
 
     Args:
         devices: The devices.
-        tell: Called with a sentence for each that is ended.
+        tell: Called with a sentence for each signal that is sent.
         seconds: How long each of the two signals may take.
-
-    Returns:
-        Those that hold a device still.
     """
     devices = tuple(devices)
+    ending: dict[int, Holder] = {}
     for number in (signal.SIGTERM, signal.SIGKILL):
         told: set[int] = set()
         end = time.monotonic() + seconds
-        while held := [holder for holder in holders(*devices) if _is_ours(holder.pid)]:
-            for holder in held:
-                if holder.pid not in told:
-                    told.add(holder.pid)
-                    tell(f"{holder}, left behind: {number.name}")
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(holder.pid, number)
-            if time.monotonic() > end:
-                break
+        while time.monotonic() < end:
+            ending |= {holder.pid: holder for holder in holders(*devices) if _is_ours(holder.pid)}
+            # A process closes its files before it is gone: who has let a device go may still be on the way out.
+            ending = {pid: holder for pid, holder in ending.items() if _is_running(pid)}
+            if not ending:
+                return
+            for pid in ending.keys() - told:
+                told.add(pid)
+                tell(f"{ending[pid]}, left behind: {number.name}")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
             time.sleep(_LOOK_EVERY)
-            _reap(told)
-        else:
-            return ()
-    return tuple(held)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a descendant has not ended; one that has is taken off the kernel's list where that is for its parent."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitpid(pid, os.WNOHANG) == (0, 0)
+    # Another process's child, which may not have waited for it yet.
+    return _is_ours(pid) and _stat(pid)[0] not in "ZX"
 
 
 def _is_ours(pid: int) -> bool:
     while pid > 1:
-        pid = _parent(pid)
+        pid = int(_stat(pid)[1])
         if pid == os.getpid():
             return True
     return False
 
 
-def _parent(pid: int) -> int:
+def _stat(pid: int) -> list[str]:
+    """State and parent of a process, and what else there is; of one that is gone, that it is dead, and process 0's."""
     text = sysfs.read(Path("/proc") / str(pid) / "stat")
-    # proc_pid_stat(5): the command may hold blanks and brackets, and ends at the last bracket; then state and parent.
-    return int(text.rpartition(")")[2].split()[1]) if text else 0
-
-
-def _reap(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+    # proc_pid_stat(5): the command may hold blanks and brackets, and ends at the last bracket.
+    return text.rpartition(")")[2].split() if text else ["X", "0"]

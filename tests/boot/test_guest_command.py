@@ -282,12 +282,22 @@ def test_memory_cpus_and_kernel_arguments() -> None:
     assert pages == "8"
 
 
-def test_panic_is_told_with_the_console() -> None:
-    result = guest("--", "sh", "-c", "echo before; echo c > /proc/sysrq-trigger; sleep 60")
-    assert result.returncode == 125
-    assert result.stdout == "before\n"
-    assert "Kernel panic - not syncing: sysrq triggered crash" in result.stderr
-    assert "Call Trace" in result.stderr
+def test_panic_is_told_with_the_console(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    # By the folder's list: the guest remembers of a name that there was no such file.
+    script = (
+        f"echo before; until ls {shared} | grep -q seen; do sleep 0.1; done; echo c > /proc/sysrq-trigger; sleep 60"
+    )
+    with launched(tmp_path, "--mount", str(shared), "--", "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "before\n"  # what is on its way dies with the kernel
+        (shared / "seen").touch()
+        stdout, stderr = process.communicate(timeout=patience())
+    assert process.returncode == 125
+    assert stdout == ""
+    assert "Kernel panic - not syncing: sysrq triggered crash" in stderr
+    assert "Call Trace" in stderr
 
 
 def test_guest_that_turns_itself_off() -> None:

@@ -122,6 +122,9 @@ def main() -> None:
             say("ready", os.getpid())
             caught.append(signal.sigwait(signals))
             say("caught", signal.Signals(caught[-1]).name)
+        elif action == "close":
+            assert handover is not None
+            handover.iommufd.close()
         elif action.startswith("exit="):
             os._exit(int(action.partition("=")[2]))
     os._exit(100 + caught[0] if caught else 0)

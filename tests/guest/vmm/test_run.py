@@ -328,17 +328,18 @@ def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostD
 
 
 @pytest.mark.long
-def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["", "close wait"], ids=["ends", "lets the device go and stays"])
+def test_what_a_monitor_leaves_behind_is_ended(alone: HostDevice, tmp_path: Path, then: str) -> None:
     """A shell that ends before what it has started."""
     ready = tmp_path / "ready"
-    script = (
-        f"{sys.executable} {STANDIN} fds wait > {ready} & while ! grep -q ready {ready}; do sleep 0.1; done; exit 4"
-    )
+    standin = f"{sys.executable} {STANDIN} fds wait {then}"
+    script = f"{standin} > {ready} & while ! grep -q ready {ready}; do sleep 0.1; done; exit 4"
     done = run_cli("run", alone.name, "--", "sh", "-c", script)
     assert done.returncode == 4, done.stderr
-    (pid,) = (line.split()[1] for line in ready.read_text().splitlines() if line.startswith("ready"))
+    pid = next(line.split()[1] for line in ready.read_text().splitlines() if line.startswith("ready"))
     assert f"pyiommufd run: pid {pid}" in done.stderr
     assert "left behind: SIGTERM" in done.stderr
+    assert ("left behind: SIGKILL" in done.stderr) == bool(then)
     assert not Path(f"/proc/{pid}").exists()
 
 
