@@ -249,7 +249,7 @@ def _is_kept(plan: ClaimPlan) -> bool:
         return False
     if os.geteuid() != 0:
         return True
-    with journal.locked(journal.RUN):
+    with journal.locked():
         records = journal.records()
     kept = {name for record in records if record.state is ClaimState.KEPT for name in record.names}
     return kept.issuperset(device.name for device in plan.devices)

@@ -83,7 +83,7 @@ class Claim:
             return
         with exclusive(patient=True) as mine:
             # By the record as it is now: somebody else may have released a kept claim, or recovered this one.
-            record = journal.find(mine.run, self._id)
+            record = journal.find(self._id)
             if record is not None and record.state is ClaimState.NEWER:
                 raise ClaimError(f"{self!r} is on record as made by {journal.who(record)}")
             if record is not None:
@@ -113,16 +113,7 @@ def carry_out(
     persistent: PersistentClaim | None = None,
     report: Report | None = None,
 ) -> Claim:
-    """Carry a plan out; see `ClaimPlan.apply`.
-
-    Args:
-        plan: The plan.
-        keep: As of `ClaimPlan.apply`, and so are ``persist``, ``user`` and ``report``.
-        persist: As above.
-        user: As above.
-        persistent: What is on record for every boot, and is made now by that.
-        report: As above.
-    """
+    """Carry a plan out; see `ClaimPlan.apply`. ``persistent``: what is on record for every boot, and is made now."""
     if persist and not keep:
         raise ValueError("a persistent claim is one that is kept: keep=True")
     user = find_user(user) if isinstance(user, str) else user
@@ -180,7 +171,7 @@ def _steps(plan: ClaimPlan, user: User | None, persistent: PersistentClaim | Non
         steps.append(Step(str(transaction.IOMMU_NODE), Action.GRANT, user.name))
         moved = {move.device for move in plan.moves}
         steps += [
-            Step(device.name, Action.GRANT, user.name, str(device.sys_path), device.subsystem)
+            Step.on(device, Action.GRANT, user.name)
             for device in plan.devices
             # Those that have a node then. Others of the groups, such as an LPC controller, are nobody's to drive.
             if device in moved or device.on_vfio

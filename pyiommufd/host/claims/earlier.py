@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import ClaimError
 from ..persistent import boot_unit
 from .record import ClaimRecord, ClaimState, GivenNode, boot_id, decode
 
@@ -54,19 +53,14 @@ class _KeptRecord:
         return None
 
 
-def join(
-    run: Path,
-    read: Callable[[Path], tuple[list[ClaimRecord], list[ClaimError]]],
-    write: Callable[[Path, ClaimRecord], None],
-) -> None:
+def join(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable[[ClaimRecord], None]) -> None:
     """Join them all; files that are none are left.
 
     Args:
-        run: The folder of the record.
-        read: Reads what is on record there.
-        write: Writes one.
+        folder: Where they are.
+        read: Reads what is on record.
+        write: Writes one record.
     """
-    folder = run / "kept"
     if not any(folder.glob("*.json")):
         return
     with open(folder / "lock", "ab") as lock, contextlib.suppress(BlockingIOError):
@@ -79,7 +73,7 @@ def join(
                 _log.warning("%s is no record of a kept claim (%s); look at it and remove it", path, error)
                 continue
             if kept.boot == boot_id():
-                write(run, _joined(kept, read(run)[0]))
+                write(_joined(kept, read()))
             path.unlink(missing_ok=True)
 
 

@@ -38,11 +38,10 @@ class NoAccessError(ClaimError):
 
 
 @contextlib.contextmanager
-def locked(run: Path, seconds: float | None = None, check: Callable[[], None] = lambda: None) -> Iterator[int]:
+def locked(seconds: float | None = None, check: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Keep other claims, releases and recoveries of this machine waiting; they come in the order in which they ask.
 
     Args:
-        run: The folder of the record.
         seconds: How long to wait for others; None: `LOCK_SECONDS`.
         check: Called while it waits; what it raises ends that.
 
@@ -52,25 +51,26 @@ def locked(run: Path, seconds: float | None = None, check: Callable[[], None] = 
     Raises:
         ClaimError: The folder cannot be used, mostly for want of root; or another holds the lock for too long.
     """
+    lock = RUN / "lock"
     try:
-        run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(run, os.lstat(run), stat.S_ISDIR)
-        fd = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(RUN, os.lstat(RUN), stat.S_ISDIR)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise ClaimError(
-            f"cannot write the record of claims in {run}: {error.strerror}; claiming takes root"
+            f"cannot write the record of claims in {RUN}: {error.strerror}; claiming takes root"
         ) from error
     queued = _Queued(fd)
     try:
-        _check_owner(run / "lock", os.fstat(fd), stat.S_ISREG)
-        queued.wait(run / "lock", LOCK_SECONDS if seconds is None else seconds, check)
+        _check_owner(lock, os.fstat(fd), stat.S_ISREG)
+        queued.wait(lock, LOCK_SECONDS if seconds is None else seconds, check)
         with contextlib.suppress(OSError):  # no room, say: it is there for a message
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         try:
             try:
-                _clear(run)
+                _clear()
             except OSError as error:
-                raise ClaimError(f"cannot write the record of claims in {run}: {error}") from error
+                raise ClaimError(f"cannot write the record of claims in {RUN}: {error}") from error
             yield fd
         finally:
             os.ftruncate(fd, 0)
@@ -154,36 +154,43 @@ def _check_owner(path: Path, status: os.stat_result, is_kind: Callable[[int], bo
         )
 
 
-def _clear(run: Path) -> None:
+def _clear() -> None:
     """Drop what was being written when its process died, and the records of earlier boots; join those of version 1."""
-    durable.remove_drafts(run)
-    for path in _files(run):
+    durable.remove_drafts(RUN)
+    for path in _files():
         with contextlib.suppress(ClaimError):
             record = _read(path)
             if record is not None and record.boot != boot_id() and record.state is not ClaimState.NEWER:
                 _log.warning("%s is of an earlier boot, whose claims ended with it: removed", path)
                 path.unlink(missing_ok=True)
-    earlier.join(run, read_all, write)
+    earlier.join(RUN / "kept", lambda: read_all()[0], write)
 
 
-def write(run: Path, record: ClaimRecord) -> None:
-    """Put a claim on record, on disk before this returns, whole or not at all."""
-    durable.write(run / f"{record.id}.json", record.text(), 0o600)
+def write(record: ClaimRecord) -> None:
+    """Put a claim on record, on disk before this returns, whole or not at all; with the lock of one of this process."""
+    path = _path(record.id)
+    durable.write(path, record.text(), 0o600)
+    if record.pid == os.getpid() and record.state is not ClaimState.KEPT:
+        living.hold(path)
+    else:
+        living.let_go(path)
 
 
-def remove(run: Path, record: ClaimRecord) -> None:
+def remove(record: ClaimRecord) -> None:
     """Take a claim off the record."""
-    (run / f"{record.id}.json").unlink(missing_ok=True)
+    path = _path(record.id)
+    path.unlink(missing_ok=True)
+    living.let_go(path)
 
 
-def records(run: Path | None = None) -> list[ClaimRecord]:
+def records() -> list[ClaimRecord]:
     """All claims on record, the oldest first.
 
     Raises:
         ClaimError: A file there is none of ours, or others can write it.
         NoAccessError: Only root may look.
     """
-    found, errors = read_all(RUN if run is None else run)
+    found, errors = read_all()
     if errors:
         raise errors[0]
     return found
@@ -201,7 +208,7 @@ def visible() -> list[ClaimRecord]:
         return []
 
 
-def read_all(run: Path) -> tuple[list[ClaimRecord], list[ClaimError]]:
+def read_all() -> tuple[list[ClaimRecord], list[ClaimError]]:
     """All claims on record, the oldest first, and what is wrong with the other files.
 
     Raises:
@@ -209,7 +216,7 @@ def read_all(run: Path) -> tuple[list[ClaimRecord], list[ClaimError]]:
     """
     found, errors = [], []
     boot = boot_id()
-    for path in _files(run):
+    for path in _files():
         try:
             record = _read(path)
         except ClaimError as error:
@@ -220,17 +227,16 @@ def read_all(run: Path) -> tuple[list[ClaimRecord], list[ClaimError]]:
     return sorted(found, key=lambda record: record.created), errors
 
 
-def find(run: Path, claim: str) -> ClaimRecord | None:
+def find(claim: str) -> ClaimRecord | None:
     """The claim of that id, or None where it is not on record any more."""
-    return _read(run / f"{claim}.json")
+    return _read(_path(claim))
 
 
 def is_alive(record: ClaimRecord) -> bool:
     """Whether the process whose claim it is still runs."""
     if record.pid_namespace in (None, namespace("self", "pid")):
         return start_time(record.pid) == record.start_time
-    # Its number says nothing here.
-    return living.is_held(RUN, record.id)
+    return living.is_held(_path(record.id))  # its number says nothing here
 
 
 def who(record: ClaimRecord) -> str:
@@ -239,22 +245,24 @@ def who(record: ClaimRecord) -> str:
         return "a newer pyiommufd: use that one"
     if record.state is ClaimState.KEPT:
         return "`pyiommufd claim`; `pyiommufd release` gives it back"
-    where = "" if record.pid_namespace in (None, namespace("self", "pid")) else " of another PID namespace"
-    if record.state is ClaimState.IN_PROGRESS and where:
-        return f"process {record.pid}{where}, or left half done; `pyiommufd recover` gives it back then"
     if not is_alive(record):
         return "a process that is gone; `pyiommufd recover` gives it back"
+    where = "" if record.pid_namespace in (None, namespace("self", "pid")) else " of another PID namespace"
     return f"process {record.pid}{where}"
 
 
-def _files(run: Path) -> list[Path]:
+def _path(claim: str) -> Path:
+    return RUN / f"{claim}.json"
+
+
+def _files() -> list[Path]:
     try:
-        names = os.listdir(run)  # noqa: PTH208 (glob passes over a folder that it may not read)
+        names = os.listdir(RUN)  # noqa: PTH208 (glob passes over a folder that it may not read)
     except FileNotFoundError:
         return []
     except PermissionError:
-        raise NoAccessError(f"the record of claims in {run} is root's: looking at it takes root") from None
-    return [run / name for name in sorted(names) if name.endswith(".json")]
+        raise NoAccessError(f"the record of claims in {RUN} is root's: looking at it takes root") from None
+    return [RUN / name for name in sorted(names) if name.endswith(".json")]
 
 
 def _read(path: Path) -> ClaimRecord | None:

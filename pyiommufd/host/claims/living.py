@@ -1,6 +1,6 @@
-"""Which claims have a living process: by a lock that dies with it, whatever PID namespace it is in.
+"""Which claims have a living process: by a lock on the claim's record, which dies with the process.
 
-A file for each such claim, locked by flock(2). A forked child does not keep the lock: it closes the file at once.
+It tells that across PID namespaces, where a process's number says nothing. A forked child does not keep it.
 """
 
 from __future__ import annotations
@@ -12,47 +12,40 @@ from pathlib import Path
 _held: dict[Path, int] = {}
 
 
-def hold(run: Path, claim: str) -> None:
-    """Have the lock of a claim until `let_go`, or the end of this process.
+def hold(record: Path) -> None:
+    """Have the lock of a record, as its file is now, until `let_go`, or the end of this process.
 
     Raises:
-        OSError: The file cannot be made.
+        OSError: The file cannot be opened.
     """
-    path = _path(run, claim)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(record, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    _held[path] = fd
+    let_go(record)  # that of the file that was there before
+    _held[record] = fd
 
 
-def let_go(run: Path, claim: str) -> None:
-    """Remove the lock, whoever has left it; only where nobody lives who has it but this process."""
-    path = _path(run, claim)
-    path.unlink(missing_ok=True)
-    fd = _held.pop(path, None)
+def let_go(record: Path) -> None:
+    """Have the lock no more, if this process has it."""
+    fd = _held.pop(record, None)
     if fd is not None:
         os.close(fd)
 
 
-def is_held(run: Path, claim: str) -> bool:
-    """Whether a process has it, this one or another."""
-    path = _path(run, claim)
-    if path in _held:
+def is_held(record: Path) -> bool:
+    """Whether a process has the lock, this one or another."""
+    if record in _held:
         return True
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(record, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
         os.close(fd)
     return False
-
-
-def _path(run: Path, claim: str) -> Path:
-    return run / f"{claim}.living"
 
 
 def _forget() -> None:

@@ -54,9 +54,9 @@ def list_claims() -> tuple[list[ClaimStatus], list[ClaimError]]:
         NoAccessError: Only root may look.
     """
     if any((journal.RUN / "kept").glob("*.json")):
-        with journal.locked(journal.RUN):
+        with journal.locked():
             pass  # what an earlier version has on record is joined
-    records, errors = journal.read_all(journal.RUN)
+    records, errors = journal.read_all()
     found = [_status(record) for record in records]
     for record in unmade(records):
         try:

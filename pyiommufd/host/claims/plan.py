@@ -66,19 +66,15 @@ class Move:
 
     def steps(self) -> Iterator[Step]:
         """What is done to the machine, in order."""
-
-        def step(action: Action, value: str | None) -> Step:
-            return Step(self.device.name, action, value, str(self.device.sys_path), self.device.subsystem)
-
         if self.vfs:
-            yield step(Action.SET_VFS, "0")
+            yield Step.on(self.device, Action.SET_VFS, "0")
         if self.driver is not None:
             # The override first: a device between drivers is then not probed by its old one.
-            yield step(Action.SET_OVERRIDE, self.driver)
+            yield Step.on(self.device, Action.SET_OVERRIDE, self.driver)
         if self.device.driver is not None:
-            yield step(Action.UNBIND, self.device.driver)
+            yield Step.on(self.device, Action.UNBIND, self.device.driver)
         if self.driver is not None:
-            yield step(Action.BIND, self.driver)
+            yield Step.on(self.device, Action.BIND, self.driver)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,12 +328,7 @@ def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
     return members | {device.name for move in moves for device in (move.device, *move.gone)}
 
 
-def is_stuck(device: HostDevice) -> bool:
-    """Whether the kernel is at the device, on the orders of a claim, as far as this user may know."""
-    return device.name in _stuck()
-
-
-def _stuck() -> set[str]:
+def stuck() -> set[str]:
     """The names of the devices that the kernel is at, on the orders of a claim, as far as this user may know."""
     return {name for record in journal.visible() for name in record.stuck}
 
@@ -376,15 +367,15 @@ def _steps(moves: list[Move]) -> Iterator[Step]:
             continue
         seen.add((device.subsystem, driver))
         if not drivers.is_loaded(device.subsystem, driver):
-            yield Step(device.name, Action.LOAD_DRIVER, driver, str(device.sys_path), device.subsystem)
+            yield Step.on(device, Action.LOAD_DRIVER, driver)
     for move in moves:
         yield from move.steps()
 
 
 def _undo(moves: list[Move]) -> Iterator[Step]:
-    stuck = _stuck()
+    there = stuck()
     for move in reversed(moves):
-        if not stuck.isdisjoint(device.name for device in (move.device, *move.gone)):
+        if not there.isdisjoint(device.name for device in (move.device, *move.gone)):
             continue  # a look would wait with what waits there; the plan is refused, as somebody has claimed it
         before = look(move.device.sys_path)
         if before is None:

@@ -10,7 +10,7 @@ from ...errors import ClaimError, ClaimRefusedError, Refusal
 from .. import drivers, sysfs, uses
 from ..devices import HostDevice, as_device
 from ..holders import holders
-from .plan import bound_elsewhere, claimed, is_stuck
+from .plan import bound_elsewhere, claimed, stuck
 from .record import ClaimRecord
 from .steps import Action, Report, Step
 from .transaction import Transaction, exclusive
@@ -128,18 +128,14 @@ def _check_kind(device: HostDevice) -> None:
 
 
 def _steps(device: HostDevice) -> Iterator[Step]:
-    if is_stuck(device):
+    if device.name in stuck():
         return  # reading its attributes would wait for the kernel; the plan is refused, as somebody has claimed it
-
-    def step(action: Action, value: str | None = None) -> Step:
-        return Step(device.name, action, value, str(device.sys_path), device.subsystem)
-
     if drivers.driver_override(device) is not None:
-        yield step(Action.CLEAR_OVERRIDE)
+        yield Step.on(device, Action.CLEAR_OVERRIDE)
     if device.driver is not None:
         yield from vfs_steps(device, 0)
-        yield step(Action.UNBIND, device.driver)
-    yield step(Action.PROBE, ", ".join(drivers.host_drivers_for(device)) or None)
+        yield Step.on(device, Action.UNBIND, device.driver)
+    yield Step.on(device, Action.PROBE, ", ".join(drivers.host_drivers_for(device)) or None)
 
 
 def _refusals(device: HostDevice, force: frozenset[str]) -> Iterator[Refusal]:

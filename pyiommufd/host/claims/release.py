@@ -95,20 +95,24 @@ def unmade(records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
     """A record of each persistent claim that is not made: it could not be at boot, or nobody has tried."""
     known = {record.file for record in records}
     found = []
-    for file in claim_file.files():
-        if str(file) not in known:
-            record = ClaimRecord.begin()
-            record.state, record.file, record.unit = ClaimState.KEPT, str(file), str(boot_unit.file())
-            found.append(record)
+    for file in (file for file in claim_file.files() if str(file) not in known):
+        record = ClaimRecord.begin()
+        record.state, record.file, record.unit = ClaimState.KEPT, str(file), str(boot_unit.file())
+        try:
+            claim_file.read(file)
+        except claim_file.NewerFileError:
+            record.state, record.wanted = ClaimState.NEWER, [file.stem]
+        except ClaimError:
+            pass  # it is none: whoever wants all released does not want it
+        found.append(record)
     return found
 
 
 @contextlib.contextmanager
 def _looking() -> Iterator[Exclusive]:
     """Nobody is in the middle of a claim meanwhile; where there is no record, none is begun by looking."""
-    run = journal.RUN
-    with journal.locked(run) if run.exists() else contextlib.nullcontext(), Helper() as helper:
-        yield Exclusive(run, helper, HeldBack())
+    with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Helper() as helper:
+        yield Exclusive(helper, HeldBack())
 
 
 def _undo_all(
@@ -143,7 +147,7 @@ def _undo_all(
 
 def _latest_first() -> tuple[list[ClaimRecord], list[ClaimError]]:
     """The records: of two of one device the first has to have the last word."""
-    records, errors = journal.read_all(journal.RUN)
+    records, errors = journal.read_all()
     return records[::-1], errors
 
 
@@ -159,15 +163,13 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
     records, errors = _latest_first()
     if errors:
         raise errors[0]
+    records += unmade(records)
     kept = [record for record in records if record.state is ClaimState.KEPT or not _is_held(record)]
-    unmade_claims, errors = _ours(unmade(records))
-    kept += unmade_claims
     if devices is None:
         newer = [record for record in records if record.state is ClaimState.NEWER]
-        errors += [
+        return kept, [
             ClaimError(f"{', '.join(sorted(record.names))}: claimed by {journal.who(record)}") for record in newer
         ]
-        return kept, errors
     chosen: list[ClaimRecord] = []
     for target in devices:
         name = _name(target)
@@ -179,22 +181,6 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
             raise ClaimError(f"no kept claim has {name}{who}")
         chosen += [record for record in having if record not in chosen]
     return chosen, []
-
-
-def _ours(unmade_claims: Iterable[ClaimRecord]) -> tuple[list[ClaimRecord], list[ClaimError]]:
-    """Those whose files are not of a newer version, and what is said of the others."""
-    ours: list[ClaimRecord] = []
-    errors: list[ClaimError] = []
-    for record in unmade_claims:
-        try:
-            claim_file.read(Path(record.file or ""))
-        except claim_file.NewerFileError as error:
-            errors.append(error)
-            continue
-        except ClaimError:
-            pass  # it is none: whoever wants all released does not want it
-        ours.append(record)
-    return ours, errors
 
 
 def _has(record: ClaimRecord, name: str, target: HostDevice | str | Path) -> bool:

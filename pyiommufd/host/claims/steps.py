@@ -8,6 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from ..devices import HostDevice
+    from .record import DeviceState
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +87,11 @@ class Step:
     sys_path: str = field(default="", compare=False, repr=False)
     subsystem: str = field(default="pci", compare=False, repr=False)
     text: str = field(default="", compare=False, repr=False)
+
+    @classmethod
+    def on(cls, device: HostDevice | DeviceState, action: Action, value: str | None = None) -> Self:
+        """What is done to a device."""
+        return cls(device.name, action, value, str(device.sys_path), device.subsystem)
 
     def __str__(self) -> str:
         return f"{self.target}: {_WORDS[self.action].format(self.value or 'which one, the kernel decides')}"

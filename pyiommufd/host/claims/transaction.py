@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 from ...errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
-from .. import access, drivers, sysfs, uses
+from .. import access, drivers, durable, sysfs, uses
 from ..devices import HostDevice, from_sys_path
 from ..groups import find_group
 from ..helper import Helper, StuckError
 from ..holders import holders
 from ..persistent import boot_unit, claim_file
-from . import journal, living, restore, steps
+from . import journal, restore, steps
 from .perform import perform
 from .plan import bound_elsewhere
 from .record import ClaimRecord, ClaimState, DeviceState, GivenNode, start_time
@@ -33,13 +33,11 @@ class Exclusive:
     """This process alone changes the machine: it has the lock, and signals wait.
 
     Attributes:
-        run: The folder of the record.
         helper: Does what may block; it holds the lock as well, until what it was asked for is done.
         signals: Those that have come.
         told: What dry runs have told of as undone: the ids of claims, and paths of files.
     """
 
-    run: Path
     helper: Helper
     signals: HeldBack
     told: set[str] = field(default_factory=set)
@@ -55,13 +53,12 @@ def exclusive(*, patient: bool = False) -> Iterator[Exclusive]:
     Raises:
         ClaimError: The record cannot be written, it takes too long, or a signal has come.
     """
-    run = journal.RUN
     with (
         held_back() as signals,
-        journal.locked(run, check=(lambda: None) if patient else signals.check) as lock,
+        journal.locked(check=(lambda: None) if patient else signals.check) as lock,
         Helper(keep=[lock]) as helper,
     ):
-        yield Exclusive(run, helper, signals)
+        yield Exclusive(helper, signals)
 
 
 class Transaction:
@@ -113,8 +110,8 @@ class Transaction:
         """Record how what it changes is, unless that has been done, and take the step.
 
         Raises:
-            ClaimError: A signal has come, a driver cannot be loaded, or the host uses the device by now.
-            OSError: What the kernel answered; `StuckError` where it has not.
+            IOMMUFDError: A signal has come, the step has failed, or the host uses the device by now.
+            OSError: It cannot be recorded.
         """
         # Only a step that undoes nothing can be interrupted.
         helper, signals = self._mine.helper, self._mine.signals
@@ -145,8 +142,6 @@ class Transaction:
         before = self.record.state, self.record.doing
         self.record.state, self.record.doing = state, ""
         try:
-            if state is ClaimState.SESSION:
-                living.hold(self._mine.run, self.record.id)
             self._write(f"record the claim as {state}")
         except OSError:
             self.record.state, self.record.doing = before
@@ -154,7 +149,7 @@ class Transaction:
 
     def end(self) -> None:
         """Take the record away."""
-        steps.commit("remove the record", lambda: journal.remove(self._mine.run, self.record))
+        steps.commit("remove the record", lambda: journal.remove(self.record))
 
     def release(self, leave: Collection[str] = ()) -> list[str]:
         """Undo a claim that is whole: it is not made at boot any more either. See `undo`."""
@@ -192,21 +187,27 @@ class Transaction:
             except OSError as error:
                 self.untouched = True
                 raise ClaimError(f"nothing is given back, as that cannot be recorded: {error}") from error
-            living.let_go(self._mine.run, self.record.id)
         self._undoing = True
         names: list[str] = []
         # First what would have it made again, whatever comes then.
         errors += self._undo_files([*self._file_back(), *self._nodes_back()])
         for before, way in ways:
             try:
-                self._go(before.name, way)
+                for step in way:
+                    self._do(step)
             except IOMMUFDError as error:
+                if step.action is Action.LOAD_DRIVER:
+                    error = ClaimError(
+                        f"{step.target} stays as it is: {error}; to give the rest back and leave this one: "
+                        f"pyiommufd release --leave {before.name}"
+                    )
                 errors.append(error)
             else:
                 names.append(before.name)
                 self._forget(before.name)
         errors += self._undo_files(self.unit_back())
         if errors:
+            self.record.pid = 0  # nobody's, until somebody tries again
             self._write("record what is left")
             raise CloseError("not everything could be given back to the host:", tuple(errors))
         if self._dry_run:
@@ -252,31 +253,12 @@ class Transaction:
                 errors.append(error)
         return ways, errors
 
-    def _go(self, name: str, way: Iterable[Step]) -> None:
-        """Take the steps that give a device back.
-
-        Raises:
-            IOMMUFDError: One has failed, with its device and what to do.
-        """
-        for step in way:
-            try:
-                self._do(step)
-            except OSError as error:
-                raise ClaimError(f"{step}: {error.strerror or error}") from error
-            except ClaimError as error:
-                if step.action is not Action.LOAD_DRIVER:
-                    raise
-                raise ClaimError(
-                    f"{step.target} stays as it is: {error}; to give the rest back and leave this one: "
-                    f"pyiommufd release --leave {name}"
-                ) from error
-
     def _undo_files(self, back: Iterable[Step]) -> list[BaseException]:
         errors: list[BaseException] = []
         for step in back:
             try:
                 self._do(step)
-            except (OSError, IOMMUFDError) as error:
+            except IOMMUFDError as error:
                 errors.append(error)
         return errors
 
@@ -320,7 +302,7 @@ class Transaction:
 
     def _others(self) -> list[ClaimRecord]:
         gone = {self.record.id, *self._mine.told}
-        return [one for one in journal.read_all(self._mine.run)[0] if one.id not in gone]
+        return [one for one in journal.read_all()[0] if one.id not in gone]
 
     def _note_node(self, step: Step) -> None:
         """Put on record what a user had of a node: what is undone without having been done is as it was."""
@@ -339,22 +321,29 @@ class Transaction:
         record.nodes.append(GivenNode(str(node), step.sys_path or None, before))
 
     def _do(self, step: Step) -> None:
+        """Take a step.
+
+        Raises:
+            IOMMUFDError: It has failed, or is not taken, as something uses the device.
+            OSError: It cannot be recorded; while undoing, it is taken all the same.
+        """
         self._tell(step)
         if self._dry_run:
             return
         self.record.doing = str(step)
         self._write(f"record that comes next: {step}")
         self._check_unused(step)
-        if step.action in FILE_ACTIONS:
-            self._do_file(step)
-            return
         try:
-            steps.commit(str(step), lambda: perform(step, self._mine.helper))
-        except StuckError as error:
-            # Until that process is gone the kernel may still do as it was asked.
-            self.record.waiting[step.target] = [error.pid, start_time(error.pid) or 0]
-            self._write("record that it has not returned")
-            raise
+            if step.action in FILE_ACTIONS:
+                self._do_file(step)
+            else:
+                steps.commit(str(step), lambda: perform(step, self._mine.helper))
+        except OSError as error:
+            if isinstance(error, StuckError):
+                # Until that process is gone the kernel may still do as it was asked.
+                self.record.waiting[step.target] = [error.pid, start_time(error.pid) or 0]
+                self._write("record that it has not returned")
+            raise ClaimError(f"{step}: {error.strerror or error}") from error
 
     def _do_file(self, step: Step) -> None:
         path = Path(step.target)
@@ -365,9 +354,9 @@ class Transaction:
                 boot_unit.remove()
                 self.record.unit = None
             case Action.WRITE:
-                steps.commit(str(step), lambda: claim_file.write(path, step.text))
+                steps.commit(str(step), lambda: durable.write(path, step.text))
             case Action.REMOVE:
-                steps.commit(str(step), lambda: claim_file.remove(path))
+                steps.commit(str(step), lambda: durable.remove(path))
                 self.record.file = None
             case _:
                 node = next(one for one in self.record.nodes if (one.device or "") == step.sys_path)
@@ -430,7 +419,7 @@ class Transaction:
         if self._dry_run:
             return
         try:
-            steps.commit(what, lambda: journal.write(self._mine.run, self.record))
+            steps.commit(what, lambda: journal.write(self.record))
         except OSError as error:
             if not self._undoing:
                 raise
@@ -467,7 +456,7 @@ def way_back(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]
     way = list(restore.steps_back(before, now))
     # First, so that a device whose driver cannot be had any more does not leave the one that it is on.
     loads = [
-        Step(step.target, Action.LOAD_DRIVER, step.value, step.sys_path, step.subsystem)
+        replace(step, action=Action.LOAD_DRIVER)
         for step in way
         if step.action is Action.BIND and not drivers.is_loaded(step.subsystem, step.value or "")
     ]

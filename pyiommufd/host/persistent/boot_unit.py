@@ -8,7 +8,6 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from ...errors import ClaimError
 from .. import durable
 from ..claims import steps
 from ..programs import system_program
@@ -72,14 +71,11 @@ def install() -> None:
     """Write and enable the unit; it is on disk before this returns.
 
     Raises:
-        ClaimError: It cannot be written.
+        OSError: It cannot be written.
     """
-    try:
-        if is_ours():
-            steps.commit(f"write {file()}", lambda: durable.write(file(), text()))
-        steps.commit(f"link {link()}", _enable)
-    except OSError as error:
-        raise ClaimError(f"cannot install {file()}: {error}") from error
+    if is_ours():
+        steps.commit(f"write {file()}", lambda: durable.write(file(), text()))
+    steps.commit(f"link {link()}", _enable)
     _reload()
 
 
@@ -94,14 +90,11 @@ def remove() -> None:
     """Disable the unit and remove it.
 
     Raises:
-        ClaimError: It cannot be removed.
+        OSError: It cannot be removed.
     """
-    try:
-        steps.commit(f"remove {link()}", lambda: durable.remove(link()))
-        if is_ours():
-            steps.commit(f"remove {file()}", lambda: durable.remove(file()))
-    except OSError as error:
-        raise ClaimError(f"cannot remove {file()}: {error}") from error
+    steps.commit(f"remove {link()}", lambda: durable.remove(link()))
+    if is_ours():
+        steps.commit(f"remove {file()}", lambda: durable.remove(file()))
     _reload()
 
 

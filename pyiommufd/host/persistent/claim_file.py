@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ClaimError
-from .. import durable
 from ..devices import HostDevice, list_devices
 from ..uses import forced
 from .identity import IDS, Identity, identify, pci_path
@@ -139,30 +138,6 @@ def persistent_claim(
     )
     claim.text  # noqa: B018 - what cannot be put on record is found now, before anything is done
     return claim
-
-
-def write(file: Path, text: str) -> None:
-    """Put a persistent claim on record; it is on disk before this returns, whole or not at all.
-
-    Raises:
-        ClaimError: The file cannot be written, mostly for want of root.
-    """
-    try:
-        durable.write(file, text)
-    except OSError as error:
-        raise ClaimError(f"cannot write {file}: {error.strerror}; a persistent claim takes root") from error
-
-
-def remove(file: Path) -> None:
-    """Take a persistent claim off the record; it is gone from the disk before this returns.
-
-    Raises:
-        ClaimError: The file cannot be removed.
-    """
-    try:
-        durable.remove(file)
-    except OSError as error:
-        raise ClaimError(f"cannot remove {file}: {error.strerror}") from error
 
 
 def files(folder: Path | None = None) -> list[Path]:

@@ -144,13 +144,13 @@ def test_setting_that_died_is_undone_after_its_claim(
     """Two records of one device: the first has the last word."""
     before = state()
     claim = plan_claim(pf, force=["vfs"]).apply()
-    entry = journal.find(journal.RUN, claim._id)
+    entry = journal.find(claim._id)
     assert entry is not None
     later = ClaimRecord.begin()
     later.devices = [replace(before[pf.name], driver="vfio-pci", driver_override="vfio-pci", numvfs=0, vfs=[])]
     for one in (entry, later):
         one.start_time -= 1
-        journal.write(journal.RUN, one)
+        journal.write(one)
     assert recover() == [pf.name]
     assert state() == before
 

@@ -181,12 +181,12 @@ def test_other_device_in_the_place_is_left_alone(alone: HostDevice, caplog: pyte
     plan_claim(alone).apply(keep=True)
     (entry,) = journal.records()
     ours, entry.devices[0].identity = entry.devices[0].identity, "8086:1521"
-    journal.write(journal.RUN, entry)
+    journal.write(entry)
     release()
     assert "another device by now, 1234:11e8" in caplog.text
     assert alone.refreshed().driver == "vfio-pci"
     entry.devices[0].identity = ours
-    journal.write(journal.RUN, entry)
+    journal.write(entry)
     release()
 
 
@@ -248,7 +248,7 @@ def test_claims_of_another_boot_are_forgotten(alone: HostDevice, caplog: pytest.
     plan_claim(alone).apply(keep=True)
     (entry,) = journal.records()
     entry.boot = "another"
-    journal.write(journal.RUN, entry)
+    journal.write(entry)
     assert dry_run(release) == dry_run(recover) == ()
     assert recover() == []
     assert "of an earlier boot" in caplog.text
@@ -335,7 +335,7 @@ def test_record_that_cannot_be_written_ends_the_claim(
             plan.apply(report=fill)
         assert steps[:4] == list(plan.steps[:4])
         assert state() == as_before
-        assert journal.records(run) == []
+        assert journal.records() == []
     finally:
         subprocess.run(["umount", run], check=True)
 
@@ -410,7 +410,7 @@ def driver_gone(first: HostDevice, neighbour: HostDevice, as_before: State) -> I
     plan_claim(first).apply(keep=True)
     (record,) = journal.records()
     next(device for device in record.devices if device.name == neighbour.name).driver = "gone_driver"
-    journal.write(journal.RUN, record)
+    journal.write(record)
     yield neighbour
     drivers.unbind(neighbour)
     drivers.set_driver_override(neighbour, None)

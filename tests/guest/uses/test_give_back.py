@@ -50,7 +50,7 @@ def test_disk_that_is_mounted_is_left_and_stays_on_record(disk: HostDevice, moun
         assert record.state is ClaimState.KEPT
     # A release that died halfway is no reason either.
     record.state = ClaimState.IN_PROGRESS
-    journal.write(journal.RUN, record)
+    journal.write(record)
     with pytest.raises(CloseError, match=rf"{disk.name} stays as it is"):
         recover()
     assert (mounted / "file").read_text() == "hello"

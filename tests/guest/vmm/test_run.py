@@ -349,7 +349,7 @@ def test_kept_claim_is_used_and_left(start: Start, alone: HostDevice) -> None:
     try:
         (entry,) = journal.records()
         entry.state = ClaimState.KEPT
-        journal.write(journal.RUN, entry)
+        journal.write(entry)
         dry = run_cli("run", "--dry-run", alone.name, "--", "sh")
         assert (dry.returncode, dry.stdout, dry.stderr) == (0, "sh\n", "")
         run = start(alone.name, "--", "fds", "dma")

@@ -176,7 +176,7 @@ def test_dry_run_says_why_virtual_functions_would_not_go_away(machine: FakeSysfs
     entry = ClaimRecord.begin([3], ["0000:01:10.0"])
     entry.state = ClaimState.KEPT
     journal.RUN.mkdir()
-    journal.write(journal.RUN, entry)
+    journal.write(entry)
     result = run("vfs", "01:00.0", "0", "--dry-run", status=1)
     assert result.stdout == "0000:01:00.0: set sriov_numvfs to 0\n"
     assert "0000:01:10.0" in result.stderr

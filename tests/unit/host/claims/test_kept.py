@@ -11,6 +11,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from pyiommufd import (
     release,
 )
 from pyiommufd.host import access, durable
-from pyiommufd.host.claims import journal, living, steps, transaction
+from pyiommufd.host.claims import journal, steps, transaction
 from pyiommufd.host.claims.claim import carry_out, claim_steps
 from pyiommufd.host.persistent import at_boot, boot_unit, claim_file
 from pyiommufd.host.persistent.at_boot import claim_persistent
@@ -203,10 +204,13 @@ def test_node_that_is_not_there_fails_the_whole_claim(iommu: Path) -> None:
     assert iommu.stat().st_mode == mode
 
 
-def test_unit_that_cannot_be_written_fails_the_whole_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "suffix"), [(boot_unit, "service"), (claim_file, "toml")])
+def test_file_that_cannot_be_written_fails_the_whole_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, suffix: str
+) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(boot_unit, "FOLDER", tmp_path / "file/system")
-    with pytest.raises(ClaimError, match="the claim failed and was rolled back: cannot install"):
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "file/folder")
+    with pytest.raises(ClaimError, match=rf"rolled back: .*/file/folder/.*\.{suffix}: write.*: File exists"):
         keep(plan_claim(NAMES[0]), persist=True)
     assert there() == []
 
@@ -341,11 +345,11 @@ def test_failure_of_a_release_leaves_the_rest_done(tmp_path: Path, monkeypatch: 
     keep(plan_claim(NAMES[0]), persist=True)
 
     def refuse(file: Path) -> None:
-        raise ClaimError(f"cannot remove {file}")
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
 
     with monkeypatch.context() as context:
-        context.setattr(claim_file, "remove", refuse)
-        with pytest.raises(CloseError, match="cannot remove"):
+        context.setattr(durable, "remove", refuse)
+        with pytest.raises(CloseError, match=r"\.toml: remove: Read-only file system"):
             release()
     assert "record: in progress" in there()
     recover()
@@ -468,7 +472,7 @@ def test_claim_of_the_version_before_is_released(known: bool) -> None:
     keep(plan_claim(NAMES[1]), persist=True)
     assert recover() == []
     assert list((journal.RUN / "kept").glob("*.json")) == []
-    joined = journal.find(journal.RUN, record.id)
+    joined = journal.find(record.id)
     assert joined is not None
     assert (joined.state, joined.file, joined.unit) == (record.state, record.file, record.unit)
     assert [outcome.there for outcome in claim_persistent()] == [True, True]
@@ -486,7 +490,7 @@ def test_what_the_version_before_left_half_done_is_undone(stage: str, owns_file:
     (record,) = journal.records()
     version_1.rewrite(record, stage, known=made, owns_file=owns_file)
     if not made:
-        journal.remove(journal.RUN, record)
+        journal.remove(record)
     recover()
     assert there() == ([] if owns_file else WHOLE[1:])
 
@@ -637,7 +641,6 @@ def test_claim_of_a_dead_process_is_released_by_name(machine: FakeSysfs) -> None
     with pytest.raises(ClaimError, match="it is claimed by process"):
         release(NAMES[0])
     record.start_time -= 1
-    journal.write(journal.RUN, record)
+    journal.write(record)
     assert release(leave=NAMES[0]) == []
     assert there() == []
-    living.let_go(journal.RUN, record.id)

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pyiommufd.host.claims import living
 
-ONE, OTHER = uuid.uuid4().hex, uuid.uuid4().hex
+
+@pytest.fixture
+def one(tmp_path: Path) -> Iterator[Path]:
+    """The file of a record."""
+    path = tmp_path / "one.json"
+    path.touch()
+    yield path
+    living.let_go(path)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Path]:
+    """The file of another record."""
+    path = tmp_path / "other.json"
+    path.touch()
+    yield path
+    living.let_go(path)
 
 
 def open_files() -> int:
@@ -27,29 +44,29 @@ def in_child(work: Callable[[], Any]) -> Any:
     return os.waitstatus_to_exitcode(status)
 
 
-def test_claim_is_held_until_it_is_let_go(tmp_path: Path) -> None:
+def test_claim_is_held_until_it_is_let_go(one: Path, other: Path) -> None:
     before = open_files()
-    assert not living.is_held(tmp_path, ONE)
-    living.hold(tmp_path, ONE)
-    living.hold(tmp_path, OTHER)
+    assert not living.is_held(one)
+    living.hold(one)
+    living.hold(other)
     for _ in range(2):
         # Neither look loses the locks, from here or from another process.
-        assert living.is_held(tmp_path, ONE)
-        assert in_child(lambda: living.is_held(tmp_path, ONE))
-    living.let_go(tmp_path, ONE)
-    living.let_go(tmp_path, ONE)
-    assert not living.is_held(tmp_path, ONE)
-    assert in_child(lambda: living.is_held(tmp_path, OTHER))
-    living.let_go(tmp_path, OTHER)
-    assert not in_child(lambda: living.is_held(tmp_path, OTHER))
+        assert living.is_held(one)
+        assert in_child(lambda: living.is_held(one))
+    living.let_go(one)
+    living.let_go(one)
+    assert not living.is_held(one)
+    assert in_child(lambda: living.is_held(other))
+    living.let_go(other)
+    assert not in_child(lambda: living.is_held(other))
     assert open_files() == before
 
 
-def test_lock_dies_with_its_process_and_not_with_a_child_of_it(tmp_path: Path) -> None:
+def test_lock_dies_with_its_process_and_not_with_a_child_of_it(one: Path) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        living.hold(tmp_path, ONE)
+        living.hold(one)
         if not os.fork():
             os.write(writer, f"{os.getpid()}\n".encode())
         signal.pause()
@@ -57,22 +74,33 @@ def test_lock_dies_with_its_process_and_not_with_a_child_of_it(tmp_path: Path) -
     with open(reader) as pipe:
         grandchild = int(pipe.readline())
     try:
-        assert living.is_held(tmp_path, ONE)
+        assert living.is_held(one)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         # Its own child is still there, with a copy of the fd.
-        assert not living.is_held(tmp_path, ONE)
+        assert not living.is_held(one)
     finally:
         os.kill(grandchild, signal.SIGKILL)
 
 
-def test_forked_child_has_none_of_it(tmp_path: Path) -> None:
-    living.hold(tmp_path, ONE)
-    before = open_files()
+def test_forked_child_has_none_of_it(one: Path) -> None:
+    living.hold(one)
 
     def child() -> bool:
-        return open_files() == before - 1 and living.is_held(tmp_path, ONE)
+        open_ones = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and fd.readlink() == one]
+        return not open_ones and living.is_held(one)
 
     assert in_child(child)
-    assert living.is_held(tmp_path, ONE)
-    living.let_go(tmp_path, ONE)
+    assert living.is_held(one)
+
+
+def test_lock_of_a_file_that_was_replaced_is_taken_again(one: Path, other: Path) -> None:
+    before = open_files()
+    living.hold(one)
+    other.replace(one)
+    assert not in_child(lambda: living.is_held(one))
+    living.hold(one)
+    assert in_child(lambda: living.is_held(one))
+    living.let_go(one)
+    assert not living.is_held(one)
+    assert open_files() == before

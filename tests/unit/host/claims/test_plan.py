@@ -76,8 +76,8 @@ def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, tmp_path: Path, mo
     entry.state = ClaimState.KEPT
     run = tmp_path / "run"
     run.mkdir()
-    journal.write(run, entry)
     monkeypatch.setattr(journal, "RUN", run)
+    journal.write(entry)
     for force in ((), FORCIBLE):
         (refusal,) = plan_claim(NAME, force=force).refusals
         assert (refusal.device, refusal.kind) == (NAME, "claimed")
@@ -94,14 +94,14 @@ def test_device_that_the_kernel_is_at_is_not_looked_at(
     entry.waiting = {"0000:01:00.1": [os.getpid(), start_time(os.getpid()) or 0]}
     run = tmp_path / "run"
     run.mkdir()
-    journal.write(run, entry)
     monkeypatch.setattr(journal, "RUN", run)
+    journal.write(entry)
     looked: list[Path] = []
     monkeypatch.setattr(plan_module, "look", looked.append)
     assert {refusal.kind for refusal in plan_claim(NAME).refusals} == {"claimed"}
     assert looked == []
     entry.waiting = {}
-    journal.write(run, entry)
+    journal.write(entry)
     plan_claim(NAME)
     assert [path.name for path in looked] == ["0000:01:00.1"]
 
@@ -173,8 +173,8 @@ def test_claim_of_what_is_behind_vmd_is_in_the_way(
     fake.vmd()
     run = tmp_path / "run"
     run.mkdir()
-    journal.write(run, ClaimRecord.begin([7], ["10000:01:00.0"]))
     monkeypatch.setattr(journal, "RUN", run)
+    journal.write(ClaimRecord.begin([7], ["10000:01:00.0"]))
     refusals = plan_claim("0000:00:0e.0").refusals
     assert [(refusal.device, refusal.kind) for refusal in refusals] == [("10000:01:00.0", "claimed")]
 

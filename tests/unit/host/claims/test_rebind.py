@@ -94,8 +94,8 @@ def test_member_of_a_group_that_is_claimed(fake: FakeSysfs, tmp_path: Path, monk
     entry.state = ClaimState.KEPT
     run = tmp_path / "run"
     run.mkdir()
-    journal.write(run, entry)
     monkeypatch.setattr(journal, "RUN", run)
+    journal.write(entry)
     for force in ((), FORCIBLE):
         (refusal,) = plan_rebind(NAME, force=force).refusals
         assert (refusal.device, refusal.kind) == ("0000:01:00.1", "claimed")
