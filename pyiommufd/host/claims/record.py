@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -204,23 +205,22 @@ def _names(data: dict[str, Any]) -> set[str]:
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """A value that JSON gave, as this type has it: of dataclasses, lists, dicts, enumerations and plain values.
+    """A value that JSON or TOML gave, as this type has it: of dataclasses, lists, dicts, enumerations and plain values.
 
     Raises:
         ValueError: It is of another shape.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        for one in arguments:
-            try:
+        for one in arguments[1:]:
+            with contextlib.suppress(ValueError):
                 return decode(one, value)
-            except ValueError:
-                continue
-    elif origin is list and isinstance(value, list):
+        return decode(arguments[0], value)
+    if origin is list and isinstance(value, list):
         return [decode(arguments[0], one) for one in value]
-    elif origin is dict and isinstance(value, dict):
+    if origin is dict and isinstance(value, dict):
         return {key: decode(arguments[1], one) for key, one in value.items()}
-    elif is_dataclass(kind) and isinstance(value, dict):
+    if is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
         if unknown := value.keys() - hints.keys():
             raise ValueError(f"unknown key {min(unknown)}")
@@ -232,7 +232,11 @@ def decode(kind: Any, value: Any) -> Any:
         return kind(value)
     elif type(value) is kind or (kind is float and type(value) is int):
         return value
-    raise ValueError(f"{str(value)[:60]} is no {getattr(kind, '__name__', kind)}")
+    raise ValueError(f"{repr(value)[:60]} is no {_KINDS.get(origin or kind, 'table')}")
+
+
+_KINDS = {str: "string", int: "whole number", float: "number", bool: "true or false", list: "array"}
+"""What is said of a value that is none. What is not here is a table, as TOML calls it; JSON says object."""
 
 
 def boot_id() -> str:

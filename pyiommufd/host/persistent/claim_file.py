@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ClaimError
+from ..claims.record import decode
 from ..devices import HostDevice, list_devices
 from ..uses import forced
 from .identity import IDS, Identity, identify, pci_path
@@ -166,20 +167,17 @@ def read(file: Path) -> PersistentClaim:
             raise NewerFileError(f"{file} has been made by a newer pyiommufd (version {version}): use that one")
         claim = PersistentClaim(
             file,
-            tuple(map(_identity, _array(data.pop("device", [])))),
-            tuple(map(_identity, _array(data.pop("companion", [])))),
-            tuple(sorted(forced(_strings(data.pop("force", []))))),
-            _optional(data, "user"),
-            _optional(data, "driver"),
+            tuple(map(_identity, decode(list[dict[str, str | list[str]]], data.pop("device", [])))),
+            tuple(map(_identity, decode(list[dict[str, str | list[str]]], data.pop("companion", [])))),
+            tuple(sorted(forced(decode(list[str], data.pop("force", []))))),
+            decode(str | None, data.pop("user", None)),
+            decode(str | None, data.pop("driver", None)),
         )
         if data or not claim.wanted:
             raise ValueError(f"unknown key {min(data)}" if data else "no device")
     except (OSError, ValueError) as error:
         raise ClaimError(f"{file} is no persistent claim ({error}); look at it and remove it") from error
     return claim
-
-
-# What these are given is whatever somebody may have written. They raise ValueError.
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -189,41 +187,15 @@ def _parsed(text: str) -> dict[str, Any]:
         raise ValueError("arrays or tables within one another, too deep to be read") from None
 
 
-def _identity(table: Any) -> Identity:
-    if not isinstance(table, dict):
-        raise ValueError(f"{table!r} is no table")
-    given = dict(table)
-    name, path, *ids = (_required(given, key) for key in ("name", "path", *IDS))
-    identity = Identity(name, tuple(ids), path, _optional(given, "serial"), _strings(given.pop("twins", [])))
-    if given:
-        raise ValueError(f"unknown key {min(given)}")
-    return identity
-
-
-def _required(table: dict[str, Any], key: str) -> str:
-    if key not in table:
-        raise ValueError(f"a device has no {key}")
-    return _string(table.pop(key))
-
-
-def _optional(table: dict[str, Any], key: str) -> str | None:
-    return _string(table.pop(key)) if key in table else None
-
-
-def _string(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    raise ValueError(f"{value!r} is no string")
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    return tuple(map(_string, _array(value)))
-
-
-def _array(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    raise ValueError(f"{value!r} is no array")
+def _identity(table: dict[str, Any]) -> Identity:
+    keys = ("name", "path", *IDS)
+    if missing := [key for key in keys if key not in table]:
+        raise ValueError(f"a device has no {missing[0]}")
+    if unknown := table.keys() - {*keys, "serial", "twins"}:
+        raise ValueError(f"unknown key {min(unknown)}")
+    name, path, *ids = (decode(str, table[key]) for key in keys)
+    twins = decode(list[str], table.get("twins", []))
+    return Identity(name, tuple(ids), path, decode(str | None, table.get("serial")), tuple(twins))
 
 
 def _free_name(folder: Path, name: str, reserved: Collection[str]) -> Path:
