@@ -25,7 +25,7 @@ from pyiommufd.host.claims.release import release as give_back
 def release(
     ctx: click.Context, devices: tuple[str, ...], everything: bool, leave: tuple[str, ...], dry_run: bool
 ) -> None:
-    """Give back what pyiommufd claim has taken: the claims that have a DEVICE, each as a whole.
+    """Give back what is kept as claimed: the claims that have a DEVICE, or one to --leave, each as a whole.
 
     Each driver, or none, each driver_override, the virtual functions and power/control are then as they were before the
     claim, and a persistent claim is not made at boot any more. A device that the host uses by now, or whose IOMMU group
@@ -33,10 +33,15 @@ def release(
 
     Steps are printed to the standard output, one a line, each before it is taken.
     """
-    if everything == bool(devices or leave):
+    if not everything and not devices and not leave:
         raise click.UsageError("name a DEVICE, or --all for every claim: pyiommufd claims lists them", ctx)
+    if everything and devices:
+        raise click.UsageError("--all is every claim: name no DEVICE besides, or leave --all out", ctx)
     say_outlook()
     with ended_by_signals():
-        names = give_back(None if everything else devices, leave=leave or None, report=show_step, dry_run=dry_run)
+        wanted = None if everything else [*devices, *leave]
+        names = give_back(wanted, leave=leave or None, report=show_step, dry_run=dry_run)
     if not dry_run:
+        for name in leave:
+            say(f"left where it is, and no longer on record: {name}; pyiommufd rebind is the way to its host driver")
         say(f"given back: {' '.join(names)}" if names else "no device was given back")

@@ -109,14 +109,14 @@ def carry_out(
     *,
     keep: bool = False,
     persist: bool = False,
-    user: User | str | None = None,
+    user: User | str | int | None = None,
     persistent: PersistentClaim | None = None,
     report: Report | None = None,
 ) -> Claim:
     """Carry a plan out; see `ClaimPlan.apply`. ``persistent``: what is on record for every boot, and is made now."""
     if persist and not keep:
         raise ValueError("a persistent claim is one that is kept: keep=True")
-    user = find_user(user) if isinstance(user, str) else user
+    user = find_user(str(user)) if isinstance(user, str | int) else user
     claim = None
     try:
         with exclusive() as mine:

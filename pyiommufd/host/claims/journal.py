@@ -244,7 +244,9 @@ def who(record: ClaimRecord) -> str:
     if record.state is ClaimState.NEWER:
         return "a newer pyiommufd: use that one"
     if record.state is ClaimState.KEPT:
-        return "`pyiommufd claim`; `pyiommufd release` gives it back"
+        return f"a kept claim; `pyiommufd release {record.example}` gives it back"
+    if not record.pid:
+        return f"a claim that could not be given back whole; `pyiommufd release {record.example}` goes on with it"
     if not is_alive(record):
         return "a process that is gone; `pyiommufd recover` gives it back"
     where = "" if record.pid_namespace in (None, namespace("self", "pid")) else " of another PID namespace"

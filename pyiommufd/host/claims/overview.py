@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ...errors import ClaimError, DeviceNotFoundError
 from ..devices import from_sys_path
-from ..persistent import claim_file
 from ..persistent.at_boot import plan_again
 from . import journal
 from .record import ClaimRecord, ClaimState
@@ -53,16 +52,14 @@ def list_claims() -> tuple[list[ClaimStatus], list[ClaimError]]:
     Raises:
         NoAccessError: Only root may look.
     """
-    if any((journal.RUN / "kept").glob("*.json")):
-        with journal.locked():
-            pass  # what an earlier version has on record is joined
     records, errors = journal.read_all()
+    if any((journal.RUN / "kept").glob("*.json")):
+        with journal.locked():  # what an earlier version has on record is joined
+            records, errors = journal.read_all()
     found = [_status(record) for record in records]
-    for record in unmade(records):
-        try:
-            claim = claim_file.read(Path(record.file or ""))
-        except ClaimError as error:
-            errors.append(error)
+    for record, claim in unmade(records):
+        if isinstance(claim, ClaimError):
+            errors.append(claim)
             continue
         names = tuple(identity.name for identity in claim.wanted)
         others = tuple(identity.name for identity in claim.companions)
@@ -99,7 +96,8 @@ def _stuck(record: ClaimRecord, alive: bool) -> Iterator[str]:
     for name in sorted(record.stuck):
         yield f"{name}: process {record.waiting[name][0]} waits in the kernel: something still uses the device"
     if record.state in (ClaimState.SESSION, ClaimState.IN_PROGRESS) and not alive:
-        yield "its process is gone: pyiommufd recover gives it back"
+        why = "its process is gone" if record.pid else "not all of it could be given back"
+        yield f"{why}: pyiommufd release {record.example} gives it back"
     if record.state is ClaimState.IN_PROGRESS:
         return
     for state in record.devices:

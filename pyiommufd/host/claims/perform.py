@@ -117,7 +117,7 @@ def _vfs(step: Step, helper: Helper) -> None:
         why = f"the driver {driver} makes no virtual functions; vfio-pci does where it was loaded with enable_sriov=1"
         if driver is None:
             why = f"{step.target} has no driver that could make virtual functions"
-        raise ClaimError(f"{error}: {why}") from error
+        raise ClaimError(f"{step}: {why}") from error
     count = helper.read(path)
     if count != step.value:
         raise OSError(errno.EIO, f"{step.target} has {count} virtual functions, not {step.value}", str(path))

@@ -131,7 +131,7 @@ class ClaimPlan:
         *,
         keep: bool = False,
         persist: bool = False,
-        user: User | str | None = None,
+        user: User | str | int | None = None,
         report: Report | None = None,
     ) -> Claim:
         """Carry the plan out, all of it or nothing.

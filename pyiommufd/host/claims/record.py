@@ -88,7 +88,7 @@ class ClaimRecord:
     Attributes:
         id: Its name, and that of its file.
         state: What it stands for.
-        pid: The process whose it is.
+        pid: The process whose it is; 0: nobody's, as not all of it could be given back.
         start_time: When that has started, in clock ticks since boot, which tells it from a later one of its pid.
         groups: The IOMMU groups.
         devices: What is to be restored, in the order in which it was touched.
@@ -154,6 +154,11 @@ class ClaimRecord:
         """The names of the devices that it has: those asked for, those that it moved, and their virtual functions."""
         functions = {function.name for state in self.devices for function in state.vfs}
         return {*self.wanted, *(state.name for state in self.devices), *functions}
+
+    @property
+    def example(self) -> str:
+        """The name of one of its devices, to name it by; ``--all`` where it has none."""
+        return next(iter([*self.wanted, *sorted(self.names), "--all"]))
 
     @property
     def stuck(self) -> set[str]:

@@ -12,6 +12,7 @@ from .. import durable
 from ..devices import HostDevice, as_device
 from ..helper import Helper
 from ..persistent import boot_unit, claim_file
+from ..persistent.claim_file import NewerFileError, PersistentClaim
 from . import journal
 from .record import ClaimRecord, ClaimState
 from .signals import HeldBack
@@ -33,7 +34,7 @@ def release(
     Args:
         devices: Any of a claim's devices, also by the name of one that is gone; None: all kept and persistent claims.
         leave: Devices of these claims that are left as they are, and taken off the record: what cannot be given back,
-            or is not to be. Their claims are among those that are given back.
+            or is not to be.
         report: Called with each step before it is taken.
         dry_run: Tell of the steps, and take none.
 
@@ -46,11 +47,13 @@ def release(
         CloseError: Something could not be restored; the rest is. Where nothing can be, nothing is changed.
         DeviceNotFoundError: There is no such device, and no claim of one.
     """
-    left = _named(leave) if leave is not None else []
-    wanted = None if devices is None and not left else [*(_named(devices) if devices is not None else ()), *left]
     with _looking() if dry_run else exclusive() as mine:
-        chosen, errors = _chosen(wanted)
-        return _undo_all(mine, chosen, report, errors, dry_run=dry_run, leave=[*map(_name, left)], whole=True)
+        chosen, errors = _chosen(None if devices is None else _named(devices))
+        left = [] if leave is None else [*map(_name, _named(leave))]
+        for name in left:
+            if not any(name in record.names for record in chosen):
+                raise ClaimError(f"{name} is not among what is to be released")
+        return _undo_all(mine, chosen, report, errors, dry_run=dry_run, leave=left, whole=True)
 
 
 def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]:
@@ -91,21 +94,20 @@ def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]
         return names
 
 
-def unmade(records: Iterable[ClaimRecord]) -> list[ClaimRecord]:
-    """A record of each persistent claim that is not made: it could not be at boot, or nobody has tried."""
+def unmade(records: Iterable[ClaimRecord]) -> Iterator[tuple[ClaimRecord, PersistentClaim | ClaimError]]:
+    """The persistent claims that are not made: they could not be at boot, or nobody has tried.
+
+    Yields:
+        A record of it, and what its file says, or why it says nothing.
+    """
     known = {record.file for record in records}
-    found = []
     for file in (file for file in claim_file.files() if str(file) not in known):
         record = ClaimRecord.begin()
         record.state, record.file, record.unit = ClaimState.KEPT, str(file), str(boot_unit.file())
         try:
-            claim_file.read(file)
-        except claim_file.NewerFileError:
-            record.state, record.wanted = ClaimState.NEWER, [file.stem]
-        except ClaimError:
-            pass  # it is none: whoever wants all released does not want it
-        found.append(record)
-    return found
+            yield record, claim_file.read(file)
+        except ClaimError as error:
+            yield record, error
 
 
 @contextlib.contextmanager
@@ -163,17 +165,22 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
     records, errors = _latest_first()
     if errors:
         raise errors[0]
-    records += unmade(records)
     kept = [record for record in records if record.state is ClaimState.KEPT or not _is_held(record)]
+    others = list(unmade(records))
     if devices is None:
-        newer = [record for record in records if record.state is ClaimState.NEWER]
-        return kept, [
-            ClaimError(f"{', '.join(sorted(record.names))}: claimed by {journal.who(record)}") for record in newer
+        # A file that says nothing is somebody's to look at.
+        errors = [claim for _, claim in others if isinstance(claim, ClaimError)]
+        errors += [
+            ClaimError(f"{', '.join(sorted(record.names))}: claimed by {journal.who(record)}")
+            for record in records
+            if record.state is ClaimState.NEWER
         ]
+        return kept + [record for record, claim in others if not isinstance(claim, ClaimError)], errors
     chosen: list[ClaimRecord] = []
     for target in devices:
         name = _name(target)
-        having = [record for record in kept if _has(record, name, target)]
+        having = [record for record in kept if name in record.names]
+        having += [record for record, claim in others if _is_of(claim, Path(record.file or ""), name, target)]
         if not having:
             who = next((f": it is claimed by {journal.who(record)}" for record in records if name in record.names), "")
             if not who:
@@ -183,16 +190,15 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
     return chosen, []
 
 
-def _has(record: ClaimRecord, name: str, target: HostDevice | str | Path) -> bool:
-    if name in record.names:
-        return True
-    # One that is made has the names of its devices on record.
-    if record.file is None or record.groups or record.devices:
-        return False
-    file = Path(record.file)
-    try:
-        claim = claim_file.read(file)
-    except ClaimError:
+def _is_of(claim: PersistentClaim | ClaimError, file: Path, name: str, target: HostDevice | str | Path) -> bool:
+    """Whether a claim that is not made has a device, or its file that name.
+
+    Raises:
+        NewerFileError: It is of a newer version.
+    """
+    if isinstance(claim, ClaimError):
+        if name == file.stem and isinstance(claim, NewerFileError):
+            raise claim
         return name == file.stem
     try:
         return claim.may_take(as_device(target))

@@ -207,7 +207,7 @@ class Transaction:
                 self._forget(before.name)
         errors += self._undo_files(self.unit_back())
         if errors:
-            self.record.pid = 0  # nobody's, until somebody tries again
+            self.record.pid = 0  # until somebody tries again
             self._write("record what is left")
             raise CloseError("not everything could be given back to the host:", tuple(errors))
         if self._dry_run:
@@ -229,7 +229,7 @@ class Transaction:
             outcome = "failed, and not all of it could be rolled back (`pyiommufd recover` completes it)"
             error.add_note(f"and the roll-back left something undone: {failure}")
         if isinstance(error, OSError | ClaimError):
-            raise ClaimError(f"{what} {outcome}: {error}") from error
+            raise ClaimError(f"{what} {outcome}: {error}") from error.__cause__ or error
         raise error
 
     def _look(self, leave: Collection[str]) -> tuple[list[tuple[DeviceState, list[Step]]], list[BaseException]]:

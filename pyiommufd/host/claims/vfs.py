@@ -126,7 +126,7 @@ def set_vfs(
     with exclusive() as mine:
         steps = vfs_steps(device, count)
         if refusals := vfs_refusals(device, count, force=force):
-            raise ClaimRefusedError(refusals)
+            raise ClaimRefusedError(refusals, f"the change of {device.name}'s virtual functions")
         if steps:
             work = Transaction(mine, ClaimRecord.begin(), report, force=force)
             work.carry_out(steps, f"setting the number of virtual functions of {device.name}")

@@ -295,8 +295,9 @@ def test_file_that_is_none_hinders_no_other(alone: HostDevice) -> None:
     result = run("claim", "--persistent", status=1)
     assert "broken.toml is no persistent claim" in result.stderr
     assert "claimed already" in result.stderr
+    assert "broken.toml is no persistent claim" in run("release", "--all", status=1).stderr
+    assert claim_file.files() == [broken]
     assert dry_and_real("release", "broken")[0] == f"{broken}: remove"
-    run("release", "--all")
 
 
 @pytest.mark.long
@@ -354,8 +355,7 @@ def test_file_that_cannot_be_written_fails_the_whole_claim(
         result = run("claim", first.name, "--persist", "--user", "nobody", status=1)
     finally:
         subprocess.run(["umount", claim_file.FOLDER], check=True)
-    assert "cannot write" in result.stderr
-    assert "Read-only" in result.stderr
+    assert f"{first.name}.toml: write: Read-only file system" in result.stderr
     assert state() == as_before
 
 
@@ -496,7 +496,7 @@ def test_claims_of_a_process_that_is_gone(alone: HostDevice) -> None:
     os.waitpid(child, 0)
     (left,) = listed()
     assert (left["state"], left["pid"]) == ("session", None)
-    assert left["stuck"] == ["its process is gone: pyiommufd recover gives it back"]
+    assert left["stuck"] == [f"its process is gone: pyiommufd release {alone.name} gives it back"]
     assert run("recover").stderr == f"given back: {alone.name}\n"
     assert listed() == []
 

@@ -30,6 +30,7 @@ from pyiommufd import (
 from pyiommufd.host import access, durable
 from pyiommufd.host.claims import journal, steps, transaction
 from pyiommufd.host.claims.claim import carry_out, claim_steps
+from pyiommufd.host.claims.overview import list_claims
 from pyiommufd.host.persistent import at_boot, boot_unit, claim_file
 from pyiommufd.host.persistent.at_boot import claim_persistent
 from pyiommufd.host.users import User
@@ -317,7 +318,13 @@ def test_typing_error_in_a_file_hinders_no_other() -> None:
     wrong, right = claim_persistent()
     assert "force names mountd" in str(wrong.error)
     assert right.error is None
-    release()
+    # Whoever wrote it may want to mend it: it is named, and the rest is released.
+    with pytest.raises(ClaimError, match="force names mountd"):
+        release()
+    assert claim_file.files() == [file]
+    file.unlink()
+    recover()
+    assert there() == []
 
 
 def test_claim_of_a_device_that_cannot_be_told_is_released_by_its_name(machine: FakeSysfs) -> None:
@@ -629,9 +636,40 @@ def test_file_of_a_newer_version_is_left_alone() -> None:
     with pytest.raises(ClaimError, match="newer pyiommufd"):
         release()
     assert claim_file.files() == [newer]
-    with pytest.raises(ClaimError, match="no kept claim has"):
+    with pytest.raises(ClaimError, match="newer pyiommufd"):
         release([newer.stem])
     assert claim_file.files() == [newer]
+
+
+def test_device_that_is_left_of_all_claims() -> None:
+    for name in NAMES:
+        keep(plan_claim(name))
+    with pytest.raises(ClaimError, match=r"0000:00:02\.0 is not among what is to be released"):
+        release(NAMES[1], leave=NAMES[0])
+    assert len(journal.records()) == 2
+    release(leave=NAMES[0])
+    assert there() == []
+
+
+@pytest.mark.parametrize("user", [0, "0", "root"])
+def test_user_by_number(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int | str) -> None:
+    monkeypatch.setattr(transaction, "IOMMU_NODE", tmp_path / "iommu")
+    with pytest.raises(ClaimError, match=r"no node .*/iommu that root could be given"):
+        plan_claim(NAMES[0]).apply(keep=True, user=user)
+
+
+def test_claims_are_roots_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(plan_claim(NAMES[0]))
+    listdir = os.listdir
+
+    def refuse(path: Path | str) -> list[str]:
+        if Path(path) == journal.RUN:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(journal.NoAccessError, match="takes root"):
+        list_claims()
 
 
 def test_claim_of_a_dead_process_is_released_by_name(machine: FakeSysfs) -> None:
@@ -642,5 +680,5 @@ def test_claim_of_a_dead_process_is_released_by_name(machine: FakeSysfs) -> None
         release(NAMES[0])
     record.start_time -= 1
     journal.write(record)
-    assert release(leave=NAMES[0]) == []
+    assert release(NAMES[0], leave=NAMES[0]) == []
     assert there() == []
