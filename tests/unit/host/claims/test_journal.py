@@ -367,6 +367,11 @@ def test_whose_it_is() -> None:
     assert "recover" in journal.who(one)
     one.state = ClaimState.KEPT
     assert "release" in journal.who(one)
+    assert "`pyiommufd release 0000:02:01.0`" in journal.who(one)
+    one.take_over()
+    one.pid = 0
+    assert "could not be given back whole; `pyiommufd release 0000:02:01.0`" in journal.who(one)
+    assert not journal.is_alive(one)
     one.take_over()
     assert (one.state, journal.is_alive(one)) == (ClaimState.IN_PROGRESS, True)
 

@@ -14,21 +14,14 @@ from pyiommufd.host.claims import living
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> Iterator[Path]:
-    """The file of a record."""
-    path = tmp_path / "one.json"
-    path.touch()
-    yield path
-    living.let_go(path)
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[Path]:
-    """The file of another record."""
-    path = tmp_path / "other.json"
-    path.touch()
-    yield path
-    living.let_go(path)
+def files(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """The files of two records."""
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    for path in (one, other):
+        path.touch()
+    yield one, other
+    for path in (one, other):
+        living.let_go(path)
 
 
 def open_files() -> int:
@@ -44,7 +37,8 @@ def in_child(work: Callable[[], Any]) -> Any:
     return os.waitstatus_to_exitcode(status)
 
 
-def test_claim_is_held_until_it_is_let_go(one: Path, other: Path) -> None:
+def test_claim_is_held_until_it_is_let_go(files: tuple[Path, Path]) -> None:
+    one, other = files
     before = open_files()
     assert not living.is_held(one)
     living.hold(one)
@@ -62,7 +56,8 @@ def test_claim_is_held_until_it_is_let_go(one: Path, other: Path) -> None:
     assert open_files() == before
 
 
-def test_lock_dies_with_its_process_and_not_with_a_child_of_it(one: Path) -> None:
+def test_lock_dies_with_its_process_and_not_with_a_child_of_it(files: tuple[Path, Path]) -> None:
+    one, _ = files
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -83,7 +78,8 @@ def test_lock_dies_with_its_process_and_not_with_a_child_of_it(one: Path) -> Non
         os.kill(grandchild, signal.SIGKILL)
 
 
-def test_forked_child_has_none_of_it(one: Path) -> None:
+def test_forked_child_has_none_of_it(files: tuple[Path, Path]) -> None:
+    one, _ = files
     living.hold(one)
 
     def child() -> bool:
@@ -94,7 +90,8 @@ def test_forked_child_has_none_of_it(one: Path) -> None:
     assert living.is_held(one)
 
 
-def test_lock_of_a_file_that_was_replaced_is_taken_again(one: Path, other: Path) -> None:
+def test_lock_of_a_file_that_was_replaced_is_taken_again(files: tuple[Path, Path]) -> None:
+    one, other = files
     before = open_files()
     living.hold(one)
     other.replace(one)
