@@ -332,8 +332,8 @@ class Transaction:
             return
         self.record.doing = str(step)
         self._write(f"record that comes next: {step}")
-        self._check_unused(step)
         try:
+            self._check_unused(step)
             if step.action in FILE_ACTIONS:
                 self._do_file(step)
             else:

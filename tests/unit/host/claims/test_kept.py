@@ -31,6 +31,7 @@ from pyiommufd.host import access, durable
 from pyiommufd.host.claims import journal, steps, transaction
 from pyiommufd.host.claims.claim import carry_out, claim_steps
 from pyiommufd.host.claims.overview import list_claims
+from pyiommufd.host.claims.steps import Step
 from pyiommufd.host.persistent import at_boot, boot_unit, claim_file
 from pyiommufd.host.persistent.at_boot import claim_persistent
 from pyiommufd.host.users import User
@@ -639,6 +640,25 @@ def test_file_of_a_newer_version_is_left_alone() -> None:
     with pytest.raises(ClaimError, match="newer pyiommufd"):
         release([newer.stem])
     assert claim_file.files() == [newer]
+
+
+def test_look_that_fails_in_a_release_leaves_the_rest_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel answers to a look is no reason to stop halfway."""
+    keep(plan_claim(NAMES[0]), persist=True)
+    check = transaction.Transaction._check_unused
+
+    def fail(self: transaction.Transaction, step: Step, name: str = "") -> None:
+        check(self, step, name)
+        if not name and step.target.endswith(".toml"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as context:
+        context.setattr(transaction.Transaction, "_check_unused", fail)
+        with pytest.raises(CloseError, match=r"\.toml: remove: Input/output error"):
+            release()
+    assert there() != []
+    recover()
+    assert there() == []
 
 
 def test_device_that_is_left_of_all_claims() -> None:
