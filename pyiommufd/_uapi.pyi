@@ -281,24 +281,58 @@ class _Lib:
     VFIO_IOMMU_DIRTY_PAGES_FLAG_START: Final[int]
     VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP: Final[int]
     VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP: Final[int]
-    def pyiommufd_ioctl(self, fd: int, request: int, argument: FFI.CData, /) -> int: ...
-    def pyiommufd_destroy(self, fd: int, id_: int, /) -> int: ...
-    def pyiommufd_ioas_alloc(self, fd: int, /) -> int: ...
+    def pyiommufd_raw_ioctl(self, fd: int, request: int, argument: FFI.CData, /) -> int: ...
+    def pyiommufd_file_open(self, file: FFI.CData, path: FFI.CData | bytes, flags: int, /) -> int: ...
+    def pyiommufd_file_eventfd(self, file: FFI.CData, /) -> int: ...
+    def pyiommufd_file_memfd(
+        self,
+        file: FFI.CData,
+        name: FFI.CData | bytes,
+        flags: int,
+        length: int,
+        /,
+    ) -> int: ...
+    def pyiommufd_file_duplicate(self, file: FFI.CData, other: FFI.CData, /) -> int: ...
+    def pyiommufd_file_close(self, file: FFI.CData, /) -> int: ...
+    def pyiommufd_file_free(self, file: FFI.CData, /) -> None: ...
+    def pyiommufd_file_forked(self, file: FFI.CData, /) -> None: ...
+    def pyiommufd_file_same(self, file: FFI.CData, other: FFI.CData, /) -> int: ...
+    def pyiommufd_file_wait(self, file: FFI.CData, milliseconds: int, /) -> int: ...
+    def pyiommufd_file_read(self, file: FFI.CData, memory: FFI.CData, length: int, offset: int, /) -> int: ...
+    def pyiommufd_file_write(
+        self,
+        file: FFI.CData,
+        memory: FFI.CData | bytes,
+        length: int,
+        offset: int,
+        /,
+    ) -> int: ...
+    def pyiommufd_ioctl(self, file: FFI.CData, request: int, argument: FFI.CData, /) -> int: ...
+    def pyiommufd_make(
+        self,
+        object_: FFI.CData,
+        request: int,
+        command: FFI.CData,
+        id_at: int,
+        queue: FFI.CData,
+        fd_at: int,
+        /,
+    ) -> int: ...
+    def pyiommufd_destroy(self, object_: FFI.CData, /) -> int: ...
     def pyiommufd_ioas_map(
         self,
-        fd: int,
-        ioas_id: int,
+        ioas: FFI.CData,
+        piece: FFI.CData,
         flags: int,
         user_va: FFI.CData | bytes,
         length: int,
         iova: int,
         /,
     ) -> int: ...
-    def pyiommufd_ioas_unmap(self, fd: int, ioas_id: int, iova: int, length: int, /) -> int: ...
     def pyiommufd_ioas_map_file(
         self,
-        fd: int,
-        ioas_id: int,
+        ioas: FFI.CData,
+        piece: FFI.CData,
         flags: int,
         file: int,
         start: int,
@@ -308,45 +342,79 @@ class _Lib:
     ) -> int: ...
     def pyiommufd_ioas_copy(
         self,
-        fd: int,
-        dst_ioas_id: int,
+        ioas: FFI.CData,
+        pieces: FFI.CData,
+        count: int,
         flags: int,
-        src_ioas_id: int,
+        source: FFI.CData,
         src_iova: int,
         length: int,
         dst_iova: int,
         /,
     ) -> int: ...
-    def pyiommufd_ioas_last_map(self, fd: int, ioas_id: int, /) -> int: ...
-    def pyiommufd_ioas_last_unmap(self, fd: int, ioas_id: int, /) -> int: ...
     def pyiommufd_ioas_map_many(
         self,
-        fd: int,
-        ioas_id: int,
-        flags: int,
-        memory: FFI.CData | bytes,
+        ioas: FFI.CData,
         pieces: FFI.CData,
         count: int,
+        flags: int,
+        memory: FFI.CData | bytes,
         /,
     ) -> int: ...
-    def pyiommufd_ioas_unmap_many(self, fd: int, ioas_id: int, pieces: FFI.CData, count: int, /) -> int: ...
+    def pyiommufd_ioas_unmap(self, piece: FFI.CData, /) -> int: ...
+    def pyiommufd_ioas_unmap_many(self, pieces: FFI.CData, count: int, /) -> int: ...
+    def pyiommufd_ioas_unmap_range(
+        self,
+        ioas: FFI.CData,
+        iova: int,
+        length: int,
+        pieces: FFI.CData,
+        count: int,
+        unmapped: FFI.CData,
+        /,
+    ) -> int: ...
     def pyiommufd_ioas_first_hole(
         self,
-        fd: int,
+        iommufd: FFI.CData,
         ioas_id: int,
         iova: int,
         length: int,
         hole: FFI.CData,
         /,
     ) -> int: ...
-    def pyiommufd_bind(self, fd: int, iommufd: int, token: FFI.CData | bytes, /) -> int: ...
-    def pyiommufd_attach(self, fd: int, pt_id: int, pasid: int, /) -> int: ...
-    def pyiommufd_detach(self, fd: int, pasid: int, /) -> int: ...
+    def pyiommufd_try_page_table(
+        self,
+        iommufd: FFI.CData,
+        device_id: int,
+        ioas_id: int,
+        iova: int,
+        length: int,
+        dst_iova: int,
+        /,
+    ) -> int: ...
+    def pyiommufd_bind(
+        self,
+        cdev: FFI.CData,
+        device: FFI.CData,
+        owner: FFI.CData,
+        token: FFI.CData | bytes,
+        /,
+    ) -> int: ...
+    def pyiommufd_attach(
+        self,
+        cdev: FFI.CData,
+        pt_id: int,
+        pasid: int,
+        group_on: FFI.CData,
+        attached: FFI.CData,
+        /,
+    ) -> int: ...
+    def pyiommufd_detach(self, cdev: FFI.CData, pasid: int, attached: FFI.CData, /) -> int: ...
     def pyiommufd_window_new(self, /) -> FFI.CData: ...
     def pyiommufd_window_map(
         self,
         window: FFI.CData,
-        fd: int,
+        file: FFI.CData,
         offset: int,
         length: int,
         readable: int,

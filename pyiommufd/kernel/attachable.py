@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import operator
 from typing import TYPE_CHECKING
 
 from ..diagnose.attach import REQUEST, attach_error
-from ..errors import AlreadyAttachedError, Cause, ClosedError, IoctlError, UnsupportedError
+from ..errors import AlreadyAttachedError, Cause, ClosedError, DeviceNotFoundError, IoctlError, UnsupportedError
 from ..host.devices import HostDevice
 from ..uapi import ioctls
-from .attachment import AttachPreview, Binding, ChangeKind, DMAChange, Verdict
+from .attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
 from .handle import Handle
 from .hw_info import HWInfo, hw_info
-from .hwpt import HWPT
-from .hwpt_alloc import alloc_hwpt
+from .hwpt import HWPT, alloc_hwpt
 from .ioas import IOAS
 from .iova import IOVARange
 from .trial import try_page_table, unfit_mappings
@@ -30,21 +28,35 @@ class Attachable(Handle):
     """A device as the iommufd sees it: its id, its group's state, and the page tables that it is attached to.
 
     Attributes:
-        id: Its id within the iommufd.
         bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
             group's first.
     """
 
-    __slots__ = ("_device", "_iommufd", "_pasid_width", "_state", "bind_change", "id")
+    __slots__ = ("_c", "_device", "_iommufd", "_pasid_width", "_state", "bind_change")
 
-    def __init__(self, iommufd: IOMMUFD, binding: Binding) -> None:
-        super().__init__(None)  # the device's own comes later
+    def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
+        super().__init__()  # its fd comes with the bind
         self._iommufd = iommufd
-        self._device = binding.host
-        self._state = binding.state
+        self._device = host
+        self._state = iommufd._context.group(host)
         self._pasid_width: int | None = None
-        self.bind_change = binding.change
-        self.id = binding.id
+        self._c = ioctls.new_object(iommufd._file)
+        first = not self._state.bound
+        self.bind_change = self._change(ChangeKind.FIRST) if first else DMAChange(ChangeKind.NOOP, ())
+
+    @property
+    def id(self) -> int:
+        """Its id within the iommufd."""
+        return self._c.id
+
+    def fileno(self) -> int:
+        """The file descriptor. Whoever has it can attach the device: from now on its iommufd is `IOMMUFD.shared`.
+
+        Raises:
+            ClosedError, ForkedError: As for `attach`.
+        """
+        self._iommufd._context.shared = True
+        return super().fileno()
 
     @property
     def name(self) -> str:
@@ -84,9 +96,9 @@ class Attachable(Handle):
             ValueError: The page table belongs to another iommufd, or the PASID is out of range.
             ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
         """
-        with self._iommufd.lock:
+        with self._iommufd._lock:
             pasid = self._check(page_table, pasid)
-            if self._state.attachment_of(self, pasid) is not None:
+            if self._state.attached(self, pasid) is not None:
                 raise AlreadyAttachedError(
                     f"{self.name} is attached already; replace() takes it, and every attached member of its group, "
                     "to another page table"
@@ -108,37 +120,35 @@ class Attachable(Handle):
             IoctlError, ValueError, ClosedError, ForkedError: As for `attach`. ValueError also where the device is
                 not attached.
         """
-        with self._iommufd.lock:
+        with self._iommufd._lock:
             pasid = self._check(page_table, pasid)
-            if self._state.attachment_of(self, pasid) is None:
+            if self._state.attached(self, pasid) is None:
                 raise ValueError(f"{self.name} is not attached: there is nothing to replace; attach() it")
             return self._attach(page_table, pasid)
 
     def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
-        kind = self._kind(page_table, pasid)
+        change = self._change(self._kind(page_table, pasid))
+        attachment = self._state.attachment(pasid)
+        attachment.tables[page_table.id] = page_table
         try:
-            ioctls.attach(self.fileno(), page_table.id, pasid)
+            self._request_attach(page_table.id, pasid, attachment)
         except IoctlError as error:
             raise self._attach_refused(error.errno or 0, page_table, pasid) from None
-        except BaseException:
-            # A signal handler raised, maybe after the kernel had attached: back to what is on record.
-            old = self._state.attachment_of(self, pasid)
-            if old is None:
-                ioctls.detach(self.fileno(), pasid)
-            else:
-                ioctls.attach(self.fileno(), old.page_table.id, pasid)
-            raise
-        self._state.add(self, page_table, pasid)
-        return DMAChange(kind, self._changed(kind))
+        return change
+
+    def _request_attach(self, pt_id: int, pasid: int | None, attachment: Attachment) -> None:
+        ioctls.attach(self._live(), pt_id, pasid, attachment.group_on, attachment.cell(self))
+
+    def _request_detach(self, pasid: int | None, attachment: Attachment) -> None:
+        ioctls.detach(self._live(), pasid, attachment.cell(self))
 
     def _attach_refused(self, code: int, page_table: PageTable, pasid: int | None) -> IoctlError:
         peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
         unfit: list[IOVARange] = []
         reserved: list[str] = []
         if not peers:
-            reserved = self._iommufd.reserved_hits(self._device, page_table.ioas)
-            with contextlib.suppress(IoctlError):  # what could not be tried is not named
-                unfit = unfit_mappings(self._iommufd.fileno(), self.id, page_table.ioas, code)
+            reserved = _reserved_hits(self._device, page_table.ioas)
+            unfit = unfit_mappings(self, page_table.ioas, code)
         return attach_error(code, self._device, repr(page_table), peers, [*reserved, *map(str, unfit)])
 
     def detach(self, pasid: int | None = None) -> DMAChange:
@@ -154,14 +164,16 @@ class Attachable(Handle):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        with self._iommufd.lock:
-            fd = self.fileno()
+        with self._iommufd._lock:
+            self._live()
             pasid = _checked_pasid(pasid)
-            if self._state.attachment_of(self, pasid) is None:
+            attachment = self._state.attached(self, pasid)
+            if attachment is None:
                 return DMAChange(ChangeKind.NOOP, ())
-            ioctls.detach(fd, pasid)
-            last = self._state.remove(self, pasid)
-            return DMAChange(ChangeKind.DETACH, self._iommufd.members(self._device) if last else ())
+            others = [peer for peer in attachment.devices if peer is not self]
+            change = DMAChange(ChangeKind.DETACH, ()) if others else self._change(ChangeKind.DETACH)
+            self._request_detach(pasid, attachment)
+            return change
 
     def preview_attach(self, page_table: PageTable, pasid: int | None = None) -> AttachPreview:
         """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
@@ -171,7 +183,7 @@ class Attachable(Handle):
         Raises:
             ValueError, ClosedError, ForkedError: As for `attach`.
         """
-        with self._iommufd.lock:
+        with self._iommufd._lock:
             pasid = self._check(page_table, pasid)
             kind = self._kind(page_table, pasid)
             peers = self._conflicting_peers(page_table, pasid)
@@ -179,9 +191,12 @@ class Attachable(Handle):
                 reasons = tuple(
                     f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
                 )
-                return AttachPreview(Verdict.REFUSED, kind, (), reasons)
+                # Of a shared one, others may have moved the group to this very page table.
+                refused = Verdict.UNKNOWN if self._iommufd.shared else Verdict.REFUSED
+                return AttachPreview(refused, kind, (), reasons)
             verdict, reasons = self._foresee(page_table, kind)
-            return AttachPreview(verdict, kind, () if verdict is Verdict.REFUSED else self._changed(kind), reasons)
+            changes = () if verdict is Verdict.REFUSED else self._change(kind).devices
+            return AttachPreview(verdict, kind, changes, reasons)
 
     def _foresee(self, page_table: PageTable, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
         """What is known of an attach that no peer of this process stands in the way of."""
@@ -191,36 +206,36 @@ class Attachable(Handle):
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
         if kind is ChangeKind.JOIN:
             return Verdict.ACCEPTED, ("the group is there already",)
-        hits = self._iommufd.reserved_hits(self._device, page_table.ioas)
+        hits = _reserved_hits(self._device, page_table.ioas)
         if hits:
             return Verdict.REFUSED, tuple(f"it has mapped {hit}" for hit in hits)
         if isinstance(page_table, HWPT):
             if page_table.host == self._device:
                 return Verdict.ACCEPTED, ("the page table was made for it",)
             return Verdict.UNKNOWN, (f"the page table was made for {page_table.host.name}: only an attach can tell",)
-        if not page_table.table:
+        if not page_table._table:
             return Verdict.ACCEPTED, ()
-        code = try_page_table(self._iommufd.fileno(), self.id, page_table)
+        code = try_page_table(self, page_table)
         if code in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOENT):
             return Verdict.UNKNOWN, ("this kernel or device has no way to try whether what is mapped fits",)
         if code:
-            unfit = ", ".join(map(str, unfit_mappings(self._iommufd.fileno(), self.id, page_table, code)))
+            unfit = ", ".join(map(str, unfit_mappings(self, page_table, code)))
             return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: mapped {unfit}",)
         return Verdict.ACCEPTED, ("a page table made on trial holds what is mapped",)
 
     def _check(self, page_table: PageTable, pasid: int | None) -> int | None:
-        self.fileno()
+        self._live()
         if not isinstance(page_table, IOAS | HWPT):
             raise TypeError(f"a device attaches to an IOAS or an HWPT, not to {type(page_table).__name__}")
         if page_table.closed:
             raise ClosedError(f"{page_table!r} is closed")
-        if page_table.iommufd is not self._iommufd:
+        if page_table.iommufd._context is not self._iommufd._context:
             raise ValueError(f"{page_table!r} belongs to another IOMMUFD than {self.name}")
         return self._check_pasid(pasid)
 
     def _check_pasid(self, pasid: int | None) -> int | None:
         pasid = _checked_pasid(pasid)
-        if pasid is None or self._state.attachment_of(self, pasid) is not None:
+        if pasid is None or self._state.attached(self, pasid) is not None:
             return pasid
         if self._pasid_width is None:
             try:
@@ -238,22 +253,31 @@ class Attachable(Handle):
         return pasid
 
     def _kind(self, page_table: PageTable, pasid: int | None) -> ChangeKind:
-        attachment = self._state.attachments.get(pasid)
-        if attachment is None:
+        attachment = self._state.attachment(pasid)
+        attached = attachment.devices
+        if not attached:
             return ChangeKind.FIRST
-        if self not in attachment.devices:
+        if self not in attached:
             return ChangeKind.JOIN
         return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
 
-    def _changed(self, kind: ChangeKind) -> tuple[HostDevice, ...]:
-        return self._iommufd.members(self._device) if kind in (ChangeKind.FIRST, ChangeKind.REPLACE) else ()
+    def _change(self, kind: ChangeKind) -> DMAChange:
+        """What an action changes that is this to the group, and how far that is known.
+
+        Of a shared iommufd nobody here knows whether others have devices of the group bound, attached or moved; but
+        while a member is attached by this process, one that leaves or joins changes nothing.
+        """
+        unknown = self._iommufd.shared and kind is not ChangeKind.JOIN
+        changed = unknown or kind in (ChangeKind.FIRST, ChangeKind.REPLACE, ChangeKind.DETACH)
+        return DMAChange(kind, _members(self._device) if changed else (), Verdict.UNKNOWN if unknown else Verdict.KNOWN)
 
     def _conflicting_peers(self, page_table: PageTable, pasid: int | None) -> tuple[Attachable, ...]:
-        attachment = self._state.attachments.get(pasid)
+        attachment = self._state.attachment(pasid)
+        attached = attachment.devices
         # An attached device replaces, and takes its peers along: they are in nobody's way.
-        if attachment is None or attachment.page_table is page_table or self in attachment.devices:
+        if not attached or attachment.page_table is page_table or self in attached:
             return ()
-        return tuple(attachment.devices)
+        return tuple(attached)
 
     @property
     def page_table(self) -> PageTable | None:
@@ -262,7 +286,7 @@ class Attachable(Handle):
 
     def page_table_for(self, pasid: int | None) -> PageTable | None:
         """What it is attached to with a PASID, or None."""
-        attachment = self._state.attachment_of(self, pasid)
+        attachment = self._state.attached(self, pasid)
         return None if attachment is None else attachment.page_table
 
     @property
@@ -270,7 +294,7 @@ class Attachable(Handle):
         """What it is attached to, by PASID; without a PASID under None."""
         return {
             pasid: attachment.page_table
-            for pasid, attachment in self._state.attachments.items()
+            for pasid, attachment in list(self._state.attachments.items())
             if self in attachment.devices
         }
 
@@ -289,11 +313,11 @@ class Attachable(Handle):
             ValueError, TypeError: The type is no number of 32 bits.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        self.fileno()
+        self._live()
         if data_type is not None and not 0 <= operator.index(data_type) < 1 << 32:
             raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
         try:
-            return hw_info(*ioctls.get_hw_info(self._iommufd.fileno(), self.id, data_type))
+            return hw_info(*ioctls.get_hw_info(self._iommufd._live(), self.id, data_type))
         except IoctlError as error:
             raise ioctls.failure("IOMMU_GET_HW_INFO", self.name, error.errno) from None
 
@@ -327,8 +351,10 @@ class Attachable(Handle):
             TypeError, ValueError: That is no address space of this iommufd, or no data.
             ClosedError, ForkedError: The device or the address space is closed, or belongs to the parent process.
         """
-        with self._iommufd.lock:
-            self.fileno()
+        with self._iommufd._lock:
+            self._live()
+            if not isinstance(ioas, IOAS):
+                raise TypeError(f"a page table is made for an IOAS, not for {type(ioas).__name__}")
             options = {"nest_parent": nest_parent, "dirty_tracking": dirty_tracking, "pasid": pasid}
             return alloc_hwpt(self, ioas, options, fault_queue, data_type, data)
 
@@ -340,3 +366,26 @@ def _checked_pasid(pasid: int | None) -> int | None:
     if not 0 < pasid < 1 << 20:
         raise ValueError(f"a PASID is a number from 1 to {(1 << 20) - 1:#x}, not {pasid}")
     return pasid
+
+
+def _members(device: HostDevice) -> tuple[HostDevice, ...]:
+    """Every member of a device's IOMMU group as it is now; the device alone where it has none."""
+    try:
+        group = device.group
+    except DeviceNotFoundError:
+        group = None
+    return (device,) if group is None else group.devices
+
+
+def _reserved_hits(device: HostDevice, ioas: IOAS) -> list[str]:
+    """What is mapped where sysfs says that the device's group must not map, in words.
+
+    An attach checks the same, but for ``direct-relaxable`` regions (Linux 7.3, io_pagetable.c).
+    """
+    group = device.group
+    return [
+        f"{ioas._table.words(region.start, region.last - region.start + 1)}, in the reserved region "
+        f"{region.start:#x}..{region.last:#x} ({region.type})"
+        for region in (group.reserved_regions if group is not None else ())
+        if region.type != "direct-relaxable" and ioas._table.overlapping(region.start, region.last - region.start + 1)
+    ]

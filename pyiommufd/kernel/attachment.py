@@ -2,7 +2,8 @@
 
 The kernel keeps attachment state per (iommufd, IOMMU group, PASID), never per device (Linux 7.3,
 drivers/iommu/iommufd/device.c, `struct iommufd_attach`): a group has one page table at a time for each PASID, and
-every member is on it, bound or not. What is kept here is what this process did through its own objects.
+every member is on it, bound or not. What is kept here is what this process did through its own objects. It is written
+by the calls themselves, in C.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..host.devices import HostDevice
+from ..uapi import ioctls
 
 if TYPE_CHECKING:
     from .attachable import Attachable
@@ -37,11 +39,12 @@ class ChangeKind(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What the kernel is going to answer."""
+    """How far it is known what the kernel is going to answer, or has done."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
     UNKNOWN = "unknown"
+    KNOWN = "known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,19 @@ class DMAChange:
     """Whose DMA an action has changed.
 
     Attributes:
-        kind: What the action was to the group.
-        devices: The members of the group whose DMA goes elsewhere than before; none where nothing changed.
+        kind: What the action was to the group, as far as this process knows.
+        devices: The members of the group whose DMA goes elsewhere than before; none where nothing changed. Where the
+            verdict is unknown, those whose DMA may do so: it may also be as it was, by what others attached.
+        verdict: `Verdict.KNOWN`; or `Verdict.UNKNOWN` where others may use the iommufd (`IOMMUFD.shared`) and it is
+            up to what they did.
     """
 
     kind: ChangeKind
     devices: tuple[HostDevice, ...]
+    verdict: Verdict = Verdict.KNOWN
+
+    def __repr__(self) -> str:
+        return f"<DMAChange {self.kind}, {self.verdict}: {', '.join(one.name for one in self.devices) or 'nobody'}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,58 +83,59 @@ class AttachPreview:
     changes: tuple[HostDevice, ...]
     reasons: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """What a bind has come to.
-
-    Attributes:
-        host: The device, as it was then.
-        id: Its id within the iommufd.
-        state: What the iommufd has of its group.
-        change: Whose DMA the bind has changed.
-    """
-
-    host: HostDevice
-    id: int
-    state: GroupState
-    change: DMAChange
+    def __repr__(self) -> str:
+        names = ", ".join(one.name for one in self.changes) or "nobody"
+        return f"<AttachPreview {self.verdict}, {self.kind}: {names}>"
 
 
 @dataclass(slots=True)
 class Attachment:
-    """A group's page table for one PASID, and its devices that are attached to it."""
+    """A group's page table for one PASID, and its devices: those with a cell that is not 0 are attached to it."""
 
-    page_table: PageTable
-    devices: list[Attachable] = field(default_factory=list)
+    group_on: ioctls.Cell = field(default_factory=lambda: ioctls.new_cell("uint32_t"))
+    cells: dict[Attachable, ioctls.Cell] = field(default_factory=dict)
+    tables: dict[int, PageTable] = field(default_factory=dict)
+
+    @property
+    def page_table(self) -> PageTable:
+        """Where the group is, while a device is attached: by an id that nothing else has meanwhile."""
+        return self.tables[self.group_on[0]]
+
+    def cell(self, device: Attachable) -> ioctls.Cell:
+        """What says whether a device is attached."""
+        return self.cells.setdefault(device, ioctls.new_cell("int"))
+
+    @property
+    def devices(self) -> list[Attachable]:
+        """The devices that are attached."""
+        return [device for device, cell in list(self.cells.items()) if cell[0] and not device.closed]
 
 
 @dataclass(slots=True)
 class GroupState:
     """What one iommufd has of one IOMMU group: bound devices, and an attachment for each PASID (None: without)."""
 
-    bound: list[Attachable] = field(default_factory=list)
+    members: dict[Attachable, None] = field(default_factory=dict)
     attachments: dict[int | None, Attachment] = field(default_factory=dict)
 
-    def attachment_of(self, device: Attachable, pasid: int | None) -> Attachment | None:
+    @property
+    def bound(self) -> list[Attachable]:
+        """The devices that are bound."""
+        return [device for device in list(self.members) if not device.closed]
+
+    def attachment(self, pasid: int | None) -> Attachment:
+        """That of a PASID."""
+        return self.attachments.setdefault(pasid, Attachment())
+
+    def attached(self, device: Attachable, pasid: int | None) -> Attachment | None:
         """The attachment that this device itself has, apart from those of its peers."""
         attachment = self.attachments.get(pasid)
         return attachment if attachment is not None and device in attachment.devices else None
 
-    def add(self, device: Attachable, page_table: PageTable, pasid: int | None) -> None:
-        """Record an attach or a replace that the kernel has accepted."""
-        attachment = self.attachments.setdefault(pasid, Attachment(page_table))
-        attachment.page_table = page_table
-        if device not in attachment.devices:
-            attachment.devices.append(device)
-
-    def remove(self, device: Attachable, pasid: int | None) -> bool:
-        """Record a detach. Returns whether it was the last of the group, which leaves all members blocked."""
-        attachment = self.attachment_of(device, pasid)
-        if attachment is None:
-            return False
-        attachment.devices.remove(device)
-        if not attachment.devices:
-            del self.attachments[pasid]
-            return True
-        return False
+    def forget(self, device: Attachable) -> None:
+        """A device has been closed."""
+        self.members.pop(device, None)
+        for pasid, attachment in list(self.attachments.items()):
+            attachment.cells.pop(device, None)
+            if not attachment.cells:
+                self.attachments.pop(pasid, None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import mmap
 import operator
 import os
-import weakref
 from typing import Any, Self
 
 from ..errors import ioctl_error
+from ..uapi import ioctls
 
 # Not named by CPython's mmap; asm-generic/mman-common.h and hugetlb_encode.h (x86 and arm64 alike).
 _MAP_HUGETLB = 0x40000
@@ -35,7 +35,7 @@ class DMABuffer(mmap.mmap):
         IoctlError: There is no memory, or not enough huge pages of that size are free; or the machine has none.
     """
 
-    _memfd: int | None
+    _memfd: ioctls.File
 
     def __new__(cls, size: int, *, huge_page_size: int | None = None, memfd: bool = False) -> Self:
         """Make the buffer; see the class."""
@@ -51,32 +51,27 @@ class DMABuffer(mmap.mmap):
         length = -(-size // unit) * unit
         if length.bit_length() > 63:
             raise ValueError(f"{size} bytes are more than an address space holds")
-        fd, call = -1, "mmap"
+        file, call = ioctls.new_file(), "mmap"
         try:
             if memfd:
                 huge = 0 if huge_page_size is None else os.MFD_HUGETLB | encoded
                 call = "memfd_create"
-                fd = os.memfd_create("pyiommufd", os.MFD_CLOEXEC | huge)
-                call = "ftruncate"
-                os.ftruncate(fd, length)
+                ioctls.file_memfd(file, os.MFD_CLOEXEC | huge, length)
                 call = "mmap"
-                self = super().__new__(cls, fd, length)
+                self = super().__new__(cls, file.fd, length)
             else:
                 huge = 0 if huge_page_size is None else _MAP_HUGETLB | encoded
                 # Python takes a signed int; from pages of 4 GiB on the size reaches its highest bit.
                 flags: Any = (mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | huge) - (huge >> 31 << 32)
                 self = super().__new__(cls, -1, length, flags=flags)
         except OSError as failure:
-            if fd >= 0:
-                os.close(fd)
+            ioctls.file_close(file)
             error = ioctl_error(call, failure.errno or 0, f"a DMABuffer of {length:#x} bytes")
             if huge_page_size is not None:
                 pool = f"/sys/kernel/mm/hugepages/hugepages-{unit >> 10}kB/nr_hugepages"
                 error.add_note(f"it takes {length // unit} free huge pages of {unit} bytes: reserve them in {pool}")
             raise error from None
-        self._memfd = None if fd < 0 else fd
-        if fd >= 0:
-            weakref.finalize(self, os.close, fd)
+        self._memfd = file  # which closes its fd when it is freed
         return self
 
     def fileno(self) -> int:
@@ -85,6 +80,6 @@ class DMABuffer(mmap.mmap):
         Raises:
             ValueError: The buffer was made without ``memfd=True``.
         """
-        if self._memfd is None:
+        if self._memfd.fd < 0:
             raise ValueError("this DMABuffer has no file: make it with memfd=True")
-        return self._memfd
+        return self._memfd.fd

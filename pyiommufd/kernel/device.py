@@ -11,8 +11,8 @@ from ..diagnose.reset import hot_reset_error, reset_error
 from ..errors import CloseError, IoctlError, UnsupportedError, ioctl_error
 from ..host.reset import reset_methods, set_reset_methods
 from ..uapi import device_ioctls
+from ..uapi.ioctls import Fd
 from .attachable import Attachable
-from .attachment import Binding
 from .config_space import Command, ConfigSpace
 from .device_info import DeviceFlag, DeviceInfo, read_device_info
 from .hot_reset import HotResetInfo, read_hot_reset_info
@@ -23,7 +23,7 @@ from .removal import RemovalWaiter, RemovalWatch
 from .window import Window
 
 if TYPE_CHECKING:
-    from .device_file import DeviceFile
+    from ..host.devices import HostDevice
     from .iommufd import IOMMUFD
 
 
@@ -35,7 +35,6 @@ class Device(Attachable):
     Thread safety: everything here may be used from any thread.
 
     Attributes:
-        id: Its id within the iommufd.
         bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
             group's first.
         interrupts: Its interrupts.
@@ -43,15 +42,11 @@ class Device(Attachable):
 
     __slots__ = ("_children", "_removal", "interrupts")
 
-    def __init__(self, iommufd: IOMMUFD, binding: Binding) -> None:
-        super().__init__(iommufd, binding)  # the fd comes by take_fd
+    def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
+        super().__init__(iommufd, host)
         self._children: dict[Window | IOEventFD, None] = {}
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
-
-    def take_fd(self, file: DeviceFile) -> None:
-        """Own the fd of a file that has been bound. One step: no signal handler can run between the two."""
-        self._fd, file._fd = file._fd, None
 
     def info(self) -> DeviceInfo:
         """What the device says of itself (VFIO_DEVICE_GET_INFO), as it is now.
@@ -60,7 +55,7 @@ class Device(Attachable):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        return read_device_info(self.fileno())
+        return read_device_info(self._live())
 
     # Registers
 
@@ -140,7 +135,7 @@ class Device(Attachable):
             ValueError: The device does not have that method.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        fd = self.fileno()
+        fd = self._live()
         if method is None:
             self._reset(fd)
             return
@@ -157,7 +152,7 @@ class Device(Attachable):
         finally:
             set_reset_methods(self._device, before)
 
-    def _reset(self, fd: int) -> None:
+    def _reset(self, fd: Fd) -> None:
         try:
             device_ioctls.reset(fd)
         except IoctlError as error:
@@ -170,7 +165,7 @@ class Device(Attachable):
             IoctlError: ENODEV: neither its bus nor its slot can be reset.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        fd = self.fileno()
+        fd = self._live()
         try:
             return read_hot_reset_info(fd)
         except IoctlError as error:
@@ -191,7 +186,7 @@ class Device(Attachable):
         """
         info = self.hot_reset_info()
         try:
-            device_ioctls.hot_reset(self.fileno())
+            device_ioctls.hot_reset(self._live())
         except IoctlError as error:
             not_owned = [device.name for device in info.not_owned]
             raise hot_reset_error(error.errno or 0, self._device, not_owned, error.request) from None
@@ -220,25 +215,25 @@ class Device(Attachable):
         if callback is not None and not callable(callback):
             raise TypeError(f"{callback!r} cannot be called")
         with self.interrupts.lock:
-            self.fileno()
+            self._live()
             if self._removal is None or self._removal.ended:
                 self._removal = RemovalWaiter(self)
             return self._removal.add(callback)
 
     # What it owns
 
-    def remember_child(self, child: Window | IOEventFD) -> None:
+    def _remember_child(self, child: Window | IOEventFD) -> None:
         """Own a window, which keeps the device bound and has to go first, or an eventfd."""
         self._children[child] = None
 
-    def forget_child(self, child: Window | IOEventFD) -> None:
+    def _forget_child(self, child: Window | IOEventFD) -> None:
         """One of those has been closed."""
         self._children.pop(child, None)
 
-    def close_children(self) -> list[BaseException]:
+    def _close_children(self) -> list[BaseException]:
         """Close windows and eventfds: what failed."""
         errors: list[BaseException] = []
-        for child in (*self._children, self.interrupts):
+        for child in (*list(self._children), self.interrupts):
             try:
                 child.close()
             except OSError as error:
@@ -259,34 +254,31 @@ class Device(Attachable):
         if self.closed:
             return
         if self.in_child:
-            self.close_children()
+            self._close_children()
             self._close_fd()
             return
         errors: list[BaseException] = []
-        with self._iommufd.lock:
-            errors += self.close_children()
+        with self._iommufd._lock:
+            errors += self._close_children()
             try:
                 self._close_fd()
             except OSError as error:
                 errors.append(error)
             finally:
                 # Also where a signal handler raised: the fd is gone either way.
-                for pasid in list(self._state.attachments):
-                    self._state.remove(self, pasid)
-                self._iommufd.forget(self)
+                self._iommufd._forget(self)
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
 
-    def mark_forked(self) -> None:
-        """This process is a forked child: the windows are its parent's, too."""
-        super().mark_forked()
-        for child in self._children:
-            child.mark_forked()
+    def _mark_forked(self) -> None:
+        super()._mark_forked()
+        for child in list(self._children):
+            child._mark_forked()  # what a window maps is the parent's, too
 
     def __del__(self) -> None:
         # Nobody could close the windows any more, and one that is left keeps the device bound.
-        if getattr(self, "_fd", None) is not None and not self.in_child:
-            self.close_children()
+        if hasattr(self, "interrupts") and not self.closed and not self.in_child:
+            self._close_children()
         super().__del__()
 
     def __repr__(self) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Self
 
 from ..diagnose.node import open_cdev_causes
-from ..errors import ioctl_error
+from ..errors import IoctlError, ioctl_error
 from ..host import sysfs
 from ..host.devices import HostDevice, as_device, from_sys_path
+from ..uapi import ioctls
 from .handle import Handle, character_device
 
 
@@ -33,13 +34,13 @@ class DeviceFile(Handle):
         device = as_device(target)
         if device.vfio_cdev is None:
             raise ioctl_error("open", errno.ENOENT, device.name, open_cdev_causes(errno.ENOENT, device))
+        super().__init__()
+        self._device = device
         try:
-            fd = os.open(device.vfio_cdev, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
+            ioctls.file_open(self._file, device.vfio_cdev, os.O_RDWR)
+        except IoctlError as error:
             code = error.errno or 0
             raise ioctl_error("open", code, device.vfio_cdev, open_cdev_causes(code, device)) from None
-        super().__init__(fd)
-        self._device = device
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -56,8 +57,9 @@ class DeviceFile(Handle):
         if not number or sysfs.link_name(node / "subsystem") != "vfio-dev":
             raise ValueError(f"fd {fd} is not that of a vfio cdev (/dev/vfio/devices/vfioX)")
         self = cls.__new__(cls)
-        Handle.__init__(self, fd)
+        Handle.__init__(self)
         self._device = from_sys_path((node / "device").resolve())
+        self._file.fd = fd
         return self
 
     @property

@@ -9,6 +9,7 @@ from enum import IntFlag
 from .. import uapi
 from ..uapi import device_ioctls
 from ..uapi.device_ioctls import RawCapability, struct_fields, struct_size
+from ..uapi.ioctls import Fd
 
 
 class DeviceFlag(IntFlag):
@@ -152,7 +153,7 @@ class DeviceInfo:
     capabilities: tuple[DeviceCapability, ...]
 
 
-def read_device_info(fd: int) -> DeviceInfo:
+def read_device_info(fd: Fd) -> DeviceInfo:
     """Ask a bound device what it is.
 
     Raises:

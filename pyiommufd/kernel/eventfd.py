@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import operator
-import os
-import select
-import threading
-import time
+import sys
 from collections.abc import AsyncIterator, Generator
 from typing import Any
 
-from ..errors import ClosedError
-from .handle import Handle, forked_error
-
-_LONGEST = 86400.0  # seconds that one poll may take: its own limit is an int of milliseconds
+from ..errors import ClosedError, IoctlError
+from ..uapi import ioctls
+from .handle import Deadline, Handle, forked_error
 
 
 class EventFD(Handle):
@@ -27,15 +23,11 @@ class EventFD(Handle):
     who wait; they get `ClosedError`.
     """
 
-    __slots__ = ("_closing", "_condition", "_waiting")
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
-        # The threads that wait: the fd must not be closed under them, as its number could be another file's at once.
-        self._waiting: list[int] = []
-        self._closing = False
-        super().__init__(None)
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        super().__init__()
+        ioctls.file_eventfd(self._file)
 
     def fileno(self) -> int:
         """The file descriptor: readable when there has been a signal.
@@ -45,14 +37,10 @@ class EventFD(Handle):
         Raises:
             ClosedError, ForkedError: It is closed, or belongs to the parent process.
         """
-        if self._closing:
-            raise ClosedError(f"this {self!r} is closed")
         return super().fileno()
 
-    @property
-    def closed(self) -> bool:
-        """Whether it has been closed."""
-        return self._closing or self._fd is None
+    def _what(self) -> str:
+        return repr(self)
 
     def take(self) -> int:
         """How many signals have come since the last time, without waiting.
@@ -60,12 +48,13 @@ class EventFD(Handle):
         Raises:
             ClosedError, ForkedError: As for `fileno`.
         """
-        # Under the lock: what close signals, to wake those who wait, is nobody's to take.
-        with self._condition:
-            try:
-                return os.eventfd_read(self.fileno())
-            except BlockingIOError:
+        try:
+            return int.from_bytes(ioctls.file_read(self._live(), 8), sys.byteorder)
+        except IoctlError as error:
+            if error.errno == errno.EAGAIN:
                 return 0
+            self._live()  # raises where it was closed meanwhile
+            raise
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for a signal; other threads run meanwhile.
@@ -80,40 +69,28 @@ class EventFD(Handle):
             TimeoutError: None has come.
             ClosedError, ForkedError: As for `fileno`; also when it is closed meanwhile.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        me = threading.get_ident()
-        with self._condition:
-            fd = self.fileno()
-            self._waiting.append(me)
-        try:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            while not (count := self.take()):
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError(f"no signal of {self!r} within {timeout:g} s")
-                # Rounded up, so as not to come back early and spin.
-                poll.poll(None if left is None else int(min(left, _LONGEST) * 1000) + 1)
-            return count
-        finally:
-            with self._condition:
-                self._waiting.remove(me)
-                if self._closing and not self._waiting:
-                    self._close_fd()
-                    self._condition.notify_all()
+        deadline = Deadline(timeout)
+        while not (count := self.take()):
+            if not deadline.wait(self._file):
+                raise TimeoutError(f"no signal of {self!r} within {timeout:g} s")
+        return count
 
     def signal(self, count: int = 1) -> None:
         """Add to the counter, as the kernel does.
 
         Raises:
             ValueError: The count is not positive or does not fit 64 bits.
+            IoctlError: EAGAIN: the counter is full.
             ClosedError, ForkedError: As for `fileno`.
         """
         count = operator.index(count)
         if not 0 < count < (1 << 64) - 1:
             raise ValueError(f"{count} is no number of signals")
-        with self._condition:
-            os.eventfd_write(self.fileno(), count)
+        try:
+            ioctls.file_write(self._live(), count.to_bytes(8, sys.byteorder))
+        except IoctlError:
+            self._live()
+            raise
 
     def __await__(self) -> Generator[Any, None, int]:
         """Wait for a signal in an asyncio event loop: the count, and the errors, of `wait`."""
@@ -126,10 +103,10 @@ class EventFD(Handle):
             return count
         loop = asyncio.get_running_loop()
         # Of its own: a loop has one reader an fd, and this one stays open when the eventfd is closed meanwhile.
-        with self._condition:
-            fd = os.dup(self.fileno())
-        readable = asyncio.Event()
-        try:
+        with Handle() as copy:
+            ioctls.file_duplicate(copy._file, self._live())
+            readable = asyncio.Event()
+            fd = copy.fileno()
             loop.add_reader(fd, readable.set)
             try:
                 while not (count := self.take()):
@@ -138,8 +115,6 @@ class EventFD(Handle):
                 return count
             finally:
                 loop.remove_reader(fd)
-        finally:
-            os.close(fd)
 
     def __aiter__(self) -> AsyncIterator[int]:
         """``async for count in …``: waits over and over, until it is closed."""
@@ -156,22 +131,7 @@ class EventFD(Handle):
 
     def close(self) -> None:
         """Close it, and wake those who wait. Does nothing the second time."""
-        if self._fd is None:
-            return
-        if self.in_child:
-            self._close_fd()
-            return
-        with self._condition:
-            if not self._closing:
-                self._closing = True
-                with contextlib.suppress(BlockingIOError):  # it is full: readable anyhow
-                    os.eventfd_write(self._fd, 1)
-            if not self._waiting:
-                self._close_fd()
-                return
-            # The last of those who wait closes the fd. Where this runs in a signal handler, that may be the code below.
-            if threading.get_ident() not in self._waiting:
-                self._condition.wait_for(lambda: self._fd is None)
+        super().close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}{' closed' if self.closed else ''}>"

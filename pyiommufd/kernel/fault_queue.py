@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import select
 import struct
-import time
-import warnings
 from collections import deque
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
 from .. import uapi
-from ..errors import ClosedError, ioctl_error
-from .handle import forked_error
+from ..errors import IoctlError
+from ..uapi import ioctls
+from .handle import Deadline, Handle
 from .kernel_object import KernelObject
 
 if TYPE_CHECKING:
@@ -23,7 +20,10 @@ if TYPE_CHECKING:
 
 _REQUEST = struct.Struct("=6IQ2I")  # struct iommu_hwpt_pgfault
 _RESPONSE = struct.Struct("=2I")  # struct iommu_hwpt_page_response
-_BATCH = 64  # requests that one read takes; a group of requests comes whole or not at all
+# Requests that one read takes. A group of them comes whole or not at all, also where it is larger than what there is
+# room for (Linux 7.3, iommufd_fault_fops_read): then the read takes nothing, and needs more.
+_BATCH = 64
+_MOST = 1 << 18
 
 
 class PagePermission(IntFlag):
@@ -69,11 +69,11 @@ class FaultQueue(KernelObject):
     Thread safety: everything here may be used from any thread; a request is read by one of them.
     """
 
-    __slots__ = ("_file", "_read")
+    __slots__ = ("_queue", "_read")
 
-    def __init__(self, iommufd: IOMMUFD, queue_id: int, file: int) -> None:
-        super().__init__(iommufd, queue_id, iommufd.fileno())
-        self._file: int | None = file
+    def __init__(self, iommufd: IOMMUFD) -> None:
+        super().__init__(iommufd)
+        self._queue = _QueueFile(self)
         self._read: deque[PageRequest] = deque()
 
     def fileno(self) -> int:
@@ -82,11 +82,7 @@ class FaultQueue(KernelObject):
         Raises:
             ClosedError, ForkedError: It is closed, or belongs to the parent process.
         """
-        if self._file is None:
-            raise ClosedError(f"this {self!r} is closed")
-        if self._iommufd.in_child:
-            raise forked_error(f"this {type(self).__name__}", self._iommufd.pid)
-        return self._file
+        return self._queue.fileno()
 
     def read(self, timeout: float | None = None) -> PageRequest:
         """The next request; other threads run meanwhile.
@@ -96,28 +92,23 @@ class FaultQueue(KernelObject):
 
         Raises:
             TimeoutError: None has come.
-            ClosedError, ForkedError: As for `fileno`.
+            ClosedError, ForkedError: As for `fileno`; also when it is closed meanwhile.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
+        deadline = Deadline(timeout)
         while True:
+            file = self._queue._live()
             try:
                 return self._read.popleft()
             except IndexError:
                 pass
-            if self._fetch():
-                continue
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
+            if not self._fetch(file) and not deadline.wait(file):
                 raise TimeoutError(f"no page request of {self!r} within {timeout:g} s")
-            poll.poll(None if left is None else min(int(left * 1000) + 1, 1 << 30))
 
-    def _fetch(self) -> bool:
+    def _fetch(self, file: ioctls.File) -> bool:
         """Take what the kernel has. Returns whether it had something."""
-        with self._iommufd.lock:
-            devices = {device.id: device for device in self._iommufd.devices}
-            data = os.read(self.fileno(), _BATCH * _REQUEST.size)
+        with self._iommufd._lock:
+            devices = {device.id: device for device in self._iommufd._context.devices()}
+            data = self._take(file)
             for flags, device, pasid, group, permissions, _, address, length, cookie in _REQUEST.iter_unpack(data):
                 self._read.append(
                     PageRequest(
@@ -133,6 +124,19 @@ class FaultQueue(KernelObject):
                 )
             return bool(data)
 
+    def _take(self, file: ioctls.File) -> bytes:
+        """What the kernel has: whole groups of requests, as many as there is room for, or one of any size."""
+        room = _BATCH
+        while True:
+            try:
+                data = ioctls.file_read(file, room * _REQUEST.size)
+            except IoctlError:
+                self._queue._live()  # raises where it was closed meanwhile
+                raise
+            if data or room >= _MOST or not ioctls.file_readable(file):
+                return data
+            room *= 8
+
     def respond(self, request: PageRequest, *, success: bool = True) -> None:
         """Answer a group of requests, by any one of it (struct iommu_hwpt_page_response).
 
@@ -146,41 +150,47 @@ class FaultQueue(KernelObject):
         """
         code = uapi.IOMMUFD_PAGE_RESP_SUCCESS if success else uapi.IOMMUFD_PAGE_RESP_INVALID
         try:
-            os.write(self.fileno(), _RESPONSE.pack(request.cookie, code))
-        except OSError as error:
-            raise ioctl_error("write", error.errno or 0, f"the answer to {request}") from None
+            ioctls.file_write(self._queue._live(), _RESPONSE.pack(request.cookie, code))
+        except IoctlError as error:
+            self._queue._live()
+            raise ioctls.failure("write", f"the answer to {request}", error.errno) from None
 
     def close(self) -> None:
         """Close the queue's fd, and destroy it (IOMMU_DESTROY). Does nothing the second time.
 
-        In a forked child the child's copy of the fd is closed, and nothing else.
+        Those who wait for a request get `ClosedError`. In a forked child the child's copy of the fd is closed, and
+        nothing else.
 
         Raises:
             InUseError: A page table uses it; nothing has been closed.
             BusyError: Something that this process does not know of uses it.
         """
         if self._iommufd.in_child:
-            self._close_file()
+            self._queue.close()
             return
         super().close()
 
     def _destroy(self) -> None:
         # The kernel destroys no queue whose fd is open.
-        self._close_file()
+        self._queue.close()
         super()._destroy()
 
-    def mark_closed(self) -> None:
-        """The kernel has destroyed it, or is about to with the iommufd."""
-        self._close_file()
-        super().mark_closed()
+    def _let_go(self) -> None:
+        self._queue.close()
+        super()._let_go()
 
-    def _close_file(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            if not self._iommufd.in_child:
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self._close_file()
+class _QueueFile(Handle):
+    """The fd of a fault queue."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: FaultQueue) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def _what(self) -> str:
+        return f"FaultQueue {self._owner.id}"
+
+    def __repr__(self) -> str:
+        return repr(self._owner)

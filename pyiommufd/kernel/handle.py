@@ -1,25 +1,38 @@
-"""What every owner of an fd has in common."""
+"""What every owner of an fd has in common.
+
+Locks are taken in this order, and none is held while a callback of the program runs:
+
+1. that of the iommufd (`IOMMUFD`), while an action changes who is bound, attached or alive;
+2. that of a device's interrupts, while a type of them is turned on or off.
+
+To close an fd or an object waits for the calls of other threads that use it (`uapi.ioctls.File`). Such a call ends by
+itself: it is a system call, which takes no lock of these.
+"""
 
 from __future__ import annotations
 
 import operator
 import os
 import stat
+import time
 import warnings
 import weakref
 
 from ..errors import ClosedError, ForkedError, ioctl_error
+from ..uapi import ioctls
 from .closing import Closing
 
 # Every open handle, by its id. A dictionary, since its single steps are atomic.
 _open: dict[int, weakref.ref[Handle]] = {}
+
+_LONGEST = 86400.0  # seconds that one poll may take: its own limit is an int of milliseconds
 
 
 def _after_fork_in_child() -> None:
     for reference in list(_open.values()):
         handle = reference()
         if handle is not None:
-            handle.mark_forked()
+            handle._mark_forked()
 
 
 # In the child what the handles stand for is its parent's: every use would be done to the parent's mappings. Told
@@ -60,13 +73,14 @@ class Handle(Closing):
         pid: The process that made it.
     """
 
-    __slots__ = ("__weakref__", "_fd", "_forked", "pid")
+    __slots__ = ("__weakref__", "_file", "_forked", "pid")
 
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
+    def __init__(self, fd: int = -1) -> None:
         self._forked = False
         self.pid = os.getpid()
+        self._file = ioctls.new_file()
         _open[id(self)] = weakref.ref(self)
+        self._file.fd = fd
 
     def fileno(self) -> int:
         """The file descriptor.
@@ -75,32 +89,38 @@ class Handle(Closing):
             ClosedError: It has been closed.
             ForkedError: This is a forked child.
         """
-        fd = self._fd
-        if fd is None:
-            raise ClosedError(f"this {type(self).__name__} is closed")
-        if self._forked:
-            raise forked_error(f"this {type(self).__name__}", self.pid)
-        return fd
+        return self._live().fd
+
+    def _live(self) -> ioctls.File:
+        """The owner of its fd, for a call; raises as `fileno` does."""
+        if self._file.fd < 0:
+            if self.closed:
+                raise ClosedError(f"this {self._what()} is closed")
+            raise forked_error(f"this {self._what()}", self.pid)
+        return self._file
+
+    def _what(self) -> str:
+        """What it is, for an error."""
+        return type(self).__name__
 
     @property
     def closed(self) -> bool:
         """Whether it has been closed."""
-        return self._fd is None
+        return self._file.fd < 0 and self._file.inherited < 0
 
     @property
     def in_child(self) -> bool:
         """Whether this process is a forked child of the one that owns it."""
         return self._forked
 
-    def mark_forked(self) -> None:
+    def _mark_forked(self) -> None:
         """This process is a forked child: from now on only `close` does something."""
         self._forked = True
+        ioctls.file_forked(self._file)
 
     def _close_fd(self) -> None:
-        fd, self._fd = self._fd, None
         _open.pop(id(self), None)
-        if fd is not None:
-            os.close(fd)
+        ioctls.file_close(self._file)
 
     def close(self) -> None:
         """Close the fd. Does nothing the second time."""
@@ -109,7 +129,7 @@ class Handle(Closing):
     def __del__(self) -> None:
         _open.pop(id(self), None)
         # The attribute is missing where __init__ failed.
-        if getattr(self, "_fd", None) is None:
+        if not hasattr(self, "_file") or self.closed:
             return
         # A child forked while the object was alive did not leave it unclosed: its parent may close it yet.
         if not self.in_child:
@@ -117,5 +137,33 @@ class Handle(Closing):
         self._close_fd()
 
     def __repr__(self) -> str:
-        state = "closed" if self._fd is None else f"fd {self._fd}"
+        state = "closed" if self.closed else f"fd {max(self._file.fd, self._file.inherited)}"
         return f"<{type(self).__name__} {state}>"
+
+
+class Deadline:
+    """When a wait ends.
+
+    Args:
+        timeout: Seconds from now; None: never.
+    """
+
+    __slots__ = ("_end",)
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def wait(self, file: ioctls.File) -> bool:
+        """Wait until a file is readable or closed, at most to the end; other threads run meanwhile. False: it is over.
+
+        It may come back early: look again.
+        """
+        if self._end is None:
+            ioctls.file_wait(file, -1)
+            return True
+        left = self._end - time.monotonic()
+        if left <= 0:
+            return False
+        # Rounded up, so as not to come back early and spin.
+        ioctls.file_wait(file, int(min(left, _LONGEST) * 1000) + 1)
+        return True

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .. import uapi
 from ..uapi import device_ioctls
+from ..uapi.ioctls import Fd
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class HotResetInfo:
         return tuple(device for device in self.devices if not device.owned)
 
 
-def read_hot_reset_info(fd: int) -> HotResetInfo:
+def read_hot_reset_info(fd: Fd) -> HotResetInfo:
     """Ask what a hot reset of a bound device resets.
 
     Raises:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import uapi
+from ..diagnose.hwpt import hwpt_alloc_error
 from ..errors import IoctlError
 from ..uapi import ioctls
 from .arguments import check_range
 from .dirty_bitmap import DirtyBitmap
+from .fault_queue import FaultQueue
 from .iova import IOVARange
 from .kernel_object import KernelObject
+from .trial import unfit_mappings
 
 if TYPE_CHECKING:
     from ..host.devices import HostDevice
-    from .fault_queue import FaultQueue
+    from .attachable import Attachable
     from .ioas import IOAS
     from .iommufd import IOMMUFD
 
@@ -29,7 +33,6 @@ class HWPT(KernelObject):
     Thread safety: everything here may be used from any thread.
 
     Attributes:
-        id: Its id within the iommufd. The kernel reuses ids at once after the object is destroyed.
         ioas: The address space.
         host: The device that it was made for, as it was then.
         flags: The IOMMU_HWPT_ALLOC flags that it was made with.
@@ -41,17 +44,21 @@ class HWPT(KernelObject):
     def __init__(
         self,
         iommufd: IOMMUFD,
-        hwpt_id: int,
         ioas: IOAS,
         host: HostDevice,
         flags: int,
         fault_queue: FaultQueue | None = None,
     ) -> None:
-        super().__init__(iommufd, hwpt_id, iommufd.fileno())
+        super().__init__(iommufd)
         self.fault_queue = fault_queue
         self.ioas = ioas
         self.host = host
         self.flags = flags
+
+    @property
+    def uses(self) -> tuple[KernelObject, ...]:
+        """The address space, and the fault queue if there is one."""
+        return (self.ioas,) if self.fault_queue is None else (self.ioas, self.fault_queue)
 
     def set_dirty_tracking(self, on: bool) -> None:
         """Begin or stop to note which pages devices write to (IOMMU_HWPT_SET_DIRTY_TRACKING).
@@ -65,7 +72,7 @@ class HWPT(KernelObject):
         """
         flags = uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE if on else 0
         try:
-            ioctls.hwpt_set_dirty_tracking(self.fd(), self.id, flags)
+            ioctls.hwpt_set_dirty_tracking(self._live(), self.id, flags)
         except IoctlError as error:
             raise self._failed(error, "IOMMU_HWPT_SET_DIRTY_TRACKING") from None
 
@@ -113,17 +120,19 @@ class HWPT(KernelObject):
     def _read_dirty(self, iova: int, length: int, page_size: int, flags: int) -> bytearray:
         memory = bytearray(-(-length // page_size // 64) * 8)
         try:
-            ioctls.hwpt_get_dirty_bitmap(self.fd(), self.id, flags, iova, length, page_size, memory)
+            ioctls.hwpt_get_dirty_bitmap(self._live(), self.id, flags, iova, length, page_size, memory)
         except IoctlError as error:
             where = f", {IOVARange(iova, iova + length - 1)}"
             raise self._failed(error, "IOMMU_HWPT_GET_DIRTY_BITMAP", where) from None
         return memory
 
     def _refuse_hole(self, iova: int, length: int) -> None:
-        fd, where = self.fd(), IOVARange(iova, iova + length - 1)
+        where = IOVARange(iova, iova + length - 1)
+        if not self._iommufd.shared and self.ioas._table.covers(iova, length):
+            return
         try:
-            with self._iommufd.lock:  # what destroys an id may do so twice: it must not be given to this by then
-                hole = ioctls.ioas_first_hole(fd, self.ioas.id, iova, length)
+            with self._iommufd._lock:
+                hole = ioctls.ioas_first_hole(self._live(), self.ioas.id, iova, length)
         except IoctlError as error:
             raise self._failed(error, error.request, f", {where}") from None
         if hole is not None:
@@ -137,3 +146,57 @@ class HWPT(KernelObject):
 
     def __repr__(self) -> str:
         return f"<HWPT {self.id} of {self.ioas!r}{' closed' if self.closed else ''}>"
+
+
+_FLAGS: dict[str, int] = {
+    "nest_parent": uapi.IOMMU_HWPT_ALLOC_NEST_PARENT,
+    "dirty_tracking": uapi.IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+    "pasid": uapi.IOMMU_HWPT_ALLOC_PASID,
+    "fault_queue": uapi.IOMMU_HWPT_FAULT_ID_VALID,
+}
+
+
+def alloc_hwpt(
+    device: Attachable, ioas: IOAS, wanted: dict[str, bool], queue: FaultQueue | None, data_type: int, data: bytes
+) -> HWPT:
+    """Make a page table; see `Attachable.alloc_hwpt`. The iommufd's lock is held.
+
+    Args:
+        device: For its IOMMU.
+        ioas: The address space.
+        wanted: The arguments that stand for flags, by their names.
+        queue: For page requests, or None.
+        data_type: What the data is.
+        data: The IOMMU driver's own data.
+    """
+    data_type, data = operator.index(data_type), bytes(memoryview(data))
+    if not 0 <= data_type < 1 << 32:
+        raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
+    if queue is not None and not isinstance(queue, FaultQueue):
+        raise TypeError(f"page requests go to a FaultQueue, not to {type(queue).__name__}")
+    for used in (ioas,) if queue is None else (ioas, queue):
+        used._live()
+        if used.iommufd._context is not device.iommufd._context:
+            raise ValueError(f"{used!r} belongs to another IOMMUFD than {device.name}")
+    names = [name for name, on in wanted.items() if on]
+    names += ["fault_queue"] if queue is not None else []
+    fault_id = 0 if queue is None else queue.id
+    flags = sum(_FLAGS[name] for name in names)
+    hwpt = HWPT(device.iommufd, ioas, device.host, flags, queue)
+    try:
+        hwpt._make(
+            partial(
+                ioctls.hwpt_alloc,
+                dev_id=device.id,
+                pt_id=ioas.id,
+                flags=flags,
+                data_type=data_type,
+                data=data,
+                fault_id=fault_id,
+            )
+        )
+    except IoctlError as error:
+        code = error.errno or 0
+        unfit = unfit_mappings(device, ioas, code)
+        raise hwpt_alloc_error(code, device.host, repr(ioas), names, list(map(str, unfit))) from None
+    return hwpt

@@ -56,7 +56,7 @@ class Interrupt(EventFD):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: It has been disabled, or belongs to the parent process.
         """
-        self.fileno()
+        self._live()
         self.irq.trigger(self.vector, 1)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..errors import ClosedError
+from ..uapi.ioctls import File
 from .interrupt import IRQIndex
 from .irq import IRQ
 
@@ -80,7 +81,7 @@ class Interrupts:
         """The types that are on."""
         return tuple(irq for irq in self._irqs.values() if irq.enabled)
 
-    def fileno(self) -> int:
+    def fileno(self) -> File:
         """The device's fd, for who holds the lock: it stays open meanwhile.
 
         Raises:
@@ -88,7 +89,7 @@ class Interrupts:
         """
         if self._closed:
             raise ClosedError(f"this {type(self._device).__name__} is closed")
-        return self._device.fileno()
+        return self._device._live()
 
     def close(self) -> None:
         """The device is about to be closed: close the eventfds. Those who wait get `ClosedError`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,19 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from .. import uapi
 from ..errors import IoctlError
 from ..uapi import ioctls
-from ..uapi.ioctls import CHAR_ARRAY, FAILED, from_buffer, ioas_map, ioas_unmap, last_errno
-from .address_space import AddressSpace
+from ..uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, last_errno, new
 from .arguments import BOTH, U64_MAX, SupportsFileno, access_flags, check_range, file_number, hold, unshared
 from .hwpt import HWPT
 from .iova import IOVARange
-from .mapping import PENDING, DMAMapping, DMAMappings
-from .mapping_steps import copy_range, let_go, map_below, map_failed, map_file, map_pieces, piece_numbers, undo
+from .kernel_object import KernelObject
+from .mapping import DMAMapping, DMAMappings
+from .mapping_steps import copy_range, let_go, map_below, map_failed, map_file, map_pieces, piece_numbers
 from .mapping_table import MappingTable
 
 if TYPE_CHECKING:
     from .device import Device
     from .iommufd import IOMMUFD
-    from .kernel_object import KernelObject
 
 
 class PhysicalRange(NamedTuple):
@@ -40,7 +40,7 @@ _new = object.__new__
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 
-class IOAS(AddressSpace):
+class IOAS(KernelObject):
     """An I/O address space (IOMMU_IOAS_ALLOC). Made by `IOMMUFD.alloc_ioas`.
 
     It owns its mappings and the page tables that were allocated for it (`HWPT`). Devices of any number of groups can
@@ -48,30 +48,95 @@ class IOAS(AddressSpace):
 
     Thread safety: `map` and `unmap` may be called from any thread, at the same time too.
 
-    Attributes:
-        id: Its id within the iommufd. The kernel reuses ids at once after the object is destroyed.
     """
 
-    __slots__ = ("table",)
+    __slots__ = ("_table",)
 
-    def __init__(self, iommufd: IOMMUFD, ioas_id: int, fd: int) -> None:
-        super().__init__(iommufd, ioas_id, fd)
-        self.table = MappingTable()
+    def __init__(self, iommufd: IOMMUFD) -> None:
+        super().__init__(iommufd)
+        self._table = MappingTable()
 
     @property
     def mappings(self) -> tuple[DMAMapping | DMAMappings, ...]:
         """What this process has mapped here, by address."""
-        return self.table.ordered()
+        return self._table.ordered()
 
     @property
     def hwpts(self) -> tuple[HWPT, ...]:
         """The page tables that this process has allocated for it (`Device.alloc_hwpt`) and not closed."""
-        return self._iommufd.hwpts_of(self)
+        return tuple(user for user in self.users if isinstance(user, HWPT))
 
     @property
     def ioas(self) -> IOAS:
         """This: it stands for the page tables that the kernel makes for it by itself. See `HWPT.ioas`."""
         return self
+
+    # Where mappings can be
+
+    def iova_ranges(self) -> tuple[IOVARange, ...]:
+        """Where mappings can be (IOMMU_IOAS_IOVA_RANGES). Every attach and detach may change it.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: As for `map`.
+        """
+        ranges, _ = ioctls.ioas_iova_ranges(self._live(), self.id)
+        return tuple(IOVARange(start, last) for start, last in ranges)
+
+    @property
+    def iova_alignment(self) -> int:
+        """What an iova and a length must be multiples of, in bytes. Every attach and detach may change it."""
+        return ioctls.ioas_iova_ranges(self._live(), self.id)[1]
+
+    def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
+        """Keep addresses for mappings (IOMMU_IOAS_ALLOW_IOVAS).
+
+        From then on addresses that the kernel chooses lie within these ranges, and an attach that would narrow
+        them is refused. Every call replaces what the last one said; no ranges at all take it back.
+
+        Args:
+            ranges: `IOVARange` objects, or pairs of the first and the inclusive last address.
+
+        Raises:
+            IoctlError: EADDRINUSE: an attached device cannot reach some of them. EINVAL: they overlap, or one has
+                a single byte.
+            ValueError: A range ends before it starts, or does not fit 64 bits.
+            ClosedError, ForkedError: As for `map`.
+        """
+        pairs = []
+        try:
+            # A list first: to go through a released memoryview leaves CPython 3.11 with an exception nobody raises.
+            for one in list(ranges):
+                start, last = (one.start, one.last) if isinstance(one, IOVARange) else one
+                start, last = operator.index(start), operator.index(last)
+                if not 0 <= start <= last <= U64_MAX:
+                    raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
+                pairs.append((start, last))
+        except NotImplementedError:  # what a memoryview of several dimensions answers
+            raise TypeError("ranges are IOVARange objects or pairs of numbers") from None
+        try:
+            with self._iommufd._lock:
+                ioctls.ioas_allow_iovas(self._live(), self.id, pairs)
+        except IoctlError as error:
+            wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
+            raise ioctls.failure("IOMMU_IOAS_ALLOW_IOVAS", f"{self!r} ({wanted})", error.errno) from None
+
+    @property
+    def huge_pages(self) -> bool:
+        """Whether contiguous pages are combined in the IOMMU's page table (IOMMU_OPTION_HUGE_PAGES).
+
+        Raises, when set to False:
+            IoctlError: EINVAL: something is mapped into a page table already.
+        """
+        return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id))
+
+    @huge_pages.setter
+    def huge_pages(self, on: bool) -> None:
+        try:
+            with self._iommufd._lock:
+                ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id, int(bool(on)))
+        except IoctlError as error:
+            raise ioctls.failure("IOMMU_OPTION", f"huge pages of {self!r}", error.errno) from None
 
     # Map
 
@@ -108,15 +173,10 @@ class IOAS(AddressSpace):
             ClosedError, ForkedError: The address space is closed, or belongs to the parent process.
         """
         # The hot path: nothing here that could be done once, or only where something is wrong.
-        fd = self.live_fd
-        if fd is None:
-            fd = self.fd()
         if readable and writeable:
             flags, writeable = BOTH, True
         else:
             flags, writeable = access_flags(readable, writeable), bool(writeable)
-        if iova is not None and type(iova) is not int:
-            iova = operator.index(iova)  # C would take what has a fraction
         try:
             held = from_buffer(CHAR_ARRAY, buffer, writeable)
         except BufferError as error:
@@ -125,31 +185,30 @@ class IOAS(AddressSpace):
             if iova is not None:
                 raise ValueError("iova says where, below lets the address be chosen: not both")
             return map_below(self, held, operator.index(below), flags)
-        length = len(held)
-        # On record before it is mapped: an exception from a signal in between must not free the memory.
         mapping = _new(DMAMapping)
         mapping._ioas = self
-        mapping.iova = PENDING
-        mapping.length = length
+        mapping._piece = piece = new(A_PIECE)
         try:
-            self.table[mapping] = held
+            # On record before it is mapped: an exception from a signal in between must not free the memory.
+            self._table[mapping] = held
             if iova is None:
-                got = ioas_map(fd, self.id, flags, held, length, 0)
+                if not ioas_map(self._c, piece, flags, held, len(held), 0):
+                    return mapping
             else:
-                got = ioas_map(fd, self.id, flags | _FIXED, held, length, iova)
-            if got != FAILED:
-                mapping.iova = got
-                return mapping
+                if type(iova) is not int:
+                    iova = operator.index(iova)  # C would take what has a fraction
+                if not ioas_map(self._c, piece, flags | _FIXED, held, len(held), iova):
+                    return mapping
             code = last_errno()
         except BaseException as error:
-            undo(mapping, self)
+            mapping.unmap()
             let_go(self, mapping, held)
             if isinstance(error, OverflowError):
                 raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
             raise
-        del self.table[mapping]
+        del self._table[mapping]
         try:
-            raise map_failed(self, code, held, length, iova)
+            raise map_failed(self, code, held, len(held), iova)
         finally:
             let_go(self, mapping, held)
 
@@ -174,7 +233,7 @@ class IOAS(AddressSpace):
             AlreadyMappedError, IoctlError, TypeError, ClosedError, ForkedError: As for `map`; nothing stays mapped.
             ValueError: As for `map`, or a piece is not within the buffer, or there is none.
         """
-        self.fd()
+        self._live()
         flags = access_flags(readable, writeable)
         held = hold(buffer, writeable)
         try:
@@ -217,7 +276,7 @@ class IOAS(AddressSpace):
                 kind, or the range is not within the file, which is seen once a device is attached.
             TypeError, ValueError, ClosedError, ForkedError: As for `map`.
         """
-        self.fd()
+        self._live()
         flags = access_flags(readable, writeable)
         return map_file(self, file_number(file), length, start=start, iova=iova, below=below, flags=flags)
 
@@ -248,12 +307,12 @@ class IOAS(AddressSpace):
             ValueError: The source belongs to another iommufd, or a number is out of range.
             ClosedError, ForkedError: As for `map`.
         """
-        self.fd()
+        self._live()
         flags = access_flags(readable, writeable)
         if not isinstance(source, IOAS):
             raise TypeError(f"the source is an IOAS, not a {type(source).__name__}")
-        source.fd()  # closed, or of the parent process
-        if source.iommufd is not self._iommufd:
+        source._live()  # closed, or of the parent process
+        if source.iommufd._context is not self._iommufd._context:
             raise ValueError(f"{source!r} belongs to another IOMMUFD than {self!r}")
         iova, length = check_range(iova, length)
         if dst_iova is not None:
@@ -278,15 +337,9 @@ class IOAS(AddressSpace):
             ValueError: The numbers are negative or do not fit 64 bits, or the length is 0.
             ClosedError, ForkedError: As for `map`.
         """
-        fd = self.fd()
+        self._live()
         iova, length = check_range(iova, length)
-        before = tuple(self.table)
-        done = self._unmap(fd, before, iova, length)
-        if done == FAILED:
-            error = ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {IOVARange(iova, iova + length - 1)}")
-            self.table.forget_up_to_cut(before, iova, length)
-            raise error
-        return done
+        return self._unmap(iova, length, f"{self!r}, {IOVARange(iova, iova + length - 1)}")
 
     def unmap_all(self) -> int:
         """Unmap everything.
@@ -297,23 +350,26 @@ class IOAS(AddressSpace):
         Raises:
             ClosedError, ForkedError: As for `map`.
         """
-        fd = self.fd()
-        before = tuple(self.table)
-        done = self._unmap(fd, before, 0, U64_MAX)
-        if done == FAILED:
-            raise ioctls.failure("IOMMU_IOAS_UNMAP", repr(self))
-        return done
+        self._live()
+        return self._unmap(0, U64_MAX, repr(self))
 
-    def _unmap(self, fd: int, before: tuple[DMAMapping | DMAMappings, ...], iova: int, length: int) -> int:
-        done = FAILED
+    def _unmap(self, iova: int, length: int, target: str) -> int:
+        # The kernel takes the longest range for the whole space, whose last address it does not include.
+        touched, pieces = self._table.pieces(iova, length + (length == U64_MAX))
         try:
-            done = ioas_unmap(fd, self.id, iova, length)
+            return ioctls.ioas_unmap_range(self._c, iova, length, pieces)
+        except IoctlError as error:
+            self._live()  # raises where it was closed meanwhile
+            raise ioctls.failure("IOMMU_IOAS_UNMAP", target, error.errno) from None
         finally:
-            # Also where a signal handler raised between the kernel's work and its result.
-            if done != FAILED or ioctls.ioas_last_unmap(fd, self.id) == iova:
-                # The kernel takes the longest range for the whole space, whose last address it does not include.
-                self.table.forget(before, iova, length + (length == U64_MAX))
-        return done
+            self._table.forget_unmapped(touched)
+
+    def _not_unmapped(self, mapping: DMAMapping | DMAMappings) -> None:
+        """A mapping could not be unmapped: raise why, unless it is gone with the address space."""
+        code = last_errno()
+        if mapping in self._table:
+            self._live()
+            raise ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {mapping!r}", code)
 
     def physical_address(self, iova: int, length: int = 1) -> PhysicalRange:
         """Where in the machine's memory something is mapped (IOMMU_IOAS_NOIOMMU_GET_PA; since Linux 7.3).
@@ -335,7 +391,7 @@ class IOAS(AddressSpace):
             ValueError, TypeError: The numbers are no range.
             ClosedError, ForkedError: As for `map`.
         """
-        fd = self.fd()
+        fd = self._live()
         iova, length = check_range(iova, length)
         try:
             return PhysicalRange(*ioctls.ioas_noiommu_get_pa(fd, self.id, iova, length))
@@ -366,7 +422,10 @@ class IOAS(AddressSpace):
             hwpt.close()
         super()._destroy()
 
-    def mark_closed(self) -> None:
-        """Let go of all that belonged to it, once the kernel has destroyed it."""
-        super().mark_closed()
-        self.table.clear()
+    def _let_go(self) -> None:
+        # It stays where it is another's, or in use by another's device: there, too, no memory is left to be reached.
+        for mapping in list(self._table) if self._c.state else ():
+            with contextlib.suppress(IoctlError):
+                mapping.unmap()
+        super()._let_go()
+        self._table.clear()

@@ -48,23 +48,23 @@ class IOEventFD(EventFD):
         if self.in_child or device.closed:
             super().close()
             return
-        device.forget_child(self)
+        device._forget_child(self)
         try:
-            device_ioctls.ioeventfd(device.fileno(), self.region.file_offset + self.offset, self.width, self.value, -1)
+            device_ioctls.ioeventfd(device._live(), self.region.file_offset + self.offset, self.width, self.value, -1)
         finally:
             super().close()
 
     def start(self) -> None:
         """Have the kernel write from now on; on failure the eventfd is closed."""
         device = self.region.device
-        device.remember_child(self)
+        device._remember_child(self)
         try:
             device_ioctls.ioeventfd(
-                device.fileno(), self.region.file_offset + self.offset, self.width, self.value, self.fileno()
+                device._live(), self.region.file_offset + self.offset, self.width, self.value, self.fileno()
             )
         except IoctlError:
             # Not by way of close, which might undo another one that writes the same.
-            device.forget_child(self)
+            device._forget_child(self)
             super().close()
             raise
         except BaseException:

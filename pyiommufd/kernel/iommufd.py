@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,17 +15,15 @@ from .. import uapi
 from ..diagnose.bind import bind_error
 from ..diagnose.mapping import change_process_error
 from ..diagnose.node import open_iommufd_causes
-from ..errors import CloseError, DeviceNotFoundError, IoctlError, ioctl_error
+from ..errors import CloseError, DeviceNotFoundError, InUseError, IoctlError, ioctl_error
 from ..host import sysfs
 from ..host.devices import HostDevice
-from ..host.groups import find_group
 from ..uapi import ioctls
-from .attachment import Binding, ChangeKind, DMAChange, GroupState
+from .context import Context
 from .device import Device
 from .device_file import DeviceFile
 from .fault_queue import FaultQueue
 from .handle import Handle, character_device
-from .hwpt import HWPT
 from .ioas import IOAS
 from .kernel_object import KernelObject
 
@@ -44,19 +43,20 @@ class IOMMUFD(Handle):
             why and what to do.
     """
 
-    __slots__ = ("_devices", "_groups", "_hwpts", "_ioases", "_queues", "_shared", "lock")
+    __slots__ = ("_context", "_registry")
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/iommu") -> None:
         node = os.fsdecode(path)  # a TypeError for what is no path
+        self._prepare()
         try:
-            fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
+            ioctls.file_open(self._file, node, os.O_RDWR)
+        except IoctlError as error:
             code = error.errno or 0
             raise ioctl_error("open", code, node, open_iommufd_causes(code, node)) from None
         try:
-            self._take(fd, shared=False)
+            self._context = Context.of(self, _iommufd_number(self._file.fd))
         except BaseException:
-            os.close(fd)
+            self._close_fd()
             raise
 
     @classmethod
@@ -64,31 +64,39 @@ class IOMMUFD(Handle):
         """Take over the fd of an iommufd that another process or part of the program has opened.
 
         The fd is this object's from then on, and is closed with it. Where this fails it stays the caller's. What
-        others did with the iommufd is not known here: `Device.preview_attach` says ``unknown`` where it matters.
+        other processes did with the iommufd is not known here: `Device.preview_attach` and `DMAChange` say ``unknown``
+        where it matters. What this process did with it by another object is.
 
         Raises:
             ValueError, TypeError: It is not the fd of an iommufd.
             IoctlError: It is not open.
         """
         self = cls.__new__(cls)
-        self._take(fd, shared=True)
+        self._prepare()
+        self._context = Context.of(self, number := _iommufd_number(fd))
+        self._context.shared = True
+        self._file.fd = number
         return self
 
-    def _take(self, fd: int, *, shared: bool) -> None:
-        fd, number = character_device(fd)
-        if not number or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
-            raise ValueError(f"fd {fd} is not that of an iommufd (/dev/iommu)")
-        super().__init__(fd)
-        self._devices: dict[Device, None] = {}
-        self._ioases: dict[IOAS, None] = {}
-        self._hwpts: dict[HWPT, None] = {}
-        self._queues: dict[FaultQueue, None] = {}
-        # By group id, or by the device's name where no IOMMU covers it.
-        self._groups: dict[int | str, GroupState] = {}
-        self._shared = shared
-        # Held while an action changes who is bound, attached or alive: the kernel's answer and what is recorded
-        # of it stay one step. Maps and unmaps do without.
-        self.lock = threading.RLock()
+    def _prepare(self) -> None:
+        super().__init__()
+        # In the order in which they were made: each after all that it uses.
+        self._registry: dict[Device | KernelObject, None] = {}
+
+    def fileno(self) -> int:
+        """The file descriptor. Whoever has it can do anything with the iommufd: from now on it is `shared`.
+
+        Raises:
+            ClosedError: It has been closed.
+            ForkedError: This is a forked child.
+        """
+        self._context.shared = True
+        return super().fileno()
+
+    @property
+    def _lock(self) -> threading.RLock:
+        """Held while an action changes who is bound, attached or alive. Maps and unmaps do without."""
+        return self._context.lock
 
     # What it makes
 
@@ -113,37 +121,30 @@ class IOMMUFD(Handle):
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
         raw = _token_bytes(token)
-        iommufd = self.fileno()
+        self._live()
         if isinstance(target, DeviceFile):
-            return self._bind(target, iommufd, raw)
+            return self._bind(target, raw)
         file = DeviceFile(target)
         try:
-            return self._bind(file, iommufd, raw)
-        except BaseException:
-            file.close()
-            raise
+            return self._bind(file, raw)
+        finally:
+            file.close()  # which the device has taken over where it was bound
 
-    def _bind(self, file: DeviceFile, iommufd: int, token: bytes | None) -> Device:
+    def _bind(self, file: DeviceFile, token: bytes | None) -> Device:
         host = file.device
-        with self.lock:
+        with self._lock:
+            self._live()
+            device = Device(self, host)
             try:
-                device_id = ioctls.bind(file.fileno(), iommufd, token)
+                # On record before it is bound: an exception from a signal leaves it there until the iommufd is closed.
+                self._remember(device)
+                ioctls.bind(file._live(), device._c, device._file, token)
             except IoctlError as error:
+                file._live()  # raises where it was closed meanwhile
                 raise bind_error(error.errno or 0, _as_it_is_now(host), file.fileno()) from None
-            state = self._groups.setdefault(_group_key(host), GroupState())
-            first = not state.bound and not self._shared
-            kind = ChangeKind.FIRST if first else ChangeKind.NOOP
-            change = DMAChange(kind, self.members(host) if first else ())
-            device = Device(self, Binding(host, device_id, state, change))
-            try:
-                state.bound.append(device)
-                self._devices[device] = None
-                device.take_fd(file)
-            except BaseException:
-                # A signal handler raised. Until the device has the fd, it is the file that keeps it bound.
+            finally:
                 if device.closed:
-                    self.forget(device)
-                raise
+                    self._forget(device)
             return device
 
     def alloc_ioas(self) -> IOAS:
@@ -153,10 +154,9 @@ class IOMMUFD(Handle):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
-        with self.lock:
-            ioas = IOAS(self, ioctls.ioas_alloc(self.fileno()), self.fileno())
-            self._ioases[ioas] = None
-            return ioas
+        ioas = IOAS(self)
+        ioas._make(ioctls.ioas_alloc)
+        return ioas
 
     def alloc_fault_queue(self) -> FaultQueue:
         """Make a queue for page requests of devices (IOMMU_FAULT_QUEUE_ALLOC; since Linux 6.11).
@@ -166,11 +166,9 @@ class IOMMUFD(Handle):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
-        with self.lock:
-            queue_id, file = ioctls.fault_queue_alloc(self.fileno())
-            queue = FaultQueue(self, queue_id, file)
-            self._queues[queue] = None
-            return queue
+        queue = FaultQueue(self)
+        queue._make(partial(ioctls.fault_queue_alloc, queue=queue._queue._file))
+        return queue
 
     @property
     def rlimit_mode(self) -> bool:
@@ -180,12 +178,12 @@ class IOMMUFD(Handle):
             AccessDeniedError: It takes CAP_SYS_RESOURCE in the initial user namespace.
             BusyError: Something has been made from this iommufd already.
         """
-        return bool(ioctls.option(self.fileno(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0))
+        return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0))
 
     @rlimit_mode.setter
     def rlimit_mode(self, on: bool) -> None:
         try:
-            ioctls.option(self.fileno(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0, int(bool(on)))
+            ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0, int(bool(on)))
         except IoctlError as error:
             raise ioctls.failure("IOMMU_OPTION", "the accounting of locked memory", error.errno) from None
 
@@ -194,39 +192,41 @@ class IOMMUFD(Handle):
         """The address space that VFIO's container interface works on, for programs that use it with this fd.
 
         Set, it is that one (IOMMU_VFIO_IOAS); None takes it away, as closing the address space does. The container
-        interface makes one of its own where there is none; it is listed among `objects` once it was asked for here.
+        interface makes one of its own where there is none. That one, or one that another process has set, is borrowed:
+        it is listed among `objects` once it was asked for here, and its ``close`` does not destroy it.
 
         Raises:
             IoctlError: The kernel refused.
             TypeError, ValueError, when set: That is no address space of this iommufd.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
-        with self.lock:
-            fd = self.fileno()
+        with self._lock:
             try:
-                ioas_id = ioctls.vfio_ioas(fd, uapi.IOMMU_VFIO_IOAS_GET)
+                ioas_id = ioctls.vfio_ioas(self._live(), uapi.IOMMU_VFIO_IOAS_GET)
             except IoctlError as error:
                 if error.errno == errno.ENODEV:
                     return None
                 raise
-            for ioas in self._ioases:
-                if ioas.id == ioas_id:
-                    return ioas
-            ioas = IOAS(self, ioas_id, fd)
-            self._ioases[ioas] = None
-            return ioas
+            known = self._context.object(ioas_id)
+            if isinstance(known, IOAS):
+                return known
+            borrowed = IOAS(self)
+            borrowed._borrowed = True
+            borrowed._c.id, borrowed._c.state = ioas_id, ioctls.LIVE
+            self._remember(borrowed)
+            return borrowed
 
     @vfio_ioas.setter
     def vfio_ioas(self, ioas: IOAS | None) -> None:
         if ioas is None:
-            ioctls.vfio_ioas(self.fileno(), uapi.IOMMU_VFIO_IOAS_CLEAR)
+            ioctls.vfio_ioas(self._live(), uapi.IOMMU_VFIO_IOAS_CLEAR)
             return
         if not isinstance(ioas, IOAS):
             raise TypeError(f"the container interface works on an IOAS, not on {type(ioas).__name__}")
-        fd = ioas.fd()
-        if ioas.iommufd is not self:
+        file = ioas._live()
+        if ioas.iommufd._context is not self._context:
             raise ValueError(f"{ioas!r} belongs to another IOMMUFD")
-        ioctls.vfio_ioas(fd, uapi.IOMMU_VFIO_IOAS_SET, ioas.id)
+        ioctls.vfio_ioas(file, uapi.IOMMU_VFIO_IOAS_SET, ioas.id)
 
     @vfio_ioas.deleter
     def vfio_ioas(self) -> None:
@@ -246,93 +246,60 @@ class IOMMUFD(Handle):
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
         try:
-            ioctls.ioas_change_process(self.fileno())
+            ioctls.ioas_change_process(self._live())
         except IoctlError as error:
-            of_memory = [f"{mapping!r} of {ioas!r}" for ioas in self._ioases for mapping in ioas.table.of_memory()]
+            of_memory = [f"{mapping!r} of {ioas!r}" for ioas in self._ioases() for mapping in ioas._table.of_memory()]
             raise change_process_error(error.errno or 0, of_memory) from None
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The devices that this process has bound to it."""
-        return tuple(self._devices)
+        """The devices that have been bound by this object."""
+        return tuple(made for made in list(self._registry) if isinstance(made, Device) and not made.closed)
 
     @property
     def shared(self) -> bool:
-        """Whether it was taken over from elsewhere: other processes may do things with it that are not known here."""
-        return self._shared
+        """Whether others may do things with it that are not known here.
+
+        It was taken over from elsewhere (`from_fd`), or its fd, or that of a device of it, has been asked for
+        (`fileno`).
+        """
+        return self._context.shared
 
     @property
-    def objects(self) -> tuple[Device | HWPT | FaultQueue | IOAS, ...]:
-        """What this process has made from it and not closed: devices, page tables, fault queues, address spaces.
+    def objects(self) -> tuple[Device | KernelObject, ...]:
+        """What has been made from it by this object and not closed: devices, then the others, the latest first.
 
-        Each before what it uses: `Device.page_tables`, `HWPT.ioas`, `HWPT.fault_queue`; the other way round ``users``.
-        What other processes have made from a shared iommufd is not known here.
+        Each before what it uses (`Device.page_tables`, `KernelObject.uses`); the other way round ``users``. What other
+        processes have made from a shared iommufd is not known here.
         """
-        return (*self._devices, *self._hwpts, *self._queues, *self._ioases)
+        return (*self.devices, *reversed(self._objects_in_order()))
 
     # What its objects ask of it
 
-    def users_of(self, made: KernelObject) -> tuple[Device | KernelObject, ...]:
-        """What of this process uses one of its objects: devices that are attached to it, page tables made for it."""
-        attached = tuple(device for device in self._devices if made in device.page_tables.values())
-        return (*attached, *(hwpt for hwpt in self._hwpts if made in (hwpt.ioas, hwpt.fault_queue)))
+    def _objects_in_order(self) -> list[KernelObject]:
+        return [made for made in list(self._registry) if isinstance(made, KernelObject) and not made.closed]
 
-    def hwpts_of(self, ioas: IOAS) -> tuple[HWPT, ...]:
-        """The page tables that were made for an address space."""
-        return tuple(hwpt for hwpt in self._hwpts if hwpt.ioas is ioas)
+    def _ioases(self) -> list[IOAS]:
+        return [made for made in list(self._registry) if isinstance(made, IOAS)]
 
-    def remember(self, hwpt: HWPT) -> None:
-        """A page table has been made."""
-        self._hwpts[hwpt] = None
+    def _users_of(self, made: KernelObject) -> tuple[Device | KernelObject, ...]:
+        """What of this process uses an object: devices that are attached to it, objects that were made for it."""
+        attached = [device for device in self._context.devices() if made in device.page_tables.values()]
+        return (*attached, *(other for other in self._context.objects() if made in other.uses))
 
-    def members(self, device: HostDevice) -> tuple[HostDevice, ...]:
-        """Every member of a device's IOMMU group as it is now; the device alone where it has none."""
-        try:
-            group = None if device.group_id is None else find_group(device.group_id)
-        except DeviceNotFoundError:
-            group = None
-        return (device,) if group is None else group.devices
+    def _remember(self, made: Device | KernelObject) -> None:
+        """An object is about to be made."""
+        self._registry[made] = None
+        if isinstance(made, Device):
+            made._state.members[made] = None
 
-    def reserved_hits(self, device: HostDevice, ioas: IOAS) -> list[str]:
-        """What is mapped where sysfs says that the device's group must not map, in words.
-
-        An attach checks the same, but for ``direct-relaxable`` regions (Linux 7.3, io_pagetable.c).
-        """
-        group = device.group
-        return [
-            f"{ioas.table.words(region.start, region.last - region.start + 1)}, in the reserved region "
-            f"{region.start:#x}..{region.last:#x} ({region.type})"
-            for region in (group.reserved_regions if group is not None else ())
-            if region.type != "direct-relaxable"
-            and ioas.table.overlapping(region.start, region.last - region.start + 1)
-        ]
-
-    def forget(self, made: Device | KernelObject) -> None:
-        """One of its objects has been closed."""
-        with self.lock:
-            if isinstance(made, IOAS):
-                self._ioases.pop(made, None)
-            elif isinstance(made, HWPT):
-                self._hwpts.pop(made, None)
-            elif isinstance(made, FaultQueue):
-                self._queues.pop(made, None)
-            if isinstance(made, KernelObject):
-                return
-            self._devices.pop(made, None)
-            key = _group_key(made.host)
-            state = self._groups.get(key)
-            if state is not None and made in state.bound:
-                state.bound.remove(made)
-                if not state.bound:
-                    del self._groups[key]
+    def _forget(self, made: Device | KernelObject) -> None:
+        """An object has not been made, or has been closed."""
+        self._registry.pop(made, None)
+        if isinstance(made, Device):
+            made._state.forget(made)
 
     # The end
-
-    def mark_forked(self) -> None:
-        """This process is a forked child: what was made here is its parent's."""
-        super().mark_forked()
-        for made in (*self._hwpts, *self._queues, *self._ioases):
-            made.mark_forked()
 
     def close(self) -> None:
         """Close everything that it owns, and the fd. Does nothing the second time.
@@ -345,10 +312,8 @@ class IOMMUFD(Handle):
         if self.closed:
             return
         if self.in_child:
-            for device in self._devices:
-                device.close()
-            for queue in self._queues:
-                queue.close()
+            for made in list(self._registry):
+                made.close()
             self._close_fd()
             return
         errors: list[BaseException] = []
@@ -356,18 +321,18 @@ class IOMMUFD(Handle):
         def attempt(step: Callable[[], None]) -> None:
             try:
                 step()
-            except (OSError, CloseError) as error:
-                errors.extend(error.errors if isinstance(error, CloseError) else (error,))
+            except CloseError as error:
+                errors.extend(error.errors)
+            except (OSError, InUseError) as error:
+                errors.append(error)
 
-        with self.lock:
+        with self._lock:
             # By dependence in the kernel, users first. Devices above all: each holds a reference on the iommufd,
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
-            for device in list(self._devices):
-                attempt(device.close)
-            for made in (*self._hwpts, *self._queues, *self._ioases):
+            for made in (*self.devices, *reversed(list(self._registry))):
                 attempt(made.close)
-                if not made.closed:
-                    made.mark_closed()  # the fd goes, and the kernel frees it with it
+                if isinstance(made, KernelObject) and not made.closed:
+                    made._let_go()  # the fd goes, and the kernel frees it with it
             attempt(self._close_fd)
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
@@ -376,8 +341,22 @@ class IOMMUFD(Handle):
         super().__del__()
         # What holds the memory of mappings goes before the memory does: CPython 3.11 crashes where it collects
         # a memoryview and what holds it at once (gh-77894, mended in 2024).
-        for ioas in getattr(self, "_ioases", ()):
-            ioas.table.clear()
+        if hasattr(self, "_registry"):
+            for ioas in self._ioases():
+                ioas._table.clear()
+
+
+def _iommufd_number(fd: int) -> int:
+    """The number of the fd of an iommufd.
+
+    Raises:
+        ValueError, TypeError: It is none.
+        IoctlError: It is not open.
+    """
+    fd, number = character_device(fd)
+    if not number or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
+        raise ValueError(f"fd {fd} is not that of an iommufd (/dev/iommu)")
+    return fd
 
 
 def _as_it_is_now(device: HostDevice) -> HostDevice:
@@ -386,10 +365,6 @@ def _as_it_is_now(device: HostDevice) -> HostDevice:
         return device.refreshed()
     except DeviceNotFoundError:
         return device
-
-
-def _group_key(device: HostDevice) -> int | str:
-    return device.name if device.group_id is None else device.group_id
 
 
 def _token_bytes(token: uuid.UUID | str | bytes | None) -> bytes | None:

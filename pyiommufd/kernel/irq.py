@@ -12,6 +12,7 @@ from .. import uapi
 from ..diagnose.interrupts import set_irqs_error
 from ..errors import InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
 from ..uapi import device_ioctls
+from ..uapi.ioctls import File
 from .eventfd import EventFD
 from .interrupt import Interrupt, IRQFlag, IRQIndex, UnmaskEvent
 
@@ -59,12 +60,12 @@ class IRQ:
             IoctlError: EINVAL: there is no such type.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        return device_ioctls.irq_info(self.device.fileno(), self.index)[1]
+        return device_ioctls.irq_info(self.device._live(), self.index)[1]
 
     @property
     def flags(self) -> IRQFlag:
         """What can be done with it. Raises as `count` does."""
-        return IRQFlag(device_ioctls.irq_info(self.device.fileno(), self.index)[0])
+        return IRQFlag(device_ioctls.irq_info(self.device._live(), self.index)[0])
 
     @property
     def vectors(self) -> tuple[Interrupt, ...]:
@@ -146,7 +147,7 @@ class IRQ:
                 self._grow(fd, before, count)
             return self._vectors
 
-    def _grow(self, fd: int, before: int, count: int) -> None:
+    def _grow(self, fd: File, before: int, count: int) -> None:
         self._add(count - before)
         restart = bool(self.flags & IRQFlag.NORESIZE)
         try:
@@ -280,10 +281,10 @@ class IRQ:
                 event, self._unmask = self._unmask, None
                 stack.callback(EventFD.close, event)
 
-    def _set(self, fd: int, start: int, vectors: Sequence[Interrupt]) -> int:
+    def _set(self, fd: File, start: int, vectors: Sequence[Interrupt]) -> int:
         return self._bind(fd, _TRIGGER, start, [-1 if one.closed else one.fileno() for one in vectors[start:]])
 
-    def _bind(self, fd: int, action: int, start: int, eventfds: Sequence[int]) -> int:
+    def _bind(self, fd: File, action: int, start: int, eventfds: Sequence[int]) -> int:
         try:
             return device_ioctls.set_irqs(fd, self.index, action, start, len(eventfds), eventfds)
         except IoctlError as error:

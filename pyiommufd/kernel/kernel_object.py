@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import ClosedError, InUseError, IoctlError
@@ -18,34 +18,44 @@ class KernelObject(Closing):
     """An object of an iommufd that is destroyed by its id (IOMMU_DESTROY).
 
     Closing is safe to repeat, and does nothing in a forked child: the object is the parent's.
-
-    Attributes:
-        id: Its id within the iommufd. The kernel reuses ids at once after the object is destroyed.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_iommufd", "id", "live_fd")
+    __slots__ = ("__weakref__", "_borrowed", "_c", "_iommufd")
 
-    def __init__(self, iommufd: IOMMUFD, object_id: int, fd: int) -> None:
+    def __init__(self, iommufd: IOMMUFD) -> None:
         self._iommufd = iommufd
-        self._closed = False
-        # None once it cannot be used any more: the hot path then has one thing to look at.
-        self.live_fd: int | None = fd
-        self.id = object_id
+        self._borrowed = False
+        self._c = ioctls.new_object(iommufd._file)
 
-    def fd(self) -> int:
-        """The fd of its iommufd.
+    def _make(self, request: Callable[[ioctls.Object], None]) -> None:
+        """Have the kernel make it: on record from before the request, for as long as the kernel has it.
+
+        Where a signal handler raises after the request, it is there until it or the iommufd is closed.
+        """
+        with self._iommufd._lock:
+            self._iommufd._live()
+            try:
+                self._iommufd._remember(self)
+                request(self._c)
+            finally:
+                if self.closed:
+                    self._iommufd._forget(self)
+
+    @property
+    def id(self) -> int:
+        """Its id within the iommufd. The kernel reuses ids at once after the object is destroyed."""
+        return self._c.id
+
+    def _live(self) -> ioctls.File:
+        """The fd of its iommufd, for a call.
 
         Raises:
             ClosedError, ForkedError: One of the two is closed, or belongs to the parent process.
         """
-        if self.live_fd is None:
-            self._iommufd.fileno()
+        file = self._iommufd._live()
+        if self.closed:
             raise ClosedError(f"this {self!r} is closed")
-        return self.live_fd
-
-    def mark_forked(self) -> None:
-        """This process is a forked child, which must not touch it."""
-        self.live_fd = None
+        return file
 
     @property
     def iommufd(self) -> IOMMUFD:
@@ -55,29 +65,37 @@ class KernelObject(Closing):
     @property
     def closed(self) -> bool:
         """Whether it has been closed, or its iommufd has."""
-        return self._closed
+        return not self._c.state
+
+    @property
+    def uses(self) -> tuple[KernelObject, ...]:
+        """What of its iommufd it was made for, and keeps from being destroyed."""
+        return ()
 
     @property
     def users(self) -> tuple[Device | KernelObject, ...]:
         """What this process has made that uses it: devices that are attached to it, objects that were made for it."""
-        return self._iommufd.users_of(self)
+        return self._iommufd._users_of(self)
 
     def close(self) -> None:
         """Destroy it (IOMMU_DESTROY). Does nothing the second time, nor in a forked child.
+
+        What another process made, and is only borrowed here (`IOMMUFD.vfio_ioas`), is let go of and not destroyed.
 
         Raises:
             InUseError: Something uses it, as a device that is attached does; nothing has been destroyed.
             BusyError: Something that this process does not know of uses it.
         """
-        if self._closed or self._iommufd.in_child:
+        if self._iommufd.in_child:
             return
-        with self._iommufd.lock:
-            users = self._in_the_way()
-            if users:
-                names = ", ".join(getattr(user, "name", repr(user)) for user in users)
-                raise InUseError(f"{self!r} is in use: {names}; detach or close first", users)
-            self._destroy()
-            self.mark_closed()
+        with self._iommufd._lock:
+            if not self.closed and not self._borrowed:
+                users = self._in_the_way()
+                if users:
+                    names = ", ".join(getattr(user, "name", repr(user)) for user in users)
+                    raise InUseError(f"{self!r} is in use: {names}; detach or close first", users)
+                self._destroy()
+            self._let_go()  # also what a signal handler has kept from it the first time
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
         """What keeps it from being closed: its users, but for those that it owns and closes itself."""
@@ -85,26 +103,14 @@ class KernelObject(Closing):
 
     def _destroy(self) -> None:
         try:
-            ioctls.destroy(self.fd(), self.id)
+            ioctls.destroy(self._c)
         except IoctlError as error:
             raise ioctls.failure("IOMMU_DESTROY", repr(self), error.errno) from None
-        except BaseException:
-            # A signal handler raised, maybe after the kernel had destroyed it. Under the lock nothing of this
-            # process has been given the id meanwhile: what is there is still this.
-            try:
-                ioctls.destroy(self.fd(), self.id)
-            except IoctlError as error:
-                if error.errno == errno.ENOENT:
-                    self.mark_closed()
-            else:
-                self.mark_closed()
-            raise
 
-    def mark_closed(self) -> None:
-        """Let go of all that belonged to it, once the kernel has destroyed it."""
-        self._closed = True
-        self.live_fd = None
-        self._iommufd.forget(self)
+    def _let_go(self) -> None:
+        """Let go of all that belonged to it, once the kernel has destroyed it, or is about to with the iommufd."""
+        self._c.state = 0
+        self._iommufd._forget(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id}{' closed' if self._closed else ''}>"
+        return f"<{type(self).__name__} {self.id}{' closed' if self.closed else ''}>"

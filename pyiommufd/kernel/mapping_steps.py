@@ -7,43 +7,31 @@ import mmap
 import operator
 from array import array
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import uapi
 from ..diagnose.mapping import map_error, map_file_error
 from ..errors import IoctlError, IOMMUFDError
 from ..uapi import ioctls
-from ..uapi.ioctls import FAILED, View, ioas_map, ioas_map_file, last_errno
+from ..uapi.ioctls import ANYWHERE, PIECE, Piece, Pieces, View, ioas_map, ioas_map_file, last_errno
 from .arguments import U64_MAX, misaligned
 from .iova import IOVARange, first_fit
-from .mapping import PENDING, PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
+from .mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
 from .mapping_table import OF_FILE
 
 if TYPE_CHECKING:
     from .ioas import IOAS
 
+_Place = TypeVar("_Place", int, int | None)
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
-
-
-def undo(mapping: DMAMapping, ioas: IOAS) -> None:
-    """A signal handler raised while it was being mapped: unmap it where it had come so far."""
-    if mapping.iova == PENDING:
-        got = ioctls.ioas_last_map(ioas.fd(), ioas.id)
-        # The last call may have been an earlier one, whose mapping is on record then.
-        if got != FAILED and not ioas.table.overlapping(got, mapping.length):
-            mapping.iova = got
-    if mapping.iova == PENDING:
-        ioas.table.pop(mapping, None)
-    else:
-        mapping.unmap()
 
 
 def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
     """Map at the lowest free address from which the last byte stays below an address."""
-    fd, length = ioas.fd(), len(held)
+    length = len(held)
 
-    def issue(place: int) -> int:
-        return ioas_map(fd, ioas.id, flags | _FIXED, held, length, place)
+    def issue(piece: Piece, place: int) -> int:
+        return ioas_map(ioas._c, piece, flags | _FIXED, held, length, place)
 
     def failed(code: int, place: int) -> Exception:
         return map_failed(ioas, code, held, length, place)
@@ -62,42 +50,48 @@ def _first_free(
     held: object,
     length: int,
     below: int,
-    issue: Callable[[int], int],
+    issue: Callable[[Piece, int], int],
     failed: Callable[[int, int], Exception],
 ) -> DMAMapping:
     if below <= 0:
         raise ValueError(f"nothing is below {below}")
-    allowed, alignment = ioctls.ioas_iova_ranges(ioas.fd(), ioas.id)
+    allowed, alignment = ioctls.ioas_iova_ranges(ioas._live(), ioas.id)
     ranges = [IOVARange(*one) for one in allowed]
     alignment = max(alignment, mmap.PAGESIZE)
-    taken = ioas.table.places()
+    taken = ioas._table.places()
     while True:
         place = first_fit(ranges, taken, length, below, alignment)
         if place is None:
             room = f"{ranges_in_words(ioas)}, of which those below {below:#x} are asked for"
             raise map_error(errno.ENOSPC, "IOMMU_IOAS_MAP", repr(ioas), length, None, room)
-        mapping = DMAMapping(ioas, PENDING, length)
-        try:
-            ioas.table[mapping] = held
-            if issue(place) != FAILED:
-                mapping.iova = place
-                return mapping
-            code = last_errno()
-        except BaseException:
-            undo(mapping, ioas)
-            raise
-        del ioas.table[mapping]
+        mapping = DMAMapping(ioas)
+        if (code := _issue(mapping, held, issue, place)) is None:
+            return mapping
         if code != errno.EEXIST:
             raise failed(code, place)
         # Another thread was quicker, or a process that shares this iommufd has something there.
         taken.append((place, alignment))
 
 
+def _issue(mapping: DMAMapping, held: object, issue: Callable[[Piece, _Place], int], place: _Place) -> int | None:
+    """Map, on record from before the call on. None, or the errno; an exception leaves nothing mapped."""
+    table = mapping._ioas._table
+    try:
+        table[mapping] = held
+        if not issue(mapping._piece, place):
+            return None
+        code = last_errno()
+    except BaseException:
+        mapping.unmap()  # a signal handler raised, maybe after the kernel had mapped it
+        raise
+    del table[mapping]
+    return code
+
+
 def map_file(
     ioas: IOAS, file: int, length: int, *, start: int, iova: int | None, below: int | None, flags: int
 ) -> DMAMapping:
     """Map a range of a file."""
-    fd = ioas.fd()
     start, length = operator.index(start), operator.index(length)
     if not 0 <= start <= U64_MAX or not 0 < length <= U64_MAX:
         raise ValueError(f"start {start} and length {length} are no range of a file")
@@ -110,90 +104,78 @@ def map_file(
         if number % mmap.PAGESIZE:
             raise ValueError(f"the {name} {number:#x} is not on a page boundary of {mmap.PAGESIZE} bytes")
 
-    def issue(place: int | None) -> int:
+    def issue(piece: Piece, place: int | None) -> int:
         place_flags, at = (flags, 0) if place is None else (flags | _FIXED, place)
-        return ioas_map_file(fd, ioas.id, place_flags, file, start, length, at)
+        return ioas_map_file(ioas._c, piece, place_flags, file, start, length, at)
 
     def failed(code: int, place: int | None) -> Exception:
+        ioas._live()  # raises where it was closed meanwhile
         return file_refused(ioas, code, file, start, length, place)
 
     if below is not None:
         if iova is not None:
             raise ValueError("iova says where, below lets the address be chosen: not both")
         return _first_free(ioas, OF_FILE, length, operator.index(below), issue, failed)
-    mapping = DMAMapping(ioas, PENDING, length)
-    try:
-        ioas.table[mapping] = OF_FILE
-        got = issue(iova)
-        if got != FAILED:
-            mapping.iova = got
-            return mapping
-        code = last_errno()
-    except BaseException:
-        undo(mapping, ioas)
-        raise
-    del ioas.table[mapping]
-    raise failed(code, iova)
+    mapping = DMAMapping(ioas)
+    if (code := _issue(mapping, OF_FILE, issue, iova)) is not None:
+        raise failed(code, iova)
+    return mapping
 
 
 def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
     """Map what another address space has mapped."""
     # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
-    held = source.table.memory_of(iova, length)
+    held = source._table.memory_of(iova, length)
     # To the kernel it is going to be a mapping for each that it is copied from.
-    parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source.table.overlapping(iova, length)]
-    mapping = DMAMapping(ioas, PENDING, length)
+    parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
+    pieces: Piece | Pieces
+    if len(parts) < 2:
+        mapping = DMAMapping(ioas)
+        pieces = mapping._piece
+        pieces.length = length
+    else:
+        numbers = array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)])
+        mapping = copied = CopiedMapping(ioas, length, numbers)
+        pieces = copied._pieces.c
     try:
-        ioas.table[mapping] = held
-        mapping.iova = ioctls.ioas_copy(
-            ioas.fd(),
+        ioas._table[mapping] = held
+        ioctls.ioas_copy(
+            ioas._c,
+            pieces,
+            max(len(parts), 1),
             flags=flags if dst_iova is None else flags | _FIXED,
-            dst_ioas_id=ioas.id,
-            src_ioas_id=source.id,
-            length=length,
-            dst_iova=dst_iova or 0,
+            source=source._c,
             src_iova=iova,
+            length=length,
+            iova=dst_iova or 0,
         )
-    except IoctlError as error:
-        ioas.table.pop(mapping, None)
+    except BaseException as error:
+        mapping.unmap()
+        if not isinstance(error, IoctlError):
+            raise  # a signal handler's
         code = error.errno or 0
         if code in (errno.ENOENT, errno.EPERM):
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
             raise ioctls.failure("IOMMU_IOAS_COPY", target, code) from None
         raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
-    except BaseException:
-        undo(mapping, ioas)
-        raise
-    if len(parts) < 2:
-        return mapping
-    pieces = array("Q", [n for at, end in parts for n in (0, end - at, at - iova + mapping.iova)])
-    copied = CopiedMapping(ioas, mapping.iova, length, pieces)
-    ioas.table[copied] = held
-    del ioas.table[mapping]
-    return copied
+    return mapping
 
 
-def map_pieces(ioas: IOAS, held: View, pieces: array[int], flags: int) -> DMAMappings:
-    """Map pieces of a memory (for each offset, length, iova or `FAILED`), all or none."""
-    fd = ioas.fd()
-    mappings = DMAMappings(ioas, array("Q"))
-    part = array("Q", [0])
-    counted = True
+def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMappings:
+    """Map pieces of a memory (for each offset, length, iova or `ANYWHERE`, and two times 0), all or none."""
+    mappings = DMAMappings(ioas, numbers)
+    pieces, count = mappings._pieces.c, len(numbers) // PIECE
     try:
-        ioas.table[mappings] = held
-        for start in range(0, len(pieces), 3 * PIECES_A_CALL):
-            part, counted = pieces[start : start + 3 * PIECES_A_CALL], False
-            part.append(0)
-            done = 3 * ioctls.ioas_map_many(fd, ioas.id, flags, held, part)
+        ioas._table[mappings] = held
+        for start in range(0, count, PIECES_A_CALL):
+            part = min(PIECES_A_CALL, count - start)
+            done = ioctls.ioas_map_many(ioas._c, pieces, start, part, flags, held)
             code = last_errno()
-            mappings.extend(part[:done])
-            counted = True
-            if done < len(part) - 1:
-                offset, length, iova = part[done : done + 3]
-                raise map_failed(ioas, code, held, length, None if iova == FAILED else iova, offset)
+            if done < part:
+                at = PIECE * (start + done)
+                offset, length, iova = numbers[at : at + 3]
+                raise map_failed(ioas, code, held, length, None if iova == ANYWHERE else iova, offset)
     except BaseException:
-        if not counted:  # a signal handler raised: the number at the end says how far the call had come
-            mappings.extend(part[: 3 * part[-1]])
         mappings.unmap()
         let_go(ioas, mappings, held)
         raise
@@ -217,7 +199,7 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
                 raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
             if iova is not None and not 0 <= operator.index(iova) < U64_MAX:
                 raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
-            numbers.extend((offset, length, FAILED if iova is None else iova))
+            numbers.extend((offset, length, ANYWHERE if iova is None else iova, 0, 0))
     except NotImplementedError:  # what a memoryview of several dimensions answers
         raise TypeError("pieces are (offset, length, iova)") from None
     if not numbers:
@@ -230,7 +212,7 @@ def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
 
     In one cycle of garbage with a memoryview it would be, say, where CPython 3.11 crashes (gh-77894).
     """
-    if mapping not in ioas.table:
+    if mapping not in ioas._table:
         ioctls.release(held)
 
 
@@ -242,14 +224,19 @@ def map_failed(ioas: IOAS, code: int, held: View, length: int, iova: int | None,
 
 
 def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None) -> IoctlError:
-    """The exception for a map or copy that the kernel refused."""
-    there = "" if iova is None else ioas.table.words(iova, length)
+    """The exception for a map or copy that the kernel refused.
+
+    Raises:
+        ClosedError, ForkedError: It was none of the kernel's: the address space was closed, before or meanwhile.
+    """
+    ioas._live()
+    there = "" if iova is None else ioas._table.words(iova, length)
     return map_error(code, request, repr(ioas), length, iova, ranges_in_words(ioas), there)
 
 
 def file_refused(ioas: IOAS, code: int, file: int, start: int, length: int, iova: int | None) -> IoctlError:
     """The exception for a map of a file that the kernel refused."""
-    there = "" if iova is None else ioas.table.words(iova, length)
+    there = "" if iova is None else ioas._table.words(iova, length)
     return map_file_error(code, repr(ioas), file, start, length, iova, ranges_in_words(ioas), there)
 
 

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..uapi import ioctls
 from .iova import IOVARange
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ OF_FILE = "a file"
 class MappingTable(dict["DMAMapping | DMAMappings", object]):
     """Each mapping with what holds its memory.
 
-    By mapping and not by iova: taking one out is then a single step that says whether it was still there, also
-    where its iova has another mapping by now. That step is atomic, so that two threads cannot unmap one mapping
-    twice.
+    By mapping and not by iova, which may have another mapping by now. Whether and where one is mapped says the mapping
+    itself, as the C code has written it down.
     """
 
     __slots__ = ()
@@ -38,6 +38,14 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
         """The places that a range touches."""
         return [(start, size) for start, size in self.places() if start < iova + length and iova < start + size]
 
+    def covers(self, iova: int, length: int) -> bool:
+        """Whether all of a range is mapped."""
+        end = iova
+        for start, size in self.places():
+            if start <= end < start + size:
+                end = start + size
+        return end >= iova + length
+
     def memory_of(self, iova: int, length: int) -> tuple[object, ...]:
         """What holds the memory that is mapped within a range."""
         return tuple(
@@ -46,27 +54,20 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
             if any(start < iova + length and iova < start + size for start, size in mapping.ranges())
         )
 
-    def forget(self, before: Iterable[DMAMapping | DMAMappings], iova: int, length: int) -> None:
-        """Drop what the kernel has unmapped within a range.
+    def pieces(self, iova: int, length: int) -> tuple[list[DMAMapping | DMAMappings], list[ioctls.Piece]]:
+        """The mappings that a range touches, and those of their pieces that are mapped."""
+        touched = [
+            mapping
+            for mapping in list(self)
+            if any(start < iova + length and iova < start + size for start, size in mapping.ranges())
+        ]
+        return touched, [piece for mapping in touched for piece in mapping._mapped_pieces()]
 
-        Args:
-            before: What was here before it did: another thread may have mapped something since.
-            iova: The first address.
-            length: Bytes.
-        """
-        for mapping in before:
-            if mapping.drop(iova, length):
+    def forget_unmapped(self, touched: Iterable[DMAMapping | DMAMappings]) -> None:
+        """Let go of those of which nothing is mapped any more. They were: one that is about to be mapped is not."""
+        for mapping in touched:
+            if not mapping._mapped_pieces():
                 self.pop(mapping, None)
-
-    def forget_up_to_cut(self, before: Iterable[DMAMapping | DMAMappings], iova: int, length: int) -> None:
-        """Drop what is gone after the kernel refused to unmap a range.
-
-        It goes upwards and stops at the first mapping that the range cuts (Linux 7.3, iopt_unmap_iova_range).
-        """
-        for start, size in self.overlapping(iova, length):
-            if start < iova or start + size > iova + length:
-                self.forget(before, iova, start - iova)
-                return
 
     def of_memory(self) -> list[DMAMapping | DMAMappings]:
         """Those that are of this process' memory, and not of a file."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import mmap
 import operator
-import os
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
 from .. import uapi
-from ..errors import UnsupportedError, ioctl_error
-from ..uapi import device_ioctls
+from ..errors import IoctlError, UnsupportedError, ioctl_error
+from ..uapi import device_ioctls, ioctls
 from .device_info import MmapArea, MSIXMappable, mappable_areas, region_capabilities
 from .ioeventfd import IOEventFD
 from .window import Window
@@ -51,7 +50,7 @@ class RegionBytes:
         index = operator.index(index)
         if not 0 <= index <= 0xFFFF_FFFF:
             raise ValueError(f"{index} is no index of a region")
-        flags, self.size, self.file_offset, self._chain = device_ioctls.region_info(device.fileno(), index)
+        flags, self.size, self.file_offset, self._chain = device_ioctls.region_info(device._live(), index)
         self.flags = RegionFlag(flags)
         self.device = device
         self.index = index
@@ -77,12 +76,12 @@ class RegionBytes:
         offset, size = operator.index(offset), operator.index(size)
         self._check(offset, size)
         data = bytearray()
-        fd = self.device.fileno()
+        file = self.device._live()
         while len(data) < size:
             try:
-                piece = os.pread(fd, size - len(data), self.file_offset + offset + len(data))
-            except OSError as error:
-                raise ioctl_error("pread", error.errno or 0, repr(self)) from None
+                piece = ioctls.file_read(file, size - len(data), self.file_offset + offset + len(data))
+            except IoctlError as error:
+                raise self._failed(error) from None
             if not piece:
                 raise ioctl_error("pread", errno.EIO, repr(self))
             data += piece
@@ -102,15 +101,19 @@ class RegionBytes:
         offset = operator.index(offset)
         rest = memoryview(data).cast("B")
         self._check(offset, len(rest))
-        fd = self.device.fileno()
+        file = self.device._live()
         position = self.file_offset + offset
         while rest:
             try:
-                done = os.pwrite(fd, rest, position)
-            except OSError as error:
-                raise ioctl_error("pwrite", error.errno or 0, repr(self)) from None
+                done = ioctls.file_write(file, rest, position)
+            except IoctlError as error:
+                raise self._failed(error) from None
             rest = rest[done:]
             position += done
+
+    def _failed(self, error: IoctlError) -> IoctlError:
+        self.device._live()  # raises where it was closed meanwhile
+        return ioctl_error(error.request, error.errno or 0, repr(self))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.index} of {self.device.name}>"
@@ -174,7 +177,7 @@ class Region(RegionBytes):
             IoctlError: The kernel refused the mmap.
             ClosedError, ForkedError: As for `read`.
         """
-        fd = self.device.fileno()
+        file = self.device._live()
         offset = operator.index(offset)
         length = None if length is None else operator.index(length)
         areas = self.mappable
@@ -192,14 +195,14 @@ class Region(RegionBytes):
             parts = ", ".join(map(str, areas))
             raise ValueError(f"{length:#x} bytes at {offset:#x} of {self!r} cannot be mapped; these parts can: {parts}")
         handle = device_ioctls.window_map(
-            fd,
+            file,
             self.file_offset + offset,
             length,
             readable=bool(self.flags & RegionFlag.READ),
             writeable=bool(self.flags & RegionFlag.WRITE),
         )
         window = Window(self, handle, offset, length)
-        self.device.remember_child(window)
+        self.device._remember_child(window)
         return window
 
     def ioeventfd(self, offset: int, width: int, value: int) -> IOEventFD:
@@ -227,7 +230,7 @@ class Region(RegionBytes):
             raise ValueError(f"offset {offset:#x} is not a multiple of the register's {width} bytes")
         if not 0 <= value < 1 << (8 * width):
             raise ValueError(f"{value:#x} does not fit {width} bytes")
-        self.device.fileno()
+        self.device._live()
         event = IOEventFD(self, offset, width, value)
         event.start()
         return event

@@ -8,8 +8,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..errors import ClosedError, RegionFaultError
-from ..uapi.device_ioctls import WindowHandle, window_read, window_unmap, window_write
-from ..uapi.ioctls import FAILED, last_errno
+from ..uapi.device_ioctls import FAILED, WindowHandle, window_read, window_unmap, window_write
+from ..uapi.ioctls import last_errno
 from .closing import Closing
 from .handle import forked_error
 
@@ -96,7 +96,7 @@ class Window(Closing):
             raise ClosedError(f"this {self!r} is closed")
         return handle
 
-    def mark_forked(self) -> None:
+    def _mark_forked(self) -> None:
         """This process is a forked child, which does not have the mapping."""
         self._handle = None
 
@@ -153,7 +153,7 @@ class Window(Closing):
             handle, self._handle = self._handle, None
             if handle is not None:
                 window_unmap(handle)
-        self._region.device.forget_child(self)
+        self._region.device._forget_child(self)
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""

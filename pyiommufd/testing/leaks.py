@@ -56,10 +56,10 @@ def kernel_maps() -> dict[str, str]:
 
 def next_id(iommufd: IOMMUFD) -> int:
     """The id that the next object of an iommufd gets: the lowest that is free."""
-    fd = iommufd.fileno()
-    ioas_id = ioctls.ioas_alloc(fd)
-    ioctls.destroy(fd, ioas_id)
-    return ioas_id
+    made = ioctls.new_object(iommufd._live())
+    ioctls.ioas_alloc(made)
+    ioctls.destroy(made)
+    return made.id
 
 
 class LeakCheck:

@@ -11,7 +11,7 @@ from typing import Any, NewType, cast
 
 from pyiommufd._uapi import ffi, lib
 
-from .ioctls import failure, last_errno
+from .ioctls import Fd, _c, failure, last_errno
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""
@@ -63,7 +63,7 @@ def struct_size(struct: str) -> int:
     return int(ffi.sizeof(struct))
 
 
-def _info(fd: int, request_name: str, request: int, struct: str, **given: int) -> tuple[Mapping[str, int], bytes]:
+def _info(fd: Fd, request_name: str, request: int, struct: str, **given: int) -> tuple[Mapping[str, int], bytes]:
     """An info struct with what follows it: asked for again with more room until its capabilities fit."""
     size = ffi.sizeof(struct)
     room = size
@@ -73,7 +73,7 @@ def _info(fd: int, request_name: str, request: int, struct: str, **given: int) -
         info.argsz = room
         for name, value in given.items():
             setattr(info, name, value)
-        if lib.pyiommufd_ioctl(fd, request, info) < 0:
+        if lib.pyiommufd_ioctl(_c(fd), request, info) < 0:
             raise failure(request_name)
         if info.argsz <= room:
             data = bytes(ffi.buffer(memory))
@@ -81,14 +81,14 @@ def _info(fd: int, request_name: str, request: int, struct: str, **given: int) -
         room = int(info.argsz)
 
 
-def device_info(fd: int) -> tuple[int, int, int, list[RawCapability]]:
+def device_info(fd: Fd) -> tuple[int, int, int, list[RawCapability]]:
     """VFIO_DEVICE_GET_INFO: flags, number of regions, number of interrupt types, capabilities."""
     info, data = _info(fd, "VFIO_DEVICE_GET_INFO", lib.VFIO_DEVICE_GET_INFO, "struct vfio_device_info")
     chain = capability_chain(data, info["cap_offset"] if info["flags"] & lib.VFIO_DEVICE_FLAGS_CAPS else 0)
     return info["flags"], info["num_regions"], info["num_irqs"], chain
 
 
-def region_info(fd: int, index: int) -> tuple[int, int, int, list[RawCapability]]:
+def region_info(fd: Fd, index: int) -> tuple[int, int, int, list[RawCapability]]:
     """VFIO_DEVICE_GET_REGION_INFO: flags, size in bytes, the region's offset in the device file, capabilities."""
     info, data = _info(
         fd, "VFIO_DEVICE_GET_REGION_INFO", lib.VFIO_DEVICE_GET_REGION_INFO, "struct vfio_region_info", index=index
@@ -97,17 +97,17 @@ def region_info(fd: int, index: int) -> tuple[int, int, int, list[RawCapability]
     return info["flags"], info["size"], info["offset"], chain
 
 
-def irq_info(fd: int, index: int) -> tuple[int, int]:
+def irq_info(fd: Fd, index: int) -> tuple[int, int]:
     """VFIO_DEVICE_GET_IRQ_INFO: flags, number of interrupts of this type."""
     info = ffi.new("struct vfio_irq_info *")
     info.argsz = ffi.sizeof("struct vfio_irq_info")
     info.index = index
-    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_IRQ_INFO, info) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_IRQ_INFO, info) < 0:
         raise failure("VFIO_DEVICE_GET_IRQ_INFO")
     return int(info.flags), int(info.count)
 
 
-def set_irqs(fd: int, index: int, action: int, start: int, count: int, eventfds: Sequence[int] | None = None) -> int:
+def set_irqs(fd: Fd, index: int, action: int, start: int, count: int, eventfds: Sequence[int] | None = None) -> int:
     """VFIO_DEVICE_SET_IRQS.
 
     Args:
@@ -131,19 +131,19 @@ def set_irqs(fd: int, index: int, action: int, start: int, count: int, eventfds:
     command.start = start
     command.count = count
     ffi.memmove(command.data, numbers, ffi.sizeof(numbers))
-    available = int(lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_SET_IRQS, command))
+    available = int(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_SET_IRQS, command))
     if available < 0:
         raise failure("VFIO_DEVICE_SET_IRQS")
     return available
 
 
-def reset(fd: int) -> None:
+def reset(fd: Fd) -> None:
     """VFIO_DEVICE_RESET."""
-    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_RESET, ffi.NULL) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_RESET, ffi.NULL) < 0:
         raise failure("VFIO_DEVICE_RESET")
 
 
-def hot_reset_info(fd: int) -> tuple[int, list[tuple[int, int, int, int]]]:
+def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
     """VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: flags; for each device its id or group, segment, bus, and devfn."""
     header, each = ffi.sizeof("struct vfio_pci_hot_reset_info"), ffi.sizeof("struct vfio_pci_dependent_device")
     room = 16
@@ -151,7 +151,7 @@ def hot_reset_info(fd: int) -> tuple[int, list[tuple[int, int, int, int]]]:
         memory = ffi.new("char[]", header + room * each)
         info = ffi.cast("struct vfio_pci_hot_reset_info *", cast("Any", memory))
         info.argsz = header + room * each
-        if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info) == 0:
+        if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info) == 0:
             found = [info.devices[i] for i in range(info.count)]
             return int(info.flags), [(int(d.devid), int(d.segment), int(d.bus), int(d.devfn)) for d in found]
         code = last_errno()
@@ -164,15 +164,15 @@ def hot_reset_info(fd: int) -> tuple[int, list[tuple[int, int, int, int]]]:
             raise failure("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", code=code)
 
 
-def hot_reset(fd: int) -> None:
+def hot_reset(fd: Fd) -> None:
     """VFIO_DEVICE_PCI_HOT_RESET, in the form for a cdev: who owns what is seen from the iommufd, no fds are named."""
     command = ffi.new("struct vfio_pci_hot_reset *")
     command.argsz = ffi.sizeof("struct vfio_pci_hot_reset")
-    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_PCI_HOT_RESET, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_PCI_HOT_RESET, command) < 0:
         raise failure("VFIO_DEVICE_PCI_HOT_RESET")
 
 
-def ioeventfd(fd: int, offset: int, width: int, value: int, eventfd: int) -> None:
+def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: int) -> None:
     """VFIO_DEVICE_IOEVENTFD: write a value at each signal of an eventfd; -1 in its place: no more.
 
     Args:
@@ -188,9 +188,12 @@ def ioeventfd(fd: int, offset: int, width: int, value: int, eventfd: int) -> Non
     command.offset = offset
     command.data = value
     command.fd = eventfd
-    if lib.pyiommufd_ioctl(fd, lib.VFIO_DEVICE_IOEVENTFD, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_IOEVENTFD, command) < 0:
         raise failure("VFIO_DEVICE_IOEVENTFD")
 
+
+FAILED = 0xFFFF_FFFF_FFFF_FFFF
+"""What `window_read` returns when it fails; `last_errno` is 0 where that was read."""
 
 WindowHandle = NewType("WindowHandle", object)
 """A mapped part of a region, as the C code keeps it."""
@@ -200,13 +203,13 @@ window_read = cast("Callable[[WindowHandle, int, int], int]", lib.pyiommufd_wind
 window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommufd_window_write)
 
 
-def window_map(fd: int, offset: int, length: int, *, readable: bool, writeable: bool) -> WindowHandle:
+def window_map(fd: Fd, offset: int, length: int, *, readable: bool, writeable: bool) -> WindowHandle:
     """Map part of a device file; offset and length in bytes, on page boundaries.
 
     The handle frees itself, and unmaps where `window_unmap` has not been called.
     """
     window = ffi.gc(lib.pyiommufd_window_new(), lib.pyiommufd_window_free)
-    if window == ffi.NULL or lib.pyiommufd_window_map(window, fd, offset, length, readable, writeable) < 0:
+    if window == ffi.NULL or lib.pyiommufd_window_map(window, _c(fd), offset, length, readable, writeable) < 0:
         raise failure("mmap")
     return cast("WindowHandle", window)
 

@@ -1,57 +1,106 @@
 /*
  * C entry points of pyiommufd._uapi, in the subset of C that cffi's cdef reads.
  *
- * Results are plain numbers, so that a call from Python needs no struct object and no cast. A call that
- * fails returns -1 (or, where the result is unsigned, all ones) and leaves the reason in errno; those that
- * can return all ones as a value set errno to 0 when they succeed.
+ * What a call has done is written down before it returns, in memory that a Python object owns: Python may run a signal
+ * handler, and raise from it, between the return of a call and the use of its result. A call that fails returns -1 (or
+ * says otherwise below) and leaves the reason in errno.
  */
 
-int pyiommufd_ioctl(int fd, unsigned long request, void *argument);
+int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument);
 
-/* /dev/iommu. Every one issues exactly one ioctl. */
-int pyiommufd_destroy(int fd, uint32_t id);
-int64_t pyiommufd_ioas_alloc(int fd);
-uint64_t pyiommufd_ioas_map(int fd, uint32_t ioas_id, uint32_t flags, const void *user_va, uint64_t length,
-                            uint64_t iova);
-uint64_t pyiommufd_ioas_unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length);
+/* An fd and its owner. Every call of a file without an fd fails with EBADF. */
+struct pyiommufd_file {
+    int fd;             /* -1: none */
+    int inherited;      /* in a forked child: the copy of the parent's, to be closed and nothing else */
+    int wake;           /* an eventfd that ends pyiommufd_file_wait when the file is closed; or -1 */
+    unsigned int users; /* calls under way */
+};
+int pyiommufd_file_open(struct pyiommufd_file *file, const char *path, int flags);
+int pyiommufd_file_eventfd(struct pyiommufd_file *file);
+int pyiommufd_file_memfd(struct pyiommufd_file *file, const char *name, unsigned int flags, int64_t length);
+int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file *other);
+int pyiommufd_file_close(struct pyiommufd_file *file);
+void pyiommufd_file_free(struct pyiommufd_file *file);
+void pyiommufd_file_forked(struct pyiommufd_file *file);
+/* Whether two fds are of one open file; 0 also where that cannot be asked. */
+int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *other);
+/* As poll: until it is readable, or closed. */
+int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds);
+/* As read, or pread where the offset is not negative; and so for writing. */
+int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset);
+int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset);
+int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *argument);
 
-/* As pyiommufd_ioas_map, of a file. */
-uint64_t pyiommufd_ioas_map_file(int fd, uint32_t ioas_id, uint32_t flags, int file, uint64_t start, uint64_t length,
-                                 uint64_t iova);
+/* What the kernel keeps behind an iommufd by an id. */
+struct pyiommufd_object {
+    struct pyiommufd_file *file; /* the iommufd */
+    uint32_t id;
+    unsigned int state; /* 0: not there, 1: there, 2: about to be destroyed */
+    unsigned int users; /* calls under way */
+};
+/*
+ * Have the kernel make one: the command is written over, with the object's id at that place; and, where a queue is given,
+ * its fd.
+ */
+int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void *command, uint64_t id_at,
+                   struct pyiommufd_file *queue, uint64_t fd_at);
+/* Nothing, and 0, where it is not there. The iommufd's lock is held. */
+int pyiommufd_destroy(struct pyiommufd_object *object);
 
-/* As pyiommufd_ioas_map; the iova of the copy. */
-uint64_t pyiommufd_ioas_copy(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src_ioas_id, uint64_t src_iova,
+/* One mapping of the kernel's. */
+struct pyiommufd_piece {
+    uint64_t offset; /* in the memory or the range that it is of */
+    uint64_t length;
+    uint64_t iova;
+    uint64_t state; /* as that of an object */
+    struct pyiommufd_object *ioas; /* where, once it has been mapped */
+};
+int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags,
+                       const void *user_va, uint64_t length, uint64_t iova);
+int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags, int file,
+                            uint64_t start, uint64_t length, uint64_t iova);
+/* By one request; the pieces, with offset and length, are those that the source has there. */
+int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count, uint32_t flags,
+                        struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova);
+/*
+ * Many pieces of one memory by one call, with offset, length and iova; an iova of all ones lets the kernel choose. The
+ * result is how many were mapped before one failed.
+ */
+uint64_t pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
+                                 uint32_t flags, const void *memory);
+/* Nothing, and 0, where it is not mapped. */
+int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece);
+/* Each of them. The result is how many are not mapped any more, from the first on: count, unless one failed. */
+uint64_t pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count);
+/* All within a range, by one request; the pieces are all that it may touch, and are written over. */
+int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
+                               struct pyiommufd_piece **pieces, uint64_t count, uint64_t *unmapped);
+/*
+ * Whether something in a range is not mapped, by whatever process: 1, and the first such address; or 0. For these two
+ * the iommufd's lock is held, so that the ids stay those of the objects.
+ */
+int pyiommufd_ioas_first_hole(struct pyiommufd_file *iommufd, uint32_t ioas_id, uint64_t iova, uint64_t length,
+                              uint64_t *hole);
+/*
+ * Whether the device can have a page table of what an address space maps; with a length, of that range alone, copied to
+ * an iova. 0, or the errno. The page table, and the copy, are destroyed again.
+ */
+int pyiommufd_try_page_table(struct pyiommufd_file *iommufd, uint32_t device_id, uint32_t ioas_id, uint64_t iova,
                              uint64_t length, uint64_t dst_iova);
 
 /*
- * The iova that this thread's last call mapped (pyiommufd_ioas_map and its relatives) or unmapped
- * (pyiommufd_ioas_unmap) if that was in this address space; once, and all ones when asked again.
+ * /dev/vfio/devices/vfioX. A bind makes the device and gives the fd to its owner. token: 16 bytes or NULL; pasid:
+ * negative for none; group_on: the page table of the device's group.
  */
-uint64_t pyiommufd_ioas_last_map(int fd, uint32_t ioas_id);
-uint64_t pyiommufd_ioas_last_unmap(int fd, uint32_t ioas_id);
-
-/*
- * Many pieces of one memory by one call. pieces: count times (offset, length, iova), then one number more. An iova
- * of all ones lets the kernel choose, and is overwritten by what it chose; the number at the end becomes that of
- * the pieces that were mapped before one failed, and is the result.
- */
-uint64_t pyiommufd_ioas_map_many(int fd, uint32_t ioas_id, uint32_t flags, const void *memory, uint64_t *pieces,
-                                 uint64_t count);
-/* The same numbers, without the one at the end. The result is how many were unmapped before one failed. */
-uint64_t pyiommufd_ioas_unmap_many(int fd, uint32_t ioas_id, const uint64_t *pieces, uint64_t count);
-
-/* Whether something in a range is not mapped, by whatever process: 1, and the first such address; or 0. */
-int pyiommufd_ioas_first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length, uint64_t *hole);
-
-/* /dev/vfio/devices/vfioX. token: 16 bytes or NULL; pasid: negative for none. */
-int64_t pyiommufd_bind(int fd, int iommufd, const void *token);
-int64_t pyiommufd_attach(int fd, uint32_t pt_id, int64_t pasid);
-int pyiommufd_detach(int fd, int64_t pasid);
+int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device, struct pyiommufd_file *owner,
+                   const void *token);
+int pyiommufd_attach(struct pyiommufd_file *cdev, uint32_t pt_id, int64_t pasid, uint32_t *group_on, int *attached);
+int pyiommufd_detach(struct pyiommufd_file *cdev, int64_t pasid, int *attached);
 
 /* A mapped part of a device region; see entry.c for the guard against SIGBUS. */
 struct pyiommufd_window;
 struct pyiommufd_window *pyiommufd_window_new(void);
-int pyiommufd_window_map(struct pyiommufd_window *window, int fd, uint64_t offset, uint64_t length, int readable,
+int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length, int readable,
                          int writeable);
 int pyiommufd_window_unmap(struct pyiommufd_window *window);
 void pyiommufd_window_free(struct pyiommufd_window *window);

@@ -1,24 +1,80 @@
 """What issues ioctls and touches C: a typed face of the compiled extension, with `device_ioctls` beside it.
 
 Above them there is no cdata and no request number. Every function raises `pyiommufd.errors.IoctlError`, bare of
-causes, when the kernel refuses; but for `ioas_map` and `ioas_unmap`, the hot path, which return `FAILED` and
-leave the reason to `last_errno`. All of them release the GIL while the kernel works and may be called from any
-thread; that the fd stays open meanwhile is the caller's care.
+causes, when the kernel refuses; but for `ioas_map` and its relatives, the hot path, which leave the reason to
+`last_errno`. All of them release the GIL while the kernel works and may be called from any thread.
+
+What a call has done is on record before it returns: in a `File`, an `Object` or `Pieces`, which the caller makes
+beforehand. So an exception that a signal handler raises finds it there, at whatever moment.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NewType, Protocol, TypeAlias, cast
 
 from pyiommufd._uapi import ffi, lib
 
 from ..errors import IoctlError, ioctl_error
 
-FAILED = 0xFFFF_FFFF_FFFF_FFFF
-"""What `ioas_map` and `ioas_unmap` return when they fail: no mapping can be there, or be that long."""
+
+class File(Protocol):
+    """An fd and its owner (struct pyiommufd_file), which closes it when it is freed.
+
+    What uses it after `close` gets EBADF, also in another thread: `close` waits for the calls under way.
+
+    Attributes:
+        fd: The number; -1: none, or it is a forked parent's.
+        users: How many calls are under way.
+        inherited: In a forked child, that of its copy, until it is closed; -1: none.
+    """
+
+    fd: int
+    users: int
+    inherited: int
+
+
+Fd: TypeAlias = File | int
+"""An fd for a call; as an int it is somebody else's, who keeps it open meanwhile."""
+
+
+class Object(Protocol):
+    """What the kernel keeps behind an iommufd by an id (struct pyiommufd_object).
+
+    Attributes:
+        id: The id.
+        state: 0: it is not there; `LIVE`.
+    """
+
+    id: int
+    state: int
+
+
+class Piece(Protocol):
+    """A mapping of the kernel's (struct pyiommufd_piece).
+
+    Attributes:
+        length: Bytes.
+        iova: Where it is.
+        state: 0: it is not mapped.
+    """
+
+    length: int
+    iova: int
+    state: int
+
+
+LIVE = 1
+"""The state of an object or piece that is there. 2: another thread is about to end it."""
+
+Pieces = NewType("Pieces", object)
+"""Pieces that lie in memory one after the other, and the memory: see `pieces_of`."""
+
+ANYWHERE = 0xFFFF_FFFF_FFFF_FFFF
+"""The iova of a piece for which the kernel chooses one: no mapping can be there."""
 
 
 class View(Protocol):
@@ -28,15 +84,20 @@ class View(Protocol):
         """Its length in bytes."""
 
 
+A_PIECE: object = ffi.typeof("struct pyiommufd_piece *")
+"""What `new` makes a piece of, made once."""
+
 # Bound here once, with types that say what Python passes: a wrapper would be a call more on the hot path.
-ioas_map = cast("Callable[[int, int, int, View, int, int], int]", lib.pyiommufd_ioas_map)
-"""IOMMU_IOAS_MAP: (fd, ioas_id, flags, user_va, length, iova) -> iova, or `FAILED`.
+new = cast("Callable[[object], Piece]", ffi.new)
+"""(A_PIECE) -> a piece that is not mapped."""
+ioas_map = cast("Callable[[Object, Piece, int, View, int, int], int]", lib.pyiommufd_ioas_map)
+"""IOMMU_IOAS_MAP: (ioas, piece, flags, user_va, length, iova) -> 0 or -1.
 
 `last_errno` is 0 where address, length or iova is not on page boundaries, or the length 0: no ioctl was issued."""
-ioas_map_file: Callable[[int, int, int, int, int, int, int], int] = lib.pyiommufd_ioas_map_file
-"""IOMMU_IOAS_MAP_FILE: (fd, ioas_id, flags, file, start, length, iova) -> iova, or `FAILED`."""
-ioas_unmap: Callable[[int, int, int, int], int] = lib.pyiommufd_ioas_unmap
-"""IOMMU_IOAS_UNMAP: (fd, ioas_id, iova, length) -> bytes unmapped, or `FAILED`."""
+ioas_map_file = cast("Callable[[Object, Piece, int, int, int, int, int], int]", lib.pyiommufd_ioas_map_file)
+"""IOMMU_IOAS_MAP_FILE: (ioas, piece, flags, file, start, length, iova) -> 0 or -1."""
+ioas_unmap = cast("Callable[[Piece], int]", lib.pyiommufd_ioas_unmap)
+"""IOMMU_IOAS_UNMAP: (piece) -> 0, also where it is not mapped, or -1."""
 
 
 def last_errno() -> int:
@@ -71,70 +132,200 @@ def failure(request: str, target: str = "", code: int | None = None) -> IoctlErr
     return ioctl_error(request, last_errno() if code is None else code, target)
 
 
-def destroy(fd: int, object_id: int) -> None:
-    """IOMMU_DESTROY."""
-    if lib.pyiommufd_destroy(fd, object_id) < 0:
+# Files
+
+
+def new_file() -> File:
+    """An owner without an fd."""
+    return cast("File", ffi.gc(ffi.new("struct pyiommufd_file *", (-1, -1, -1, 0)), lib.pyiommufd_file_free))
+
+
+def file_open(file: File, path: str, flags: int) -> None:
+    """open, close-on-exec."""
+    if lib.pyiommufd_file_open(_c(file), os.fsencode(path), flags) < 0:
+        raise failure("open", path)
+
+
+def file_eventfd(file: File) -> None:
+    """eventfd, which does not block."""
+    if lib.pyiommufd_file_eventfd(_c(file)) < 0:
+        raise failure("eventfd")
+
+
+def file_memfd(file: File, flags: int, length: int) -> None:
+    """memfd_create and ftruncate, to a length in bytes."""
+    if lib.pyiommufd_file_memfd(_c(file), b"pyiommufd", flags, length) < 0:
+        raise failure("memfd_create")
+
+
+def file_duplicate(file: File, other: File) -> None:
+    """A second fd of the same open file."""
+    if lib.pyiommufd_file_duplicate(_c(file), _c(other)) < 0:
+        raise failure("fcntl")
+
+
+def file_close(file: File) -> None:
+    """close, once the calls under way have ended. Does nothing the second time."""
+    if lib.pyiommufd_file_close(_c(file)) < 0:
+        raise failure("close")
+
+
+def file_forked(file: File) -> None:
+    """This process is a forked child: nothing but `file_close` works from now on."""
+    lib.pyiommufd_file_forked(_c(file))
+
+
+def file_same(file: File, other: int) -> bool:
+    """Whether two fds are of one open file (kcmp); no, also where the kernel does not say."""
+    return bool(lib.pyiommufd_file_same(_c(file), _c(other)))
+
+
+def file_wait(file: File, milliseconds: int) -> None:
+    """poll, until it is readable, closed, a signal comes, or for that time; -1: for as long as it takes."""
+    if lib.pyiommufd_file_wait(_c(file), milliseconds) < 0 and last_errno() not in (errno.EINTR, errno.EBADF):
+        raise failure("poll")
+
+
+def file_readable(file: File) -> bool:
+    """Whether poll says that there is something to read, now."""
+    return int(lib.pyiommufd_file_wait(_c(file), 0)) > 0
+
+
+def file_read(file: File, length: int, offset: int = -1) -> bytes:
+    """read, or pread where the offset is not negative: up to so many bytes."""
+    memory = ffi.new("char[]", length)
+    done = lib.pyiommufd_file_read(_c(file), memory, length, offset)
+    if done < 0:
+        raise failure("read" if offset < 0 else "pread")
+    return bytes(ffi.buffer(memory, done))
+
+
+def file_write(file: File, data: Any, offset: int = -1) -> int:
+    """write, or pwrite where the offset is not negative: how many bytes of a buffer were written."""
+    held = ffi.from_buffer(data)
+    done = int(lib.pyiommufd_file_write(_c(file), held, len(held), offset))
+    if done < 0:
+        raise failure("write" if offset < 0 else "pwrite")
+    return done
+
+
+def _c(record: Any) -> Any:
+    """What was made here, as C takes it; or for an int, a file that is not owned."""
+    return ffi.new("struct pyiommufd_file *", (record, -1, -1, 0)) if isinstance(record, int) else record
+
+
+# Objects
+
+
+def new_object(iommufd: File) -> Object:
+    """An object that is not there yet. It uses the file as long as it exists."""
+    return cast("Object", ffi.new("struct pyiommufd_object *", {"file": iommufd}))
+
+
+def _make(made: Object, request: str, command: Any, field: str, queue: File | None = None, fd_field: str = "") -> None:
+    offsets = dict(ffi.typeof(command).item.fields or [])
+    fd_at = offsets[fd_field].offset if fd_field else 0
+    command.size = ffi.sizeof(ffi.typeof(command).item)
+    number = getattr(lib, request)
+    owner: Any = ffi.NULL if queue is None else queue
+    if lib.pyiommufd_make(cast("Any", made), number, command, offsets[field].offset, owner, fd_at) < 0:
+        raise failure(request)
+
+
+def destroy(made: Object) -> None:
+    """IOMMU_DESTROY. Does nothing where it is not there. For one thread at a time of those that use the iommufd."""
+    if lib.pyiommufd_destroy(cast("Any", made)) < 0:
         raise failure("IOMMU_DESTROY")
 
 
-def ioas_alloc(fd: int) -> int:
-    """IOMMU_IOAS_ALLOC: the id of a new address space."""
-    ioas_id = lib.pyiommufd_ioas_alloc(fd)
-    if ioas_id < 0:
-        raise failure("IOMMU_IOAS_ALLOC")
-    return int(ioas_id)
+def ioas_alloc(made: Object) -> None:
+    """IOMMU_IOAS_ALLOC: a new address space."""
+    _make(made, "IOMMU_IOAS_ALLOC", ffi.new("struct iommu_ioas_alloc *"), "out_ioas_id")
 
 
-def ioas_last_map(fd: int, ioas_id: int) -> int:
-    """What this thread's last call mapped (`ioas_map`, `ioas_copy`), if there; once, and `FAILED` when asked again."""
-    return int(lib.pyiommufd_ioas_last_map(fd, ioas_id))
+PIECE = 5
+"""How many numbers a piece has in an array: offset, length, iova, state, and one for the C code."""
 
 
-def ioas_last_unmap(fd: int, ioas_id: int) -> int:
-    """The iova of this thread's last successful `ioas_unmap`, if there; once, and `FAILED` when asked again."""
-    return int(lib.pyiommufd_ioas_last_unmap(fd, ioas_id))
+def pieces_of(numbers: array[int]) -> Pieces:
+    """Pieces in the memory of an array: `PIECE` numbers for each. The array cannot be resized meanwhile."""
+    return cast("Pieces", ffi.from_buffer("struct pyiommufd_piece[]", numbers, require_writable=True))
 
 
-def ioas_map_many(fd: int, ioas_id: int, flags: int, memory: View, pieces: array[int]) -> int:
-    """IOMMU_IOAS_MAP for each piece, by one call: how many were mapped before one failed (see `last_errno`).
+def piece_at(pieces: Pieces, index: int) -> Piece:
+    """One of them. It is there as long as the pieces are."""
+    return cast("Piece", cast("Any", pieces) + index)
 
-    pieces: for each its offset in the memory, its length and its iova; then one number more. `FAILED` as an iova lets
-    the kernel choose, and is overwritten by what it chose. The number at the end becomes what is returned, for where
-    a signal handler raises before that can be used.
+
+def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: View) -> int:
+    """IOMMU_IOAS_MAP for each of some pieces, by one call: how many were mapped before one failed (`last_errno`).
+
+    `ANYWHERE` as an iova lets the kernel choose, and is overwritten by what it chose.
     """
-    numbers = cast("Any", ffi.from_buffer("uint64_t[]", pieces, require_writable=True))
-    return int(lib.pyiommufd_ioas_map_many(fd, ioas_id, flags, cast("Any", memory), numbers, len(pieces) // 3))
+    first = cast("Any", pieces) + start
+    return int(lib.pyiommufd_ioas_map_many(cast("Any", ioas), first, count, flags, cast("Any", memory)))
 
 
-def ioas_unmap_many(fd: int, ioas_id: int, pieces: array[int]) -> int:
-    """IOMMU_IOAS_UNMAP for each piece, by one call: how many were unmapped before one failed (see `last_errno`)."""
-    numbers = cast("Any", ffi.from_buffer("uint64_t[]", pieces))
-    return int(lib.pyiommufd_ioas_unmap_many(fd, ioas_id, numbers, len(pieces) // 3))
+def ioas_unmap_many(pieces: Pieces, start: int, count: int) -> int:
+    """IOMMU_IOAS_UNMAP for each of some pieces, by one call: how many are not mapped any more, from the first on."""
+    return int(lib.pyiommufd_ioas_unmap_many(cast("Any", pieces) + start, count))
 
 
-def ioas_first_hole(fd: int, ioas_id: int, iova: int, length: int) -> int | None:
+def ioas_unmap_range(ioas: Object, iova: int, length: int, touched: Sequence[Piece]) -> int:
+    """IOMMU_IOAS_UNMAP of all within a range: how many bytes.
+
+    Args:
+        ioas: The address space.
+        iova: The first address.
+        length: Bytes.
+        touched: What is mapped there, in part or whole. What is gone is not mapped any more, also where it fails.
+    """
+    unmapped = ffi.new("uint64_t *")
+    pieces = ffi.new("struct pyiommufd_piece *[]", list(touched))
+    if lib.pyiommufd_ioas_unmap_range(cast("Any", ioas), iova, length, pieces, len(touched), unmapped) < 0:
+        raise failure("IOMMU_IOAS_UNMAP")
+    return int(unmapped[0])
+
+
+def ioas_first_hole(fd: Fd, ioas_id: int, iova: int, length: int) -> int | None:
     """The first address of a range that is not mapped, by whatever process; None where all of it is.
 
     By IOMMU_IOAS_COPY to an address space that is made for it and destroyed again.
     """
     hole = ffi.new("uint64_t *")
-    found = lib.pyiommufd_ioas_first_hole(fd, ioas_id, iova, length, hole)
+    found = lib.pyiommufd_ioas_first_hole(_c(fd), ioas_id, iova, length, hole)
     if found < 0:
         raise failure("IOMMU_IOAS_COPY")
     return int(hole[0]) if found else None
 
 
+def try_page_table(fd: Fd, device_id: int, ioas_id: int, iova: int = 0, length: int = 0, dst_iova: int = 0) -> int:
+    """Whether a device can have a page table of what an address space maps: 0, or the errno.
+
+    With a length, of that range alone, copied to an iova. What is made for it is destroyed again (IOMMU_HWPT_ALLOC,
+    IOMMU_IOAS_COPY, IOMMU_DESTROY).
+    """
+    return int(lib.pyiommufd_try_page_table(_c(fd), device_id, ioas_id, iova, length, dst_iova))
+
+
 def ioas_copy(
-    fd: int, *, flags: int, dst_ioas_id: int, src_ioas_id: int, length: int, dst_iova: int, src_iova: int
-) -> int:
-    """IOMMU_IOAS_COPY: the iova of the copy."""
-    iova = int(lib.pyiommufd_ioas_copy(fd, dst_ioas_id, flags, src_ioas_id, src_iova, length, dst_iova))
-    if iova == FAILED:
+    ioas: Object,
+    pieces: Piece | Pieces,
+    count: int,
+    *,
+    flags: int,
+    source: Object,
+    src_iova: int,
+    length: int,
+    iova: int,
+) -> None:
+    """IOMMU_IOAS_COPY, of what are the pieces in the source."""
+    c: Any = (ioas, pieces, source)
+    if lib.pyiommufd_ioas_copy(c[0], c[1], count, flags, c[2], src_iova, length, iova) < 0:
         raise failure("IOMMU_IOAS_COPY")
-    return iova
 
 
-def ioas_allow_iovas(fd: int, ioas_id: int, ranges: Sequence[tuple[int, int]]) -> None:
+def ioas_allow_iovas(fd: Fd, ioas_id: int, ranges: Sequence[tuple[int, int]]) -> None:
     """IOMMU_IOAS_ALLOW_IOVAS; ranges: (start, inclusive last)."""
     allowed = ffi.new("struct iommu_iova_range[]", [{"start": start, "last": last} for start, last in ranges])
     command = ffi.new("struct iommu_ioas_allow_iovas *")
@@ -142,11 +333,11 @@ def ioas_allow_iovas(fd: int, ioas_id: int, ranges: Sequence[tuple[int, int]]) -
     command.ioas_id = ioas_id
     command.num_iovas = len(ranges)
     command.allowed_iovas = int(ffi.cast("uintptr_t", allowed))
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_ALLOW_IOVAS, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_ALLOW_IOVAS, command) < 0:
         raise failure("IOMMU_IOAS_ALLOW_IOVAS")
 
 
-def option(fd: int, option_id: int, object_id: int, value: int | None = None) -> int:
+def option(fd: Fd, option_id: int, object_id: int, value: int | None = None) -> int:
     """IOMMU_OPTION: set the option to the value, or get it where that is None. Returns the value."""
     command = ffi.new("struct iommu_option *")
     command.size = ffi.sizeof("struct iommu_option")
@@ -154,49 +345,48 @@ def option(fd: int, option_id: int, object_id: int, value: int | None = None) ->
     command.object_id = object_id
     command.op = lib.IOMMU_OPTION_OP_GET if value is None else lib.IOMMU_OPTION_OP_SET
     command.val64 = value or 0
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_OPTION, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_OPTION, command) < 0:
         raise failure("IOMMU_OPTION")
     return int(command.val64)
 
 
-def vfio_ioas(fd: int, op: int, ioas_id: int = 0) -> int:
+def vfio_ioas(fd: Fd, op: int, ioas_id: int = 0) -> int:
     """IOMMU_VFIO_IOAS: get, set or clear. Returns the id."""
     command = ffi.new("struct iommu_vfio_ioas *")
     command.size = ffi.sizeof("struct iommu_vfio_ioas")
     command.op = op
     command.ioas_id = ioas_id
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_VFIO_IOAS, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_VFIO_IOAS, command) < 0:
         raise failure("IOMMU_VFIO_IOAS")
     return int(command.ioas_id)
 
 
-def ioas_change_process(fd: int) -> None:
+def ioas_change_process(fd: Fd) -> None:
     """IOMMU_IOAS_CHANGE_PROCESS."""
     command = ffi.new("struct iommu_ioas_change_process *")
     command.size = ffi.sizeof("struct iommu_ioas_change_process")
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_CHANGE_PROCESS, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_CHANGE_PROCESS, command) < 0:
         raise failure("IOMMU_IOAS_CHANGE_PROCESS")
 
 
-def ioas_noiommu_get_pa(fd: int, ioas_id: int, iova: int, length: int) -> tuple[int, int]:
+def ioas_noiommu_get_pa(fd: Fd, ioas_id: int, iova: int, length: int) -> tuple[int, int]:
     """IOMMU_IOAS_NOIOMMU_GET_PA: the physical address, and how many bytes are contiguous there."""
     command = ffi.new("struct iommu_ioas_noiommu_get_pa *")
     command.size = ffi.sizeof("struct iommu_ioas_noiommu_get_pa")
     command.ioas_id = ioas_id
     command.iova = iova
     command.length = length
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_NOIOMMU_GET_PA, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_NOIOMMU_GET_PA, command) < 0:
         raise failure("IOMMU_IOAS_NOIOMMU_GET_PA")
     return int(command.out_phys), int(command.length)
 
 
 def hwpt_alloc(
-    fd: int, dev_id: int, pt_id: int, *, flags: int = 0, data_type: int = 0, data: bytes = b"", fault_id: int = 0
-) -> int:
-    """IOMMU_HWPT_ALLOC: the id of a page table that the device's IOMMU can walk, over an address space."""
+    made: Object, dev_id: int, pt_id: int, *, flags: int = 0, data_type: int = 0, data: bytes = b"", fault_id: int = 0
+) -> None:
+    """IOMMU_HWPT_ALLOC: a page table that the device's IOMMU can walk, over an address space."""
     held = ffi.from_buffer(data)
     command = ffi.new("struct iommu_hwpt_alloc *")
-    command.size = ffi.sizeof("struct iommu_hwpt_alloc")
     command.flags = flags
     command.dev_id = dev_id
     command.pt_id = pt_id
@@ -204,32 +394,27 @@ def hwpt_alloc(
     command.data_len = len(data)
     command.data_uptr = int(ffi.cast("uintptr_t", held)) if data else 0
     command.fault_id = fault_id
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_HWPT_ALLOC, command) < 0:
-        raise failure("IOMMU_HWPT_ALLOC")
-    return int(command.out_hwpt_id)
+    _make(made, "IOMMU_HWPT_ALLOC", command, "out_hwpt_id")
 
 
-def fault_queue_alloc(fd: int) -> tuple[int, int]:
-    """IOMMU_FAULT_QUEUE_ALLOC: the queue's id and its fd."""
+def fault_queue_alloc(made: Object, queue: File) -> None:
+    """IOMMU_FAULT_QUEUE_ALLOC: a queue, with its fd."""
     command = ffi.new("struct iommu_fault_alloc *")
-    command.size = ffi.sizeof("struct iommu_fault_alloc")
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_FAULT_QUEUE_ALLOC, command) < 0:
-        raise failure("IOMMU_FAULT_QUEUE_ALLOC")
-    return int(command.out_fault_id), int(command.out_fault_fd)
+    _make(made, "IOMMU_FAULT_QUEUE_ALLOC", command, "out_fault_id", queue, "out_fault_fd")
 
 
-def hwpt_set_dirty_tracking(fd: int, hwpt_id: int, flags: int) -> None:
+def hwpt_set_dirty_tracking(fd: Fd, hwpt_id: int, flags: int) -> None:
     """IOMMU_HWPT_SET_DIRTY_TRACKING."""
     command = ffi.new("struct iommu_hwpt_set_dirty_tracking *")
     command.size = ffi.sizeof("struct iommu_hwpt_set_dirty_tracking")
     command.flags = flags
     command.hwpt_id = hwpt_id
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_HWPT_SET_DIRTY_TRACKING, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_SET_DIRTY_TRACKING, command) < 0:
         raise failure("IOMMU_HWPT_SET_DIRTY_TRACKING")
 
 
 def hwpt_get_dirty_bitmap(
-    fd: int, hwpt_id: int, flags: int, iova: int, length: int, page_size: int, bitmap: bytearray
+    fd: Fd, hwpt_id: int, flags: int, iova: int, length: int, page_size: int, bitmap: bytearray
 ) -> None:
     """IOMMU_HWPT_GET_DIRTY_BITMAP: bits are added to those of the bitmap, whole words of 64 bits."""
     held = ffi.from_buffer("uint64_t[]", bitmap, require_writable=True)
@@ -241,11 +426,11 @@ def hwpt_get_dirty_bitmap(
     command.length = length
     command.page_size = page_size
     command.data = int(ffi.cast("uintptr_t", held))
-    if lib.pyiommufd_ioctl(fd, lib.IOMMU_HWPT_GET_DIRTY_BITMAP, command) < 0:
+    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_GET_DIRTY_BITMAP, command) < 0:
         raise failure("IOMMU_HWPT_GET_DIRTY_BITMAP")
 
 
-def get_hw_info(fd: int, dev_id: int, data_type: int | None) -> tuple[int, int, int, bytes]:
+def get_hw_info(fd: Fd, dev_id: int, data_type: int | None) -> tuple[int, int, int, bytes]:
     """IOMMU_GET_HW_INFO: data type, width of PASIDs in bits, capabilities, and the IOMMU driver's own data."""
     room = 256
     while True:
@@ -258,7 +443,7 @@ def get_hw_info(fd: int, dev_id: int, data_type: int | None) -> tuple[int, int, 
         if data_type is not None:
             command.flags = lib.IOMMU_HW_INFO_FLAG_INPUT_TYPE
             command.in_data_type = data_type
-        if lib.pyiommufd_ioctl(fd, lib.IOMMU_GET_HW_INFO, command) < 0:
+        if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_GET_HW_INFO, command) < 0:
             raise failure("IOMMU_GET_HW_INFO")
         if command.data_len <= room:
             width, length = int(command.out_max_pasid_log2), int(command.data_len)
@@ -266,7 +451,7 @@ def get_hw_info(fd: int, dev_id: int, data_type: int | None) -> tuple[int, int, 
         room = int(command.data_len)
 
 
-def ioas_iova_ranges(fd: int, ioas_id: int) -> tuple[list[tuple[int, int]], int]:
+def ioas_iova_ranges(fd: Fd, ioas_id: int) -> tuple[list[tuple[int, int]], int]:
     """IOMMU_IOAS_IOVA_RANGES: (start, inclusive last) of each range, and the alignment in bytes."""
     room = 16
     while True:
@@ -276,7 +461,7 @@ def ioas_iova_ranges(fd: int, ioas_id: int) -> tuple[list[tuple[int, int]], int]
         command.ioas_id = ioas_id
         command.num_iovas = room
         command.allowed_iovas = int(ffi.cast("uintptr_t", ranges))
-        if lib.pyiommufd_ioctl(fd, lib.IOMMU_IOAS_IOVA_RANGES, command) == 0:
+        if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_IOVA_RANGES, command) == 0:
             found = [(int(ranges[i].start), int(ranges[i].last)) for i in range(command.num_iovas)]
             return found, int(command.out_iova_alignment)
         # EMSGSIZE: there are more than that by now, and the kernel has said how many.
@@ -285,25 +470,48 @@ def ioas_iova_ranges(fd: int, ioas_id: int) -> tuple[list[tuple[int, int]], int]
         room = int(command.num_iovas)
 
 
-def bind(fd: int, iommufd: int, token: bytes | None) -> int:
-    """VFIO_DEVICE_BIND_IOMMUFD: the id of the device in the iommufd. token: 16 bytes, or None."""
-    device_id = lib.pyiommufd_bind(fd, iommufd, ffi.NULL if token is None else ffi.from_buffer(token))
-    if device_id < 0:
+def bind(cdev: File, device: Object, owner: File, token: bytes | None) -> None:
+    """VFIO_DEVICE_BIND_IOMMUFD: the device is there, and its fd is the owner's, which was the cdev's.
+
+    token: 16 bytes, or None.
+    """
+    given = ffi.NULL if token is None else ffi.from_buffer(token)
+    if lib.pyiommufd_bind(_c(cdev), cast("Any", device), _c(owner), given) < 0:
         raise failure("VFIO_DEVICE_BIND_IOMMUFD")
-    return int(device_id)
 
 
-def attach(fd: int, pt_id: int, pasid: int | None) -> None:
+class Cell(Protocol):
+    """A number in memory that C writes."""
+
+    def __getitem__(self, index: int) -> int:
+        """The number; its index is 0."""
+
+    def __setitem__(self, index: int, number: int) -> None:
+        """Write it in place of C."""
+
+
+def new_cell(kind: str) -> Cell:
+    """A number of a C type, 0 at first."""
+    return cast("Cell", ffi.new(f"{kind} *"))
+
+
+def attach(cdev: File, pt_id: int, pasid: int | None, group_on: Cell, attached: Cell) -> None:
     """VFIO_DEVICE_ATTACH_IOMMUFD_PT.
 
-    The id that the kernel writes back is not returned: that of an automatic page table is given to another
-    object at once after the detach.
+    Args:
+        cdev: The device's.
+        pt_id: The page table.
+        pasid: For the DMA with this PASID; None: without one.
+        group_on: Becomes the page table (``uint32_t``). Not the id that the kernel writes back: that of an automatic
+            page table is given to another object at once after the detach.
+        attached: Becomes 1 (``int``).
     """
-    if lib.pyiommufd_attach(fd, pt_id, -1 if pasid is None else pasid) < 0:
+    number = -1 if pasid is None else pasid
+    if lib.pyiommufd_attach(_c(cdev), pt_id, number, cast("Any", group_on), cast("Any", attached)) < 0:
         raise failure("VFIO_DEVICE_ATTACH_IOMMUFD_PT")
 
 
-def detach(fd: int, pasid: int | None) -> None:
-    """VFIO_DEVICE_DETACH_IOMMUFD_PT."""
-    if lib.pyiommufd_detach(fd, -1 if pasid is None else pasid) < 0:
+def detach(cdev: File, pasid: int | None, attached: Cell) -> None:
+    """VFIO_DEVICE_DETACH_IOMMUFD_PT: attached becomes 0."""
+    if lib.pyiommufd_detach(_c(cdev), -1 if pasid is None else pasid, cast("Any", attached)) < 0:
         raise failure("VFIO_DEVICE_DETACH_IOMMUFD_PT")

@@ -149,7 +149,7 @@ def ioctl(fd: int, request: int, argument: Any = 0) -> int:
     else:
         pointer = ffi.from_buffer("char[]", argument, require_writable=True)
     try:
-        result = int(lib.pyiommufd_ioctl(operator.index(fd), operator.index(request), pointer))
+        result = int(lib.pyiommufd_raw_ioctl(operator.index(fd), operator.index(request), pointer))
     except OverflowError as error:
         raise ValueError(f"fd {fd}, request {request}: {error}") from None
     if result < 0:

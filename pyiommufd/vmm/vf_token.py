@@ -116,9 +116,12 @@ def _answer(device: HostDevice, token: uuid.UUID | None) -> int | None:
         file = DeviceFile(device)
     except (IoctlError, DeviceNotFoundError):
         return None
-    with file, open(os.devnull, "rb") as none:
+    none = ioctls.new_file()
+    ioctls.file_open(none, os.devnull, os.O_RDONLY)
+    with file:
         try:
-            ioctls.bind(file.fileno(), none.fileno(), None if token is None else token.bytes)
+            raw = None if token is None else token.bytes
+            ioctls.bind(file._live(), ioctls.new_object(none), ioctls.new_file(), raw)
         except IoctlError as error:
             return error.errno
     return None

@@ -20,34 +20,95 @@ from typing import Any
 import pytest
 
 _MODULE = "pyiommufd._uapi"
-_FAILED = 0xFFFF_FFFF_FFFF_FFFF
+_LIVE = 1
 
 
-def _map_many(fd: int, ioas_id: int, flags: int, memory: Any, pieces: Any, count: int) -> int:
-    for place in range(2, 3 * count, 3):
-        pieces[place] = 0 if pieces[place] == _FAILED else pieces[place]
-    pieces[3 * count] = count
+def _made(made: Any, *_: Any) -> int:
+    made.state = _LIVE
+    return 0
+
+
+def _gone(record: Any) -> int:
+    record.state = 0
+    return 0
+
+
+def _mapped(pieces: Any, count: int, iova: int | None) -> None:
+    for at in range(count):
+        pieces[at].state = _LIVE
+        if iova is not None:
+            pieces[at].iova = iova + pieces[at].offset
+
+
+def _map(ioas: Any, piece: Any, flags: int, user_va: Any, length: int, iova: int) -> int:
+    piece.length = length
+    _mapped(piece, 1, iova)
+    return 0
+
+
+def _map_file(ioas: Any, piece: Any, flags: int, file: int, start: int, length: int, iova: int) -> int:
+    return _map(ioas, piece, flags, None, length, iova)
+
+
+def _copy(ioas: Any, pieces: Any, count: int, flags: int, source: Any, src_iova: int, length: int, iova: int) -> int:
+    _mapped(pieces, count, iova)
+    return 0
+
+
+def _map_many(ioas: Any, pieces: Any, count: int, flags: int, memory: Any) -> int:
+    _mapped(pieces, count, None)
     return count
 
 
-# What the C code returns where the call succeeds and leaves the memory of its command as it was.
+def _unmap_many(pieces: Any, count: int) -> int:
+    for at in range(count):
+        _gone(pieces[at])
+    return count
+
+
+def _unmap_range(ioas: Any, iova: int, length: int, pieces: Any, count: int, unmapped: Any) -> int:
+    for at in range(count):
+        _gone(pieces[at])
+    unmapped[0] = length
+    return 0
+
+
+def _bind(cdev: Any, device: Any, owner: Any, token: Any) -> int:
+    owner.fd, cdev.fd = cdev.fd, -1
+    return _made(device)
+
+
+def _attach(cdev: Any, pt_id: int, pasid: int, group_on: Any, attached: Any) -> int:
+    group_on[0], attached[0] = pt_id, 1
+    return 0
+
+
+def _detach(cdev: Any, pasid: int, attached: Any) -> int:
+    attached[0] = 0
+    return 0
+
+
+# What the C code does where the call succeeds and leaves the memory of its command as it was.
 _NOOPS = {
-    "ioctl": lambda fd, request, argument: 0,
-    "destroy": lambda fd, object_id: 0,
-    "ioas_alloc": lambda fd: 0,
-    "ioas_map": lambda fd, ioas_id, flags, user_va, length, iova: iova,
-    "ioas_unmap": lambda fd, ioas_id, iova, length: length,
-    "ioas_map_file": lambda fd, ioas_id, flags, file, start, length, iova: iova,
-    "ioas_copy": lambda fd, dst_id, flags, src_id, src_iova, length, dst_iova: dst_iova,
+    "ioctl": lambda file, request, argument: 0,
+    "raw_ioctl": lambda fd, request, argument: 0,
+    "make": _made,
+    "destroy": _gone,
+    "ioas_map": _map,
+    "ioas_unmap": _gone,
+    "ioas_map_file": _map_file,
+    "ioas_copy": _copy,
     "ioas_map_many": _map_many,
-    "ioas_unmap_many": lambda fd, ioas_id, pieces, count: count,
-    "ioas_first_hole": lambda fd, ioas_id, iova, length, hole: 0,
-    "bind": lambda fd, iommufd, token: 0,
-    "attach": lambda fd, pt_id, pasid: pt_id,
-    "detach": lambda fd, pasid: 0,
+    "ioas_unmap_many": _unmap_many,
+    "ioas_unmap_range": _unmap_range,
+    "ioas_first_hole": lambda file, ioas_id, iova, length, hole: 0,
+    "try_page_table": lambda file, device_id, ioas_id, iova, length, dst_iova: 0,
+    "bind": _bind,
+    "attach": _attach,
+    "detach": _detach,
 }
 # What issues no ioctl.
-_HARMLESS = ("ioas_last_map", "ioas_last_unmap", "window_")
+_HARMLESS = ("file_", "window_")
 
 
 class Library:

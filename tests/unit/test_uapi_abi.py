@@ -147,7 +147,7 @@ def test_flexible_arrays_take_their_length() -> None:
 
 def test_request_reaches_the_kernel() -> None:
     with open("/dev/null") as null:
-        assert lib.pyiommufd_ioctl(null.fileno(), uapi.IOMMU_DESTROY, ffi.new("struct iommu_destroy *")) == -1
+        assert lib.pyiommufd_raw_ioctl(null.fileno(), uapi.IOMMU_DESTROY, ffi.new("struct iommu_destroy *")) == -1
         assert ffi.errno == 25  # ENOTTY: /dev/null knows no ioctl
-    assert lib.pyiommufd_ioctl(-1, uapi.IOMMU_DESTROY, ffi.NULL) == -1
+    assert lib.pyiommufd_raw_ioctl(-1, uapi.IOMMU_DESTROY, ffi.NULL) == -1
     assert ffi.errno == 9  # EBADF

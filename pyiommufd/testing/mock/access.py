@@ -53,7 +53,7 @@ class MockAccess(Handle):
         held = from_buffer(CHAR_ARRAY, memory, True)
         try:
             address = ioctls.address(held)
-            commands.access_rw(self._iommufd.fileno(), self.fileno(), iova, len(memory), address, flags)
+            commands.access_rw(self._iommufd._live().fd, self._live().fd, iova, len(memory), address, flags)
         finally:
             ioctls.release(held)
 
@@ -75,8 +75,8 @@ class MockAccess(Handle):
         held = from_buffer(CHAR_ARRAY, memory, False)
         flags = AccessFlags.WRITE if writeable else 0
         try:
-            fd, address = self._iommufd.fileno(), ioctls.address(held)
-            return PinnedPages(self, commands.access_pages(fd, self.fileno(), iova, len(held), address, flags))
+            fd, address = self._iommufd._live().fd, ioctls.address(held)
+            return PinnedPages(self, commands.access_pages(fd, self._live().fd, iova, len(held), address, flags))
         finally:
             ioctls.release(held)
 
@@ -86,12 +86,12 @@ class MockAccess(Handle):
         Raises:
             IoctlError: The kernel refused.
         """
-        commands.access_replace_ioas(self._iommufd.fileno(), self.fileno(), ioas.id)
+        commands.access_replace_ioas(self._iommufd._live().fd, self._live().fd, ioas.id)
         self.ioas = ioas
 
     def unpin(self, pages_id: int) -> None:
         """Unpin by id; see `PinnedPages.unpin`."""
-        commands.destroy_access_pages(self._iommufd.fileno(), self.fileno(), pages_id)
+        commands.destroy_access_pages(self._iommufd._live().fd, self._live().fd, pages_id)
 
     def close(self) -> None:
         """Unpin everything and leave the address space. Does nothing the second time."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ... import uapi
 from ...errors import CloseError, IoctlError
-from ...kernel.attachment import Binding, ChangeKind, DMAChange
+from ...kernel.attachment import Attachment, ChangeKind, DMAChange
 from ...kernel.device import Device
-from ...uapi import ioctls
+from ...uapi import ioctls, raw
 from ...uapi.ioctls import CHAR_ARRAY, from_buffer
 from . import commands
 from .check import holds
 
 if TYPE_CHECKING:
+    from ...host.devices import HostDevice
     from ...kernel.attachment import PageTable
     from .iommufd import MockIOMMUFD
 
@@ -35,13 +36,24 @@ class MockDevice(Device):
 
     __slots__ = ("_hwpt_ids", "_mock", "stdev_id")
 
-    def __init__(self, iommufd: MockIOMMUFD, binding: Binding, stdev_id: int, hwpt_id: int) -> None:
-        super().__init__(iommufd, binding)
+    def __init__(
+        self, iommufd: MockIOMMUFD, host: HostDevice, page_table: PageTable, stdev_id: int, device_id: int, hwpt_id: int
+    ) -> None:
+        super().__init__(iommufd, host)
         # A Device owns an fd. Here it is a copy of the iommufd's, so that ioctls of a device file fail with ENOTTY.
-        self._fd = fcntl.fcntl(iommufd.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+        ioctls.file_duplicate(self._file, iommufd._live())
         self._mock = iommufd
         self.stdev_id = stdev_id
         self._hwpt_ids: dict[int | None, int] = {None: hwpt_id}
+        self._c.id, self._c.state = device_id, ioctls.LIVE
+        iommufd._remember(self)
+        self._record(page_table, None)
+
+    def _record(self, page_table: PageTable, pasid: int | None) -> None:
+        """What the C code writes down when a device file attaches."""
+        attachment = self._state.attachment(pasid)
+        attachment.tables[page_table.id] = page_table
+        attachment.group_on[0], attachment.cell(self)[0] = page_table.id, 1
 
     def hwpt_id(self, pasid: int | None = None) -> int:
         """The id of the page table that it is on. It is worth nothing after the next replace or detach.
@@ -56,14 +68,9 @@ class MockDevice(Device):
 
     # The same as a device file's, by the test command
 
-    def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
-        kind = self._kind(page_table, pasid)
-        try:
-            self.attach_to_id(page_table.id, pasid, replace=kind in (ChangeKind.REPLACE, ChangeKind.NOOP))
-        except IoctlError as error:
-            raise self._attach_refused(error.errno or 0, page_table, pasid) from None
-        self._state.add(self, page_table, pasid)
-        return DMAChange(kind, self._changed(kind))
+    def _request_attach(self, pt_id: int, pasid: int | None, attachment: Attachment) -> None:
+        self.attach_to_id(pt_id, pasid, replace=self in attachment.devices)
+        self._record(attachment.tables[pt_id], pasid)
 
     def attach_to_id(self, pt_id: int, pasid: int | None = None, *, replace: bool = False) -> None:
         """Attach to, or replace by, a page table of which only the id is known (PASID_ATTACH, MOCK_DOMAIN_REPLACE …).
@@ -73,7 +80,7 @@ class MockDevice(Device):
         Raises:
             IoctlError: The kernel refused.
         """
-        fd = self._iommufd.fileno()
+        fd = self._iommufd._live().fd
         if not replace:
             hwpt_id = commands.pasid_attach(fd, self.stdev_id, pasid or 0, pt_id)
         elif pasid is None:
@@ -84,14 +91,15 @@ class MockDevice(Device):
 
     def detach(self, pasid: int | None = None) -> DMAChange:
         """Leave the page table (PASID_DETACH). See `Device.detach`."""
-        with self._iommufd.lock:
-            self.fileno()
+        with self._iommufd._lock:
+            self._live()
             if pasid not in self._hwpt_ids:
                 return DMAChange(ChangeKind.NOOP, ())
-            commands.pasid_detach(self._iommufd.fileno(), self.stdev_id, pasid or 0)
+            change = self._change(ChangeKind.DETACH)
+            commands.pasid_detach(self._iommufd._live().fd, self.stdev_id, pasid or 0)
             del self._hwpt_ids[pasid]
-            self._state.remove(self, pasid)
-            return DMAChange(ChangeKind.DETACH, self._iommufd.members(self._device))
+            self._state.attachment(pasid).cell(self)[0] = 0
+            return change
 
     # What only a mock can be asked
 
@@ -113,7 +121,7 @@ class MockDevice(Device):
                 f"address {address:#x}, length {length:#x} and iova {iova:#x} have to be multiples of 2 KiB"
             )
         try:
-            return holds(lambda: commands.md_check_map(self.fileno(), self.hwpt_id(), iova, length, address))
+            return holds(lambda: commands.md_check_map(self._live().fd, self.hwpt_id(), iova, length, address))
         finally:
             ioctls.release(held)
 
@@ -123,7 +131,7 @@ class MockDevice(Device):
         Raises:
             NotFoundError: There is no such page table.
         """
-        return holds(lambda: commands.pasid_check_hwpt(self.fileno(), self.stdev_id, pasid or 0, hwpt_id or 0))
+        return holds(lambda: commands.pasid_check_hwpt(self._live().fd, self.stdev_id, pasid or 0, hwpt_id or 0))
 
     def set_dirty(self, iova: int, pages: Iterable[int], *, count: int, page_size: int = mmap.PAGESIZE) -> int:
         """Mark pages of its page table as written to by DMA (DIRTY).
@@ -150,7 +158,7 @@ class MockDevice(Device):
                 raise ValueError(f"page {page} is not among {count}")
             bitmap[page // 8] |= 1 << page % 8
         address = ioctls.address(held := from_buffer(CHAR_ARRAY, bitmap, False))
-        marked = commands.dirty(self.fileno(), self.hwpt_id(), iova, count * page_size, page_size, address)
+        marked = commands.dirty(self._live().fd, self.hwpt_id(), iova, count * page_size, page_size, address)
         ioctls.release(held)
         return marked
 
@@ -165,7 +173,7 @@ class MockDevice(Device):
             group: The number of its group of requests, of 9 bits; the answer names it.
             permissions: The sum of IOMMU_PGFAULT_PERM_READ, WRITE and so on.
         """
-        commands.trigger_iopf(self.fileno(), self.id, pasid or 0, group, permissions, address)
+        commands.trigger_iopf(self._live().fd, self.id, pasid or 0, group, permissions, address)
 
     def virtual_event(self) -> None:
         """Have its virtual IOMMU report an event about it (TRIGGER_VEVENT).
@@ -173,11 +181,11 @@ class MockDevice(Device):
         Raises:
             NotFoundError: It is not attached to a nested page table of a virtual IOMMU, or has no virtual id there.
         """
-        commands.trigger_vevent(self.fileno(), self.id)
+        commands.trigger_vevent(self._live().fd, self.id)
 
     def cache_holds(self, entry: int, value: int) -> bool:
         """Whether an entry of its translation cache has a value (DEV_CHECK_CACHE); 0 once it was invalidated."""
-        return holds(lambda: commands.dev_check_cache(self.fileno(), self.id, entry, value))
+        return holds(lambda: commands.dev_check_cache(self._live().fd, self.id, entry, value))
 
     # The end
 
@@ -191,12 +199,13 @@ class MockDevice(Device):
             return
         errors: list[BaseException] = []
         if not self.in_child:
-            with self._iommufd.lock:
+            with self._iommufd._lock:
                 try:
                     # Its PASIDs are not detached with it, and would keep what it was attached to.
                     for pasid in [pasid for pasid in self._hwpt_ids if pasid is not None]:
                         self.detach(pasid)
-                    ioctls.destroy(self._iommufd.fileno(), self.stdev_id)
+                    command = raw.struct("iommu_destroy", id=self.stdev_id)
+                    raw.ioctl(self._iommufd._live().fd, uapi.IOMMU_DESTROY, command)
                 except IoctlError as error:
                     errors.append(error)
         super().close()

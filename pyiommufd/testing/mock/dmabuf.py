@@ -31,7 +31,7 @@ class MockDMABuf(Handle):
         # Linux 7.3 returns 0 and not the fd, which exists all the same: it is the dma-buf that is new.
         with _one_at_a_time:
             before = _dmabufs()
-            commands.dmabuf_get(iommufd.fileno(), length, os.O_RDWR | os.O_CLOEXEC)
+            commands.dmabuf_get(iommufd._live().fd, length, os.O_RDWR | os.O_CLOEXEC)
             new = _dmabufs() - before
         if len(new) != 1:
             raise IOMMUFDError(f"another thread opens dma-bufs, too: fds {sorted(new)} are new")
@@ -40,11 +40,11 @@ class MockDMABuf(Handle):
 
     def revoke(self) -> None:
         """Take the memory away from those that have mapped it, for good; and refuse to map it (DMABUF_REVOKE)."""
-        commands.dmabuf_revoke(self._iommufd.fileno(), self.fileno(), True)
+        commands.dmabuf_revoke(self._iommufd._live().fd, self.fileno(), True)
 
     def restore(self) -> None:
         """Let it be mapped again. Mappings that were revoked stay so."""
-        commands.dmabuf_revoke(self._iommufd.fileno(), self.fileno(), False)
+        commands.dmabuf_revoke(self._iommufd._live().fd, self.fileno(), False)
 
 
 def _dmabufs() -> set[int]:

@@ -6,14 +6,14 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
+from ... import uapi
 from ...errors import CloseError, IOMMUFDError
 from ...host import sysfs
 from ...host.devices import from_sys_path
-from ...kernel.attachment import Binding, ChangeKind, DMAChange, GroupState
 from ...kernel.hwpt import HWPT
 from ...kernel.ioas import IOAS
 from ...kernel.iommufd import IOMMUFD
-from ...uapi import ioctls
+from ...uapi import ioctls, raw
 from ...uapi.ioctls import CHAR_ARRAY, from_buffer
 from . import commands
 from .access import MockAccess
@@ -33,8 +33,8 @@ class MockIOMMUFD(IOMMUFD):
 
     __slots__ = ("_accesses",)
 
-    def _take(self, fd: int, *, shared: bool) -> None:
-        super()._take(fd, shared=shared)
+    def _prepare(self) -> None:
+        super()._prepare()
         self._accesses: dict[MockAccess, None] = {}
 
     def mock_device(self, page_table: IOAS | HWPT, *, dirty_tracking: bool = True, pasid: bool = False) -> MockDevice:
@@ -50,14 +50,14 @@ class MockIOMMUFD(IOMMUFD):
             IoctlError: The kernel refused, as what is mapped is out of the mock IOMMU's reach (`commands`), say.
             ValueError: The page table belongs to another iommufd.
         """
-        page_table.fd()  # closed, or of the parent process
+        page_table._live()  # closed, or of the parent process
         if page_table.iommufd is not self:
             raise ValueError(f"{page_table!r} belongs to another IOMMUFD")
         flags = DeviceFlags(0)
         flags |= DeviceFlags(0) if dirty_tracking else DeviceFlags.NO_DIRTY
         flags |= DeviceFlags.PASID if pasid else DeviceFlags(0)
-        fd = self.fileno()
-        with self.lock:
+        fd = self._live().fd
+        with self._lock:
             before = _names()
             if flags:
                 stdev_id, hwpt_id, device_id = commands.mock_domain_flags(fd, page_table.id, flags)
@@ -69,16 +69,10 @@ class MockIOMMUFD(IOMMUFD):
                 if len(made) != 1:
                     raise IOMMUFDError(f"another process makes mock devices, too: {sorted(made)} are new")
                 host = from_sys_path((_DEVICES / made.pop()).resolve())
-                state = self._groups.setdefault(host.name if host.group_id is None else host.group_id, GroupState())
-                binding = Binding(host, device_id, state, DMAChange(ChangeKind.FIRST, (host,)))
-                device = MockDevice(self, binding, stdev_id, hwpt_id)
+                return MockDevice(self, host, page_table, stdev_id, device_id, hwpt_id)
             except BaseException:
-                ioctls.destroy(fd, stdev_id)
+                raw.ioctl(fd, uapi.IOMMU_DESTROY, raw.struct("iommu_destroy", id=stdev_id))
                 raise
-            state.bound.append(device)
-            state.add(device, page_table, None)
-            self._devices[device] = None
-            return device
 
     def mock_access(self, ioas: IOAS, *, pin: bool = False) -> MockAccess:
         """Make an in-kernel user of an address space, as a mediated device is (CREATE_ACCESS).
@@ -91,7 +85,7 @@ class MockIOMMUFD(IOMMUFD):
             IoctlError: The kernel refused.
         """
         flags = AccessFlags.NEEDS_PIN_PAGES if pin else 0
-        access = MockAccess(self, commands.create_access(self.fileno(), ioas.id, flags), ioas)
+        access = MockAccess(self, commands.create_access(self._live().fd, ioas.id, flags), ioas)
         self._accesses[access] = None
         return access
 
@@ -109,7 +103,7 @@ class MockIOMMUFD(IOMMUFD):
         Raises:
             IoctlError: EADDRINUSE: something is mapped there.
         """
-        commands.add_reserved(self.fileno(), ioas.id, start, length)
+        commands.add_reserved(self._live().fd, ioas.id, start, length)
 
     def pinned(self, memory: object, times: int) -> bool:
         """Whether each page of memory is pinned so many times (MD_CHECK_REFS).
@@ -123,7 +117,7 @@ class MockIOMMUFD(IOMMUFD):
         held = from_buffer(CHAR_ARRAY, memory, False)
         address, length = ioctls.address(held), len(held)
         try:
-            return holds(lambda: commands.md_check_refs(self.fileno(), address, length, times), errno.EIO)
+            return holds(lambda: commands.md_check_refs(self._live().fd, address, length, times), errno.EIO)
         finally:
             ioctls.release(held)
 
@@ -133,7 +127,7 @@ class MockIOMMUFD(IOMMUFD):
         Raises:
             NotFoundError, IoctlError: There is no nested page table of that id.
         """
-        return holds(lambda: commands.md_check_iotlb(self.fileno(), hwpt_id, entry, value))
+        return holds(lambda: commands.md_check_iotlb(self._live().fd, hwpt_id, entry, value))
 
     @contextlib.contextmanager
     def memory_limit(self, limit: int) -> Iterator[None]:
@@ -147,11 +141,11 @@ class MockIOMMUFD(IOMMUFD):
         Raises:
             IoctlError: EINVAL: less than that.
         """
-        commands.set_temp_memory_limit(self.fileno(), limit)
+        commands.set_temp_memory_limit(self._live().fd, limit)
         try:
             yield
         finally:
-            commands.set_temp_memory_limit(self.fileno(), commands.MEMORY_LIMIT)
+            commands.set_temp_memory_limit(self._live().fd, commands.MEMORY_LIMIT)
 
     def forget_access(self, access: MockAccess) -> None:
         """An access has been closed."""

@@ -15,11 +15,11 @@ import pytest
 from pyiommufd import IOAS, IOMMUFD, DMABuffer, IoctlError, uapi
 from pyiommufd.testing.mock import MockAccess
 from pyiommufd.uapi import raw
+from tests import by_id
+from tests.by_id import BOTH
 
 PAGE = 4096
 HUGE = 2 << 20
-BOTH = uapi.IOMMU_IOAS_MAP_READABLE | uapi.IOMMU_IOAS_MAP_WRITEABLE
-FIXED = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 _noise = random.Random(0)  # noqa: S311 - what is copied, no secret
 
@@ -46,36 +46,21 @@ def issue(iommufd: IOMMUFD, request: int, name: str, **fields: Any) -> raw.Struc
     return command
 
 
-def destroy(iommufd: IOMMUFD, object_id: int) -> None:
-    """Destroy an object whatever the library thinks of that."""
-    issue(iommufd, uapi.IOMMU_DESTROY, "iommu_destroy", id=object_id)
-
-
-def map_by_id(fd: int, ioas_id: int, address: int, length: int, iova: int | None = None) -> int:
-    """Map any piece of memory, on page boundaries or not, by the bare numbers. Returns its iova."""
-    flags = BOTH if iova is None else BOTH | FIXED
-    command = raw.struct("iommu_ioas_map", ioas_id=ioas_id, flags=flags, user_va=address, length=length, iova=iova or 0)
-    raw.ioctl(fd, uapi.IOMMU_IOAS_MAP, command)
-    return command.iova
-
-
 def map_at(ioas: IOAS, address: int, length: int, iova: int | None = None) -> int:
-    """`map_by_id` in an address space."""
-    return map_by_id(ioas.fd(), ioas.id, address, length, iova)
+    """Map any piece of memory, on page boundaries or not. Returns its iova."""
+    return by_id.map_memory(ioas.iommufd.fileno(), ioas.id, address, length, iova)
 
 
 def map_file_at(ioas: IOAS, file: int, start: int, length: int) -> int:
     """Map any piece of a file, on page boundaries or not. Returns its iova."""
     command = raw.struct("iommu_ioas_map_file", ioas_id=ioas.id, flags=BOTH, fd=file, start=start, length=length)
-    raw.ioctl(ioas.fd(), uapi.IOMMU_IOAS_MAP_FILE, command)
+    raw.ioctl(ioas.iommufd.fileno(), uapi.IOMMU_IOAS_MAP_FILE, command)
     return command.iova
 
 
 def unmap_at(ioas: IOAS, iova: int, length: int) -> int:
     """Unmap what `map_at` mapped. Returns how many bytes that were."""
-    command = raw.struct("iommu_ioas_unmap", ioas_id=ioas.id, iova=iova, length=length)
-    raw.ioctl(ioas.fd(), uapi.IOMMU_IOAS_UNMAP, command)
-    return command.length
+    return by_id.unmap(ioas.iommufd.fileno(), ioas.id, iova, length)
 
 
 def mock_devices() -> set[str]:

@@ -9,9 +9,10 @@ import pytest
 from pyiommufd import AlreadyMappedError, BusyError, InUseError, NotFoundError, uapi
 from pyiommufd.testing.mock import commands
 from pyiommufd.uapi import raw
+from tests.by_id import destroy
 from tests.conformance.cases import Route, twin
 from tests.conformance.iommufd.conftest import Space
-from tests.conformance.iommufd.steps import PAGE, destroy, issue, map_at, mock_devices, refused, unmap_at
+from tests.conformance.iommufd.steps import PAGE, issue, map_at, mock_devices, refused, unmap_at
 
 START = commands.APERTURE_START
 LAST = commands.APERTURE_LAST

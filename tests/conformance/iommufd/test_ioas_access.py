@@ -10,6 +10,7 @@ import pytest
 from pyiommufd import DMABuffer, NotFoundError
 from pyiommufd.testing.mock import commands
 from pyiommufd.uapi import raw
+from tests.by_id import map_memory
 from tests.conformance.cases import Route, twin
 from tests.conformance.iommufd.conftest import Space
 from tests.conformance.iommufd.steps import (
@@ -18,7 +19,6 @@ from tests.conformance.iommufd.steps import (
     check_access,
     in_child,
     map_at,
-    map_by_id,
     refused,
     unmap_at,
     wait_for,
@@ -103,9 +103,9 @@ def test_access_rw_unaligned(space: Space, buffer: memoryview) -> None:
 
 @twin("iommufd_ioas.fork_gone", Route.RAW)
 def test_fork_gone(space: Space, buffer: memoryview) -> None:
-    fd, ioas_id, address, length = space.ioas.fd(), space.ioas.id, raw.address_of(buffer), len(buffer)
+    fd, ioas_id, address, length = space.ioas.iommufd.fileno(), space.ioas.id, raw.address_of(buffer), len(buffer)
     with space.iommufd.mock_access(space.ioas) as access:
-        assert wait_for(in_child(lambda: map_by_id(fd, ioas_id, address, length, IOVA))) == 0
+        assert wait_for(in_child(lambda: map_memory(fd, ioas_id, address, length, IOVA))) == 0
         if space.devices:
             # Pinned while the child lived: a further page table is filled from the first.
             device = space.iommufd.mock_device(space.ioas)
@@ -119,11 +119,11 @@ def test_fork_gone(space: Space, buffer: memoryview) -> None:
 
 @twin("iommufd_ioas.fork_present", Route.RAW)
 def test_fork_present(space: Space, buffer: memoryview) -> None:
-    fd, ioas_id, address, length = space.ioas.fd(), space.ioas.id, raw.address_of(buffer), len(buffer)
+    fd, ioas_id, address, length = space.ioas.iommufd.fileno(), space.ioas.id, raw.address_of(buffer), len(buffer)
     mapped, end = os.eventfd(0), os.eventfd(0)
 
     def body() -> None:
-        map_by_id(fd, ioas_id, address, length, IOVA)
+        map_memory(fd, ioas_id, address, length, IOVA)
         os.eventfd_write(mapped, 1)
         os.eventfd_read(end)
 

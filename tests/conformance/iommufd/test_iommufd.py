@@ -9,8 +9,9 @@ import pytest
 from pyiommufd import NotFoundError, UnsupportedError, uapi
 from pyiommufd.testing.mock import MockIOMMUFD, commands
 from pyiommufd.uapi import raw
+from tests.by_id import destroy
 from tests.conformance.cases import Route, twin
-from tests.conformance.iommufd.steps import PAGE, destroy, issue, refused
+from tests.conformance.iommufd.steps import PAGE, issue, refused
 
 # The struct of each command, and the last field without which the kernel does not take it.
 COMMANDS = (

@@ -13,12 +13,11 @@ import pytest
 from pyiommufd import IOAS, BusyError, DMABuffer, InUseError, NotFoundError, UnsupportedError, uapi
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
 from pyiommufd.uapi import raw
+from tests.by_id import BOTH, destroy
 from tests.conformance.cases import Route, twin
 from tests.conformance.iommufd.steps import (
-    BOTH,
     HUGE,
     PAGE,
-    destroy,
     issue,
     map_at,
     map_file_at,

@@ -19,7 +19,7 @@ from pyiommufd import (
     IoctlError,
 )
 from pyiommufd.testing.edu import EduDriver
-from pyiommufd.uapi import ioctls
+from tests.by_id import destroy
 from tests.guest.facts.members import names, on_driver, unbound_edu
 
 IOVA = 0x100000
@@ -57,7 +57,7 @@ def test_a_replace_moves_every_attached_peer_with_it(
     # The kernel has none of the three on the old table: it lets it go, and not the new one.
     ioas.close()
     with pytest.raises(IoctlError) as caught:
-        ioctls.destroy(iommufd.fileno(), other.id)
+        destroy(iommufd, other.id)
     assert caught.value.errno == errno.EBUSY
 
 

@@ -13,6 +13,7 @@ from pyiommufd import HWPT, IOAS, Device, DMABuffer, IoctlError, UnsupportedErro
 from pyiommufd.testing.leaks import LeakCheck
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
 from pyiommufd.uapi import ioctls, raw
+from tests import by_id
 
 IOVA = commands.APERTURE_START
 PAGE = mmap.PAGESIZE
@@ -210,19 +211,18 @@ def test_what_another_process_has_mapped_is_mapped(
     in_child: Callable[[Callable[[], Any]], Any],
 ) -> None:
     mock_ioas.map(DMABuffer(2 * PAGE), iova=IOVA)
-    flags = uapi.IOMMU_IOAS_MAP_FIXED_IOVA | uapi.IOMMU_IOAS_MAP_READABLE | uapi.IOMMU_IOAS_MAP_WRITEABLE
     fd, number = mock.fileno(), mock_ioas.id
 
     def map_there() -> int:
-        held = ioctls.from_buffer(ioctls.CHAR_ARRAY, DMABuffer(3 * PAGE), True)
-        return ioctls.ioas_map(fd, number, flags, held, 3 * PAGE, IOVA + 2 * PAGE)
+        buffer = DMABuffer(3 * PAGE)
+        return by_id.map_memory(fd, number, raw.address_of(buffer), 3 * PAGE, IOVA + 2 * PAGE)
 
     assert in_child(map_there) == IOVA + 2 * PAGE
     assert [place for one in mock_ioas.mappings for place in one.ranges()] == [(IOVA, 2 * PAGE)]
     mock_device.set_dirty(IOVA, [1, 2, 4], count=5)
     assert pages_of(tracking, 0, 5) == [1, 2, 4]
     # And what has been unmapped behind this object's back is not.
-    assert ioctls.ioas_unmap(fd, number, IOVA, 2 * PAGE) == 2 * PAGE
+    assert by_id.unmap(fd, number, IOVA, 2 * PAGE) == 2 * PAGE
     with pytest.raises(ValueError, match=f"nothing is mapped at {IOVA:#x},"):
         tracking.dirty_bitmap(IOVA, 5 * PAGE)
     assert pages_of(tracking, 2, 3) == [2, 4]

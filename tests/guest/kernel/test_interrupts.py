@@ -280,7 +280,7 @@ def test_close_of_the_device_wakes_those_who_wait(claimed: Claim, iommufd: IOMMU
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: len(vector._waiting) == 3, "all threads wait")
+    until(lambda: vector._file.users == 3, "all threads wait")
     fd = vector.fileno()
     device.close()
     for thread in threads:
@@ -312,7 +312,7 @@ def test_interrupts_are_the_parents_after_a_fork(device: Device, in_child: Calla
                 use()
             except ForkedError as error:
                 refused.append(type(error).__name__)
-        fd = vector._fd
+        fd = vector._file.inherited
         device.close()
         assert not Path(f"/proc/self/fd/{fd}").exists()
         return refused

@@ -103,7 +103,7 @@ def test_from_fd_of_something_else_leaves_it_open() -> None:
 def test_alloc_ioas_asks_the_kernel(iommufd: IOMMUFD) -> None:
     first, second = iommufd.alloc_ioas(), iommufd.alloc_ioas()
     assert first.id != second.id
-    assert iommufd.objects == (first, second)
+    assert iommufd.objects == (second, first)
     buffer = DMABuffer(4096)
     for ioas in (first, second):
         ioas.map(buffer, iova=0x100000)

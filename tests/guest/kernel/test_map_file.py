@@ -157,9 +157,9 @@ def test_wrong_arguments(ioas: IOAS, buffer: DMABuffer, changed: dict[str, objec
 def test_a_copy_and_what_it_is_of(ioas: IOAS, buffer: DMABuffer) -> None:
     ioas.map_file(buffer, 2 * PAGE, iova=IOVA)
     copy = ioas.copy_from(ioas, IOVA, PAGE)
-    assert ioas.table.of_memory() == []
+    assert ioas._table.of_memory() == []
     memory = ioas.map(DMABuffer(PAGE))
-    assert ioas.table.of_memory() == [memory]
+    assert ioas._table.of_memory() == [memory]
     assert copy.mapped
 
 

@@ -164,4 +164,4 @@ def test_callback_may_close_the_device_itself(claimed: Claim, iommufd: IOMMUFD, 
         device.interrupts.req.trigger()
         until(lambda: device not in iommufd.devices, "the device is let go")
         # What others have mapped is theirs, and stays.
-        assert len(ioas.table) == 1
+        assert len(ioas._table) == 1

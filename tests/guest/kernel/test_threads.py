@@ -58,7 +58,7 @@ def test_maps_beside_attaches_and_replaces(explicit: bool) -> None:
             for turn in range(ROUNDS):
                 iova = start + turn % (SLICE // 4) * 4 * PAGE
                 mapping = ioas.map(buffer, iova=iova)
-                assert ioas.table.overlapping(iova, 4 * PAGE) == [(iova, 4 * PAGE)]
+                assert ioas._table.overlapping(iova, 4 * PAGE) == [(iova, 4 * PAGE)]
                 if turn < ROUNDS - 1:
                     mapping.unmap()
             left[number] = (buffer, iova)
@@ -85,7 +85,7 @@ def test_maps_beside_attaches_and_replaces(explicit: bool) -> None:
         assert moves >= 4
         device.replace(ioas)
         # Each thread has left one mapping: the record, the kernel and the page table say the same.
-        assert ioas.table.places() == sorted((iova, 4 * PAGE) for _, iova in left.values())
+        assert ioas._table.places() == sorted((iova, 4 * PAGE) for _, iova in left.values())
         for buffer, iova in left.values():
             assert device.reaches(buffer, iova)
         assert ioas.unmap_all() == THREADS * 4 * PAGE

@@ -254,7 +254,6 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "watch_removal": device.watch_removal,
         },
         IOAS: {
-            "fd": ioas.fd,
             "map": lambda: ioas.map(fresh, iova=IOVA),
             "map_many": lambda: ioas.map_many(fresh, [(0, PAGE, IOVA)]),
             "map_file": lambda: ioas.map_file(fresh, PAGE),
@@ -269,12 +268,10 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "huge_pages=": lambda: setattr(ioas, "huge_pages", True),
         },
         HWPT: {
-            "fd": hwpt.fd,
             "set_dirty_tracking": lambda: hwpt.set_dirty_tracking(True),
             "dirty_bitmap": lambda: hwpt.dirty_bitmap(IOVA, PAGE),
         },
         FaultQueue: {
-            "fd": scene.queue.fd,
             "fileno": scene.queue.fileno,
             "read": lambda: scene.queue.read(0),
             "respond": lambda: scene.queue.respond(PageRequest(None, None, 0, PagePermission(0), 0, 0, True, 0)),
@@ -402,7 +399,7 @@ def test_what_is_dropped_unclosed_warns_and_is_closed(
             iommufd = stack.enter_context(IOMMUFD())
             made = [iommufd.bind(first)]
             # The iommufd holds what it owns: drop that reference as well.
-            iommufd.forget(made[0])  # type: ignore[arg-type]
+            iommufd._forget(made[0])  # type: ignore[arg-type]
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             made.clear()

@@ -116,37 +116,43 @@ class Interrupt(BaseException):
 class Injection:
     """Counts the calls that the library makes into the kernel, and makes the one with a given number fail.
 
-    The calls are those of the extension, and the os module's for files. A call that fails says so by its own
+    The calls are those of the extension. A call that fails says so by its own
     convention, without having reached the kernel: as the kernel would have answered.
     """
 
-    # Calls that answer by all ones, by the number of pieces done, or that do not enter the kernel.
-    ALL_ONES = frozenset({"ioas_map", "ioas_unmap", "ioas_copy"})
+    # Calls that answer by the number of pieces done, by the errno, or that do not enter the kernel.
     COUNTS = frozenset({"ioas_map_many", "ioas_unmap_many"})
-    PASS = frozenset({"ioas_last_map", "ioas_last_unmap", "window_new", "window_read", "window_write", "window_free"})
+    ERRNO = frozenset({"try_page_table"})
+    PASS = frozenset(
+        {
+            "file_free",
+            "file_forked",
+            "file_same",
+            "file_wait",
+            "window_new",
+            "window_read",
+            "window_write",
+            "window_free",
+        }
+    )
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fail_at = -1
-        self._in_sysfs: set[object] = set()
         self.fail: Callable[[str, Callable[[], object]], object] = self.by_errno
 
     def by_errno(self, name: str, call: Callable[[], object]) -> object:
         """The call answers ENOMEM."""
-        if name == "os.close":
+        if name == "file_close":
             call()  # the kernel closes, whatever it answers
-        if name.startswith("os."):
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         ffi.errno = errno.ENOMEM
-        if name in self.COUNTS:
-            return 0
-        return ioctls.FAILED if name in self.ALL_ONES else -1
+        if name in self.ERRNO:
+            return errno.ENOMEM
+        return 0 if name in self.COUNTS else -1
 
     def by_signal(self, name: str, call: Callable[[], object]) -> object:
         """A signal handler raises when the call has done its work, before anybody sees the result."""
-        # What os.open returns is lost then, to any Python program, and so is the id of a new address space,
-        # which the kernel frees with the iommufd. Those are interrupted before.
-        result = None if name in ("os.open", "ioas_alloc") else call()
+        result = call()
         signal.raise_signal(signal.SIGUSR1)
         return result
 
@@ -154,14 +160,6 @@ class Injection:
         """The function with the injection in front."""
 
         def wrapper(*arguments: Any, **keywords: Any) -> object:
-            # An attribute of sysfs that cannot be read is none, and no failure.
-            if name == "os.open" and str(arguments[0]).startswith("/sys"):
-                fd = real(*arguments, **keywords)
-                self._in_sysfs.add(fd)
-                return fd
-            if name == "os.close" and arguments[0] in self._in_sysfs:
-                self._in_sysfs.discard(arguments[0])
-                return real(*arguments, **keywords)
             number = len(self.calls)
             self.calls.append(name)
             if number == self.fail_at:
@@ -211,8 +209,6 @@ def inject(injection: Injection) -> Iterator[None]:
                     patch.setattr(module, name, wrapper)
         for module in (ioctls, device_ioctls):
             patch.setattr(module, "lib", _Lib(lib, injection))
-        for name in ("open", "close", "pread", "pwrite"):
-            patch.setattr(os, name, injection.wrap(f"os.{name}", getattr(os, name)))
         yield
 
 
@@ -229,7 +225,7 @@ def test_every_step_may_fail(
     # As many as a round has of them, so that a step the library no longer takes this way is missed here.
     assert {"bind", "ioas_alloc", "attach", "ioas_map", "ioas_map_many", "ioas_copy", "window_map"} <= set(steps)
     assert {"window_unmap", "ioas_unmap", "ioas_unmap_many", "detach", "destroy", "ioctl"} <= set(steps)
-    assert {"os.open", "os.close", "os.pread", "os.pwrite"} <= set(steps)
+    assert {"file_open", "file_close", "file_read", "file_write"} <= set(steps)
     injection.fail = injection.by_errno if how == "errno" else injection.by_signal
     check = LeakCheck(iommufd)
     for number, step in sample(f"stress.rounds[{how}]", enumerate(steps), 12):

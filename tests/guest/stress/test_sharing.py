@@ -18,7 +18,7 @@ from pyiommufd import (
     NotFoundError,
     Verdict,
 )
-from pyiommufd.uapi import ioctls
+from tests.by_id import destroy
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE
@@ -49,18 +49,13 @@ def test_shared_iommufd_says_unknown_of_what_it_cannot_see(device: Device, peer:
         # And the other way round: what somebody destroys under it is an error with its name.
         victim = iommufd.alloc_ioas()
         mapping = victim.map(DMABuffer(PAGE), iova=IOVA)
-        destroy_unseen(shared, victim.id)
+        destroy(shared, victim.id)
         with pytest.raises(NotFoundError):
             victim.map(DMABuffer(PAGE), iova=2 * IOVA)
         mapping.unmap()
         assert not mapping.mapped
         with pytest.raises(NotFoundError):
             victim.close()
-        victim.mark_closed()
+        victim._let_go()
         with pytest.raises(BusyError):
-            destroy_unseen(iommufd, mine.id)
-
-
-def destroy_unseen(iommufd: IOMMUFD, object_id: int) -> None:
-    """IOMMU_DESTROY behind the objects' back, as another process that has the fd could."""
-    ioctls.destroy(iommufd.fileno(), object_id)
+            destroy(iommufd, mine.id)

@@ -124,11 +124,11 @@ def test_interrupted_maps_and_unmaps_are_known_or_undone(
         except Interrupt:
             interrupted += 1
         assert set(made) <= set(ioas.mappings) | {one for one in made if not one.mapped}
-        assert all(one.iova >= 0 for one in ioas.table if isinstance(one, DMAMapping)), "an address that is not known"
+        assert all(one.iova >= 0 for one in ioas._table if isinstance(one, DMAMapping)), "an address that is not known"
         expected = known(ioas)
         # In the kernel: as many bytes, no more and no fewer.
         assert ioas.unmap_all() == expected, f"after {seconds} s"
-        assert len(ioas.table) == 0
+        assert len(ioas._table) == 0
         # At the place of the last one that was fixed there is room, or EEXIST would say so.
         ioas.map(view[: 8 * PAGE], iova=IOVA).unmap()
     assert interrupted > len(chosen) // 6

@@ -205,7 +205,8 @@ def test_no_leaks_names_what_was_leaked(run: Run) -> None:
         import mmap, os
         import pytest
         from pyiommufd.testing.claims import Claims
-        from pyiommufd.uapi import ioctls
+        from pyiommufd import uapi
+        from pyiommufd.uapi import raw
 
         kept = []
 
@@ -229,7 +230,7 @@ def test_no_leaks_names_what_was_leaked(run: Run) -> None:
             iommufd.alloc_ioas()
 
         def test_raw_object(no_leaks, iommufd):
-            ioctls.ioas_alloc(iommufd.fileno())
+            raw.ioctl(iommufd.fileno(), uapi.IOMMU_IOAS_ALLOC, raw.struct("iommu_ioas_alloc"))
 
         def test_bound(no_leaks, iommufd, edu):
             host = edu.device.host

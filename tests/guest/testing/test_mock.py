@@ -33,6 +33,7 @@ from pyiommufd.testing.mock import (
     fail_nth,
 )
 from pyiommufd.uapi import ioctls
+from tests.by_id import destroy
 
 pytest_plugins = ["pytester"]
 
@@ -72,7 +73,7 @@ def test_device_is_a_real_one_to_iommufd(iommufd: MockIOMMUFD, ioas: IOAS) -> No
     assert device.page_table is ioas
     assert device.host.group is not None
     assert [one.name for one in device.host.group.devices] == [device.name]
-    ioctls.destroy(iommufd.fileno(), ioctls.hwpt_alloc(iommufd.fileno(), device.id, ioas.id))
+    device.alloc_hwpt(ioas).close()
     with pytest.raises(InUseError, match=device.name):
         ioas.close()
     device.close()
@@ -324,12 +325,13 @@ def map_once(iommufd: MockIOMMUFD, ioas: IOAS, buffer: DMABuffer) -> int:
     for attempt in fail_each():
         rounds += 1
         # The call alone, by the module of the ioctls: what Python allocates for objects shall not be counted.
-        view = ioctls.from_buffer(ioctls.CHAR_ARRAY, buffer, True)
+        view, piece = ioctls.from_buffer(ioctls.CHAR_ARRAY, buffer, True), ioctls.new(ioctls.A_PIECE)
         with attempt as failure:
-            got = ioctls.ioas_map(iommufd.fileno(), ioas.id, 7, view, len(buffer), IOVA)
-        failed += got == ioctls.FAILED
-        if got != ioctls.FAILED:
-            assert got == IOVA
+            refused = ioctls.ioas_map(ioas._c, piece, 7, view, len(buffer), IOVA)
+        failed += bool(refused)
+        assert piece.state == (0 if refused else ioctls.LIVE)
+        if not refused:
+            assert piece.iova == IOVA
             assert iommufd.pinned(buffer, 1)
             assert ioas.unmap_all() == len(buffer)
         assert iommufd.pinned(buffer, 0)
@@ -367,7 +369,7 @@ def test_failures_of_a_device_leave_nothing(iommufd: MockIOMMUFD, ioas: IOAS) ->
             with attempt, contextlib.suppress(OSError, MemoryError):
                 made = commands.mock_domain(iommufd.fileno(), ioas.id)
             if made is not None:
-                ioctls.destroy(iommufd.fileno(), made[0])
+                destroy(iommufd, made[0])
             assert names() == []
     assert rounds > 20
 

@@ -18,7 +18,7 @@ from pyiommufd import IOAS, DMABuffer, IoctlError, NotFoundError, UnsupportedErr
 from pyiommufd._uapi import ffi, lib
 from pyiommufd.errors import ioctl_error
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
-from pyiommufd.uapi import ioctls
+from tests import by_id
 
 IOVA = commands.APERTURE_START
 PAGE = 4096
@@ -27,7 +27,7 @@ PAGE = 4096
 def issue(iommufd: MockIOMMUFD, request: str, struct_name: str, **fields: Any) -> Any:
     """One ioctl of the iommufd. Returns its struct."""
     command = ffi.new(f"struct {struct_name} *", {"size": ffi.sizeof(f"struct {struct_name}")} | fields)
-    if lib.pyiommufd_ioctl(iommufd.fileno(), getattr(lib, request), command) < 0:
+    if lib.pyiommufd_raw_ioctl(iommufd.fileno(), getattr(lib, request), command) < 0:
         raise ioctl_error(request, ffi.errno)
     return command
 
@@ -60,7 +60,7 @@ def alloc_hwpt(
 
 def destroy(iommufd: MockIOMMUFD, *ids: int) -> None:
     for one in ids:
-        ioctls.destroy(iommufd.fileno(), one)
+        by_id.destroy(iommufd, one)
 
 
 def invalidate(iommufd: MockIOMMUFD, target: int, kind: int, data: Any) -> None:

@@ -1,0 +1,84 @@
+"""What this process knows of one iommufd of the kernel's, whichever of its objects it was done with."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..uapi import ioctls
+from .attachment import GroupState
+
+if TYPE_CHECKING:
+    from ..host.devices import HostDevice
+    from .device import Device
+    from .iommufd import IOMMUFD
+    from .kernel_object import KernelObject
+
+_lock = threading.RLock()  # a signal handler may make one, too
+_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Context:
+    """An iommufd of the kernel's, which several `IOMMUFD` objects of a process may stand for (`IOMMUFD.from_fd`).
+
+    Attributes:
+        lock: Held while an action changes who is bound, attached or alive: the kernel's answer and what it means for
+            the group stay one step. Maps and unmaps do without.
+        shared: Whether others may do things with it that are not known here: they may have its fd.
+    """
+
+    __slots__ = ("__weakref__", "_groups", "_members", "lock", "shared")
+
+    def __init__(self) -> None:
+        # By group id, or by the device's name where no IOMMU covers it.
+        self._groups: dict[int | str, GroupState] = {}
+        self._members: weakref.WeakSet[IOMMUFD] = weakref.WeakSet()
+        self.lock = threading.RLock()
+        self.shared = False
+
+    @classmethod
+    def of(cls, iommufd: IOMMUFD, fd: int) -> Context:
+        """That of another object of this process on the same iommufd; or a new one.
+
+        Where the kernel does not say which fds are the same (kcmp, in some containers), each has one of its own; they
+        are shared all the same, since the program must have asked the other one for its fd.
+        """
+        with _lock:
+            for context in _contexts:
+                if any(ioctls.file_same(member._file, fd) for member in context._members):
+                    break
+            else:
+                context = cls()
+                _contexts.add(context)
+            context._members.add(iommufd)
+            return context
+
+    def group(self, host: HostDevice) -> GroupState:
+        """What is known of a device's group."""
+        key = host.name if host.group_id is None else host.group_id
+        return self._groups.setdefault(key, GroupState())
+
+    def devices(self) -> Iterator[Device]:
+        """Every device that this process has bound to it."""
+        for member in list(self._members):
+            yield from member.devices
+
+    def objects(self) -> Iterator[KernelObject]:
+        """Every other object of it that this process has made, or borrows."""
+        for member in list(self._members):
+            yield from member._objects_in_order()
+
+    def object(self, object_id: int) -> KernelObject | None:
+        """The object of an id."""
+        return next((made for made in self.objects() if made.id == object_id), None)

@@ -1,0 +1,313 @@
+"""An exception before any opcode of the library, as a signal handler can raise it.
+
+What is promised, in this order: no memory is freed that a device can reach; nothing of another's is destroyed or
+unmapped; no fd is lost; an object may stay until the iommufd is closed, and that works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import pyiommufd
+from pyiommufd import (
+    IOAS,
+    IOMMUFD,
+    Claim,
+    Device,
+    DeviceFile,
+    DMABuffer,
+    HostDevice,
+    IoctlError,
+    NotFoundError,
+    UnsupportedError,
+    uapi,
+)
+from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.uapi import raw
+from tests import by_id
+from tests.sweeps import sample
+
+IOVA = 0x100000
+PAGE = mmap.PAGESIZE
+_PACKAGE = Path(pyiommufd.__file__).parent
+_TRACED = (str(_PACKAGE / "kernel") + os.sep, str(_PACKAGE / "uapi") + os.sep)
+
+
+class Interrupt(BaseException):
+    """Raised by a signal handler, as KeyboardInterrupt is."""
+
+
+class Trace:
+    """Counts the opcodes of the code that holds what the kernel gives, and raises before one of them.
+
+    Args:
+        at: Before this one, from 1 on; None: only count.
+    """
+
+    def __init__(self, at: int | None = None) -> None:
+        self.count = 0
+        self._at = at
+
+    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(_TRACED):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "opcode":
+            self.count += 1
+            if self.count == self._at:
+                raise Interrupt
+        return self._step
+
+    def __call__(self, action: Callable[[], object]) -> bool:
+        """Do something under it. Whether it has raised."""
+        before = sys.gettrace()
+        sys.settrace(self._enter)
+        try:
+            action()
+        except Interrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+
+@dataclass
+class Scene:
+    """An iommufd with a device that is bound and attached, or not; and what is made from it.
+
+    Attributes:
+        host: The device.
+        iommufd: The iommufd.
+        kept: Whatever an operation works on.
+    """
+
+    host: HostDevice
+    iommufd: IOMMUFD = field(default_factory=IOMMUFD)
+    kept: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.buffer = DMABuffer(8 * PAGE, memfd=True)
+        self.ioas, self.other = self.iommufd.alloc_ioas(), self.iommufd.alloc_ioas()
+
+    @property
+    def device(self) -> Device:
+        """The device, which is bound."""
+        (device,) = self.iommufd.devices
+        return device
+
+    def bound(self) -> Scene:
+        self.iommufd.bind(self.host)
+        return self
+
+    def attached(self) -> Scene:
+        self.bound().device.attach(self.ioas)
+        return self
+
+    def mapped(self) -> Scene:
+        self.kept.append(self.ioas.map(self.buffer, iova=IOVA))
+        return self
+
+    def many(self) -> Scene:
+        pieces = [(at * PAGE, PAGE, 2 * IOVA + 2 * at * PAGE) for at in range(4)]
+        self.kept.append(self.ioas.map_many(self.buffer, pieces))
+        return self
+
+    def keep(self, made: Any) -> Scene:
+        self.kept.append(made)
+        return self
+
+
+Step = Callable[[Scene], object]
+
+
+def _closed_file(scene: Scene) -> Scene:
+    return scene.keep(DeviceFile(scene.host))
+
+
+def _take_over(scene: Scene) -> None:
+    fd = os.dup(scene.iommufd._file.fd)
+    try:
+        scene.keep(IOMMUFD.from_fd(fd))
+    except BaseException:
+        with contextlib.suppress(OSError):  # it had been taken over, and was closed
+            os.close(fd)
+        raise
+
+
+# What comes before, what is interrupted, and whether it is to be done again afterwards.
+OPERATIONS: dict[str, tuple[Step, Step, bool]] = {
+    "open": (lambda s: s, lambda s: s.keep(IOMMUFD()), False),
+    "from_fd": (lambda s: s, _take_over, False),
+    "memfd": (lambda s: s, lambda s: DMABuffer(PAGE, memfd=True), False),
+    "alloc_ioas": (lambda s: s, lambda s: s.iommufd.alloc_ioas(), False),
+    "alloc_fault_queue": (lambda s: s, lambda s: s.iommufd.alloc_fault_queue(), False),
+    "queue.close": (lambda s: s.keep(s.iommufd.alloc_fault_queue()), lambda s: s.kept[0].close(), True),
+    "ioas.close": (lambda s: s.mapped().many(), lambda s: s.ioas.close(), True),
+    "bind(DeviceFile)": (_closed_file, lambda s: s.iommufd.bind(s.kept[0]), False),
+    "bind": (lambda s: s, lambda s: s.iommufd.bind(s.host), False),
+    "alloc_hwpt": (lambda s: s.bound(), lambda s: s.device.alloc_hwpt(s.ioas), False),
+    "hwpt.close": (lambda s: s.bound().keep(s.device.alloc_hwpt(s.ioas)), lambda s: s.kept[0].close(), True),
+    "attach": (lambda s: s.bound().mapped(), lambda s: s.device.attach(s.ioas), False),
+    "replace": (lambda s: s.attached().mapped(), lambda s: s.device.replace(s.other), False),
+    "detach": (lambda s: s.attached().mapped(), lambda s: s.device.detach(), False),
+    "preview_attach": (lambda s: s.bound().mapped(), lambda s: s.device.preview_attach(s.ioas), False),
+    "vfio_ioas": (lambda s: setattr(s.iommufd, "vfio_ioas", s.ioas), lambda s: s.iommufd.vfio_ioas, False),
+    "map": (lambda s: s.attached(), lambda s: s.ioas.map(s.buffer), False),
+    "map(iova=)": (lambda s: s, lambda s: s.ioas.map(s.buffer, iova=IOVA), False),
+    "map(below=)": (lambda s: s.attached(), lambda s: s.ioas.map(s.buffer, below=1 << 32), False),
+    "map refused": (lambda s: s.mapped(), lambda s: s.ioas.map(s.buffer, iova=IOVA), False),
+    "map_many": (lambda s: s.attached(), lambda s: s.many(), False),
+    "map_file": (lambda s: s, lambda s: s.ioas.map_file(s.buffer, PAGE), False),
+    "copy_from": (lambda s: s.mapped().many(), lambda s: s.other.copy_from(s.ioas, IOVA, PAGE), False),
+    "mapping.unmap": (lambda s: s.attached().mapped(), lambda s: s.kept[0].unmap(), True),
+    "mappings.unmap": (lambda s: s.attached().many(), lambda s: s.kept[0].unmap(), True),
+    "ioas.unmap": (lambda s: s.mapped().many(), lambda s: s.ioas.unmap(2 * IOVA, 3 * PAGE), False),
+    "ioas.unmap refused": (lambda s: s.many().mapped(), lambda s: s.ioas.unmap(IOVA, IOVA + PAGE // 2), False),
+    "unmap_all": (lambda s: s.mapped().many(), lambda s: s.ioas.unmap_all(), False),
+    "region.map": (lambda s: s.bound(), lambda s: s.device.region(0).map(), False),
+    "device.close": (lambda s: s.attached().mapped().keep(s.device).keep(s.device.region(0).map()),
+                     lambda s: s.kept[1].close(), True),
+    "iommufd.close": (lambda s: s.attached().mapped().many().keep(s.device.region(0).map()),
+                      lambda s: s.iommufd.close(), True),
+}  # fmt: skip
+
+
+def kernel_unmaps(iommufd: IOMMUFD, ioas: IOAS) -> int:
+    """How many bytes the kernel has mapped, by unmapping them behind the objects' back."""
+    try:
+        return by_id.unmap(iommufd._file.fd, ioas.id, 0, 0xFFFF_FFFF_FFFF_FFFF)
+    except NotFoundError:
+        return 0
+
+
+def kernel_has(iommufd: IOMMUFD, ioas: IOAS) -> bool:
+    """Whether the kernel has the address space of that id."""
+    try:
+        raw.ioctl(iommufd._file.fd, uapi.IOMMU_IOAS_IOVA_RANGES, raw.struct("iommu_ioas_iova_ranges", ioas_id=ioas.id))
+    except IoctlError as error:
+        return error.errno == errno.EMSGSIZE
+    return True
+
+
+def check(scene: Scene, again: Callable[[], object] | None) -> None:
+    """The promise; the scene is closed afterwards."""
+    iommufd = scene.iommufd
+    if not iommufd.closed:
+        check_objects(scene, again)
+    elif again is not None:
+        again()
+    iommufd.close()
+    for kept in scene.kept:
+        if isinstance(kept, IOMMUFD | DeviceFile):
+            kept.close()
+    scene.buffer.close()
+    with IOMMUFD() as another:
+        another.bind(scene.host).close()
+
+
+def check_objects(scene: Scene, again: Callable[[], object] | None) -> None:
+    """What the iommufd's objects say is what the kernel does."""
+    iommufd = scene.iommufd
+    for file in [kept for kept in scene.kept if isinstance(kept, DeviceFile)]:
+        # The file is the caller's still, and can be bound; or the device is on record.
+        assert file.closed == bool(iommufd.devices)
+        if not file.closed:
+            iommufd.bind(file)
+    # What gets the ids that have become free is nobody else's to destroy.
+    memory = DMABuffer(PAGE)
+    strangers = [iommufd.alloc_ioas() for _ in range(3)]
+    for stranger in strangers:
+        stranger.map(memory, iova=4 * IOVA)
+    if not scene.ioas.closed:
+        scene.ioas.map(memory, iova=8 * IOVA)
+    if again is not None:
+        again()
+    if iommufd.closed:
+        return
+    for stranger in strangers:
+        assert kernel_unmaps(iommufd, stranger) == PAGE
+    for device in iommufd.devices:
+        for page_table in (scene.ioas, scene.other):
+            if not page_table.closed and device.page_table is not page_table:
+                # Nobody is attached to it: the kernel lets it go.
+                page_table.unmap_all() if page_table.mappings else None
+                page_table.close()
+        if device.page_table is not None:
+            assert isinstance(device.page_table, IOAS)
+            with pytest.raises(IoctlError) as caught:
+                raw.ioctl(iommufd._file.fd, uapi.IOMMU_DESTROY, raw.struct("iommu_destroy", id=device.page_table.id))
+            assert caught.value.errno == errno.EBUSY
+    for ioas in (scene.ioas, scene.other):
+        if ioas.closed:
+            continue
+        assert kernel_has(iommufd, ioas)
+        known = sum(length for mapping in ioas.mappings for _, length in mapping.ranges())
+        assert sum(mapping.length for mapping in ioas.mappings if mapping.mapped) == known
+        if any(one.length > PAGE or one.iova < 8 * IOVA for one in ioas._table.of_memory()):
+            with pytest.raises(BufferError):
+                scene.buffer.close()
+        assert kernel_unmaps(iommufd, ioas) == known
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Without the garbage collector, in whose callbacks what is raised is lost."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# Of what was made and not yet given to anybody, and of what is raised in its finalizer.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_exception_before_any_opcode(claimed_alone: Claim, alone: HostDevice, quiet: None, name: str) -> None:
+    prepare, action, repeated = OPERATIONS[name]
+    leaks = LeakCheck()
+
+    def once(trace: Trace) -> bool:
+        scene = Scene(alone)
+        try:
+            prepare(scene)
+        except UnsupportedError as error:
+            scene.iommufd.close()
+            pytest.skip(f"this kernel or IOMMU has no such object: {error}")
+
+        def act() -> None:
+            with contextlib.suppress(Exception):  # what is refused is so in every run, or is what the check finds
+                action(scene)
+
+        raised = trace(act)
+        check(scene, partial(act) if repeated else None)
+        return raised
+
+    counting = Trace()
+    assert not once(counting)
+    assert counting.count > 5
+    points = range(1, counting.count + 1)
+    interrupted = 0
+    for at in sample(f"stress.opcodes[{name}]", points, 10):
+        try:
+            interrupted += once(Trace(at))
+        except BaseException as error:
+            error.add_note(f"{name}, interrupted before opcode {at} of {counting.count}")
+            raise
+        found = leaks.leaks()
+        assert not found, f"{name}, opcode {at} of {counting.count}: {found}"
+    assert interrupted
