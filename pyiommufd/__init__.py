@@ -10,6 +10,7 @@ from .errors import (
     ClaimRefusedError,
     ClosedError,
     CloseError,
+    DeviceLike,
     DeviceNotFoundError,
     ForkedError,
     GroupConflictError,
@@ -26,35 +27,97 @@ from .errors import (
     VectorsUnavailableError,
 )
 from .host.claims.claim import Claim
-from .host.claims.plan import ClaimPlan, plan_claim
+from .host.claims.plan import ClaimPlan, Move, plan_claim
 from .host.claims.release import recover, release
+from .host.claims.steps import Action, Report, Step
 from .host.devices import HostDevice, find_device, list_devices
-from .host.groups import Group, find_group, list_groups
+from .host.groups import (
+    Group,
+    ReservedRegion,
+    find_group,
+    list_groups,
+)
 from .host.monitor import DeviceEvent, Monitor
-from .kernel.attachment import AttachPreview, ChangeKind, DMAChange, Verdict
+from .host.users import User
+from .kernel.arguments import SupportsFileno
+from .kernel.attachment import (
+    AttachPreview,
+    ChangeKind,
+    DMAChange,
+    Verdict,
+)
 from .kernel.buffer import DMABuffer
-from .kernel.config_space import CapabilityID, Command, ConfigSpace, ExtendedCapabilityID
+from .kernel.config_space import (
+    CapabilityID,
+    Command,
+    ConfigSpace,
+    ExtendedCapabilityID,
+    PCICapability,
+)
 from .kernel.device import Device
 from .kernel.device_file import DeviceFile
-from .kernel.device_info import DeviceInfo
+from .kernel.device_info import (
+    AtomicFlag,
+    DeviceCapability,
+    DeviceFlag,
+    DeviceInfo,
+    MmapArea,
+    MSIXMappable,
+    PCIAtomics,
+    RegionCapability,
+    RegionType,
+    SparseMmap,
+    UnknownCapability,
+    ZPCIBase,
+    ZPCIGroup,
+    ZPCIPfip,
+    ZPCIUtil,
+)
 from .kernel.dirty_bitmap import DirtyBitmap
+from .kernel.eventfd import EventFD
 from .kernel.fault_queue import FaultQueue, PagePermission, PageRequest
-from .kernel.hot_reset import HotResetInfo
-from .kernel.hw_info import HWCapability, HWInfo, HWInfoType
+from .kernel.hot_reset import DependentDevice, HotResetInfo
+from .kernel.hw_info import (
+    AMD,
+    ArmSMMUv3,
+    HWCapability,
+    HWInfo,
+    HWInfoType,
+    IntelVTd,
+    Tegra241CMDQV,
+)
 from .kernel.hwpt import HWPT
-from .kernel.interrupt import Interrupt
-from .kernel.ioas import IOAS
+from .kernel.interrupt import (
+    Interrupt,
+    IRQFlag,
+    IRQIndex,
+    UnmaskEvent,
+)
+from .kernel.interrupts import Interrupts
+from .kernel.ioas import IOAS, PhysicalRange
+from .kernel.ioeventfd import IOEventFD
 from .kernel.iommufd import IOMMUFD
-from .kernel.mapping import DMAMapping
-from .kernel.region import Region
+from .kernel.iova import IOVARange
+from .kernel.irq import IRQ
+from .kernel.kernel_object import KernelObject
+from .kernel.mapping import DMAMapping, DMAMappings
+from .kernel.page_table import PageTable
+from .kernel.region import Region, RegionFlag
+from .kernel.removal import RemovalWatch
+from .kernel.window import Window
 
 __all__ = [
+    "AMD",
     "HWPT",
     "IOAS",
     "IOMMUFD",
+    "IRQ",
     "AccessDeniedError",
+    "Action",
     "AlreadyAttachedError",
     "AlreadyMappedError",
+    "ArmSMMUv3",
+    "AtomicFlag",
     "AttachPreview",
     "BusyError",
     "CapabilityID",
@@ -71,12 +134,18 @@ __all__ = [
     "DMABuffer",
     "DMAChange",
     "DMAMapping",
+    "DMAMappings",
+    "DependentDevice",
     "Device",
+    "DeviceCapability",
     "DeviceEvent",
     "DeviceFile",
+    "DeviceFlag",
     "DeviceInfo",
+    "DeviceLike",
     "DeviceNotFoundError",
     "DirtyBitmap",
+    "EventFD",
     "ExtendedCapabilityID",
     "FaultQueue",
     "ForkedError",
@@ -89,21 +158,53 @@ __all__ = [
     "HandoverError",
     "HostDevice",
     "HotResetInfo",
+    "IOEventFD",
     "IOMMUFDError",
+    "IOVARange",
+    "IRQFlag",
+    "IRQIndex",
     "InUseError",
+    "IntelVTd",
     "Interrupt",
+    "Interrupts",
     "IoctlError",
+    "KernelObject",
+    "MSIXMappable",
     "MissingLibraryError",
+    "MmapArea",
     "Monitor",
+    "Move",
     "NotFoundError",
+    "PCIAtomics",
+    "PCICapability",
     "PagePermission",
     "PageRequest",
+    "PageTable",
+    "PhysicalRange",
     "Refusal",
     "Region",
+    "RegionCapability",
     "RegionFaultError",
+    "RegionFlag",
+    "RegionType",
+    "RemovalWatch",
+    "Report",
+    "ReservedRegion",
+    "SparseMmap",
+    "Step",
+    "SupportsFileno",
+    "Tegra241CMDQV",
+    "UnknownCapability",
+    "UnmaskEvent",
     "UnsupportedError",
+    "User",
     "VectorsUnavailableError",
     "Verdict",
+    "Window",
+    "ZPCIBase",
+    "ZPCIGroup",
+    "ZPCIPfip",
+    "ZPCIUtil",
     "find_device",
     "find_group",
     "list_devices",

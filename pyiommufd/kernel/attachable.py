@@ -19,9 +19,9 @@ from .iova import IOVARange
 from .trial import try_page_table, unfit_mappings
 
 if TYPE_CHECKING:
-    from .attachment import PageTable
     from .fault_queue import FaultQueue
     from .iommufd import IOMMUFD
+    from .page_table import PageTable
 
 
 class Attachable(Handle):

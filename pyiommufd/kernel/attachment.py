@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ..host.devices import HostDevice
 from ..uapi import ioctls
 
 if TYPE_CHECKING:
     from .attachable import Attachable
-    from .hwpt import HWPT
-    from .ioas import IOAS
-
-    PageTable: TypeAlias = IOAS | HWPT
+    from .page_table import PageTable
 
 
 class ChangeKind(StrEnum):

@@ -15,7 +15,7 @@ from .handle import Deadline, Handle
 from .kernel_object import KernelObject
 
 if TYPE_CHECKING:
-    from .attachable import Attachable
+    from .device import Device
     from .iommufd import IOMMUFD
 
 _REQUEST = struct.Struct("=6IQ2I")  # struct iommu_hwpt_pgfault
@@ -50,7 +50,7 @@ class PageRequest:
         cookie: What the kernel knows the group by.
     """
 
-    device: Attachable | None
+    device: Device | None
     pasid: int | None
     group: int
     permissions: PagePermission

@@ -14,7 +14,7 @@ from ..users import User, find_user
 from . import journal, transaction
 from .plan import ClaimPlan, claimed, names_of, plan_claim
 from .record import ClaimRecord, ClaimState
-from .steps import Action, Report, Step
+from .steps import Action, Report, Step, device_step
 from .transaction import Transaction, exclusive
 
 
@@ -171,7 +171,7 @@ def _steps(plan: ClaimPlan, user: User | None, persistent: PersistentClaim | Non
         steps.append(Step(str(transaction.IOMMU_NODE), Action.GRANT, user.name))
         moved = {move.device for move in plan.moves}
         steps += [
-            Step.on(device, Action.GRANT, user.name)
+            device_step(device, Action.GRANT, user.name)
             for device in plan.devices
             # Those that have a node then. Others of the groups, such as an LPC controller, are nobody's to drive.
             if device in moved or device.on_vfio

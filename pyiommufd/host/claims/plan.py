@@ -17,7 +17,7 @@ from ..namespaces import sees_all_processes
 from ..uses.folders import devices_below, goes_with
 from . import journal
 from .restore import look, steps_back
-from .steps import Action, Report, Step
+from .steps import Action, Report, Step, device_step
 from .vfs import vfs_of
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ class Move:
     def steps(self) -> Iterator[Step]:
         """What is done to the machine, in order."""
         if self.vfs:
-            yield Step.on(self.device, Action.SET_VFS, "0")
+            yield device_step(self.device, Action.SET_VFS, "0")
         if self.driver is not None:
             # The override first: a device between drivers is then not probed by its old one.
-            yield Step.on(self.device, Action.SET_OVERRIDE, self.driver)
+            yield device_step(self.device, Action.SET_OVERRIDE, self.driver)
         if self.device.driver is not None:
-            yield Step.on(self.device, Action.UNBIND, self.device.driver)
+            yield device_step(self.device, Action.UNBIND, self.device.driver)
         if self.driver is not None:
-            yield Step.on(self.device, Action.BIND, self.driver)
+            yield device_step(self.device, Action.BIND, self.driver)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,7 @@ def _steps(moves: list[Move]) -> Iterator[Step]:
             continue
         seen.add((device.subsystem, driver))
         if not drivers.is_loaded(device.subsystem, driver):
-            yield Step.on(device, Action.LOAD_DRIVER, driver)
+            yield device_step(device, Action.LOAD_DRIVER, driver)
     for move in moves:
         yield from move.steps()
 

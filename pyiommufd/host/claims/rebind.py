@@ -12,7 +12,7 @@ from ..devices import HostDevice, as_device
 from ..holders import holders
 from .plan import bound_elsewhere, claimed, stuck
 from .record import ClaimRecord
-from .steps import Action, Report, Step
+from .steps import Action, Report, Step, device_step
 from .transaction import Transaction, exclusive
 from .vfs import vfs_of, vfs_refusals, vfs_steps
 
@@ -131,11 +131,11 @@ def _steps(device: HostDevice) -> Iterator[Step]:
     if device.name in stuck():
         return  # reading its attributes would wait for the kernel; the plan is refused, as somebody has claimed it
     if drivers.driver_override(device) is not None:
-        yield Step.on(device, Action.CLEAR_OVERRIDE)
+        yield device_step(device, Action.CLEAR_OVERRIDE)
     if device.driver is not None:
         yield from vfs_steps(device, 0)
-        yield Step.on(device, Action.UNBIND, device.driver)
-    yield Step.on(device, Action.PROBE, ", ".join(drivers.host_drivers_for(device)) or None)
+        yield device_step(device, Action.UNBIND, device.driver)
+    yield device_step(device, Action.PROBE, ", ".join(drivers.host_drivers_for(device)) or None)
 
 
 def _refusals(device: HostDevice, force: frozenset[str]) -> Iterator[Refusal]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import sysfs
 from .record import DeviceState
-from .steps import Action, Step
+from .steps import Action, Step, device_step
 
 Read = Callable[[Path], str | None]
 
@@ -59,14 +59,14 @@ def steps_back(before: DeviceState, now: DeviceState) -> Iterator[Step]:
     if driver != before.driver and driver is not None:
         if count:
             # vfio-pci lets a physical function go only without virtual ones, others leave them behind.
-            yield Step.on(before, Action.SET_VFS, "0")
+            yield device_step(before, Action.SET_VFS, "0")
             count = 0
-        yield Step.on(before, Action.UNBIND, driver)
+        yield device_step(before, Action.UNBIND, driver)
         driver = None
     yield from _onto(before, driver, override)
     # vfio-pci has it as it likes, and so may the host's driver when it comes to the device.
     if before.power is not None and (now.driver != before.driver or now.power != before.power):
-        yield Step.on(before, Action.SET_POWER, before.power)
+        yield device_step(before, Action.SET_POWER, before.power)
     if before.numvfs is not None:
         yield from _functions_back(before, now, count)
 
@@ -80,7 +80,7 @@ def _onto(before: DeviceState, driver: str | None, override: str | None) -> Iter
         wanted = before.driver if by_override or before.driver_override is not None else None
         if override != wanted:
             yield _override(before, wanted)
-        yield Step.on(before, Action.BIND, before.driver)
+        yield device_step(before, Action.BIND, before.driver)
         override = wanted
     if override != before.driver_override:
         yield _override(before, before.driver_override)
@@ -90,13 +90,13 @@ def _functions_back(before: DeviceState, now: DeviceState, count: int) -> Iterat
     autoprobe = now.autoprobe
     if count != before.numvfs:
         if count:
-            yield Step.on(before, Action.SET_VFS, "0")
+            yield device_step(before, Action.SET_VFS, "0")
         if before.numvfs:
             # Left to themselves they would go to the host's drivers, those that had none as well.
             if autoprobe:
-                yield Step.on(before, Action.SET_AUTOPROBE, "0")
+                yield device_step(before, Action.SET_AUTOPROBE, "0")
                 autoprobe = False
-            yield Step.on(before, Action.SET_VFS, str(before.numvfs))
+            yield device_step(before, Action.SET_VFS, str(before.numvfs))
             for function in before.vfs:
                 yield from steps_back(function, replace(function, driver=None, driver_override=None, power="on"))
     else:
@@ -105,8 +105,8 @@ def _functions_back(before: DeviceState, now: DeviceState, count: int) -> Iterat
             if function.name in there:
                 yield from steps_back(function, there[function.name])
     if before.autoprobe is not None and autoprobe != before.autoprobe:
-        yield Step.on(before, Action.SET_AUTOPROBE, str(int(before.autoprobe)))
+        yield device_step(before, Action.SET_AUTOPROBE, str(int(before.autoprobe)))
 
 
 def _override(device: DeviceState, value: str | None) -> Step:
-    return Step.on(device, Action.CLEAR_OVERRIDE if value is None else Action.SET_OVERRIDE, value)
+    return device_step(device, Action.CLEAR_OVERRIDE if value is None else Action.SET_OVERRIDE, value)

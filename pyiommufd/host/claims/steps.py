@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..devices import HostDevice
@@ -88,11 +88,6 @@ class Step:
     subsystem: str = field(default="pci", compare=False, repr=False)
     text: str = field(default="", compare=False, repr=False)
 
-    @classmethod
-    def on(cls, device: HostDevice | DeviceState, action: Action, value: str | None = None) -> Self:
-        """What is done to a device."""
-        return cls(device.name, action, value, str(device.sys_path), device.subsystem)
-
     def __str__(self) -> str:
         return f"{self.target}: {_WORDS[self.action].format(self.value or 'which one, the kernel decides')}"
 
@@ -129,6 +124,11 @@ class Step:
     def folder(self) -> Path:
         """The device's folder."""
         return Path(self.sys_path)
+
+
+def device_step(device: HostDevice | DeviceState, action: Action, value: str | None = None) -> Step:
+    """What is done to a device."""
+    return Step(device.name, action, value, str(device.sys_path), device.subsystem)
 
 
 Report = Callable[[Step], None]

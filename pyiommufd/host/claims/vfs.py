@@ -11,7 +11,7 @@ from .. import sysfs, uses
 from ..devices import HostDevice, as_device, from_sys_path
 from .record import ClaimRecord
 from .restore import virtual_functions
-from .steps import Action, Report, Step
+from .steps import Action, Report, Step, device_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
         raise ClaimError(f"{device.name} {what}")
     # From one number to another the kernel wants them gone in between: EBUSY.
     counts = [] if now.count == count else [str(count)] if not now.count or not count else ["0", str(count)]
-    return tuple(Step.on(device, Action.SET_VFS, value) for value in counts)
+    return tuple(device_step(device, Action.SET_VFS, value) for value in counts)
 
 
 def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collection[str] = ()) -> tuple[Refusal, ...]:

@@ -17,7 +17,7 @@ from .check import holds
 
 if TYPE_CHECKING:
     from ...host.devices import HostDevice
-    from ...kernel.attachment import PageTable
+    from ...kernel.page_table import PageTable
     from .iommufd import MockIOMMUFD
 
 
