@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
-from .printable import Sentences, printable
+from .printable import Sentences, printable, shortened
 
 
 class DeviceLike(Protocol):
@@ -33,7 +33,7 @@ class DeviceLike(Protocol):
         """The driver that the device was on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Cause(Sentences):
     """One reason why the kernel may have refused, as found on this machine.
 
@@ -56,7 +56,7 @@ class Cause(Sentences):
         return text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Refusal(Sentences):
     """Why a device is not taken from the host.
 
@@ -83,6 +83,9 @@ class IOMMUFDError(Exception):
     @final
     def __str__(self) -> str:
         return printable(self._text(), keep="\n")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {shortened(str(self).partition(chr(10))[0])}>"
 
     def _text(self) -> str:
         """What is said; a subclass that says more than its arguments overrides this."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields
+from enum import Enum
 from typing import Any
+
+_LONGEST = 130
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -23,7 +27,51 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(one if one in keep or one.isprintable() else _number(ord(one)) for one in text)
 
 
-class Sentences:
+def shortened(text: str) -> str:
+    """The text as part of a line: printable, and cut where it is long."""
+    text = printable(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 2].rstrip()} …"
+
+
+def listed(names: Collection[object], most: int = 3) -> str:
+    """The names, or as many as a line takes and how many more there are."""
+    first = ", ".join(map(str, list(names)[:most]))
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of something, as in ``1 device`` or ``2 devices``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+class OneLine:
+    """Base of a dataclass, made with ``repr=False``, whose repr is a line: its text, or its fields without one."""
+
+    __slots__ = ()
+
+    def _line(self) -> str:
+        """What the repr says beside the name of the class."""
+        if type(self).__str__ is not object.__str__:
+            return str(self)
+        this: Any = self
+        return ", ".join(f"{field.name} {brief(getattr(self, field.name))}" for field in fields(this))
+
+    def __repr__(self) -> str:
+        return f"<{f'{type(self).__name__} {shortened(self._line())}'.rstrip()}>"
+
+
+def brief(value: object) -> str:
+    """A value as part of a line: numbers in hex, flags by their names, of bytes how many there are."""
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, tuple):
+        return listed([brief(each) for each in value], most=6)
+    if isinstance(value, Enum) and value.name is not None:
+        return value.name
+    return f"{value:#x}" if isinstance(value, int) else str(value)
+
+
+class Sentences(OneLine):
     """Base of a frozen dataclass whose texts are a line each: they are made printable when it is made."""
 
     __slots__ = ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ClaimError, Refusal
+from ..printable import OneLine
 from . import drivers, sysfs, uses
 from .claims.plan import ClaimPlan, plan_claim
 from .devices import HostDevice
@@ -31,8 +32,8 @@ class MemoryRegion:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceDetails:
+@dataclass(frozen=True, slots=True, repr=False)
+class DeviceDetails(OneLine):
     """A device as it was when it was looked at. What this machine or the device does not have is None or empty.
 
     Attributes:
@@ -76,6 +77,9 @@ class DeviceDetails:
     uses: tuple[Refusal, ...]
     plan: ClaimPlan | None
     no_plan: str
+
+    def _line(self) -> str:
+        return f"of {self.device.name}, {self.standing}"
 
 
 def device_details(device: HostDevice) -> DeviceDetails:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DeviceNotFoundError
+from ..printable import OneLine, counted, listed
 from . import sysfs
 from .devices import HostDevice, from_sys_path
 
@@ -15,8 +16,8 @@ from .devices import HostDevice, from_sys_path
 SAFE_DRIVERS = frozenset({"pcieport", "pci-stub"})
 
 
-@dataclass(frozen=True, slots=True)
-class ReservedRegion:
+@dataclass(frozen=True, slots=True, repr=False)
+class ReservedRegion(OneLine):
     """I/O virtual addresses that a group's devices cannot use for mappings.
 
     Attributes:
@@ -29,9 +30,12 @@ class ReservedRegion:
     last: int
     type: str
 
+    def __str__(self) -> str:
+        return f"{self.start:#x}..{self.last:#x} {self.type}"
 
-@dataclass(frozen=True, slots=True)
-class Group:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Group(OneLine):
     """An IOMMU group as it was when it was looked up. Two snapshots of one group are equal.
 
     Attributes:
@@ -58,6 +62,11 @@ class Group:
         A viable group is not yet one that can be bound: another iommufd may own it.
         """
         return not self.blockers
+
+    def _line(self) -> str:
+        blockers = [f"{device.name} on {device.driver}" for device in self.blockers]
+        standing = f"not viable: {listed(blockers)}" if blockers else "viable"
+        return f"{self.id}: {counted(len(self.devices), 'device')}, {standing}"
 
 
 def is_safe(device: HostDevice) -> bool:

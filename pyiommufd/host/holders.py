@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..printable import printable
+from ..printable import OneLine, printable
 from . import sysfs
 from .devices import HostDevice
 from .namespaces import namespace
@@ -16,8 +16,8 @@ from .uses.processes import descriptors
 _DELETED = " (deleted)"  # what the kernel adds to the name of a node that has been removed
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+@dataclass(frozen=True, slots=True, repr=False)
+class Holder(OneLine):
     """A process that keeps a device from being bound, unbound or unplugged.
 
     Attributes:

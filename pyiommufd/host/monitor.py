@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import ClosedError, DeviceNotFoundError
+from ..printable import OneLine
 from .devices import SUBSYSTEMS, HostDevice, from_sys_path, udev_context
 
 # Written by udevd as long as it runs; without it, as in a small guest, only the kernel's own events come.
@@ -16,8 +17,8 @@ _UDEV_CONTROL = Path("/run/udev/control")
 _LONGEST = 2_000_000.0  # seconds; poll(2) counts milliseconds in 32 bits
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceEvent:
+@dataclass(frozen=True, slots=True, repr=False)
+class DeviceEvent(OneLine):
     """Something that happened to a device.
 
     Attributes:
@@ -33,6 +34,10 @@ class DeviceEvent:
     name: str
     sys_path: Path
     device: HostDevice | None
+
+    def _line(self) -> str:
+        of = f", of {self.device.name}" if self.device is not None and self.device.name != self.name else ""
+        return f"{self.action} {self.subsystem} {self.name}{of}"
 
 
 class Monitor:
@@ -70,6 +75,7 @@ class Monitor:
             monitor.filter_by(subsystem)
         monitor.start()
         self._monitor: Any = monitor
+        self._subsystems = wanted
 
     def _live(self) -> Any:
         if self._monitor is None:
@@ -139,6 +145,9 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<Monitor of {', '.join(self._subsystems)}{' closed' if self.closed else ''}>"
 
 
 def _event(entry: Any) -> DeviceEvent:

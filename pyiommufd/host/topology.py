@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..printable import OneLine, counted, listed
 from .claims.plan import parents_among, stays_put
 from .devices import HostDevice, list_devices
 from .holders import Holder, holders
 from .standing import REFUSED, Standing, standings
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+@dataclass(frozen=True, slots=True, repr=False)
+class Node(OneLine):
     """A device in the tree.
 
     Attributes:
@@ -27,6 +28,9 @@ class Node:
     holders: tuple[Holder, ...]
     children: tuple[Node, ...]
 
+    def _line(self) -> str:
+        return f"{self.device.name}, {self.standing}, {len(self.children)} behind it"
+
     def walk(self) -> Iterator[Node]:
         """The node and all below it."""
         yield self
@@ -34,8 +38,8 @@ class Node:
             yield from child.walk()
 
 
-@dataclass(frozen=True, slots=True)
-class GroupBox:
+@dataclass(frozen=True, slots=True, repr=False)
+class GroupBox(OneLine):
     """An IOMMU group in the tree.
 
     Attributes:
@@ -55,9 +59,12 @@ class GroupBox:
     takes: tuple[HostDevice, ...]
     refused: bool
 
+    def _line(self) -> str:
+        return f"{self.id}: {listed(self.devices)}{', refused' if self.refused else ''}"
 
-@dataclass(frozen=True, slots=True)
-class Topology:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Topology(OneLine):
     """The machine's devices as they were when they were looked at.
 
     Attributes:
@@ -67,6 +74,9 @@ class Topology:
 
     roots: dict[str, tuple[Node, ...]]
     groups: tuple[GroupBox, ...]
+
+    def _line(self) -> str:
+        return f"of {counted(sum(1 for _ in self.nodes()), 'device')} in {counted(len(self.groups), 'group')}"
 
     def nodes(self) -> Iterator[Node]:
         """Every device, once; a bridge before what is behind it."""

@@ -7,12 +7,13 @@ import pwd
 from dataclasses import dataclass
 
 from ..errors import ClaimError
+from ..printable import OneLine
 
 _NO_ID = 0xFFFF_FFFF  # what the kernel takes for nobody at all
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+@dataclass(frozen=True, slots=True, repr=False)
+class User(OneLine):
     """Somebody who may be given devices, or whom a program may run as.
 
     Attributes:
@@ -31,6 +32,9 @@ class User:
 
     def __str__(self) -> str:
         return self.name
+
+    def _line(self) -> str:
+        return f"{self.name} (uid {self.uid})"
 
 
 def find_user(name: str) -> User:

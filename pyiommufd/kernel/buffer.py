@@ -83,3 +83,8 @@ class DMABuffer(mmap.mmap):
         if self._memfd.fd < 0:
             raise ValueError("this DMABuffer has no file: make it with memfd=True")
         return self._memfd.fd
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<DMABuffer closed>"
+        return f"<DMABuffer {len(self):#x} bytes{'' if self._memfd.fd < 0 else f', memfd {self._memfd.fd}'}>"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
+from ..printable import OneLine
 from .region import RegionBytes
 
 _VENDOR_ID, _DEVICE_ID, _COMMAND, _STATUS, _REVISION_ID = 0x00, 0x02, 0x04, 0x06, 0x08
@@ -85,8 +86,8 @@ class ExtendedCapabilityID(IntEnum):
     DATA_OBJECT_EXCHANGE = 0x002E
 
 
-@dataclass(frozen=True, slots=True)
-class PCICapability:
+@dataclass(frozen=True, slots=True, repr=False)
+class PCICapability(OneLine):
     """A capability in the configuration space.
 
     Attributes:
@@ -100,6 +101,10 @@ class PCICapability:
     offset: int
     version: int = 0
     extended: bool = False
+
+    def _line(self) -> str:
+        name = getattr(self.id, "name", f"{self.id:#x}")
+        return f"{name} at {self.offset:#x}{f', version {self.version}, extended' if self.extended else ''}"
 
 
 # A read and the write that follows it have to be one step: two threads may set two bits.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from .. import uapi
+from ..printable import OneLine
 from ..uapi import device_ioctls
 from ..uapi.device_ioctls import RawCapability, struct_fields, struct_size
 from ..uapi.ioctls import Fd
@@ -34,8 +35,8 @@ class AtomicFlag(IntFlag):
     COMP128 = uapi.VFIO_PCI_ATOMIC_COMP128
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownCapability:
+@dataclass(frozen=True, slots=True, repr=False)
+class UnknownCapability(OneLine):
     """A capability that this version of pyiommufd has no name for.
 
     Attributes:
@@ -49,15 +50,15 @@ class UnknownCapability:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PCIAtomics:
+@dataclass(frozen=True, slots=True, repr=False)
+class PCIAtomics(OneLine):
     """The atomic operations that the root complex completes (VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP)."""
 
     flags: AtomicFlag
 
 
-@dataclass(frozen=True, slots=True)
-class ZPCIBase:
+@dataclass(frozen=True, slots=True, repr=False)
+class ZPCIBase(OneLine):
     """A zPCI function (struct vfio_device_info_cap_zpci_base); fields that newer kernels have added are 0 on older."""
 
     start_dma: int
@@ -71,8 +72,8 @@ class ZPCIBase:
     ccdf_err_length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ZPCIGroup:
+@dataclass(frozen=True, slots=True, repr=False)
+class ZPCIGroup(OneLine):
     """What zPCI functions of a group share (struct vfio_device_info_cap_zpci_group)."""
 
     dasm: int
@@ -85,15 +86,15 @@ class ZPCIGroup:
     imaxstbl: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ZPCIUtil:
+@dataclass(frozen=True, slots=True, repr=False)
+class ZPCIUtil(OneLine):
     """A zPCI function's utility string (VFIO_DEVICE_INFO_CAP_ZPCI_UTIL)."""
 
     util_str: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ZPCIPfip:
+@dataclass(frozen=True, slots=True, repr=False)
+class ZPCIPfip(OneLine):
     """A zPCI function's path (VFIO_DEVICE_INFO_CAP_ZPCI_PFIP)."""
 
     pfip: bytes
@@ -102,8 +103,8 @@ class ZPCIPfip:
 DeviceCapability = PCIAtomics | ZPCIBase | ZPCIGroup | ZPCIUtil | ZPCIPfip | UnknownCapability
 
 
-@dataclass(frozen=True, slots=True)
-class MmapArea:
+@dataclass(frozen=True, slots=True, repr=False)
+class MmapArea(OneLine):
     """A part of a region that can be mapped; both in bytes, the offset from the region's start."""
 
     offset: int
@@ -113,31 +114,31 @@ class MmapArea:
         return f"{self.offset:#x}..{self.offset + self.length - 1:#x}"
 
 
-@dataclass(frozen=True, slots=True)
-class SparseMmap:
+@dataclass(frozen=True, slots=True, repr=False)
+class SparseMmap(OneLine):
     """Only these parts of the region can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP)."""
 
     areas: tuple[MmapArea, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RegionType:
+@dataclass(frozen=True, slots=True, repr=False)
+class RegionType(OneLine):
     """What a region is that is no BAR (VFIO_REGION_INFO_CAP_TYPE)."""
 
     type: int
     subtype: int
 
 
-@dataclass(frozen=True, slots=True)
-class MSIXMappable:
+@dataclass(frozen=True, slots=True, repr=False)
+class MSIXMappable(OneLine):
     """The page that holds the MSI-X table can be mapped like the rest (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE)."""
 
 
 RegionCapability = SparseMmap | RegionType | MSIXMappable | UnknownCapability
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
+@dataclass(frozen=True, slots=True, repr=False)
+class DeviceInfo(OneLine):
     """A device as it describes itself (VFIO_DEVICE_GET_INFO).
 
     Attributes:
@@ -151,6 +152,10 @@ class DeviceInfo:
     num_regions: int
     num_irqs: int
     capabilities: tuple[DeviceCapability, ...]
+
+    def _line(self) -> str:
+        more = "".join(f", {type(capability).__name__}" for capability in self.capabilities)
+        return f"{self.flags.name or 'no flags'}, {self.num_regions} regions, {self.num_irqs} types of interrupt{more}"
 
 
 def read_device_info(fd: Fd) -> DeviceInfo:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import uapi
 from ..errors import IoctlError
+from ..printable import OneLine
 from ..uapi import ioctls
 from .handle import Deadline, Handle
 from .kernel_object import KernelObject
@@ -35,8 +36,8 @@ class PagePermission(IntFlag):
     PRIVILEGED = uapi.IOMMU_PGFAULT_PERM_PRIV
 
 
-@dataclass(frozen=True, slots=True)
-class PageRequest:
+@dataclass(frozen=True, slots=True, repr=False)
+class PageRequest(OneLine):
     """A device asks for a page (struct iommu_hwpt_pgfault).
 
     Attributes:
@@ -58,6 +59,12 @@ class PageRequest:
     length: int
     last: bool
     cookie: int
+
+    def _line(self) -> str:
+        who = "an unknown device" if self.device is None else self.device.name
+        pasid = "" if self.pasid is None else f", PASID {self.pasid}"
+        what = self.permissions.name or "nothing"
+        return f"of {who}{pasid}: {what} at {self.address:#x}, group {self.group}{', the last' if self.last else ''}"
 
 
 class FaultQueue(KernelObject):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import uapi
+from ..printable import OneLine, listed
 from ..uapi import device_ioctls
 from ..uapi.ioctls import Fd
 
 
-@dataclass(frozen=True, slots=True)
-class DependentDevice:
+@dataclass(frozen=True, slots=True, repr=False)
+class DependentDevice(OneLine):
     """A device that a hot reset takes along.
 
     Attributes:
@@ -23,9 +24,12 @@ class DependentDevice:
     owned: bool
     id: int | None
 
+    def _line(self) -> str:
+        return f"{self.name}, {'owned' if self.owned else 'not owned'}{'' if self.id is None else f', id {self.id}'}"
 
-@dataclass(frozen=True, slots=True)
-class HotResetInfo:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class HotResetInfo(OneLine):
     """What a hot reset resets (VFIO_DEVICE_GET_PCI_HOT_RESET_INFO).
 
     Attributes:
@@ -33,6 +37,10 @@ class HotResetInfo:
     """
 
     devices: tuple[DependentDevice, ...]
+
+    def _line(self) -> str:
+        missing = [device.name for device in self.not_owned]
+        return f"of {listed([one.name for one in self.devices])}{f', not owned: {listed(missing)}' if missing else ''}"
 
     @property
     def not_owned(self) -> tuple[DependentDevice, ...]:

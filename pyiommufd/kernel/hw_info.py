@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from .. import uapi
+from ..printable import OneLine, brief
 
 
 class HWInfoType(IntEnum):
@@ -32,8 +33,8 @@ class HWCapability(IntFlag):
     """The device cannot keep translations (ATS) behind this IOMMU."""
 
 
-@dataclass(frozen=True, slots=True)
-class IntelVTd:
+@dataclass(frozen=True, slots=True, repr=False)
+class IntelVTd(OneLine):
     """struct iommu_hw_info_vtd: registers of VT-d (Intel Virtualization Technology for Directed I/O, 11.4).
 
     Attributes:
@@ -57,8 +58,8 @@ class IntelVTd:
         return bool(self.extended_capabilities >> 26 & 1)
 
 
-@dataclass(frozen=True, slots=True)
-class ArmSMMUv3:
+@dataclass(frozen=True, slots=True, repr=False)
+class ArmSMMUv3(OneLine):
     """struct iommu_hw_info_arm_smmuv3: registers of the SMMU (Arm IHI 0070, 6.3).
 
     Attributes:
@@ -74,8 +75,8 @@ class ArmSMMUv3:
     aidr: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tegra241CMDQV:
+@dataclass(frozen=True, slots=True, repr=False)
+class Tegra241CMDQV(OneLine):
     """struct iommu_hw_info_tegra241_cmdqv: the command queues that NVIDIA's SMMU gives to VMs.
 
     Attributes:
@@ -91,8 +92,8 @@ class Tegra241CMDQV:
     log2vsids: int
 
 
-@dataclass(frozen=True, slots=True)
-class AMD:
+@dataclass(frozen=True, slots=True, repr=False)
+class AMD(OneLine):
     """struct iommu_hw_info_amd: registers of the AMD IOMMU (AMD I/O Virtualization Technology, 3.4).
 
     Attributes:
@@ -104,8 +105,8 @@ class AMD:
     efr2: int
 
 
-@dataclass(frozen=True, slots=True)
-class HWInfo:
+@dataclass(frozen=True, slots=True, repr=False)
+class HWInfo(OneLine):
     """What the IOMMU before a device is and can (IOMMU_GET_HW_INFO). A snapshot, from `Device.hw_info`.
 
     Attributes:
@@ -121,6 +122,11 @@ class HWInfo:
     pasid_width: int
     data: bytes
     decoded: IntelVTd | ArmSMMUv3 | Tegra241CMDQV | AMD | None
+
+    def _line(self) -> str:
+        kind = self.type.name if isinstance(self.type, HWInfoType) else f"type {self.type}"
+        pasids = f"PASIDs of {self.pasid_width} bits" if self.pasid_width else "no PASIDs"
+        return f"{kind}, {pasids}, {brief(self.capabilities) if self.capabilities else 'no capabilities'}"
 
 
 def hw_info(data_type: int, pasid_width: int, capabilities: int, data: bytes) -> HWInfo:

@@ -35,6 +35,9 @@ class PhysicalRange(NamedTuple):
     address: int
     length: int
 
+    def __repr__(self) -> str:
+        return f"<PhysicalRange {self.address:#x}..{self.address + self.length - 1:#x}>"
+
 
 _new = object.__new__
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA

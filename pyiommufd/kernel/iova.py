@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..printable import OneLine
 
-@dataclass(frozen=True, slots=True, order=True)
-class IOVARange:
+
+@dataclass(frozen=True, slots=True, order=True, repr=False)
+class IOVARange(OneLine):
     """A range of I/O virtual addresses.
 
     Attributes:

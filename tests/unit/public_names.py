@@ -23,10 +23,16 @@ PACKAGES = ("pyiommufd", "pyiommufd.vmm")
 
 NAMES = Path(__file__).with_suffix(".txt")
 
-INTERNAL = frozenset(
+# Names that no public class has, or not this one: what they are for is the library's own business.
+_INTERNAL = frozenset(
     {
         "close_children",
         "close_in_child",
+        "IOEventFD.start",
+        "IRQ.close",
+        "IRQ.release",
+        "Interrupts.close",
+        "Interrupts.fileno",
         "drop",
         "extend",
         "fd",
@@ -40,13 +46,11 @@ INTERNAL = frozenset(
         "release_unmask",
         "remember",
         "remember_child",
-        "start",
         "table",
         "take_fd",
         "users_of",
     }
 )
-"""Names that no public class has: what they are for is the library's own business."""
 
 _OURS = re.compile(r"pyiommufd(?:\.\w+)+")
 # What a user does not make is made by a method, so what its __init__ takes need not be public.
@@ -74,6 +78,11 @@ def exported() -> dict[str, SymbolNode]:
     return found
 
 
+def is_internal(name: str) -> bool:
+    """Whether an attribute, as ``Class.attribute``, is the library's own business."""
+    return name in _INTERNAL or name.rpartition(".")[2] in _INTERNAL
+
+
 def public_names() -> list[str]:
     """Each public attribute of each exported class, as ``Class.attribute``; without those of foreign bases."""
     return sorted(
@@ -91,7 +100,11 @@ def types_spoken_of() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for public, node in exported().items():
         for name, member in [("", node), *_members(node)]:
-            if name.startswith(_UNSAID) or name in INTERNAL or (name.startswith("_") and not name.startswith("__")):
+            if (
+                name.startswith(_UNSAID)
+                or is_internal(f"{public}.{name}")
+                or (name.startswith("_") and not name.startswith("__"))
+            ):
                 continue
             for spoken in _OURS.findall(_annotation(member)):
                 found.setdefault(spoken, set()).add(f"{public}.{name}".rstrip("."))
@@ -121,4 +134,4 @@ def _annotation(node: SymbolNode) -> str:
 
 
 if __name__ == "__main__":
-    NAMES.write_text("".join(f"{name}\n" for name in public_names() if name.rpartition(".")[2] not in INTERNAL))
+    NAMES.write_text("".join(f"{name}\n" for name in public_names() if not is_internal(name)))

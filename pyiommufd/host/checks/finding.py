@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ...printable import Sentences
+from ...printable import Sentences, listed
 from ..devices import HostDevice
 from ..groups import Group
 
@@ -23,7 +23,7 @@ class State(StrEnum):
     """This machine does not tell."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Finding(Sentences):
     """What one check found.
 
@@ -44,6 +44,10 @@ class Finding(Sentences):
     evidence: str = ""
     fix: str = ""
     devices: tuple[str, ...] = ()
+
+    def _line(self) -> str:
+        of = f" of {listed(self.devices)}" if self.devices else ""
+        return f"{self.check}{of}: {self.state}, {self.summary}"
 
 
 @dataclass(frozen=True, slots=True)

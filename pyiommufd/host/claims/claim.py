@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from ...errors import ClaimError, ClaimRefusedError, ForkedError
+from ...printable import listed
 from ..devices import HostDevice
 from ..persistent import boot_unit, claim_file, environment
 from ..persistent.claim_file import PersistentClaim, persistent_claim
@@ -100,8 +101,8 @@ class Claim:
             self.release()
 
     def __repr__(self) -> str:
-        names = ", ".join(device.name for device in self._plan.devices)
-        return f"<Claim of {names}{' (released)' if self._released else ''}>"
+        state = ", released" if self._released else ", kept" if self._kept else ""
+        return f"<Claim of {listed(self._plan.devices)}{state}>"
 
 
 def carry_out(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError, DeviceNotFoundError
+from ...printable import OneLine, listed
 from ..devices import from_sys_path
 from ..persistent.at_boot import plan_again
 from . import journal
@@ -17,8 +18,8 @@ NOT_MADE = "not made"
 """The state of a claim that is on record for every boot, and is not made now."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimStatus:
+@dataclass(frozen=True, slots=True, repr=False)
+class ClaimStatus(OneLine):
     """A claim, as it is now.
 
     Attributes:
@@ -44,6 +45,10 @@ class ClaimStatus:
     file: str | None
     user: str | None
     stuck: tuple[str, ...]
+
+    def _line(self) -> str:
+        stuck = f", {len(self.stuck)} stuck" if self.stuck else ""
+        return f"of {listed(self.devices)}: {self.state}, by {self.who}{stuck}"
 
 
 def list_claims() -> tuple[list[ClaimStatus], list[ClaimError]]:

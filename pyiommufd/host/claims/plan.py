@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ClaimError, Refusal
+from ...printable import OneLine, counted, listed
 from .. import drivers, sysfs, uses
 from ..checks.bindable import bind_refusals
 from ..devices import HostDevice, as_device
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from .claim import Claim
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+@dataclass(frozen=True, slots=True, repr=False)
+class Move(OneLine):
     """What a claim does with one device.
 
     Attributes:
@@ -64,6 +65,10 @@ class Move:
         before = self.device.driver or "no driver"
         return f"{self.device.name}: {before} -> {self.driver or 'no driver'}"
 
+    def _line(self) -> str:
+        gone = f", {listed(self.gone)} gone with it" if self.gone else ""
+        return f"{self}{gone}"
+
     def steps(self) -> Iterator[Step]:
         """What is done to the machine, in order."""
         if self.vfs:
@@ -77,8 +82,8 @@ class Move:
             yield device_step(self.device, Action.BIND, self.driver)
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimPlan:
+@dataclass(frozen=True, slots=True, repr=False)
+class ClaimPlan(OneLine):
     """What it takes to make whole IOMMU groups free for iommufd. Made by `plan_claim`; changes nothing itself.
 
     Attributes:
@@ -180,6 +185,14 @@ class ClaimPlan:
 
     def __str__(self) -> str:
         return "\n".join([*self.outline, *(f"refused: {refusal}" for refusal in self.refusals)])
+
+    def _line(self) -> str:
+        parts = [f"of {listed(self.devices)}: {counted(len(self.moves), 'move')}"]
+        if self.companions:
+            parts.append(counted(len(self.companions), "companion"))
+        if self.refusals:
+            parts.append(f"refused for {listed([f'{one.device} [{one.kind}]' for one in self.refusals], 2)}")
+        return ", ".join(parts)
 
 
 def plan_claim(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError, ClaimRefusedError, Refusal
+from ...printable import OneLine, counted, listed
 from .. import drivers, sysfs, uses
 from ..devices import HostDevice, as_device
 from ..holders import holders
@@ -17,8 +18,8 @@ from .transaction import Transaction, exclusive
 from .vfs import vfs_of, vfs_refusals, vfs_steps
 
 
-@dataclass(frozen=True, slots=True)
-class RebindPlan:
+@dataclass(frozen=True, slots=True, repr=False)
+class RebindPlan(OneLine):
     """What it takes to have devices go back to their host drivers. Made by `plan_rebind`; changes nothing itself.
 
     Attributes:
@@ -35,6 +36,10 @@ class RebindPlan:
     steps: tuple[Step, ...]
     refusals: tuple[Refusal, ...]
     force: frozenset[str] = frozenset()
+
+    def _line(self) -> str:
+        refused = f", refused for {listed([one.device for one in self.refusals])}" if self.refusals else ""
+        return f"of {listed(self.devices)}: {counted(len(self.steps), 'step')}{refused}"
 
     def apply(self, *, report: Report | None = None) -> tuple[HostDevice, ...]:
         """Carry the plan out, each device by itself: those before one that fails stay on their host drivers.

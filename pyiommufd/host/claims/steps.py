@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...printable import OneLine
+
 if TYPE_CHECKING:
     from ..devices import HostDevice
     from .record import DeviceState
@@ -66,8 +68,8 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+@dataclass(frozen=True, slots=True, repr=False)
+class Step(OneLine):
     """One change to the machine. Equal where target, action and value are.
 
     Attributes:
@@ -84,9 +86,9 @@ class Step:
     target: str
     action: Action
     value: str | None = None
-    sys_path: str = field(default="", compare=False, repr=False)
-    subsystem: str = field(default="pci", compare=False, repr=False)
-    text: str = field(default="", compare=False, repr=False)
+    sys_path: str = field(default="", compare=False)
+    subsystem: str = field(default="pci", compare=False)
+    text: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.target}: {_WORDS[self.action].format(self.value or 'which one, the kernel decides')}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ClaimError, ClaimRefusedError, DeviceNotFoundError, Refusal
+from ...printable import OneLine, listed
 from .. import sysfs, uses
 from ..devices import HostDevice, as_device, from_sys_path
 from .record import ClaimRecord
@@ -14,8 +15,8 @@ from .restore import virtual_functions
 from .steps import Action, Report, Step, device_step
 
 
-@dataclass(frozen=True, slots=True)
-class VFs:
+@dataclass(frozen=True, slots=True, repr=False)
+class VFs(OneLine):
     """The virtual functions of a device, as they were when it was looked at.
 
     Attributes:
@@ -27,6 +28,9 @@ class VFs:
     total: int
     count: int
     devices: tuple[HostDevice, ...]
+
+    def _line(self) -> str:
+        return f"{self.count} of {self.total}{f': {listed(self.devices)}' if self.devices else ''}"
 
 
 def vfs_of(device: HostDevice | str | Path) -> VFs:
