@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.boot.packages import build_wheel, make_environment
 from tests.boot.plugin_project import Project
 
 pytestmark = pytest.mark.boots
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def test_dma_test_of_a_project_elsewhere(tmp_path: Path) -> None:
-    source, folder, venv = tmp_path / "source", tmp_path / "project", tmp_path / "venv"
-    parts = ["pyiommufd", "build_cffi.py", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"]
-    for part in parts:
-        path = ROOT / part
-        target = source / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-        else:
-            shutil.copy(path, target)
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    install = [str(venv / "bin/python"), "-m", "pip", "install", "-q", f"{wheel}[testing]"]
-    subprocess.run(install, check=True, capture_output=True)
-
+    folder = tmp_path / "project"
+    python = make_environment(tmp_path / "venv", f"{build_wheel(tmp_path)}[testing]")
     folder.mkdir()
-    project = Project(folder, python=str(venv / "bin/python"))
+    project = Project(folder, python=python)
     project.write(
         test_dma__py="""\
         import pyiommufd
