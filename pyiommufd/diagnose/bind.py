@@ -6,6 +6,7 @@ import errno
 
 from ..errors import Cause, GroupNotViableError, IoctlError, ioctl_error
 from ..host.devices import HostDevice
+from ..host.holders import Holder
 from ..host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
 from ..uapi import device_ioctls
 from .rows import Row, Rows, Subject, causes_found
@@ -19,6 +20,7 @@ _REMAP = (
 _NO_ISOLATION = "the platform does not isolate the interrupts of devices from each other"
 _BOUND = "this fd is bound already"
 _ANEW = "use what it is bound as, or close that and open the node anew"
+_OWN = "use that Device, which is among iommufd.devices, or close() it first"
 _ONE_IOMMUFD = "bind all devices of a group to one iommufd, or end that use"
 
 
@@ -78,20 +80,30 @@ def _interrupts_by_elimination(subject: Subject) -> tuple[Cause, ...] | None:
     return (Cause(_NO_ISOLATION, seen, _REMAP),)
 
 
+def _is_bound(fd: int) -> bool:
+    """Whether an fd of this process is that of a device that is bound: the kernel answers this to no other."""
+    try:
+        device_ioctls.device_info(fd)
+    except IoctlError:
+        return False
+    return True
+
+
 def _other_owner(subject: Subject) -> tuple[Cause, ...]:
-    return tuple(
-        Cause("the group may be owned by another iommufd, or through its legacy node", str(holder), _ONE_IOMMUFD)
-        for holder in subject.others(*subject.members)
-    )
+    return tuple(map(_owned_by, subject.others(*subject.members)))
+
+
+def _owned_by(holder: Holder) -> Cause:
+    if holder.own_fd is not None and _is_bound(holder.own_fd):
+        fix = f"{_ONE_IOMMUFD}: that whose devices have fd {holder.own_fd}"
+        return Cause("the group is owned by another iommufd of this process", str(holder), fix)
+    return Cause("the group may be owned by another iommufd, or through its legacy node", str(holder), _ONE_IOMMUFD)
 
 
 def _bound_already(subject: Subject) -> tuple[Cause, ...] | None:
     if subject.fd is None:
         return None
-    try:
-        # The kernel answers this to a bound fd only.
-        device_ioctls.device_info(subject.fd)
-    except IoctlError:
+    if not _is_bound(subject.fd):
         return ()
     return (Cause(_BOUND, f"fd {subject.fd} answers VFIO_DEVICE_GET_INFO", _ANEW),)
 
@@ -99,7 +111,11 @@ def _bound_already(subject: Subject) -> tuple[Cause, ...] | None:
 def _open_elsewhere(subject: Subject) -> tuple[Cause, ...]:
     return tuple(
         Cause("the device is open through another fd as well", str(holder), "close that one; bind takes the only one")
+        if holder.own_fd is None
+        else Cause("this process has bound the device already", str(holder), _OWN)
         for holder in subject.others(subject.device)
+        # The kernel counts those that are bound. Of another process's fd this cannot be seen.
+        if holder.own_fd is None or _is_bound(holder.own_fd)
     )
 
 

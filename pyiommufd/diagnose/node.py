@@ -54,7 +54,12 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
             ),
         )
     if code == errno.EBUSY:
-        return tuple(Cause("it is open elsewhere", str(holder), "end that use") for holder in holders(device))
+        return tuple(
+            Cause("it is open elsewhere", str(holder), "end that use")
+            if holder.own_fd is None
+            else Cause("this process has it open already", str(holder), "use or close that; iommufd.devices are bound")
+            for holder in holders(device)
+        )
     if code == errno.ENOENT:
         return (
             Cause(

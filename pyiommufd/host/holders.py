@@ -11,7 +11,7 @@ from ..printable import OneLine, printable
 from . import sysfs
 from .devices import HostDevice
 from .namespaces import namespace
-from .uses.processes import descriptors
+from .uses.processes import descriptors, process_words
 
 _DELETED = " (deleted)"  # what the kernel adds to the name of a node that has been removed
 
@@ -33,7 +33,12 @@ class Holder(OneLine):
     how: str
 
     def __str__(self) -> str:
-        return printable(f"pid {self.pid} ({self.command}) holds {self.node} by {self.how}")
+        return printable(f"{process_words(self.pid, self.command)} holds {self.node} by {self.how}")
+
+    @property
+    def own_fd(self) -> int | None:
+        """The fd, where it is this very process that holds the node by one."""
+        return int(self.how.removeprefix("fd ")) if self.pid == os.getpid() and self.how.startswith("fd ") else None
 
 
 def holders(*devices: HostDevice) -> tuple[Holder, ...]:

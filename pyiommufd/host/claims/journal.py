@@ -112,10 +112,11 @@ class _Queued:
         while not self._there.wait(_SLICE):
             check()
             if time.monotonic() > end:
+                pid = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
+                who = f"this process (pid {pid})" if pid == str(os.getpid()) else f"process {pid}"
                 raise ClaimError(
-                    f"another claim, release or recovery has not ended within {seconds:g} s: {path} is locked"
-                    f" by process {os.pread(self._fd, 32, 0).decode(errors='replace').strip() or 'unknown'}, or by one "
-                    "that waits in the kernel for a device that it was to unbind"
+                    f"another claim, release or recovery has not ended within {seconds:g} s: {path} is locked "
+                    f"by {who}, or by one that waits in the kernel for a device that it was to unbind"
                 )
 
     def _wait(self) -> None:
@@ -249,8 +250,9 @@ def who(record: ClaimRecord) -> str:
         return f"a claim that could not be given back whole; `pyiommufd release {record.example}` goes on with it"
     if not is_alive(record):
         return "a process that is gone; `pyiommufd recover` gives it back"
-    where = "" if record.pid_namespace in (None, namespace("self", "pid")) else " of another PID namespace"
-    return f"process {record.pid}{where}"
+    if record.pid_namespace not in (None, namespace("self", "pid")):
+        return f"process {record.pid} of another PID namespace"
+    return f"this process (pid {record.pid})" if record.pid == os.getpid() else f"process {record.pid}"
 
 
 def _path(claim: str) -> Path:

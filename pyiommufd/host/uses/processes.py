@@ -95,12 +95,18 @@ def look_at_processes(*, mappings: bool) -> Processes:
         if command in _UDEV:
             continue
         held, sockets = _held(pid, foreign=mounts != ours)
-        found.sockets.update(dict.fromkeys(sockets, f"pid {pid} ({command})"))
+        who = process_words(int(pid), command)
+        found.sockets.update(dict.fromkeys(sockets, who))
         if mappings:
             held |= _mappings(pid)
-        found.files += [OpenFile(path, f"pid {pid} ({command})") for path in sorted(held)]
+        found.files += [OpenFile(path, who) for path in sorted(held)]
     found.unseen = list(_unseen(some_hidden=hidden))
     return found
+
+
+def process_words(pid: int, command: str) -> str:
+    """A process, for messages, which say so where it is the one that asks."""
+    return f"this process (pid {pid})" if pid == os.getpid() else f"pid {pid} ({command})"
 
 
 def _unseen(*, some_hidden: bool) -> Iterator[tuple[str, str]]:

@@ -168,7 +168,10 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(
         claim.release()
     # Without each other's drivers the members of a group would be of no use, were the device bound.
     assert len(caught.value.errors) == len(claim.plan.moves)
-    assert all(re.search(rf"pid {os.getpid()} .* by fd {file.fileno()}", str(error)) for error in caught.value.errors)
+    assert all(
+        re.search(rf"this process \(pid {os.getpid()}\) .* by fd {file.fileno()}", str(error))
+        for error in caught.value.errors
+    )
     assert "Error" not in str(caught.value)
     assert not claim.released
     assert state() == held

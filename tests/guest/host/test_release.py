@@ -145,7 +145,7 @@ def test_kept_claim_outlives_its_block_and_its_process(
         assert not other.kept
         assert alone.name not in {step.target for step in dry_run(release)}
         with pytest.raises(
-            ClaimError, match=rf"no kept claim has {alone.name}: it is claimed by process {os.getpid()}"
+            ClaimError, match=rf"no kept claim has {alone.name}: it is claimed by this process \(pid {os.getpid()}\)"
         ):
             release([first, alone])
     assert state() == taken
@@ -351,7 +351,7 @@ def test_group_that_a_process_has_bound_is_left_whole(
             with pytest.raises(CloseError, match=r"nothing was changed:\n") as caught:
                 work()
             said = str(caught.value)
-            assert f"{neighbour.name} stays as it is: pid {os.getpid()} (" in said
+            assert f"{neighbour.name} stays as it is: this process (pid {os.getpid()}) holds " in said
             assert f"holds {first.refreshed().vfio_cdev} by fd" in said
             assert "end that, and try again" in said
             assert "Error" not in said

@@ -44,7 +44,7 @@ def test_use_of_a_virtual_function_is_one_of_the_physical_one(physical: HostDevi
         function = next(one for one in list_devices("pci") if (one.sys_path / "physfn").exists())
         assert plan_claim(physical, force=["vfs"]).refusals == ()
         with (function.sys_path / "resource0").open("rb") as registers:
-            reason = f"{registers.name} is held open by pid {os.getpid()} (python)"
+            reason = f"{registers.name} is held open by this process (pid {os.getpid()})"
             (refusal,) = plan_claim(physical, force=["vfs"]).refusals
             assert (refusal.device, refusal.kind, refusal.reason) == (function.name, "held", reason)
             assert plan_claim(physical, force=["vfs", "held"]).refusals == ()

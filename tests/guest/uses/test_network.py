@@ -400,7 +400,7 @@ def test_packet_socket(card: HostDevice, up: str, refused: Refused, lists: Lists
         assert uses.refusals(card) == ()
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
         packets.bind((up, 3))
-        reason = f"a packet socket is bound to {up}, of pid {os.getpid()} (python)"
+        reason = f"a packet socket is bound to {up}, of this process (pid {os.getpid()})"
         assert refused(card) == [(card.name, "held", reason)]
         assert lists(card)
     assert uses.refusals(card) == ()
@@ -439,7 +439,7 @@ def test_xdp_socket(card: HostDevice, up: str, refused: Refused, lists: Lists) -
     with socket.socket(AF_XDP, socket.SOCK_RAW, 0) as one, socket.socket(AF_XDP, socket.SOCK_RAW, 0):
         assert uses.refusals(card) == ()
         bind(one, memory, up)
-        bound = (card.name, "held", f"an AF_XDP socket is bound to {up}, of pid {os.getpid()} (python)")
+        bound = (card.name, "held", f"an AF_XDP socket is bound to {up}, of this process (pid {os.getpid()})")
         assert refused(card) == [bound]
         assert lists(card)
     assert uses.refusals(card) == ()

@@ -290,7 +290,7 @@ def test_record_that_is_a_link_or_a_pipe_is_refused(run: Path, tmp_path: Path) -
 def test_lock_that_is_not_given_up_names_its_holder() -> None:
     with (
         journal.locked(),
-        pytest.raises(ClaimError, match=f"within 0.1 s.*lock is locked by process {os.getpid()}"),
+        pytest.raises(ClaimError, match=f"within 0.1 s.*lock is locked by this process .pid {os.getpid()}"),
         journal.locked(0.1),
     ):
         pass
@@ -362,7 +362,7 @@ def test_lock_is_given_up_though_a_child_has_it_open() -> None:
 
 def test_whose_it_is() -> None:
     one = entry()
-    assert journal.who(one) == f"process {os.getpid()}"
+    assert journal.who(one) == f"this process (pid {os.getpid()})"
     one.start_time -= 1
     assert "recover" in journal.who(one)
     one.state = ClaimState.KEPT
