@@ -26,13 +26,15 @@ NAMES = Path(__file__).with_suffix(".txt")
 # Names that no public class has, or not this one: what they are for is the library's own business.
 _INTERNAL = frozenset(
     {
-        "close_children",
-        "close_in_child",
         "IOEventFD.start",
+        "IOMMUFD.members",
+        "IOMMUFD.reserved_hits",
         "IRQ.close",
         "IRQ.release",
         "Interrupts.close",
         "Interrupts.fileno",
+        "close_children",
+        "close_in_child",
         "drop",
         "extend",
         "fd",

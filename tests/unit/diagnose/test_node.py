@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from pyiommufd import HostDevice
+from pyiommufd.diagnose import node
 from pyiommufd.diagnose.node import open_cdev_causes, open_iommufd_causes
+from pyiommufd.host.holders import Holder
 
 
 def device(driver: str | None, *, cdev: str | None = None, on_vfio: bool = False) -> HostDevice:
@@ -41,6 +44,17 @@ def test_node_without_permission(tmp_path: Path) -> None:
     assert "mode 0600" in cause.evidence
     (cause,) = open_iommufd_causes(errno.EACCES, str(node))
     assert "udev rule" in cause.fix
+
+
+def test_node_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = device("vfio-pci", cdev="/dev/vfio/devices/vfio0", on_vfio=True)
+    holders = (Holder(os.getpid(), "python", "/dev/vfio/devices/vfio0", "fd 7"), Holder(1, "a", "/dev/vfio/5", "fd 3"))
+    monkeypatch.setattr(node, "holders", lambda *devices: holders)
+    mine, other = open_cdev_causes(errno.EBUSY, held)
+    assert mine.summary == "this process has it open already"
+    assert mine.evidence == f"this process (pid {os.getpid()}) holds /dev/vfio/devices/vfio0 by fd 7"
+    assert "iommufd.devices" in mine.fix
+    assert other.evidence == "pid 1 (a) holds /dev/vfio/5 by fd 3"
 
 
 def test_iommufd_that_is_not_there() -> None:
