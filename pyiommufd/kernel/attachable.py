@@ -191,9 +191,10 @@ class Attachable(Handle):
                 reasons = tuple(
                     f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
                 )
-                # Of a shared one, others may have moved the group to this very page table.
-                refused = Verdict.UNKNOWN if self._iommufd.shared else Verdict.REFUSED
-                return AttachPreview(refused, kind, (), reasons)
+                if self._iommufd.shared:
+                    moved = "this iommufd is shared: others may have moved the group to this page table"
+                    return AttachPreview(Verdict.UNKNOWN, kind, (), (*reasons, moved))
+                return AttachPreview(Verdict.REFUSED, kind, (), reasons)
             verdict, reasons = self._foresee(page_table, kind)
             changes = () if verdict is Verdict.REFUSED else self._change(kind).devices
             return AttachPreview(verdict, kind, changes, reasons)

@@ -51,7 +51,7 @@ class Context:
     def of(cls, iommufd: IOMMUFD, fd: int) -> Context:
         """That of another object of this process on the same iommufd; or a new one.
 
-        Where the kernel does not say which fds are the same (kcmp, in some containers), each has one of its own; they
+        Where the kernel does not say which fds are the same (before 6.10, in some containers), each has its own; they
         are shared all the same, since the program must have asked the other one for its fd.
         """
         with _lock:

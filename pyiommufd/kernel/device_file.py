@@ -37,7 +37,7 @@ class DeviceFile(Handle):
         super().__init__()
         self._device = device
         try:
-            ioctls.file_open(self._file, device.vfio_cdev, os.O_RDWR)
+            self._own(ioctls.file_open, device.vfio_cdev, os.O_RDWR)
         except IoctlError as error:
             code = error.errno or 0
             raise ioctl_error("open", code, device.vfio_cdev, open_cdev_causes(code, device)) from None

@@ -27,7 +27,7 @@ class EventFD(Handle):
 
     def __init__(self) -> None:
         super().__init__()
-        ioctls.file_eventfd(self._file)
+        self._own(ioctls.file_eventfd)
 
     def fileno(self) -> int:
         """The file descriptor: readable when there has been a signal.
@@ -104,7 +104,7 @@ class EventFD(Handle):
         loop = asyncio.get_running_loop()
         # Of its own: a loop has one reader an fd, and this one stays open when the eventfd is closed meanwhile.
         with Handle() as copy:
-            ioctls.file_duplicate(copy._file, self._live())
+            copy._own(ioctls.file_duplicate, self._live())
             readable = asyncio.Event()
             fd = copy.fileno()
             loop.add_reader(fd, readable.set)

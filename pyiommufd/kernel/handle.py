@@ -17,6 +17,7 @@ import stat
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 
 from ..errors import ClosedError, ForkedError, ioctl_error
 from ..uapi import ioctls
@@ -81,6 +82,14 @@ class Handle(Closing):
         self._file = ioctls.new_file()
         _open[id(self)] = weakref.ref(self)
         self._file.fd = fd
+
+    def _own(self, call: Callable[..., None], *arguments: object) -> None:
+        """Have its file be opened. Where a signal handler raises nobody has this object, and nothing is left open."""
+        try:
+            call(self._file, *arguments)
+        except BaseException:
+            self._close_fd()
+            raise
 
     def fileno(self) -> int:
         """The file descriptor.

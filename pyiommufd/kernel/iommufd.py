@@ -49,15 +49,12 @@ class IOMMUFD(Handle):
         node = os.fsdecode(path)  # a TypeError for what is no path
         self._prepare()
         try:
-            ioctls.file_open(self._file, node, os.O_RDWR)
+            self._own(self._open, node)
         except IoctlError as error:
+            if error.request != "open":
+                raise
             code = error.errno or 0
             raise ioctl_error("open", code, node, open_iommufd_causes(code, node)) from None
-        try:
-            self._context = Context.of(self, _iommufd_number(self._file.fd))
-        except BaseException:
-            self._close_fd()
-            raise
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -77,6 +74,10 @@ class IOMMUFD(Handle):
         self._context.shared = True
         self._file.fd = number
         return self
+
+    def _open(self, file: ioctls.File, node: str) -> None:
+        ioctls.file_open(file, node, os.O_RDWR)
+        self._context = Context.of(self, _iommufd_number(file.fd))
 
     def _prepare(self) -> None:
         super().__init__()

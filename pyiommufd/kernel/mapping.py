@@ -52,10 +52,14 @@ class DMAMapping:
             IoctlError: The kernel refused; it is still mapped.
             ForkedError: This is a forked child.
         """
-        if ioas_unmap(self._piece):
-            self._ioas._not_unmapped(self)
-        else:
-            self._ioas._table.pop(self, None)
+        try:
+            if not ioas_unmap(self._piece):
+                self._ioas._table.pop(self, None)
+                return
+        except BaseException:
+            self._ioas._table.forget_unmapped((self,))  # a signal handler raised: the buffer is free all the same
+            raise
+        self._ioas._not_unmapped(self)
 
     @property
     def mapped(self) -> bool:
@@ -107,12 +111,14 @@ class _Pieces:
     def unmap(self, mapping: DMAMappings | CopiedMapping) -> None:
         """Unmap those that are mapped, and forget the mapping."""
         ioas, count = mapping._ioas, len(self.numbers) // PIECE
-        for start in range(0, count, PIECES_A_CALL):
-            part = min(PIECES_A_CALL, count - start)
-            if ioctls.ioas_unmap_many(self.c, start, part) < part:
-                ioas._not_unmapped(mapping)
-                return
-        ioas._table.pop(mapping, None)
+        try:
+            for start in range(0, count, PIECES_A_CALL):
+                part = min(PIECES_A_CALL, count - start)
+                if ioctls.ioas_unmap_many(self.c, start, part) < part:
+                    ioas._not_unmapped(mapping)
+                    return
+        finally:
+            ioas._table.forget_unmapped((mapping,))
 
 
 class DMAMappings:

@@ -36,23 +36,25 @@ def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
     def failed(code: int, place: int) -> Exception:
         return map_failed(ioas, code, held, length, place)
 
-    mapping = None
+    mapping = DMAMapping(ioas)
     try:
-        mapping = _first_free(ioas, held, length, below, issue, failed)
-    finally:
-        if mapping is None:
-            ioctls.release(held)
-    return mapping
+        _map_first_free(mapping, held, length, below, issue, failed)
+        return mapping
+    except BaseException:
+        mapping.unmap()
+        let_go(ioas, mapping, held)
+        raise
 
 
-def _first_free(
-    ioas: IOAS,
+def _map_first_free(
+    mapping: DMAMapping,
     held: object,
     length: int,
     below: int,
     issue: Callable[[Piece, int], int],
     failed: Callable[[int, int], Exception],
-) -> DMAMapping:
+) -> None:
+    ioas = mapping._ioas
     if below <= 0:
         raise ValueError(f"nothing is below {below}")
     allowed, alignment = ioctls.ioas_iova_ranges(ioas._live(), ioas.id)
@@ -64,9 +66,8 @@ def _first_free(
         if place is None:
             room = f"{ranges_in_words(ioas)}, of which those below {below:#x} are asked for"
             raise map_error(errno.ENOSPC, "IOMMU_IOAS_MAP", repr(ioas), length, None, room)
-        mapping = DMAMapping(ioas)
         if (code := _issue(mapping, held, issue, place)) is None:
-            return mapping
+            return
         if code != errno.EEXIST:
             raise failed(code, place)
         # Another thread was quicker, or a process that shares this iommufd has something there.
@@ -112,12 +113,12 @@ def map_file(
         ioas._live()  # raises where it was closed meanwhile
         return file_refused(ioas, code, file, start, length, place)
 
+    mapping = DMAMapping(ioas)
     if below is not None:
         if iova is not None:
             raise ValueError("iova says where, below lets the address be chosen: not both")
-        return _first_free(ioas, OF_FILE, length, operator.index(below), issue, failed)
-    mapping = DMAMapping(ioas)
-    if (code := _issue(mapping, OF_FILE, issue, iova)) is not None:
+        _map_first_free(mapping, OF_FILE, length, operator.index(below), issue, failed)
+    elif (code := _issue(mapping, OF_FILE, issue, iova)) is not None:
         raise failed(code, iova)
     return mapping
 

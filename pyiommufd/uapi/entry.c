@@ -134,9 +134,13 @@ int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *othe
     const int one = hold(file), two = hold(other);
     int result = 0;
 
-    if (one >= 0 && two >= 0)
-        /* 0: KCMP_FILE, of linux/kcmp.h, which not every system has. */
-        result = syscall(SYS_kcmp, getpid(), getpid(), 0, (unsigned long)one, (unsigned long)two) == 0;
+    if (one >= 0 && two >= 0) {
+        /* F_DUPFD_QUERY (linux/fcntl.h, since 6.10): 0 or 1. */
+        result = fcntl(one, 1024 + 3, two);
+        if (result < 0)
+            /* 0: KCMP_FILE, of linux/kcmp.h; not in every kernel, nor in every container. */
+            result = syscall(SYS_kcmp, getpid(), getpid(), 0, (unsigned long)one, (unsigned long)two) == 0;
+    }
     if (one >= 0)
         let_go(file);
     if (two >= 0)

@@ -176,7 +176,7 @@ def file_forked(file: File) -> None:
 
 
 def file_same(file: File, other: int) -> bool:
-    """Whether two fds are of one open file (kcmp); no, also where the kernel does not say."""
+    """Whether two fds are of one open file (F_DUPFD_QUERY, kcmp); no, also where the kernel does not say."""
     return bool(lib.pyiommufd_file_same(_c(file), _c(other)))
 
 

@@ -193,24 +193,20 @@ def test_a_claim_of_bound_devices_is_not_released(
 
 
 # What may still be asked of an object that is closed: what it was, and whether it is closed.
-KERNEL_OBJECT = frozenset({"closed", "id", "iommufd", "live_fd", "users", "mark_closed", "mark_forked"})
+KERNEL_OBJECT = frozenset({"closed", "id", "iommufd", "users", "uses"})
 INERT: dict[type, frozenset[str]] = {
-    IOMMUFD: frozenset(
-        {"closed", "pid", "lock", "in_child", "mark_forked", "from_fd", "devices", "objects", "shared"}
-        | {"users_of", "hwpts_of", "remember", "members", "reserved_hits", "forget"}  # what its objects ask of it
-    ),
+    IOMMUFD: frozenset({"closed", "pid", "in_child", "from_fd", "devices", "objects", "shared"}),
     Device: frozenset(
-        {"closed", "pid", "in_child", "mark_forked", "id", "name", "host", "iommufd", "bind_change"}
-        | {"page_table", "page_table_for", "page_tables", "take_fd"}
-        | {"interrupts", "reset_methods", "remember_child", "forget_child", "close_children"}
+        {"closed", "pid", "in_child", "id", "name", "host", "iommufd", "bind_change"}
+        | {"page_table", "page_table_for", "page_tables", "interrupts", "reset_methods"}
     ),
-    IOAS: KERNEL_OBJECT | {"table", "mappings", "hwpts", "ioas"},
+    IOAS: KERNEL_OBJECT | {"mappings", "hwpts", "ioas"},
     HWPT: KERNEL_OBJECT | {"ioas", "host", "flags", "fault_queue"},
     FaultQueue: KERNEL_OBJECT,
-    DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "drop"}),
-    DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "drop", "extend"}),
-    Window: frozenset({"closed", "offset", "length", "mark_forked"}),
-    DeviceFile: frozenset({"closed", "pid", "in_child", "mark_forked", "name", "device", "from_fd"}),
+    DMAMapping: frozenset({"iova", "length", "mapped", "ranges"}),
+    DMAMappings: frozenset({"iovas", "length", "mapped", "ranges"}),
+    Window: frozenset({"closed", "offset", "length"}),
+    DeviceFile: frozenset({"closed", "pid", "in_child", "name", "device", "from_fd"}),
     Claim: frozenset({"devices", "kept", "plan", "released"}),
     Monitor: frozenset({"closed"}),
 }

@@ -26,6 +26,7 @@ from pyiommufd import (
     IOAS,
     IOMMUFD,
     Claim,
+    ClosedError,
     Device,
     DeviceFile,
     DMABuffer,
@@ -55,11 +56,13 @@ class Trace:
 
     Args:
         at: Before this one, from 1 on; None: only count.
+        handler: What is done before it raises.
     """
 
-    def __init__(self, at: int | None = None) -> None:
+    def __init__(self, at: int | None = None, handler: Callable[[], object] | None = None) -> None:
         self.count = 0
         self._at = at
+        self._handler = handler
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_code.co_filename.startswith(_TRACED):
@@ -71,6 +74,8 @@ class Trace:
         if event == "opcode":
             self.count += 1
             if self.count == self._at:
+                if self._handler is not None:
+                    self._handler()
                 raise Interrupt
         return self._step
 
@@ -104,6 +109,8 @@ class Scene:
     def __post_init__(self) -> None:
         self.buffer = DMABuffer(8 * PAGE, memfd=True)
         self.ioas, self.other = self.iommufd.alloc_ioas(), self.iommufd.alloc_ioas()
+        self.memory = DMABuffer(PAGE)
+        self.small = self.ioas.map(self.memory, iova=5 * IOVA)
 
     @property
     def device(self) -> Device:
@@ -127,6 +134,14 @@ class Scene:
         pieces = [(at * PAGE, PAGE, 2 * IOVA + 2 * at * PAGE) for at in range(4)]
         self.kept.append(self.ioas.map_many(self.buffer, pieces))
         return self
+
+    def meddle(self) -> None:
+        """What a signal handler does that maps, unmaps, makes and closes by itself."""
+        with contextlib.suppress(ClosedError):
+            self.small.unmap()
+            self.ioas.map(self.memory, iova=6 * IOVA).unmap()
+            self.other.map(self.memory, iova=7 * IOVA)
+            self.iommufd.alloc_ioas().close()
 
     def keep(self, made: Any) -> Scene:
         self.kept.append(made)
@@ -259,7 +274,7 @@ def check_objects(scene: Scene, again: Callable[[], object] | None) -> None:
         assert kernel_has(iommufd, ioas)
         known = sum(length for mapping in ioas.mappings for _, length in mapping.ranges())
         assert sum(mapping.length for mapping in ioas.mappings if mapping.mapped) == known
-        if any(one.length > PAGE or one.iova < 8 * IOVA for one in ioas._table.of_memory()):
+        if any(start < 4 * IOVA for one in ioas._table.of_memory() for start, _ in one.ranges()):
             with pytest.raises(BufferError):
                 scene.buffer.close()
         assert kernel_unmaps(iommufd, ioas) == known
@@ -276,13 +291,17 @@ def quiet() -> Iterator[None]:
 
 # Of what was made and not yet given to anybody, and of what is raised in its finalizer.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("meddling", [False, True], ids=["alone", "meddling"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_exception_before_any_opcode(claimed_alone: Claim, alone: HostDevice, quiet: None, name: str) -> None:
+def test_an_exception_before_any_opcode(
+    claimed_alone: Claim, alone: HostDevice, quiet: None, name: str, meddling: bool
+) -> None:
     prepare, action, repeated = OPERATIONS[name]
     leaks = LeakCheck()
 
-    def once(trace: Trace) -> bool:
+    def once(at: int | None) -> tuple[bool, int]:
         scene = Scene(alone)
+        trace = Trace(at, scene.meddle if meddling else None)
         try:
             prepare(scene)
         except UnsupportedError as error:
@@ -295,19 +314,18 @@ def test_an_exception_before_any_opcode(claimed_alone: Claim, alone: HostDevice,
 
         raised = trace(act)
         check(scene, partial(act) if repeated else None)
-        return raised
+        return raised, trace.count
 
-    counting = Trace()
-    assert not once(counting)
-    assert counting.count > 5
-    points = range(1, counting.count + 1)
+    raised, count = once(None)
+    assert not raised
+    assert count > 5
     interrupted = 0
-    for at in sample(f"stress.opcodes[{name}]", points, 10):
+    for at in sample(f"stress.opcodes[{name}, {meddling}]", range(1, count + 1), 6):
         try:
-            interrupted += once(Trace(at))
+            interrupted += once(at)[0]
         except BaseException as error:
-            error.add_note(f"{name}, interrupted before opcode {at} of {counting.count}")
+            error.add_note(f"{name}, interrupted before opcode {at} of {count}")
             raise
         found = leaks.leaks()
-        assert not found, f"{name}, opcode {at} of {counting.count}: {found}"
+        assert not found, f"{name}, opcode {at} of {count}: {found}"
     assert interrupted

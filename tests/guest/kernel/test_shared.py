@@ -1,0 +1,229 @@
+"""One iommufd, used by two objects of a process, or by two processes: what is reported, and what is true."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from pyiommufd import IOAS, IOMMUFD, Claim, Device, DMABuffer, DMAChange, HostDevice, NotFoundError, Verdict
+from pyiommufd.testing.edu import EduDriver
+
+IOVA = 0x100000
+Arrives = Callable[[EduDriver, DMABuffer], bool]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a `DMAChange` says."""
+
+    kind: str
+    verdict: str
+    devices: tuple[str, ...]
+
+    @classmethod
+    def by(cls, change: DMAChange) -> Told:
+        return cls(change.kind, change.verdict, tuple(one.name for one in change.devices))
+
+
+class Other(Protocol):
+    """Whoever else uses the iommufd: it has bound the peer, and attaches it to what is ``vfio_ioas`` by then."""
+
+    def __call__(self, action: str) -> Told:
+        """Do it: bind_change, attach, replace, detach."""
+
+
+class Local:
+    """An object of this process: the first itself, or a second one."""
+
+    def __init__(self, iommufd: IOMMUFD, peer: HostDevice) -> None:
+        self._iommufd = iommufd
+        self._device = iommufd.bind(peer)
+
+    def __call__(self, action: str) -> Told:
+        if action == "bind_change":
+            return Told.by(self._device.bind_change)
+        arguments = () if action == "detach" else (self._iommufd.vfio_ioas,)
+        return Told.by(getattr(self._device, action)(*arguments))
+
+
+class Process:
+    """Another process, which got the fd over a socket."""
+
+    def __init__(self, iommufd: IOMMUFD, peer: HostDevice, stack: ExitStack) -> None:
+        self._ours, theirs = socket.socketpair()
+        stack.enter_context(self._ours)
+        program = str(Path(__file__).with_name("other_process.py"))
+        with theirs:
+            command = [sys.executable, program, str(theirs.fileno()), peer.name]
+            process = stack.enter_context(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
+        stack.callback(process.wait)
+        stack.callback(self._ours.shutdown, socket.SHUT_RDWR)
+        socket.send_fds(self._ours, [b"f"], [iommufd.fileno()])
+        self._answers = stack.enter_context(self._ours.makefile())
+
+    def __call__(self, action: str) -> Told:
+        self._ours.sendall(action.encode() + b"\n")
+        kind, verdict, devices = json.loads(self._answers.readline())
+        return Told(kind, verdict, tuple(devices))
+
+
+HOLDERS = ("the same object", "a second object", "a second process")
+
+
+@pytest.fixture(params=HOLDERS)
+def holder(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def other(holder: str, device: Device, iommufd: IOMMUFD, peer: HostDevice) -> Iterator[Other]:
+    with ExitStack() as stack:
+        if holder == "a second process":
+            yield Process(iommufd, peer, stack)
+        elif holder == "a second object":
+            yield Local(stack.enter_context(IOMMUFD.from_fd(os.dup(iommufd.fileno()))), peer)
+        else:
+            yield Local(iommufd, peer)
+
+
+# What the peer's bind, attach, replace and detach, and then the first device's own detach, report; in this order.
+UNKNOWN, KNOWN = str(Verdict.UNKNOWN), str(Verdict.KNOWN)
+TABLE = {
+    # Alone with the iommufd: all is known.
+    "the same object": [
+        ("noop", KNOWN, False), ("join", KNOWN, False), ("replace", KNOWN, True), ("detach", KNOWN, False),
+        ("detach", KNOWN, True),
+    ],
+    # What this process did is known. That nobody else did something is not, since the fd has been given away.
+    "a second object": [
+        ("noop", KNOWN, False), ("join", KNOWN, False), ("replace", UNKNOWN, True), ("detach", KNOWN, False),
+        ("detach", UNKNOWN, True),
+    ],
+    # The other process knows nothing of this one: it may always have been the first, or the last.
+    "a second process": [
+        ("first", UNKNOWN, True), ("first", UNKNOWN, True), ("replace", UNKNOWN, True), ("detach", UNKNOWN, True),
+        ("detach", UNKNOWN, True),
+    ],
+}  # fmt: skip
+
+
+def test_what_is_reported_and_what_is_true(
+    device: Device,
+    edu: EduDriver,
+    iommufd: IOMMUFD,
+    ioas: IOAS,
+    buffer: DMABuffer,
+    other: Other,
+    holder: str,
+    arrives: Arrives,
+) -> None:
+    assert device.host.group is not None
+    members = {one.name for one in device.host.group.devices}
+    elsewhere, second = iommufd.alloc_ioas(), DMABuffer(4096)
+    ioas.map(buffer, iova=IOVA)
+    elsewhere.map(second, iova=IOVA)
+
+    def reached() -> tuple[bool, bool]:
+        """Which of the two address spaces the first device's DMA goes to: the truth."""
+        return arrives(edu, buffer), arrives(edu, second)
+
+    reports: list[tuple[str, str, bool]] = []
+
+    def act(action: Callable[[], Told]) -> tuple[bool, bool]:
+        """One action, and where the DMA goes afterwards; what is said to be known has to be so."""
+        before = reached()
+        told = action()
+        after = reached()
+        assert set(told.devices) in (set(), members)
+        if told.verdict == KNOWN:
+            assert (before != after) == bool(told.devices), told
+        else:
+            assert told.devices, "what may have changed is named"
+        reports.append((told.kind, told.verdict, bool(told.devices)))
+        return after
+
+    # The bind of the peer was made by the fixture: the first device was bound by then, and blocked.
+    bound = other("bind_change")
+    reports.append((bound.kind, bound.verdict, bool(bound.devices)))
+    assert reached() == (False, False)
+    device.attach(ioas)
+    iommufd.vfio_ioas = ioas
+    assert act(lambda: other("attach")) == (True, False)
+    iommufd.vfio_ioas = elsewhere
+    assert act(lambda: other("replace")) == (False, True)
+    # The worst case: the peer leaves, and the first device's DMA goes on.
+    assert act(lambda: other("detach")) == (False, True)
+    assert act(lambda: Told.by(device.detach())) == (False, False)
+    assert reports == TABLE[holder]
+
+
+def test_the_last_to_leave_is_never_sure_of_a_shared_one(
+    device: Device, edu: EduDriver, iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer, other: Other, holder: str,
+    arrives: Arrives,
+) -> None:  # fmt: skip
+    """The other stays attached while this one leaves, and its own memory is reached all the same."""
+    ioas.map(buffer, iova=IOVA)
+    device.attach(ioas)
+    iommufd.vfio_ioas = ioas
+    other("attach")
+    change = device.detach()
+    assert arrives(edu, buffer)
+    assert (change.verdict, bool(change.devices)) == (
+        (Verdict.UNKNOWN, True) if holder == "a second process" else (Verdict.KNOWN, False)
+    )
+    last = other("detach")
+    assert not arrives(edu, buffer)
+    assert last.devices
+
+
+def test_what_is_borrowed_is_not_destroyed(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -> None:
+    mapping = ioas.map(buffer, iova=IOVA)
+    iommufd.vfio_ioas = ioas
+    with IOMMUFD.from_fd(os.dup(iommufd.fileno())) as second:
+        assert second.vfio_ioas is ioas
+        assert second.objects == ()
+    assert mapping.mapped
+    ioas.map(buffer, iova=2 * IOVA)
+
+
+def test_an_address_space_of_another_process_is_borrowed(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -> None:
+    """It is found, used and let go of; what was mapped there by the borrower is unmapped."""
+    ioas.map(buffer, iova=IOVA)
+    iommufd.vfio_ioas = ioas
+    program = """
+import sys
+from pyiommufd import DMABuffer, IOMMUFD
+with IOMMUFD.from_fd(int(sys.argv[1])) as iommufd:
+    ioas = iommufd.vfio_ioas
+    assert iommufd.objects == (ioas,)
+    ioas.map(DMABuffer(4096), iova=0x200000)
+"""
+    fd = os.dup(iommufd.fileno())
+    subprocess.run([sys.executable, "-c", program, str(fd)], pass_fds=[fd], check=True)
+    os.close(fd)
+    with pytest.raises(NotFoundError):
+        ioas.unmap(0x200000, 4096)
+    assert ioas.unmap_all() == len(buffer)
+
+
+def test_two_objects_may_use_each_others(
+    claimed: Claim, device: Device, peer: HostDevice, iommufd: IOMMUFD, ioas: IOAS
+) -> None:
+    with IOMMUFD.from_fd(os.dup(iommufd.fileno())) as second:
+        bound = second.bind(peer)
+        bound.attach(ioas)
+        assert list(ioas.users) == [bound]
+        assert bound.page_table is ioas
+    assert list(ioas.users) == []
+    with IOMMUFD() as stranger, pytest.raises(ValueError, match="another IOMMUFD"):
+        device.attach(stranger.alloc_ioas())
