@@ -19,8 +19,8 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
 UAPI = "pyiommufd/uapi"
-HEADERS = ("iommufd.h", "vfio.h", "entry.h")
-SOURCES = ("entry.c",)
+HEADERS = ("iommufd.h", "vfio.h", "entry.h", "window.h")
+SOURCES = ("entry.c", "window.c")
 
 STUB = f"{UAPI}/__init__.pyi"
 EXTENSION_STUB = "pyiommufd/_uapi.pyi"

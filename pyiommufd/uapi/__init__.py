@@ -9,5 +9,5 @@ them for type checkers and editors.
 
 from pyiommufd._uapi import lib as _lib
 
-# The functions of entry.h are in the same namespace as the constants.
+# The functions of entry.h and window.h are in the same namespace as the constants.
 globals().update({name: value for name in dir(_lib) if isinstance(value := getattr(_lib, name), int)})

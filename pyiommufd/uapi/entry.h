@@ -96,14 +96,3 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
                    const void *token);
 int pyiommufd_attach(struct pyiommufd_file *cdev, uint32_t pt_id, int64_t pasid, uint32_t *group_on, int *attached);
 int pyiommufd_detach(struct pyiommufd_file *cdev, int64_t pasid, int *attached);
-
-/* A mapped part of a device region; see entry.c for the guard against SIGBUS. */
-struct pyiommufd_window;
-struct pyiommufd_window *pyiommufd_window_new(void);
-int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length, int readable,
-                         int writeable);
-int pyiommufd_window_unmap(struct pyiommufd_window *window);
-void pyiommufd_window_free(struct pyiommufd_window *window);
-uint64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width);
-int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width,
-                           uint64_t value);
