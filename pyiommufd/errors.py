@@ -177,7 +177,13 @@ class HandoverError(IOMMUFDError):
 
 
 class RegionFaultError(IOMMUFDError, OSError):
-    """A device did not answer a register access: its memory decode is off, it sleeps, or it is gone."""
+    """A device did not answer a register access: its memory decode is off, it sleeps, or it is gone.
+
+    Attributes:
+        done: How many bytes had been moved before, where it was a copy of many.
+    """
+
+    done = 0
 
 
 class IoctlError(IOMMUFDError, OSError):

@@ -177,7 +177,7 @@ class Region(RegionBytes):
             IoctlError: The kernel refused the mmap.
             ClosedError, ForkedError: As for `read`.
         """
-        file = self.device._live()
+        self.device._live()
         offset = operator.index(offset)
         length = None if length is None else operator.index(length)
         areas = self.mappable
@@ -194,15 +194,16 @@ class Region(RegionBytes):
         if not any(area.offset <= offset and offset + length <= area.offset + area.length for area in areas):
             parts = ", ".join(map(str, areas))
             raise ValueError(f"{length:#x} bytes at {offset:#x} of {self!r} cannot be mapped; these parts can: {parts}")
-        handle = device_ioctls.window_map(
-            file,
-            self.file_offset + offset,
-            length,
-            readable=bool(self.flags & RegionFlag.READ),
-            writeable=bool(self.flags & RegionFlag.WRITE),
-        )
-        window = Window(self, handle, offset, length)
-        self.device._remember_child(window)
+        window = Window(self, offset, length)
+        # On record before it is mapped: whatever is raised in between, closing the device unmaps it. The lock keeps
+        # another thread from closing the device meanwhile.
+        with self.device.iommufd._lock:
+            self.device._remember_child(window)
+            try:
+                window._map(readable=bool(self.flags & RegionFlag.READ), writeable=bool(self.flags & RegionFlag.WRITE))
+            except BaseException:
+                window.close()
+                raise
         return window
 
     def ioeventfd(self, offset: int, width: int, value: int) -> IOEventFD:

@@ -11,7 +11,7 @@ from typing import Any, NewType, cast
 
 from pyiommufd._uapi import ffi, lib
 
-from .ioctls import Fd, _c, failure, last_errno
+from .ioctls import Fd, File, View, _c, failure, last_errno
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""
@@ -203,18 +203,39 @@ window_read = cast("Callable[[WindowHandle, int, int], int]", lib.pyiommufd_wind
 window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommufd_window_write)
 
 
-def window_map(fd: Fd, offset: int, length: int, *, readable: bool, writeable: bool) -> WindowHandle:
-    """Map part of a device file; offset and length in bytes, on page boundaries.
+# (window, offset, memory, length) -> how many bytes were moved before the device did not answer, or FAILED. Errors as
+# for the two above: errno 0 where all were moved.
+window_copy_out = cast("Callable[[WindowHandle, int, View, int], int]", lib.pyiommufd_window_copy_out)
+window_copy_in = cast("Callable[[WindowHandle, int, View, int], int]", lib.pyiommufd_window_copy_in)
 
-    The handle frees itself, and unmaps where `window_unmap` has not been called.
-    """
+# What follows asks and changes the window's own state, which is the same for all threads and signal handlers.
+window_mapped = cast("Callable[[WindowHandle], int]", lib.pyiommufd_window_mapped)
+window_forget = cast("Callable[[WindowHandle], None]", lib.pyiommufd_window_forget)
+"""This process is a forked child, which does not have the mapping."""
+
+
+def window_new() -> WindowHandle:
+    """A window that nothing is mapped in yet. It frees itself, and unmaps where `window_unmap` has not been called."""
     window = ffi.gc(lib.pyiommufd_window_new(), lib.pyiommufd_window_free)
-    if window == ffi.NULL or lib.pyiommufd_window_map(window, _c(fd), offset, length, readable, writeable) < 0:
-        raise failure("mmap")
+    if window == ffi.NULL:
+        raise failure("mmap", code=errno.ENOMEM)
     return cast("WindowHandle", window)
 
 
+def window_map(window: WindowHandle, fd: Fd, offset: int, length: int, *, readable: bool, writeable: bool) -> None:
+    """Map part of a device file; offset and length in bytes, on page boundaries. Once for each window.
+
+    Raises:
+        IoctlError: The kernel refused; EBADF, too, where the window has been unmapped before or while this ran.
+    """
+    if lib.pyiommufd_window_map(cast("Any", window), _c(fd), offset, length, readable, writeable) < 0:
+        raise failure("mmap")
+
+
 def window_unmap(window: WindowHandle) -> None:
-    """Unmap, once the accesses of other threads that are under way have ended; later ones are refused."""
+    """Unmap, once the accesses of other threads that are under way have ended; later ones are refused.
+
+    Nothing is mapped any more when this returns, whoever has unmapped it; and nothing will be.
+    """
     if lib.pyiommufd_window_unmap(cast("Any", window)) < 0:
         raise failure("munmap")

@@ -7,42 +7,45 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 /*
- * Windows.
+ * The guard.
  *
  * A mapped BAR raises SIGBUS while the device's memory decode is off or the device sleeps. Looking first is
  * no answer, as a reset in another thread can come between the look and the access. So each access runs under
  * a guard of its own thread: the handler jumps back to it when the signal comes from the access, and hands any
  * other SIGBUS on to the handler that was there before.
+ *
+ * There is one handler a process, and anybody may set one at any time: faulthandler when it is enabled, and when it
+ * is disabled, by putting back what it has found. So each access asks whether the handler is ours, and sets ours
+ * where it is not. What ours is set upon may have been set upon ours, and hand on to it. If one function stood above
+ * and below it, the two would call each other for ever; so ours is several functions, the layers. Each hands on to
+ * what was there when it was set, and is set again only where it would be upon the same.
  */
-struct pyiommufd_window {
-    unsigned char *base;
-    uint64_t length;
-    atomic_uint users; /* accesses under way */
-    atomic_int closed;
-    pid_t owner; /* a forked child has the struct, and not what it maps */
-};
+#define LAYERS 8
 
 static __thread sigjmp_buf guard;
 static __thread volatile sig_atomic_t guarded;
-static struct sigaction previous;
-static atomic_flag installing = ATOMIC_FLAG_INIT;
+static struct sigaction below[LAYERS]; /* what each layer has been set upon */
+static atomic_int top; /* the layer that was the process's handler when an access last asked */
+static atomic_flag setting = ATOMIC_FLAG_INIT;
 
-static void on_sigbus(int number, siginfo_t *info, void *context)
+static void on_sigbus(const struct sigaction *next, int number, siginfo_t *info, void *context)
 {
+    sig_atomic_t ours = guarded;
+
     /* si_code <= 0: sent by a process, not raised by an access; nor is the report of a memory error elsewhere. */
-    if (guarded && info->si_code > 0 && info->si_code != BUS_MCEERR_AO) {
-        guarded = 0;
+    guarded = 0;
+    if (ours && info->si_code > 0 && info->si_code != BUS_MCEERR_AO)
         siglongjmp(guard, 1);
-    }
-    if (previous.sa_flags & SA_SIGINFO) {
-        previous.sa_sigaction(number, info, context);
-    } else if (previous.sa_handler == SIG_IGN && info->si_code <= 0) {
-        return;
-    } else if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
+    if (next->sa_flags & SA_SIGINFO) {
+        next->sa_sigaction(number, info, context);
+    } else if (next->sa_handler == SIG_IGN && info->si_code <= 0) {
+        /* Ignored. */
+    } else if (next->sa_handler == SIG_DFL || next->sa_handler == SIG_IGN) {
         /* What the signal would have done without us: end the process, now that it is unhandled. */
         struct sigaction standard = { .sa_handler = SIG_DFL };
 
@@ -50,81 +53,168 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         if (info->si_code <= 0)
             raise(number);
     } else {
-        previous.sa_handler(number);
+        next->sa_handler(number);
     }
+    guarded = ours;
 }
 
-/* At every map, since a handler set after ours (faulthandler's, say) has taken its place. */
-static int install_guard(void)
-{
-    struct sigaction current, ours = { .sa_sigaction = on_sigbus };
-    int result = 0;
-
-    /*
-     * SA_NODEFER: leaving the handler by a jump then has no signal mask to restore, which would be a system
-     * call for each access.
-     */
-    ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-    sigemptyset(&ours.sa_mask);
-    while (atomic_flag_test_and_set(&installing))
-        sched_yield();
-    if (sigaction(SIGBUS, NULL, &current))
-        result = -1;
-    else if (!(current.sa_flags & SA_SIGINFO) || current.sa_sigaction != on_sigbus) {
-        previous = current;
-        result = sigaction(SIGBUS, &ours, NULL);
+#define LAYER(layer)                                                          \
+    static void on_sigbus_##layer(int number, siginfo_t *info, void *context) \
+    {                                                                         \
+        on_sigbus(&below[layer], number, info, context);                      \
     }
-    atomic_flag_clear(&installing);
-    return result;
+LAYER(0) LAYER(1) LAYER(2) LAYER(3) LAYER(4) LAYER(5) LAYER(6) LAYER(7)
+
+static void (*const layers[LAYERS])(int, siginfo_t *, void *) = {
+    on_sigbus_0, on_sigbus_1, on_sigbus_2, on_sigbus_3, on_sigbus_4, on_sigbus_5, on_sigbus_6, on_sigbus_7,
+};
+
+/*
+ * SA_NODEFER: leaving the handler by a jump then has no signal mask to restore, which would be a system call for each
+ * access.
+ */
+static const int layer_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+
+/* Set the layer that is right upon what is there, or again the one that is there: signal() puts it back without flags. */
+static void set_layer(void)
+{
+    struct sigaction current, ours = { .sa_flags = layer_flags };
+    int layer, last = atomic_load(&top);
+
+    sigaction(SIGBUS, NULL, &current);
+    for (layer = 0; layer < LAYERS && current.sa_sigaction != layers[layer];)
+        layer++;
+    if (layer == LAYERS) {
+        int standard = current.sa_handler == SIG_DFL || current.sa_handler == SIG_IGN;
+
+        /* Without a handler below there is none that hands on to a layer, and any will do. */
+        for (layer = 0; !standard && layer <= last && layer < LAYERS; layer++)
+            if (below[layer].sa_flags == current.sa_flags && below[layer].sa_sigaction == current.sa_sigaction)
+                break;
+        if (layer == LAYERS) {
+            /* More handlers of others, each upon one of ours, than there are layers: the others get no more. */
+            layer = LAYERS - 1;
+            current = (struct sigaction){ .sa_handler = SIG_DFL };
+        }
+        below[layer] = current;
+    }
+    ours.sa_sigaction = layers[layer];
+    sigemptyset(&ours.sa_mask);
+    sigaction(SIGBUS, &ours, NULL);
+    atomic_store(&top, layer);
+}
+
+static void ensure_guard(void)
+{
+    struct sigaction current;
+
+    if (!sigaction(SIGBUS, NULL, &current) && current.sa_sigaction == layers[atomic_load(&top)] &&
+        (current.sa_flags & layer_flags) == layer_flags)
+        return;
+    while (atomic_flag_test_and_set(&setting))
+        sched_yield();
+    set_layer();
+    atomic_flag_clear(&setting);
 }
 
 /*
+ * Windows.
+ *
  * Made and mapped in two steps, as Python may run a signal handler, and raise from it, after each call: what is
  * mapped then has an owner already, which unmaps it.
  */
+enum window_state { NEW, MAPPING, MAPPED, UNMAPPING, UNMAPPED };
+
+struct pyiommufd_window {
+    unsigned char *base;
+    uint64_t length;
+    int protection;
+    atomic_uint users; /* accesses under way */
+    atomic_int state;
+    pid_t owner; /* a forked child has the struct, and not what it maps */
+};
+
 struct pyiommufd_window *pyiommufd_window_new(void)
 {
     struct pyiommufd_window *window = calloc(1, sizeof(*window));
 
     if (window)
-        window->closed = 1;
+        window->owner = getpid();
     return window;
 }
 
-int pyiommufd_window_map(struct pyiommufd_window *window, int fd, uint64_t offset, uint64_t length, int readable,
+static int advance(struct pyiommufd_window *window, int from, int to)
+{
+    return atomic_compare_exchange_strong(&window->state, &from, to);
+}
+
+int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length, int readable,
                          int writeable)
 {
-    int protection = (readable ? PROT_READ : 0) | (writeable ? PROT_WRITE : 0);
+    const int protection = (readable ? PROT_READ : 0) | (writeable ? PROT_WRITE : 0);
     void *base;
+    int fd;
 
-    if (install_guard())
+    if (!advance(window, NEW, MAPPING)) {
+        errno = EBADF;
         return -1;
-    base = mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset);
-    if (base == MAP_FAILED)
+    }
+    fd = hold(file);
+    base = fd < 0 ? MAP_FAILED : mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset);
+    if (fd >= 0)
+        let_go(file);
+    if (base == MAP_FAILED) {
+        atomic_store(&window->state, UNMAPPED);
         return -1;
+    }
     /* A forked child that inherited the mapping would keep the device bound after its owner let go. */
     madvise(base, length, MADV_DONTFORK);
     window->base = base;
     window->length = length;
-    window->owner = getpid();
-    atomic_store(&window->closed, 0);
+    window->protection = protection;
+    atomic_store(&window->state, MAPPED);
     return 0;
 }
 
-/* Waits for the accesses under way, so that none of them can hit what is mapped there next. */
+/*
+ * Waits for the accesses under way, so that none of them can hit what is mapped there next; and for another thread
+ * that is unmapping or mapping, so that nothing is mapped when it returns.
+ */
 int pyiommufd_window_unmap(struct pyiommufd_window *window)
 {
-    if (atomic_exchange(&window->closed, 1))
+    unsigned int turns = 0;
+
+    if (advance(window, NEW, UNMAPPED))
         return 0;
-    while (atomic_load(&window->users))
-        sched_yield();
-    return munmap(window->base, window->length);
+    while (window->owner == getpid() && atomic_load(&window->state) != UNMAPPED) {
+        if (advance(window, MAPPED, UNMAPPING)) {
+            int result;
+
+            while (atomic_load(&window->users))
+                look_again(&turns);
+            result = munmap(window->base, window->length);
+            atomic_store(&window->state, UNMAPPED);
+            return result;
+        }
+        look_again(&turns);
+    }
+    return 0;
+}
+
+void pyiommufd_window_forget(struct pyiommufd_window *window)
+{
+    atomic_store(&window->state, UNMAPPED);
+}
+
+int pyiommufd_window_mapped(struct pyiommufd_window *window)
+{
+    return atomic_load(&window->state) == MAPPED;
 }
 
 void pyiommufd_window_free(struct pyiommufd_window *window)
 {
-    if (window && !atomic_load(&window->closed) && window->owner == getpid())
-        munmap(window->base, window->length);
+    if (window)
+        pyiommufd_window_unmap(window);
     free(window);
 }
 
@@ -137,93 +227,172 @@ void pyiommufd_window_free(struct pyiommufd_window *window)
 #define BARRIER() __sync_synchronize()
 #endif
 
-static int enter(struct pyiommufd_window *window, uint64_t offset, unsigned int width)
+/* Whether an access is possible; it is under way from here to leave(). */
+static int enter(struct pyiommufd_window *window, uint64_t offset, uint64_t length, int protection)
 {
     atomic_fetch_add(&window->users, 1);
-    if (atomic_load(&window->closed))
+    if (atomic_load(&window->state) != MAPPED)
         errno = EBADF;
-    else if (width != 1 && width != 2 && width != 4 && width != 8)
-        errno = EINVAL;
-    else if (offset > window->length || width > window->length - offset)
+    else if (!(window->protection & protection))
+        errno = EACCES;
+    else if (offset > window->length || length > window->length - offset)
         errno = ERANGE;
-    else if (offset & (width - 1))
-        errno = EINVAL;
     else
-        return 0;
+        return 1;
     atomic_fetch_sub(&window->users, 1);
-    return -1;
+    return 0;
+}
+
+static void leave(struct pyiommufd_window *window)
+{
+    atomic_fetch_sub(&window->users, 1);
+}
+
+/*
+ * Accesses of the greatest width that the address is a multiple of and the length has room for, between the window
+ * and memory that is aligned like it; how many bytes were moved before the device did not answer. One for a length of
+ * 1, 2, 4 or 8 at a multiple of it.
+ */
+static uint64_t move(unsigned char *address, unsigned char *memory, uint64_t length, int writing)
+{
+    volatile uint64_t moved = 0;
+
+    ensure_guard();
+    if (sigsetjmp(guard, 0))
+        return moved;
+    guarded = 1;
+    if (writing)
+        BARRIER();
+    for (uint64_t at = 0, width; at < length; moved = at += width) {
+        volatile void *from = writing ? memory + at : address + at, *to = writing ? address + at : memory + at;
+
+        for (width = 8; (uintptr_t)(address + at) & (width - 1) || width > length - at;)
+            width /= 2;
+        switch (width) {
+        case 1:
+            *(volatile uint8_t *)to = *(volatile uint8_t *)from;
+            break;
+        case 2:
+            *(volatile uint16_t *)to = *(volatile uint16_t *)from;
+            break;
+        case 4:
+            *(volatile uint32_t *)to = *(volatile uint32_t *)from;
+            break;
+        case 8:
+            *(volatile uint64_t *)to = *(volatile uint64_t *)from;
+            break;
+        }
+    }
+    if (!writing)
+        BARRIER();
+    guarded = 0;
+    return moved;
+}
+
+/* A value in memory, as wide as the access. */
+union register_value {
+    uint8_t of_1;
+    uint16_t of_2;
+    uint32_t of_4;
+    uint64_t of_8;
+    unsigned char bytes[8];
+};
+
+static int one_access(uint64_t offset, unsigned int width)
+{
+    if ((width == 1 || width == 2 || width == 4 || width == 8) && !(offset & (width - 1)))
+        return 1;
+    errno = EINVAL;
+    return 0;
 }
 
 uint64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width)
 {
-    const volatile void *address;
-    uint64_t value = 0;
+    union register_value value = { .of_8 = 0 };
+    uint64_t moved;
 
-    if (enter(window, offset, width))
+    if (!enter(window, offset, width, PROT_READ))
         return UINT64_MAX;
-    address = window->base + offset;
-    if (sigsetjmp(guard, 0)) {
-        atomic_fetch_sub(&window->users, 1);
-        errno = EFAULT;
+    if (!one_access(offset, width)) {
+        leave(window);
         return UINT64_MAX;
     }
-    guarded = 1;
-    switch (width) {
-    case 1:
-        value = *(const volatile uint8_t *)address;
-        break;
-    case 2:
-        value = *(const volatile uint16_t *)address;
-        break;
-    case 4:
-        value = *(const volatile uint32_t *)address;
-        break;
-    case 8:
-        value = *(const volatile uint64_t *)address;
-        break;
-    }
-    BARRIER();
-    guarded = 0;
-    atomic_fetch_sub(&window->users, 1);
-    errno = 0;
+    moved = move(window->base + offset, value.bytes, width, 0);
+    leave(window);
+    errno = moved == width ? 0 : EFAULT;
+    if (moved != width)
+        return UINT64_MAX;
     /*
      * QEMU 7.2 (TCG) leaves more bytes in the processor's register than were loaded, where a device implements wider
-     * accesses only. The compiler, which knows that there are none, is not to leave the mask out.
+     * accesses only. They go no further, as the value has been in memory.
      */
-    __asm__ __volatile__("" : "+r"(value));
-    return value & UINT64_MAX >> (64 - 8 * width);
+    return width == 1 ? value.of_1 : width == 2 ? value.of_2 : width == 4 ? value.of_4 : value.of_8;
 }
 
-int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width,
-                           uint64_t value)
+int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width, uint64_t value)
 {
-    volatile void *address;
+    union register_value held = { .of_8 = 0 };
+    uint64_t moved;
 
-    if (enter(window, offset, width))
+    if (!enter(window, offset, width, PROT_WRITE))
         return -1;
-    address = window->base + offset;
-    if (sigsetjmp(guard, 0)) {
-        atomic_fetch_sub(&window->users, 1);
-        errno = EFAULT;
+    if (!one_access(offset, width)) {
+        leave(window);
         return -1;
     }
-    guarded = 1;
-    BARRIER();
     switch (width) {
     case 1:
-        *(volatile uint8_t *)address = (uint8_t)value;
+        held.of_1 = (uint8_t)value;
         break;
     case 2:
-        *(volatile uint16_t *)address = (uint16_t)value;
+        held.of_2 = (uint16_t)value;
         break;
     case 4:
-        *(volatile uint32_t *)address = (uint32_t)value;
+        held.of_4 = (uint32_t)value;
         break;
     case 8:
-        *(volatile uint64_t *)address = value;
+        held.of_8 = value;
         break;
     }
-    guarded = 0;
-    atomic_fetch_sub(&window->users, 1);
-    return 0;
+    moved = move(window->base + offset, held.bytes, width, 1);
+    leave(window);
+    errno = EFAULT;
+    return moved == width ? 0 : -1;
+}
+
+/* By way of memory of our own, so that a fault under the guard is the device's, and never one of the caller's memory. */
+static uint64_t copy(struct pyiommufd_window *window, uint64_t offset, unsigned char *memory, uint64_t length,
+                     int writing)
+{
+    uint64_t chunk[512 + 1], done = 0;
+    unsigned char *held = (unsigned char *)chunk + offset % 8;
+
+    if (!enter(window, offset, length, writing ? PROT_WRITE : PROT_READ))
+        return UINT64_MAX;
+    while (done < length) {
+        uint64_t size = length - done < 4096 ? length - done : 4096, moved;
+
+        if (writing)
+            memcpy(held, memory + done, size);
+        moved = move(window->base + offset + done, held, size, writing);
+        if (!writing)
+            memcpy(memory + done, held, moved);
+        done += moved;
+        if (moved < size)
+            break;
+    }
+    leave(window);
+    errno = done == length ? 0 : EFAULT;
+    return done;
+}
+
+uint64_t pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length)
+{
+    return copy(window, offset, memory, length, 0);
+}
+
+uint64_t pyiommufd_window_copy_in(struct pyiommufd_window *window, uint64_t offset, const void *memory,
+                                  uint64_t length)
+{
+    return copy(window, offset, (unsigned char *)memory, length, 1);
 }

@@ -1,12 +1,28 @@
 /* C entry points of pyiommufd._uapi for windows on device regions; results and errors as said in entry.h. */
 
-/* A mapped part of a device region; see window.c for the guard against SIGBUS. */
+/*
+ * A mapped part of a device region. It is made without a mapping, mapped once, and unmapped once, by whoever is
+ * first: what is called later or meanwhile finds that out from the window itself. See window.c for the guard against
+ * SIGBUS.
+ */
 struct pyiommufd_window;
 struct pyiommufd_window *pyiommufd_window_new(void);
-int pyiommufd_window_map(struct pyiommufd_window *window, int fd, uint64_t offset, uint64_t length, int readable,
+int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length, int readable,
                          int writeable);
 int pyiommufd_window_unmap(struct pyiommufd_window *window);
+/* In a forked child, which does not have the mapping. */
+void pyiommufd_window_forget(struct pyiommufd_window *window);
+int pyiommufd_window_mapped(struct pyiommufd_window *window);
 void pyiommufd_window_free(struct pyiommufd_window *window);
+
+/* One access. width: 1, 2, 4 or 8 bytes; the offset is a multiple of it. */
 uint64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width);
-int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width,
-                           uint64_t value);
+int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width, uint64_t value);
+
+/*
+ * Many: of 8 bytes where the offset is a multiple of 8, of 4, 2 and 1 before and after. The result is how many bytes
+ * were moved before the device did not answer (EFAULT), or all ones where nothing was tried.
+ */
+uint64_t pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length);
+uint64_t pyiommufd_window_copy_in(struct pyiommufd_window *window, uint64_t offset, const void *memory,
+                                  uint64_t length);
