@@ -102,7 +102,7 @@ from .kernel.irq import IRQ
 from .kernel.kernel_object import KernelObject
 from .kernel.mapping import DMAMapping, DMAMappings
 from .kernel.page_table import PageTable
-from .kernel.region import Region, RegionFlag
+from .kernel.region import Region, RegionFlag, RegionIndex
 from .kernel.removal import RemovalWatch
 from .kernel.window import Window
 
@@ -186,6 +186,7 @@ __all__ = [
     "RegionCapability",
     "RegionFaultError",
     "RegionFlag",
+    "RegionIndex",
     "RegionType",
     "RemovalWatch",
     "Report",

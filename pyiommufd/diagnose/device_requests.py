@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
+from enum import IntEnum
 
-from ..errors import Cause
+from ..errors import Cause, IoctlError, ioctl_error
 from ..host import sysfs
 from .rows import Row, Rows, Subject
 
@@ -98,3 +100,26 @@ DEVICE: Rows = {
     (_UNBIND, errno.ENODEV): (Row("the device is not on that driver", "look the device up anew"),),
 }  # fmt: skip
 """Every reason for a refused reset, interrupt, feature or change of driver."""
+
+
+def no_region_error(device: str, index: int, there: Iterable[int]) -> IoctlError:
+    """The exception for a region that a bound device does not have.
+
+    Args:
+        device: Its name.
+        index: The number that was asked for.
+        there: Those of the regions that it has.
+    """
+    return _nothing_there("VFIO_DEVICE_GET_REGION_INFO", f"region {index}", device, there, "take one of its regions")
+
+
+def no_interrupt_error(device: str, name: str, there: Iterable[int]) -> IoctlError:
+    """The exception for a type of interrupt that a bound device does not have, likewise."""
+    what = f"interrupt of the type {name}"
+    return _nothing_there("VFIO_DEVICE_GET_IRQ_INFO", what, device, there, "take one of those")
+
+
+def _nothing_there(request: str, what: str, device: str, there: Iterable[int], fix: str) -> IoctlError:
+    names = (f"{int(one)} ({one.name})" if isinstance(one, IntEnum) else str(one) for one in there)
+    cause = Cause(f"{device} has no {what}", f"it has {', '.join(names) or 'none'}", fix)
+    return ioctl_error(request, errno.EINVAL, device, (cause,))

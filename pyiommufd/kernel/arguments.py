@@ -18,6 +18,17 @@ BOTH = _READABLE | _WRITEABLE
 """The flags of a mapping that devices may read and write."""
 
 
+def check_bool(value: object, name: str) -> bool:
+    """A switch: True or False, and nothing that only counts as one of them, as any text counts as True.
+
+    Raises:
+        TypeError: It is neither; NumPy's are neither, too.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {value!r:.60}")
+    return value
+
+
 def access_flags(readable: bool, writeable: bool) -> int:
     """The flags of IOMMU_IOAS_MAP and COPY for what devices may do.
 

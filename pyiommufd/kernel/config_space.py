@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from ..printable import OneLine
+from .arguments import check_bool
 from .region import RegionBytes
 
 _VENDOR_ID, _DEVICE_ID, _COMMAND, _STATUS, _REVISION_ID = 0x00, 0x02, 0x04, 0x06, 0x08
@@ -218,8 +219,10 @@ class ConfigSpace(RegionBytes):
         """Set or clear bits of the command register, and leave the others as they are.
 
         Raises:
+            TypeError: ``on`` is neither True nor False.
             OSError, ClosedError, ForkedError: As for `RegionBytes.write`.
         """
+        check_bool(on, "on")
         with _changing:
             self.command = self.command | bits if on else self.command & ~bits
 

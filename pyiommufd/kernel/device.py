@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from .. import uapi
+from ..diagnose.device_requests import no_region_error
 from ..diagnose.reset import hot_reset_error, reset_error
 from ..errors import CloseError, IoctlError, UnsupportedError, ioctl_error
 from ..host.reset import reset_methods, set_reset_methods
 from ..uapi import device_ioctls
 from ..uapi.ioctls import Fd
+from .arguments import check_bool
 from .attachable import Attachable
 from .config_space import Command, ConfigSpace
 from .device_info import DeviceFlag, DeviceInfo, read_device_info
 from .hot_reset import HotResetInfo, read_hot_reset_info
 from .interrupts import Interrupts
 from .ioeventfd import IOEventFD
-from .region import Region
+from .region import Region, read_regions
 from .removal import RemovalWaiter, RemovalWatch
 from .window import Window
 
@@ -60,14 +62,30 @@ class Device(Attachable):
     # Registers
 
     def region(self, index: int) -> Region:
-        """A region by its number; for PCI 0 to 5 are the BARs.
+        """A region by its number; a PCI device's by `RegionIndex` as well. One that is not there may have 0 bytes.
 
         Raises:
-            IoctlError: EINVAL: the device has no region of that number.
+            IoctlError: EINVAL: the device has no region of that number; `causes` names those that it has.
             ValueError, TypeError: That is no number of a region.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        return Region(self, index)
+        try:
+            return Region(self, index)
+        except IoctlError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        raise no_region_error(self.name, index, list(self.regions))
+
+    @property
+    def regions(self) -> Mapping[int, Region]:
+        """The regions that the device has, as they are now: without those of 0 bytes.
+
+        By number; of a PCI device by `RegionIndex`, but for those that a device or its driver has beside them.
+
+        Raises:
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        return read_regions(self)
 
     @property
     def config(self) -> ConfigSpace:
@@ -91,13 +109,14 @@ class Device(Attachable):
 
         Raises:
             UnsupportedError: It is not a PCI device.
+            TypeError, when set: Neither True nor False.
             IoctlError, ClosedError, ForkedError: As for `region`.
         """
         return bool(self.config.command & Command.MASTER)
 
     @bus_master.setter
     def bus_master(self, on: bool) -> None:
-        self.config.set_command(Command.MASTER, on)
+        self.config.set_command(Command.MASTER, check_bool(on, "bus_master"))
 
     @property
     def memory_decode(self) -> bool:
@@ -106,13 +125,13 @@ class Device(Attachable):
         The bind turns it on. While it is off, an access to a window is a `RegionFaultError`.
 
         Raises:
-            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `bus_master`.
+            UnsupportedError, TypeError, IoctlError, ClosedError, ForkedError: As for `bus_master`.
         """
         return bool(self.config.command & Command.MEMORY)
 
     @memory_decode.setter
     def memory_decode(self, on: bool) -> None:
-        self.config.set_command(Command.MEMORY, on)
+        self.config.set_command(Command.MEMORY, check_bool(on, "memory_decode"))
 
     # Reset
 

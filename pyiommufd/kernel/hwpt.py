@@ -10,7 +10,7 @@ from .. import uapi
 from ..diagnose.hwpt import hwpt_alloc_error
 from ..errors import IoctlError
 from ..uapi import ioctls
-from .arguments import check_range
+from .arguments import check_bool, check_range
 from .dirty_bitmap import DirtyBitmap
 from .fault_queue import FaultQueue
 from .iova import IOVARange
@@ -68,9 +68,10 @@ class HWPT(KernelObject):
         Raises:
             UnsupportedError: It was made without ``dirty_tracking=True``, or the kernel has no dirty tracking.
             IoctlError: The kernel refused.
+            TypeError: ``on`` is neither True nor False.
             ClosedError, ForkedError: It is closed, or belongs to the parent process.
         """
-        flags = uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE if on else 0
+        flags = uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE if check_bool(on, "on") else 0
         try:
             ioctls.hwpt_set_dirty_tracking(self._live(), self.id, flags)
         except IoctlError as error:

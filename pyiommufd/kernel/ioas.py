@@ -11,7 +11,7 @@ from .. import uapi
 from ..errors import IoctlError
 from ..uapi import ioctls
 from ..uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, last_errno, new
-from .arguments import BOTH, U64_MAX, SupportsFileno, access_flags, check_range, file_number, hold, unshared
+from .arguments import BOTH, U64_MAX, SupportsFileno, access_flags, check_bool, check_range, file_number, hold, unshared
 from .hwpt import HWPT
 from .iova import IOVARange
 from .kernel_object import KernelObject
@@ -130,6 +130,7 @@ class IOAS(KernelObject):
 
         Raises, when set to False:
             IoctlError: EINVAL: something is mapped into a page table already.
+            TypeError: Neither True nor False.
         """
         return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id))
 
@@ -137,7 +138,7 @@ class IOAS(KernelObject):
     def huge_pages(self, on: bool) -> None:
         try:
             with self._iommufd._lock:
-                ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id, int(bool(on)))
+                ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id, int(check_bool(on, "huge_pages")))
         except IoctlError as error:
             raise ioctls.failure("IOMMU_OPTION", f"huge pages of {self!r}", error.errno) from None
 

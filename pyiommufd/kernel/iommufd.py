@@ -19,6 +19,7 @@ from ..errors import CloseError, DeviceNotFoundError, InUseError, IoctlError, io
 from ..host import sysfs
 from ..host.devices import HostDevice
 from ..uapi import ioctls
+from .arguments import check_bool
 from .context import Context
 from .device import Device
 from .device_file import DeviceFile
@@ -178,13 +179,14 @@ class IOMMUFD(Handle):
         Raises, when set:
             AccessDeniedError: It takes CAP_SYS_RESOURCE in the initial user namespace.
             BusyError: Something has been made from this iommufd already.
+            TypeError: Neither True nor False.
         """
         return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0))
 
     @rlimit_mode.setter
     def rlimit_mode(self, on: bool) -> None:
         try:
-            ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0, int(bool(on)))
+            ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0, int(check_bool(on, "rlimit_mode")))
         except IoctlError as error:
             raise ioctls.failure("IOMMU_OPTION", "the accounting of locked memory", error.errno) from None
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import uapi
+from ..diagnose.device_requests import no_interrupt_error
 from ..diagnose.interrupts import set_irqs_error
 from ..errors import InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
 from ..uapi import device_ioctls
@@ -57,15 +58,15 @@ class IRQ:
         """How many interrupts of this type the device has (VFIO_DEVICE_GET_IRQ_INFO); 0: none.
 
         Raises:
-            IoctlError: EINVAL: there is no such type.
+            IoctlError: EINVAL: there is no such type; `causes` names those that there are.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        return device_ioctls.irq_info(self.device._live(), self.index)[1]
+        return self._info()[1]
 
     @property
     def flags(self) -> IRQFlag:
         """What can be done with it. Raises as `count` does."""
-        return IRQFlag(device_ioctls.irq_info(self.device._live(), self.index)[0])
+        return IRQFlag(self._info()[0])
 
     @property
     def vectors(self) -> tuple[Interrupt, ...]:
@@ -247,6 +248,20 @@ class IRQ:
             return event
 
     # Steps of the above
+
+    def _info(self) -> tuple[int, int]:
+        fd = self.device._live()
+        try:
+            return device_ioctls.irq_info(fd, self.index)
+        except IoctlError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        there = []
+        for number in range(self.device.info().num_irqs):
+            with contextlib.suppress(IoctlError):
+                if device_ioctls.irq_info(fd, number)[1]:
+                    there.append(self._interrupts[number].index)
+        raise no_interrupt_error(self.device.name, self.name, there)
 
     def _check(self, count: int) -> None:
         there = self.count

@@ -5,21 +5,32 @@ from __future__ import annotations
 import errno
 import mmap
 import operator
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
 from .. import uapi
 from ..errors import IoctlError, UnsupportedError, ioctl_error
 from ..uapi import device_ioctls, ioctls
-from .device_info import MmapArea, MSIXMappable, mappable_areas, region_capabilities
+from .device_info import DeviceFlag, MmapArea, MSIXMappable, mappable_areas, region_capabilities
 from .ioeventfd import IOEventFD
 from .window import Window
 
 if TYPE_CHECKING:
     from .device import Device
 
-_CONFIG: int = uapi.VFIO_PCI_CONFIG_REGION_INDEX
-_BARS = range(uapi.VFIO_PCI_BAR0_REGION_INDEX, uapi.VFIO_PCI_BAR5_REGION_INDEX + 1)
+
+class RegionIndex(IntEnum):
+    """The regions of a PCI device (VFIO_PCI_*_REGION_INDEX)."""
+
+    BAR0 = uapi.VFIO_PCI_BAR0_REGION_INDEX
+    BAR1 = uapi.VFIO_PCI_BAR1_REGION_INDEX
+    BAR2 = uapi.VFIO_PCI_BAR2_REGION_INDEX
+    BAR3 = uapi.VFIO_PCI_BAR3_REGION_INDEX
+    BAR4 = uapi.VFIO_PCI_BAR4_REGION_INDEX
+    BAR5 = uapi.VFIO_PCI_BAR5_REGION_INDEX
+    ROM = uapi.VFIO_PCI_ROM_REGION_INDEX
+    CONFIG = uapi.VFIO_PCI_CONFIG_REGION_INDEX
+    VGA = uapi.VFIO_PCI_VGA_REGION_INDEX
 
 
 class RegionFlag(IntFlag):
@@ -38,7 +49,7 @@ class RegionBytes:
 
     Attributes:
         device: The device.
-        index: The region's number; for PCI 0 to 5 are the BARs, 6 the ROM, 7 the configuration space.
+        index: The region's number; for PCI a `RegionIndex` says which.
         size: Bytes; 0 where the device has no such region.
         flags: What can be done with it.
         file_offset: Where in the device file it begins, in bytes.
@@ -151,9 +162,9 @@ class Region(RegionBytes):
     def _msix_table(self) -> MmapArea | None:
         from .config_space import CapabilityID, ConfigSpace
 
-        if self.index not in _BARS or any(isinstance(one, MSIXMappable) for one in self.capabilities):
+        if self.index > RegionIndex.BAR5 or any(isinstance(one, MSIXMappable) for one in self.capabilities):
             return None
-        config = ConfigSpace(self.device, _CONFIG)
+        config = ConfigSpace(self.device, RegionIndex.CONFIG)
         msix = config.find(CapabilityID.MSIX)
         if msix is None:
             return None
@@ -235,3 +246,24 @@ class Region(RegionBytes):
         event = IOEventFD(self, offset, width, value)
         event.start()
         return event
+
+
+def read_regions(device: Device) -> dict[int, Region]:
+    """The regions of a device that have any bytes: what `Device.regions` is.
+
+    Raises:
+        IoctlError, ClosedError, ForkedError: As for `Device.region`.
+    """
+    info = device.info()
+    found: dict[int, Region] = {}
+    for index in range(info.num_regions):
+        try:
+            region = Region(device, index)
+        except IoctlError as error:
+            if error.errno != errno.EINVAL:  # numbers are left out, as VGA's is by most PCI devices
+                raise
+            continue
+        if region.size:
+            named = info.flags & DeviceFlag.PCI and index <= RegionIndex.VGA
+            found[RegionIndex(index) if named else index] = region
+    return found

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ClosedError, RegionFaultError, ioctl_error
+from ..errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
 from ..uapi.device_ioctls import (
     FAILED,
     WindowHandle,
@@ -62,7 +62,12 @@ class Window(Closing):
     def _map(self, *, readable: bool, writeable: bool) -> None:
         start = self._region.file_offset + self.offset
         file = self._region.device._live()
-        window_map(self._handle, file, start, self.length, readable=readable, writeable=writeable)
+        try:
+            window_map(self._handle, file, start, self.length, readable=readable, writeable=writeable)
+        except IoctlError as error:
+            if error.errno == errno.ECANCELED:  # a signal handler has closed the device
+                raise self._closed_error() from None
+            raise
 
     def read8(self, offset: int) -> int:
         """Read one byte. Raises as `read64` does."""
@@ -173,19 +178,20 @@ class Window(Closing):
         self._copy(window_copy_in, offset, memoryview(data))
 
     def _copy(self, copy: Callable[[WindowHandle, int, View, int], int], offset: int, memory: memoryview[int]) -> int:
-        offset = operator.index(offset)
-        held = from_buffer(CHAR_ARRAY, memory.cast("B"), False)
-        try:
-            length = len(held)
+        with memory, memory.cast("B") as plain:  # let go of at once, also where a traceback has them
+            offset = operator.index(offset)
+            held = from_buffer(CHAR_ARRAY, plain, False)
             try:
-                done = copy(self._handle, offset, held, length)
-            except OverflowError:
-                raise self._out_of_range(offset, length) from None
-            if last_errno():
-                raise self._failure(offset, length, 0 if done == FAILED else done)
-            return length
-        finally:
-            release(held)
+                length = len(held)
+                try:
+                    done = copy(self._handle, offset, held, length)
+                except OverflowError:
+                    raise self._out_of_range(offset, length) from None
+                if last_errno():
+                    raise self._failure(offset, length, 0 if done == FAILED else done)
+                return length
+            finally:
+                release(held)
 
     # Internal
 

@@ -226,7 +226,7 @@ def window_map(window: WindowHandle, fd: Fd, offset: int, length: int, *, readab
     """Map part of a device file; offset and length in bytes, on page boundaries. Once for each window.
 
     Raises:
-        IoctlError: The kernel refused; EBADF, too, where the window has been unmapped before or while this ran.
+        IoctlError: The kernel refused; ECANCELED: the window has been unmapped before.
     """
     if lib.pyiommufd_window_map(cast("Any", window), _c(fd), offset, length, readable, writeable) < 0:
         raise failure("mmap")

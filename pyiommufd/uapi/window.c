@@ -156,7 +156,7 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
     int fd;
 
     if (!advance(window, NEW, MAPPING)) {
-        errno = EBADF;
+        errno = ECANCELED;
         return -1;
     }
     fd = hold(file);

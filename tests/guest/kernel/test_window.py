@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
+import itertools
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, ClosedError, Device, ForkedError, HostDevice, RegionFaultError, UnsupportedError
+from pyiommufd import (
+    IOMMUFD,
+    Claim,
+    ClosedError,
+    Device,
+    ForkedError,
+    HostDevice,
+    IoctlError,
+    RegionFaultError,
+    UnsupportedError,
+)
 from pyiommufd.host.holders import holders
+from pyiommufd.kernel import region as region_module
+from pyiommufd.kernel import window as window_module
+from pyiommufd.uapi import device_ioctls
 from tests.patience import patience, until
+from tests.sweeps import sample
 
 IDENTIFICATION, LIVENESS, SOURCE = 0x00, 0x04, 0x80
+MAP_MODULES = (region_module, window_module)
 
 
 def test_registers_answer_by_4_bytes(device: Device) -> None:
@@ -169,19 +188,27 @@ def test_decode_switched_off_while_another_thread_reads(device: Device) -> None:
     assert set(answers) <= {0x0100_00ED, 0xFFFF_FFFF, RegionFaultError}
 
 
-HANDLED_BEFORE = """
+HANDLED = """
 import faulthandler, mmap, os, sys
 from pyiommufd import IOMMUFD, RegionFaultError
+
+def fault(window):
+    try:
+        window.read32(0)
+    except RegionFaultError:
+        print("guarded", flush=True)
 
 faulthandler.enable()
 with IOMMUFD() as iommufd:
     device = iommufd.bind(sys.argv[1])
     window = device.region(0).map()
     device.memory_decode = False
-    try:
-        window.read32(0)
-    except RegionFaultError:
-        print("guarded", flush=True)
+    fault(window)
+    faulthandler.disable()
+    fault(window)
+    faulthandler.enable()
+    fault(window)
+    fault(device.region(0).map())
     fd = os.memfd_create("short")
     os.ftruncate(fd, 4096)
     memory = mmap.mmap(fd, 4096)
@@ -190,26 +217,27 @@ with IOMMUFD() as iommufd:
 """
 
 
-def test_sigbus_of_somebody_else_reaches_the_handler_from_before(claimed: Claim, first: HostDevice) -> None:
-    command = [sys.executable, "-c", HANDLED_BEFORE, first.name]
+def test_faulthandler_gets_the_sigbus_of_somebody_else_and_no_other(claimed: Claim, first: HostDevice) -> None:
+    command = [sys.executable, "-c", HANDLED, first.name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
-    assert done.stdout == "guarded\n", done.stderr
+    assert done.stdout == "guarded\n" * 4, done.stderr
     assert done.returncode == -signal.SIGBUS
-    assert "Fatal Python error: Bus error" in done.stderr
+    assert done.stderr.count("Fatal Python error: Bus error") == 1
 
 
 def test_faulthandler_does_not_take_the_guard_away(device: Device) -> None:
+    """All orders are in tests/unit/uapi/test_window.py."""
     was_enabled = faulthandler.is_enabled()
-    faulthandler.enable()
-    try:
-        with device.region(0).map() as window:
-            device.memory_decode = False
+    with device.region(0).map() as window:
+        device.memory_decode = False
+        for change in (faulthandler.enable, faulthandler.disable, faulthandler.enable, faulthandler.disable):
+            change()
             with pytest.raises(RegionFaultError):
                 window.read32(IDENTIFICATION)
-            device.memory_decode = True
-    finally:
-        if not was_enabled:
-            faulthandler.disable()
+        device.memory_decode = True
+        assert window.read32(IDENTIFICATION) & 0xFF == 0xED
+    if was_enabled:
+        faulthandler.enable()
 
 
 def test_handler_of_python_still_gets_a_signal_that_was_sent(device: Device) -> None:
@@ -243,6 +271,123 @@ def test_open_window_keeps_the_device_bound_and_close_frees_it(
     device.close()
     assert window.closed
     assert holders(first.refreshed()) == ()
+
+
+@contextlib.contextmanager
+def at_opcode(number: int | None, modules: Iterable[ModuleType], action: Callable[[], object]) -> Iterator[list[int]]:
+    """Do something once, as a signal handler could, before an opcode of the code of some modules.
+
+    Args:
+        number: Which of the opcodes that are run, from 0 on; None: none, they are only counted.
+        modules: Whose.
+        action: What to do.
+
+    Yields:
+        The lines of the opcodes that have been run, up to that one.
+    """
+    files = {module.__file__ for module in modules}
+    lines: list[int] = []
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            lines.append(frame.f_lineno)
+            if len(lines) - 1 == number:
+                sys.settrace(None)
+                frame.f_trace_opcodes = False
+                action()
+                return None
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+
+
+def is_mapped() -> bool:
+    """Whether this process has mapped a part of a device."""
+    return "/dev/vfio" in Path("/proc/self/maps").read_text()
+
+
+def test_close_interrupted_by_what_closes_the_iommufd(claimed: Claim, first: HostDevice) -> None:
+    """At each point of `Window.close` and of what it calls; where two waited for each other this would not end."""
+    for number in itertools.count():
+        with IOMMUFD() as iommufd:
+            window = iommufd.bind(first).region(0).map()
+            with at_opcode(number, (window_module, device_ioctls), iommufd.close) as lines:
+                window.close()
+            assert window.closed
+            assert not is_mapped()
+        if len(lines) <= number:
+            break
+    assert number > 10
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def map_opcodes(device: Device) -> range:
+    """The opcodes of `Region.map` and of what it calls, with no trace of this function left."""
+    region = device.region(0)
+    with at_opcode(None, MAP_MODULES, lambda: None) as lines:
+        region.map()
+    device.close()
+    return range(len(lines))
+
+
+def test_interrupted_map_leaves_nothing_once_the_device_is_closed(
+    iommufd: IOMMUFD, first: HostDevice, map_opcodes: range
+) -> None:
+    def interrupt() -> None:
+        raise Interrupt
+
+    mapped = 0
+    for number in sample("kernel.window[map]", map_opcodes, 40):
+        device = iommufd.bind(first)
+        region = device.region(0)
+        with pytest.raises(Interrupt), at_opcode(number, MAP_MODULES, interrupt) as lines:
+            region.map()
+        mapped += is_mapped()
+        device.close()
+        assert not is_mapped(), f"after opcode {number}, line {lines[-1]}"
+    assert holders(first.refreshed()) == ()
+    print(f"{mapped} of {len(map_opcodes)} were mapped")
+
+
+def test_map_interrupted_by_what_closes_the_device(iommufd: IOMMUFD, first: HostDevice, map_opcodes: range) -> None:
+    for number in sample("kernel.window[map, closed]", map_opcodes, 40):
+        device = iommufd.bind(first)
+        region = device.region(0)
+        # IoctlError: EBADF of a request whose fd had been looked up before.
+        with contextlib.suppress(ClosedError, IoctlError), at_opcode(number, MAP_MODULES, device.close) as lines:
+            region.map()
+        assert device.closed
+        assert not is_mapped(), f"after opcode {number}, line {lines[-1]}"
+
+
+def test_many_bytes_by_one_call(device: Device) -> None:
+    with device.region(0).map() as window:
+        window.write(SOURCE, bytes.fromhex("f0debc9a78563412 1111111111111111"))
+        assert window.read64(SOURCE) == 0x1234_5678_9ABC_DEF0
+        assert window.read(SOURCE, 16) == bytes.fromhex("f0debc9a78563412 1111111111111111")
+        # By 8 bytes, to which the registers before do not answer; 4 at the end are one access of 4.
+        assert window.read(IDENTIFICATION, 8) == b"\xff" * 8
+        assert window.read(IDENTIFICATION, 4)[0] == 0xED
+        device.memory_decode = False
+        with pytest.raises(RegionFaultError, match="memory decode is off") as caught:
+            window.read(0, 1 << 20)
+        assert caught.value.done == 0
+        with pytest.raises(RegionFaultError):
+            window.write(SOURCE, bytes(16))
+        device.memory_decode = True
+        assert window.read(SOURCE, 8) == bytes.fromhex("f0debc9a78563412")
 
 
 def test_forked_child_has_no_part_in_it(
