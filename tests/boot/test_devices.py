@@ -90,6 +90,7 @@ def guest() -> Iterator[Guest]:
         Ivshmem(size=1 << 16),
         RootPort(),
         SharedGroup(Nvme(serial="first"), Nvme(serial="second")),
+        Ivshmem(size=1 << 24),
     ]
     with Guest(devices=devices) as guest:
         yield guest
@@ -101,6 +102,10 @@ def test_nvme(guest: Guest) -> None:
 
 def test_e1000e(guest: Guest) -> None:
     run_tests(guest, "e1000e")
+
+
+def test_bulk_copies(guest: Guest) -> None:
+    run_tests(guest, "bulk_copies")
 
 
 def test_random_accesses(guest: Guest) -> None:

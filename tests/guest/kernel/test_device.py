@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pyiommufd import (
@@ -13,6 +15,7 @@ from pyiommufd import (
     IOMMUFD,
     Claim,
     ClosedError,
+    Command,
     Device,
     DMABuffer,
     DMAMapping,
@@ -55,6 +58,21 @@ def test_with_block_closes(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) 
         assert device in iommufd.objects
     assert device.closed
     assert iommufd.objects == ()
+
+
+@pytest.mark.parametrize("value", ["yes", "", 1, 0, None, [], np.bool_(True)])
+def test_switches_are_true_or_false(iommufd: IOMMUFD, device: Device, ioas: IOAS, value: Any) -> None:
+    hwpt = device.alloc_hwpt(ioas)
+    switches = [(device, "bus_master"), (device, "memory_decode"), (ioas, "huge_pages"), (iommufd, "rlimit_mode")]
+    for owner, name in switches:
+        before = getattr(owner, name)
+        with pytest.raises(TypeError, match=f"{name} is True or False, not "):
+            setattr(owner, name, value)
+        assert getattr(owner, name) is before
+    with pytest.raises(TypeError, match="on is True or False"):
+        hwpt.set_dirty_tracking(value)
+    with pytest.raises(TypeError, match="on is True or False"):
+        device.config.set_command(Command.MASTER, value)
 
 
 def test_close_takes_the_windows_along(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:

@@ -50,6 +50,11 @@ def test_what_edu_has(device: Device) -> None:
     with pytest.raises(IoctlError) as caught:
         _ = interrupts[5].count
     assert caught.value.errno == errno.EINVAL
+    (cause,) = caught.value.causes
+    assert cause.summary == f"{device.name} has no interrupt of the type 5"
+    assert cause.evidence == "it has 0 (INTX), 1 (MSI), 3 (ERR), 4 (REQ)"
+    with pytest.raises(IoctlError, match="has no interrupt of the type 100"):
+        interrupts[100].enable()
     for wrong in (-1, 1 << 32):
         with pytest.raises(ValueError, match="index"):
             interrupts[wrong]

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from pyiommufd import Device, IoctlError, UnsupportedError
+from pyiommufd import ClosedError, Device, IoctlError, RegionIndex, UnsupportedError, uapi
 from pyiommufd.kernel.region import RegionFlag
 
 CONFIG, VGA = 7, 8
@@ -67,6 +67,30 @@ def test_region_that_is_not_there(device: Device) -> None:
             device.region(wrong)
     with pytest.raises(TypeError):
         device.region("0")  # type: ignore[arg-type]
+
+
+def test_regions_that_are_there(device: Device) -> None:
+    regions = device.regions
+    assert list(regions) == [RegionIndex.BAR0, RegionIndex.CONFIG]
+    assert all(isinstance(index, RegionIndex) for index in regions)
+    assert [region.size for region in regions.values()] == [1 << 20, 256]
+    assert regions[0].index == RegionIndex.BAR0 == device.region(RegionIndex.BAR0).index
+    with regions[RegionIndex.BAR0].map() as window:
+        assert window.read32(0) & 0xFF == 0xED
+    # The kernel's numbers.
+    assert [*RegionIndex] == list(range(uapi.VFIO_PCI_NUM_REGIONS))
+    device.close()
+    with pytest.raises(ClosedError):
+        _ = device.regions
+
+
+def test_missing_region_is_named_with_those_that_are_there(device: Device) -> None:
+    for index in (100, RegionIndex.VGA):
+        with pytest.raises(IoctlError) as caught:
+            device.region(index)
+        (cause,) = caught.value.causes
+        assert cause.summary == f"{device.name} has no region {int(index)}"
+        assert cause.evidence == "it has 0 (BAR0), 7 (CONFIG)"
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 4), (0, -1), (1 << 20, 1), ((1 << 20) - 3, 4), (1 << 70, 1)])
