@@ -259,10 +259,8 @@ class Window(Closing):
 
         Where another thread is closing it, this waits until it is unmapped.
         """
-        try:
-            window_unmap(self._handle)
-        finally:
-            self._region.device._forget_child(self)
+        window_unmap(self._handle)
+        self._region.device._forget_child(self)
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""

@@ -214,6 +214,9 @@ def test_registers(hammer: Hammer, device: Device) -> None:
         for width in (8, 16, 32, 64):
             hammer(getattr(window, f"read{width}"), 700, offsets)
             hammer(getattr(window, f"write{width}"), 700, offsets, st.one_of(integers(), hammer.junk))
+        hammer(window.read, 700, offsets, st.one_of(st.integers(-1, 64), hammer.junk))
+        hammer(window.readinto, 700, offsets, hammer.junk)
+        hammer(window.write, 700, offsets, hammer.junk)
         assert window.read32(0) == window.read32(0)
     with region.map() as window:
         assert window.read32(0) & 0xFF == 0xED

@@ -238,6 +238,7 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "hw_info": device.hw_info,
             "alloc_hwpt": lambda: device.alloc_hwpt(other),
             "region": lambda: device.region(0),
+            "regions": lambda: device.regions,
             "config": lambda: device.config,
             "bus_master": lambda: device.bus_master,
             "bus_master=": lambda: setattr(device, "bus_master", True),
@@ -277,6 +278,9 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
         Window: {
             **{f"read{width}": partial(getattr(window, f"read{width}"), 0) for width in (8, 16, 32, 64)},
             **{f"write{width}": partial(getattr(window, f"write{width}"), 0, 0) for width in (8, 16, 32, 64)},
+            "read": lambda: window.read(0, 8),
+            "readinto": lambda: window.readinto(0, bytearray(8)),
+            "write": lambda: window.write(0, bytes(8)),
         },
         DeviceFile: {"fileno": scene.file.fileno},
         Claim: {},
