@@ -20,7 +20,7 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent
 UAPI = "pyiommufd/uapi"
 HEADERS = ("iommufd.h", "vfio.h", "entry.h", "window.h")
-SOURCES = ("entry.c", "window.c")
+SOURCES = ("file.c", "object.c", "mapping.c", "device.c", "window.c")
 
 STUB = f"{UAPI}/__init__.pyi"
 EXTENSION_STUB = "pyiommufd/_uapi.pyi"

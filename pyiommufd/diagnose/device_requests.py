@@ -11,6 +11,7 @@ from ..host import sysfs
 from .rows import Row, Rows, Subject
 
 _RESET, _HOT, _HOT_INFO = "VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
+_IOEVENTFD = "VFIO_DEVICE_IOEVENTFD"
 _IRQS, _FEATURE, _BIND, _UNBIND = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_FEATURE", "sysfs bind", "sysfs unbind"
 
 
@@ -79,6 +80,14 @@ DEVICE: Rows = {
         Row("interrupts of another type are on", "turn those off first"),
         Row("more were asked for than the type has", "ask for no more than its count"),
     ),
+    (_IOEVENTFD, errno.EEXIST): (
+        Row("an eventfd writes that value there already", "signal that one, or close() it first"),
+    ),
+    (_IOEVENTFD, errno.EINVAL): (
+        Row("the register is in no BAR", "write to it yourself: Region.write"),
+        Row("the register is in the MSI-X table", "enable(), resize() and open() of device.interrupts.msix write that"),
+    ),
+    (_IOEVENTFD, errno.ENOSPC): (Row("the device has as many as the kernel allows", "close one"),),
     (_FEATURE, errno.ENOTTY): (Row("the device's driver does not have the feature", "do without"),),
     (_FEATURE, errno.EINVAL): (
         Row("the feature does not do what was asked of it (get, set or probe), or not for this device", "do without"),

@@ -1,4 +1,4 @@
-"""Why VFIO_DEVICE_SET_IRQS was refused (Linux 7.3: drivers/vfio/pci/vfio_pci_intrs.c)."""
+"""Why VFIO_DEVICE_SET_IRQS or VFIO_DEVICE_IOEVENTFD was refused (Linux 7.3: vfio_pci_intrs.c, vfio_pci_rdwr.c)."""
 
 from __future__ import annotations
 
@@ -41,3 +41,23 @@ def set_irqs_error(code: int, target: str, name: str, enabled: Sequence[str]) ->
             ),
         )
     return ioctl_error(REQUEST, code, target, causes)
+
+
+def ioeventfd_error(code: int, target: str, same: str = "") -> IoctlError:
+    """The exception for an ioeventfd that could not be had.
+
+    Args:
+        code: The errno.
+        target: What was to be written and where, with the device, in words.
+        same: The one of this process that writes the same there.
+    """
+    causes: tuple[Cause, ...] = ()
+    if code == errno.EEXIST:
+        causes = (
+            Cause(
+                "an eventfd writes that value there already, and the kernel takes each write once",
+                f"this process has {same}" if same else "",
+                "signal that one, or close() it first",
+            ),
+        )
+    return ioctl_error("VFIO_DEVICE_IOEVENTFD", code, target, causes)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import operator
+import os
 import sys
 from collections.abc import AsyncIterator, Generator
+from pathlib import Path
 from typing import Any
 
-from ..errors import ClosedError, IoctlError
+from ..errors import ClosedError, IoctlError, ioctl_error
 from ..uapi import ioctls
 from .handle import Deadline, Handle, forked_error
+
+
+def _number(eventfd: EventFD | int) -> int:
+    """The number of an open eventfd's fd, which the caller owns. Raises as `EventFD` does."""
+    fd = eventfd.fileno() if isinstance(eventfd, EventFD) else operator.index(eventfd)
+    if not 0 <= fd < 1 << 31:
+        raise ValueError(f"{fd} is no file descriptor")
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise ioctl_error("fstat", error.errno or 0, f"fd {fd}") from None
+    # The kernel's refusal, EINVAL, has other reasons as well. Where there is no /proc it has to do.
+    with contextlib.suppress(OSError):
+        if (link := str(Path(f"/proc/self/fd/{fd}").readlink())) != "anon_inode:[eventfd]":
+            raise ValueError(f"fd {fd} is no eventfd but {link}")
+    return fd
 
 
 class EventFD(Handle):
@@ -21,13 +40,31 @@ class EventFD(Handle):
 
     Thread safety: everything here may be used from any thread, and awaited in any event loop. `close` wakes those
     who wait; they get `ClosedError`.
+
+    Attributes:
+        lent: Whether it is another fd of an eventfd that is the caller's. Nothing reads that one here: whoever it was
+            made for does, such as KVM. `close` closes the fd of this object and signals nothing.
     """
 
-    __slots__ = ()
+    __slots__ = ("lent",)
 
-    def __init__(self) -> None:
+    def __init__(self, eventfd: EventFD | int | None = None) -> None:
+        """Make an eventfd.
+
+        Args:
+            eventfd: Make another fd of this one, which stays the caller's; None: a new one.
+
+        Raises:
+            ValueError, TypeError: That is no number of an fd, or not of an eventfd.
+            IoctlError: EBADF: it is not open.
+            ClosedError, ForkedError: It is closed, or belongs to the parent process.
+        """
         super().__init__()
-        self._own(ioctls.file_eventfd)
+        self.lent = eventfd is not None
+        if eventfd is None:
+            self._own(ioctls.file_eventfd)
+        else:
+            self._own(ioctls.file_duplicate, _number(eventfd))
 
     def fileno(self) -> int:
         """The file descriptor: readable when there has been a signal.
@@ -46,8 +83,11 @@ class EventFD(Handle):
         """How many signals have come since the last time, without waiting.
 
         Raises:
+            ValueError: The eventfd is the caller's, who waits on that.
             ClosedError, ForkedError: As for `fileno`.
         """
+        if self.lent:
+            raise ValueError(f"{self!r}: its signals are for the eventfd's owner to read")
         try:
             return int.from_bytes(ioctls.file_read(self._live(), 8), sys.byteorder)
         except IoctlError as error:
@@ -67,6 +107,7 @@ class EventFD(Handle):
 
         Raises:
             TimeoutError: None has come.
+            ValueError: As for `take`.
             ClosedError, ForkedError: As for `fileno`; also when it is closed meanwhile.
         """
         deadline = Deadline(timeout)

@@ -22,6 +22,21 @@ class IRQIndex(IntEnum):
     REQ = uapi.VFIO_PCI_REQ_IRQ_INDEX
 
 
+class APIRQIndex(IntEnum):
+    """The types of interrupt of a crypto adapter of s390, by vfio-ap (VFIO_AP_*_IRQ_INDEX)."""
+
+    REQ = uapi.VFIO_AP_REQ_IRQ_INDEX
+    CFG_CHG = uapi.VFIO_AP_CFG_CHG_IRQ_INDEX
+
+
+class CCWIRQIndex(IntEnum):
+    """The types of interrupt of a channel device of s390, by vfio-ccw (VFIO_CCW_*_IRQ_INDEX)."""
+
+    IO = uapi.VFIO_CCW_IO_IRQ_INDEX
+    CRW = uapi.VFIO_CCW_CRW_IRQ_INDEX
+    REQ = uapi.VFIO_CCW_REQ_IRQ_INDEX
+
+
 class IRQFlag(IntFlag):
     """What can be done with a type of interrupt (VFIO_IRQ_INFO_*).
 
@@ -35,7 +50,9 @@ class IRQFlag(IntFlag):
 
 
 class Interrupt(EventFD):
-    """One interrupt vector that is enabled. Made by `IRQ.enable`; how to wait for it, see `EventFD`.
+    """One interrupt vector that is enabled. Made by `IRQ.enable` and `IRQ.open`; how to wait for it, see `EventFD`.
+
+    Where it signals an eventfd of the caller's, it is waited for by that one: `wait` and `take` raise ValueError.
 
     Attributes:
         irq: The type of interrupt that it is of.
@@ -44,10 +61,10 @@ class Interrupt(EventFD):
 
     __slots__ = ("irq", "vector")
 
-    def __init__(self, irq: IRQ, vector: int) -> None:
-        super().__init__()
+    def __init__(self, irq: IRQ, vector: int, eventfd: EventFD | int | None = None) -> None:
         self.irq = irq
         self.vector = vector
+        super().__init__(eventfd)
 
     def trigger(self) -> None:
         """Signal it as the device would, without the device.
@@ -60,12 +77,16 @@ class Interrupt(EventFD):
         self.irq.trigger(self.vector, 1)
 
     def close(self) -> None:
-        """Take the vector out of use, the other ones of its type staying as they are."""
+        """Take the vector out of use, the other ones of its type staying as they are; with the last, the type is off.
+
+        Its number can be enabled again by `IRQ.open`. An eventfd of the caller's stays open.
+        """
         self.irq.release(self)
         super().close()
 
     def __repr__(self) -> str:
-        return f"<Interrupt {self.irq.name}[{self.vector}] of {self.irq.device.name}{' closed' if self.closed else ''}>"
+        state = " closed" if self.closed else " on the caller's eventfd" if self.lent else ""
+        return f"<Interrupt {self.irq.name}[{self.vector}] of {self.irq.device.name}{state}>"
 
 
 class UnmaskEvent(EventFD):
@@ -73,11 +94,15 @@ class UnmaskEvent(EventFD):
 
     __slots__ = ("_irq",)
 
-    def __init__(self, irq: IRQ) -> None:
-        super().__init__()
+    def __init__(self, irq: IRQ, eventfd: EventFD | int | None = None) -> None:
         self._irq = irq
+        super().__init__(eventfd)
 
     def close(self) -> None:
-        """Let its signals have no effect any more."""
+        """Let its signals have no effect any more. An eventfd of the caller's stays open."""
         self._irq.release_unmask(self)
         super().close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else " on the caller's eventfd" if self.lent else ""
+        return f"<UnmaskEvent of {self._irq.name} of {self._irq.device.name}{state}>"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import TYPE_CHECKING
 
+from ..diagnose.interrupts import ioeventfd_error
 from ..errors import IoctlError
 from ..uapi import device_ioctls
 from .eventfd import EventFD
@@ -18,7 +20,7 @@ class IOEventFD(EventFD):
 
     Several signals before the kernel gets to it are one write. Nothing is written while memory decode is off.
 
-    The device owns it: it is closed with the device.
+    The device owns it: it is closed with the device. Where it is an eventfd of the caller's, that one stays open.
 
     Attributes:
         region: The region.
@@ -29,12 +31,19 @@ class IOEventFD(EventFD):
 
     __slots__ = ("offset", "region", "value", "width")
 
-    def __init__(self, region: Region, offset: int, width: int, value: int) -> None:
-        super().__init__()
+    def __init__(
+        self, region: Region, offset: int, width: int, value: int, eventfd: EventFD | int | None = None
+    ) -> None:
         self.region = region
         self.offset = offset
         self.width = width
         self.value = value
+        super().__init__(eventfd)
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where in the device file it writes, how many bytes, and what: the kernel takes each such write once."""
+        return self.region.file_offset + self.offset, self.width, self.value
 
     def close(self) -> None:
         """Let its signals write nothing any more (VFIO_DEVICE_IOEVENTFD with fd -1).
@@ -42,37 +51,65 @@ class IOEventFD(EventFD):
         Raises:
             IoctlError: The kernel refused. It is closed all the same.
         """
-        if self.closed:
-            return
         device = self.region.device
-        if self.in_child or device.closed:
+        if self.closed or self.in_child or device.closed:
             super().close()
             return
-        device._forget_child(self)
-        try:
-            device_ioctls.ioeventfd(device._live(), self.region.file_offset + self.offset, self.width, self.value, -1)
-        finally:
-            super().close()
+        with device.interrupts.lock:
+            if self not in device.interrupts.ioeventfds:  # another thread has closed it
+                return
+            try:
+                self._stop()
+            except BaseException:
+                # Maybe a signal handler's, from before the kernel has stopped or after.
+                with contextlib.suppress(IoctlError):
+                    self._stop()
+                raise
+            finally:
+                super().close()
+                device.interrupts.forget(self)
 
-    def start(self) -> None:
-        """Have the kernel write from now on; on failure the eventfd is closed."""
-        device = self.region.device
-        device._remember_child(self)
+    def _stop(self) -> None:
         try:
-            device_ioctls.ioeventfd(
-                device._live(), self.region.file_offset + self.offset, self.width, self.value, self.fileno()
-            )
-        except IoctlError:
-            # Not by way of close, which might undo another one that writes the same.
-            device._forget_child(self)
-            super().close()
-            raise
-        except BaseException:
-            # A signal handler raised, maybe after the kernel had taken it.
-            with contextlib.suppress(IoctlError):
-                self.close()
-            raise
+            device_ioctls.ioeventfd(self.region.device._live(), *self.place, -1)
+        except IoctlError as error:
+            if error.errno != errno.ENODEV:  # the kernel has none: an interrupted call has come that far
+                raise
 
     def __repr__(self) -> str:
-        what = f"{self.width} bytes {self.value:#x} at {self.offset:#x} of {self.region!r}"
-        return f"<IOEventFD {what}{' closed' if self.closed else ''}>"
+        state = " closed" if self.closed else " on the caller's eventfd" if self.lent else ""
+        return f"<IOEventFD {_what(self.region, self.offset, self.width, self.value)}{state}>"
+
+
+def start_ioeventfd(
+    region: Region, offset: int, width: int, value: int, eventfd: EventFD | int | None = None
+) -> IOEventFD:
+    """Have the kernel write from now on; see `Region.ioeventfd`."""
+    device = region.device
+    what = _what(region, offset, width, value)
+    with device.interrupts.lock:
+        fd = device.interrupts.fileno()
+        place = (region.file_offset + offset, width, value)
+        # Looked for here, too: below this, what is undone after an interruption must be no other one's write.
+        for other in device.interrupts.ioeventfds:
+            if other.place == place:
+                raise ioeventfd_error(errno.EEXIST, what, repr(other))
+        event = IOEventFD(region, offset, width, value, eventfd)
+        try:
+            device.interrupts.remember(event)
+            device_ioctls.ioeventfd(fd, *place, event.fileno())
+        except IoctlError as error:
+            # Not by way of close, which might undo another process's that writes the same.
+            EventFD.close(event)
+            device.interrupts.forget(event)
+            raise ioeventfd_error(error.errno or 0, what) from None
+        except BaseException:
+            # A signal handler raised, maybe after the kernel had taken it.
+            event.close()
+            EventFD.close(event)
+            raise
+        return event
+
+
+def _what(region: Region, offset: int, width: int, value: int) -> str:
+    return f"{value:#x} ({width} bytes) at {offset:#x} of region {region.index} of {region.device.name}"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import operator
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import uapi
 from ..diagnose.device_requests import no_interrupt_error
 from ..diagnose.interrupts import set_irqs_error
 from ..errors import InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
 from ..uapi import device_ioctls
-from ..uapi.ioctls import File
 from .eventfd import EventFD
-from .interrupt import Interrupt, IRQFlag, IRQIndex, UnmaskEvent
+from .interrupt import Interrupt, IRQFlag, UnmaskEvent
 
 if TYPE_CHECKING:
     from .device import Device
@@ -27,31 +27,54 @@ _TRIGGER: int = uapi.VFIO_IRQ_SET_ACTION_TRIGGER
 _REQUEST = "VFIO_DEVICE_SET_IRQS"
 
 
+class _State(NamedTuple):
+    """What is on. Never changed: another takes its place.
+
+    Attributes:
+        vectors: The enabled vectors by their numbers, in order; none: the type is off.
+        span: How many vectors the kernel has set up, from 0 on; a NORESIZE type has to be turned off for more.
+        unmask: INTx only.
+    """
+
+    vectors: Mapping[int, Interrupt]
+    span: int
+    unmask: UnmaskEvent | None = None
+
+
+_OFF = _State({}, 0)
+
+
 class IRQ:
     """A type of interrupt of a bound device. Made by `Device.interrupts`.
 
     INTx, MSI and MSI-X exclude each other: one of the three can be enabled at a time.
 
+    Whatever exception a signal handler raises into a change, the type is off then, or on with the vectors that it had
+    or was to get, and `vectors` says which.
+
     Thread safety: everything here may be used from any thread.
 
     Attributes:
         device: The device.
-        index: Its number: an `IRQIndex` where the device is a PCI device.
+        index: Its number: an `IRQIndex` where the device is a PCI device, an `APIRQIndex` or `CCWIRQIndex` where it is
+            one of s390.
     """
 
-    __slots__ = ("_interrupts", "_unmask", "_vectors", "device", "index")
+    __slots__ = ("_events", "_interrupts", "_states", "device", "index")
 
     def __init__(self, interrupts: Interrupts, device: Device, index: int) -> None:
         self._interrupts = interrupts
-        self._vectors: tuple[Interrupt, ...] = ()
-        self._unmask: UnmaskEvent | None = None
+        # The first is what is on record. Others are what the kernel may have in its place, until it has answered.
+        self._states: tuple[_State, ...] = (_OFF,)
+        # Each eventfd that may be open: none is lost on its way to the record, or from there to its end.
+        self._events: dict[EventFD, None] = {}
         self.device = device
         self.index = index
 
     @property
     def name(self) -> str:
         """Its name, such as ``MSIX``."""
-        return self.index.name if isinstance(self.index, IRQIndex) else str(self.index)
+        return self.index.name if isinstance(self.index, IntEnum) else str(self.index)
 
     @property
     def count(self) -> int:
@@ -71,64 +94,102 @@ class IRQ:
     @property
     def vectors(self) -> tuple[Interrupt, ...]:
         """Those that are enabled, in the order of their numbers; none where it is off."""
-        return self._vectors
+        return tuple(self._states[0].vectors.values())
 
     @property
     def enabled(self) -> bool:
         """Whether it is on."""
-        return bool(self._vectors)
+        return bool(self._states[0].vectors)
 
     # On and off
 
-    def enable(self, count: int = 1, *, minimum: int | None = None) -> tuple[Interrupt, ...]:
+    def enable(
+        self,
+        count: int | None = None,
+        *,
+        minimum: int | None = None,
+        eventfds: Sequence[EventFD | int | None] | None = None,
+    ) -> tuple[Interrupt, ...]:
         """Turn it on (VFIO_DEVICE_SET_IRQS).
 
         Args:
-            count: How many vectors, from 0 on.
+            count: How many vectors, from 0 on, each with an eventfd of its own; 1 when left out.
             minimum: Be content with fewer than ``count``, but not than this, where no more are to be had; None:
                 all or nothing.
+            eventfds: In place of ``count``: what each vector from 0 on is to signal, an eventfd of the caller's such as
+                KVM's irqfd, which is never closed here and need not stay open; None: that vector stays off, for `open`.
 
         Returns:
-            The vectors.
+            The vectors that are on.
 
         Raises:
             VectorsUnavailableError: Fewer are to be had; it says how many. None has been enabled.
-            InUseError: It is on already; `resize` is the way.
+            InUseError: It is on already; `resize` and `open` are the ways.
             UnsupportedError: The device has no interrupt of this type.
             IoctlError: The kernel refused, such as for another type that is on; `causes` names it.
-            ValueError, TypeError: Not a number of vectors that the device has.
+            ValueError, TypeError: Not a number of vectors that the device has, or not an eventfd.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        count = operator.index(count)
+        if eventfds is not None and count is not None:
+            raise TypeError("either a number of vectors, or the eventfds that they are to signal")
+        given = None if eventfds is None else list(eventfds)
+        count = operator.index(1 if count is None else count) if given is None else len(given)
         least = count if minimum is None else operator.index(minimum)
         with self._interrupts.lock:
-            fd = self._interrupts.fileno()
-            if self._vectors:
-                raise InUseError(f"{self!r} is on already; resize() changes the number of vectors", self._vectors)
+            if self._begin().vectors:
+                raise InUseError(f"{self._target} is on already; resize() and open() change its vectors", self.vectors)
             self._check(count)
             if not 1 <= least <= count:
                 raise ValueError(f"at least {least} of {count} vectors is no choice")
-            try:
-                self._add(count)
-                while available := self._set(fd, 0, self._vectors):
-                    if available < least:
-                        raise self._unavailable(available)
-                    self._drop(available)
-            except BaseException:
-                # Also where a signal handler raised after the kernel had enabled them.
-                with contextlib.suppress(IoctlError):
-                    device_ioctls.set_irqs(fd, self.index, _TRIGGER, 0, 0)
-                self._drop(0)
-                raise
-            return self._vectors
+            new: dict[int, EventFD | int | None] = dict(enumerate([None] * count if given is None else given))
+            if given is not None:
+                new = {number: eventfd for number, eventfd in new.items() if eventfd is not None}
+            if not new:
+                raise ValueError(f"{count} times no eventfd: that enables no vector of {self._target}")
+            while True:
+                try:
+                    return self._change((), new, count)
+                except VectorsUnavailableError as error:
+                    count = error.available
+                    new = {number: eventfd for number, eventfd in new.items() if number < count}
+                    if count < least or not new:
+                        raise
+
+    def open(self, vector: int, eventfd: EventFD | int | None = None) -> Interrupt:
+        """Enable one vector, the others staying as they are: one that was closed or left out, or one more.
+
+        Where the type is off, it is turned on with this vector. Where it is NORESIZE and was enabled with too few
+        vectors, it is turned off and on: an interrupt in between is lost.
+
+        Args:
+            vector: Its number.
+            eventfd: What it is to signal, as in ``enable(eventfds=…)``; None: an eventfd of its own.
+
+        Raises:
+            InUseError: That vector is on.
+            VectorsUnavailableError, UnsupportedError, IoctlError: As for `enable`. It is as it was.
+            ValueError, TypeError: The device has no such vector, or it is not an eventfd.
+            ClosedError, ForkedError: As for `enable`.
+        """
+        vector = operator.index(vector)
+        with self._interrupts.lock:
+            state = self._begin()
+            if self._check(1) <= vector or vector < 0:
+                raise ValueError(f"{self._target} has no vector {vector}")
+            if vector in state.vectors:
+                raise InUseError(f"{state.vectors[vector]!r} is on already; close() it first", (state.vectors[vector],))
+            self._change(state.vectors.values(), {vector: eventfd}, max(state.span, vector + 1))
+            return self._states[0].vectors[vector]
 
     def resize(self, count: int) -> tuple[Interrupt, ...]:
         """Have more or fewer vectors; those that stay are the same objects.
 
-        Where the type is NORESIZE and there are to be more, it is turned off and on: an interrupt in between is lost.
+        Fewer: those from ``count`` on are closed. More: those after the last one that is on are enabled, each with an
+        eventfd of its own; vectors before it that are off stay off. Where the type is NORESIZE and there are to be more
+        than it was enabled with, it is turned off and on: an interrupt in between is lost.
 
         Returns:
-            The vectors, from 0 on.
+            The vectors that are on.
 
         Raises:
             VectorsUnavailableError: Fewer are to be had. It is as it was.
@@ -137,35 +198,12 @@ class IRQ:
         """
         count = operator.index(count)
         with self._interrupts.lock:
-            fd = self._interrupts.fileno()
+            state = self._begin()
             self._check(count)
             self._check_enabled()
-            before = len(self._vectors)
-            if count < before:
-                self._bind(fd, _TRIGGER, count, [-1] * (before - count))
-                self._drop(count)
-            elif count > before:
-                self._grow(fd, before, count)
-            return self._vectors
-
-    def _grow(self, fd: File, before: int, count: int) -> None:
-        self._add(count - before)
-        restart = bool(self.flags & IRQFlag.NORESIZE)
-        try:
-            if restart:
-                device_ioctls.set_irqs(fd, self.index, _TRIGGER, 0, 0)
-            available = self._set(fd, 0 if restart else before, self._vectors)
-            if available:
-                raise self._unavailable(available)
-        except BaseException:
-            self._drop(before)
-            if restart:
-                restored = False
-                with contextlib.suppress(IoctlError):
-                    restored = not self._set(fd, 0, self._vectors)
-                if not restored:
-                    self._drop(0)
-            raise
+            new = dict.fromkeys(range(max(state.vectors) + 1, count))
+            keep = [vector for number, vector in state.vectors.items() if number < count]
+            return self._change(keep, new, max(state.span, count))
 
     def disable(self) -> None:
         """Turn it off. Its vectors are closed. Does nothing where it is off.
@@ -175,32 +213,31 @@ class IRQ:
             ClosedError, ForkedError: As for `enable`.
         """
         with self._interrupts.lock:
-            fd = self._interrupts.fileno()
-            if self._vectors:
-                device_ioctls.set_irqs(fd, self.index, _TRIGGER, 0, 0)
-                self._drop(0)
+            if self._begin().vectors:
+                self._change((), {}, 0)
 
     # What can be done with it meanwhile
 
     def trigger(self, start: int = 0, count: int | None = None) -> None:
-        """Signal vectors as the device would, without the device; each exactly once.
+        """Signal vectors as the device would, without the device; each that is on exactly once.
 
         Args:
             start: The first.
-            count: How many; None: all from there.
+            count: How many numbers from there on; None: all.
 
         Raises:
-            ValueError, TypeError: It is off, or those are not among its vectors.
+            ValueError, TypeError: It is off, or none of those, or not all of them, are among its vectors' numbers.
             IoctlError, ClosedError, ForkedError: As for `enable`.
         """
         start = operator.index(start)
         with self._interrupts.lock:
-            fd = self._interrupts.fileno()
+            vectors = self._begin().vectors
             self._check_enabled()
-            count = len(self._vectors) - start if count is None else operator.index(count)
-            if start < 0 or count < 1 or start + count > len(self._vectors):
-                raise ValueError(f"{count} from {start} on are not among the {len(self._vectors)} vectors of {self!r}")
-            device_ioctls.set_irqs(fd, self.index, _TRIGGER, start, count)
+            end = max(vectors) + 1
+            count = end - start if count is None else operator.index(count)
+            if not 0 <= start < start + count <= end or not any(start <= number < start + count for number in vectors):
+                raise ValueError(f"{count} from {start} on are not among the vectors of {self!r}")
+            self._set(_TRIGGER, start, count)
 
     def mask(self) -> None:
         """Hold the interrupt back until `unmask`. INTx only.
@@ -221,33 +258,34 @@ class IRQ:
 
     def _set_mask(self, action: int) -> None:
         with self._interrupts.lock:
-            fd = self._interrupts.fileno()
+            self._begin()
             self._check_maskable()
-            device_ioctls.set_irqs(fd, self.index, action, 0, 1)
+            self._set(action, 0, 1)
 
-    def unmask_event(self) -> UnmaskEvent:
+    def unmask_event(self, eventfd: EventFD | int | None = None) -> UnmaskEvent:
         """An eventfd that does what `unmask` does whenever it is signalled; for KVM, the resample fd. INTx only.
+
+        Args:
+            eventfd: The caller's own, as in ``enable(eventfds=…)``; None: one is made.
 
         Raises:
             InUseError: There is one already.
-            UnsupportedError, ValueError, IoctlError, ClosedError, ForkedError: As for `mask`.
+            UnsupportedError, ValueError, TypeError, IoctlError, ClosedError, ForkedError: As for `mask` and `enable`.
         """
         with self._interrupts.lock:
-            fd = self._interrupts.fileno()
+            state = self._begin()
             self._check_maskable()
-            if self._unmask is not None:
-                raise InUseError(f"{self!r} has an unmask event already", (self._unmask,))
-            self._unmask = event = UnmaskEvent(self)
+            if state.unmask is not None:
+                raise InUseError(f"{self._target} has an unmask event already", (state.unmask,))
             try:
-                self._bind(fd, _UNMASK, 0, [event.fileno()])
-            except BaseException:
-                with contextlib.suppress(IoctlError):
-                    self.release_unmask(event)
-                EventFD.close(event)
-                raise
+                event = UnmaskEvent(self, eventfd)
+                self._events[event] = None
+                self._become(state._replace(unmask=event))
+            finally:
+                self._close_rest()
             return event
 
-    # Steps of the above
+    # Checks
 
     def _info(self) -> tuple[int, int]:
         fd = self.device._live()
@@ -263,79 +301,172 @@ class IRQ:
                     there.append(self._interrupts[number].index)
         raise no_interrupt_error(self.device.name, self.name, there)
 
-    def _check(self, count: int) -> None:
+    def _check(self, count: int) -> int:
         there = self.count
         if not there:
             raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self.device.name}, which has no {self.name}")
         if not 1 <= count <= there:
-            raise ValueError(f"{self!r} has 1 to {there} vectors, not {count}")
+            raise ValueError(f"{self._target} has 1 to {there} vectors, not {count}")
+        return there
 
     def _check_enabled(self) -> None:
-        if not self._vectors:
-            raise ValueError(f"{self!r} is off; enable() it")
+        if not self.enabled:
+            raise ValueError(f"{self._target} is off; enable() it")
 
     def _check_maskable(self) -> None:
         if not self.flags & IRQFlag.MASKABLE:
-            raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self!r}, which cannot be masked")
+            raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self._target}, which cannot be masked")
         self._check_enabled()
 
-    def _unavailable(self, available: int) -> VectorsUnavailableError:
-        target = f"{self!r}: {len(self._vectors)} vectors asked for, {available} available"
-        return VectorsUnavailableError(_REQUEST, errno.ENOSPC, target, available=available)
+    # Changes. The lock is held.
 
-    def _add(self, count: int) -> None:
-        for _ in range(count):
-            self._vectors = (*self._vectors, Interrupt(self, len(self._vectors)))
+    def _begin(self) -> _State:
+        """What is on, once what an interrupted change has left is settled.
 
-    def _drop(self, keep: int) -> None:
-        dropped, self._vectors = self._vectors[keep:], self._vectors[:keep]
-        with contextlib.ExitStack() as stack:  # all of them, also where one fails
-            for vector in dropped:
-                stack.callback(EventFD.close, vector)
-            if not keep and self._unmask is not None:
-                event, self._unmask = self._unmask, None
-                stack.callback(EventFD.close, event)
+        Raises:
+            ClosedError, ForkedError: The device is closed, or about to be, or belongs to the parent process.
+        """
+        self._interrupts.fileno()
+        self._settle()
+        return self._states[0]
 
-    def _set(self, fd: File, start: int, vectors: Sequence[Interrupt]) -> int:
-        return self._bind(fd, _TRIGGER, start, [-1 if one.closed else one.fileno() for one in vectors[start:]])
-
-    def _bind(self, fd: File, action: int, start: int, eventfds: Sequence[int]) -> int:
+    def _change(
+        self, keep: Iterable[Interrupt], new: Mapping[int, EventFD | int | None], span: int
+    ) -> tuple[Interrupt, ...]:
+        """Keep some vectors, make new ones on these eventfds, and close the rest."""
         try:
-            return device_ioctls.set_irqs(fd, self.index, action, start, len(eventfds), eventfds)
+            vectors = {vector.vector: vector for vector in keep}
+            for number, eventfd in new.items():
+                vectors[number] = vector = Interrupt(self, number, eventfd)
+                self._events[vector] = None
+            unmask = self._states[0].unmask
+            self._become(_State(dict(sorted(vectors.items())), span, unmask) if vectors else _OFF)
+        finally:
+            self._close_rest()
+        return self.vectors
+
+    def _become(self, wanted: _State) -> None:
+        """Have this on, on record and in the kernel; whatever comes in between, what was on before."""
+        before = self._states[0]
+        try:
+            self._states = (wanted, before)
+            self._tell(before, wanted)
+            self._states = (wanted,)
+        except BaseException:
+            self._states = (before, wanted)
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
+        """State to the kernel what is on record, where it may have something else."""
+        if len(self._states) == 1:
+            return
+        state, *others = self._states
+        try:
+            for other in others:
+                self._tell(other, state, settle=True)
+        except IoctlError:
+            self._states = (_OFF, state, *others)
+            self._turn_off(settle=True)
+            state = _OFF
+        self._states = (state,)
+        self._close_rest()
+
+    def _tell(self, before: _State, wanted: _State, *, settle: bool = False) -> None:
+        """Bring the kernel from one state to another, or, to settle, from either of them to the second.
+
+        What stays is not touched, unless the type has to be turned off for it.
+        """
+        anew = not (before.span and wanted.span)
+        if not anew and before.span != wanted.span:
+            anew = bool(self.flags & IRQFlag.NORESIZE)
+        if anew:
+            if before.span or settle:
+                self._turn_off(settle=settle)
+            numbers = range(wanted.span)
+        else:
+            every = {*before.vectors, *wanted.vectors}
+            changed = [number for number in every if before.vectors.get(number) is not wanted.vectors.get(number)]
+            numbers = range(min(changed), max(changed) + 1) if changed else range(0)
+        if numbers:
+            fds = [wanted.vectors[number].fileno() if number in wanted.vectors else -1 for number in numbers]
+            if available := self._set(_TRIGGER, numbers.start, len(fds), fds):
+                target = f"{self._target}: {len(fds)} vectors asked for, {available} available"
+                raise VectorsUnavailableError(_REQUEST, errno.ENOSPC, target, available=available)
+        if wanted.unmask is not (None if anew else before.unmask):
+            self._set(_UNMASK, 0, 1, [-1])
+            if wanted.unmask is not None:
+                self._set(_UNMASK, 0, 1, [wanted.unmask.fileno()])
+
+    def _turn_off(self, *, settle: bool) -> None:
+        try:
+            self._set(_TRIGGER, 0, 0)
+        except IoctlError:
+            if not settle:  # then it may be off
+                raise
+
+    def _set(self, action: int, start: int, count: int, eventfds: Sequence[int] | None = None) -> int:
+        try:
+            return device_ioctls.set_irqs(self._interrupts.fileno(), self.index, action, start, count, eventfds)
         except IoctlError as error:
             others = [one.name for one in self._interrupts.enabled if one is not self]
-            raise set_irqs_error(error.errno or 0, repr(self), self.name, others) from None
+            raise set_irqs_error(error.errno or 0, self._target, self.name, others) from None
+
+    # Close
+
+    def _close_rest(self) -> None:
+        """Close every eventfd that is in none of the states."""
+        used = {event for state in self._states for event in (*state.vectors.values(), state.unmask)}
+        with contextlib.ExitStack() as stack:  # all of them, also where one fails
+            for event in [event for event in self._events if event not in used]:
+                stack.callback(self._close_event, event)
+
+    def _close_event(self, event: EventFD) -> None:
+        EventFD.close(event)
+        self._events.pop(event, None)
 
     def release(self, vector: Interrupt) -> None:
         """A vector is about to be closed: the kernel is not to signal it any more."""
         if vector.closed or vector.in_child or self.device.closed:
             return
         with self._interrupts.lock:
-            if vector in self._vectors:
-                if len(self._vectors) == 1:
-                    self.disable()
-                else:
-                    self._bind(self._interrupts.fileno(), _TRIGGER, vector.vector, [-1])
+            if vector in self.vectors:
+                state = self._begin()
+                self._change([one for one in state.vectors.values() if one is not vector], {}, state.span)
 
     def release_unmask(self, event: UnmaskEvent) -> None:
         """The unmask event is about to be closed."""
         if event.in_child or self.device.closed:
             return
         with self._interrupts.lock:
-            if event is self._unmask:
-                self._unmask = None
-                self._bind(self._interrupts.fileno(), _UNMASK, 0, [-1])
+            if event is self._states[0].unmask:
+                try:
+                    self._become(self._begin()._replace(unmask=None))
+                finally:
+                    self._close_rest()
 
     def close(self) -> None:
         """The device is about to be closed, which turns everything off."""
         with self._interrupts.lock:
-            self._drop(0)
+            self._states = (_OFF,)
+            self._close_rest()
 
     def close_in_child(self) -> None:
         """Close a forked child's copies of the fds."""
-        for event in (*self._vectors, self._unmask):
-            if event is not None:
-                EventFD.close(event)
+        for event in list(self._events):
+            EventFD.close(event)
+
+    # What it is called
+
+    @property
+    def _target(self) -> str:
+        return f"{self.name} of {self.device.name}"
 
     def __repr__(self) -> str:
-        return f"<IRQ {self.name} of {self.device.name}>"
+        numbers = [vector.vector for vector in self.vectors]
+        # Those that begin and end a row without a gap.
+        starts = [number for number in numbers if number - 1 not in numbers]
+        ends = [number for number in numbers if number + 1 not in numbers]
+        rows = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]
+        state = f"{', '.join(rows)} on" if rows else "off"
+        return f"<IRQ {self._target}: {state}>"

@@ -12,7 +12,8 @@ from .. import uapi
 from ..errors import IoctlError, UnsupportedError, ioctl_error
 from ..uapi import device_ioctls, ioctls
 from .device_info import DeviceFlag, MmapArea, MSIXMappable, mappable_areas, region_capabilities
-from .ioeventfd import IOEventFD
+from .eventfd import EventFD
+from .ioeventfd import IOEventFD, start_ioeventfd
 from .window import Window
 
 if TYPE_CHECKING:
@@ -217,20 +218,22 @@ class Region(RegionBytes):
                 raise
         return window
 
-    def ioeventfd(self, offset: int, width: int, value: int) -> IOEventFD:
+    def ioeventfd(self, offset: int, width: int, value: int, eventfd: EventFD | int | None = None) -> IOEventFD:
         """Have the kernel write a value to a register at each signal of an eventfd (VFIO_DEVICE_IOEVENTFD).
 
         Args:
             offset: Bytes from the start of the region, a multiple of the width.
             width: Bytes: 1, 2, 4 or 8.
             value: What to write.
+            eventfd: At whose signals: an eventfd of the caller's such as KVM's, which is never closed here and need
+                not stay open; None: one is made.
 
         Returns:
             The eventfd, which the device owns.
 
         Raises:
-            ValueError, TypeError: The range is not within the region, or the value does not fit.
-            AlreadyMappedError: There is one that writes the same there.
+            ValueError, TypeError: The range is not within the region, the value does not fit, or it is no eventfd.
+            AlreadyMappedError: There is one that writes the same there; `causes` names it.
             IoctlError: EINVAL: the region is no BAR, or holds the MSI-X table there; ENOSPC: there are too many.
             ClosedError, ForkedError: As for `read`.
         """
@@ -242,10 +245,7 @@ class Region(RegionBytes):
             raise ValueError(f"offset {offset:#x} is not a multiple of the register's {width} bytes")
         if not 0 <= value < 1 << (8 * width):
             raise ValueError(f"{value:#x} does not fit {width} bytes")
-        self.device._live()
-        event = IOEventFD(self, offset, width, value)
-        event.start()
-        return event
+        return start_ioeventfd(self, offset, width, value, eventfd)
 
 
 def read_regions(device: Device) -> dict[int, Region]:

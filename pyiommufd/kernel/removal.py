@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ClosedError
+from ..errors import ClosedError, InUseError
 from .closing import Closing
+from .interrupt import Interrupt
 
 if TYPE_CHECKING:
     from .device import Device
@@ -30,54 +31,81 @@ class RemovalWatch(Closing):
         """Watch no more. A callback that runs is not waited for. Does nothing the second time."""
         self._waiter.remove(self)
 
+    def __repr__(self) -> str:
+        state = f"calls {self.callback!r}" if self.callback is not None else "closes it"
+        if not self._waiter.has(self):
+            state = "ended"
+        return f"<RemovalWatch of {self._waiter.device.name}: {state}>"
+
 
 class RemovalWaiter:
-    """The thread that waits for the host to want a device back, for all who watch for it."""
+    """The thread that waits for the host to want a device back, for all who watch for it.
 
-    __slots__ = ("_device", "_lock", "_request", "_watches")
+    It has no lock of its own: what it holds changes under the lock of the device's interrupts.
+    """
+
+    __slots__ = ("_request", "_watches", "device")
 
     def __init__(self, device: Device) -> None:
-        self._device = device
-        self._lock = threading.RLock()
-        self._watches: list[RemovalWatch] = []
-        (self._request,) = device.interrupts.req.enable()
-        try:
-            # A daemon: a program that ends is not kept from it.
-            threading.Thread(target=self._run, name=f"pyiommufd-removal-{device.name}", daemon=True).start()
-        except BaseException:
-            self._request.close()
-            raise
+        self.device = device
+        self._watches: tuple[RemovalWatch, ...] = ()
+        self._request: Interrupt | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is waited for any more."""
-        return self._request.closed
+        """Whether nothing is waited for, yet or any more."""
+        return self._request is None or self._request.closed
+
+    def has(self, watch: RemovalWatch) -> bool:
+        """Whether the watch is among those that are told."""
+        return watch in self._watches and not self.ended
 
     def add(self, callback: Callable[[Device], object] | None) -> RemovalWatch:
-        """Watch as well."""
+        """Watch as well; the first one starts the waiting. The lock is held."""
         watch = RemovalWatch(self, callback)
-        with self._lock:
-            self._watches.append(watch)
+        try:
+            self._watches = (*self._watches, watch)
+            if self.ended:
+                self._start()
+        except BaseException:
+            self.remove(watch)
+            raise
         return watch
+
+    def _start(self) -> None:
+        req = self.device.interrupts.req
+        if req.enabled:
+            raise InUseError(f"{req!r} is on for another use", req.vectors)
+        try:
+            (self._request,) = req.enable()
+            # A daemon: a program that ends is not kept from it.
+            name = f"pyiommufd-removal-{self.device.name}"
+            threading.Thread(target=self._run, args=[self._request], name=name, daemon=True).start()
+        except BaseException:
+            # Also where it was enabled and not yet kept here.
+            req.disable()
+            raise
 
     def remove(self, watch: RemovalWatch) -> None:
         """A watch ends; with the last one, the waiting does."""
-        with self._lock:
-            if watch in self._watches:
-                self._watches.remove(watch)
-            if not self._watches and not self.ended:
+        if self.device.in_child:
+            return
+        with self.device.interrupts.lock:
+            self._watches = tuple(one for one in self._watches if one is not watch)
+            if not self._watches and self._request is not None:
                 self._request.close()
 
-    def _run(self) -> None:
-        try:
-            self._request.wait()
-        except ClosedError:
-            return
-        with self._lock:
-            watches = list(self._watches)
+    def _run(self, request: Interrupt) -> None:
+        watches: tuple[RemovalWatch, ...] = ()
+        while not watches:  # the last one may end while it is told
+            try:
+                request.wait()
+            except ClosedError:
+                return
+            watches = self._watches
         # Those who came last are told first; whatever they raise, the device is closed.
         with contextlib.ExitStack() as stack:
-            stack.callback(self._device.close)
+            stack.callback(self.device.close)
             for watch in watches:
                 if watch.callback is not None:
-                    stack.callback(watch.callback, self._device)
+                    stack.callback(watch.callback, self.device)

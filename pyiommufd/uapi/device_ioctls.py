@@ -11,7 +11,7 @@ from typing import Any, NewType, cast
 
 from pyiommufd._uapi import ffi, lib
 
-from .ioctls import Fd, File, View, _c, failure, last_errno
+from .ioctls import Fd, View, _c, failure, last_errno
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""

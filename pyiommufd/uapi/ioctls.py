@@ -158,7 +158,7 @@ def file_memfd(file: File, flags: int, length: int) -> None:
         raise failure("memfd_create")
 
 
-def file_duplicate(file: File, other: File) -> None:
+def file_duplicate(file: File, other: Fd) -> None:
     """A second fd of the same open file."""
     if lib.pyiommufd_file_duplicate(_c(file), _c(other)) < 0:
         raise failure("fcntl")

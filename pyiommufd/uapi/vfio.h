@@ -3,7 +3,7 @@
  * The ABI of VFIO as of Linux 7.3: devices (/dev/vfio/devices/vfioX), and the group and container interface that
  * iommufd still speaks for older programs. Same two readers and same rules as iommufd.h.
  *
- * Not here: sPAPR and EEH (Power's own), CCW, NVLink and the migration regions of before 5.18, none of which an
+ * Not here: sPAPR and EEH (Power's own), CCW's regions, NVLink and the migration regions of before 5.18, none of which an
  * iommufd user meets, and the mediated devices' API strings, which are sysfs text.
  *
  * Structs start with argsz. GET_INFO and GET_REGION_INFO whose capabilities do not fit succeed without them and raise
@@ -235,6 +235,13 @@ enum {
 	VFIO_AP_REQ_IRQ_INDEX = 0,
 	VFIO_AP_CFG_CHG_IRQ_INDEX = 1,
 	VFIO_AP_NUM_IRQS = 2,
+};
+
+enum {
+	VFIO_CCW_IO_IRQ_INDEX = 0,
+	VFIO_CCW_CRW_IRQ_INDEX = 1,
+	VFIO_CCW_REQ_IRQ_INDEX = 2,
+	VFIO_CCW_NUM_IRQS = 3,
 };
 
 /* Hot reset: of everything on a bus or slot. devfn is slot << 3 | function. */

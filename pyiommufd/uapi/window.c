@@ -1,4 +1,4 @@
-/* C code behind window.h. Included after entry.c by the source that build_cffi.py makes. */
+/* C code behind window.h. Included after the others by the source that build_cffi.py makes. */
 
 #include <errno.h>
 #include <sched.h>

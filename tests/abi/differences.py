@@ -24,7 +24,7 @@ LEFT_OUT = {
     r"VFIO_EEH\w*|struct vfio_eeh_\w+": "error handling of pSeries, through the container interface",
     r"VFIO_SPAPR_\w+|VFIO_IOMMU_SPAPR_\w+|struct vfio_iommu_spapr_\w+": "the pSeries IOMMU's container interface",
     r"VFIO_IOMMU_(ENABLE|DISABLE)": "requests of the pSeries container",
-    r"VFIO_CCW_\w+|VFIO_REGION_SUBTYPE_CCW_\w+": "channel devices of s390",
+    r"VFIO_CCW_(CONFIG_REGION_INDEX|NUM_REGIONS)|VFIO_REGION_SUBTYPE_CCW_\w+": "regions of channel devices of s390",
     r"VFIO_REGION_SUBTYPE_\w+NVLINK2\w*|VFIO_REGION_INFO_CAP_NVLINK2_\w+|struct vfio_region_info_cap_nvlink2_\w+": (
         "NVLink 2, whose driver left the kernel before iommufd came"
     ),

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-from pyiommufd.uapi import device_ioctls, ioctls
+from pyiommufd.uapi import device_ioctls
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None)

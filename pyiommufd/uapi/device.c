@@ -1,0 +1,68 @@
+/* Bind, attach and detach: C code behind entry.h. */
+
+int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device, struct pyiommufd_file *owner,
+                   const void *token)
+{
+    struct vfio_device_bind_iommufd command = {
+        /* Kernels from before the token answer E2BIG for a longer struct only where its tail is not zero. */
+        .argsz = sizeof(command),
+        .flags = token ? VFIO_DEVICE_BIND_FLAG_TOKEN : 0,
+        .token_uuid_ptr = (uintptr_t)token,
+    };
+    int fd = hold(cdev), result = -1;
+
+    if (fd < 0)
+        return -1;
+    command.iommufd = hold(device->file);
+    if (command.iommufd >= 0) {
+        result = ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &command);
+        let_go(device->file);
+    }
+    if (!result) {
+        int unbound = fd;
+
+        device->id = command.out_devid;
+        /* The fd changes hands; unless it is being closed, which waits for this and then unbinds. */
+        if (__atomic_compare_exchange_n(&cdev->fd, &unbound, -1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+            own(owner, fd);
+            STORE(&device->state, LIVE);
+        } else {
+            errno = EBADF;
+            result = -1;
+        }
+    }
+    let_go(cdev);
+    return result;
+}
+
+int pyiommufd_attach(struct pyiommufd_file *cdev, uint32_t pt_id, int64_t pasid, uint32_t *group_on, int *attached)
+{
+    struct vfio_device_attach_iommufd_pt command = {
+        /* Without a PASID the struct ends where 6.6 ended it, for the kernels of that time. */
+        .argsz = pasid < 0 ? offsetof(struct vfio_device_attach_iommufd_pt, pasid) : sizeof(command),
+        .flags = pasid < 0 ? 0 : VFIO_DEVICE_ATTACH_PASID,
+        .pt_id = pt_id,
+        .pasid = pasid < 0 ? 0 : (uint32_t)pasid,
+    };
+    int result = pyiommufd_ioctl(cdev, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &command);
+
+    if (!result) {
+        *group_on = pt_id;
+        *attached = 1;
+    }
+    return result;
+}
+
+int pyiommufd_detach(struct pyiommufd_file *cdev, int64_t pasid, int *attached)
+{
+    struct vfio_device_detach_iommufd_pt command = {
+        .argsz = pasid < 0 ? offsetof(struct vfio_device_detach_iommufd_pt, pasid) : sizeof(command),
+        .flags = pasid < 0 ? 0 : VFIO_DEVICE_DETACH_PASID,
+        .pasid = pasid < 0 ? 0 : (uint32_t)pasid,
+    };
+    int result = pyiommufd_ioctl(cdev, VFIO_DEVICE_DETACH_IOMMUFD_PT, &command);
+
+    if (!result)
+        *attached = 0;
+    return result;
+}

@@ -1,0 +1,197 @@
+/* Files: C code behind entry.h. Included first after the declarations by the source that build_cffi.py makes. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOAD(at) __atomic_load_n(at, __ATOMIC_SEQ_CST)
+#define STORE(at, value) __atomic_store_n(at, value, __ATOMIC_SEQ_CST)
+#define SWAP(at, value) __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST)
+#define ADD(at, value) __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST)
+
+/* Between two looks at what another thread is about to end: it may be a system call that takes long. */
+static void look_again(unsigned int *looks)
+{
+    static const struct timespec pause = { .tv_nsec = 100000 };
+
+    if (++*looks < 64)
+        sched_yield();
+    else
+        nanosleep(&pause, NULL);
+}
+
+/*
+ * Files.
+ *
+ * close() waits for the calls under way, and every later one finds that there is no fd: so none of them can reach
+ * what gets the same number next.
+ */
+static int hold(struct pyiommufd_file *file)
+{
+    int fd;
+
+    ADD(&file->users, 1);
+    fd = LOAD(&file->fd);
+    if (fd < 0) {
+        ADD(&file->users, -1);
+        errno = EBADF;
+    }
+    return fd;
+}
+
+static void let_go(struct pyiommufd_file *file)
+{
+    ADD(&file->users, -1);
+}
+
+static int own(struct pyiommufd_file *file, int fd)
+{
+    if (fd < 0)
+        return -1;
+    STORE(&file->fd, fd);
+    return 0;
+}
+
+int pyiommufd_file_open(struct pyiommufd_file *file, const char *path, int flags)
+{
+    return own(file, open(path, flags | O_CLOEXEC));
+}
+
+int pyiommufd_file_eventfd(struct pyiommufd_file *file)
+{
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+    file->wake = fd;
+    return own(file, fd);
+}
+
+int pyiommufd_file_memfd(struct pyiommufd_file *file, const char *name, unsigned int flags, int64_t length)
+{
+    int fd = (int)syscall(SYS_memfd_create, name, flags);
+
+    if (own(file, fd))
+        return -1;
+    return ftruncate(fd, length);
+}
+
+int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file *other)
+{
+    int fd = hold(other), result;
+
+    if (fd < 0)
+        return -1;
+    result = own(file, fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    let_go(other);
+    return result;
+}
+
+int pyiommufd_file_close(struct pyiommufd_file *file)
+{
+    int fd = SWAP(&file->fd, -1), wake = SWAP(&file->wake, -1), inherited = SWAP(&file->inherited, -1);
+    unsigned int looks = 0;
+    const uint64_t one = 1;
+
+    if (inherited >= 0)
+        fd = inherited;
+    else if (wake >= 0 && write(wake, &one, sizeof(one)) < 0)
+        errno = 0; /* it is full: those who wait are awake */
+    while (LOAD(&file->users))
+        look_again(&looks);
+    if (wake >= 0 && wake != fd)
+        close(wake);
+    return fd < 0 ? 0 : close(fd);
+}
+
+void pyiommufd_file_free(struct pyiommufd_file *file)
+{
+    pyiommufd_file_close(file);
+}
+
+/* What other threads had under way is not under way here. */
+void pyiommufd_file_forked(struct pyiommufd_file *file)
+{
+    if (file->fd >= 0)
+        file->inherited = file->fd;
+    file->fd = -1;
+    file->users = 0;
+}
+
+int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *other)
+{
+    const int one = hold(file), two = hold(other);
+    int result = 0;
+
+    if (one >= 0 && two >= 0) {
+        /* F_DUPFD_QUERY (linux/fcntl.h, since 6.10): 0 or 1. */
+        result = fcntl(one, 1024 + 3, two);
+        if (result < 0)
+            /* 0: KCMP_FILE, of linux/kcmp.h; not in every kernel, nor in every container. */
+            result = syscall(SYS_kcmp, getpid(), getpid(), 0, (unsigned long)one, (unsigned long)two) == 0;
+    }
+    if (one >= 0)
+        let_go(file);
+    if (two >= 0)
+        let_go(other);
+    return result;
+}
+
+int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
+{
+    struct pollfd waiting[2] = { { .fd = hold(file), .events = POLLIN }, { .fd = LOAD(&file->wake), .events = POLLIN } };
+    int result;
+
+    if (waiting[0].fd < 0)
+        return -1;
+    result = poll(waiting, 2, milliseconds);
+    let_go(file);
+    return result;
+}
+
+int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset)
+{
+    int fd = hold(file);
+    int64_t result;
+
+    if (fd < 0)
+        return -1;
+    result = offset < 0 ? read(fd, memory, length) : pread(fd, memory, length, offset);
+    let_go(file);
+    return result;
+}
+
+int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset)
+{
+    int fd = hold(file);
+    int64_t result;
+
+    if (fd < 0)
+        return -1;
+    result = offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset);
+    let_go(file);
+    return result;
+}
+
+int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *argument)
+{
+    int fd = hold(file), result;
+
+    if (fd < 0)
+        return -1;
+    result = ioctl(fd, request, argument);
+    let_go(file);
+    return result;
+}
+
+int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument)
+{
+    return ioctl(fd, request, argument);
+}

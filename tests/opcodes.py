@@ -1,0 +1,82 @@
+"""An exception at any opcode of an operation, as a signal handler can raise it."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+from collections.abc import Callable, Collection
+from types import CodeType, FrameType
+from typing import Any
+
+
+class Interruption(BaseException):
+    """What the signal handler raises."""
+
+
+@functools.cache
+def _never(code: CodeType) -> frozenset[int]:
+    """The opcodes of a function before which no handler runs: those in which a ``with`` begins and ends.
+
+    An exception there would leave a lock taken for ever. CPython sees to signals after a call, and these follow none.
+    """
+    found: set[int] = set()
+    instructions = list(dis.get_instructions(code))
+    for number, each in enumerate(instructions):
+        if each.opname == "BEFORE_WITH":
+            found.add(instructions[number + 1].offset)
+        calls = [one for one in instructions[number : number + 5] if one.opname != "PRECALL"][:4]
+        if [one.opname for one in calls] == ["LOAD_CONST"] * 3 + ["CALL"] and all(
+            one.argval is None for one in calls[:3]
+        ):
+            found.update(range(instructions[max(number - 1, 0)].offset, calls[-1].offset + 1))
+    return frozenset(found)
+
+
+def opcodes(
+    operation: Callable[[], object],
+    files: Collection[str],
+    stop: int | None = None,
+    skip: Collection[tuple[str, str]] = (),
+) -> tuple[int, str]:
+    """Run an operation, up to one of its opcodes, where it is interrupted.
+
+    Args:
+        operation: What to run. What it raises itself is raised here, but for `Interruption`.
+        files: What the paths of the source files end with whose opcodes count.
+        stop: The number of the opcode, from 0 on; None: run to the end.
+        skip: Functions whose opcodes do not count: the file's end, and the name.
+
+    Returns:
+        How many opcodes came before the end or the interruption, and where that was.
+    """
+    count, where = 0, "the end"
+
+    def each(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count, where
+        if event == "opcode" and frame.f_lasti not in _never(frame.f_code):
+            if count == stop:
+                where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
+                sys.settrace(None)
+                raise Interruption
+            count += 1
+        return each
+
+    def trace(frame: FrameType, _event: str, _: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.endswith(tuple(files)):
+            return None
+        if any(code.co_filename.endswith(file) and code.co_name == name for file, name in skip):
+            return None
+        frame.f_trace_opcodes = True
+        return each
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        operation()
+    except Interruption:
+        pass
+    finally:
+        sys.settrace(before)
+    return count, where
