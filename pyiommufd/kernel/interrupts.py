@@ -158,5 +158,4 @@ class Interrupts:
                     stack.callback(event.close)
 
     def __repr__(self) -> str:
-        types = ", ".join(f"{irq!r}".partition(" of ")[0].removeprefix("<IRQ ") for irq in self.enabled)
-        return f"<Interrupts of {self._device.name}: {types or 'none'} on>"
+        return f"<Interrupts of {self._device.name}: {', '.join(irq.name for irq in self.enabled) or 'none'} on>"

@@ -53,7 +53,8 @@ class IOEventFD(EventFD):
         """
         device = self.region.device
         if self.closed or self.in_child or device.closed:
-            super().close()
+            super().close()  # also where a signal handler interrupted the first one
+            device.interrupts.forget(self)
             return
         with device.interrupts.lock:
             if self not in device.interrupts.ioeventfds:  # another thread has closed it
@@ -92,7 +93,7 @@ def start_ioeventfd(
         place = (region.file_offset + offset, width, value)
         # Looked for here, too: below this, what is undone after an interruption must be no other one's write.
         for other in device.interrupts.ioeventfds:
-            if other.place == place:
+            if other.place == place and not other.closed:
                 raise ioeventfd_error(errno.EEXIST, what, repr(other))
         event = IOEventFD(region, offset, width, value, eventfd)
         try:

@@ -18,6 +18,7 @@ from pyiommufd import (
     Claim,
     ClosedError,
     Device,
+    EventFD,
     ForkedError,
     HostDevice,
     InUseError,
@@ -25,6 +26,7 @@ from pyiommufd import (
     UnsupportedError,
 )
 from pyiommufd.kernel.interrupt import IRQFlag, IRQIndex
+from pyiommufd.kernel.irq import IRQ
 from pyiommufd.testing.edu import EduDriver
 from tests.patience import patience, until
 from tests.sweeps import amount
@@ -45,7 +47,8 @@ def test_what_edu_has(device: Device) -> None:
     assert interrupts.intx.flags == IRQFlag.EVENTFD | IRQFlag.MASKABLE | IRQFlag.AUTOMASKED
     assert interrupts.msi.flags == IRQFlag.EVENTFD | IRQFlag.NORESIZE
     assert interrupts.msi is interrupts[1]
-    assert repr(interrupts.msi) == f"<IRQ MSI of {device.name}>"
+    assert repr(interrupts.msi) == f"<IRQ MSI of {device.name}: off>"
+    assert repr(interrupts) == f"<Interrupts of {device.name}: none on>"
     assert interrupts.enabled == ()
     with pytest.raises(IoctlError) as caught:
         _ = interrupts[5].count
@@ -305,6 +308,151 @@ def test_close_of_one_vector_turns_the_only_one_off(device: Device) -> None:
         pass
     assert not device.interrupts.msi.enabled
     assert lines(device) == []
+
+
+@pytest.fixture
+def msix(claimed: Claim, iommufd: IOMMUFD, neighbour: HostDevice) -> IRQ:
+    """The MSI-X of a virtio device: two vectors."""
+    return iommufd.bind(neighbour).interrupts.msix
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_vectors_closed_one_by_one_turn_the_type_off(msix: IRQ, order: tuple[int, int]) -> None:
+    vectors = msix.enable(2)
+    assert repr(msix) == f"<IRQ MSIX of {msix.device.name}: 0-1 on>"
+    vectors[order[0]].close()
+    assert msix.vectors == (vectors[order[1]],)
+    assert lines(msix.device) == [f"vfio-msix[{order[1]}]({msix.device.name})"]
+    assert repr(msix) == f"<IRQ MSIX of {msix.device.name}: {order[1]} on>"
+    assert repr(msix.device.interrupts) == f"<Interrupts of {msix.device.name}: MSIX on>"
+    vectors[order[1]].close()
+    assert not msix.enabled
+    assert lines(msix.device) == []
+    # The kernel has the type off, too: another can be turned on.
+    msix.device.interrupts.intx.enable()
+
+
+def test_vector_is_opened_anew(msix: IRQ) -> None:
+    first, second = msix.enable(2)
+    first.close()
+    with pytest.raises(InUseError, match="on already") as caught:
+        msix.open(1)
+    assert caught.value.users == (second,)
+    again = msix.open(0)
+    assert list(msix.vectors) == [again, second]
+    for vector in msix.vectors:
+        vector.trigger()
+        assert vector.take() == 1
+    msix.trigger()
+    assert [vector.take() for vector in msix.vectors] == [1, 1]
+    first.close()
+    assert not again.closed
+    for number in (-1, 2):
+        with pytest.raises(ValueError, match="no vector"):
+            msix.open(number)
+    msix.disable()
+    last = msix.open(1)
+    assert msix.vectors == (last,)
+    with pytest.raises(ValueError, match="not among"):
+        msix.trigger(0, 1)
+    msix.trigger()
+    assert last.take() == 1
+    assert msix.resize(2) == (last,)
+    assert msix.resize(1) == ()
+    assert last.closed
+    assert not msix.enabled
+
+
+def test_eventfds_of_the_callers(edu: EduDriver) -> None:
+    """As KVM's irqfds are: signalled by the device, read by others, closed by those who have made them."""
+    msi = edu.device.interrupts.msi
+    own = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        (vector,) = msi.enable(eventfds=[own])
+        assert repr(vector) == f"<Interrupt MSI[0] of {edu.device.name} on the caller's eventfd>"
+        edu.raise_interrupt()
+        assert os.eventfd_read(own) == 1
+        edu.acknowledge_interrupt()
+        for use in (vector.take, lambda: vector.wait(0)):
+            with pytest.raises(ValueError, match="owner"):
+                use()
+        vector.close()
+        assert not msi.enabled
+        os.set_blocking(own, False)
+        with pytest.raises(BlockingIOError):  # the close was no signal
+            os.eventfd_read(own)
+        with EventFD() as event:
+            vector = msi.open(0, event)
+            # Its number may be another file's by now; the vector stays what it is.
+            edu.raise_interrupt()
+            assert event.wait(patience()) == 1
+            edu.acknowledge_interrupt()
+            edu.device.close()
+            assert vector.closed
+            assert not event.closed
+            with pytest.raises(TimeoutError):
+                event.wait(0)
+    finally:
+        os.close(own)
+
+
+def test_eventfds_with_gaps(msix: IRQ) -> None:
+    with EventFD() as event:
+        (vector,) = msix.enable(eventfds=[None, event])
+        assert vector.vector == 1
+        assert lines(msix.device) == [f"vfio-msix[1]({msix.device.name})"]
+        first = msix.open(0)
+        msix.trigger()
+        assert (first.take(), event.take()) == (1, 1)
+        msix.disable()
+        first, second = msix.enable(eventfds=[event, event])  # one for both
+        msix.trigger()
+        assert event.take() == 2
+        second.close()
+        msix.trigger()
+        assert event.take() == 1
+    first.trigger()  # nobody can read it any more, and it is still there
+    assert msix.vectors == (first,)
+
+
+def test_what_is_no_eventfd(msix: IRQ) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    closed = EventFD()
+    closed.close()
+    with open("/dev/null") as file, EventFD() as event:
+        for wrong, error in (
+            (file.fileno(), ValueError),
+            (-1, ValueError),
+            (1 << 40, ValueError),
+            ("1", TypeError),
+            (closed, ClosedError),
+            (1 << 20, IoctlError),
+        ):
+            with pytest.raises(error):
+                msix.enable(eventfds=[event, wrong])  # type: ignore[list-item]
+            assert not msix.enabled
+        with pytest.raises(ValueError, match="no eventfd"):
+            msix.enable(eventfds=[None, None])
+        with pytest.raises(ValueError, match="1 to 2 vectors"):
+            msix.enable(eventfds=[event] * 3)
+        with pytest.raises(TypeError, match="either"):
+            msix.enable(1, eventfds=[event])
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_unmask_event_of_the_callers(edu: EduDriver) -> None:
+    intx = edu.device.interrupts.intx
+    (line,) = intx.enable()
+    with EventFD() as event:
+        with intx.unmask_event(event) as unmask:
+            assert "caller's" in repr(unmask)
+            edu.raise_interrupt()
+            assert line.wait(patience()) == 1
+            event.signal()
+            assert line.wait(patience()) == 1
+            edu.acknowledge_interrupt()
+        event.signal()
+        assert event.take() == 1  # the kernel has not taken it
 
 
 def test_interrupts_are_the_parents_after_a_fork(device: Device, in_child: Callable[[Callable[[], Any]], Any]) -> None:

@@ -6,8 +6,9 @@ import errno
 
 import pytest
 
-from pyiommufd import AlreadyMappedError, Device, IoctlError
+from pyiommufd import AlreadyMappedError, Device, EventFD, IoctlError
 from pyiommufd.testing.edu import EduDriver
+from pyiommufd.uapi import device_ioctls
 from tests.patience import until
 
 
@@ -19,8 +20,11 @@ def test_ioeventfd_writes_a_register(edu: EduDriver) -> None:
     assert region.read(0x04, 4) == b"\xff\xff\xff\xff"
     event.signal()
     until(lambda: region.read(0x04, 4) == b"\xf0\xf0\xf0\xf0", "the kernel writes the register")
-    with pytest.raises(AlreadyMappedError):
+    with pytest.raises(AlreadyMappedError, match=f"0xf0f0f0f .* at 0x4 of region 0 of {device.name}") as caught:
         region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
+    (cause,) = caught.value.causes
+    assert repr(event) in cause.evidence
+    assert "close()" in cause.fix
     with region.ioeventfd(0x04, 4, 1):
         pass
     event.close()
@@ -31,6 +35,31 @@ def test_ioeventfd_writes_a_register(edu: EduDriver) -> None:
     again = region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
     device.close()
     assert again.closed
+
+
+def test_ioeventfd_of_another_fd_of_the_device_is_named_by_what_it_writes(device: Device) -> None:
+    region = device.region(0)
+    with EventFD() as event:
+        # As another process does that has the device: pyiommufd's objects here do not know of it.
+        device_ioctls.ioeventfd(device.fileno(), region.file_offset + 4, 4, 7, event.fileno())
+        with pytest.raises(AlreadyMappedError, match=f"0x7 .* of {device.name}") as caught:
+            region.ioeventfd(4, 4, 7)
+        assert [cause.evidence for cause in caught.value.causes] == [""]
+        # The refused one has not undone it.
+        device_ioctls.ioeventfd(device.fileno(), region.file_offset + 4, 4, 7, -1)
+
+
+def test_ioeventfd_at_an_eventfd_of_the_callers(edu: EduDriver) -> None:
+    region = edu.device.region(0)
+    edu.invert(0)
+    with EventFD() as event:
+        with region.ioeventfd(0x04, 4, 0x0F0F_0F0F, event) as write:
+            assert "on the caller's eventfd" in repr(write)
+            event.signal()
+            until(lambda: region.read(0x04, 4) == b"\xf0\xf0\xf0\xf0", "the kernel writes the register")
+        assert not event.closed
+        event.signal()
+        assert event.take() == 1  # the kernel has not taken it
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -142,6 +143,34 @@ def test_req_of_ones_own_once_the_watch_has_ended(device: Device) -> None:
     req.trigger()
     assert req.wait(patience()) == 1
     assert not device.closed
+
+
+def test_watch_that_begins_while_the_last_one_ends(device: Device) -> None:
+    """Each needs the interrupts and the watches: were these under two locks, either would wait for the other."""
+    last = device.watch_removal()
+    ends = threading.Thread(target=last.close, daemon=True)
+
+    def begin() -> None:
+        with device.interrupts.lock:
+            ends.start()
+            until(lambda: _within(ends, "remove"), "the other thread ends the last watch")
+            device.watch_removal()
+
+    begins = threading.Thread(target=begin, daemon=True)
+    begins.start()
+    for thread in (begins, ends):
+        thread.join(patience())
+        assert not thread.is_alive()
+    assert repr(last) == f"<RemovalWatch of {device.name}: ended>"
+    assert device.interrupts.req.enabled
+
+
+def _within(thread: threading.Thread, function: str) -> bool:
+    """Whether a thread runs a function, or what that calls."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
 
 
 def test_watch_ends_with_the_device(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:

@@ -131,7 +131,7 @@ def _check(case: Case) -> None:
             with pytest.raises(IoctlError):
                 device_ioctls.set_irqs(fd, irq.index, VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0)
     place = (device.region(4).file_offset + PLACE[0], *PLACE[1:])
-    if device.interrupts.ioeventfds:
+    if [event for event in device.interrupts.ioeventfds if not event.closed]:
         # That one may have been stopped, and not closed yet: then close() does the rest.
         with contextlib.suppress(IoctlError):
             device_ioctls.ioeventfd(fd, *place, -1)
