@@ -38,6 +38,7 @@ def opcodes(
     files: Collection[str],
     stop: int | None = None,
     skip: Collection[tuple[str, str]] = (),
+    handler: Callable[[], object] = lambda: None,
 ) -> tuple[int, str]:
     """Run an operation, up to one of its opcodes, where it is interrupted.
 
@@ -45,6 +46,7 @@ def opcodes(
         operation: What to run. What it raises itself is raised here, but for `Interruption`.
         files: What the paths of the source files end with whose opcodes count.
         stop: The number of the opcode, from 0 on; None: run to the end.
+        handler: What the signal handler does before it raises.
         skip: Functions whose opcodes do not count: the file's end, and the name.
 
     Returns:
@@ -58,6 +60,7 @@ def opcodes(
             if count == stop:
                 where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
                 sys.settrace(None)
+                handler()
                 raise Interruption
             count += 1
         return each

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .. import uapi
 from ..diagnose.device_requests import no_interrupt_error
 from ..diagnose.interrupts import set_irqs_error
-from ..errors import InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
+from ..errors import ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
 from ..uapi import device_ioctls
 from .eventfd import EventFD
 from .interrupt import Interrupt, IRQFlag, UnmaskEvent
@@ -136,7 +136,8 @@ class IRQ:
         count = operator.index(1 if count is None else count) if given is None else len(given)
         least = count if minimum is None else operator.index(minimum)
         with self._interrupts.lock:
-            if self._begin().vectors:
+            state = self._begin()
+            if state.vectors:
                 raise InUseError(f"{self._target} is on already; resize() and open() change its vectors", self.vectors)
             self._check(count)
             if not 1 <= least <= count:
@@ -148,7 +149,7 @@ class IRQ:
                 raise ValueError(f"{count} times no eventfd: that enables no vector of {self._target}")
             while True:
                 try:
-                    return self._change((), new, count)
+                    return self._change(state, (), new, count)
                 except VectorsUnavailableError as error:
                     count = error.available
                     new = {number: eventfd for number, eventfd in new.items() if number < count}
@@ -178,7 +179,7 @@ class IRQ:
                 raise ValueError(f"{self._target} has no vector {vector}")
             if vector in state.vectors:
                 raise InUseError(f"{state.vectors[vector]!r} is on already; close() it first", (state.vectors[vector],))
-            self._change(state.vectors.values(), {vector: eventfd}, max(state.span, vector + 1))
+            self._change(state, state.vectors.values(), {vector: eventfd}, max(state.span, vector + 1))
             return self._states[0].vectors[vector]
 
     def resize(self, count: int) -> tuple[Interrupt, ...]:
@@ -203,7 +204,7 @@ class IRQ:
             self._check_enabled()
             new = dict.fromkeys(range(max(state.vectors) + 1, count))
             keep = [vector for number, vector in state.vectors.items() if number < count]
-            return self._change(keep, new, max(state.span, count))
+            return self._change(state, keep, new, max(state.span, count))
 
     def disable(self) -> None:
         """Turn it off. Its vectors are closed. Does nothing where it is off.
@@ -213,8 +214,9 @@ class IRQ:
             ClosedError, ForkedError: As for `enable`.
         """
         with self._interrupts.lock:
-            if self._begin().vectors:
-                self._change((), {}, 0)
+            state = self._begin()
+            if state.vectors:
+                self._change(state, (), {}, 0)
 
     # What can be done with it meanwhile
 
@@ -280,7 +282,7 @@ class IRQ:
             try:
                 event = UnmaskEvent(self, eventfd)
                 self._events[event] = None
-                self._become(state._replace(unmask=event))
+                self._become(state, state._replace(unmask=event))
             finally:
                 self._close_rest()
             return event
@@ -331,7 +333,7 @@ class IRQ:
         return self._states[0]
 
     def _change(
-        self, keep: Iterable[Interrupt], new: Mapping[int, EventFD | int | None], span: int
+        self, before: _State, keep: Iterable[Interrupt], new: Mapping[int, EventFD | int | None], span: int
     ) -> tuple[Interrupt, ...]:
         """Keep some vectors, make new ones on these eventfds, and close the rest."""
         try:
@@ -339,37 +341,55 @@ class IRQ:
             for number, eventfd in new.items():
                 vectors[number] = vector = Interrupt(self, number, eventfd)
                 self._events[vector] = None
-            unmask = self._states[0].unmask
-            self._become(_State(dict(sorted(vectors.items())), span, unmask) if vectors else _OFF)
+            self._become(before, _State(dict(sorted(vectors.items())), span, before.unmask) if vectors else _OFF)
         finally:
             self._close_rest()
         return self.vectors
 
-    def _become(self, wanted: _State) -> None:
-        """Have this on, on record and in the kernel; whatever comes in between, what was on before."""
-        before = self._states[0]
+    def _become(self, before: _State, wanted: _State) -> None:
+        """Have this on, on record and in the kernel; whatever comes in between, what was on before.
+
+        Raises:
+            InUseError: A signal handler has changed it since it was in the first state.
+        """
+        if self._states != (before,):
+            raise InUseError(f"{self._target} was changed by a signal handler meanwhile", self.vectors)
+        attempt = (wanted, before)
         try:
-            self._states = (wanted, before)
+            self._states = attempt
             self._tell(before, wanted)
-            self._states = (wanted,)
+            if self._states is attempt:
+                self._states = (wanted,)
         except BaseException:
-            self._states = (before, wanted)
-            self._settle()
+            if self._states is attempt:
+                self._states = (before, wanted)
             raise
+        finally:
+            if len(self._states) == 1 and self._states[0] is not wanted:
+                # A signal handler has changed or closed it in the midst of this, and that is what holds.
+                self._states = (*self._states, wanted, before)
+            self._settle()
 
     def _settle(self) -> None:
         """State to the kernel what is on record, where it may have something else."""
         if len(self._states) == 1:
             return
-        state, *others = self._states
-        try:
-            for other in others:
-                self._tell(other, state, settle=True)
-        except IoctlError:
-            self._states = (_OFF, state, *others)
-            self._turn_off(settle=True)
-            state = _OFF
-        self._states = (state,)
+        while len(self._states) > 1:
+            try:
+                self._interrupts.fileno()
+            except ClosedError:  # by a signal handler, or it has forked and this is the child
+                self._states = (_OFF,)
+                break
+            current = self._states
+            state, *others = current
+            try:
+                for other in others:
+                    self._tell(other, state, settle=True)
+            except IoctlError:
+                self._turn_off(settle=True)
+                state = _OFF
+            # Where a signal handler has changed it once more, that is what holds.
+            self._states = (state,) if self._states is current else (*self._states, *current)
         self._close_rest()
 
     def _tell(self, before: _State, wanted: _State, *, settle: bool = False) -> None:
@@ -432,7 +452,7 @@ class IRQ:
         with self._interrupts.lock:
             if vector in self.vectors:
                 state = self._begin()
-                self._change([one for one in state.vectors.values() if one is not vector], {}, state.span)
+                self._change(state, [one for one in state.vectors.values() if one is not vector], {}, state.span)
 
     def release_unmask(self, event: UnmaskEvent) -> None:
         """The unmask event is about to be closed."""
@@ -441,7 +461,8 @@ class IRQ:
         with self._interrupts.lock:
             if event is self._states[0].unmask:
                 try:
-                    self._become(self._begin()._replace(unmask=None))
+                    state = self._begin()
+                    self._become(state, state._replace(unmask=None))
                 finally:
                     self._close_rest()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, Device, EventFD, HostDevice, InUseError, IoctlError
+from pyiommufd import IOMMUFD, Claim, ClosedError, Device, EventFD, HostDevice, InUseError, IoctlError
 from pyiommufd.kernel.interrupt import IRQFlag
 from pyiommufd.kernel.irq import IRQ
 from pyiommufd.uapi import VFIO_IRQ_SET_ACTION_TRIGGER, device_ioctls
@@ -167,6 +167,23 @@ def resizable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return [request.param] if request.param else []
 
 
+def _disable(case: Case) -> None:
+    for irq in case.types:
+        irq.disable()
+
+
+def _enable_another(case: Case) -> None:
+    _disable(case)
+    case.device.interrupts.msix.enable()
+
+
+HANDLERS: dict[str, Callable[[Case], object]] = {
+    "disables": _disable,
+    "enables": _enable_another,
+    "closes": lambda case: case.device.close(),
+}
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize(
@@ -177,6 +194,20 @@ def resizable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_interrupted_anywhere(
     claimed: Claim, iommufd: IOMMUFD, neighbour: HostDevice, name: str, resizable: list[str]
 ) -> None:
+    _sweep(iommufd, neighbour, name, " ".join(["interrupts", name, *resizable]), lambda case: None)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("name", ["enable", "open", "resize up", "disable", "close one", "unmask event"])
+def test_handler_that_changes_the_same(
+    claimed: Claim, iommufd: IOMMUFD, neighbour: HostDevice, name: str, handler: str
+) -> None:
+    _sweep(iommufd, neighbour, name, f"interrupts {name} {handler}", HANDLERS[handler])
+
+
+def _sweep(iommufd: IOMMUFD, neighbour: HostDevice, name: str, sweep: str, handler: Callable[[Case], object]) -> None:
     prepare, operate = OPERATIONS[name]
     before = sorted(_eventfds())
 
@@ -188,13 +219,14 @@ def test_interrupted_anywhere(
                 where = "a refusal"
 
                 def operation() -> None:
-                    with contextlib.suppress(IoctlError, InUseError):
+                    with contextlib.suppress(IoctlError, InUseError, ClosedError):
                         operate(case)
 
                 try:
-                    count, where = opcodes(operation, FILES, stop, SKIPPED)
-                    _check(case)
-                    _check_use(case)
+                    count, where = opcodes(operation, FILES, stop, SKIPPED, lambda: handler(case))
+                    if not case.device.closed:
+                        _check(case)
+                        _check_use(case)
                 except BaseException as error:
                     error.add_note(f"interrupted at opcode {stop}: {where}")
                     raise
@@ -209,6 +241,5 @@ def test_interrupted_anywhere(
 
     points = run(None)
     assert points > 20
-    sweep = " ".join(["interrupts", name, *resizable]).replace(" ", ".")
-    for stop in sample(sweep, range(points), 20):
+    for stop in sample(sweep.replace(" ", "."), range(points), 20):
         run(stop)
