@@ -86,7 +86,8 @@ def misaligned(address: int, length: int, iova: int | None) -> ValueError:
             f"the buffer (address {address:#x}, length {length:#x}) does not begin and end on page boundaries of "
             f"{page} bytes; devices would see what lies beside it. Use a DMABuffer, or a page-aligned part of one"
         )
-    return ValueError(f"iova {iova:#x} is not on a page boundary of {page} bytes")
+    where = "" if iova is None else f" {iova:#x}"
+    return ValueError(f"iova{where} is not on a page boundary of {page} bytes")
 
 
 class SupportsFileno(Protocol):

@@ -32,12 +32,13 @@ class Attachable(Handle):
             group's first.
     """
 
-    __slots__ = ("_c", "_device", "_iommufd", "_pasid_width", "_state", "bind_change")
+    __slots__ = ("_c", "_device", "_given", "_iommufd", "_pasid_width", "_state", "bind_change")
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         super().__init__()  # its fd comes with the bind
         self._iommufd = iommufd
         self._device = host
+        self._given = False
         self._state = iommufd._context.group(host)
         self._pasid_width: int | None = None
         self._c = ioctls.new_object(iommufd._file)
@@ -55,8 +56,13 @@ class Attachable(Handle):
         Raises:
             ClosedError, ForkedError: As for `attach`.
         """
-        self._iommufd._context.shared = True
+        self._give()
         return super().fileno()
+
+    def _give(self) -> None:
+        """Others may have its fd, and attach or detach it."""
+        self._given = True
+        self._iommufd._context.shared = True
 
     @property
     def name(self) -> str:
@@ -127,8 +133,8 @@ class Attachable(Handle):
             return self._attach(page_table, pasid)
 
     def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
-        change = self._change(self._kind(page_table, pasid))
         attachment = self._state.attachment(pasid)
+        change = self._change(self._kind(page_table, pasid), certain=bool(self._certain_peers(attachment)))
         attachment.tables[page_table.id] = page_table
         try:
             self._request_attach(page_table.id, pasid, attachment)
@@ -170,8 +176,8 @@ class Attachable(Handle):
             attachment = self._state.attached(self, pasid)
             if attachment is None:
                 return DMAChange(ChangeKind.NOOP, ())
-            others = [peer for peer in attachment.devices if peer is not self]
-            change = DMAChange(ChangeKind.DETACH, ()) if others else self._change(ChangeKind.DETACH)
+            certain = self._certain_peers(attachment)
+            change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
             self._request_detach(pasid, attachment)
             return change
 
@@ -196,15 +202,16 @@ class Attachable(Handle):
                     return AttachPreview(Verdict.UNKNOWN, kind, (), (*reasons, moved))
                 return AttachPreview(Verdict.REFUSED, kind, (), reasons)
             verdict, reasons = self._foresee(page_table, kind)
-            changes = () if verdict is Verdict.REFUSED else self._change(kind).devices
+            certain = bool(self._certain_peers(self._state.attachment(pasid)))
+            changes = () if verdict is Verdict.REFUSED else self._change(kind, certain=certain).devices
             return AttachPreview(verdict, kind, changes, reasons)
 
     def _foresee(self, page_table: PageTable, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
         """What is known of an attach that no peer of this process stands in the way of."""
-        if kind is ChangeKind.NOOP:
-            return Verdict.ACCEPTED, ("it is attached there already",)
         if self._iommufd.shared:
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
+        if kind is ChangeKind.NOOP:
+            return Verdict.ACCEPTED, ("it is attached there already",)
         if kind is ChangeKind.JOIN:
             return Verdict.ACCEPTED, ("the group is there already",)
         hits = _reserved_hits(self._device, page_table.ioas)
@@ -262,15 +269,19 @@ class Attachable(Handle):
             return ChangeKind.JOIN
         return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
 
-    def _change(self, kind: ChangeKind) -> DMAChange:
+    def _change(self, kind: ChangeKind, *, certain: bool = False) -> DMAChange:
         """What an action changes that is this to the group, and how far that is known.
 
         Of a shared iommufd nobody here knows whether others have devices of the group bound, attached or moved; but
-        while a member is attached by this process, one that leaves or joins changes nothing.
+        while another member is certain to be attached, one that leaves or joins changes nothing.
         """
-        unknown = self._iommufd.shared and kind is not ChangeKind.JOIN
+        unknown = self._iommufd.shared and not (kind is ChangeKind.JOIN and certain)
         changed = unknown or kind in (ChangeKind.FIRST, ChangeKind.REPLACE, ChangeKind.DETACH)
         return DMAChange(kind, _members(self._device) if changed else (), Verdict.UNKNOWN if unknown else Verdict.KNOWN)
+
+    def _certain_peers(self, attachment: Attachment) -> list[Attachable]:
+        """The others that are attached, and that nobody else can detach."""
+        return [peer for peer in attachment.devices if peer is not self and not peer._given]
 
     def _conflicting_peers(self, page_table: PageTable, pasid: int | None) -> tuple[Attachable, ...]:
         attachment = self._state.attachment(pasid)

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..uapi import ioctls
 from .attachment import GroupState
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .kernel_object import KernelObject
 
 _lock = threading.RLock()  # a signal handler may make one, too
-_contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+# By their ids: of a dictionary a snapshot can be had while others change it, and of a WeakSet not.
+_contexts: dict[int, weakref.ref[Context]] = {}
 
 
 def _after_fork_in_child() -> None:
@@ -27,6 +28,20 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+_T = TypeVar("_T")
+
+
+def _living(references: dict[int, weakref.ref[_T]]) -> list[_T]:
+    """What there still is; the rest is forgotten."""
+    found = []
+    for key, reference in list(references.items()):
+        if (one := reference()) is not None:
+            found.append(one)
+        elif references.get(key) is reference:
+            references.pop(key, None)
+    return found
 
 
 class Context:
@@ -43,7 +58,7 @@ class Context:
     def __init__(self) -> None:
         # By group id, or by the device's name where no IOMMU covers it.
         self._groups: dict[int | str, GroupState] = {}
-        self._members: weakref.WeakSet[IOMMUFD] = weakref.WeakSet()
+        self._members: dict[int, weakref.ref[IOMMUFD]] = {}
         self.lock = threading.RLock()
         self.shared = False
 
@@ -55,13 +70,13 @@ class Context:
         are shared all the same, since the program must have asked the other one for its fd.
         """
         with _lock:
-            for context in _contexts:
-                if any(ioctls.file_same(member._file, fd) for member in context._members):
+            for context in _living(_contexts):
+                if any(ioctls.file_same(member._file, fd) for member in _living(context._members)):
                     break
             else:
                 context = cls()
-                _contexts.add(context)
-            context._members.add(iommufd)
+                _contexts[id(context)] = weakref.ref(context)
+            context._members[id(iommufd)] = weakref.ref(iommufd)
             return context
 
     def group(self, host: HostDevice) -> GroupState:
@@ -71,12 +86,12 @@ class Context:
 
     def devices(self) -> Iterator[Device]:
         """Every device that this process has bound to it."""
-        for member in list(self._members):
+        for member in _living(self._members):
             yield from member.devices
 
     def objects(self) -> Iterator[KernelObject]:
         """Every other object of it that this process has made, or borrows."""
-        for member in list(self._members):
+        for member in _living(self._members):
             yield from member._objects_in_order()
 
     def object(self, object_id: int) -> KernelObject | None:

@@ -19,7 +19,6 @@ from .config_space import Command, ConfigSpace
 from .device_info import DeviceFlag, DeviceInfo, read_device_info
 from .hot_reset import HotResetInfo, read_hot_reset_info
 from .interrupts import Interrupts
-from .ioeventfd import IOEventFD
 from .region import Region, read_regions
 from .removal import RemovalWaiter, RemovalWatch
 from .window import Window
@@ -45,10 +44,11 @@ class Device(Attachable):
     __slots__ = ("_children", "_removal", "interrupts")
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
-        super().__init__(iommufd, host)
-        self._children: dict[Window | IOEventFD, None] = {}
+        # First: a fork in another thread may find it as soon as it is a handle.
+        self._children: dict[Window, None] = {}
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
+        super().__init__(iommufd, host)
 
     def info(self) -> DeviceInfo:
         """What the device says of itself (VFIO_DEVICE_GET_INFO), as it is now.
@@ -233,7 +233,7 @@ class Device(Attachable):
         """
         if callback is not None and not callable(callback):
             raise TypeError(f"{callback!r} cannot be called")
-        with self.interrupts.lock:
+        with self.interrupts._lock:
             self._live()
             if self._removal is None or self._removal.ended:
                 self._removal = RemovalWaiter(self)
@@ -241,20 +241,20 @@ class Device(Attachable):
 
     # What it owns
 
-    def _remember_child(self, child: Window | IOEventFD) -> None:
-        """Own a window, which keeps the device bound and has to go first, or an eventfd."""
+    def _remember_child(self, child: Window) -> None:
+        """Own a window, which keeps the device bound and has to go first."""
         self._children[child] = None
 
-    def _forget_child(self, child: Window | IOEventFD) -> None:
-        """One of those has been closed."""
+    def _forget_child(self, child: Window) -> None:
+        """A window has been closed."""
         self._children.pop(child, None)
 
     def _close_children(self) -> list[BaseException]:
         """Close windows and eventfds: what failed."""
         errors: list[BaseException] = []
-        for child in (*list(self._children), self.interrupts):
+        for close in (*[child.close for child in list(self._children)], self.interrupts._close):
             try:
-                child.close()
+                close()
             except OSError as error:
                 errors.append(error)
         return errors
@@ -270,14 +270,14 @@ class Device(Attachable):
         Raises:
             CloseError: Something could not be released; the rest has been.
         """
-        if self.closed:
-            return
         if self.in_child:
             self._close_children()
             self._close_fd()
             return
         errors: list[BaseException] = []
-        with self._iommufd._lock:
+        with self._iommufd._lock:  # who comes second waits until it is unbound
+            if self.closed:
+                return
             errors += self._close_children()
             try:
                 self._close_fd()
@@ -291,6 +291,7 @@ class Device(Attachable):
 
     def _mark_forked(self) -> None:
         super()._mark_forked()
+        self.interrupts._mark_forked()
         for child in list(self._children):
             child._mark_forked()  # what a window maps is the parent's, too
 

@@ -28,7 +28,7 @@ class DeviceFile(Handle):
         IoctlError: It is not on a vfio driver, the kernel has no cdevs, or the node may not be opened.
     """
 
-    __slots__ = ("_device",)
+    __slots__ = ("_device", "_given")
 
     def __init__(self, target: HostDevice | str | Path) -> None:
         device = as_device(target)
@@ -36,6 +36,7 @@ class DeviceFile(Handle):
             raise ioctl_error("open", errno.ENOENT, device.name, open_cdev_causes(errno.ENOENT, device))
         super().__init__()
         self._device = device
+        self._given = False  # its fd to others, who can attach the device once it is bound
         try:
             self._own(ioctls.file_open, device.vfio_cdev, os.O_RDWR)
         except IoctlError as error:
@@ -59,8 +60,19 @@ class DeviceFile(Handle):
         self = cls.__new__(cls)
         Handle.__init__(self)
         self._device = from_sys_path((node / "device").resolve())
+        self._given = True
         self._file.fd = fd
         return self
+
+    def fileno(self) -> int:
+        """The file descriptor. Whoever has it can attach the device that it becomes: see `IOMMUFD.shared`.
+
+        Raises:
+            ClosedError: It has been closed, or bound.
+            ForkedError: This is a forked child.
+        """
+        self._given = True
+        return super().fileno()
 
     @property
     def name(self) -> str:

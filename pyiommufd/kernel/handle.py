@@ -1,13 +1,4 @@
-"""What every owner of an fd has in common.
-
-Locks are taken in this order, and none is held while a callback of the program runs:
-
-1. that of the iommufd (`IOMMUFD`), while an action changes who is bound, attached or alive;
-2. that of a device's interrupts, while a type of them is turned on or off.
-
-To close an fd or an object waits for the calls of other threads that use it (`uapi.ioctls.File`). Such a call ends by
-itself: it is a system call, which takes no lock of these.
-"""
+"""What every owner of an fd has in common."""
 
 from __future__ import annotations
 

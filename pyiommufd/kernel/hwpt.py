@@ -39,7 +39,7 @@ class HWPT(KernelObject):
         fault_queue: Where page requests of its devices arrive; None: nowhere.
     """
 
-    __slots__ = ("fault_queue", "flags", "host", "ioas")
+    __slots__ = ("_mapped", "fault_queue", "flags", "host", "ioas")
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class HWPT(KernelObject):
         self.ioas = ioas
         self.host = host
         self.flags = flags
+        # What was found to be mapped throughout, and how often something had been unmapped by then.
+        self._mapped = IOVARange(0, 0), -1
 
     @property
     def uses(self) -> tuple[KernelObject, ...]:
@@ -73,7 +75,8 @@ class HWPT(KernelObject):
         """
         flags = uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE if check_bool(on, "on") else 0
         try:
-            ioctls.hwpt_set_dirty_tracking(self._live(), self.id, flags)
+            with self._iommufd._lock:  # the id stays that of this
+                ioctls.hwpt_set_dirty_tracking(self._live(), self.id, flags)
         except IoctlError as error:
             raise self._failed(error, "IOMMU_HWPT_SET_DIRTY_TRACKING") from None
 
@@ -121,15 +124,18 @@ class HWPT(KernelObject):
     def _read_dirty(self, iova: int, length: int, page_size: int, flags: int) -> bytearray:
         memory = bytearray(-(-length // page_size // 64) * 8)
         try:
-            ioctls.hwpt_get_dirty_bitmap(self._live(), self.id, flags, iova, length, page_size, memory)
+            with self._iommufd._lock:
+                ioctls.hwpt_get_dirty_bitmap(self._live(), self.id, flags, iova, length, page_size, memory)
         except IoctlError as error:
             where = f", {IOVARange(iova, iova + length - 1)}"
             raise self._failed(error, "IOMMU_HWPT_GET_DIRTY_BITMAP", where) from None
         return memory
 
     def _refuse_hole(self, iova: int, length: int) -> None:
-        where = IOVARange(iova, iova + length - 1)
-        if not self._iommufd.shared and self.ioas._table.covers(iova, length):
+        where, unmaps = IOVARange(iova, iova + length - 1), self.ioas._c.unmaps
+        # To ask takes longer than to read the bits, where there are many mappings; nobody else unmaps.
+        found, as_of = self._mapped
+        if as_of == unmaps and found.start <= iova and where.last <= found.last and not self._iommufd.shared:
             return
         try:
             with self._iommufd._lock:
@@ -141,6 +147,7 @@ class HWPT(KernelObject):
                 f"{where} of {self.ioas!r} is not mapped throughout: nothing is mapped at {hole:#x}, and the kernel "
                 "would report all pages from there on as clean; ask for each mapping by itself (DMAMapping.ranges)"
             )
+        self._mapped = where, unmaps
 
     def _failed(self, error: IoctlError, request: str, where: str = "") -> IoctlError:
         return ioctls.failure(request, f"{self!r}{where}", error.errno)

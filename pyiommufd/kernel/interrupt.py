@@ -81,7 +81,7 @@ class Interrupt(EventFD):
 
         Its number can be enabled again by `IRQ.open`. An eventfd of the caller's stays open.
         """
-        self.irq.release(self)
+        self.irq._release(self)
         super().close()
 
     def __repr__(self) -> str:
@@ -100,7 +100,7 @@ class UnmaskEvent(EventFD):
 
     def close(self) -> None:
         """Let its signals have no effect any more. An eventfd of the caller's stays open."""
-        self._irq.release_unmask(self)
+        self._irq._release_unmask(self)
         super().close()
 
     def __repr__(self) -> str:

@@ -32,12 +32,9 @@ class Interrupts:
     The device owns them: what is enabled is turned off, and its eventfds are closed, when the device is closed.
 
     Thread safety: everything here may be used from any thread.
-
-    Attributes:
-        lock: Held while a type is turned on or off, an ioeventfd or a watch for removal begins or ends.
     """
 
-    __slots__ = ("_closed", "_device", "_ioeventfds", "_irqs", "_names", "lock")
+    __slots__ = ("_closed", "_device", "_ioeventfds", "_irqs", "_lock", "_names")
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -45,7 +42,8 @@ class Interrupts:
         self._ioeventfds: dict[IOEventFD, None] = {}
         self._names: tuple[type[IntEnum], ...] | None = None
         self._closed = False
-        self.lock = threading.RLock()
+        # Held while a type is turned on or off, an ioeventfd or a watch for removal begins or ends.
+        self._lock = threading.RLock()
 
     def __getitem__(self, index: int) -> IRQ:
         """A type of interrupt by its number, which means what the device's bus says.
@@ -57,7 +55,7 @@ class Interrupts:
         index = operator.index(index)
         if not 0 <= index <= 0xFFFF_FFFF:
             raise ValueError(f"{index} is no index of a type of interrupt")
-        with self.lock:
+        with self._lock:
             irq = self._irqs.get(index)
             if irq is None:
                 named = next((names(index) for names in self._kind() if index in list(names)), index)
@@ -123,7 +121,7 @@ class Interrupts:
 
     # Internal
 
-    def fileno(self) -> File:
+    def _live(self) -> File:
         """The device's fd, for who holds the lock: it stays open meanwhile.
 
         Raises:
@@ -133,27 +131,30 @@ class Interrupts:
             raise ClosedError(f"this {type(self._device).__name__} is closed")
         return self._device._live()
 
-    def remember(self, event: IOEventFD) -> None:
+    def _mark_forked(self) -> None:
+        self._lock = threading.RLock()  # another thread of the parent may have held it
+
+    def _remember(self, event: IOEventFD) -> None:
         """Own an ioeventfd."""
         self._ioeventfds[event] = None
 
-    def forget(self, event: IOEventFD) -> None:
+    def _forget(self, event: IOEventFD) -> None:
         """An ioeventfd has been closed."""
         self._ioeventfds.pop(event, None)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """The device is about to be closed: close the eventfds. Those who wait get `ClosedError`."""
         if self._device.in_child:
             for irq in list(self._irqs.values()):
-                irq.close_in_child()
+                irq._close_in_child()
             for event in self.ioeventfds:
                 event.close()
             return
-        with self.lock:
+        with self._lock:
             self._closed = True
             with contextlib.ExitStack() as stack:  # all of them, also where one fails
                 for irq in list(self._irqs.values()):
-                    stack.callback(irq.close)
+                    stack.callback(irq._close)
                 for event in self.ioeventfds:
                     stack.callback(event.close)
 

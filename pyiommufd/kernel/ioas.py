@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -53,11 +52,12 @@ class IOAS(KernelObject):
 
     """
 
-    __slots__ = ("_table",)
+    __slots__ = ("_kept", "_table")
 
     def __init__(self, iommufd: IOMMUFD) -> None:
         super().__init__(iommufd)
         self._table = MappingTable()
+        self._kept = False  # by the kernel, though it has been closed here
 
     @property
     def mappings(self) -> tuple[DMAMapping | DMAMappings, ...]:
@@ -210,7 +210,7 @@ class IOAS(KernelObject):
             if isinstance(error, OverflowError):
                 raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
             raise
-        del self._table[mapping]
+        self._table.pop(mapping, None)  # unless it was closed meanwhile
         try:
             raise map_failed(self, code, held, len(held), iova)
         finally:
@@ -428,8 +428,12 @@ class IOAS(KernelObject):
 
     def _let_go(self) -> None:
         # It stays where it is another's, or in use by another's device: there, too, no memory is left to be reached.
-        for mapping in list(self._table) if self._c.state else ():
-            with contextlib.suppress(IoctlError):
-                mapping.unmap()
-        super()._let_go()
-        self._table.clear()
+        if self._c.state:
+            self._kept = True
+        ioctls.abandon(self._c)
+        for mapping in list(self._table):
+            # What cannot be unmapped keeps its memory.
+            pieces = mapping._mapped_pieces() if self._kept else []
+            if not [piece for piece in pieces if not ioctls.ioas_unmap_left(self._c, piece)]:
+                self._table.pop(mapping, None)
+        super()._let_go()  # last: what has been let go of is nobody's to clear, after an exception in between

@@ -54,9 +54,9 @@ class IOEventFD(EventFD):
         device = self.region.device
         if self.closed or self.in_child or device.closed:
             super().close()  # also where a signal handler interrupted the first one
-            device.interrupts.forget(self)
+            device.interrupts._forget(self)
             return
-        with device.interrupts.lock:
+        with device.interrupts._lock:
             if self not in device.interrupts.ioeventfds:  # another thread has closed it
                 return
             try:
@@ -68,7 +68,7 @@ class IOEventFD(EventFD):
                 raise
             finally:
                 super().close()
-                device.interrupts.forget(self)
+                device.interrupts._forget(self)
 
     def _stop(self) -> None:
         try:
@@ -88,8 +88,8 @@ def start_ioeventfd(
     """Have the kernel write from now on; see `Region.ioeventfd`."""
     device = region.device
     what = _what(region, offset, width, value)
-    with device.interrupts.lock:
-        fd = device.interrupts.fileno()
+    with device.interrupts._lock:
+        fd = device.interrupts._live()
         place = (region.file_offset + offset, width, value)
         # Looked for here, too: below this, what is undone after an interruption must be no other one's write.
         for other in device.interrupts.ioeventfds:
@@ -97,12 +97,12 @@ def start_ioeventfd(
                 raise ioeventfd_error(errno.EEXIST, what, repr(other))
         event = IOEventFD(region, offset, width, value, eventfd)
         try:
-            device.interrupts.remember(event)
+            device.interrupts._remember(event)
             device_ioctls.ioeventfd(fd, *place, event.fileno())
         except IoctlError as error:
             # Not by way of close, which might undo another process's that writes the same.
             EventFD.close(event)
-            device.interrupts.forget(event)
+            device.interrupts._forget(event)
             raise ioeventfd_error(error.errno or 0, what) from None
         except BaseException:
             # A signal handler raised, maybe after the kernel had taken it.

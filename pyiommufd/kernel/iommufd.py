@@ -137,13 +137,15 @@ class IOMMUFD(Handle):
         with self._lock:
             self._live()
             device = Device(self, host)
+            if file._given:
+                device._give()
             try:
                 # On record before it is bound: an exception from a signal leaves it there until the iommufd is closed.
                 self._remember(device)
                 ioctls.bind(file._live(), device._c, device._file, token)
             except IoctlError as error:
                 file._live()  # raises where it was closed meanwhile
-                raise bind_error(error.errno or 0, _as_it_is_now(host), file.fileno()) from None
+                raise bind_error(error.errno or 0, _as_it_is_now(host), file._live().fd) from None
             finally:
                 if device.closed:
                     self._forget(device)
@@ -226,10 +228,10 @@ class IOMMUFD(Handle):
             return
         if not isinstance(ioas, IOAS):
             raise TypeError(f"the container interface works on an IOAS, not on {type(ioas).__name__}")
-        file = ioas._live()
         if ioas.iommufd._context is not self._context:
             raise ValueError(f"{ioas!r} belongs to another IOMMUFD")
-        ioctls.vfio_ioas(file, uapi.IOMMU_VFIO_IOAS_SET, ioas.id)
+        with self._lock:
+            ioctls.vfio_ioas(ioas._live(), uapi.IOMMU_VFIO_IOAS_SET, ioas.id)
 
     @vfio_ioas.deleter
     def vfio_ioas(self) -> None:
@@ -263,8 +265,8 @@ class IOMMUFD(Handle):
     def shared(self) -> bool:
         """Whether others may do things with it that are not known here.
 
-        It was taken over from elsewhere (`from_fd`), or its fd, or that of a device of it, has been asked for
-        (`fileno`).
+        It was taken over from elsewhere (`from_fd`), or its fd has been asked for (`fileno`); or so was that of a
+        device that is bound to it.
         """
         return self._context.shared
 
@@ -304,6 +306,11 @@ class IOMMUFD(Handle):
 
     # The end
 
+    def _mark_forked(self) -> None:
+        super()._mark_forked()
+        if hasattr(self, "_context"):
+            self._context.lock = threading.RLock()  # another thread of the parent may have held it
+
     def close(self) -> None:
         """Close everything that it owns, and the fd. Does nothing the second time.
 
@@ -312,8 +319,6 @@ class IOMMUFD(Handle):
         Raises:
             CloseError: Something could not be released; the rest has been.
         """
-        if self.closed:
-            return
         if self.in_child:
             for made in list(self._registry):
                 made.close()
@@ -330,6 +335,8 @@ class IOMMUFD(Handle):
                 errors.append(error)
 
         with self._lock:
+            if self.closed:
+                return
             # By dependence in the kernel, users first. Devices above all: each holds a reference on the iommufd,
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
             for made in (*self.devices, *reversed(list(self._registry))):

@@ -135,7 +135,7 @@ class IRQ:
         given = None if eventfds is None else list(eventfds)
         count = operator.index(1 if count is None else count) if given is None else len(given)
         least = count if minimum is None else operator.index(minimum)
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             state = self._begin()
             if state.vectors:
                 raise InUseError(f"{self._target} is on already; resize() and open() change its vectors", self.vectors)
@@ -173,7 +173,7 @@ class IRQ:
             ClosedError, ForkedError: As for `enable`.
         """
         vector = operator.index(vector)
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             state = self._begin()
             if self._check(1) <= vector or vector < 0:
                 raise ValueError(f"{self._target} has no vector {vector}")
@@ -198,7 +198,7 @@ class IRQ:
             IoctlError, ClosedError, ForkedError: As for `enable`.
         """
         count = operator.index(count)
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             state = self._begin()
             self._check(count)
             self._check_enabled()
@@ -213,7 +213,7 @@ class IRQ:
             IoctlError: The kernel refused.
             ClosedError, ForkedError: As for `enable`.
         """
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             state = self._begin()
             if state.vectors:
                 self._change(state, (), {}, 0)
@@ -232,7 +232,7 @@ class IRQ:
             IoctlError, ClosedError, ForkedError: As for `enable`.
         """
         start = operator.index(start)
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             vectors = self._begin().vectors
             self._check_enabled()
             end = max(vectors) + 1
@@ -259,7 +259,7 @@ class IRQ:
         self._set_mask(_UNMASK)
 
     def _set_mask(self, action: int) -> None:
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             self._begin()
             self._check_maskable()
             self._set(action, 0, 1)
@@ -274,7 +274,7 @@ class IRQ:
             InUseError: There is one already.
             UnsupportedError, ValueError, TypeError, IoctlError, ClosedError, ForkedError: As for `mask` and `enable`.
         """
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             state = self._begin()
             self._check_maskable()
             if state.unmask is not None:
@@ -328,7 +328,7 @@ class IRQ:
         Raises:
             ClosedError, ForkedError: The device is closed, or about to be, or belongs to the parent process.
         """
-        self._interrupts.fileno()
+        self._interrupts._live()
         self._settle()
         return self._states[0]
 
@@ -376,7 +376,7 @@ class IRQ:
             return
         while len(self._states) > 1:
             try:
-                self._interrupts.fileno()
+                self._interrupts._live()
             except ClosedError:  # by a signal handler, or it has forked and this is the child
                 self._states = (_OFF,)
                 break
@@ -427,7 +427,7 @@ class IRQ:
 
     def _set(self, action: int, start: int, count: int, eventfds: Sequence[int] | None = None) -> int:
         try:
-            return device_ioctls.set_irqs(self._interrupts.fileno(), self.index, action, start, count, eventfds)
+            return device_ioctls.set_irqs(self._interrupts._live(), self.index, action, start, count, eventfds)
         except IoctlError as error:
             others = [one.name for one in self._interrupts.enabled if one is not self]
             raise set_irqs_error(error.errno or 0, self._target, self.name, others) from None
@@ -445,20 +445,20 @@ class IRQ:
         EventFD.close(event)
         self._events.pop(event, None)
 
-    def release(self, vector: Interrupt) -> None:
+    def _release(self, vector: Interrupt) -> None:
         """A vector is about to be closed: the kernel is not to signal it any more."""
         if vector.closed or vector.in_child or self.device.closed:
             return
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             if vector in self.vectors:
                 state = self._begin()
                 self._change(state, [one for one in state.vectors.values() if one is not vector], {}, state.span)
 
-    def release_unmask(self, event: UnmaskEvent) -> None:
+    def _release_unmask(self, event: UnmaskEvent) -> None:
         """The unmask event is about to be closed."""
         if event.in_child or self.device.closed:
             return
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             if event is self._states[0].unmask:
                 try:
                     state = self._begin()
@@ -466,13 +466,13 @@ class IRQ:
                 finally:
                     self._close_rest()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """The device is about to be closed, which turns everything off."""
-        with self._interrupts.lock:
+        with self._interrupts._lock:
             self._states = (_OFF,)
             self._close_rest()
 
-    def close_in_child(self) -> None:
+    def _close_in_child(self) -> None:
         """Close a forked child's copies of the fds."""
         for event in list(self._events):
             EventFD.close(event)

@@ -109,7 +109,7 @@ class KernelObject(Closing):
 
     def _let_go(self) -> None:
         """Let go of all that belonged to it, once the kernel has destroyed it, or is about to with the iommufd."""
-        self._c.state = 0
+        ioctls.abandon(self._c)
         self._iommufd._forget(self)
 
     def __repr__(self) -> str:

@@ -85,7 +85,7 @@ def _issue(mapping: DMAMapping, held: object, issue: Callable[[Piece, _Place], i
     except BaseException:
         mapping.unmap()  # a signal handler raised, maybe after the kernel had mapped it
         raise
-    del table[mapping]
+    table.pop(mapping, None)  # unless the address space was closed meanwhile
     return code
 
 
@@ -125,25 +125,35 @@ def map_file(
 
 def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
     """Map what another address space has mapped."""
+    while True:
+        unmaps = source._c.unmaps
+        mapping = _copy(ioas, source, iova, length, dst_iova, flags)
+        if source._c.unmaps == unmaps:
+            return mapping
+        # Something was unmapped meanwhile: what was copied may be what another thread has mapped there since.
+        mapping.unmap()
+
+
+def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
     # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
     held = source._table.memory_of(iova, length)
-    # To the kernel it is going to be a mapping for each that it is copied from.
+    # To the kernel it is going to be a mapping for each that it is copied from, of this process or another.
     parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
     pieces: Piece | Pieces
-    if len(parts) < 2:
-        mapping = DMAMapping(ioas)
+    if len(parts) < 2 or sum(end - at for at, end in parts) < length:
+        count, mapping = 1, DMAMapping(ioas)
         pieces = mapping._piece
         pieces.length = length
     else:
         numbers = array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)])
-        mapping = copied = CopiedMapping(ioas, length, numbers)
+        count, mapping = len(parts), (copied := CopiedMapping(ioas, length, numbers))
         pieces = copied._pieces.c
     try:
         ioas._table[mapping] = held
         ioctls.ioas_copy(
             ioas._c,
             pieces,
-            max(len(parts), 1),
+            count,
             flags=flags if dst_iova is None else flags | _FIXED,
             source=source._c,
             src_iova=iova,
@@ -154,6 +164,7 @@ def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int |
         mapping.unmap()
         if not isinstance(error, IoctlError):
             raise  # a signal handler's
+        source._live()  # raises where it was closed meanwhile
         code = error.errno or 0
         if code in (errno.ENOENT, errno.EPERM):
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"

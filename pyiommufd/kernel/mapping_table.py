@@ -38,14 +38,6 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
         """The places that a range touches."""
         return [(start, size) for start, size in self.places() if start < iova + length and iova < start + size]
 
-    def covers(self, iova: int, length: int) -> bool:
-        """Whether all of a range is mapped."""
-        end = iova
-        for start, size in self.places():
-            if start <= end < start + size:
-                end = start + size
-        return end >= iova + length
-
     def memory_of(self, iova: int, length: int) -> tuple[object, ...]:
         """What holds the memory that is mapped within a range."""
         return tuple(

@@ -90,7 +90,7 @@ class RemovalWaiter:
         """A watch ends; with the last one, the waiting does."""
         if self.device.in_child:
             return
-        with self.device.interrupts.lock:
+        with self.device.interrupts._lock:
             self._watches = tuple(one for one in self._watches if one is not watch)
             if not self._watches and self._request is not None:
                 self._request.close()

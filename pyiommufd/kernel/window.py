@@ -187,7 +187,7 @@ class Window(Closing):
                     done = copy(self._handle, offset, held, length)
                 except OverflowError:
                     raise self._out_of_range(offset, length) from None
-                if last_errno():
+                if done != length:
                     raise self._failure(offset, length, 0 if done == FAILED else done)
                 return length
             finally:

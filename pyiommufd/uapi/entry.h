@@ -36,7 +36,8 @@ struct pyiommufd_object {
     struct pyiommufd_file *file; /* the iommufd */
     uint32_t id;
     unsigned int state; /* 0: not there, 1: there, 2: about to be destroyed */
-    unsigned int users; /* calls under way */
+    unsigned int users;  /* calls under way */
+    unsigned int unmaps; /* of an address space: how often something of it was unmapped */
 };
 /*
  * Have the kernel make one: the command is written over, with the object's id at that place; and, where a queue is given,
@@ -46,6 +47,8 @@ int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void 
                    struct pyiommufd_file *queue, uint64_t fd_at);
 /* Nothing, and 0, where it is not there. The iommufd's lock is held. */
 int pyiommufd_destroy(struct pyiommufd_object *object);
+/* As destroy, but that the kernel keeps it: later calls fail with EBADF. */
+void pyiommufd_abandon(struct pyiommufd_object *object);
 
 /* One mapping of the kernel's. */
 struct pyiommufd_piece {
@@ -75,6 +78,8 @@ uint64_t pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t coun
 /* All within a range, by one request; the pieces are all that it may touch, and are written over. */
 int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
                                struct pyiommufd_piece **pieces, uint64_t count, uint64_t *unmapped);
+/* What is left mapped in an abandoned one. */
+int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece);
 /*
  * Whether something in a range is not mapped, by whatever process: 1, and the first such address; or 0. For these two
  * the iommufd's lock is held, so that the ids stay those of the objects.

@@ -102,10 +102,12 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
 
     if (inherited >= 0)
         fd = inherited;
-    else if (wake >= 0 && write(wake, &one, sizeof(one)) < 0)
-        errno = 0; /* it is full: those who wait are awake */
-    while (LOAD(&file->users))
+    /* Again and again: an eventfd's own reader may take what was written. A failure says that it is full, which wakes. */
+    while (LOAD(&file->users)) {
+        if (wake >= 0 && inherited < 0 && write(wake, &one, sizeof(one)) < 0)
+            errno = 0;
         look_again(&looks);
+    }
     if (wake >= 0 && wake != fd)
         close(wake);
     return fd < 0 ? 0 : close(fd);
@@ -146,9 +148,11 @@ int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *othe
 
 int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
 {
-    struct pollfd waiting[2] = { { .fd = hold(file), .events = POLLIN }, { .fd = LOAD(&file->wake), .events = POLLIN } };
+    /* The second first: once the file is held, close waits, and leaves open what was there before. */
+    struct pollfd waiting[2] = { { .events = POLLIN }, { .fd = LOAD(&file->wake), .events = POLLIN } };
     int result;
 
+    waiting[0].fd = hold(file);
     if (waiting[0].fd < 0)
         return -1;
     result = poll(waiting, 2, milliseconds);

@@ -47,10 +47,12 @@ class Object(Protocol):
     Attributes:
         id: The id.
         state: 0: it is not there; `LIVE`.
+        unmaps: How often something was unmapped of this address space by its pieces, or was tried to be.
     """
 
     id: int
     state: int
+    unmaps: int
 
 
 class Piece(Protocol):
@@ -218,7 +220,7 @@ def _c(record: Any) -> Any:
 
 
 def new_object(iommufd: File) -> Object:
-    """An object that is not there yet. It uses the file as long as it exists."""
+    """An object that is not there yet. The caller keeps the file as long as the object exists."""
     return cast("Object", ffi.new("struct pyiommufd_object *", {"file": iommufd}))
 
 
@@ -236,6 +238,16 @@ def destroy(made: Object) -> None:
     """IOMMU_DESTROY. Does nothing where it is not there. For one thread at a time of those that use the iommufd."""
     if lib.pyiommufd_destroy(cast("Any", made)) < 0:
         raise failure("IOMMU_DESTROY")
+
+
+def abandon(made: Object) -> None:
+    """Have no call use it any more, once those under way have ended; the kernel keeps it."""
+    lib.pyiommufd_abandon(cast("Any", made))
+
+
+def ioas_unmap_left(ioas: Object, piece: Piece) -> bool:
+    """IOMMU_IOAS_UNMAP in an address space that was abandoned: whether it is not mapped any more."""
+    return not lib.pyiommufd_ioas_unmap_left(cast("Any", ioas), cast("Any", piece))
 
 
 def ioas_alloc(made: Object) -> None:

@@ -119,11 +119,13 @@ int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *p
 
     if (fd < 0)
         return -1;
-    if (use(source) >= 0) {
+    /* Not twice: in between its destroy may begin to wait for the first, and the second for that. */
+    if (source == ioas || use(source) >= 0) {
         result = copy_range(fd, ioas->id, flags, source->id, src_iova, length, &dst_iova);
         for (at = 0; !result && at < count; at++)
             mapped(&pieces[at], ioas, pieces[at].length, dst_iova + pieces[at].offset);
-        used(source);
+        if (source != ioas)
+            used(source);
     }
     used(ioas);
     return result;
@@ -149,19 +151,22 @@ uint64_t pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd
     return done;
 }
 
-static int unmap(int fd, uint32_t ioas_id, uint64_t iova, uint64_t *length)
+static int unmap(int fd, struct pyiommufd_object *ioas, uint64_t iova, uint64_t *length)
 {
     struct iommu_ioas_unmap command = {
         .size = sizeof(command),
-        .ioas_id = ioas_id,
+        .ioas_id = ioas->id,
         .iova = iova,
         .length = *length,
     };
+    int result;
 
-    if (ioctl(fd, IOMMU_IOAS_UNMAP, &command))
-        return -1;
-    *length = command.length;
-    return 0;
+    result = ioctl(fd, IOMMU_IOAS_UNMAP, &command);
+    /* Also where it failed, having unmapped a part. Not before: what is found to be mapped meanwhile may be gone. */
+    ADD(&ioas->unmaps, 1);
+    if (!result)
+        *length = command.length;
+    return result;
 }
 
 int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
@@ -177,7 +182,7 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
     result = 0;
     if (claim(piece)) {
         /* ENOENT: a process that shares this iommufd has unmapped it; it is gone, as was wanted. */
-        if (unmap(fd, piece->ioas->id, piece->iova, &length) && errno != ENOENT)
+        if (unmap(fd, piece->ioas, piece->iova, &length) && errno != ENOENT)
             result = -1;
         STORE(&piece->state, result ? LIVE : GONE);
     }
@@ -195,6 +200,15 @@ uint64_t pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t coun
     return done;
 }
 
+static int copies(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)
+{
+    uint64_t dst_iova = iova;
+
+    /* Readable is what a copy of anything may be. */
+    return copy_range(fd, dst_ioas_id, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, src_ioas_id, iova, length,
+                &dst_iova) == 0;
+}
+
 /* By their place in memory: an order in which several threads can claim pieces without waiting in a circle. */
 static int in_memory(const void *one, const void *other)
 {
@@ -207,44 +221,54 @@ static int in_memory(const void *one, const void *other)
 int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
                                struct pyiommufd_piece **pieces, uint64_t count, uint64_t *unmapped)
 {
-    int fd = use(ioas), result;
+    int fd = use(ioas), result, code;
     /* The kernel takes the longest range for the whole space, whose last address it does not include. */
     const uint64_t last = length == UINT64_MAX ? UINT64_MAX : iova + length - 1;
-    uint64_t at, cut = UINT64_MAX;
+    int64_t scratch = -1;
+    uint64_t at;
 
     if (fd < 0)
         return -1;
     qsort(pieces, count, sizeof(*pieces), in_memory);
-    for (at = 0; at < count; at++) {
-        struct pyiommufd_piece *piece = pieces[at];
-        const uint64_t end = piece->iova + piece->length - 1;
-
-        if (piece->iova >= iova && end <= last) {
-            if (!claim(piece))
-                pieces[at] = NULL;
-            continue;
-        }
-        /* It goes upwards and stops at the first mapping that the range cuts (Linux 7.3, iopt_unmap_iova_range). */
-        if (LOAD(&piece->state) != GONE && piece->iova <= last && end >= iova && piece->iova < cut)
-            cut = piece->iova;
-        pieces[at] = NULL;
-    }
-    *unmapped = length;
-    result = unmap(fd, ioas->id, iova, unmapped);
     for (at = 0; at < count; at++)
-        if (pieces[at])
-            STORE(&pieces[at]->state, !result || (cut != UINT64_MAX && pieces[at]->iova < cut) ? GONE : LIVE);
+        if (pieces[at]->iova < iova || pieces[at]->iova + pieces[at]->length - 1 > last || !claim(pieces[at]))
+            pieces[at] = NULL;
+    *unmapped = length;
+    result = unmap(fd, ioas, iova, unmapped);
+    code = errno;
+    /* It goes upwards, and stops where a mapping is cut or in use: whether each is gone is asked then. */
+    if (result)
+        scratch = ioas_alloc(fd);
+    for (at = 0; at < count; at++)
+        if (pieces[at]) {
+            const struct pyiommufd_piece *piece = pieces[at];
+            int gone = !result || (scratch >= 0 && !copies(fd, scratch, ioas->id, piece->iova, piece->length) &&
+                                   errno == ENOENT);
+
+            STORE(&pieces[at]->state, gone ? GONE : LIVE);
+        }
+    if (scratch >= 0)
+        destroy(fd, scratch);
     used(ioas);
+    errno = code;
     return result;
 }
 
-static int copies(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)
+int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece)
 {
-    uint64_t dst_iova = iova;
+    uint64_t length = piece->length;
+    int fd, result;
 
-    /* Readable is what a copy of anything may be. */
-    return copy_range(fd, dst_ioas_id, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, src_ioas_id, iova, length,
-                &dst_iova) == 0;
+    if (LOAD(&piece->state) == GONE)
+        return 0;
+    fd = hold(ioas->file);
+    if (fd < 0)
+        return -1;
+    result = unmap(fd, ioas, piece->iova, &length) && errno != ENOENT ? -1 : 0;
+    if (!result)
+        STORE(&piece->state, GONE);
+    let_go(ioas->file);
+    return result;
 }
 
 /*

@@ -20,7 +20,8 @@ static int use(struct pyiommufd_object *object)
         if (state == LIVE)
             break;
         ADD(&object->users, -1);
-        if (state == GONE) {
+        /* In a forked child, too, where nobody goes on with what another thread had begun. */
+        if (state == GONE || LOAD(&object->file->fd) < 0) {
             errno = EBADF;
             return -1;
         }
@@ -87,6 +88,17 @@ int pyiommufd_destroy(struct pyiommufd_object *object)
     }
     STORE(&object->state, result ? LIVE : GONE);
     return result;
+}
+
+void pyiommufd_abandon(struct pyiommufd_object *object)
+{
+    unsigned int live = LIVE, looks = 0;
+
+    if (!__atomic_compare_exchange_n(&object->state, &live, ENDING, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        return;
+    while (LOAD(&object->users))
+        look_again(&looks);
+    STORE(&object->state, GONE);
 }
 
 static int64_t ioas_alloc(int fd)

@@ -172,7 +172,7 @@ def test_group_that_a_process_holds(first: HostDevice, neighbour: HostDevice, st
         with DeviceFile(first):
             (refusal,) = plan_rebind(neighbour).refusals
             assert (refusal.device, refusal.kind) == (neighbour.name, "held")
-            assert refusal.reason.startswith("its IOMMU group is in use: pid ")
+            assert refusal.reason.startswith("its IOMMU group is in use: this process (pid ")
             with pytest.raises(ClaimRefusedError, match="the rebind is refused"):
                 plan_rebind(neighbour).apply()
         assert state() == left

@@ -202,9 +202,9 @@ def test_functions_that_somebody_has_keep_their_device_where_it_is(pf: HostDevic
     with plan_claim(function).apply():
         with pytest.raises(CloseError, match="nothing was changed") as caught:
             claim.release()
-        assert f"{function.name}: it is claimed by process" in str(caught.value)
+        assert f"{function.name}: it is claimed by this process" in str(caught.value)
         assert f"--leave {pf.name}" in str(caught.value)
-    with DeviceFile(function), pytest.raises(CloseError, match=rf"{pf.name} stays as it is: pid "):
+    with DeviceFile(function), pytest.raises(CloseError, match=rf"{pf.name} stays as it is: this process \(pid "):
         claim.release()
     assert vfs_of(pf).count == 1
     claim.release()

@@ -24,6 +24,7 @@ from pyiommufd import (
     uapi,
 )
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
+from tests.patience import patience, until
 
 
 @pytest.fixture
@@ -73,6 +74,26 @@ def test_who_waits_is_woken(faulting: MockDevice, queue: FaultQueue) -> None:
     timer.join()
     assert request.address == 0x5000
     queue.respond(request)
+
+
+def test_close_wakes_who_waits(mock: MockIOMMUFD, queue: FaultQueue) -> None:
+    ended: list[object] = []
+
+    def wait() -> None:
+        try:
+            ended.append(queue.read())
+        except ClosedError as error:
+            ended.append(type(error))
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    until(lambda: queue._queue._file.users == 3, "all threads wait")
+    queue.close()
+    for thread in threads:
+        thread.join(patience())
+    assert ended == [ClosedError] * 3
+    assert mock.objects == ()
 
 
 def test_a_page_table_keeps_its_queue(mock: MockIOMMUFD, faulting: MockDevice, queue: FaultQueue) -> None:

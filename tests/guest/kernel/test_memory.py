@@ -25,6 +25,8 @@ from pyiommufd import (
     IoctlError,
 )
 from pyiommufd.testing.edu import EduDriver
+from pyiommufd.uapi import raw
+from tests import by_id
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE
@@ -98,6 +100,15 @@ def test_numpy_array_over_a_buffer(device: Device, edu: EduDriver, ioas: IOAS, b
     edu.copy_in(IOVA, 4)
     edu.copy_out(IOVA + 4, 4)
     assert array[1] == 0xCAFE
+
+
+def test_wrong_iova_unmaps_nothing_of_others(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -> None:
+    """Another thread, or process, has mapped something where this thread had something before."""
+    ioas.map(buffer, iova=IOVA).unmap()
+    by_id.map_memory(iommufd.fileno(), ioas.id, raw.address_of(buffer), PAGE, IOVA)
+    with pytest.raises(ValueError, match="64 bits"):
+        ioas.map(buffer, iova=-PAGE)
+    assert by_id.unmap(iommufd.fileno(), ioas.id, IOVA, PAGE) == PAGE
 
 
 @pytest.mark.parametrize(

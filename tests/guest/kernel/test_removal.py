@@ -151,7 +151,7 @@ def test_watch_that_begins_while_the_last_one_ends(device: Device) -> None:
     ends = threading.Thread(target=last.close, daemon=True)
 
     def begin() -> None:
-        with device.interrupts.lock:
+        with device.interrupts._lock:
             ends.start()
             until(lambda: _within(ends, "remove"), "the other thread ends the last watch")
             device.watch_removal()

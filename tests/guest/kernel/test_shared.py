@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import socket
 import subprocess
@@ -15,8 +16,22 @@ from typing import Protocol
 
 import pytest
 
-from pyiommufd import IOAS, IOMMUFD, Claim, Device, DMABuffer, DMAChange, HostDevice, NotFoundError, Verdict
+from pyiommufd import (
+    IOAS,
+    IOMMUFD,
+    Claim,
+    Device,
+    DeviceFile,
+    DMABuffer,
+    DMAChange,
+    HostDevice,
+    NotFoundError,
+    Verdict,
+    uapi,
+)
 from pyiommufd.testing.edu import EduDriver
+from pyiommufd.uapi import raw
+from tests import by_id
 
 IOVA = 0x100000
 Arrives = Callable[[EduDriver, DMABuffer], bool]
@@ -186,7 +201,8 @@ def test_the_last_to_leave_is_never_sure_of_a_shared_one(
     assert last.devices
 
 
-def test_what_is_borrowed_is_not_destroyed(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -> None:
+def test_what_another_object_has_made_is_not_borrowed(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -> None:
+    """It is found, and stays the other's to close."""
     mapping = ioas.map(buffer, iova=IOVA)
     iommufd.vfio_ioas = ioas
     with IOMMUFD.from_fd(os.dup(iommufd.fileno())) as second:
@@ -227,3 +243,48 @@ def test_two_objects_may_use_each_others(
     assert list(ioas.users) == []
     with IOMMUFD() as stranger, pytest.raises(ValueError, match="another IOMMUFD"):
         device.attach(stranger.alloc_ioas())
+
+
+def test_a_device_whose_fd_is_given_away_is_certain_of_nothing(
+    device: Device, peer_device: Device, edu: EduDriver, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
+) -> None:
+    """Whoever has the fd of the first can detach it: then the second is the last."""
+    ioas.map(buffer, iova=IOVA)
+    device.attach(ioas)
+    assert peer_device.attach(ioas).verdict is Verdict.KNOWN
+    raw.ioctl(
+        device.fileno(),
+        uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT,
+        raw.struct("vfio_device_detach_iommufd_pt", argsz=8),
+    )
+    assert arrives(edu, buffer)
+    change = peer_device.detach()
+    assert not arrives(edu, buffer)
+    assert (change.verdict, bool(change.devices)) == (Verdict.UNKNOWN, True)
+
+
+def test_a_file_that_others_have_makes_the_iommufd_shared(claimed: Claim, iommufd: IOMMUFD, peer: HostDevice) -> None:
+    with DeviceFile(peer) as mine:
+        file = DeviceFile.from_fd(os.dup(mine.fileno()))
+    assert not iommufd.shared
+    iommufd.bind(file)
+    assert iommufd.shared
+
+
+def test_a_refused_unmap_knows_what_is_gone(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -> None:
+    """The kernel stops at a mapping that the range cuts, here one of which this object knows nothing."""
+    page = mmap.PAGESIZE
+    below = ioas.map(memoryview(buffer)[:page], iova=IOVA)
+    by_id.map_memory(iommufd.fileno(), ioas.id, raw.address_of(buffer), 2 * page, IOVA + 4 * page)
+    above = ioas.map(memoryview(buffer)[:page], iova=IOVA + 8 * page)
+    cut = ioas.map(memoryview(buffer)[: 2 * page], iova=IOVA + 16 * page)
+    with pytest.raises(NotFoundError):
+        ioas.unmap(IOVA + 5 * page, 12 * page)
+    assert (below.mapped, above.mapped, cut.mapped) == (True, True, True)
+    with pytest.raises(NotFoundError):
+        ioas.unmap(IOVA, 5 * page)
+    # What was there is unmapped, and somebody else's by now.
+    assert not below.mapped
+    by_id.map_memory(iommufd.fileno(), ioas.id, raw.address_of(buffer), page, IOVA)
+    below.unmap()
+    assert by_id.unmap(iommufd.fileno(), ioas.id, IOVA, page) == page

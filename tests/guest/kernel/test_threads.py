@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import operator
 import sys
 import threading
 import time
@@ -11,9 +12,9 @@ from functools import partial
 
 import pytest
 
-from pyiommufd import IOAS, DMABuffer
+from pyiommufd import HWPT, IOAS, IOMMUFD, ClosedError, DMABuffer, IOMMUFDError, NotFoundError
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
-from tests.patience import patience
+from tests.patience import patience, until
 
 PAGE = mmap.PAGESIZE
 THREADS = 8
@@ -140,3 +141,84 @@ def test_disjoint_address_spaces(ioas: IOAS) -> None:
 
     run_all([partial(work, space) for space in spaces])
     assert [space.unmap_all() for space in spaces] == [0] * 4
+
+
+def test_what_uses_an_object_can_be_asked_while_it_changes() -> None:
+    """Snapshots, of what other threads make, attach and close meanwhile."""
+    with MockIOMMUFD() as iommufd:
+        ioas = iommufd.alloc_ioas()
+        device = iommufd.mock_device(ioas)
+        finished = threading.Event()
+
+        def churn() -> None:
+            try:
+                for _ in range(ROUNDS):
+                    hwpt = device.alloc_hwpt(ioas)
+                    device.replace(hwpt)
+                    device.replace(ioas)
+                    hwpt.close()
+            finally:
+                finished.set()
+
+        def ask() -> None:
+            while not finished.is_set():
+                assert {type(one) for one in ioas.users} <= {HWPT, MockDevice}
+                assert {type(one) for one in iommufd.objects} <= {HWPT, MockDevice, IOAS}
+                assert len(ioas.hwpts) <= 1
+                assert None in device.page_tables
+                assert iommufd.devices == (device,)
+
+        run_all([churn, ask, ask])
+
+
+def test_close_waits_for_a_map_that_is_under_way() -> None:
+    """What gets the number of the fd next is another iommufd, and is not mapped into."""
+    for _ in range(8):
+        iommufd = MockIOMMUFD()
+        ioas = iommufd.alloc_ioas()
+        iommufd.mock_device(ioas)
+        buffer = DMABuffer(32 << 20)
+        ended: list[type[Exception]] = []
+
+        def work(ioas: IOAS = ioas, buffer: DMABuffer = buffer, ended: list[type[Exception]] = ended) -> None:
+            try:
+                while True:
+                    ioas.map(buffer, iova=commands.APERTURE_START).unmap()
+            except IOMMUFDError as error:
+                ended.append(type(error))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        until(partial(operator.attrgetter("users"), ioas._c), "a map is under way")
+        iommufd.close()
+        # The lowest number that is free, which is that of the one before.
+        with IOMMUFD() as other:
+            mine = other.alloc_ioas()
+            thread.join(patience())
+            assert mine.mappings == ()
+            assert mine.unmap_all() == 0
+        assert ended == [ClosedError]
+        buffer.close()
+
+
+def test_a_copy_within_beside_the_close() -> None:
+    """Source and target are one: the close does not wait for the copy that waits for it."""
+    with MockIOMMUFD() as iommufd:
+        for _ in range(ROUNDS):
+            ioas = iommufd.alloc_ioas()
+            ioas.map(DMABuffer(PAGE), iova=PAGE)
+            started = threading.Event()
+
+            def copy(ioas: IOAS = ioas, started: threading.Event = started) -> None:
+                started.set()
+                try:
+                    while True:
+                        ioas.copy_from(ioas, PAGE, PAGE).unmap()
+                except (ClosedError, NotFoundError):
+                    pass
+
+            def close(ioas: IOAS = ioas, started: threading.Event = started) -> None:
+                started.wait(patience())
+                ioas.close()
+
+            run_all([copy, close])

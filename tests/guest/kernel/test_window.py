@@ -349,7 +349,7 @@ def test_interrupted_map_leaves_nothing_once_the_device_is_closed(
         raise Interrupt
 
     mapped = 0
-    for number in sample("kernel.window[map]", map_opcodes, 40):
+    for number in sample("kernel.window[map]", map_opcodes, 8):
         device = iommufd.bind(first)
         region = device.region(0)
         with pytest.raises(Interrupt), at_opcode(number, MAP_MODULES, interrupt) as lines:
@@ -362,7 +362,7 @@ def test_interrupted_map_leaves_nothing_once_the_device_is_closed(
 
 
 def test_map_interrupted_by_what_closes_the_device(iommufd: IOMMUFD, first: HostDevice, map_opcodes: range) -> None:
-    for number in sample("kernel.window[map, closed]", map_opcodes, 40):
+    for number in sample("kernel.window[map, closed]", map_opcodes, 8):
         device = iommufd.bind(first)
         region = device.region(0)
         # IoctlError: EBADF of a request whose fd had been looked up before.

@@ -11,20 +11,16 @@ import errno
 import gc
 import mmap
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import pyiommufd
 from pyiommufd import (
     IOAS,
     IOMMUFD,
+    AlreadyMappedError,
     Claim,
     ClosedError,
     Device,
@@ -39,57 +35,12 @@ from pyiommufd import (
 from pyiommufd.testing.leaks import LeakCheck
 from pyiommufd.uapi import raw
 from tests import by_id
+from tests.opcodes import opcodes
 from tests.sweeps import sample
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE
-_PACKAGE = Path(pyiommufd.__file__).parent
-_TRACED = (str(_PACKAGE / "kernel") + os.sep, str(_PACKAGE / "uapi") + os.sep)
-
-
-class Interrupt(BaseException):
-    """Raised by a signal handler, as KeyboardInterrupt is."""
-
-
-class Trace:
-    """Counts the opcodes of the code that holds what the kernel gives, and raises before one of them.
-
-    Args:
-        at: Before this one, from 1 on; None: only count.
-        handler: What is done before it raises.
-    """
-
-    def __init__(self, at: int | None = None, handler: Callable[[], object] | None = None) -> None:
-        self.count = 0
-        self._at = at
-        self._handler = handler
-
-    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(_TRACED):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return self._step
-
-    def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "opcode":
-            self.count += 1
-            if self.count == self._at:
-                if self._handler is not None:
-                    self._handler()
-                raise Interrupt
-        return self._step
-
-    def __call__(self, action: Callable[[], object]) -> bool:
-        """Do something under it. Whether it has raised."""
-        before = sys.gettrace()
-        sys.settrace(self._enter)
-        try:
-            action()
-        except Interrupt:
-            return True
-        finally:
-            sys.settrace(before)
-        return False
+FILES = ("pyiommufd/kernel/", "pyiommufd/uapi/")
 
 
 @dataclass
@@ -249,14 +200,19 @@ def check_objects(scene: Scene, again: Callable[[], object] | None) -> None:
     strangers = [iommufd.alloc_ioas() for _ in range(3)]
     for stranger in strangers:
         stranger.map(memory, iova=4 * IOVA)
-    if not scene.ioas.closed:
-        scene.ioas.map(memory, iova=8 * IOVA)
+    # Nor what is mapped by now where something has been.
+    taken = []
+    for iova in (IOVA, 2 * IOVA, 8 * IOVA) if not scene.ioas.closed else ():
+        with contextlib.suppress(AlreadyMappedError):
+            taken.append(scene.ioas.map(memory, iova=iova))
     if again is not None:
         again()
     if iommufd.closed:
         return
     for stranger in strangers:
         assert kernel_unmaps(iommufd, stranger) == PAGE
+    if not scene.ioas.closed:
+        assert all(one.mapped for one in taken)
     for device in iommufd.devices:
         for page_table in (scene.ioas, scene.other):
             if not page_table.closed and device.page_table is not page_table:
@@ -274,7 +230,8 @@ def check_objects(scene: Scene, again: Callable[[], object] | None) -> None:
         assert kernel_has(iommufd, ioas)
         known = sum(length for mapping in ioas.mappings for _, length in mapping.ranges())
         assert sum(mapping.length for mapping in ioas.mappings if mapping.mapped) == known
-        if any(start < 4 * IOVA for one in ioas._table.of_memory() for start, _ in one.ranges()):
+        mine = [one for one in ioas._table.of_memory() if one not in taken]
+        if any(start < 4 * IOVA for one in mine for start, _ in one.ranges()):
             with pytest.raises(BufferError):
                 scene.buffer.close()
         assert kernel_unmaps(iommufd, ioas) == known
@@ -299,9 +256,9 @@ def test_an_exception_before_any_opcode(
     prepare, action, repeated = OPERATIONS[name]
     leaks = LeakCheck()
 
-    def once(at: int | None) -> tuple[bool, int]:
+    def once(stop: int | None) -> int:
+        """Up to that opcode, or the end; how many there were."""
         scene = Scene(alone)
-        trace = Trace(at, scene.meddle if meddling else None)
         try:
             prepare(scene)
         except UnsupportedError as error:
@@ -312,20 +269,17 @@ def test_an_exception_before_any_opcode(
             with contextlib.suppress(Exception):  # what is refused is so in every run, or is what the check finds
                 action(scene)
 
-        raised = trace(act)
-        check(scene, partial(act) if repeated else None)
-        return raised, trace.count
-
-    raised, count = once(None)
-    assert not raised
-    assert count > 5
-    interrupted = 0
-    for at in sample(f"stress.opcodes[{name}, {meddling}]", range(1, count + 1), 6):
+        count, where = opcodes(act, FILES, stop, handler=scene.meddle if meddling else lambda: None)
         try:
-            interrupted += once(at)[0]
+            check(scene, act if repeated else None)
+            found = leaks.leaks()
+            assert not found
         except BaseException as error:
-            error.add_note(f"{name}, interrupted before opcode {at} of {count}")
+            error.add_note(f"{name}, interrupted before opcode {stop}, {where}")
             raise
-        found = leaks.leaks()
-        assert not found, f"{name}, opcode {at} of {count}: {found}"
-    assert interrupted
+        return count
+
+    every = once(None)
+    assert every > 5
+    for stop in sample(f"stress.opcodes[{name}, {meddling}]", range(every), 2):
+        assert once(stop) == stop

@@ -125,6 +125,7 @@ class Injection:
     ERRNO = frozenset({"try_page_table"})
     PASS = frozenset(
         {
+            "abandon",
             "file_free",
             "file_forked",
             "file_same",

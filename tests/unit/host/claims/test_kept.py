@@ -696,7 +696,7 @@ def test_claim_of_a_dead_process_is_released_by_name(machine: FakeSysfs) -> None
     """`recover` is one way; where it leaves the device, `release --leave` is the other."""
     plan_claim(NAMES[0]).apply()
     (record,) = journal.records()
-    with pytest.raises(ClaimError, match="it is claimed by process"):
+    with pytest.raises(ClaimError, match="it is claimed by this process"):
         release(NAMES[0])
     record.start_time -= 1
     journal.write(record)
