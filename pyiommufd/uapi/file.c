@@ -102,10 +102,17 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
 
     if (inherited >= 0)
         fd = inherited;
-    /* Again and again: an eventfd's own reader may take what was written. A failure says that it is full, which wakes. */
-    while (LOAD(&file->users)) {
+    /*
+     * Again and again, as those who read an eventfd may take what was written; and once there are none, for who waits by
+     * another fd of it. A failure says that it is full, which wakes as well.
+     */
+    for (;;) {
+        const unsigned int users = LOAD(&file->users);
+
         if (wake >= 0 && inherited < 0 && write(wake, &one, sizeof(one)) < 0)
             errno = 0;
+        if (!users)
+            break;
         look_again(&looks);
     }
     if (wake >= 0 && wake != fd)
