@@ -364,7 +364,7 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice
     with DeviceFile(alone) as file:
         failed = run("release", alone.name, status=1)
         assert "nothing was changed" in failed.stderr
-        assert f"{alone.name} stays as it is: pid {os.getpid()} " in failed.stderr
+        assert f"{alone.name} stays as it is: this process (pid {os.getpid()}) " in failed.stderr
         assert f"fd {file.fileno()}" in failed.stderr
         assert failed.stdout == ""
         assert len(claim_file.files()) == 1
