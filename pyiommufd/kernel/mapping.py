@@ -111,6 +111,8 @@ class _Pieces:
     def unmap(self, mapping: DMAMappings | CopiedMapping) -> None:
         """Unmap those that are mapped, and forget the mapping."""
         ioas, count = mapping._ioas, len(self.numbers) // PIECE
+        if mapping not in ioas._table:
+            return  # it is unmapped already
         try:
             for start in range(0, count, PIECES_A_CALL):
                 part = min(PIECES_A_CALL, count - start)

@@ -264,7 +264,8 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
     fd = hold(ioas->file);
     if (fd < 0)
         return -1;
-    result = unmap(fd, ioas, piece->iova, &length) && errno != ENOENT ? -1 : 0;
+    /* EBADF: somebody else has closed the fd; what it was of goes with it. */
+    result = unmap(fd, ioas, piece->iova, &length) && errno != ENOENT && errno != EBADF ? -1 : 0;
     if (!result)
         STORE(&piece->state, GONE);
     let_go(ioas->file);
