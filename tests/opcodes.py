@@ -1,4 +1,4 @@
-"""An exception at any opcode of an operation, as a signal handler can raise it."""
+"""A signal handler, and an exception of its, at any opcode of an operation."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def opcodes(
     files: Collection[str],
     stop: int | None = None,
     handler: Callable[[], object] = lambda: None,
+    *,
+    raises: bool = True,
 ) -> tuple[int, str]:
     """Run an operation, up to one of its opcodes, where it is interrupted.
 
@@ -46,6 +48,7 @@ def opcodes(
         files: Parts of the paths of the source files whose opcodes count.
         stop: The number of the opcode, from 0 on; None: run to the end.
         handler: What the signal handler does before it raises.
+        raises: Whether it does; otherwise the operation goes on.
 
     Returns:
         How many opcodes came before the end or the interruption, and where that was.
@@ -59,7 +62,8 @@ def opcodes(
                 where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
                 sys.settrace(None)
                 handler()
-                raise Interruption
+                if raises:
+                    raise Interruption
             count += 1
         return each
 

@@ -7,7 +7,15 @@ import operator
 from typing import TYPE_CHECKING
 
 from ..diagnose.attach import REQUEST, attach_error
-from ..errors import AlreadyAttachedError, Cause, ClosedError, DeviceNotFoundError, IoctlError, UnsupportedError
+from ..errors import (
+    AlreadyAttachedError,
+    Cause,
+    ClosedError,
+    DeviceNotFoundError,
+    IoctlError,
+    UnsupportedError,
+    ioctl_error,
+)
 from ..host.devices import HostDevice
 from ..uapi import ioctls
 from .attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
@@ -331,7 +339,7 @@ class Attachable(Handle):
         try:
             return hw_info(*ioctls.get_hw_info(self._iommufd._live(), self.id, data_type))
         except IoctlError as error:
-            raise ioctls.failure("IOMMU_GET_HW_INFO", self.name, error.errno) from None
+            raise ioctl_error("IOMMU_GET_HW_INFO", error.errno or 0, self.name) from None
 
     def alloc_hwpt(
         self,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections import deque
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
 from .. import uapi
-from ..errors import IoctlError
+from ..errors import IoctlError, ioctl_error
 from ..printable import OneLine
 from ..uapi import ioctls
 from .handle import Deadline, Handle
@@ -76,12 +75,17 @@ class FaultQueue(KernelObject):
     Thread safety: everything here may be used from any thread; a request is read by one of them.
     """
 
-    __slots__ = ("_queue", "_read")
+    __slots__ = ("_devices", "_memory", "_queue", "_taken", "_there")
 
     def __init__(self, iommufd: IOMMUFD) -> None:
         super().__init__(iommufd)
         self._queue = _QueueFile(self)
-        self._read: deque[PageRequest] = deque()
+        # What the last read has taken from the kernel, which forgets it; written down by the call, since nobody else
+        # could answer it. Bytes: how many there are, and how many of them were handed out.
+        self._memory = bytearray(_BATCH * _REQUEST.size)
+        self._there = ioctls.new_cell("uint64_t")
+        self._taken = 0
+        self._devices: dict[int, Device] = {}  # by the ids that they had at that time
 
     def fileno(self) -> int:
         """The queue's own fd: readable when there is a request.
@@ -104,45 +108,45 @@ class FaultQueue(KernelObject):
         deadline = Deadline(timeout)
         while True:
             file = self._queue._live()
-            try:
-                return self._read.popleft()
-            except IndexError:
-                pass
-            if not self._fetch(file) and not deadline.wait(file):
+            with self._iommufd._lock:
+                if self._taken < self._there[0] or self._fetch(file):
+                    return self._next()
+            if not deadline.wait(file):
                 raise TimeoutError(f"no page request of {self!r} within {timeout:g} s")
 
     def _fetch(self, file: ioctls.File) -> bool:
-        """Take what the kernel has. Returns whether it had something."""
-        with self._iommufd._lock:
-            devices = {device.id: device for device in self._iommufd._context.devices()}
-            data = self._take(file)
-            for flags, device, pasid, group, permissions, _, address, length, cookie in _REQUEST.iter_unpack(data):
-                self._read.append(
-                    PageRequest(
-                        device=devices.get(device),
-                        pasid=pasid if flags & uapi.IOMMU_PGFAULT_FLAGS_PASID_VALID else None,
-                        group=group,
-                        permissions=PagePermission(permissions),
-                        address=address,
-                        length=length,
-                        last=bool(flags & uapi.IOMMU_PGFAULT_FLAGS_LAST_PAGE),
-                        cookie=cookie,
-                    )
-                )
-            return bool(data)
-
-    def _take(self, file: ioctls.File) -> bytes:
-        """What the kernel has: whole groups of requests, as many as there is room for, or one of any size."""
-        room = _BATCH
+        """Take what the kernel has: as many whole groups as there is room for, or one of any size. Whether it had."""
+        self._there[0] = 0  # first: what was handed out is not handed out again
+        self._taken = 0
+        self._devices = {device.id: device for device in self._iommufd._context.devices()}
         while True:
             try:
-                data = ioctls.file_read(file, room * _REQUEST.size)
+                ioctls.file_readinto(file, self._memory, self._there)
             except IoctlError:
                 self._queue._live()  # raises where it was closed meanwhile
                 raise
-            if data or room >= _MOST or not ioctls.file_readable(file):
-                return data
-            room *= 8
+            room = len(self._memory) // _REQUEST.size
+            if self._there[0] or room >= _MOST or not ioctls.file_readable(file):
+                return self._there[0] > 0
+            self._memory = bytearray(8 * room * _REQUEST.size)
+
+    def _next(self) -> PageRequest:
+        """Hand out one of those that have been read."""
+        flags, device, pasid, group, permissions, _, address, length, cookie = _REQUEST.unpack_from(
+            self._memory, self._taken
+        )
+        request = PageRequest(
+            device=self._devices.get(device),
+            pasid=pasid if flags & uapi.IOMMU_PGFAULT_FLAGS_PASID_VALID else None,
+            group=group,
+            permissions=PagePermission(permissions),
+            address=address,
+            length=length,
+            last=bool(flags & uapi.IOMMU_PGFAULT_FLAGS_LAST_PAGE),
+            cookie=cookie,
+        )
+        self._taken += _REQUEST.size
+        return request
 
     def respond(self, request: PageRequest, *, success: bool = True) -> None:
         """Answer a group of requests, by any one of it (struct iommu_hwpt_page_response).
@@ -160,7 +164,7 @@ class FaultQueue(KernelObject):
             ioctls.file_write(self._queue._live(), _RESPONSE.pack(request.cookie, code))
         except IoctlError as error:
             self._queue._live()
-            raise ioctls.failure("write", f"the answer to {request}", error.errno) from None
+            raise ioctl_error("write", error.errno or 0, f"the answer to {request}") from None
 
     def close(self) -> None:
         """Close the queue's fd, and destroy it (IOMMU_DESTROY). Does nothing the second time.

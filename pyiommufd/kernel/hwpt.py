@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import uapi
 from ..diagnose.hwpt import hwpt_alloc_error
-from ..errors import IoctlError
+from ..errors import IoctlError, ioctl_error
 from ..uapi import ioctls
 from .arguments import check_bool, check_range
 from .dirty_bitmap import DirtyBitmap
@@ -150,7 +150,7 @@ class HWPT(KernelObject):
         self._mapped = where, unmaps
 
     def _failed(self, error: IoctlError, request: str, where: str = "") -> IoctlError:
-        return ioctls.failure(request, f"{self!r}{where}", error.errno)
+        return ioctl_error(request, error.errno or 0, f"{self!r}{where}")
 
     def __repr__(self) -> str:
         return f"<HWPT {self.id} of {self.ioas!r}{' closed' if self.closed else ''}>"

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import uapi
-from ..errors import IoctlError
+from ..errors import IoctlError, ioctl_error
 from ..uapi import ioctls
-from ..uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, last_errno, new
+from ..uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
 from .arguments import BOTH, U64_MAX, SupportsFileno, access_flags, check_bool, check_range, file_number, hold, unshared
 from .hwpt import HWPT
 from .iova import IOVARange
@@ -122,7 +122,7 @@ class IOAS(KernelObject):
                 ioctls.ioas_allow_iovas(self._live(), self.id, pairs)
         except IoctlError as error:
             wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
-            raise ioctls.failure("IOMMU_IOAS_ALLOW_IOVAS", f"{self!r} ({wanted})", error.errno) from None
+            raise ioctl_error("IOMMU_IOAS_ALLOW_IOVAS", error.errno or 0, f"{self!r} ({wanted})") from None
 
     @property
     def huge_pages(self) -> bool:
@@ -140,7 +140,7 @@ class IOAS(KernelObject):
             with self._iommufd._lock:
                 ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id, int(check_bool(on, "huge_pages")))
         except IoctlError as error:
-            raise ioctls.failure("IOMMU_OPTION", f"huge pages of {self!r}", error.errno) from None
+            raise ioctl_error("IOMMU_OPTION", error.errno or 0, f"huge pages of {self!r}") from None
 
     # Map
 
@@ -196,14 +196,13 @@ class IOAS(KernelObject):
             # On record before it is mapped: an exception from a signal in between must not free the memory.
             self._table[mapping] = held
             if iova is None:
-                if not ioas_map(self._c, piece, flags, held, len(held), 0):
+                if not (result := ioas_map(self._c, piece, flags, held, len(held), 0)):
                     return mapping
             else:
                 if type(iova) is not int:
                     iova = operator.index(iova)  # C would take what has a fraction
-                if not ioas_map(self._c, piece, flags | _FIXED, held, len(held), iova):
+                if not (result := ioas_map(self._c, piece, flags | _FIXED, held, len(held), iova)):
                     return mapping
-            code = last_errno()
         except BaseException as error:
             mapping.unmap()
             let_go(self, mapping, held)
@@ -212,7 +211,7 @@ class IOAS(KernelObject):
             raise
         self._table.pop(mapping, None)  # unless it was closed meanwhile
         try:
-            raise map_failed(self, code, held, len(held), iova)
+            raise map_failed(self, -result, held, len(held), iova)
         finally:
             let_go(self, mapping, held)
 
@@ -364,16 +363,15 @@ class IOAS(KernelObject):
             return ioctls.ioas_unmap_range(self._c, iova, length, pieces)
         except IoctlError as error:
             self._live()  # raises where it was closed meanwhile
-            raise ioctls.failure("IOMMU_IOAS_UNMAP", target, error.errno) from None
+            raise ioctl_error("IOMMU_IOAS_UNMAP", error.errno or 0, target) from None
         finally:
             self._table.forget_unmapped(touched)
 
-    def _not_unmapped(self, mapping: DMAMapping | DMAMappings) -> None:
+    def _not_unmapped(self, mapping: DMAMapping | DMAMappings, code: int) -> None:
         """A mapping could not be unmapped: raise why, unless it is gone with the address space."""
-        code = last_errno()
         if mapping in self._table:
             self._live()
-            raise ioctls.failure("IOMMU_IOAS_UNMAP", f"{self!r}, {mapping!r}", code)
+            raise ioctl_error("IOMMU_IOAS_UNMAP", code, f"{self!r}, {mapping!r}")
 
     def physical_address(self, iova: int, length: int = 1) -> PhysicalRange:
         """Where in the machine's memory something is mapped (IOMMU_IOAS_NOIOMMU_GET_PA; since Linux 7.3).
@@ -401,7 +399,7 @@ class IOAS(KernelObject):
             return PhysicalRange(*ioctls.ioas_noiommu_get_pa(fd, self.id, iova, length))
         except IoctlError as error:
             target = f"{self!r}, {IOVARange(iova, iova + length - 1)}"
-            raise ioctls.failure("IOMMU_IOAS_NOIOMMU_GET_PA", target, error.errno) from None
+            raise ioctl_error("IOMMU_IOAS_NOIOMMU_GET_PA", error.errno or 0, target) from None
 
     # The end
 

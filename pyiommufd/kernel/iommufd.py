@@ -190,7 +190,7 @@ class IOMMUFD(Handle):
         try:
             ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0, int(check_bool(on, "rlimit_mode")))
         except IoctlError as error:
-            raise ioctls.failure("IOMMU_OPTION", "the accounting of locked memory", error.errno) from None
+            raise ioctl_error("IOMMU_OPTION", error.errno or 0, "the accounting of locked memory") from None
 
     @property
     def vfio_ioas(self) -> IOAS | None:
@@ -348,6 +348,13 @@ class IOMMUFD(Handle):
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
 
     def __del__(self) -> None:
+        if hasattr(self, "_registry") and not self.closed and not self.in_child:
+            # Garbage, as its devices are, in any order. None of them may reach memory that has been let go of; nor may
+            # another process' that is attached to an address space of a shared iommufd.
+            for device in self.devices:
+                device.__del__()
+            for ioas in self._ioases():
+                ioas._let_go()
         super().__del__()
         # What holds the memory of mappings goes before the memory does: CPython 3.11 crashes where it collects
         # a memoryview and what holds it at once (gh-77894, mended in 2024).

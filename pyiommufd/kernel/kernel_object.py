@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ClosedError, InUseError, IoctlError
+from ..errors import ClosedError, InUseError, IoctlError, ioctl_error
 from ..uapi import ioctls
 from .closing import Closing
 
@@ -105,7 +105,7 @@ class KernelObject(Closing):
         try:
             ioctls.destroy(self._c)
         except IoctlError as error:
-            raise ioctls.failure("IOMMU_DESTROY", repr(self), error.errno) from None
+            raise ioctl_error("IOMMU_DESTROY", error.errno or 0, repr(self)) from None
 
     def _let_go(self) -> None:
         """Let go of all that belonged to it, once the kernel has destroyed it, or is about to with the iommufd."""

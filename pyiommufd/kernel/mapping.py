@@ -53,13 +53,13 @@ class DMAMapping:
             ForkedError: This is a forked child.
         """
         try:
-            if not ioas_unmap(self._piece):
+            if not (result := ioas_unmap(self._piece)):
                 self._ioas._table.pop(self, None)
                 return
         except BaseException:
             self._ioas._table.forget_unmapped((self,))  # a signal handler raised: the buffer is free all the same
             raise
-        self._ioas._not_unmapped(self)
+        self._ioas._not_unmapped(self, -result)
 
     @property
     def mapped(self) -> bool:
@@ -72,7 +72,7 @@ class DMAMapping:
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
-        if self._piece.state:
+        if self.mapped:
             yield self._piece.iova, self._piece.length
 
     def __enter__(self) -> Self:
@@ -116,8 +116,8 @@ class _Pieces:
         try:
             for start in range(0, count, PIECES_A_CALL):
                 part = min(PIECES_A_CALL, count - start)
-                if ioctls.ioas_unmap_many(self.c, start, part) < part:
-                    ioas._not_unmapped(mapping)
+                if result := ioctls.ioas_unmap_many(self.c, start, part):
+                    ioas._not_unmapped(mapping, -result)
                     return
         finally:
             ioas._table.forget_unmapped((mapping,))
@@ -170,7 +170,8 @@ class DMAMappings:
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
-        yield from self._pieces.ranges()
+        if self in self._ioas._table:
+            yield from self._pieces.ranges()
 
     def __len__(self) -> int:
         return len(self._places())

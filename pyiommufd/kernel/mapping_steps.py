@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .. import uapi
 from ..diagnose.mapping import map_error, map_file_error
-from ..errors import IoctlError, IOMMUFDError
+from ..errors import IoctlError, IOMMUFDError, ioctl_error
 from ..uapi import ioctls
-from ..uapi.ioctls import ANYWHERE, PIECE, Piece, Pieces, View, ioas_map, ioas_map_file, last_errno
+from ..uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, Pieces, View, ioas_map, ioas_map_file
 from .arguments import U64_MAX, misaligned
 from .iova import IOVARange, first_fit
 from .mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
@@ -66,7 +66,7 @@ def _map_first_free(
         if place is None:
             room = f"{ranges_in_words(ioas)}, of which those below {below:#x} are asked for"
             raise map_error(errno.ENOSPC, "IOMMU_IOAS_MAP", repr(ioas), length, None, room)
-        if (code := _issue(mapping, held, issue, place)) is None:
+        if not (code := _issue(mapping, held, issue, place)):
             return
         if code != errno.EEXIST:
             raise failed(code, place)
@@ -74,19 +74,18 @@ def _map_first_free(
         taken.append((place, alignment))
 
 
-def _issue(mapping: DMAMapping, held: object, issue: Callable[[Piece, _Place], int], place: _Place) -> int | None:
-    """Map, on record from before the call on. None, or the errno; an exception leaves nothing mapped."""
+def _issue(mapping: DMAMapping, held: object, issue: Callable[[Piece, _Place], int], place: _Place) -> int:
+    """Map, on record from before the call on. 0, or the errno; an exception leaves nothing mapped."""
     table = mapping._ioas._table
     try:
         table[mapping] = held
-        if not issue(mapping._piece, place):
-            return None
-        code = last_errno()
+        if not (result := issue(mapping._piece, place)):
+            return 0
     except BaseException:
         mapping.unmap()  # a signal handler raised, maybe after the kernel had mapped it
         raise
     table.pop(mapping, None)  # unless the address space was closed meanwhile
-    return code
+    return -result
 
 
 def map_file(
@@ -118,7 +117,7 @@ def map_file(
         if iova is not None:
             raise ValueError("iova says where, below lets the address be chosen: not both")
         _map_first_free(mapping, OF_FILE, length, operator.index(below), issue, failed)
-    elif (code := _issue(mapping, OF_FILE, issue, iova)) is not None:
+    elif code := _issue(mapping, OF_FILE, issue, iova):
         raise failed(code, iova)
     return mapping
 
@@ -168,7 +167,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
         code = error.errno or 0
         if code in (errno.ENOENT, errno.EPERM):
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
-            raise ioctls.failure("IOMMU_IOAS_COPY", target, code) from None
+            raise ioctl_error("IOMMU_IOAS_COPY", code, target) from None
         raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
     return mapping
 
@@ -181,12 +180,11 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
         ioas._table[mappings] = held
         for start in range(0, count, PIECES_A_CALL):
             part = min(PIECES_A_CALL, count - start)
-            done = ioctls.ioas_map_many(ioas._c, pieces, start, part, flags, held)
-            code = last_errno()
-            if done < part:
+            result, done = ioctls.ioas_map_many(ioas._c, pieces, start, part, flags, held)
+            if result:
                 at = PIECE * (start + done)
                 offset, length, iova = numbers[at : at + 3]
-                raise map_failed(ioas, code, held, length, None if iova == ANYWHERE else iova, offset)
+                raise map_failed(ioas, -result, held, length, None if iova == ANYWHERE else iova, offset)
     except BaseException:
         mappings.unmap()
         let_go(ioas, mappings, held)
@@ -229,8 +227,8 @@ def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
 
 
 def map_failed(ioas: IOAS, code: int, held: View, length: int, iova: int | None, offset: int = 0) -> Exception:
-    """The exception for a map that failed: errno 0 says that it was not on page boundaries."""
-    if code == 0:
+    """The exception for a map that failed, by the negative of its result."""
+    if code == -NOT_ON_PAGES:
         return misaligned(ioctls.address(held) + offset, length, iova)
     return refused(ioas, code, "IOMMU_IOAS_MAP", length, iova)
 

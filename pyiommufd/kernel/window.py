@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
 from ..uapi.device_ioctls import (
-    FAILED,
     WindowHandle,
     window_copy_in,
     window_copy_out,
@@ -19,10 +18,11 @@ from ..uapi.device_ioctls import (
     window_mapped,
     window_new,
     window_read,
+    window_read64,
     window_unmap,
     window_write,
 )
-from ..uapi.ioctls import CHAR_ARRAY, View, from_buffer, last_errno, release
+from ..uapi.ioctls import CHAR_ARRAY, Cell, View, from_buffer, new_cell, release
 from .closing import Closing
 from .handle import forked_error
 
@@ -91,7 +91,16 @@ class Window(Closing):
             AccessDeniedError: The region cannot be read, or not be written to.
             ClosedError, ForkedError: The window is closed, or belongs to the parent process.
         """
-        return self._read(offset, 8)
+        if type(offset) is not int:
+            offset = operator.index(offset)
+        value = new_cell("uint64_t")
+        try:
+            failed = window_read64(self._handle, offset, value)
+        except OverflowError:
+            raise self._out_of_range(offset, 8) from None
+        if failed:
+            raise self._failure(-failed, offset, 8)
+        return value[0]
 
     def write8(self, offset: int, value: int) -> None:
         """Write one byte. Raises as `write64` does."""
@@ -177,18 +186,20 @@ class Window(Closing):
         """
         self._copy(window_copy_in, offset, memoryview(data))
 
-    def _copy(self, copy: Callable[[WindowHandle, int, View, int], int], offset: int, memory: memoryview[int]) -> int:
+    def _copy(
+        self, copy: Callable[[WindowHandle, int, View, int, Cell], int], offset: int, memory: memoryview[int]
+    ) -> int:
         with memory, memory.cast("B") as plain:  # let go of at once, also where a traceback has them
             offset = operator.index(offset)
             held = from_buffer(CHAR_ARRAY, plain, False)
             try:
-                length = len(held)
+                length, done = len(held), new_cell("uint64_t")
                 try:
-                    done = copy(self._handle, offset, held, length)
+                    failed = copy(self._handle, offset, held, length, done)
                 except OverflowError:
                     raise self._out_of_range(offset, length) from None
-                if done != length:
-                    raise self._failure(offset, length, 0 if done == FAILED else done)
+                if failed:
+                    raise self._failure(-failed, offset, length, done[0])
                 return length
             finally:
                 release(held)
@@ -206,8 +217,8 @@ class Window(Closing):
             value = window_read(self._handle, offset, width)
         except OverflowError:
             raise self._out_of_range(offset, width) from None
-        if value == FAILED and last_errno():
-            raise self._failure(offset, width)
+        if value < 0:
+            raise self._failure(-value, offset, width)
         return value
 
     def _write(self, offset: int, width: int, value: int) -> None:
@@ -220,10 +231,9 @@ class Window(Closing):
         except OverflowError:
             raise self._out_of_range(offset, width) from None
         if failed:
-            raise self._failure(offset, width)
+            raise self._failure(-failed, offset, width)
 
-    def _failure(self, offset: int, length: int, done: int = 0) -> Exception:
-        code = last_errno()
+    def _failure(self, code: int, offset: int, length: int, done: int = 0) -> Exception:
         if code == errno.EBADF:
             return self._closed_error()
         if code == errno.EACCES:

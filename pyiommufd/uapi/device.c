@@ -9,13 +9,13 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
         .flags = token ? VFIO_DEVICE_BIND_FLAG_TOKEN : 0,
         .token_uuid_ptr = (uintptr_t)token,
     };
-    int fd = hold(cdev), result = -1;
+    int fd = hold(cdev), result;
 
     if (fd < 0)
-        return -1;
-    command.iommufd = hold(device->file);
-    if (command.iommufd >= 0) {
-        result = ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &command);
+        return fd;
+    result = command.iommufd = hold(device->file);
+    if (result >= 0) {
+        result = (int)with_reason(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &command));
         let_go(device->file);
     }
     if (!result) {
@@ -27,8 +27,7 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
             own(owner, fd);
             STORE(&device->state, LIVE);
         } else {
-            errno = EBADF;
-            result = -1;
+            result = -EBADF;
         }
     }
     let_go(cdev);

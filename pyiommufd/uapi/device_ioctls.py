@@ -11,7 +11,8 @@ from typing import Any, NewType, cast
 
 from pyiommufd._uapi import ffi, lib
 
-from .ioctls import Fd, View, _c, failure, last_errno
+from ..errors import ioctl_error
+from .ioctls import Cell, Fd, View, _c, _check
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""
@@ -73,8 +74,7 @@ def _info(fd: Fd, request_name: str, request: int, struct: str, **given: int) ->
         info.argsz = room
         for name, value in given.items():
             setattr(info, name, value)
-        if lib.pyiommufd_ioctl(_c(fd), request, info) < 0:
-            raise failure(request_name)
+        _check(lib.pyiommufd_ioctl(_c(fd), request, info), request_name)
         if info.argsz <= room:
             data = bytes(ffi.buffer(memory))
             return struct_fields(struct, data), data
@@ -102,8 +102,7 @@ def irq_info(fd: Fd, index: int) -> tuple[int, int]:
     info = ffi.new("struct vfio_irq_info *")
     info.argsz = ffi.sizeof("struct vfio_irq_info")
     info.index = index
-    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_IRQ_INFO, info) < 0:
-        raise failure("VFIO_DEVICE_GET_IRQ_INFO")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_IRQ_INFO, info), "VFIO_DEVICE_GET_IRQ_INFO")
     return int(info.flags), int(info.count)
 
 
@@ -131,16 +130,12 @@ def set_irqs(fd: Fd, index: int, action: int, start: int, count: int, eventfds: 
     command.start = start
     command.count = count
     ffi.memmove(command.data, numbers, ffi.sizeof(numbers))
-    available = int(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_SET_IRQS, command))
-    if available < 0:
-        raise failure("VFIO_DEVICE_SET_IRQS")
-    return available
+    return _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_SET_IRQS, command), "VFIO_DEVICE_SET_IRQS")
 
 
 def reset(fd: Fd) -> None:
     """VFIO_DEVICE_RESET."""
-    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_RESET, ffi.NULL) < 0:
-        raise failure("VFIO_DEVICE_RESET")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_RESET, ffi.NULL), "VFIO_DEVICE_RESET")
 
 
 def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
@@ -151,25 +146,24 @@ def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
         memory = ffi.new("char[]", header + room * each)
         info = ffi.cast("struct vfio_pci_hot_reset_info *", cast("Any", memory))
         info.argsz = header + room * each
-        if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info) == 0:
+        result = lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info)
+        if result == 0:
             found = [info.devices[i] for i in range(info.count)]
             return int(info.flags), [(int(d.devid), int(d.segment), int(d.bus), int(d.devfn)) for d in found]
-        code = last_errno()
         # ENOSPC: there are more than that, and the kernel has said how many. EAGAIN: by now there are.
-        if code == errno.ENOSPC and info.count > room:
+        if result == -errno.ENOSPC and info.count > room:
             room = int(info.count)
-        elif code == errno.EAGAIN:
+        elif result == -errno.EAGAIN:
             room *= 2
         else:
-            raise failure("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", code=code)
+            _check(result, "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO")
 
 
 def hot_reset(fd: Fd) -> None:
     """VFIO_DEVICE_PCI_HOT_RESET, in the form for a cdev: who owns what is seen from the iommufd, no fds are named."""
     command = ffi.new("struct vfio_pci_hot_reset *")
     command.argsz = ffi.sizeof("struct vfio_pci_hot_reset")
-    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_PCI_HOT_RESET, command) < 0:
-        raise failure("VFIO_DEVICE_PCI_HOT_RESET")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_PCI_HOT_RESET, command), "VFIO_DEVICE_PCI_HOT_RESET")
 
 
 def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: int) -> None:
@@ -188,25 +182,21 @@ def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: int) -> None
     command.offset = offset
     command.data = value
     command.fd = eventfd
-    if lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_IOEVENTFD, command) < 0:
-        raise failure("VFIO_DEVICE_IOEVENTFD")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_IOEVENTFD, command), "VFIO_DEVICE_IOEVENTFD")
 
-
-FAILED = 0xFFFF_FFFF_FFFF_FFFF
-"""What `window_read` returns when it fails; `last_errno` is 0 where that was read."""
 
 WindowHandle = NewType("WindowHandle", object)
 """A mapped part of a region, as the C code keeps it."""
 
-# Hot as well: (window, offset, width) -> value, and (window, offset, width, value) -> 0 or -1.
+# Hot as well, and fail by returning the negative errno. (window, offset, width) -> the value, of up to 4 bytes;
+# (window, offset, a cell for the value) -> 0; (window, offset, width, value) -> 0.
 window_read = cast("Callable[[WindowHandle, int, int], int]", lib.pyiommufd_window_read)
+window_read64 = cast("Callable[[WindowHandle, int, Cell], int]", lib.pyiommufd_window_read64)
 window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommufd_window_write)
 
-
-# (window, offset, memory, length) -> how many bytes were moved before the device did not answer, or FAILED. Errors as
-# for the two above: errno 0 where all were moved.
-window_copy_out = cast("Callable[[WindowHandle, int, View, int], int]", lib.pyiommufd_window_copy_out)
-window_copy_in = cast("Callable[[WindowHandle, int, View, int], int]", lib.pyiommufd_window_copy_in)
+# (window, offset, memory, length, done) -> 0; done becomes how many bytes were moved before the device did not answer.
+window_copy_out = cast("Callable[[WindowHandle, int, View, int, Cell], int]", lib.pyiommufd_window_copy_out)
+window_copy_in = cast("Callable[[WindowHandle, int, View, int, Cell], int]", lib.pyiommufd_window_copy_in)
 
 # What follows asks and changes the window's own state, which is the same for all threads and signal handlers.
 window_mapped = cast("Callable[[WindowHandle], int]", lib.pyiommufd_window_mapped)
@@ -218,7 +208,7 @@ def window_new() -> WindowHandle:
     """A window that nothing is mapped in yet. It frees itself, and unmaps where `window_unmap` has not been called."""
     window = ffi.gc(lib.pyiommufd_window_new(), lib.pyiommufd_window_free)
     if window == ffi.NULL:
-        raise failure("mmap", code=errno.ENOMEM)
+        raise ioctl_error("mmap", errno.ENOMEM)
     return cast("WindowHandle", window)
 
 
@@ -228,8 +218,7 @@ def window_map(window: WindowHandle, fd: Fd, offset: int, length: int, *, readab
     Raises:
         IoctlError: The kernel refused; ECANCELED: the window has been unmapped before.
     """
-    if lib.pyiommufd_window_map(cast("Any", window), _c(fd), offset, length, readable, writeable) < 0:
-        raise failure("mmap")
+    _check(lib.pyiommufd_window_map(cast("Any", window), _c(fd), offset, length, readable, writeable), "mmap")
 
 
 def window_unmap(window: WindowHandle) -> None:
@@ -237,5 +226,4 @@ def window_unmap(window: WindowHandle) -> None:
 
     Nothing is mapped any more when this returns, whoever has unmapped it; and nothing will be.
     """
-    if lib.pyiommufd_window_unmap(cast("Any", window)) < 0:
-        raise failure("munmap")
+    _check(lib.pyiommufd_window_unmap(cast("Any", window)), "munmap")

@@ -2,8 +2,8 @@
  * C entry points of pyiommufd._uapi, in the subset of C that cffi's cdef reads.
  *
  * What a call has done is written down before it returns, in memory that a Python object owns: Python may run a signal
- * handler, and raise from it, between the return of a call and the use of its result. A call that fails returns -1 (or
- * says otherwise below) and leaves the reason in errno.
+ * handler, and raise from it, between the return of a call and the use of its result. A call that fails returns the
+ * negative errno: the handler's own calls would write over what is kept elsewhere.
  */
 
 int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument);
@@ -26,8 +26,8 @@ void pyiommufd_file_forked(struct pyiommufd_file *file);
 int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *other);
 /* As poll: until it is readable, or closed. */
 int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds);
-/* As read, or pread where the offset is not negative; and so for writing. */
-int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset);
+/* As read, or pread where the offset is not negative; and so for writing. done: what is in memory now, in bytes; or NULL. */
+int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset, uint64_t *done);
 int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset);
 int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *argument);
 
@@ -58,6 +58,7 @@ struct pyiommufd_piece {
     uint64_t state; /* as that of an object */
     struct pyiommufd_object *ioas; /* where, once it has been mapped */
 };
+/* Of a map, also of many, the result is 1 where address, length or iova is not on page boundaries, or the length 0. */
 int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags,
                        const void *user_va, uint64_t length, uint64_t iova);
 int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags, int file,
@@ -66,15 +67,15 @@ int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piec
 int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count, uint32_t flags,
                         struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova);
 /*
- * Many pieces of one memory by one call, with offset, length and iova; an iova of all ones lets the kernel choose. The
- * result is how many were mapped before one failed.
+ * Many pieces of one memory by one call, with offset, length and iova; an iova of all ones lets the kernel choose.
+ * done: how many were mapped before one failed.
  */
-uint64_t pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
-                                 uint32_t flags, const void *memory);
+int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
+                            uint32_t flags, const void *memory, uint64_t *done);
 /* Nothing, and 0, where it is not mapped. */
 int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece);
-/* Each of them. The result is how many are not mapped any more, from the first on: count, unless one failed. */
-uint64_t pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count);
+/* Each of them, until one fails. */
+int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count);
 /* All within a range, by one request; the pieces are all that it may touch, and are written over. */
 int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
                                struct pyiommufd_piece **pieces, uint64_t count, uint64_t *unmapped);
@@ -88,7 +89,7 @@ int pyiommufd_ioas_first_hole(struct pyiommufd_file *iommufd, uint32_t ioas_id, 
                               uint64_t *hole);
 /*
  * Whether the device can have a page table of what an address space maps; with a length, of that range alone, copied to
- * an iova. 0, or the errno. The page table, and the copy, are destroyed again.
+ * an iova. The page table, and the copy, are destroyed again.
  */
 int pyiommufd_try_page_table(struct pyiommufd_file *iommufd, uint32_t device_id, uint32_t ioas_id, uint64_t iova,
                              uint64_t length, uint64_t dst_iova);

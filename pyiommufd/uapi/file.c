@@ -30,6 +30,15 @@ static void look_again(unsigned int *looks)
 }
 
 /*
+ * The result of a call that says why it has failed, once and for all: errno is the thread's, and another call in a
+ * signal handler would write it over.
+ */
+static int64_t with_reason(int64_t result)
+{
+    return result < 0 ? -errno : result;
+}
+
+/*
  * Files.
  *
  * close() waits for the calls under way, and every later one finds that there is no fd: so none of them can reach
@@ -43,7 +52,7 @@ static int hold(struct pyiommufd_file *file)
     fd = LOAD(&file->fd);
     if (fd < 0) {
         ADD(&file->users, -1);
-        errno = EBADF;
+        return -EBADF;
     }
     return fd;
 }
@@ -56,7 +65,7 @@ static void let_go(struct pyiommufd_file *file)
 static int own(struct pyiommufd_file *file, int fd)
 {
     if (fd < 0)
-        return -1;
+        return -errno;
     STORE(&file->fd, fd);
     return 0;
 }
@@ -76,11 +85,9 @@ int pyiommufd_file_eventfd(struct pyiommufd_file *file)
 
 int pyiommufd_file_memfd(struct pyiommufd_file *file, const char *name, unsigned int flags, int64_t length)
 {
-    int fd = (int)syscall(SYS_memfd_create, name, flags);
+    int fd = (int)syscall(SYS_memfd_create, name, flags), result = own(file, fd);
 
-    if (own(file, fd))
-        return -1;
-    return ftruncate(fd, length);
+    return result ? result : (int)with_reason(ftruncate(fd, length));
 }
 
 int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file *other)
@@ -88,7 +95,7 @@ int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file 
     int fd = hold(other), result;
 
     if (fd < 0)
-        return -1;
+        return fd;
     result = own(file, fcntl(fd, F_DUPFD_CLOEXEC, 0));
     let_go(other);
     return result;
@@ -99,6 +106,7 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
     int fd = SWAP(&file->fd, -1), wake = SWAP(&file->wake, -1), inherited = SWAP(&file->inherited, -1);
     unsigned int looks = 0;
     const uint64_t one = 1;
+    ssize_t written;
 
     if (inherited >= 0)
         fd = inherited;
@@ -109,15 +117,17 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
     for (;;) {
         const unsigned int users = LOAD(&file->users);
 
-        if (wake >= 0 && inherited < 0 && write(wake, &one, sizeof(one)) < 0)
-            errno = 0;
+        if (wake >= 0 && inherited < 0) {
+            written = write(wake, &one, sizeof(one));
+            (void)written;
+        }
         if (!users)
             break;
         look_again(&looks);
     }
     if (wake >= 0 && wake != fd)
         close(wake);
-    return fd < 0 ? 0 : close(fd);
+    return fd < 0 ? 0 : (int)with_reason(close(fd));
 }
 
 void pyiommufd_file_free(struct pyiommufd_file *file)
@@ -161,20 +171,22 @@ int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
 
     waiting[0].fd = hold(file);
     if (waiting[0].fd < 0)
-        return -1;
-    result = poll(waiting, 2, milliseconds);
+        return waiting[0].fd;
+    result = (int)with_reason(poll(waiting, 2, milliseconds));
     let_go(file);
     return result;
 }
 
-int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset)
+int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset, uint64_t *done)
 {
     int fd = hold(file);
     int64_t result;
 
     if (fd < 0)
-        return -1;
-    result = offset < 0 ? read(fd, memory, length) : pread(fd, memory, length, offset);
+        return fd;
+    result = with_reason(offset < 0 ? read(fd, memory, length) : pread(fd, memory, length, offset));
+    if (done)
+        *done = result < 0 ? 0 : (uint64_t)result;
     let_go(file);
     return result;
 }
@@ -185,8 +197,8 @@ int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, ui
     int64_t result;
 
     if (fd < 0)
-        return -1;
-    result = offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset);
+        return fd;
+    result = with_reason(offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset));
     let_go(file);
     return result;
 }
@@ -196,13 +208,13 @@ int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *ar
     int fd = hold(file), result;
 
     if (fd < 0)
-        return -1;
-    result = ioctl(fd, request, argument);
+        return fd;
+    result = (int)with_reason(ioctl(fd, request, argument));
     let_go(file);
     return result;
 }
 
 int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument)
 {
-    return ioctl(fd, request, argument);
+    return (int)with_reason(ioctl(fd, request, argument));
 }

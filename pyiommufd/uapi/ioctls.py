@@ -1,8 +1,9 @@
 """What issues ioctls and touches C: a typed face of the compiled extension, with `device_ioctls` beside it.
 
 Above them there is no cdata and no request number. Every function raises `pyiommufd.errors.IoctlError`, bare of
-causes, when the kernel refuses; but for `ioas_map` and its relatives, the hot path, which leave the reason to
-`last_errno`. All of them release the GIL while the kernel works and may be called from any thread.
+causes, when the kernel refuses; but for `ioas_map` and its relatives, the hot path, which return what the C code does:
+the negative errno. (What cffi keeps as ffi.errno is the thread's, and the calls of a signal handler write it over.) All
+of them release the GIL while the kernel works and may be called from any thread.
 
 What a call has done is on record before it returns: in a `File`, an `Object` or `Pieces`, which the caller makes
 beforehand. So an exception that a signal handler raises finds it there, at whatever moment.
@@ -18,7 +19,7 @@ from typing import Any, NewType, Protocol, TypeAlias, cast
 
 from pyiommufd._uapi import ffi, lib
 
-from ..errors import IoctlError, ioctl_error
+from ..errors import ioctl_error
 
 
 class File(Protocol):
@@ -30,9 +31,11 @@ class File(Protocol):
         fd: The number; -1: none, or it is a forked parent's.
         users: How many calls are under way.
         inherited: In a forked child, that of its copy, until it is closed; -1: none.
+        wake: What `file_close` writes to, to wake those who wait; -1: nobody can wait.
     """
 
     fd: int
+    wake: int
     users: int
     inherited: int
 
@@ -93,19 +96,14 @@ A_PIECE: object = ffi.typeof("struct pyiommufd_piece *")
 new = cast("Callable[[object], Piece]", ffi.new)
 """(A_PIECE) -> a piece that is not mapped."""
 ioas_map = cast("Callable[[Object, Piece, int, View, int, int], int]", lib.pyiommufd_ioas_map)
-"""IOMMU_IOAS_MAP: (ioas, piece, flags, user_va, length, iova) -> 0 or -1.
-
-`last_errno` is 0 where address, length or iova is not on page boundaries, or the length 0: no ioctl was issued."""
+"""IOMMU_IOAS_MAP: (ioas, piece, flags, user_va, length, iova) -> 0, the negative errno, or `NOT_ON_PAGES`."""
 ioas_map_file = cast("Callable[[Object, Piece, int, int, int, int, int], int]", lib.pyiommufd_ioas_map_file)
-"""IOMMU_IOAS_MAP_FILE: (ioas, piece, flags, file, start, length, iova) -> 0 or -1."""
+"""IOMMU_IOAS_MAP_FILE: (ioas, piece, flags, file, start, length, iova) -> 0, or the negative errno."""
 ioas_unmap = cast("Callable[[Piece], int]", lib.pyiommufd_ioas_unmap)
-"""IOMMU_IOAS_UNMAP: (piece) -> 0, also where it is not mapped, or -1."""
+"""IOMMU_IOAS_UNMAP: (piece) -> 0, also where it is not mapped, or the negative errno."""
 
-
-def last_errno() -> int:
-    """The errno of this thread's last call that failed."""
-    return int(ffi.errno)
-
+NOT_ON_PAGES = 1
+"""Address, length or iova of a map is not on page boundaries, or the length is 0: no ioctl was issued."""
 
 CHAR_ARRAY: object = ffi.typeof("char[]")
 """The type of a `View`, made once."""
@@ -129,9 +127,26 @@ def release(held: View) -> None:
     ffi.release(cast("Any", held))
 
 
-def failure(request: str, target: str = "", code: int | None = None) -> IoctlError:
-    """The exception for a call that failed, by this thread's last errno unless another is given."""
-    return ioctl_error(request, last_errno() if code is None else code, target)
+def _check(result: int, request: str, target: str = "") -> int:
+    """The result of a call, unless it is the negative errno of one that failed."""
+    if result < 0:
+        raise ioctl_error(request, -result, target)
+    return result
+
+
+class Cell(Protocol):
+    """A number in memory that C writes."""
+
+    def __getitem__(self, index: int) -> int:
+        """The number; its index is 0."""
+
+    def __setitem__(self, index: int, number: int) -> None:
+        """Write it in place of C."""
+
+
+def new_cell(kind: str) -> Cell:
+    """A number of a C type, 0 at first."""
+    return cast("Cell", ffi.new(f"{kind} *"))
 
 
 # Files
@@ -144,32 +159,27 @@ def new_file() -> File:
 
 def file_open(file: File, path: str, flags: int) -> None:
     """open, close-on-exec."""
-    if lib.pyiommufd_file_open(_c(file), os.fsencode(path), flags) < 0:
-        raise failure("open", path)
+    _check(lib.pyiommufd_file_open(_c(file), os.fsencode(path), flags), "open", path)
 
 
 def file_eventfd(file: File) -> None:
     """eventfd, which does not block."""
-    if lib.pyiommufd_file_eventfd(_c(file)) < 0:
-        raise failure("eventfd")
+    _check(lib.pyiommufd_file_eventfd(_c(file)), "eventfd")
 
 
 def file_memfd(file: File, flags: int, length: int) -> None:
     """memfd_create and ftruncate, to a length in bytes."""
-    if lib.pyiommufd_file_memfd(_c(file), b"pyiommufd", flags, length) < 0:
-        raise failure("memfd_create")
+    _check(lib.pyiommufd_file_memfd(_c(file), b"pyiommufd", flags, length), "memfd_create")
 
 
 def file_duplicate(file: File, other: Fd) -> None:
     """A second fd of the same open file."""
-    if lib.pyiommufd_file_duplicate(_c(file), _c(other)) < 0:
-        raise failure("fcntl")
+    _check(lib.pyiommufd_file_duplicate(_c(file), _c(other)), "fcntl")
 
 
 def file_close(file: File) -> None:
     """close, once the calls under way have ended. Does nothing the second time."""
-    if lib.pyiommufd_file_close(_c(file)) < 0:
-        raise failure("close")
+    _check(lib.pyiommufd_file_close(_c(file)), "close")
 
 
 def file_forked(file: File) -> None:
@@ -184,8 +194,9 @@ def file_same(file: File, other: int) -> bool:
 
 def file_wait(file: File, milliseconds: int) -> None:
     """poll, until it is readable, closed, a signal comes, or for that time; -1: for as long as it takes."""
-    if lib.pyiommufd_file_wait(_c(file), milliseconds) < 0 and last_errno() not in (errno.EINTR, errno.EBADF):
-        raise failure("poll")
+    result = lib.pyiommufd_file_wait(_c(file), milliseconds)
+    if result not in (-errno.EINTR, -errno.EBADF):
+        _check(result, "poll")
 
 
 def file_readable(file: File) -> bool:
@@ -196,19 +207,21 @@ def file_readable(file: File) -> bool:
 def file_read(file: File, length: int, offset: int = -1) -> bytes:
     """read, or pread where the offset is not negative: up to so many bytes."""
     memory = ffi.new("char[]", length)
-    done = lib.pyiommufd_file_read(_c(file), memory, length, offset)
-    if done < 0:
-        raise failure("read" if offset < 0 else "pread")
-    return bytes(ffi.buffer(memory, done))
+    result = lib.pyiommufd_file_read(_c(file), memory, length, offset, ffi.NULL)
+    return bytes(ffi.buffer(memory, _check(result, "read" if offset < 0 else "pread")))
+
+
+def file_readinto(file: File, memory: bytearray, done: Cell) -> None:
+    """read: done becomes how many bytes are in the memory now (``uint64_t``)."""
+    held = ffi.from_buffer("char[]", memory, require_writable=True)
+    _check(lib.pyiommufd_file_read(_c(file), held, len(held), -1, cast("Any", done)), "read")
 
 
 def file_write(file: File, data: Any, offset: int = -1) -> int:
     """write, or pwrite where the offset is not negative: how many bytes of a buffer were written."""
     held = ffi.from_buffer(data)
-    done = int(lib.pyiommufd_file_write(_c(file), held, len(held), offset))
-    if done < 0:
-        raise failure("write" if offset < 0 else "pwrite")
-    return done
+    result = lib.pyiommufd_file_write(_c(file), held, len(held), offset)
+    return _check(result, "write" if offset < 0 else "pwrite")
 
 
 def _c(record: Any) -> Any:
@@ -230,14 +243,12 @@ def _make(made: Object, request: str, command: Any, field: str, queue: File | No
     command.size = ffi.sizeof(ffi.typeof(command).item)
     number = getattr(lib, request)
     owner: Any = ffi.NULL if queue is None else queue
-    if lib.pyiommufd_make(cast("Any", made), number, command, offsets[field].offset, owner, fd_at) < 0:
-        raise failure(request)
+    _check(lib.pyiommufd_make(cast("Any", made), number, command, offsets[field].offset, owner, fd_at), request)
 
 
 def destroy(made: Object) -> None:
     """IOMMU_DESTROY. Does nothing where it is not there. For one thread at a time of those that use the iommufd."""
-    if lib.pyiommufd_destroy(cast("Any", made)) < 0:
-        raise failure("IOMMU_DESTROY")
+    _check(lib.pyiommufd_destroy(cast("Any", made)), "IOMMU_DESTROY")
 
 
 def abandon(made: Object) -> None:
@@ -269,17 +280,18 @@ def piece_at(pieces: Pieces, index: int) -> Piece:
     return cast("Piece", cast("Any", pieces) + index)
 
 
-def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: View) -> int:
-    """IOMMU_IOAS_MAP for each of some pieces, by one call: how many were mapped before one failed (`last_errno`).
+def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: View) -> tuple[int, int]:
+    """IOMMU_IOAS_MAP for each of some pieces, by one call: the result of `ioas_map`, and how many were mapped before.
 
     `ANYWHERE` as an iova lets the kernel choose, and is overwritten by what it chose.
     """
-    first = cast("Any", pieces) + start
-    return int(lib.pyiommufd_ioas_map_many(cast("Any", ioas), first, count, flags, cast("Any", memory)))
+    first, done = cast("Any", pieces) + start, new_cell("uint64_t")
+    result = lib.pyiommufd_ioas_map_many(cast("Any", ioas), first, count, flags, cast("Any", memory), cast("Any", done))
+    return int(result), done[0]
 
 
 def ioas_unmap_many(pieces: Pieces, start: int, count: int) -> int:
-    """IOMMU_IOAS_UNMAP for each of some pieces, by one call: how many are not mapped any more, from the first on."""
+    """IOMMU_IOAS_UNMAP for each of some pieces, by one call, until one fails: as `ioas_unmap`."""
     return int(lib.pyiommufd_ioas_unmap_many(cast("Any", pieces) + start, count))
 
 
@@ -294,8 +306,10 @@ def ioas_unmap_range(ioas: Object, iova: int, length: int, touched: Sequence[Pie
     """
     unmapped = ffi.new("uint64_t *")
     pieces = ffi.new("struct pyiommufd_piece *[]", list(touched))
-    if lib.pyiommufd_ioas_unmap_range(cast("Any", ioas), iova, length, pieces, len(touched), unmapped) < 0:
-        raise failure("IOMMU_IOAS_UNMAP")
+    _check(
+        lib.pyiommufd_ioas_unmap_range(cast("Any", ioas), iova, length, pieces, len(touched), unmapped),
+        "IOMMU_IOAS_UNMAP",
+    )
     return int(unmapped[0])
 
 
@@ -305,9 +319,7 @@ def ioas_first_hole(fd: Fd, ioas_id: int, iova: int, length: int) -> int | None:
     By IOMMU_IOAS_COPY to an address space that is made for it and destroyed again.
     """
     hole = ffi.new("uint64_t *")
-    found = lib.pyiommufd_ioas_first_hole(_c(fd), ioas_id, iova, length, hole)
-    if found < 0:
-        raise failure("IOMMU_IOAS_COPY")
+    found = _check(lib.pyiommufd_ioas_first_hole(_c(fd), ioas_id, iova, length, hole), "IOMMU_IOAS_COPY")
     return int(hole[0]) if found else None
 
 
@@ -317,7 +329,7 @@ def try_page_table(fd: Fd, device_id: int, ioas_id: int, iova: int = 0, length: 
     With a length, of that range alone, copied to an iova. What is made for it is destroyed again (IOMMU_HWPT_ALLOC,
     IOMMU_IOAS_COPY, IOMMU_DESTROY).
     """
-    return int(lib.pyiommufd_try_page_table(_c(fd), device_id, ioas_id, iova, length, dst_iova))
+    return -int(lib.pyiommufd_try_page_table(_c(fd), device_id, ioas_id, iova, length, dst_iova))
 
 
 def ioas_copy(
@@ -333,8 +345,7 @@ def ioas_copy(
 ) -> None:
     """IOMMU_IOAS_COPY, of what are the pieces in the source."""
     c: Any = (ioas, pieces, source)
-    if lib.pyiommufd_ioas_copy(c[0], c[1], count, flags, c[2], src_iova, length, iova) < 0:
-        raise failure("IOMMU_IOAS_COPY")
+    _check(lib.pyiommufd_ioas_copy(c[0], c[1], count, flags, c[2], src_iova, length, iova), "IOMMU_IOAS_COPY")
 
 
 def ioas_allow_iovas(fd: Fd, ioas_id: int, ranges: Sequence[tuple[int, int]]) -> None:
@@ -345,8 +356,7 @@ def ioas_allow_iovas(fd: Fd, ioas_id: int, ranges: Sequence[tuple[int, int]]) ->
     command.ioas_id = ioas_id
     command.num_iovas = len(ranges)
     command.allowed_iovas = int(ffi.cast("uintptr_t", allowed))
-    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_ALLOW_IOVAS, command) < 0:
-        raise failure("IOMMU_IOAS_ALLOW_IOVAS")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_ALLOW_IOVAS, command), "IOMMU_IOAS_ALLOW_IOVAS")
 
 
 def option(fd: Fd, option_id: int, object_id: int, value: int | None = None) -> int:
@@ -357,8 +367,7 @@ def option(fd: Fd, option_id: int, object_id: int, value: int | None = None) -> 
     command.object_id = object_id
     command.op = lib.IOMMU_OPTION_OP_GET if value is None else lib.IOMMU_OPTION_OP_SET
     command.val64 = value or 0
-    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_OPTION, command) < 0:
-        raise failure("IOMMU_OPTION")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_OPTION, command), "IOMMU_OPTION")
     return int(command.val64)
 
 
@@ -368,8 +377,7 @@ def vfio_ioas(fd: Fd, op: int, ioas_id: int = 0) -> int:
     command.size = ffi.sizeof("struct iommu_vfio_ioas")
     command.op = op
     command.ioas_id = ioas_id
-    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_VFIO_IOAS, command) < 0:
-        raise failure("IOMMU_VFIO_IOAS")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_VFIO_IOAS, command), "IOMMU_VFIO_IOAS")
     return int(command.ioas_id)
 
 
@@ -377,8 +385,7 @@ def ioas_change_process(fd: Fd) -> None:
     """IOMMU_IOAS_CHANGE_PROCESS."""
     command = ffi.new("struct iommu_ioas_change_process *")
     command.size = ffi.sizeof("struct iommu_ioas_change_process")
-    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_CHANGE_PROCESS, command) < 0:
-        raise failure("IOMMU_IOAS_CHANGE_PROCESS")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_CHANGE_PROCESS, command), "IOMMU_IOAS_CHANGE_PROCESS")
 
 
 def ioas_noiommu_get_pa(fd: Fd, ioas_id: int, iova: int, length: int) -> tuple[int, int]:
@@ -388,8 +395,7 @@ def ioas_noiommu_get_pa(fd: Fd, ioas_id: int, iova: int, length: int) -> tuple[i
     command.ioas_id = ioas_id
     command.iova = iova
     command.length = length
-    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_NOIOMMU_GET_PA, command) < 0:
-        raise failure("IOMMU_IOAS_NOIOMMU_GET_PA")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_NOIOMMU_GET_PA, command), "IOMMU_IOAS_NOIOMMU_GET_PA")
     return int(command.out_phys), int(command.length)
 
 
@@ -421,8 +427,7 @@ def hwpt_set_dirty_tracking(fd: Fd, hwpt_id: int, flags: int) -> None:
     command.size = ffi.sizeof("struct iommu_hwpt_set_dirty_tracking")
     command.flags = flags
     command.hwpt_id = hwpt_id
-    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_SET_DIRTY_TRACKING, command) < 0:
-        raise failure("IOMMU_HWPT_SET_DIRTY_TRACKING")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_SET_DIRTY_TRACKING, command), "IOMMU_HWPT_SET_DIRTY_TRACKING")
 
 
 def hwpt_get_dirty_bitmap(
@@ -438,8 +443,7 @@ def hwpt_get_dirty_bitmap(
     command.length = length
     command.page_size = page_size
     command.data = int(ffi.cast("uintptr_t", held))
-    if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_GET_DIRTY_BITMAP, command) < 0:
-        raise failure("IOMMU_HWPT_GET_DIRTY_BITMAP")
+    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_GET_DIRTY_BITMAP, command), "IOMMU_HWPT_GET_DIRTY_BITMAP")
 
 
 def get_hw_info(fd: Fd, dev_id: int, data_type: int | None) -> tuple[int, int, int, bytes]:
@@ -455,8 +459,7 @@ def get_hw_info(fd: Fd, dev_id: int, data_type: int | None) -> tuple[int, int, i
         if data_type is not None:
             command.flags = lib.IOMMU_HW_INFO_FLAG_INPUT_TYPE
             command.in_data_type = data_type
-        if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_GET_HW_INFO, command) < 0:
-            raise failure("IOMMU_GET_HW_INFO")
+        _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_GET_HW_INFO, command), "IOMMU_GET_HW_INFO")
         if command.data_len <= room:
             width, length = int(command.out_max_pasid_log2), int(command.data_len)
             return int(command.out_data_type), width, int(command.out_capabilities), bytes(ffi.buffer(data, length))
@@ -473,12 +476,13 @@ def ioas_iova_ranges(fd: Fd, ioas_id: int) -> tuple[list[tuple[int, int]], int]:
         command.ioas_id = ioas_id
         command.num_iovas = room
         command.allowed_iovas = int(ffi.cast("uintptr_t", ranges))
-        if lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_IOVA_RANGES, command) == 0:
+        result = lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_IOVA_RANGES, command)
+        if result == 0:
             found = [(int(ranges[i].start), int(ranges[i].last)) for i in range(command.num_iovas)]
             return found, int(command.out_iova_alignment)
         # EMSGSIZE: there are more than that by now, and the kernel has said how many.
-        if last_errno() != errno.EMSGSIZE or command.num_iovas <= room:
-            raise failure("IOMMU_IOAS_IOVA_RANGES")
+        if result != -errno.EMSGSIZE or command.num_iovas <= room:
+            _check(result, "IOMMU_IOAS_IOVA_RANGES")
         room = int(command.num_iovas)
 
 
@@ -488,23 +492,7 @@ def bind(cdev: File, device: Object, owner: File, token: bytes | None) -> None:
     token: 16 bytes, or None.
     """
     given = ffi.NULL if token is None else ffi.from_buffer(token)
-    if lib.pyiommufd_bind(_c(cdev), cast("Any", device), _c(owner), given) < 0:
-        raise failure("VFIO_DEVICE_BIND_IOMMUFD")
-
-
-class Cell(Protocol):
-    """A number in memory that C writes."""
-
-    def __getitem__(self, index: int) -> int:
-        """The number; its index is 0."""
-
-    def __setitem__(self, index: int, number: int) -> None:
-        """Write it in place of C."""
-
-
-def new_cell(kind: str) -> Cell:
-    """A number of a C type, 0 at first."""
-    return cast("Cell", ffi.new(f"{kind} *"))
+    _check(lib.pyiommufd_bind(_c(cdev), cast("Any", device), _c(owner), given), "VFIO_DEVICE_BIND_IOMMUFD")
 
 
 def attach(cdev: File, pt_id: int, pasid: int | None, group_on: Cell, attached: Cell) -> None:
@@ -519,11 +507,15 @@ def attach(cdev: File, pt_id: int, pasid: int | None, group_on: Cell, attached: 
         attached: Becomes 1 (``int``).
     """
     number = -1 if pasid is None else pasid
-    if lib.pyiommufd_attach(_c(cdev), pt_id, number, cast("Any", group_on), cast("Any", attached)) < 0:
-        raise failure("VFIO_DEVICE_ATTACH_IOMMUFD_PT")
+    _check(
+        lib.pyiommufd_attach(_c(cdev), pt_id, number, cast("Any", group_on), cast("Any", attached)),
+        "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+    )
 
 
 def detach(cdev: File, pasid: int | None, attached: Cell) -> None:
     """VFIO_DEVICE_DETACH_IOMMUFD_PT: attached becomes 0."""
-    if lib.pyiommufd_detach(_c(cdev), -1 if pasid is None else pasid, cast("Any", attached)) < 0:
-        raise failure("VFIO_DEVICE_DETACH_IOMMUFD_PT")
+    _check(
+        lib.pyiommufd_detach(_c(cdev), -1 if pasid is None else pasid, cast("Any", attached)),
+        "VFIO_DEVICE_DETACH_IOMMUFD_PT",
+    )

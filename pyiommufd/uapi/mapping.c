@@ -34,8 +34,7 @@ static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
 {
     /*
      * The kernel accepts a piece of a page as long as no device is attached, and fails the later attach for
-     * it. Refused here, where the address is known without an object for it; errno 0 tells it from a refusal
-     * by the kernel.
+     * it. Refused here, where the address is known without an object for it.
      */
     const uint64_t in_page = (uint64_t)sysconf(_SC_PAGESIZE) - 1;
     struct iommu_ioas_map command = {
@@ -47,12 +46,10 @@ static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
         .iova = iova,
     };
 
-    if (((uintptr_t)user_va | length | iova) & in_page || !length) {
-        errno = 0;
-        return -1;
-    }
+    if (((uintptr_t)user_va | length | iova) & in_page || !length)
+        return 1;
     if (ioctl(fd, IOMMU_IOAS_MAP, &command))
-        return -1;
+        return -errno;
     mapped(piece, ioas, length, command.iova);
     return 0;
 }
@@ -63,7 +60,7 @@ int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
     int fd = use(ioas), result;
 
     if (fd < 0)
-        return -1;
+        return fd;
     result = map(fd, ioas, piece, flags, user_va, length, iova);
     used(ioas);
     return result;
@@ -84,8 +81,8 @@ int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piec
     int fd = use(ioas), result;
 
     if (fd < 0)
-        return -1;
-    result = ioctl(fd, IOMMU_IOAS_MAP_FILE, &command);
+        return fd;
+    result = (int)with_reason(ioctl(fd, IOMMU_IOAS_MAP_FILE, &command));
     if (!result)
         mapped(piece, ioas, length, command.iova);
     used(ioas);
@@ -106,7 +103,7 @@ static int copy_range(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src
     };
 
     if (ioctl(fd, IOMMU_IOAS_COPY, &command))
-        return -1;
+        return -errno;
     *dst_iova = command.dst_iova;
     return 0;
 }
@@ -114,13 +111,14 @@ static int copy_range(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src
 int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count, uint32_t flags,
                         struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova)
 {
-    int fd = use(ioas), result = -1;
+    int fd = use(ioas), result;
     uint64_t at;
 
     if (fd < 0)
-        return -1;
+        return fd;
     /* Not twice: in between its destroy may begin to wait for the first, and the second for that. */
-    if (source == ioas || use(source) >= 0) {
+    result = source == ioas ? 0 : use(source);
+    if (result >= 0) {
         result = copy_range(fd, ioas->id, flags, source->id, src_iova, length, &dst_iova);
         for (at = 0; !result && at < count; at++)
             mapped(&pieces[at], ioas, pieces[at].length, dst_iova + pieces[at].offset);
@@ -131,24 +129,24 @@ int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *p
     return result;
 }
 
-uint64_t pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
-                                 uint32_t flags, const void *memory)
+int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
+                            uint32_t flags, const void *memory, uint64_t *done)
 {
-    int fd = use(ioas);
-    uint64_t done;
+    int fd = use(ioas), result = 0;
 
     if (fd < 0)
-        return 0;
-    for (done = 0; done < count; done++) {
-        struct pyiommufd_piece *piece = &pieces[done];
+        return fd;
+    for (*done = 0; *done < count; ++*done) {
+        struct pyiommufd_piece *piece = &pieces[*done];
         int fixed = piece->iova != UINT64_MAX;
 
-        if (map(fd, ioas, piece, fixed ? flags | IOMMU_IOAS_MAP_FIXED_IOVA : flags,
-                (const char *)memory + piece->offset, piece->length, fixed ? piece->iova : 0))
+        result = map(fd, ioas, piece, fixed ? flags | IOMMU_IOAS_MAP_FIXED_IOVA : flags,
+                     (const char *)memory + piece->offset, piece->length, fixed ? piece->iova : 0);
+        if (result)
             break;
     }
     used(ioas);
-    return done;
+    return result;
 }
 
 static int unmap(int fd, struct pyiommufd_object *ioas, uint64_t iova, uint64_t *length)
@@ -161,7 +159,7 @@ static int unmap(int fd, struct pyiommufd_object *ioas, uint64_t iova, uint64_t 
     };
     int result;
 
-    result = ioctl(fd, IOMMU_IOAS_UNMAP, &command);
+    result = (int)with_reason(ioctl(fd, IOMMU_IOAS_UNMAP, &command));
     /* Also where it failed, having unmapped a part. Not before: what is found to be mapped meanwhile may be gone. */
     ADD(&ioas->unmaps, 1);
     if (!result)
@@ -178,35 +176,35 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
         return 0;
     fd = use(piece->ioas);
     if (fd < 0)
-        return -1;
+        return fd;
     result = 0;
     if (claim(piece)) {
-        /* ENOENT: a process that shares this iommufd has unmapped it; it is gone, as was wanted. */
-        if (unmap(fd, piece->ioas, piece->iova, &length) && errno != ENOENT)
-            result = -1;
+        result = unmap(fd, piece->ioas, piece->iova, &length);
+        /* A process that shares this iommufd has unmapped it; it is gone, as was wanted. */
+        if (result == -ENOENT)
+            result = 0;
         STORE(&piece->state, result ? LIVE : GONE);
     }
     used(piece->ioas);
     return result;
 }
 
-uint64_t pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count)
+int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count)
 {
-    uint64_t done;
+    int result = 0;
 
-    for (done = 0; done < count; done++)
-        if (pyiommufd_ioas_unmap(&pieces[done]))
-            break;
-    return done;
+    for (uint64_t at = 0; !result && at < count; at++)
+        result = pyiommufd_ioas_unmap(&pieces[at]);
+    return result;
 }
 
-static int copies(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)
+static int copy_in_place(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)
 {
     uint64_t dst_iova = iova;
 
     /* Readable is what a copy of anything may be. */
     return copy_range(fd, dst_ioas_id, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, src_ioas_id, iova, length,
-                &dst_iova) == 0;
+                      &dst_iova);
 }
 
 /* By their place in memory: an order in which several threads can claim pieces without waiting in a circle. */
@@ -221,36 +219,34 @@ static int in_memory(const void *one, const void *other)
 int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
                                struct pyiommufd_piece **pieces, uint64_t count, uint64_t *unmapped)
 {
-    int fd = use(ioas), result, code;
+    int fd = use(ioas), result;
     /* The kernel takes the longest range for the whole space, whose last address it does not include. */
     const uint64_t last = length == UINT64_MAX ? UINT64_MAX : iova + length - 1;
     int64_t scratch = -1;
     uint64_t at;
 
     if (fd < 0)
-        return -1;
+        return fd;
     qsort(pieces, count, sizeof(*pieces), in_memory);
     for (at = 0; at < count; at++)
         if (pieces[at]->iova < iova || pieces[at]->iova + pieces[at]->length - 1 > last || !claim(pieces[at]))
             pieces[at] = NULL;
     *unmapped = length;
     result = unmap(fd, ioas, iova, unmapped);
-    code = errno;
     /* It goes upwards, and stops where a mapping is cut or in use: whether each is gone is asked then. */
     if (result)
         scratch = ioas_alloc(fd);
     for (at = 0; at < count; at++)
         if (pieces[at]) {
             const struct pyiommufd_piece *piece = pieces[at];
-            int gone = !result || (scratch >= 0 && !copies(fd, scratch, ioas->id, piece->iova, piece->length) &&
-                                   errno == ENOENT);
+            int gone = !result || (scratch >= 0 && copy_in_place(fd, scratch, ioas->id, piece->iova,
+                                                                 piece->length) == -ENOENT);
 
             STORE(&pieces[at]->state, gone ? GONE : LIVE);
         }
     if (scratch >= 0)
         destroy(fd, scratch);
     used(ioas);
-    errno = code;
     return result;
 }
 
@@ -263,9 +259,11 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
         return 0;
     fd = hold(ioas->file);
     if (fd < 0)
-        return -1;
+        return fd;
+    result = unmap(fd, ioas, piece->iova, &length);
     /* EBADF: somebody else has closed the fd; what it was of goes with it. */
-    result = unmap(fd, ioas, piece->iova, &length) && errno != ENOENT && errno != EBADF ? -1 : 0;
+    if (result == -ENOENT || result == -EBADF)
+        result = 0;
     if (!result)
         STORE(&piece->state, GONE);
     let_go(ioas->file);
@@ -279,38 +277,33 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
 int pyiommufd_ioas_first_hole(struct pyiommufd_file *iommufd, uint32_t ioas_id, uint64_t iova, uint64_t length,
                               uint64_t *hole)
 {
-    int fd = hold(iommufd), code = 0;
+    int fd = hold(iommufd), result;
     int64_t scratch;
 
     if (fd < 0)
-        return -1;
+        return fd;
     scratch = ioas_alloc(fd);
-    if (scratch < 0)
-        code = errno;
-    else if (!copies(fd, scratch, ioas_id, iova, length))
-        code = errno;
+    result = scratch < 0 ? (int)scratch : copy_in_place(fd, scratch, ioas_id, iova, length);
     /* EOVERFLOW: the range is too long for a copy, and for a mapping. */
-    if (code == ENOENT || code == EOVERFLOW) {
+    if (result == -ENOENT || result == -EOVERFLOW) {
         /* Up to iova all is mapped, and copied; within the length from there on something is not. */
         while (length > 1) {
             uint64_t half = length / 2;
 
-            if (copies(fd, scratch, ioas_id, iova, half)) {
+            if (copy_in_place(fd, scratch, ioas_id, iova, half)) {
+                length = half;
+            } else {
                 iova += half;
                 length -= half;
-            } else {
-                length = half;
             }
         }
         *hole = iova;
+        result = 1;
     }
     if (scratch >= 0)
         destroy(fd, scratch);
     let_go(iommufd);
-    if (code == ENOENT || code == EOVERFLOW)
-        return 1;
-    errno = code;
-    return code ? -1 : 0;
+    return result;
 }
 
 static int try_page_table(int fd, uint32_t device_id, uint32_t ioas_id)
@@ -318,7 +311,7 @@ static int try_page_table(int fd, uint32_t device_id, uint32_t ioas_id)
     struct iommu_hwpt_alloc command = { .size = sizeof(command), .dev_id = device_id, .pt_id = ioas_id };
 
     if (ioctl(fd, IOMMU_HWPT_ALLOC, &command))
-        return errno;
+        return -errno;
     destroy(fd, command.out_hwpt_id);
     return 0;
 }
@@ -326,23 +319,23 @@ static int try_page_table(int fd, uint32_t device_id, uint32_t ioas_id)
 int pyiommufd_try_page_table(struct pyiommufd_file *iommufd, uint32_t device_id, uint32_t ioas_id, uint64_t iova,
                              uint64_t length, uint64_t dst_iova)
 {
-    int fd = hold(iommufd), code = 0;
+    int fd = hold(iommufd), result;
     int64_t scratch;
 
     if (fd < 0)
-        return EBADF;
+        return fd;
     if (!length) {
-        code = try_page_table(fd, device_id, ioas_id);
+        result = try_page_table(fd, device_id, ioas_id);
     } else if ((scratch = ioas_alloc(fd)) < 0) {
-        code = errno;
+        result = (int)scratch;
     } else {
         /* Readable is enough: whether the memory is pinned for writing was said by the first map of it. */
-        if (copy_range(fd, scratch, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, ioas_id, iova, length, &dst_iova))
-            code = errno;
-        else
-            code = try_page_table(fd, device_id, scratch);
+        result = copy_range(fd, scratch, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, ioas_id, iova, length,
+                            &dst_iova);
+        if (!result)
+            result = try_page_table(fd, device_id, scratch);
         destroy(fd, scratch);
     }
     let_go(iommufd);
-    return code;
+    return result;
 }

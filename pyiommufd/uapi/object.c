@@ -22,8 +22,7 @@ static int use(struct pyiommufd_object *object)
         ADD(&object->users, -1);
         /* In a forked child, too, where nobody goes on with what another thread had begun. */
         if (state == GONE || LOAD(&object->file->fd) < 0) {
-            errno = EBADF;
-            return -1;
+            return -EBADF;
         }
         look_again(&looks);
     }
@@ -45,13 +44,14 @@ int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void 
     int fd = hold(object->file), result;
 
     if (fd < 0)
-        return -1;
+        return fd;
     /* First, so that nothing is left to fail once the kernel has made it. */
     if (queue && (queue->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
+        result = -errno;
         let_go(object->file);
-        return -1;
+        return result;
     }
-    result = ioctl(fd, request, command);
+    result = (int)with_reason(ioctl(fd, request, command));
     if (result >= 0) {
         memcpy(&object->id, (char *)command + id_at, sizeof(object->id));
         STORE(&object->state, LIVE);
@@ -68,20 +68,20 @@ static int destroy(int fd, uint32_t id)
 {
     struct iommu_destroy command = { .size = sizeof(command), .id = id };
 
-    return ioctl(fd, IOMMU_DESTROY, &command);
+    return (int)with_reason(ioctl(fd, IOMMU_DESTROY, &command));
 }
 
 /* One at a time for each iommufd: a copy uses two objects, and each might wait for the end of the other. */
 int pyiommufd_destroy(struct pyiommufd_object *object)
 {
     unsigned int live = LIVE, looks = 0;
-    int fd, result = -1;
+    int fd, result;
 
     if (!__atomic_compare_exchange_n(&object->state, &live, ENDING, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
         return 0;
     while (LOAD(&object->users))
         look_again(&looks);
-    fd = hold(object->file);
+    result = fd = hold(object->file);
     if (fd >= 0) {
         result = destroy(fd, object->id);
         let_go(object->file);
@@ -105,5 +105,5 @@ static int64_t ioas_alloc(int fd)
 {
     struct iommu_ioas_alloc command = { .size = sizeof(command) };
 
-    return ioctl(fd, IOMMU_IOAS_ALLOC, &command) ? -1 : (int64_t)command.out_ioas_id;
+    return ioctl(fd, IOMMU_IOAS_ALLOC, &command) ? -errno : (int64_t)command.out_ioas_id;
 }

@@ -153,7 +153,7 @@ def ioctl(fd: int, request: int, argument: Any = 0) -> int:
     except OverflowError as error:
         raise ValueError(f"fd {fd}, request {request}: {error}") from None
     if result < 0:
-        raise ioctl_error(_name_of(request), ffi.errno)
+        raise ioctl_error(_name_of(request), -result)
     return result
 
 

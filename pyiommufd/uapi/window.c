@@ -153,19 +153,22 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
 {
     const int protection = (readable ? PROT_READ : 0) | (writeable ? PROT_WRITE : 0);
     void *base;
-    int fd;
+    int fd, result = 0;
 
-    if (!advance(window, NEW, MAPPING)) {
-        errno = ECANCELED;
-        return -1;
-    }
+    if (!advance(window, NEW, MAPPING))
+        return -ECANCELED;
     fd = hold(file);
-    base = fd < 0 ? MAP_FAILED : mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset);
-    if (fd >= 0)
+    if (fd < 0) {
+        result = fd;
+    } else {
+        base = mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset);
+        if (base == MAP_FAILED)
+            result = -errno;
         let_go(file);
-    if (base == MAP_FAILED) {
+    }
+    if (result) {
         atomic_store(&window->state, UNMAPPED);
-        return -1;
+        return result;
     }
     /* A forked child that inherited the mapping would keep the device bound after its owner let go. */
     madvise(base, length, MADV_DONTFORK);
@@ -192,7 +195,7 @@ int pyiommufd_window_unmap(struct pyiommufd_window *window)
 
             while (atomic_load(&window->users))
                 look_again(&turns);
-            result = munmap(window->base, window->length);
+            result = (int)with_reason(munmap(window->base, window->length));
             atomic_store(&window->state, UNMAPPED);
             return result;
         }
@@ -227,20 +230,21 @@ void pyiommufd_window_free(struct pyiommufd_window *window)
 #define BARRIER() __sync_synchronize()
 #endif
 
-/* Whether an access is possible; it is under way from here to leave(). */
+/* 0 where an access is possible; it is under way from here to leave(). */
 static int enter(struct pyiommufd_window *window, uint64_t offset, uint64_t length, int protection)
 {
+    int result = 0;
+
     atomic_fetch_add(&window->users, 1);
     if (atomic_load(&window->state) != MAPPED)
-        errno = EBADF;
+        result = -EBADF;
     else if (!(window->protection & protection))
-        errno = EACCES;
+        result = -EACCES;
     else if (offset > window->length || length > window->length - offset)
-        errno = ERANGE;
-    else
-        return 1;
-    atomic_fetch_sub(&window->users, 1);
-    return 0;
+        result = -ERANGE;
+    if (result)
+        atomic_fetch_sub(&window->users, 1);
+    return result;
 }
 
 static void leave(struct pyiommufd_window *window)
@@ -298,48 +302,44 @@ union register_value {
     unsigned char bytes[8];
 };
 
-static int one_access(uint64_t offset, unsigned int width)
+static int one_access(struct pyiommufd_window *window, uint64_t offset, unsigned int width, union register_value *value,
+                      int writing)
 {
-    if ((width == 1 || width == 2 || width == 4 || width == 8) && !(offset & (width - 1)))
-        return 1;
-    errno = EINVAL;
-    return 0;
+    int result = enter(window, offset, width, writing ? PROT_WRITE : PROT_READ);
+
+    if (result)
+        return result;
+    if ((width != 1 && width != 2 && width != 4 && width != 8) || offset & (width - 1))
+        result = -EINVAL;
+    else if (move(window->base + offset, value->bytes, width, writing) != width)
+        result = -EFAULT;
+    leave(window);
+    return result;
 }
 
-uint64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width)
+int pyiommufd_window_read64(struct pyiommufd_window *window, uint64_t offset, uint64_t *value)
+{
+    return one_access(window, offset, 8, (union register_value *)value, 0);
+}
+
+int64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width)
 {
     union register_value value = { .of_8 = 0 };
-    uint64_t moved;
+    int result = width > 4 ? -EINVAL : one_access(window, offset, width, &value, 0);
 
-    if (!enter(window, offset, width, PROT_READ))
-        return UINT64_MAX;
-    if (!one_access(offset, width)) {
-        leave(window);
-        return UINT64_MAX;
-    }
-    moved = move(window->base + offset, value.bytes, width, 0);
-    leave(window);
-    errno = moved == width ? 0 : EFAULT;
-    if (moved != width)
-        return UINT64_MAX;
+    if (result)
+        return result;
     /*
      * QEMU 7.2 (TCG) leaves more bytes in the processor's register than were loaded, where a device implements wider
      * accesses only. They go no further, as the value has been in memory.
      */
-    return width == 1 ? value.of_1 : width == 2 ? value.of_2 : width == 4 ? value.of_4 : value.of_8;
+    return width == 1 ? value.of_1 : width == 2 ? value.of_2 : value.of_4;
 }
 
 int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width, uint64_t value)
 {
     union register_value held = { .of_8 = 0 };
-    uint64_t moved;
 
-    if (!enter(window, offset, width, PROT_WRITE))
-        return -1;
-    if (!one_access(offset, width)) {
-        leave(window);
-        return -1;
-    }
     switch (width) {
     case 1:
         held.of_1 = (uint8_t)value;
@@ -354,45 +354,43 @@ int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, uns
         held.of_8 = value;
         break;
     }
-    moved = move(window->base + offset, held.bytes, width, 1);
-    leave(window);
-    errno = EFAULT;
-    return moved == width ? 0 : -1;
+    return one_access(window, offset, width, &held, 1);
 }
 
 /* By way of memory of our own, so that a fault under the guard is the device's, and never one of the caller's memory. */
-static uint64_t copy(struct pyiommufd_window *window, uint64_t offset, unsigned char *memory, uint64_t length,
-                     int writing)
+static int copy(struct pyiommufd_window *window, uint64_t offset, unsigned char *memory, uint64_t length, uint64_t *done,
+                int writing)
 {
-    uint64_t chunk[512 + 1], done = 0;
+    uint64_t chunk[512 + 1];
     unsigned char *held = (unsigned char *)chunk + offset % 8;
+    int result = enter(window, offset, length, writing ? PROT_WRITE : PROT_READ);
 
-    if (!enter(window, offset, length, writing ? PROT_WRITE : PROT_READ))
-        return UINT64_MAX;
-    while (done < length) {
-        uint64_t size = length - done < 4096 ? length - done : 4096, moved;
+    if (result)
+        return result;
+    for (*done = 0; !result && *done < length;) {
+        uint64_t size = length - *done < 4096 ? length - *done : 4096, moved;
 
         if (writing)
-            memcpy(held, memory + done, size);
-        moved = move(window->base + offset + done, held, size, writing);
+            memcpy(held, memory + *done, size);
+        moved = move(window->base + offset + *done, held, size, writing);
         if (!writing)
-            memcpy(memory + done, held, moved);
-        done += moved;
+            memcpy(memory + *done, held, moved);
+        *done += moved;
         if (moved < size)
-            break;
+            result = -EFAULT;
     }
     leave(window);
-    errno = done == length ? 0 : EFAULT;
-    return done;
+    return result;
 }
 
-uint64_t pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length)
+int pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length,
+                              uint64_t *done)
 {
-    return copy(window, offset, memory, length, 0);
+    return copy(window, offset, memory, length, done, 0);
 }
 
-uint64_t pyiommufd_window_copy_in(struct pyiommufd_window *window, uint64_t offset, const void *memory,
-                                  uint64_t length)
+int pyiommufd_window_copy_in(struct pyiommufd_window *window, uint64_t offset, const void *memory, uint64_t length,
+                             uint64_t *done)
 {
-    return copy(window, offset, (unsigned char *)memory, length, 1);
+    return copy(window, offset, (unsigned char *)memory, length, done, 1);
 }

@@ -15,14 +15,19 @@ void pyiommufd_window_forget(struct pyiommufd_window *window);
 int pyiommufd_window_mapped(struct pyiommufd_window *window);
 void pyiommufd_window_free(struct pyiommufd_window *window);
 
-/* One access. width: 1, 2, 4 or 8 bytes; the offset is a multiple of it. */
-uint64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width);
+/*
+ * One access. width: 1, 2, 4 or 8 bytes; the offset is a multiple of it. Of up to 4 bytes the result is the value; of 8
+ * it would leave no room for the reason of a failure.
+ */
+int64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width);
+int pyiommufd_window_read64(struct pyiommufd_window *window, uint64_t offset, uint64_t *value);
 int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width, uint64_t value);
 
 /*
- * Many: of 8 bytes where the offset is a multiple of 8, of 4, 2 and 1 before and after. The result is how many bytes
- * were moved before the device did not answer (EFAULT), or all ones where nothing was tried.
+ * Many: of 8 bytes where the offset is a multiple of 8, of 4, 2 and 1 before and after. done: how many bytes were moved
+ * before the device did not answer (EFAULT).
  */
-uint64_t pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length);
-uint64_t pyiommufd_window_copy_in(struct pyiommufd_window *window, uint64_t offset, const void *memory,
-                                  uint64_t length);
+int pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length,
+                              uint64_t *done);
+int pyiommufd_window_copy_in(struct pyiommufd_window *window, uint64_t offset, const void *memory, uint64_t length,
+                             uint64_t *done);

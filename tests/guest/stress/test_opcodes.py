@@ -283,3 +283,43 @@ def test_an_exception_before_any_opcode(
     assert every > 5
     for stop in sample(f"stress.opcodes[{name}, {meddling}]", range(every), 2):
         assert once(stop) == stop
+
+
+# What the kernel refuses, or the C code, and with which errno.
+REFUSED: dict[str, tuple[Callable[[IOMMUFD, IOAS, DMABuffer], object], int | type[Exception]]] = {
+    "map": (lambda _, ioas, memory: ioas.map(memory, iova=IOVA), errno.EEXIST),
+    "map of no pages": (lambda _, ioas, memory: ioas.map(memory, iova=IOVA + 1), ValueError),
+    "map_many": (lambda _, ioas, memory: ioas.map_many(memory, [(0, PAGE, 0), (0, PAGE, IOVA)]), errno.EEXIST),
+    "map_file": (lambda _, ioas, memory: ioas.map_file(memory.fileno(), PAGE, iova=IOVA), errno.EEXIST),
+    "copy_from": (lambda _, ioas, memory: ioas.copy_from(ioas, 8 * IOVA, PAGE), errno.ENOENT),
+    "unmap": (lambda _, ioas, memory: ioas.unmap(8 * IOVA, PAGE), errno.ENOENT),
+    "rlimit_mode": (lambda iommufd, *_: setattr(iommufd, "rlimit_mode", True), errno.EBUSY),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_keeps_its_reason(name: str) -> None:
+    """A signal handler that is refused something else, or nothing, before any opcode: the error is the operation's."""
+    refused, reason = REFUSED[name]
+    with IOMMUFD() as iommufd:
+        ioas, memory, spare = iommufd.alloc_ioas(), DMABuffer(PAGE, memfd=True), DMABuffer(PAGE)
+        ioas.map(memory, iova=IOVA)
+
+        def act() -> None:
+            with pytest.raises((IoctlError, ValueError)) as caught:
+                refused(iommufd, ioas, memory)
+            error = caught.value
+            assert (error.errno if isinstance(error, IoctlError) else type(error)) == reason
+
+        def handler() -> None:
+            ioas.map(spare).unmap()
+            with pytest.raises(IoctlError):
+                raw.ioctl(0, uapi.IOMMU_IOAS_ALLOC)
+            with pytest.raises(NotFoundError):
+                ioas.unmap(8 * IOVA, PAGE)
+
+        every, _ = opcodes(act, FILES)
+        assert every > 5
+        for stop in sample(f"stress.refusals[{name}]", range(every), 20):
+            opcodes(act, FILES, stop, handler, raises=False)
+        assert [place for mapping in ioas.mappings for place in mapping.ranges()] == [(IOVA, PAGE)]

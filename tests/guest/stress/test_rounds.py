@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pyiommufd import IOMMUFD, Claim, DeviceFile, DMABuffer, HostDevice
-from pyiommufd._uapi import ffi, lib
+from pyiommufd._uapi import lib
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.testing.leaks import LeakCheck
 from pyiommufd.uapi import device_ioctls, ioctls
@@ -116,13 +116,11 @@ class Interrupt(BaseException):
 class Injection:
     """Counts the calls that the library makes into the kernel, and makes the one with a given number fail.
 
-    The calls are those of the extension. A call that fails says so by its own
-    convention, without having reached the kernel: as the kernel would have answered.
+    The calls are those of the extension. A call that fails returns the negative errno without having reached the
+    kernel: as the kernel would have answered.
     """
 
-    # Calls that answer by the number of pieces done, by the errno, or that do not enter the kernel.
-    COUNTS = frozenset({"ioas_map_many", "ioas_unmap_many"})
-    ERRNO = frozenset({"try_page_table"})
+    # Calls that do not enter the kernel.
     PASS = frozenset(
         {
             "abandon",
@@ -132,6 +130,7 @@ class Injection:
             "file_wait",
             "window_new",
             "window_read",
+            "window_read64",
             "window_write",
             "window_free",
         }
@@ -146,10 +145,7 @@ class Injection:
         """The call answers ENOMEM."""
         if name == "file_close":
             call()  # the kernel closes, whatever it answers
-        ffi.errno = errno.ENOMEM
-        if name in self.ERRNO:
-            return errno.ENOMEM
-        return 0 if name in self.COUNTS else -1
+        return -errno.ENOMEM
 
     def by_signal(self, name: str, call: Callable[[], object]) -> object:
         """A signal handler raises when the call has done its work, before anybody sees the result."""

@@ -27,8 +27,9 @@ PAGE = 4096
 def issue(iommufd: MockIOMMUFD, request: str, struct_name: str, **fields: Any) -> Any:
     """One ioctl of the iommufd. Returns its struct."""
     command = ffi.new(f"struct {struct_name} *", {"size": ffi.sizeof(f"struct {struct_name}")} | fields)
-    if lib.pyiommufd_raw_ioctl(iommufd.fileno(), getattr(lib, request), command) < 0:
-        raise ioctl_error(request, ffi.errno)
+    result = lib.pyiommufd_raw_ioctl(iommufd.fileno(), getattr(lib, request), command)
+    if result < 0:
+        raise ioctl_error(request, -result)
     return command
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from pyiommufd import AccessDeniedError, ClosedError, DMABuffer, RegionFaultError
 from pyiommufd.kernel.window import Window
+from tests.opcodes import opcodes
 from tests.patience import patience
 
 PAGE = mmap.PAGESIZE
@@ -221,3 +222,37 @@ def test_what_is_closed_before_it_is_mapped_stays_so(make: Callable[[int], File]
     assert window.closed
     with pytest.raises(ClosedError):
         window.read(0, 1)
+
+
+@pytest.mark.parametrize("access", ["read32", "read64", "write8", "write64", "readinto"])
+def test_a_fault_is_told_whatever_a_signal_handler_reads_meanwhile(make: Callable[[int], File], access: str) -> None:
+    """What the handler's access says is no answer to the one that it has interrupted."""
+    file, other = make(PAGE), make(PAGE)
+    window, healthy = file.map(), other.map()
+    os.ftruncate(file.fd, 0)
+
+    accesses: dict[str, Callable[[], object]] = {
+        "read32": lambda: window.read32(0),
+        "read64": lambda: window.read64(0),
+        "write8": lambda: window.write8(0, 1),
+        "write64": lambda: window.write64(0, 1),
+        "readinto": lambda: window.readinto(0, bytearray(24)),
+    }
+
+    def act() -> None:
+        with pytest.raises(RegionFaultError) as caught:
+            accesses[access]()
+        assert caught.value.done == 0
+
+    def handler() -> None:
+        assert healthy.read64(0) == 0
+        with pytest.raises(ValueError, match="not a multiple"):
+            healthy.read32(1)
+
+    files = ("pyiommufd/kernel/window.py", "pyiommufd/uapi/")
+    every, _ = opcodes(act, files)
+    assert every > 5
+    for stop in range(every):
+        opcodes(act, files, stop, handler, raises=False)
+    window.close()
+    healthy.close()

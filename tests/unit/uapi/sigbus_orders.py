@@ -11,6 +11,7 @@ A file that is truncated under its mapping raises SIGBUS as a BAR does whose mem
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import itertools
 import mmap
@@ -47,8 +48,8 @@ def access() -> None:
     if not device_ioctls.window_mapped(_window):
         device_ioctls.window_map(_window, _file, 0, PAGE, readable=True, writeable=True)
         os.ftruncate(_file, 0)
-    assert device_ioctls.window_read(_window, 0, 4) == device_ioctls.FAILED
-    assert device_ioctls.window_write(_window, 0, 4, 1) == -1
+    assert device_ioctls.window_read(_window, 0, 4) == -errno.EFAULT
+    assert device_ioctls.window_write(_window, 0, 4, 1) == -errno.EFAULT
 
 
 def set_by_c() -> None:
