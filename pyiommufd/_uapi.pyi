@@ -302,7 +302,15 @@ class _Lib:
     def pyiommufd_file_forked(self, file: FFI.CData, /) -> None: ...
     def pyiommufd_file_same(self, file: FFI.CData, other: FFI.CData, /) -> int: ...
     def pyiommufd_file_wait(self, file: FFI.CData, milliseconds: int, /) -> int: ...
-    def pyiommufd_file_read(self, file: FFI.CData, memory: FFI.CData, length: int, offset: int, /) -> int: ...
+    def pyiommufd_file_read(
+        self,
+        file: FFI.CData,
+        memory: FFI.CData,
+        length: int,
+        offset: int,
+        done: FFI.CData,
+        /,
+    ) -> int: ...
     def pyiommufd_file_write(
         self,
         file: FFI.CData,
@@ -364,6 +372,7 @@ class _Lib:
         count: int,
         flags: int,
         memory: FFI.CData | bytes,
+        done: FFI.CData,
         /,
     ) -> int: ...
     def pyiommufd_ioas_unmap(self, piece: FFI.CData, /) -> int: ...
@@ -432,6 +441,7 @@ class _Lib:
     def pyiommufd_window_mapped(self, window: FFI.CData, /) -> int: ...
     def pyiommufd_window_free(self, window: FFI.CData, /) -> None: ...
     def pyiommufd_window_read(self, window: FFI.CData, offset: int, width: int, /) -> int: ...
+    def pyiommufd_window_read64(self, window: FFI.CData, offset: int, value: FFI.CData, /) -> int: ...
     def pyiommufd_window_write(self, window: FFI.CData, offset: int, width: int, value: int, /) -> int: ...
     def pyiommufd_window_copy_out(
         self,
@@ -439,6 +449,7 @@ class _Lib:
         offset: int,
         memory: FFI.CData,
         length: int,
+        done: FFI.CData,
         /,
     ) -> int: ...
     def pyiommufd_window_copy_in(
@@ -447,6 +458,7 @@ class _Lib:
         offset: int,
         memory: FFI.CData | bytes,
         length: int,
+        done: FFI.CData,
         /,
     ) -> int: ...
 

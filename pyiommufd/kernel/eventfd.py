@@ -48,6 +48,8 @@ class EventFD(Handle):
 
     __slots__ = ("lent",)
 
+    _reader = "the eventfd's owner"
+
     def __init__(self, eventfd: EventFD | int | None = None) -> None:
         """Make an eventfd.
 
@@ -83,11 +85,11 @@ class EventFD(Handle):
         """How many signals have come since the last time, without waiting.
 
         Raises:
-            ValueError: The eventfd is the caller's, who waits on that.
+            ValueError: The eventfd is the caller's, who waits on that; or an `IOEventFD`, which the kernel reads.
             ClosedError, ForkedError: As for `fileno`.
         """
-        if self.lent:
-            raise ValueError(f"{self!r}: its signals are for the eventfd's owner to read")
+        if self._file.wake < 0 <= self._file.fd:
+            raise ValueError(f"{self!r}: its signals are not for this object to read, but for {self._reader}")
         try:
             return int.from_bytes(ioctls.file_read(self._live(), 8), sys.byteorder)
         except IoctlError as error:

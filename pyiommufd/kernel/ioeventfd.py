@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class IOEventFD(EventFD):
     """An eventfd each signal of which writes a value to a register. Made by `Region.ioeventfd`.
 
-    Several signals before the kernel gets to it are one write. Nothing is written while memory decode is off.
+    The kernel reads it, so that nobody can wait here (ValueError). Several signals before that are one write. Nothing
+    is written while memory decode is off.
 
     The device owns it: it is closed with the device. Where it is an eventfd of the caller's, that one stays open.
 
@@ -31,6 +32,8 @@ class IOEventFD(EventFD):
 
     __slots__ = ("offset", "region", "value", "width")
 
+    _reader = "the kernel"
+
     def __init__(
         self, region: Region, offset: int, width: int, value: int, eventfd: EventFD | int | None = None
     ) -> None:
@@ -39,6 +42,7 @@ class IOEventFD(EventFD):
         self.width = width
         self.value = value
         super().__init__(eventfd)
+        self._file.wake = -1  # there is nobody to be woken by its close; and to the kernel that would be a signal
 
     @property
     def place(self) -> tuple[int, int, int]:

@@ -223,4 +223,5 @@ class CopiedMapping(DMAMapping):
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it still is: iova and length in bytes of each piece."""
-        yield from self._pieces.ranges()
+        if self in self._ioas._table:
+            yield from self._pieces.ranges()

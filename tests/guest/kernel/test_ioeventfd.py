@@ -74,3 +74,16 @@ def test_ioeventfd_is_for_bars(device: Device) -> None:
     with pytest.raises(IoctlError) as caught:
         device.region(7).ioeventfd(0x3C, 1, 0)
     assert caught.value.errno == errno.EINVAL
+
+
+def test_ioeventfd_that_is_dropped_writes_nothing(edu: EduDriver) -> None:
+    """Its fd alone is closed, as where it is garbage: to the kernel, which reads it, that is no signal."""
+    region = edu.device.region(0)
+    with region.ioeventfd(0x04, 4, 0x0F0F_0F0F) as event:
+        with pytest.raises(ValueError, match="for the kernel"):
+            event.wait(0)
+        region.write(0x04, b"\x34\x12\0\0")
+        EventFD.close(event)
+        assert region.read(0x04, 4) == b"\xcb\xed\xff\xff"
+    assert edu.device.interrupts.ioeventfds == ()
+    device_ioctls.ioeventfd(edu.device.fileno(), region.file_offset + 4, 4, 0x0F0F_0F0F, -1)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import mmap
 import os
 import uuid
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,10 @@ from pyiommufd import (
     NotFoundError,
     Verdict,
     find_device,
+    uapi,
 )
 from pyiommufd.host import drivers
+from pyiommufd.uapi import raw
 
 IOVA = 0x100000
 NOBODY = 65534
@@ -283,6 +288,50 @@ def test_unclosed_iommufd_warns_and_is_closed(
     # Nothing keeps the device bound, the window neither.
     with IOMMUFD() as again:
         assert again.bind(first).id == 1
+
+
+class _Memory(mmap.mmap):
+    """Memory that looks, when it is freed, whether a device is bound still."""
+
+    look: Callable[[], None]
+
+    def __del__(self) -> None:
+        self.look()
+
+
+def test_garbage_keeps_memory_until_its_device_is_unbound(claimed: Claim, first: HostDevice) -> None:
+    """The devices and the memory of an iommufd are in one cycle with it, whose parts are finalized in any order."""
+    seen: list[bool] = []
+    iommufd = IOMMUFD()
+    device = iommufd.bind(first)
+    device.attach(ioas := iommufd.alloc_ioas())
+    memory = _Memory(-1, mmap.PAGESIZE)
+    memory.look = partial(lambda device: seen.append(device.closed), weakref.proxy(device))
+    ioas.map(memory)
+    # Kept alive, so that the iommufd is the first to go.
+    del memory, ioas
+    with pytest.warns(ResourceWarning, match="unclosed") as caught:
+        iommufd.__del__()
+    assert len(caught) == 2
+    assert seen == [True]
+
+
+def test_garbage_of_a_shared_iommufd_unmaps_what_it_lets_go_of(claimed: Claim, first: HostDevice) -> None:
+    with IOMMUFD() as iommufd:
+        taken_over = IOMMUFD.from_fd(os.dup(iommufd.fileno()))
+        other = taken_over.alloc_ioas()
+        memory = DMABuffer(mmap.PAGESIZE)
+        other.map(memory, iova=1 << 20)
+        number = other.id
+        del taken_over, other
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            gc.collect()
+        memory.close()
+        # The kernel has the address space still, and nothing mapped in it.
+        mapped = raw.struct("iommu_ioas_unmap", ioas_id=number, iova=1 << 20, length=mmap.PAGESIZE)
+        with pytest.raises(NotFoundError):
+            raw.ioctl(iommufd.fileno(), uapi.IOMMU_IOAS_UNMAP, mapped)
+        raw.ioctl(iommufd.fileno(), uapi.IOMMU_DESTROY, raw.struct("iommu_destroy", id=number))
 
 
 def test_shared_iommufd_says_unknown(claimed: Claim, first: HostDevice) -> None:
