@@ -425,6 +425,16 @@ class _Lib:
         /,
     ) -> int: ...
     def pyiommufd_detach(self, cdev: FFI.CData, pasid: int, attached: FFI.CData, /) -> int: ...
+    def pyiommufd_ioeventfd(
+        self,
+        cdev: FFI.CData,
+        offset: int,
+        width: int,
+        value: int,
+        eventfd: int,
+        on: FFI.CData,
+        /,
+    ) -> int: ...
     def pyiommufd_window_new(self, /) -> FFI.CData: ...
     def pyiommufd_window_map(
         self,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from typing import TYPE_CHECKING
 
 from ..diagnose.interrupts import ioeventfd_error
 from ..errors import IoctlError
-from ..uapi import device_ioctls
+from ..uapi import device_ioctls, ioctls
 from .eventfd import EventFD
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class IOEventFD(EventFD):
         value: What is written.
     """
 
-    __slots__ = ("offset", "region", "value", "width")
+    __slots__ = ("_on", "offset", "region", "value", "width")
 
     _reader = "the kernel"
 
@@ -41,6 +40,7 @@ class IOEventFD(EventFD):
         self.offset = offset
         self.width = width
         self.value = value
+        self._on = ioctls.new_cell("int")
         super().__init__(eventfd)
         self._file.wake = -1  # there is nobody to be woken by its close; and to the kernel that would be a signal
 
@@ -64,22 +64,17 @@ class IOEventFD(EventFD):
             if self not in device.interrupts.ioeventfds:  # another thread has closed it
                 return
             try:
-                self._stop()
-            except BaseException:
-                # Maybe a signal handler's, from before the kernel has stopped or after.
-                with contextlib.suppress(IoctlError):
-                    self._stop()
-                raise
+                if self._on[0]:
+                    device_ioctls.ioeventfd(device._live(), *self.place, -1, self._on)
+            except IoctlError as error:
+                self._on[0] = 0
+                if error.errno != errno.ENODEV:  # another process that has the device has stopped it
+                    raise
             finally:
-                super().close()
-                device.interrupts._forget(self)
-
-    def _stop(self) -> None:
-        try:
-            device_ioctls.ioeventfd(self.region.device._live(), *self.place, -1)
-        except IoctlError as error:
-            if error.errno != errno.ENODEV:  # the kernel has none: an interrupted call has come that far
-                raise
+                # Not where a signal handler raised before: there it stays on record, to be closed again.
+                if not self._on[0]:
+                    super().close()
+                    device.interrupts._forget(self)
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else " on the caller's eventfd" if self.lent else ""
@@ -94,25 +89,18 @@ def start_ioeventfd(
     what = _what(region, offset, width, value)
     with device.interrupts._lock:
         fd = device.interrupts._live()
-        place = (region.file_offset + offset, width, value)
-        # Looked for here, too: below this, what is undone after an interruption must be no other one's write.
-        for other in device.interrupts.ioeventfds:
-            if other.place == place and not other.closed:
-                raise ioeventfd_error(errno.EEXIST, what, repr(other))
         event = IOEventFD(region, offset, width, value, eventfd)
         try:
             device.interrupts._remember(event)
-            device_ioctls.ioeventfd(fd, *place, event.fileno())
-        except IoctlError as error:
-            # Not by way of close, which might undo another process's that writes the same.
-            EventFD.close(event)
-            device.interrupts._forget(event)
-            raise ioeventfd_error(error.errno or 0, what) from None
-        except BaseException:
-            # A signal handler raised, maybe after the kernel had taken it.
+            device_ioctls.ioeventfd(fd, *event.place, event.fileno(), event._on)
+        except BaseException as error:
             event.close()
-            EventFD.close(event)
-            raise
+            EventFD.close(event)  # also where it was not on record yet
+            if not isinstance(error, IoctlError):
+                raise  # a signal handler's, maybe from after the kernel had taken it
+            # Which one it is that the kernel has already, where it is one of this process.
+            known = (repr(other) for other in device.interrupts.ioeventfds if other.place == event.place)
+            raise ioeventfd_error(error.errno or 0, what, next(known, "")) from None
         return event
 
 

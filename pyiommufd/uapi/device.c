@@ -65,3 +65,19 @@ int pyiommufd_detach(struct pyiommufd_file *cdev, int64_t pasid, int *attached)
         *attached = 0;
     return result;
 }
+
+int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t width, uint64_t value, int eventfd, int *on)
+{
+    struct vfio_device_ioeventfd command = {
+        .argsz = sizeof(command),
+        .flags = width,
+        .offset = offset,
+        .data = value,
+        .fd = eventfd,
+    };
+    int result = pyiommufd_ioctl(cdev, VFIO_DEVICE_IOEVENTFD, &command);
+
+    if (!result)
+        *on = eventfd >= 0;
+    return result;
+}

@@ -166,23 +166,19 @@ def hot_reset(fd: Fd) -> None:
     _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_PCI_HOT_RESET, command), "VFIO_DEVICE_PCI_HOT_RESET")
 
 
-def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: int) -> None:
+def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: int, on: Cell) -> None:
     """VFIO_DEVICE_IOEVENTFD: write a value at each signal of an eventfd; -1 in its place: no more.
 
     Args:
         fd: The device's.
         offset: Where in the device file.
-        width: Bytes: 1, 2, 4 or 8, which are the flags of those sizes as well.
+        width: Bytes: 1, 2, 4 or 8.
         value: What to write.
         eventfd: At whose signals.
+        on: Becomes whether the kernel writes (``int``).
     """
-    command = ffi.new("struct vfio_device_ioeventfd *")
-    command.argsz = ffi.sizeof("struct vfio_device_ioeventfd")
-    command.flags = width
-    command.offset = offset
-    command.data = value
-    command.fd = eventfd
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_IOEVENTFD, command), "VFIO_DEVICE_IOEVENTFD")
+    result = lib.pyiommufd_ioeventfd(_c(fd), offset, width, value, eventfd, cast("Any", on))
+    _check(result, "VFIO_DEVICE_IOEVENTFD")
 
 
 WindowHandle = NewType("WindowHandle", object)

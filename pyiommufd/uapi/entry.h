@@ -102,3 +102,5 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
                    const void *token);
 int pyiommufd_attach(struct pyiommufd_file *cdev, uint32_t pt_id, int64_t pasid, uint32_t *group_on, int *attached);
 int pyiommufd_detach(struct pyiommufd_file *cdev, int64_t pasid, int *attached);
+/* width: also the flag of that size; eventfd: -1 for no more. on: whether the kernel writes. */
+int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t width, uint64_t value, int eventfd, int *on);

@@ -8,7 +8,7 @@ import pytest
 
 from pyiommufd import AlreadyMappedError, Device, EventFD, IoctlError
 from pyiommufd.testing.edu import EduDriver
-from pyiommufd.uapi import device_ioctls
+from pyiommufd.uapi import device_ioctls, ioctls
 from tests.patience import until
 
 
@@ -41,12 +41,12 @@ def test_ioeventfd_of_another_fd_of_the_device_is_named_by_what_it_writes(device
     region = device.region(0)
     with EventFD() as event:
         # As another process does that has the device: pyiommufd's objects here do not know of it.
-        device_ioctls.ioeventfd(device.fileno(), region.file_offset + 4, 4, 7, event.fileno())
+        device_ioctls.ioeventfd(device.fileno(), region.file_offset + 4, 4, 7, event.fileno(), ioctls.new_cell("int"))
         with pytest.raises(AlreadyMappedError, match=f"0x7 .* of {device.name}") as caught:
             region.ioeventfd(4, 4, 7)
         assert [cause.evidence for cause in caught.value.causes] == [""]
         # The refused one has not undone it.
-        device_ioctls.ioeventfd(device.fileno(), region.file_offset + 4, 4, 7, -1)
+        device_ioctls.ioeventfd(device.fileno(), region.file_offset + 4, 4, 7, -1, ioctls.new_cell("int"))
 
 
 def test_ioeventfd_at_an_eventfd_of_the_callers(edu: EduDriver) -> None:
@@ -86,4 +86,4 @@ def test_ioeventfd_that_is_dropped_writes_nothing(edu: EduDriver) -> None:
         EventFD.close(event)
         assert region.read(0x04, 4) == b"\xcb\xed\xff\xff"
     assert edu.device.interrupts.ioeventfds == ()
-    device_ioctls.ioeventfd(edu.device.fileno(), region.file_offset + 4, 4, 0x0F0F_0F0F, -1)
+    device_ioctls.ioeventfd(edu.device.fileno(), region.file_offset + 4, 4, 0x0F0F_0F0F, -1, ioctls.new_cell("int"))

@@ -15,7 +15,7 @@ import pytest
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, EventFD, HostDevice, InUseError, IoctlError
 from pyiommufd.kernel.interrupt import IRQFlag
 from pyiommufd.kernel.irq import IRQ
-from pyiommufd.uapi import VFIO_IRQ_SET_ACTION_TRIGGER, device_ioctls
+from pyiommufd.uapi import VFIO_IRQ_SET_ACTION_TRIGGER, device_ioctls, ioctls
 from tests.opcodes import opcodes
 from tests.patience import until
 from tests.sweeps import sample
@@ -133,13 +133,11 @@ def _check(case: Case) -> None:
             with pytest.raises(IoctlError):
                 device_ioctls.set_irqs(fd, irq.index, VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0)
     place = (device.region(4).file_offset + PLACE[0], *PLACE[1:])
-    if [event for event in device.interrupts.ioeventfds if not event.closed]:
-        # That one may have been stopped, and not closed yet: then close() does the rest.
-        with contextlib.suppress(IoctlError):
-            device_ioctls.ioeventfd(fd, *place, -1)
+    if [event for event in device.interrupts.ioeventfds if event._on[0]]:
+        device_ioctls.ioeventfd(fd, *place, -1, ioctls.new_cell("int"))
     else:
         with pytest.raises(IoctlError) as caught:
-            device_ioctls.ioeventfd(fd, *place, -1)
+            device_ioctls.ioeventfd(fd, *place, -1, ioctls.new_cell("int"))
         assert caught.value.errno == errno.ENODEV
 
 
