@@ -302,6 +302,8 @@ class _Lib:
     def pyiommufd_file_forked(self, file: FFI.CData, /) -> None: ...
     def pyiommufd_file_same(self, file: FFI.CData, other: FFI.CData, /) -> int: ...
     def pyiommufd_file_wait(self, file: FFI.CData, milliseconds: int, /) -> int: ...
+    def pyiommufd_file_waker(self, file: FFI.CData, copy: FFI.CData, /) -> int: ...
+    def pyiommufd_file_readable(self, file: FFI.CData, /) -> int: ...
     def pyiommufd_file_read(
         self,
         file: FFI.CData,
@@ -319,6 +321,7 @@ class _Lib:
         offset: int,
         /,
     ) -> int: ...
+    def pyiommufd_file_change16(self, file: FFI.CData, offset: int, bits: int, on: int, /) -> int: ...
     def pyiommufd_ioctl(self, file: FFI.CData, request: int, argument: FFI.CData, /) -> int: ...
     def pyiommufd_make(
         self,
@@ -326,8 +329,18 @@ class _Lib:
         request: int,
         command: FFI.CData,
         id_at: int,
+        uses: FFI.CData,
+        count: int,
         queue: FFI.CData,
         fd_at: int,
+        /,
+    ) -> int: ...
+    def pyiommufd_object_ioctl(
+        self,
+        object_: FFI.CData,
+        request: int,
+        command: FFI.CData,
+        id_at: int,
         /,
     ) -> int: ...
     def pyiommufd_destroy(self, object_: FFI.CData, /) -> int: ...
@@ -363,6 +376,7 @@ class _Lib:
         src_iova: int,
         length: int,
         dst_iova: int,
+        changes: int,
         /,
     ) -> int: ...
     def pyiommufd_ioas_map_many(
@@ -384,14 +398,14 @@ class _Lib:
         length: int,
         pieces: FFI.CData,
         count: int,
+        changes: int,
         unmapped: FFI.CData,
         /,
     ) -> int: ...
     def pyiommufd_ioas_unmap_left(self, ioas: FFI.CData, piece: FFI.CData, /) -> int: ...
     def pyiommufd_ioas_first_hole(
         self,
-        iommufd: FFI.CData,
-        ioas_id: int,
+        ioas: FFI.CData,
         iova: int,
         length: int,
         hole: FFI.CData,
@@ -399,9 +413,8 @@ class _Lib:
     ) -> int: ...
     def pyiommufd_try_page_table(
         self,
-        iommufd: FFI.CData,
-        device_id: int,
-        ioas_id: int,
+        device: FFI.CData,
+        ioas: FFI.CData,
         iova: int,
         length: int,
         dst_iova: int,
@@ -418,7 +431,7 @@ class _Lib:
     def pyiommufd_attach(
         self,
         cdev: FFI.CData,
-        pt_id: int,
+        table: FFI.CData,
         pasid: int,
         group_on: FFI.CData,
         attached: FFI.CData,
@@ -431,8 +444,16 @@ class _Lib:
         offset: int,
         width: int,
         value: int,
-        eventfd: int,
+        eventfd: FFI.CData,
         on: FFI.CData,
+        /,
+    ) -> int: ...
+    def pyiommufd_set_irqs(
+        self,
+        cdev: FFI.CData,
+        command: FFI.CData,
+        eventfds: FFI.CData,
+        count: int,
         /,
     ) -> int: ...
     def pyiommufd_window_new(self, /) -> FFI.CData: ...

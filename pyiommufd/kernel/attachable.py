@@ -6,6 +6,7 @@ import errno
 import operator
 from typing import TYPE_CHECKING
 
+from .. import uapi
 from ..diagnose.attach import REQUEST, attach_error
 from ..errors import (
     AlreadyAttachedError,
@@ -50,8 +51,16 @@ class Attachable(Handle):
         self._state = iommufd._context.group(host)
         self._pasid_width: int | None = None
         self._c = ioctls.new_object(iommufd._file)
-        first = not self._state.bound
-        self.bind_change = self._change(ChangeKind.FIRST) if first else DMAChange(ChangeKind.NOOP, ())
+        self.bind_change = self._bind_change()
+
+    def _bind_change(self) -> DMAChange:
+        others = any(device is not self for device in self._state.bound)
+        return DMAChange(ChangeKind.NOOP, ()) if others else self._change(ChangeKind.FIRST)
+
+    def _check_bind_change(self) -> None:
+        """It is bound. A signal handler may have bound others, or closed them, since `bind_change` was said."""
+        if self._bind_change().kind is not self.bind_change.kind:
+            self.bind_change = self._not_known(self.bind_change.kind)
 
     @property
     def id(self) -> int:
@@ -142,16 +151,23 @@ class Attachable(Handle):
 
     def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
         attachment = self._state.attachment(pasid)
-        change = self._change(self._kind(page_table, pasid), certain=bool(self._certain_peers(attachment)))
+        certain, peers = self._joins_for_certain(attachment), self._peers(attachment)
+        change = self._change(self._kind(page_table, pasid), certain=certain)
         attachment.tables[page_table.id] = page_table
         try:
-            self._request_attach(page_table.id, pasid, attachment)
+            self._request_attach(page_table, pasid, attachment)
         except IoctlError as error:
+            self._live()  # these raise where one of the two was closed meanwhile
+            page_table._live()
             raise self._attach_refused(error.errno or 0, page_table, pasid) from None
-        return change
+        return change if self._peers(attachment) == peers else self._not_known(change.kind)
 
-    def _request_attach(self, pt_id: int, pasid: int | None, attachment: Attachment) -> None:
-        ioctls.attach(self._live(), pt_id, pasid, attachment.group_on, attachment.cell(self))
+    def _peers(self, attachment: Attachment) -> list[Attachable]:
+        """The others that are attached."""
+        return [peer for peer in attachment.devices if peer is not self]
+
+    def _request_attach(self, page_table: PageTable, pasid: int | None, attachment: Attachment) -> None:
+        ioctls.attach(self._live(), page_table._c, pasid, attachment.group_on, attachment.cell(self))
 
     def _request_detach(self, pasid: int | None, attachment: Attachment) -> None:
         ioctls.detach(self._live(), pasid, attachment.cell(self))
@@ -186,8 +202,9 @@ class Attachable(Handle):
                 return DMAChange(ChangeKind.NOOP, ())
             certain = self._certain_peers(attachment)
             change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
+            peers = self._peers(attachment)
             self._request_detach(pasid, attachment)
-            return change
+            return change if self._peers(attachment) == peers else self._not_known(change.kind)
 
     def preview_attach(self, page_table: PageTable, pasid: int | None = None) -> AttachPreview:
         """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
@@ -209,23 +226,25 @@ class Attachable(Handle):
                     moved = "this iommufd is shared: others may have moved the group to this page table"
                     return AttachPreview(Verdict.UNKNOWN, kind, (), (*reasons, moved))
                 return AttachPreview(Verdict.REFUSED, kind, (), reasons)
-            verdict, reasons = self._foresee(page_table, kind)
-            certain = bool(self._certain_peers(self._state.attachment(pasid)))
+            verdict, reasons = self._foresee(page_table, pasid, kind)
+            certain = self._joins_for_certain(self._state.attachment(pasid))
             changes = () if verdict is Verdict.REFUSED else self._change(kind, certain=certain).devices
             return AttachPreview(verdict, kind, changes, reasons)
 
-    def _foresee(self, page_table: PageTable, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
+    def _foresee(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
         """What is known of an attach that no peer of this process stands in the way of."""
         if self._iommufd.shared:
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
         if kind is ChangeKind.NOOP:
             return Verdict.ACCEPTED, ("it is attached there already",)
-        if kind is ChangeKind.JOIN:
-            return Verdict.ACCEPTED, ("the group is there already",)
         hits = _reserved_hits(self._device, page_table.ioas)
         if hits:
             return Verdict.REFUSED, tuple(f"it has mapped {hit}" for hit in hits)
+        if kind is ChangeKind.JOIN:
+            return Verdict.ACCEPTED, ("the group is there already",)
         if isinstance(page_table, HWPT):
+            if pasid is not None and not page_table.flags & uapi.IOMMU_HWPT_ALLOC_PASID:
+                return Verdict.REFUSED, ("the page table was made without pasid=True",)
             if page_table.host == self._device:
                 return Verdict.ACCEPTED, ("the page table was made for it",)
             return Verdict.UNKNOWN, (f"the page table was made for {page_table.host.name}: only an attach can tell",)
@@ -287,9 +306,17 @@ class Attachable(Handle):
         changed = unknown or kind in (ChangeKind.FIRST, ChangeKind.REPLACE, ChangeKind.DETACH)
         return DMAChange(kind, _members(self._device) if changed else (), Verdict.UNKNOWN if unknown else Verdict.KNOWN)
 
+    def _not_known(self, kind: ChangeKind) -> DMAChange:
+        """The change of an action that a signal handler came between with one of its own."""
+        return DMAChange(kind, _members(self._device), Verdict.UNKNOWN)
+
     def _certain_peers(self, attachment: Attachment) -> list[Attachable]:
         """The others that are attached, and that nobody else can detach."""
-        return [peer for peer in attachment.devices if peer is not self and not peer._given]
+        return [peer for peer in self._peers(attachment) if not peer._given]
+
+    def _joins_for_certain(self, attachment: Attachment) -> bool:
+        """Whether an attach of it cannot be the group's first; nor a replace, where others could have attached it."""
+        return not self._given and bool(self._certain_peers(attachment))
 
     def _conflicting_peers(self, page_table: PageTable, pasid: int | None) -> tuple[Attachable, ...]:
         attachment = self._state.attachment(pasid)
@@ -337,8 +364,9 @@ class Attachable(Handle):
         if data_type is not None and not 0 <= operator.index(data_type) < 1 << 32:
             raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
         try:
-            return hw_info(*ioctls.get_hw_info(self._iommufd._live(), self.id, data_type))
+            return hw_info(*ioctls.get_hw_info(self._c, data_type))
         except IoctlError as error:
+            self._live()  # raises where it was closed meanwhile
             raise ioctl_error("IOMMU_GET_HW_INFO", error.errno or 0, self.name) from None
 
     def alloc_hwpt(

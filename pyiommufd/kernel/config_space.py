@@ -5,12 +5,15 @@ Register numbers as in the PCI Express Base Specification 6.0, 7.5 and 7.9.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
+from ..errors import IoctlError
 from ..printable import OneLine
+from ..uapi import ioctls
 from .arguments import check_bool
 from .region import RegionBytes
 
@@ -110,6 +113,14 @@ class PCICapability(OneLine):
 
 # A read and the write that follows it have to be one step: two threads may set two bits.
 _changing = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    global _changing
+    _changing = threading.RLock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class ConfigSpace(RegionBytes):
@@ -224,7 +235,10 @@ class ConfigSpace(RegionBytes):
         """
         check_bool(on, "on")
         with _changing:
-            self.command = self.command | bits if on else self.command & ~bits
+            try:
+                ioctls.file_change16(self.device._live(), self.file_offset + _COMMAND, bits, on)
+            except IoctlError as error:
+                raise self._failed(error) from None
 
     def capabilities(self) -> tuple[PCICapability, ...]:
         """What the device's capabilities are and where, the extended ones last.

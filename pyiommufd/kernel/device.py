@@ -11,7 +11,7 @@ from ..diagnose.device_requests import no_region_error
 from ..diagnose.reset import hot_reset_error, reset_error
 from ..errors import CloseError, IoctlError, UnsupportedError, ioctl_error
 from ..host.reset import reset_methods, set_reset_methods
-from ..uapi import device_ioctls
+from ..uapi import device_ioctls, ioctls
 from ..uapi.ioctls import Fd
 from .arguments import check_bool
 from .attachable import Attachable
@@ -277,15 +277,20 @@ class Device(Attachable):
         errors: list[BaseException] = []
         with self._iommufd._lock:  # who comes second waits until it is unbound
             if self.closed:
+                self._close_children()  # also what a signal handler has made, or kept from it, the first time
                 return
-            errors += self._close_children()
             try:
+                errors += self._close_children()
+                ioctls.abandon(self._c)
+                if self._left_to_a_child:
+                    self._give()  # the kernel unbinds it when that child has closed it, too
                 self._close_fd()
             except OSError as error:
                 errors.append(error)
             finally:
-                # Also where a signal handler raised: the fd is gone either way.
-                self._iommufd._forget(self)
+                if self._file.fd < 0:  # not where a signal handler raised before
+                    self._iommufd._forget(self)
+            errors += self._close_children()
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
 
@@ -297,9 +302,11 @@ class Device(Attachable):
 
     def __del__(self) -> None:
         # Nobody could close the windows any more, and one that is left keeps the device bound.
-        if hasattr(self, "interrupts") and not self.closed and not self.in_child:
-            self._close_children()
-        super().__del__()
+        try:
+            if hasattr(self, "interrupts") and not self.closed and not self.in_child:
+                self._close_children()
+        finally:
+            super().__del__()
 
     def __repr__(self) -> str:
         return f"<Device {self.id} {self._device.name}{' closed' if self.closed else ''}>"

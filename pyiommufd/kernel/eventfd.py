@@ -8,6 +8,7 @@ import operator
 import os
 import sys
 from collections.abc import AsyncIterator, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class EventFD(Handle):
 
     __slots__ = ("lent",)
 
-    _reader = "the eventfd's owner"
+    _reader = ""
 
     def __init__(self, eventfd: EventFD | int | None = None) -> None:
         """Make an eventfd.
@@ -66,7 +67,8 @@ class EventFD(Handle):
         if eventfd is None:
             self._own(ioctls.file_eventfd)
         else:
-            self._own(ioctls.file_duplicate, _number(eventfd))
+            number = _number(eventfd)
+            self._own(ioctls.file_duplicate, eventfd._live() if isinstance(eventfd, EventFD) else number)
 
     def fileno(self) -> int:
         """The file descriptor: readable when there has been a signal.
@@ -88,8 +90,9 @@ class EventFD(Handle):
             ValueError: The eventfd is the caller's, who waits on that; or an `IOEventFD`, which the kernel reads.
             ClosedError, ForkedError: As for `fileno`.
         """
-        if self._file.wake < 0 <= self._file.fd:
-            raise ValueError(f"{self!r}: its signals are not for this object to read, but for {self._reader}")
+        reader = "the eventfd's owner" if self.lent else self._reader
+        if reader and not self.closed:
+            raise ValueError(f"{self!r}: its signals are not to be read here, but by {reader}")
         try:
             return int.from_bytes(ioctls.file_read(self._live(), 8), sys.byteorder)
         except IoctlError as error:
@@ -145,19 +148,22 @@ class EventFD(Handle):
         if count := self.take():
             return count
         loop = asyncio.get_running_loop()
-        # Of its own: a loop has one reader an fd, and this one stays open when the eventfd is closed meanwhile.
-        with Handle() as copy:
-            copy._own(ioctls.file_duplicate, self._live())
-            readable = asyncio.Event()
-            fd = copy.fileno()
-            loop.add_reader(fd, readable.set)
+        # Of its own: a loop has one reader an fd, and these stay open when the eventfd is closed meanwhile.
+        with Handle() as signals, Handle() as end, contextlib.ExitStack() as readers:
             try:
-                while not (count := self.take()):
-                    readable.clear()
-                    await readable.wait()
-                return count
-            finally:
-                loop.remove_reader(fd)
+                signals._own(ioctls.file_duplicate, self._live())
+                end._own(partial(ioctls.file_waker, self._file))
+            except IoctlError:
+                self._live()  # raises where it was closed meanwhile
+                raise
+            readable = asyncio.Event()
+            for fd in (signals.fileno(), end.fileno()):
+                loop.add_reader(fd, readable.set)
+                readers.callback(loop.remove_reader, fd)
+            while not (count := self.take()):
+                readable.clear()
+                await readable.wait()
+            return count
 
     def __aiter__(self) -> AsyncIterator[int]:
         """``async for count in …``: waits over and over, until it is closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
@@ -66,6 +67,42 @@ class PageRequest(OneLine):
         return f"of {who}{pasid}: {what} at {self.address:#x}, group {self.group}{', the last' if self.last else ''}"
 
 
+class _Batch:
+    """What one read has taken from the kernel.
+
+    The call writes it down, and one step takes a request out: a signal handler, which may read as well, loses none and
+    gets none twice.
+
+    Attributes:
+        memory: Room for requests.
+        there: How many bytes there are; 0 until they have been read.
+    """
+
+    __slots__ = ("_devices", "_offsets", "memory", "there")
+
+    def __init__(self, room: int, devices: dict[int, Device]) -> None:
+        self.memory = bytearray(room * _REQUEST.size)
+        self.there = ioctls.new_cell("uint64_t")
+        self._offsets = itertools.count(0, _REQUEST.size)
+        self._devices = devices  # by the ids that they have now
+
+    def take(self) -> PageRequest | None:
+        """The next one; None: there are no more, or none yet."""
+        if not self.there[0] or (offset := next(self._offsets)) >= self.there[0]:
+            return None
+        flags, device, pasid, group, permissions, _, address, length, cookie = _REQUEST.unpack_from(self.memory, offset)
+        return PageRequest(
+            device=self._devices.get(device),
+            pasid=pasid if flags & uapi.IOMMU_PGFAULT_FLAGS_PASID_VALID else None,
+            group=group,
+            permissions=PagePermission(permissions),
+            address=address,
+            length=length,
+            last=bool(flags & uapi.IOMMU_PGFAULT_FLAGS_LAST_PAGE),
+            cookie=cookie,
+        )
+
+
 class FaultQueue(KernelObject):
     """Where page requests of devices arrive (IOMMU_FAULT_QUEUE_ALLOC; since Linux 6.11).
 
@@ -75,17 +112,13 @@ class FaultQueue(KernelObject):
     Thread safety: everything here may be used from any thread; a request is read by one of them.
     """
 
-    __slots__ = ("_devices", "_memory", "_queue", "_taken", "_there")
+    __slots__ = ("_batches", "_queue")
 
     def __init__(self, iommufd: IOMMUFD) -> None:
         super().__init__(iommufd)
         self._queue = _QueueFile(self)
-        # What the last read has taken from the kernel, which forgets it; written down by the call, since nobody else
-        # could answer it. Bytes: how many there are, and how many of them were handed out.
-        self._memory = bytearray(_BATCH * _REQUEST.size)
-        self._there = ioctls.new_cell("uint64_t")
-        self._taken = 0
-        self._devices: dict[int, Device] = {}  # by the ids that they had at that time
+        # What has been read and not all handed out: the kernel has forgotten it.
+        self._batches: dict[_Batch, None] = {}
 
     def fileno(self) -> int:
         """The queue's own fd: readable when there is a request.
@@ -109,44 +142,42 @@ class FaultQueue(KernelObject):
         while True:
             file = self._queue._live()
             with self._iommufd._lock:
-                if self._taken < self._there[0] or self._fetch(file):
-                    return self._next()
+                request = self._next()
+                if request is None and self._fetch(file):
+                    request = self._next()  # None: a signal handler has read it
+            if request is not None:
+                return request
             if not deadline.wait(file):
                 raise TimeoutError(f"no page request of {self!r} within {timeout:g} s")
 
     def _fetch(self, file: ioctls.File) -> bool:
         """Take what the kernel has: as many whole groups as there is room for, or one of any size. Whether it had."""
-        self._there[0] = 0  # first: what was handed out is not handed out again
-        self._taken = 0
-        self._devices = {device.id: device for device in self._iommufd._context.devices()}
+        devices = {device.id: device for device in self._iommufd._context.devices()}
+        room = _BATCH
         while True:
+            batch = _Batch(room, devices)
             try:
-                ioctls.file_readinto(file, self._memory, self._there)
+                self._batches[batch] = None
+                ioctls.file_readinto(file, batch.memory, batch.there)
             except IoctlError:
                 self._queue._live()  # raises where it was closed meanwhile
                 raise
-            room = len(self._memory) // _REQUEST.size
-            if self._there[0] or room >= _MOST or not ioctls.file_readable(file):
-                return self._there[0] > 0
-            self._memory = bytearray(8 * room * _REQUEST.size)
+            finally:
+                if not batch.there[0]:
+                    self._batches.pop(batch, None)
+            if batch.there[0] or room >= _MOST or not ioctls.file_readable(file):
+                return batch.there[0] > 0
+            room *= 8
 
-    def _next(self) -> PageRequest:
+    def _next(self) -> PageRequest | None:
         """Hand out one of those that have been read."""
-        flags, device, pasid, group, permissions, _, address, length, cookie = _REQUEST.unpack_from(
-            self._memory, self._taken
-        )
-        request = PageRequest(
-            device=self._devices.get(device),
-            pasid=pasid if flags & uapi.IOMMU_PGFAULT_FLAGS_PASID_VALID else None,
-            group=group,
-            permissions=PagePermission(permissions),
-            address=address,
-            length=length,
-            last=bool(flags & uapi.IOMMU_PGFAULT_FLAGS_LAST_PAGE),
-            cookie=cookie,
-        )
-        self._taken += _REQUEST.size
-        return request
+        for batch in list(self._batches):
+            request = batch.take()
+            if request is not None:
+                return request
+            if batch.there[0]:
+                self._batches.pop(batch, None)
+        return None
 
     def respond(self, request: PageRequest, *, success: bool = True) -> None:
         """Answer a group of requests, by any one of it (struct iommu_hwpt_page_response).
@@ -157,8 +188,11 @@ class FaultQueue(KernelObject):
 
         Raises:
             IoctlError: EINVAL: it has been answered already.
+            TypeError: That is no request.
             ClosedError, ForkedError: As for `fileno`.
         """
+        if not isinstance(request, PageRequest):
+            raise TypeError(f"what is answered is a PageRequest, not {type(request).__name__}")
         code = uapi.IOMMUFD_PAGE_RESP_SUCCESS if success else uapi.IOMMUFD_PAGE_RESP_INVALID
         try:
             ioctls.file_write(self._queue._live(), _RESPONSE.pack(request.cookie, code))

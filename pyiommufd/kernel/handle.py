@@ -16,6 +16,7 @@ from .closing import Closing
 
 # Every open handle, by its id. A dictionary, since its single steps are atomic.
 _open: dict[int, weakref.ref[Handle]] = {}
+_forks = 0  # how often this process has forked
 
 _LONGEST = 86400.0  # seconds that one poll may take: its own limit is an int of milliseconds
 
@@ -29,7 +30,12 @@ def _after_fork_in_child() -> None:
 
 # In the child what the handles stand for is its parent's: every use would be done to the parent's mappings. Told
 # to the objects once, at the fork: to compare process ids would be a system call at each map and register access.
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _after_fork_in_parent() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
 
 
 def forked_error(what: str, pid: int) -> ForkedError:
@@ -65,10 +71,11 @@ class Handle(Closing):
         pid: The process that made it.
     """
 
-    __slots__ = ("__weakref__", "_file", "_forked", "pid")
+    __slots__ = ("__weakref__", "_file", "_forked", "_forks", "pid")
 
     def __init__(self, fd: int = -1) -> None:
         self._forked = False
+        self._forks = _forks
         self.pid = os.getpid()
         self._file = ioctls.new_file()
         _open[id(self)] = weakref.ref(self)
@@ -113,28 +120,36 @@ class Handle(Closing):
         """Whether this process is a forked child of the one that owns it."""
         return self._forked
 
+    @property
+    def _left_to_a_child(self) -> bool:
+        """Whether a forked child may have a copy of its fd."""
+        return self._forks != _forks
+
     def _mark_forked(self) -> None:
         """This process is a forked child: from now on only `close` does something."""
         self._forked = True
         ioctls.file_forked(self._file)
 
     def _close_fd(self) -> None:
-        _open.pop(id(self), None)
+        # On record meanwhile: it may take long, and another thread may fork.
         ioctls.file_close(self._file)
+        _open.pop(id(self), None)
 
     def close(self) -> None:
         """Close the fd. Does nothing the second time."""
         self._close_fd()
 
     def __del__(self) -> None:
-        _open.pop(id(self), None)
         # The attribute is missing where __init__ failed.
         if not hasattr(self, "_file") or self.closed:
+            _open.pop(id(self), None)
             return
-        # A child forked while the object was alive did not leave it unclosed: its parent may close it yet.
-        if not self.in_child:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        self._close_fd()
+        try:
+            # A child forked while the object was alive did not leave it unclosed: its parent may close it yet.
+            if not self.in_child:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            self._close_fd()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd {max(self._file.fd, self._file.inherited)}"

@@ -75,8 +75,7 @@ class HWPT(KernelObject):
         """
         flags = uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE if check_bool(on, "on") else 0
         try:
-            with self._iommufd._lock:  # the id stays that of this
-                ioctls.hwpt_set_dirty_tracking(self._live(), self.id, flags)
+            self._ask(ioctls.hwpt_set_dirty_tracking, flags)
         except IoctlError as error:
             raise self._failed(error, "IOMMU_HWPT_SET_DIRTY_TRACKING") from None
 
@@ -124,22 +123,20 @@ class HWPT(KernelObject):
     def _read_dirty(self, iova: int, length: int, page_size: int, flags: int) -> bytearray:
         memory = bytearray(-(-length // page_size // 64) * 8)
         try:
-            with self._iommufd._lock:
-                ioctls.hwpt_get_dirty_bitmap(self._live(), self.id, flags, iova, length, page_size, memory)
+            self._ask(ioctls.hwpt_get_dirty_bitmap, flags, iova, length, page_size, memory)
         except IoctlError as error:
             where = f", {IOVARange(iova, iova + length - 1)}"
             raise self._failed(error, "IOMMU_HWPT_GET_DIRTY_BITMAP", where) from None
         return memory
 
     def _refuse_hole(self, iova: int, length: int) -> None:
-        where, unmaps = IOVARange(iova, iova + length - 1), self.ioas._c.unmaps
+        where, changes = IOVARange(iova, iova + length - 1), self.ioas._c.changes
         # To ask takes longer than to read the bits, where there are many mappings; nobody else unmaps.
         found, as_of = self._mapped
-        if as_of == unmaps and found.start <= iova and where.last <= found.last and not self._iommufd.shared:
+        if as_of == changes and found.start <= iova and where.last <= found.last and not self._iommufd.shared:
             return
         try:
-            with self._iommufd._lock:
-                hole = ioctls.ioas_first_hole(self._live(), self.ioas.id, iova, length)
+            hole = self.ioas._ask(ioctls.ioas_first_hole, iova, length)
         except IoctlError as error:
             raise self._failed(error, error.request, f", {where}") from None
         if hole is not None:
@@ -147,7 +144,7 @@ class HWPT(KernelObject):
                 f"{where} of {self.ioas!r} is not mapped throughout: nothing is mapped at {hole:#x}, and the kernel "
                 "would report all pages from there on as clean; ask for each mapping by itself (DMAMapping.ranges)"
             )
-        self._mapped = where, unmaps
+        self._mapped = where, changes
 
     def _failed(self, error: IoctlError, request: str, where: str = "") -> IoctlError:
         return ioctl_error(request, error.errno or 0, f"{self!r}{where}")
@@ -188,21 +185,11 @@ def alloc_hwpt(
             raise ValueError(f"{used!r} belongs to another IOMMUFD than {device.name}")
     names = [name for name, on in wanted.items() if on]
     names += ["fault_queue"] if queue is not None else []
-    fault_id = 0 if queue is None else queue.id
+    uses = {"dev_id": device._c, "pt_id": ioas._c} | ({} if queue is None else {"fault_id": queue._c})
     flags = sum(_FLAGS[name] for name in names)
     hwpt = HWPT(device.iommufd, ioas, device.host, flags, queue)
     try:
-        hwpt._make(
-            partial(
-                ioctls.hwpt_alloc,
-                dev_id=device.id,
-                pt_id=ioas.id,
-                flags=flags,
-                data_type=data_type,
-                data=data,
-                fault_id=fault_id,
-            )
-        )
+        hwpt._make(partial(ioctls.hwpt_alloc, uses=uses, flags=flags, data_type=data_type, data=data))
     except IoctlError as error:
         code = error.errno or 0
         unfit = unfit_mappings(device, ioas, code)

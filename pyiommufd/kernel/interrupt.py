@@ -90,9 +90,11 @@ class Interrupt(EventFD):
 
 
 class UnmaskEvent(EventFD):
-    """An eventfd each signal of which unmasks INTx. Made by `IRQ.unmask_event`."""
+    """An eventfd each signal of which unmasks INTx. Made by `IRQ.unmask_event`. The kernel reads it."""
 
     __slots__ = ("_irq",)
+
+    _reader = "the kernel"
 
     def __init__(self, irq: IRQ, eventfd: EventFD | int | None = None) -> None:
         self._irq = irq

@@ -59,7 +59,7 @@ class Interrupts:
             irq = self._irqs.get(index)
             if irq is None:
                 named = next((names(index) for names in self._kind() if index in list(names)), index)
-                irq = self._irqs[index] = IRQ(self, self._device, named)
+                irq = self._irqs.setdefault(index, IRQ(self, self._device, named))
             return irq
 
     def _kind(self) -> tuple[type[IntEnum], ...]:

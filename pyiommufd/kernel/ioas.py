@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -40,6 +41,9 @@ class PhysicalRange(NamedTuple):
 
 _new = object.__new__
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
+
+# Memory that could not be unmapped, of address spaces that are closed: devices may reach it until the process ends.
+_kept_for_good: list[MappingTable] = []
 
 
 class IOAS(KernelObject):
@@ -83,13 +87,13 @@ class IOAS(KernelObject):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: As for `map`.
         """
-        ranges, _ = ioctls.ioas_iova_ranges(self._live(), self.id)
+        ranges, _ = self._ask(ioctls.ioas_iova_ranges)
         return tuple(IOVARange(start, last) for start, last in ranges)
 
     @property
     def iova_alignment(self) -> int:
         """What an iova and a length must be multiples of, in bytes. Every attach and detach may change it."""
-        return ioctls.ioas_iova_ranges(self._live(), self.id)[1]
+        return self._ask(ioctls.ioas_iova_ranges)[1]
 
     def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
         """Keep addresses for mappings (IOMMU_IOAS_ALLOW_IOVAS).
@@ -118,8 +122,7 @@ class IOAS(KernelObject):
         except NotImplementedError:  # what a memoryview of several dimensions answers
             raise TypeError("ranges are IOVARange objects or pairs of numbers") from None
         try:
-            with self._iommufd._lock:
-                ioctls.ioas_allow_iovas(self._live(), self.id, pairs)
+            self._ask(ioctls.ioas_allow_iovas, pairs)
         except IoctlError as error:
             wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
             raise ioctl_error("IOMMU_IOAS_ALLOW_IOVAS", error.errno or 0, f"{self!r} ({wanted})") from None
@@ -132,13 +135,12 @@ class IOAS(KernelObject):
             IoctlError: EINVAL: something is mapped into a page table already.
             TypeError: Neither True nor False.
         """
-        return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id))
+        return bool(self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES))
 
     @huge_pages.setter
     def huge_pages(self, on: bool) -> None:
         try:
-            with self._iommufd._lock:
-                ioctls.option(self._live(), uapi.IOMMU_OPTION_HUGE_PAGES, self.id, int(check_bool(on, "huge_pages")))
+            self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES, int(check_bool(on, "huge_pages")))
         except IoctlError as error:
             raise ioctl_error("IOMMU_OPTION", error.errno or 0, f"huge pages of {self!r}") from None
 
@@ -244,7 +246,10 @@ class IOAS(KernelObject):
         except BaseException:
             ioctls.release(held)
             raise
-        return map_pieces(self, held, numbers, flags)
+        try:
+            return map_pieces(self, held, numbers, flags)
+        finally:
+            del held  # a traceback does not keep it
 
     def map_file(
         self,
@@ -357,15 +362,18 @@ class IOAS(KernelObject):
         return self._unmap(0, U64_MAX, repr(self))
 
     def _unmap(self, iova: int, length: int, target: str) -> int:
-        # The kernel takes the longest range for the whole space, whose last address it does not include.
-        touched, pieces = self._table.pieces(iova, length + (length == U64_MAX))
-        try:
-            return ioctls.ioas_unmap_range(self._c, iova, length, pieces)
-        except IoctlError as error:
-            self._live()  # raises where it was closed meanwhile
-            raise ioctl_error("IOMMU_IOAS_UNMAP", error.errno or 0, target) from None
-        finally:
-            self._table.forget_unmapped(touched)
+        while True:
+            changes = self._c.changes
+            # The kernel takes the longest range for the whole space, whose last address it does not include.
+            touched, pieces = self._table.pieces(iova, length + (length == U64_MAX))
+            try:
+                return ioctls.ioas_unmap_range(self._c, iova, length, pieces, changes)
+            except IoctlError as error:
+                self._live()  # raises where it was closed meanwhile
+                if error.errno != errno.EAGAIN:
+                    raise ioctl_error("IOMMU_IOAS_UNMAP", error.errno or 0, target) from None
+            finally:
+                self._table.forget_unmapped(touched)
 
     def _not_unmapped(self, mapping: DMAMapping | DMAMappings, code: int) -> None:
         """A mapping could not be unmapped: raise why, unless it is gone with the address space."""
@@ -393,10 +401,10 @@ class IOAS(KernelObject):
             ValueError, TypeError: The numbers are no range.
             ClosedError, ForkedError: As for `map`.
         """
-        fd = self._live()
+        self._live()
         iova, length = check_range(iova, length)
         try:
-            return PhysicalRange(*ioctls.ioas_noiommu_get_pa(fd, self.id, iova, length))
+            return PhysicalRange(*self._ask(ioctls.ioas_noiommu_get_pa, iova, length))
         except IoctlError as error:
             target = f"{self!r}, {IOVARange(iova, iova + length - 1)}"
             raise ioctl_error("IOMMU_IOAS_NOIOMMU_GET_PA", error.errno or 0, target) from None
@@ -430,8 +438,9 @@ class IOAS(KernelObject):
             self._kept = True
         ioctls.abandon(self._c)
         for mapping in list(self._table):
-            # What cannot be unmapped keeps its memory.
             pieces = mapping._mapped_pieces() if self._kept else []
             if not [piece for piece in pieces if not ioctls.ioas_unmap_left(self._c, piece)]:
                 self._table.pop(mapping, None)
+        if self._table:
+            _kept_for_good.append(self._table)
         super()._let_go()  # last: what has been let go of is nobody's to clear, after an exception in between

@@ -42,7 +42,6 @@ class IOEventFD(EventFD):
         self.value = value
         self._on = ioctls.new_cell("int")
         super().__init__(eventfd)
-        self._file.wake = -1  # there is nobody to be woken by its close; and to the kernel that would be a signal
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -65,7 +64,7 @@ class IOEventFD(EventFD):
                 return
             try:
                 if self._on[0]:
-                    device_ioctls.ioeventfd(device._live(), *self.place, -1, self._on)
+                    device_ioctls.ioeventfd(device._live(), *self.place, None, self._on)
             except IoctlError as error:
                 self._on[0] = 0
                 if error.errno != errno.ENODEV:  # another process that has the device has stopped it
@@ -92,7 +91,7 @@ def start_ioeventfd(
         event = IOEventFD(region, offset, width, value, eventfd)
         try:
             device.interrupts._remember(event)
-            device_ioctls.ioeventfd(fd, *event.place, event.fileno(), event._on)
+            device_ioctls.ioeventfd(fd, *event.place, event._live(), event._on)
         except BaseException as error:
             event.close()
             EventFD.close(event)  # also where it was not on record yet

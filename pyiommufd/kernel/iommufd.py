@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -137,6 +138,7 @@ class IOMMUFD(Handle):
         with self._lock:
             self._live()
             device = Device(self, host)
+            device._forks = file._forks  # the fd is the file's
             if file._given:
                 device._give()
             try:
@@ -149,6 +151,7 @@ class IOMMUFD(Handle):
             finally:
                 if device.closed:
                     self._forget(device)
+            device._check_bind_change()
             return device
 
     def alloc_ioas(self) -> IOAS:
@@ -183,12 +186,12 @@ class IOMMUFD(Handle):
             BusyError: Something has been made from this iommufd already.
             TypeError: Neither True nor False.
         """
-        return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0))
+        return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE))
 
     @rlimit_mode.setter
     def rlimit_mode(self, on: bool) -> None:
         try:
-            ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, 0, int(check_bool(on, "rlimit_mode")))
+            ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, int(check_bool(on, "rlimit_mode")))
         except IoctlError as error:
             raise ioctl_error("IOMMU_OPTION", error.errno or 0, "the accounting of locked memory") from None
 
@@ -230,8 +233,7 @@ class IOMMUFD(Handle):
             raise TypeError(f"the container interface works on an IOAS, not on {type(ioas).__name__}")
         if ioas.iommufd._context is not self._context:
             raise ValueError(f"{ioas!r} belongs to another IOMMUFD")
-        with self._lock:
-            ioctls.vfio_ioas(ioas._live(), uapi.IOMMU_VFIO_IOAS_SET, ioas.id)
+        ioas._ask(ioctls.set_vfio_ioas)
 
     @vfio_ioas.deleter
     def vfio_ioas(self) -> None:
@@ -339,28 +341,28 @@ class IOMMUFD(Handle):
                 return
             # By dependence in the kernel, users first. Devices above all: each holds a reference on the iommufd,
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
-            for made in (*self.devices, *reversed(list(self._registry))):
+            while self._registry:  # a signal handler may make more
+                made = next(iter(self.devices), None) or next(reversed(self._registry))
                 attempt(made.close)
                 if isinstance(made, KernelObject) and not made.closed:
                     made._let_go()  # the fd goes, and the kernel frees it with it
+                self._forget(made)
             attempt(self._close_fd)
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
 
     def __del__(self) -> None:
-        if hasattr(self, "_registry") and not self.closed and not self.in_child:
-            # Garbage, as its devices are, in any order. None of them may reach memory that has been let go of; nor may
-            # another process' that is attached to an address space of a shared iommufd.
-            for device in self.devices:
-                device.__del__()
-            for ioas in self._ioases():
-                ioas._let_go()
-        super().__del__()
-        # What holds the memory of mappings goes before the memory does: CPython 3.11 crashes where it collects
-        # a memoryview and what holds it at once (gh-77894, mended in 2024).
-        if hasattr(self, "_registry"):
-            for ioas in self._ioases():
-                ioas._table.clear()
+        # Garbage, as its devices and address spaces are, in any order; the last callback comes first, each whatever the
+        # others have raised. No device may reach memory that has been let go of, nor may another process' that is
+        # attached to an address space of a shared iommufd. And the tables of mappings go before the memory does:
+        # CPython 3.11 crashes where it collects a memoryview and what holds it at once (gh-77894, mended in 2024).
+        with contextlib.ExitStack() as stack:
+            stack.callback(super().__del__)
+            if hasattr(self, "_registry"):
+                for ioas in self._ioases():
+                    stack.callback(ioas._table.clear if self.in_child else ioas._let_go)
+                for device in self.devices if not self.in_child else ():
+                    stack.callback(device.__del__)
 
 
 def _iommufd_number(fd: int) -> int:

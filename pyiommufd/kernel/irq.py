@@ -14,6 +14,7 @@ from ..diagnose.device_requests import no_interrupt_error
 from ..diagnose.interrupts import set_irqs_error
 from ..errors import ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
 from ..uapi import device_ioctls
+from ..uapi.ioctls import File
 from .eventfd import EventFD
 from .interrupt import Interrupt, IRQFlag, UnmaskEvent
 
@@ -94,12 +95,12 @@ class IRQ:
     @property
     def vectors(self) -> tuple[Interrupt, ...]:
         """Those that are enabled, in the order of their numbers; none where it is off."""
-        return tuple(self._states[0].vectors.values())
+        return tuple(self._now().vectors.values())
 
     @property
     def enabled(self) -> bool:
         """Whether it is on."""
-        return bool(self._states[0].vectors)
+        return bool(self._now().vectors)
 
     # On and off
 
@@ -322,6 +323,13 @@ class IRQ:
 
     # Changes. The lock is held.
 
+    def _now(self) -> _State:
+        """What is on, without the lock: another thread's change is waited for, and an interrupted one settled."""
+        if len(self._states) > 1:
+            with self._interrupts._lock:
+                self._settle()
+        return self._states[0]
+
     def _begin(self) -> _State:
         """What is on, once what an interrupted change has left is settled.
 
@@ -355,25 +363,24 @@ class IRQ:
         if self._states != (before,):
             raise InUseError(f"{self._target} was changed by a signal handler meanwhile", self.vectors)
         attempt = (wanted, before)
+        mine: tuple[_State, ...] = attempt
         try:
             self._states = attempt
             self._tell(before, wanted)
             if self._states is attempt:
-                self._states = (wanted,)
+                mine = self._states = (wanted,)
         except BaseException:
             if self._states is attempt:
-                self._states = (before, wanted)
+                mine = self._states = (before, wanted)
             raise
         finally:
-            if len(self._states) == 1 and self._states[0] is not wanted:
+            if len(self._states) == 1 and self._states is not mine:
                 # A signal handler has changed or closed it in the midst of this, and that is what holds.
                 self._states = (*self._states, wanted, before)
             self._settle()
 
     def _settle(self) -> None:
         """State to the kernel what is on record, where it may have something else."""
-        if len(self._states) == 1:
-            return
         while len(self._states) > 1:
             try:
                 self._interrupts._live()
@@ -385,8 +392,9 @@ class IRQ:
             try:
                 for other in others:
                     self._tell(other, state, settle=True)
-            except IoctlError:
-                self._turn_off(settle=True)
+            except (IoctlError, ClosedError):  # the latter where one of its eventfds is closed
+                with contextlib.suppress(ClosedError):
+                    self._turn_off(settle=True)
                 state = _OFF
             # Where a signal handler has changed it once more, that is what holds.
             self._states = (state,) if self._states is current else (*self._states, *current)
@@ -409,14 +417,14 @@ class IRQ:
             changed = [number for number in every if before.vectors.get(number) is not wanted.vectors.get(number)]
             numbers = range(min(changed), max(changed) + 1) if changed else range(0)
         if numbers:
-            fds = [wanted.vectors[number].fileno() if number in wanted.vectors else -1 for number in numbers]
-            if available := self._set(_TRIGGER, numbers.start, len(fds), fds):
-                target = f"{self._target}: {len(fds)} vectors asked for, {available} available"
+            files = [wanted.vectors[number]._live() if number in wanted.vectors else None for number in numbers]
+            if available := self._set(_TRIGGER, numbers.start, len(files), files):
+                target = f"{self._target}: {len(files)} vectors asked for, {available} available"
                 raise VectorsUnavailableError(_REQUEST, errno.ENOSPC, target, available=available)
         if wanted.unmask is not (None if anew else before.unmask):
-            self._set(_UNMASK, 0, 1, [-1])
+            self._set(_UNMASK, 0, 1, [None])
             if wanted.unmask is not None:
-                self._set(_UNMASK, 0, 1, [wanted.unmask.fileno()])
+                self._set(_UNMASK, 0, 1, [wanted.unmask._live()])
 
     def _turn_off(self, *, settle: bool) -> None:
         try:
@@ -425,11 +433,11 @@ class IRQ:
             if not settle:  # then it may be off
                 raise
 
-    def _set(self, action: int, start: int, count: int, eventfds: Sequence[int] | None = None) -> int:
+    def _set(self, action: int, start: int, count: int, eventfds: Sequence[File | None] | None = None) -> int:
         try:
             return device_ioctls.set_irqs(self._interrupts._live(), self.index, action, start, count, eventfds)
         except IoctlError as error:
-            others = [one.name for one in self._interrupts.enabled if one is not self]
+            others = [one.name for one in list(self._interrupts._irqs.values()) if one is not self and one.enabled]
             raise set_irqs_error(error.errno or 0, self._target, self.name, others) from None
 
     # Close
@@ -450,8 +458,8 @@ class IRQ:
         if vector.closed or vector.in_child or self.device.closed:
             return
         with self._interrupts._lock:
-            if vector in self.vectors:
-                state = self._begin()
+            if vector in self._begin().vectors.values():
+                state = self._states[0]
                 self._change(state, [one for one in state.vectors.values() if one is not vector], {}, state.span)
 
     def _release_unmask(self, event: UnmaskEvent) -> None:
@@ -459,9 +467,9 @@ class IRQ:
         if event.in_child or self.device.closed:
             return
         with self._interrupts._lock:
-            if event is self._states[0].unmask:
+            state = self._begin()
+            if event is state.unmask:
                 try:
-                    state = self._begin()
                     self._become(state, state._replace(unmask=None))
                 finally:
                     self._close_rest()

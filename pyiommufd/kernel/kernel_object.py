@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from ..errors import ClosedError, InUseError, IoctlError, ioctl_error
 from ..uapi import ioctls
@@ -12,6 +12,9 @@ from .closing import Closing
 if TYPE_CHECKING:
     from .device import Device
     from .iommufd import IOMMUFD
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class KernelObject(Closing):
@@ -40,6 +43,10 @@ class KernelObject(Closing):
             finally:
                 if self.closed:
                     self._iommufd._forget(self)
+            # A borrowed one that had this id is gone: its owner has destroyed it.
+            for other in list(self._iommufd._context.objects()):
+                if other is not self and other._borrowed and other.id == self.id:
+                    other._let_go()
 
     @property
     def id(self) -> int:
@@ -56,6 +63,17 @@ class KernelObject(Closing):
         if self.closed:
             raise ClosedError(f"this {self!r} is closed")
         return file
+
+    def _ask(
+        self, call: Callable[Concatenate[ioctls.Object, _P], _T], *arguments: _P.args, **keywords: _P.kwargs
+    ) -> _T:
+        """What a call of `ioctls` about it returns. Raises as `_live` does, also where it is closed meanwhile."""
+        self._live()
+        try:
+            return call(self._c, *arguments, **keywords)
+        except IoctlError:
+            self._live()
+            raise
 
     @property
     def iommufd(self) -> IOMMUFD:

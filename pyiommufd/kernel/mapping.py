@@ -70,6 +70,14 @@ class DMAMapping:
         """Those of its pieces that are mapped."""
         return [self._piece] if self._piece.state else []
 
+    def _gone(self) -> bool:
+        """Whether it is not mapped, nor going to be."""
+        return not self._piece.state
+
+    def _was_mapped(self) -> bool:
+        """Whether it has been mapped, if for a moment."""
+        return ioctls.was_mapped(self._piece)
+
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
         if self.mapped:
@@ -91,11 +99,17 @@ class DMAMapping:
 class _Pieces:
     """Pieces in one memory: offset, length, iova and state of each, one after the other, as the C code takes them."""
 
-    __slots__ = ("c", "numbers")
+    __slots__ = ("c", "making", "numbers")
 
     def __init__(self, numbers: array[int]) -> None:
         self.numbers = numbers
         self.c = ioctls.pieces_of(numbers)
+        self.making = True  # more of them may be mapped, whatever has become of those that are
+
+    def made(self, mapping: DMAMappings | CopiedMapping) -> None:
+        """No more of them will be mapped. Those that were may be unmapped again, by another thread."""
+        self.making = False
+        mapping._ioas._table.forget_unmapped((mapping,))
 
     def mapped(self) -> list[ioctls.Piece]:
         """Those that are mapped."""
@@ -111,8 +125,6 @@ class _Pieces:
     def unmap(self, mapping: DMAMappings | CopiedMapping) -> None:
         """Unmap those that are mapped, and forget the mapping."""
         ioas, count = mapping._ioas, len(self.numbers) // PIECE
-        if mapping not in ioas._table:
-            return  # it is unmapped already
         try:
             for start in range(0, count, PIECES_A_CALL):
                 part = min(PIECES_A_CALL, count - start)
@@ -121,6 +133,10 @@ class _Pieces:
                     return
         finally:
             ioas._table.forget_unmapped((mapping,))
+
+    def gone(self) -> bool:
+        """Whether none is mapped, nor going to be."""
+        return not self.making and not any(self.numbers[3::PIECE])
 
 
 class DMAMappings:
@@ -167,6 +183,12 @@ class DMAMappings:
 
     def _mapped_pieces(self) -> list[ioctls.Piece]:
         return self._pieces.mapped()
+
+    def _gone(self) -> bool:
+        return self._pieces.gone()
+
+    def _was_mapped(self) -> bool:
+        return any(self._pieces.numbers[4::PIECE])
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
@@ -220,6 +242,9 @@ class CopiedMapping(DMAMapping):
 
     def _mapped_pieces(self) -> list[ioctls.Piece]:
         return self._pieces.mapped()
+
+    def _gone(self) -> bool:
+        return self._pieces.gone()
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it still is: iova and length in bytes of each piece."""

@@ -57,7 +57,7 @@ def _map_first_free(
     ioas = mapping._ioas
     if below <= 0:
         raise ValueError(f"nothing is below {below}")
-    allowed, alignment = ioctls.ioas_iova_ranges(ioas._live(), ioas.id)
+    allowed, alignment = ioas._ask(ioctls.ioas_iova_ranges)
     ranges = [IOVARange(*one) for one in allowed]
     alignment = max(alignment, mmap.PAGESIZE)
     taken = ioas._table.places()
@@ -124,23 +124,21 @@ def map_file(
 
 def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
     """Map what another address space has mapped."""
-    while True:
-        unmaps = source._c.unmaps
-        mapping = _copy(ioas, source, iova, length, dst_iova, flags)
-        if source._c.unmaps == unmaps:
-            return mapping
-        # Something was unmapped meanwhile: what was copied may be what another thread has mapped there since.
-        mapping.unmap()
+    while (mapping := _copy(ioas, source, iova, length, dst_iova, flags)) is None:
+        pass
+    return mapping
 
 
-def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
+def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping | None:
+    """None where something was mapped or unmapped in the source meanwhile, and nothing copied."""
+    changes = source._c.changes
     # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
     held = source._table.memory_of(iova, length)
     # To the kernel it is going to be a mapping for each that it is copied from, of this process or another.
     parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
     pieces: Piece | Pieces
     if len(parts) < 2 or sum(end - at for at, end in parts) < length:
-        count, mapping = 1, DMAMapping(ioas)
+        count, mapping, copied = 1, DMAMapping(ioas), None
         pieces = mapping._piece
         pieces.length = length
     else:
@@ -158,17 +156,24 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             src_iova=iova,
             length=length,
             iova=dst_iova or 0,
+            changes=changes,
         )
     except BaseException as error:
+        if copied is not None:
+            copied._pieces.made(copied)
         mapping.unmap()
         if not isinstance(error, IoctlError):
             raise  # a signal handler's
         source._live()  # raises where it was closed meanwhile
         code = error.errno or 0
+        if code == errno.EAGAIN:
+            return None
         if code in (errno.ENOENT, errno.EPERM):
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
             raise ioctl_error("IOMMU_IOAS_COPY", code, target) from None
         raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
+    if copied is not None:
+        copied._pieces.made(copied)
     return mapping
 
 
@@ -185,9 +190,12 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
                 at = PIECE * (start + done)
                 offset, length, iova = numbers[at : at + 3]
                 raise map_failed(ioas, -result, held, length, None if iova == ANYWHERE else iova, offset)
+        mappings._pieces.made(mappings)
     except BaseException:
+        mappings._pieces.made(mappings)
         mappings.unmap()
         let_go(ioas, mappings, held)
+        del held  # also where it was mapped in part, and is not released
         raise
     return mappings
 
@@ -218,11 +226,12 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
 
 
 def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
-    """Let go of memory that was not mapped: the traceback of the exception would keep it held.
+    """Let go of memory that was never mapped: the traceback of the exception would keep it held.
 
-    In one cycle of garbage with a memoryview it would be, say, where CPython 3.11 crashes (gh-77894).
+    In one cycle of garbage with a memoryview it would be, say, where CPython 3.11 crashes (gh-77894). What was mapped
+    for a moment may have been copied by another thread, whose mapping holds it by the same view.
     """
-    if mapping not in ioas._table:
+    if mapping not in ioas._table and not mapping._was_mapped():
         ioctls.release(held)
 
 

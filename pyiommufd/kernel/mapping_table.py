@@ -58,7 +58,7 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
     def forget_unmapped(self, touched: Iterable[DMAMapping | DMAMappings]) -> None:
         """Let go of those of which nothing is mapped any more. They were: one that is about to be mapped is not."""
         for mapping in touched:
-            if not mapping._mapped_pieces():
+            if mapping._gone():
                 self.pop(mapping, None)
 
     def of_memory(self) -> list[DMAMapping | DMAMappings]:

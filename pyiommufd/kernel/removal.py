@@ -44,12 +44,13 @@ class RemovalWaiter:
     It has no lock of its own: what it holds changes under the lock of the device's interrupts.
     """
 
-    __slots__ = ("_request", "_watches", "device")
+    __slots__ = ("_request", "_told", "_watches", "device")
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._watches: tuple[RemovalWatch, ...] = ()
         self._request: Interrupt | None = None
+        self._told = False
 
     @property
     def ended(self) -> bool:
@@ -62,6 +63,8 @@ class RemovalWaiter:
 
     def add(self, callback: Callable[[Device], object] | None) -> RemovalWatch:
         """Watch as well; the first one starts the waiting. The lock is held."""
+        if self._told:
+            raise ClosedError(f"{self.device!r} is about to be closed: the host wants it back")
         watch = RemovalWatch(self, callback)
         try:
             self._watches = (*self._watches, watch)
@@ -81,6 +84,8 @@ class RemovalWaiter:
             # A daemon: a program that ends is not kept from it.
             name = f"pyiommufd-removal-{self.device.name}"
             threading.Thread(target=self._run, args=[self._request], name=name, daemon=True).start()
+        except InUseError:
+            raise  # a signal handler has turned it on, for a use of its own
         except BaseException:
             # Also where it was enabled and not yet kept here.
             req.disable()
@@ -96,16 +101,28 @@ class RemovalWaiter:
                 self._request.close()
 
     def _run(self, request: Interrupt) -> None:
-        watches: tuple[RemovalWatch, ...] = ()
-        while not watches:  # the last one may end while it is told
+        while True:
             try:
                 request.wait()
             except ClosedError:
                 return
-            watches = self._watches
-        # Those who came last are told first; whatever they raise, the device is closed.
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.device.close)
-            for watch in watches:
-                if watch.callback is not None:
-                    stack.callback(watch.callback, self.device)
+            if self._watches:  # the last one may end while it is told
+                break
+        try:
+            self._tell(())
+        finally:
+            self.device.close()
+
+    def _tell(self, told: tuple[RemovalWatch, ...]) -> None:
+        """Call each, whatever the others raise: those who came last first, and those who come meanwhile afterwards."""
+        with self.device.interrupts._lock:
+            watches = [watch for watch in self._watches if watch not in told]
+            self._told = not watches
+        if watches:
+            try:
+                with contextlib.ExitStack() as stack:
+                    for watch in watches:
+                        if watch.callback is not None:
+                            stack.callback(watch.callback, self.device)
+            finally:
+                self._tell((*told, *watches))

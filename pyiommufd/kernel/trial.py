@@ -36,7 +36,7 @@ def try_page_table(device: Attachable, ioas: IOAS) -> int:
 
 
 def _try(device: Attachable, ioas: IOAS, iova: int = 0, length: int = 0, dst_iova: int = 0) -> int:
-    return ioctls.try_page_table(device.iommufd._live(), device.id, ioas.id, iova, length, dst_iova)
+    return ioctls.try_page_table(device._c, ioas._c, iova, length, dst_iova)
 
 
 def unfit_mappings(device: Attachable, ioas: IOAS, code: int) -> list[IOVARange]:

@@ -34,21 +34,26 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
     return result;
 }
 
-int pyiommufd_attach(struct pyiommufd_file *cdev, uint32_t pt_id, int64_t pasid, uint32_t *group_on, int *attached)
+int pyiommufd_attach(struct pyiommufd_file *cdev, struct pyiommufd_object *table, int64_t pasid, uint32_t *group_on,
+                     int *attached)
 {
     struct vfio_device_attach_iommufd_pt command = {
         /* Without a PASID the struct ends where 6.6 ended it, for the kernels of that time. */
         .argsz = pasid < 0 ? offsetof(struct vfio_device_attach_iommufd_pt, pasid) : sizeof(command),
         .flags = pasid < 0 ? 0 : VFIO_DEVICE_ATTACH_PASID,
-        .pt_id = pt_id,
         .pasid = pasid < 0 ? 0 : (uint32_t)pasid,
     };
-    int result = pyiommufd_ioctl(cdev, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &command);
+    int result = use(table);
 
+    if (result < 0)
+        return result;
+    command.pt_id = table->id;
+    result = pyiommufd_ioctl(cdev, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &command);
     if (!result) {
-        *group_on = pt_id;
+        *group_on = table->id;
         *attached = 1;
     }
+    used(table);
     return result;
 }
 
@@ -66,18 +71,47 @@ int pyiommufd_detach(struct pyiommufd_file *cdev, int64_t pasid, int *attached)
     return result;
 }
 
-int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t width, uint64_t value, int eventfd, int *on)
+int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t width, uint64_t value,
+                        struct pyiommufd_file *eventfd, int *on)
 {
     struct vfio_device_ioeventfd command = {
         .argsz = sizeof(command),
         .flags = width,
         .offset = offset,
         .data = value,
-        .fd = eventfd,
+        .fd = eventfd ? hold(eventfd) : -1,
     };
-    int result = pyiommufd_ioctl(cdev, VFIO_DEVICE_IOEVENTFD, &command);
+    int result;
 
+    if (eventfd && command.fd < 0)
+        return command.fd;
+    result = pyiommufd_ioctl(cdev, VFIO_DEVICE_IOEVENTFD, &command);
     if (!result)
-        *on = eventfd >= 0;
+        *on = eventfd != NULL;
+    if (eventfd)
+        let_go(eventfd);
+    return result;
+}
+
+int pyiommufd_set_irqs(struct pyiommufd_file *cdev, struct vfio_irq_set *command, struct pyiommufd_file **eventfds,
+                       uint64_t count)
+{
+    uint64_t at;
+    int32_t fd;
+    int result = 0;
+
+    for (at = 0; at < count; at++) {
+        fd = eventfds[at] ? hold(eventfds[at]) : -1;
+        if (eventfds[at] && fd < 0) {
+            result = fd;
+            break;
+        }
+        memcpy(command->data + at * sizeof(fd), &fd, sizeof(fd));
+    }
+    if (!result)
+        result = pyiommufd_ioctl(cdev, VFIO_DEVICE_SET_IRQS, command);
+    while (at--)
+        if (eventfds[at])
+            let_go(eventfds[at]);
     return result;
 }

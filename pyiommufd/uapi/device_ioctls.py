@@ -12,7 +12,7 @@ from typing import Any, NewType, cast
 from pyiommufd._uapi import ffi, lib
 
 from ..errors import ioctl_error
-from .ioctls import Cell, Fd, View, _c, _check
+from .ioctls import Cell, Fd, File, View, _c, _check
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""
@@ -106,7 +106,9 @@ def irq_info(fd: Fd, index: int) -> tuple[int, int]:
     return int(info.flags), int(info.count)
 
 
-def set_irqs(fd: Fd, index: int, action: int, start: int, count: int, eventfds: Sequence[int] | None = None) -> int:
+def set_irqs(
+    fd: Fd, index: int, action: int, start: int, count: int, eventfds: Sequence[File | None] | None = None
+) -> int:
     """VFIO_DEVICE_SET_IRQS.
 
     Args:
@@ -115,13 +117,13 @@ def set_irqs(fd: Fd, index: int, action: int, start: int, count: int, eventfds: 
         action: One of VFIO_IRQ_SET_ACTION_*.
         start: The first interrupt.
         count: How many; 0 with the trigger action and without eventfds turns the type off.
-        eventfds: What the action is bound to, -1 for nothing, one an interrupt; None: the action is carried out now.
+        eventfds: What the action is bound to, None for nothing, one an interrupt; None: the action is carried out now.
 
     Returns:
         0; or how many vectors there are to be had, where that is fewer than asked for. Then none has been enabled.
     """
-    numbers = ffi.new("int32_t[]", list(eventfds or ()))
-    size = ffi.sizeof("struct vfio_irq_set") + ffi.sizeof(numbers)
+    files = ffi.new("struct pyiommufd_file *[]", [ffi.NULL if one is None else _c(one) for one in eventfds or ()])
+    size = ffi.sizeof("struct vfio_irq_set") + 4 * len(files)
     memory = ffi.new("char[]", size)
     command = ffi.cast("struct vfio_irq_set *", cast("Any", memory))
     command.argsz = size
@@ -129,8 +131,7 @@ def set_irqs(fd: Fd, index: int, action: int, start: int, count: int, eventfds: 
     command.index = index
     command.start = start
     command.count = count
-    ffi.memmove(command.data, numbers, ffi.sizeof(numbers))
-    return _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_SET_IRQS, command), "VFIO_DEVICE_SET_IRQS")
+    return _check(lib.pyiommufd_set_irqs(_c(fd), command, files, len(files)), "VFIO_DEVICE_SET_IRQS")
 
 
 def reset(fd: Fd) -> None:
@@ -166,8 +167,8 @@ def hot_reset(fd: Fd) -> None:
     _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_PCI_HOT_RESET, command), "VFIO_DEVICE_PCI_HOT_RESET")
 
 
-def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: int, on: Cell) -> None:
-    """VFIO_DEVICE_IOEVENTFD: write a value at each signal of an eventfd; -1 in its place: no more.
+def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: File | None, on: Cell) -> None:
+    """VFIO_DEVICE_IOEVENTFD: write a value at each signal of an eventfd; None in its place: no more.
 
     Args:
         fd: The device's.
@@ -177,7 +178,8 @@ def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: int, on: Cel
         eventfd: At whose signals.
         on: Becomes whether the kernel writes (``int``).
     """
-    result = lib.pyiommufd_ioeventfd(_c(fd), offset, width, value, eventfd, cast("Any", on))
+    event = ffi.NULL if eventfd is None else _c(eventfd)
+    result = lib.pyiommufd_ioeventfd(_c(fd), offset, width, value, event, cast("Any", on))
     _check(result, "VFIO_DEVICE_IOEVENTFD")
 
 

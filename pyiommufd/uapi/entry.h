@@ -12,7 +12,8 @@ int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument);
 struct pyiommufd_file {
     int fd;             /* -1: none */
     int inherited;      /* in a forked child: the copy of the parent's, to be closed and nothing else */
-    int wake;           /* an eventfd that ends pyiommufd_file_wait when the file is closed; or -1 */
+    int wake;           /* an eventfd that ends pyiommufd_file_wait when the file is closed; -1: nobody has waited */
+    int closing;        /* that of a close which waits for the calls under way; or -1 */
     unsigned int users; /* calls under way */
 };
 int pyiommufd_file_open(struct pyiommufd_file *file, const char *path, int flags);
@@ -26,25 +27,38 @@ void pyiommufd_file_forked(struct pyiommufd_file *file);
 int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *other);
 /* As poll: until it is readable, or closed. */
 int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds);
+/* A copy of what ends it; readable from then on. */
+int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *copy);
+/* As poll, without waiting. */
+int pyiommufd_file_readable(struct pyiommufd_file *file);
 /* As read, or pread where the offset is not negative; and so for writing. done: what is in memory now, in bytes; or NULL. */
 int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset, uint64_t *done);
 int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset);
+/* Set or clear bits of 2 bytes, little-endian, by a pread and a pwrite. */
+int pyiommufd_file_change16(struct pyiommufd_file *file, int64_t offset, uint16_t bits, int on);
 int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *argument);
 
 /* What the kernel keeps behind an iommufd by an id. */
 struct pyiommufd_object {
     struct pyiommufd_file *file; /* the iommufd */
     uint32_t id;
-    unsigned int state; /* 0: not there, 1: there, 2: about to be destroyed */
-    unsigned int users;  /* calls under way */
-    unsigned int unmaps; /* of an address space: how often something of it was unmapped */
+    unsigned int state;   /* 0: not there, 1: there, 2: taken by a call that waits for the others, and that they wait for */
+    unsigned int users;   /* calls under way */
+    unsigned int changes; /* of an address space: how often something was mapped or unmapped */
+};
+/* A place in a command where the id of an object is wanted. */
+struct pyiommufd_id {
+    struct pyiommufd_object *object;
+    uint64_t at;
 };
 /*
- * Have the kernel make one: the command is written over, with the object's id at that place; and, where a queue is given,
- * its fd.
+ * Have the kernel make one: the command is written over, with the ids of what it is made for, then that of the object;
+ * and, where a queue is given, its fd.
  */
 int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void *command, uint64_t id_at,
-                   struct pyiommufd_file *queue, uint64_t fd_at);
+                   const struct pyiommufd_id *uses, uint64_t count, struct pyiommufd_file *queue, uint64_t fd_at);
+/* An ioctl of the iommufd about one of its objects, whose id is written to the command. */
+int pyiommufd_object_ioctl(struct pyiommufd_object *object, unsigned long request, void *command, uint64_t id_at);
 /* Nothing, and 0, where it is not there. The iommufd's lock is held. */
 int pyiommufd_destroy(struct pyiommufd_object *object);
 /* As destroy, but that the kernel keeps it: later calls fail with EBADF. */
@@ -63,9 +77,13 @@ int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
                        const void *user_va, uint64_t length, uint64_t iova);
 int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags, int file,
                             uint64_t start, uint64_t length, uint64_t iova);
-/* By one request; the pieces, with offset and length, are those that the source has there. */
+/*
+ * By one request; the pieces, with offset and length, are those that the source has there. EAGAIN: something was mapped
+ * or unmapped there since it had that many changes.
+ */
 int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count, uint32_t flags,
-                        struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova);
+                        struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova,
+                        unsigned int changes);
 /*
  * Many pieces of one memory by one call, with offset, length and iova; an iova of all ones lets the kernel choose.
  * done: how many were mapped before one failed.
@@ -76,22 +94,22 @@ int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piec
 int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece);
 /* Each of them, until one fails. */
 int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count);
-/* All within a range, by one request; the pieces are all that it may touch, and are written over. */
+/*
+ * All within a range, by one request; the pieces are all that it may touch. EAGAIN: something was mapped or unmapped since
+ * the address space had that many changes.
+ */
 int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
-                               struct pyiommufd_piece **pieces, uint64_t count, uint64_t *unmapped);
+                               struct pyiommufd_piece **pieces, uint64_t count, unsigned int changes,
+                               uint64_t *unmapped);
 /* What is left mapped in an abandoned one. */
 int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece);
-/*
- * Whether something in a range is not mapped, by whatever process: 1, and the first such address; or 0. For these two
- * the iommufd's lock is held, so that the ids stay those of the objects.
- */
-int pyiommufd_ioas_first_hole(struct pyiommufd_file *iommufd, uint32_t ioas_id, uint64_t iova, uint64_t length,
-                              uint64_t *hole);
+/* Whether something in a range is not mapped, by whatever process: 1, and the first such address; or 0. */
+int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length, uint64_t *hole);
 /*
  * Whether the device can have a page table of what an address space maps; with a length, of that range alone, copied to
  * an iova. The page table, and the copy, are destroyed again.
  */
-int pyiommufd_try_page_table(struct pyiommufd_file *iommufd, uint32_t device_id, uint32_t ioas_id, uint64_t iova,
+int pyiommufd_try_page_table(struct pyiommufd_object *device, struct pyiommufd_object *ioas, uint64_t iova,
                              uint64_t length, uint64_t dst_iova);
 
 /*
@@ -100,7 +118,12 @@ int pyiommufd_try_page_table(struct pyiommufd_file *iommufd, uint32_t device_id,
  */
 int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device, struct pyiommufd_file *owner,
                    const void *token);
-int pyiommufd_attach(struct pyiommufd_file *cdev, uint32_t pt_id, int64_t pasid, uint32_t *group_on, int *attached);
+int pyiommufd_attach(struct pyiommufd_file *cdev, struct pyiommufd_object *table, int64_t pasid, uint32_t *group_on,
+                     int *attached);
 int pyiommufd_detach(struct pyiommufd_file *cdev, int64_t pasid, int *attached);
-/* width: also the flag of that size; eventfd: -1 for no more. on: whether the kernel writes. */
-int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t width, uint64_t value, int eventfd, int *on);
+/* width: also the flag of that size; eventfd: NULL for no more. on: whether the kernel writes. */
+int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t width, uint64_t value,
+                        struct pyiommufd_file *eventfd, int *on);
+/* The eventfds are written into the command: NULL for none. */
+int pyiommufd_set_irqs(struct pyiommufd_file *cdev, struct vfio_irq_set *command, struct pyiommufd_file **eventfds,
+                       uint64_t count);

@@ -77,10 +77,7 @@ int pyiommufd_file_open(struct pyiommufd_file *file, const char *path, int flags
 
 int pyiommufd_file_eventfd(struct pyiommufd_file *file)
 {
-    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-
-    file->wake = fd;
-    return own(file, fd);
+    return own(file, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
 int pyiommufd_file_memfd(struct pyiommufd_file *file, const char *name, unsigned int flags, int64_t length)
@@ -101,33 +98,54 @@ int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file 
     return result;
 }
 
+/*
+ * Those who wait have a fd of their own to be woken by: what is written to an eventfd itself would be a signal to
+ * whoever reads it, such as the kernel. Its number is there from the first wait on. The file is held.
+ */
+static int waker(struct pyiommufd_file *file)
+{
+    int none = -1, wake = LOAD(&file->wake);
+
+    if (wake >= 0)
+        return wake;
+    wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (wake < 0)
+        return -errno;
+    if (__atomic_compare_exchange_n(&file->wake, &none, wake, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        return wake;
+    close(wake);
+    return none;
+}
+
 int pyiommufd_file_close(struct pyiommufd_file *file)
 {
-    int fd = SWAP(&file->fd, -1), wake = SWAP(&file->wake, -1), inherited = SWAP(&file->inherited, -1);
+    int fd = SWAP(&file->fd, -1), inherited = SWAP(&file->inherited, -1), wake;
     unsigned int looks = 0;
     const uint64_t one = 1;
-    ssize_t written;
 
     if (inherited >= 0)
         fd = inherited;
-    /*
-     * Again and again, as those who read an eventfd may take what was written; and once there are none, for who waits by
-     * another fd of it. A failure says that it is full, which wakes as well.
-     */
+    if (fd >= 0)
+        STORE(&file->closing, fd);
+    /* Who comes second waits, too, and leaves the rest to the first. */
     for (;;) {
         const unsigned int users = LOAD(&file->users);
 
-        if (wake >= 0 && inherited < 0) {
-            written = write(wake, &one, sizeof(one));
-            (void)written;
-        }
+        wake = fd < 0 || inherited >= 0 ? -1 : LOAD(&file->wake);
+        /* Once more when there are no users, for who waits by another fd of it. It fails where it is full: as good. */
+        if (wake >= 0 && write(wake, &one, sizeof(one)) < 0)
+            sched_yield();
         if (!users)
             break;
         look_again(&looks);
     }
-    if (wake >= 0 && wake != fd)
+    if (fd < 0)
+        return 0;
+    wake = SWAP(&file->wake, -1);
+    if (wake >= 0)
         close(wake);
-    return fd < 0 ? 0 : (int)with_reason(close(fd));
+    STORE(&file->closing, -1);
+    return (int)with_reason(close(fd));
 }
 
 void pyiommufd_file_free(struct pyiommufd_file *file)
@@ -135,9 +153,15 @@ void pyiommufd_file_free(struct pyiommufd_file *file)
     pyiommufd_file_close(file);
 }
 
-/* What other threads had under way is not under way here. */
+/* What other threads had under way is not under way here; nor will they close what they were about to. */
 void pyiommufd_file_forked(struct pyiommufd_file *file)
 {
+    if (file->closing >= 0) {
+        close(file->closing);
+        if (file->wake >= 0)
+            close(file->wake);
+        file->closing = file->wake = -1;
+    }
     if (file->fd >= 0)
         file->inherited = file->fd;
     file->fd = -1;
@@ -165,14 +189,40 @@ int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *othe
 
 int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
 {
-    /* The second first: once the file is held, close waits, and leaves open what was there before. */
-    struct pollfd waiting[2] = { { .events = POLLIN }, { .fd = LOAD(&file->wake), .events = POLLIN } };
-    int result;
+    struct pollfd waiting[2] = { { .fd = hold(file), .events = POLLIN }, { .events = POLLIN } };
+    int result = waiting[0].fd;
 
-    waiting[0].fd = hold(file);
-    if (waiting[0].fd < 0)
-        return waiting[0].fd;
-    result = (int)with_reason(poll(waiting, 2, milliseconds));
+    if (result < 0)
+        return result;
+    /* Once the file is held, close waits. */
+    result = waiting[1].fd = waker(file);
+    if (result >= 0)
+        result = (int)with_reason(poll(waiting, 2, milliseconds));
+    let_go(file);
+    return result;
+}
+
+int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *copy)
+{
+    int result = hold(file);
+
+    if (result < 0)
+        return result;
+    result = waker(file);
+    if (result >= 0)
+        result = own(copy, fcntl(result, F_DUPFD_CLOEXEC, 0));
+    let_go(file);
+    return result;
+}
+
+int pyiommufd_file_readable(struct pyiommufd_file *file)
+{
+    struct pollfd look = { .fd = hold(file), .events = POLLIN };
+    int result = look.fd;
+
+    if (result < 0)
+        return result;
+    result = (int)with_reason(poll(&look, 1, 0));
     let_go(file);
     return result;
 }
@@ -199,6 +249,27 @@ int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, ui
     if (fd < 0)
         return fd;
     result = with_reason(offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset));
+    let_go(file);
+    return result;
+}
+
+int pyiommufd_file_change16(struct pyiommufd_file *file, int64_t offset, uint16_t bits, int on)
+{
+    int fd = hold(file);
+    unsigned char bytes[2];
+    ssize_t done;
+    int result = 0;
+
+    if (fd < 0)
+        return fd;
+    done = pread(fd, bytes, 2, offset);
+    if (done == 2) {
+        bytes[0] = (unsigned char)(on ? bytes[0] | bits : bytes[0] & ~bits);
+        bytes[1] = (unsigned char)(on ? bytes[1] | bits >> 8 : bytes[1] & ~(bits >> 8));
+        done = pwrite(fd, bytes, 2, offset);
+    }
+    if (done != 2)
+        result = done < 0 ? -errno : -EIO;
     let_go(file);
     return result;
 }

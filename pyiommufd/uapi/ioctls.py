@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NewType, Protocol, TypeAlias, cast
 
 from pyiommufd._uapi import ffi, lib
@@ -31,11 +31,9 @@ class File(Protocol):
         fd: The number; -1: none, or it is a forked parent's.
         users: How many calls are under way.
         inherited: In a forked child, that of its copy, until it is closed; -1: none.
-        wake: What `file_close` writes to, to wake those who wait; -1: nobody can wait.
     """
 
     fd: int
-    wake: int
     users: int
     inherited: int
 
@@ -50,12 +48,12 @@ class Object(Protocol):
     Attributes:
         id: The id.
         state: 0: it is not there; `LIVE`.
-        unmaps: How often something was unmapped of this address space by its pieces, or was tried to be.
+        changes: How often something of this address space was mapped or unmapped, or was tried to be unmapped.
     """
 
     id: int
     state: int
-    unmaps: int
+    changes: int
 
 
 class Piece(Protocol):
@@ -154,7 +152,7 @@ def new_cell(kind: str) -> Cell:
 
 def new_file() -> File:
     """An owner without an fd."""
-    return cast("File", ffi.gc(ffi.new("struct pyiommufd_file *", (-1, -1, -1, 0)), lib.pyiommufd_file_free))
+    return cast("File", ffi.gc(ffi.new("struct pyiommufd_file *", (-1, -1, -1, -1, 0)), lib.pyiommufd_file_free))
 
 
 def file_open(file: File, path: str, flags: int) -> None:
@@ -201,7 +199,17 @@ def file_wait(file: File, milliseconds: int) -> None:
 
 def file_readable(file: File) -> bool:
     """Whether poll says that there is something to read, now."""
-    return int(lib.pyiommufd_file_wait(_c(file), 0)) > 0
+    return int(lib.pyiommufd_file_readable(_c(file))) > 0
+
+
+def file_waker(file: File, copy: File) -> None:
+    """A second fd of what becomes readable when the file is closed."""
+    _check(lib.pyiommufd_file_waker(_c(file), _c(copy)), "eventfd")
+
+
+def file_change16(file: File, offset: int, bits: int, on: bool) -> None:
+    """Set or clear bits of 2 bytes, little-endian, by a pread and a pwrite that no signal handler comes between."""
+    _check(lib.pyiommufd_file_change16(_c(file), offset, bits, on), "pwrite")
 
 
 def file_read(file: File, length: int, offset: int = -1) -> bytes:
@@ -226,7 +234,7 @@ def file_write(file: File, data: Any, offset: int = -1) -> int:
 
 def _c(record: Any) -> Any:
     """What was made here, as C takes it; or for an int, a file that is not owned."""
-    return ffi.new("struct pyiommufd_file *", (record, -1, -1, 0)) if isinstance(record, int) else record
+    return ffi.new("struct pyiommufd_file *", (record, -1, -1, -1, 0)) if isinstance(record, int) else record
 
 
 # Objects
@@ -237,13 +245,43 @@ def new_object(iommufd: File) -> Object:
     return cast("Object", ffi.new("struct pyiommufd_object *", {"file": iommufd}))
 
 
-def _make(made: Object, request: str, command: Any, field: str, queue: File | None = None, fd_field: str = "") -> None:
-    offsets = dict(ffi.typeof(command).item.fields or [])
-    fd_at = offsets[fd_field].offset if fd_field else 0
+def _offset(command: Any, field: str) -> int:
+    return int(dict(ffi.typeof(command).item.fields or [])[field].offset)
+
+
+def _make(
+    made: Object,
+    request: str,
+    command: Any,
+    field: str,
+    uses: Mapping[str, Object] | None = None,
+    queue: File | None = None,
+    fd_field: str = "",
+) -> None:
+    """Have the kernel make an object.
+
+    Args:
+        made: The object.
+        request: The ioctl.
+        command: Its struct.
+        field: Where in it the id of the new object will be.
+        uses: What it is made for, by the fields that are to have their ids.
+        queue: The owner of the fd that comes with it.
+        fd_field: Where that fd will be.
+    """
     command.size = ffi.sizeof(ffi.typeof(command).item)
-    number = getattr(lib, request)
+    ids = ffi.new("struct pyiommufd_id[]", [(one, _offset(command, name)) for name, one in (uses or {}).items()])
     owner: Any = ffi.NULL if queue is None else queue
-    _check(lib.pyiommufd_make(cast("Any", made), number, command, offsets[field].offset, owner, fd_at), request)
+    fd_at = _offset(command, fd_field) if fd_field else 0
+    number, at = getattr(lib, request), _offset(command, field)
+    _check(lib.pyiommufd_make(cast("Any", made), number, command, at, ids, len(ids), owner, fd_at), request)
+
+
+def _ask(made: Object, request: str, command: Any, field: str) -> int:
+    """An ioctl of the iommufd about an object, whose id the field is to have. EBADF: it is not there."""
+    command.size = ffi.sizeof(ffi.typeof(command).item)
+    number, at = getattr(lib, request), _offset(command, field)
+    return int(lib.pyiommufd_object_ioctl(cast("Any", made), number, command, at))
 
 
 def destroy(made: Object) -> None:
@@ -280,6 +318,11 @@ def piece_at(pieces: Pieces, index: int) -> Piece:
     return cast("Piece", cast("Any", pieces) + index)
 
 
+def was_mapped(piece: Piece) -> bool:
+    """Whether it has been mapped, if for a moment."""
+    return bool(cast("Any", piece).ioas)
+
+
 def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: View) -> tuple[int, int]:
     """IOMMU_IOAS_MAP for each of some pieces, by one call: the result of `ioas_map`, and how many were mapped before.
 
@@ -295,41 +338,43 @@ def ioas_unmap_many(pieces: Pieces, start: int, count: int) -> int:
     return int(lib.pyiommufd_ioas_unmap_many(cast("Any", pieces) + start, count))
 
 
-def ioas_unmap_range(ioas: Object, iova: int, length: int, touched: Sequence[Piece]) -> int:
-    """IOMMU_IOAS_UNMAP of all within a range: how many bytes.
+def ioas_unmap_range(ioas: Object, iova: int, length: int, touched: Sequence[Piece], changes: int) -> int:
+    """IOMMU_IOAS_UNMAP of all within a range: how many bytes. EAGAIN: something was mapped or unmapped meanwhile.
 
     Args:
         ioas: The address space.
         iova: The first address.
         length: Bytes.
         touched: What is mapped there, in part or whole. What is gone is not mapped any more, also where it fails.
+        changes: How many changes the address space had before that was looked up.
     """
     unmapped = ffi.new("uint64_t *")
     pieces = ffi.new("struct pyiommufd_piece *[]", list(touched))
     _check(
-        lib.pyiommufd_ioas_unmap_range(cast("Any", ioas), iova, length, pieces, len(touched), unmapped),
+        lib.pyiommufd_ioas_unmap_range(cast("Any", ioas), iova, length, pieces, len(touched), changes, unmapped),
         "IOMMU_IOAS_UNMAP",
     )
     return int(unmapped[0])
 
 
-def ioas_first_hole(fd: Fd, ioas_id: int, iova: int, length: int) -> int | None:
+def ioas_first_hole(ioas: Object, iova: int, length: int) -> int | None:
     """The first address of a range that is not mapped, by whatever process; None where all of it is.
 
     By IOMMU_IOAS_COPY to an address space that is made for it and destroyed again.
     """
     hole = ffi.new("uint64_t *")
-    found = _check(lib.pyiommufd_ioas_first_hole(_c(fd), ioas_id, iova, length, hole), "IOMMU_IOAS_COPY")
+    found = _check(lib.pyiommufd_ioas_first_hole(cast("Any", ioas), iova, length, hole), "IOMMU_IOAS_COPY")
     return int(hole[0]) if found else None
 
 
-def try_page_table(fd: Fd, device_id: int, ioas_id: int, iova: int = 0, length: int = 0, dst_iova: int = 0) -> int:
+def try_page_table(device: Object, ioas: Object, iova: int = 0, length: int = 0, dst_iova: int = 0) -> int:
     """Whether a device can have a page table of what an address space maps: 0, or the errno.
 
     With a length, of that range alone, copied to an iova. What is made for it is destroyed again (IOMMU_HWPT_ALLOC,
     IOMMU_IOAS_COPY, IOMMU_DESTROY).
     """
-    return -int(lib.pyiommufd_try_page_table(_c(fd), device_id, ioas_id, iova, length, dst_iova))
+    one, other = cast("Any", device), cast("Any", ioas)
+    return -int(lib.pyiommufd_try_page_table(one, other, iova, length, dst_iova))
 
 
 def ioas_copy(
@@ -342,43 +387,53 @@ def ioas_copy(
     src_iova: int,
     length: int,
     iova: int,
+    changes: int,
 ) -> None:
-    """IOMMU_IOAS_COPY, of what are the pieces in the source."""
+    """IOMMU_IOAS_COPY, of what are the pieces in the source.
+
+    EAGAIN: something was mapped or unmapped in the source since it had so many changes.
+    """
     c: Any = (ioas, pieces, source)
-    _check(lib.pyiommufd_ioas_copy(c[0], c[1], count, flags, c[2], src_iova, length, iova), "IOMMU_IOAS_COPY")
+    _check(lib.pyiommufd_ioas_copy(c[0], c[1], count, flags, c[2], src_iova, length, iova, changes), "IOMMU_IOAS_COPY")
 
 
-def ioas_allow_iovas(fd: Fd, ioas_id: int, ranges: Sequence[tuple[int, int]]) -> None:
+def ioas_allow_iovas(ioas: Object, ranges: Sequence[tuple[int, int]]) -> None:
     """IOMMU_IOAS_ALLOW_IOVAS; ranges: (start, inclusive last)."""
     allowed = ffi.new("struct iommu_iova_range[]", [{"start": start, "last": last} for start, last in ranges])
     command = ffi.new("struct iommu_ioas_allow_iovas *")
-    command.size = ffi.sizeof("struct iommu_ioas_allow_iovas")
-    command.ioas_id = ioas_id
     command.num_iovas = len(ranges)
     command.allowed_iovas = int(ffi.cast("uintptr_t", allowed))
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_ALLOW_IOVAS, command), "IOMMU_IOAS_ALLOW_IOVAS")
+    _check(_ask(ioas, "IOMMU_IOAS_ALLOW_IOVAS", command, "ioas_id"), "IOMMU_IOAS_ALLOW_IOVAS")
 
 
-def option(fd: Fd, option_id: int, object_id: int, value: int | None = None) -> int:
-    """IOMMU_OPTION: set the option to the value, or get it where that is None. Returns the value."""
+def option(of: File | Object, option_id: int, value: int | None = None) -> int:
+    """IOMMU_OPTION: set an option of an iommufd or of an object to the value, or get it where that is None."""
     command = ffi.new("struct iommu_option *")
     command.size = ffi.sizeof("struct iommu_option")
     command.option_id = option_id
-    command.object_id = object_id
     command.op = lib.IOMMU_OPTION_OP_GET if value is None else lib.IOMMU_OPTION_OP_SET
     command.val64 = value or 0
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_OPTION, command), "IOMMU_OPTION")
+    if hasattr(of, "fd"):
+        result = lib.pyiommufd_ioctl(_c(of), lib.IOMMU_OPTION, command)
+    else:
+        result = _ask(of, "IOMMU_OPTION", command, "object_id")
+    _check(result, "IOMMU_OPTION")
     return int(command.val64)
 
 
-def vfio_ioas(fd: Fd, op: int, ioas_id: int = 0) -> int:
-    """IOMMU_VFIO_IOAS: get, set or clear. Returns the id."""
+def vfio_ioas(fd: Fd, op: int) -> int:
+    """IOMMU_VFIO_IOAS: get or clear. Returns the id."""
     command = ffi.new("struct iommu_vfio_ioas *")
     command.size = ffi.sizeof("struct iommu_vfio_ioas")
     command.op = op
-    command.ioas_id = ioas_id
     _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_VFIO_IOAS, command), "IOMMU_VFIO_IOAS")
     return int(command.ioas_id)
+
+
+def set_vfio_ioas(ioas: Object) -> None:
+    """IOMMU_VFIO_IOAS: set it to this one."""
+    command = ffi.new("struct iommu_vfio_ioas *", {"op": lib.IOMMU_VFIO_IOAS_SET})
+    _check(_ask(ioas, "IOMMU_VFIO_IOAS", command, "ioas_id"), "IOMMU_VFIO_IOAS")
 
 
 def ioas_change_process(fd: Fd) -> None:
@@ -388,95 +443,81 @@ def ioas_change_process(fd: Fd) -> None:
     _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_CHANGE_PROCESS, command), "IOMMU_IOAS_CHANGE_PROCESS")
 
 
-def ioas_noiommu_get_pa(fd: Fd, ioas_id: int, iova: int, length: int) -> tuple[int, int]:
+def ioas_noiommu_get_pa(ioas: Object, iova: int, length: int) -> tuple[int, int]:
     """IOMMU_IOAS_NOIOMMU_GET_PA: the physical address, and how many bytes are contiguous there."""
     command = ffi.new("struct iommu_ioas_noiommu_get_pa *")
-    command.size = ffi.sizeof("struct iommu_ioas_noiommu_get_pa")
-    command.ioas_id = ioas_id
     command.iova = iova
     command.length = length
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_NOIOMMU_GET_PA, command), "IOMMU_IOAS_NOIOMMU_GET_PA")
+    _check(_ask(ioas, "IOMMU_IOAS_NOIOMMU_GET_PA", command, "ioas_id"), "IOMMU_IOAS_NOIOMMU_GET_PA")
     return int(command.out_phys), int(command.length)
 
 
-def hwpt_alloc(
-    made: Object, dev_id: int, pt_id: int, *, flags: int = 0, data_type: int = 0, data: bytes = b"", fault_id: int = 0
-) -> None:
-    """IOMMU_HWPT_ALLOC: a page table that the device's IOMMU can walk, over an address space."""
+def hwpt_alloc(made: Object, uses: Mapping[str, Object], *, flags: int, data_type: int, data: bytes) -> None:
+    """IOMMU_HWPT_ALLOC: a page table that the device's IOMMU can walk, over an address space.
+
+    uses: ``dev_id`` and ``pt_id``, and maybe ``fault_id``.
+    """
     held = ffi.from_buffer(data)
     command = ffi.new("struct iommu_hwpt_alloc *")
     command.flags = flags
-    command.dev_id = dev_id
-    command.pt_id = pt_id
     command.data_type = data_type
     command.data_len = len(data)
     command.data_uptr = int(ffi.cast("uintptr_t", held)) if data else 0
-    command.fault_id = fault_id
-    _make(made, "IOMMU_HWPT_ALLOC", command, "out_hwpt_id")
+    _make(made, "IOMMU_HWPT_ALLOC", command, "out_hwpt_id", uses)
 
 
 def fault_queue_alloc(made: Object, queue: File) -> None:
     """IOMMU_FAULT_QUEUE_ALLOC: a queue, with its fd."""
     command = ffi.new("struct iommu_fault_alloc *")
-    _make(made, "IOMMU_FAULT_QUEUE_ALLOC", command, "out_fault_id", queue, "out_fault_fd")
+    _make(made, "IOMMU_FAULT_QUEUE_ALLOC", command, "out_fault_id", queue=queue, fd_field="out_fault_fd")
 
 
-def hwpt_set_dirty_tracking(fd: Fd, hwpt_id: int, flags: int) -> None:
+def hwpt_set_dirty_tracking(hwpt: Object, flags: int) -> None:
     """IOMMU_HWPT_SET_DIRTY_TRACKING."""
     command = ffi.new("struct iommu_hwpt_set_dirty_tracking *")
-    command.size = ffi.sizeof("struct iommu_hwpt_set_dirty_tracking")
     command.flags = flags
-    command.hwpt_id = hwpt_id
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_SET_DIRTY_TRACKING, command), "IOMMU_HWPT_SET_DIRTY_TRACKING")
+    _check(_ask(hwpt, "IOMMU_HWPT_SET_DIRTY_TRACKING", command, "hwpt_id"), "IOMMU_HWPT_SET_DIRTY_TRACKING")
 
 
-def hwpt_get_dirty_bitmap(
-    fd: Fd, hwpt_id: int, flags: int, iova: int, length: int, page_size: int, bitmap: bytearray
-) -> None:
+def hwpt_get_dirty_bitmap(hwpt: Object, flags: int, iova: int, length: int, page_size: int, bitmap: bytearray) -> None:
     """IOMMU_HWPT_GET_DIRTY_BITMAP: bits are added to those of the bitmap, whole words of 64 bits."""
     held = ffi.from_buffer("uint64_t[]", bitmap, require_writable=True)
     command = ffi.new("struct iommu_hwpt_get_dirty_bitmap *")
-    command.size = ffi.sizeof("struct iommu_hwpt_get_dirty_bitmap")
-    command.hwpt_id = hwpt_id
     command.flags = flags
     command.iova = iova
     command.length = length
     command.page_size = page_size
     command.data = int(ffi.cast("uintptr_t", held))
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_HWPT_GET_DIRTY_BITMAP, command), "IOMMU_HWPT_GET_DIRTY_BITMAP")
+    _check(_ask(hwpt, "IOMMU_HWPT_GET_DIRTY_BITMAP", command, "hwpt_id"), "IOMMU_HWPT_GET_DIRTY_BITMAP")
 
 
-def get_hw_info(fd: Fd, dev_id: int, data_type: int | None) -> tuple[int, int, int, bytes]:
+def get_hw_info(device: Object, data_type: int | None) -> tuple[int, int, int, bytes]:
     """IOMMU_GET_HW_INFO: data type, width of PASIDs in bits, capabilities, and the IOMMU driver's own data."""
     room = 256
     while True:
         data = ffi.new("char[]", room)
         command = ffi.new("struct iommu_hw_info *")
-        command.size = ffi.sizeof("struct iommu_hw_info")
-        command.dev_id = dev_id
         command.data_len = room
         command.data_uptr = int(ffi.cast("uintptr_t", data))
         if data_type is not None:
             command.flags = lib.IOMMU_HW_INFO_FLAG_INPUT_TYPE
             command.in_data_type = data_type
-        _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_GET_HW_INFO, command), "IOMMU_GET_HW_INFO")
+        _check(_ask(device, "IOMMU_GET_HW_INFO", command, "dev_id"), "IOMMU_GET_HW_INFO")
         if command.data_len <= room:
             width, length = int(command.out_max_pasid_log2), int(command.data_len)
             return int(command.out_data_type), width, int(command.out_capabilities), bytes(ffi.buffer(data, length))
         room = int(command.data_len)
 
 
-def ioas_iova_ranges(fd: Fd, ioas_id: int) -> tuple[list[tuple[int, int]], int]:
+def ioas_iova_ranges(ioas: Object) -> tuple[list[tuple[int, int]], int]:
     """IOMMU_IOAS_IOVA_RANGES: (start, inclusive last) of each range, and the alignment in bytes."""
     room = 16
     while True:
         ranges = ffi.new("struct iommu_iova_range[]", room)
         command = ffi.new("struct iommu_ioas_iova_ranges *")
-        command.size = ffi.sizeof("struct iommu_ioas_iova_ranges")
-        command.ioas_id = ioas_id
         command.num_iovas = room
         command.allowed_iovas = int(ffi.cast("uintptr_t", ranges))
-        result = lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_IOVA_RANGES, command)
+        result = _ask(ioas, "IOMMU_IOAS_IOVA_RANGES", command, "ioas_id")
         if result == 0:
             found = [(int(ranges[i].start), int(ranges[i].last)) for i in range(command.num_iovas)]
             return found, int(command.out_iova_alignment)
@@ -495,12 +536,12 @@ def bind(cdev: File, device: Object, owner: File, token: bytes | None) -> None:
     _check(lib.pyiommufd_bind(_c(cdev), cast("Any", device), _c(owner), given), "VFIO_DEVICE_BIND_IOMMUFD")
 
 
-def attach(cdev: File, pt_id: int, pasid: int | None, group_on: Cell, attached: Cell) -> None:
+def attach(cdev: File, table: Object, pasid: int | None, group_on: Cell, attached: Cell) -> None:
     """VFIO_DEVICE_ATTACH_IOMMUFD_PT.
 
     Args:
         cdev: The device's.
-        pt_id: The page table.
+        table: The page table.
         pasid: For the DMA with this PASID; None: without one.
         group_on: Becomes the page table (``uint32_t``). Not the id that the kernel writes back: that of an automatic
             page table is given to another object at once after the detach.
@@ -508,7 +549,7 @@ def attach(cdev: File, pt_id: int, pasid: int | None, group_on: Cell, attached: 
     """
     number = -1 if pasid is None else pasid
     _check(
-        lib.pyiommufd_attach(_c(cdev), pt_id, number, cast("Any", group_on), cast("Any", attached)),
+        lib.pyiommufd_attach(_c(cdev), cast("Any", table), number, cast("Any", group_on), cast("Any", attached)),
         "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
     )
 

@@ -3,8 +3,9 @@
 /*
  * Mappings.
  *
- * Each piece is claimed before it is unmapped: two threads that unmap it do so once, and the one that comes second
- * waits until it is gone.
+ * A piece is claimed before it is unmapped by itself: two threads that unmap it do so once, and the one that comes
+ * second waits until it is gone. What maps or unmaps a piece uses its address space; what concerns many pieces at once,
+ * and goes by what the caller knows to be mapped, takes the address space for itself.
  */
 static int claim(struct pyiommufd_piece *piece)
 {
@@ -13,7 +14,7 @@ static int claim(struct pyiommufd_piece *piece)
 
     for (;;) {
         state = LIVE;
-        if (__atomic_compare_exchange_n(&piece->state, &state, ENDING, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        if (__atomic_compare_exchange_n(&piece->state, &state, TAKEN, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
             return 1;
         if (state == GONE)
             return 0;
@@ -27,6 +28,7 @@ static void mapped(struct pyiommufd_piece *piece, struct pyiommufd_object *ioas,
     piece->length = length;
     piece->iova = iova;
     STORE(&piece->state, LIVE);
+    ADD(&ioas->changes, 1);
 }
 
 static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags,
@@ -108,24 +110,47 @@ static int copy_range(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src
     return 0;
 }
 
-int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count, uint32_t flags,
-                        struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova)
+/* The source for oneself, to be put back to LIVE, and the other for use; the fd, or the negative errno. */
+static int take_both(struct pyiommufd_object *source, struct pyiommufd_object *ioas)
 {
-    int fd = use(ioas), result;
+    int fd = 0;
+
+    if (ioas < source)
+        fd = use(ioas);
+    if (fd < 0)
+        return fd;
+    if (!seize(source)) {
+        if (ioas < source)
+            used(ioas);
+        return -EBADF;
+    }
+    if (ioas == source)
+        fd = hold(source->file);
+    else if (ioas > source)
+        fd = use(ioas);
+    if (fd < 0)
+        STORE(&source->state, LIVE);
+    return fd;
+}
+
+int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count, uint32_t flags,
+                        struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova,
+                        unsigned int changes)
+{
+    int fd = take_both(source, ioas), result = -EAGAIN;
     uint64_t at;
 
     if (fd < 0)
         return fd;
-    /* Not twice: in between its destroy may begin to wait for the first, and the second for that. */
-    result = source == ioas ? 0 : use(source);
-    if (result >= 0) {
+    if (LOAD(&source->changes) == changes)
         result = copy_range(fd, ioas->id, flags, source->id, src_iova, length, &dst_iova);
-        for (at = 0; !result && at < count; at++)
-            mapped(&pieces[at], ioas, pieces[at].length, dst_iova + pieces[at].offset);
-        if (source != ioas)
-            used(source);
-    }
-    used(ioas);
+    for (at = 0; !result && at < count; at++)
+        mapped(&pieces[at], ioas, pieces[at].length, dst_iova + pieces[at].offset);
+    STORE(&source->state, LIVE);
+    if (ioas == source)
+        let_go(source->file);
+    else
+        used(ioas);
     return result;
 }
 
@@ -161,7 +186,7 @@ static int unmap(int fd, struct pyiommufd_object *ioas, uint64_t iova, uint64_t 
 
     result = (int)with_reason(ioctl(fd, IOMMU_IOAS_UNMAP, &command));
     /* Also where it failed, having unmapped a part. Not before: what is found to be mapped meanwhile may be gone. */
-    ADD(&ioas->unmaps, 1);
+    ADD(&ioas->changes, 1);
     if (!result)
         *length = command.length;
     return result;
@@ -207,46 +232,42 @@ static int copy_in_place(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uin
                       &dst_iova);
 }
 
-/* By their place in memory: an order in which several threads can claim pieces without waiting in a circle. */
-static int in_memory(const void *one, const void *other)
-{
-    const uintptr_t a = (uintptr_t)*(struct pyiommufd_piece *const *)one;
-    const uintptr_t b = (uintptr_t)*(struct pyiommufd_piece *const *)other;
-
-    return (a > b) - (a < b);
-}
-
 int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
-                               struct pyiommufd_piece **pieces, uint64_t count, uint64_t *unmapped)
+                               struct pyiommufd_piece **pieces, uint64_t count, unsigned int changes,
+                               uint64_t *unmapped)
 {
-    int fd = use(ioas), result;
     /* The kernel takes the longest range for the whole space, whose last address it does not include. */
     const uint64_t last = length == UINT64_MAX ? UINT64_MAX : iova + length - 1;
     int64_t scratch = -1;
+    int fd, result = -EAGAIN;
     uint64_t at;
 
-    if (fd < 0)
+    if (!seize(ioas))
+        return -EBADF;
+    fd = hold(ioas->file);
+    if (fd < 0) {
+        STORE(&ioas->state, LIVE);
         return fd;
-    qsort(pieces, count, sizeof(*pieces), in_memory);
-    for (at = 0; at < count; at++)
-        if (pieces[at]->iova < iova || pieces[at]->iova + pieces[at]->length - 1 > last || !claim(pieces[at]))
-            pieces[at] = NULL;
-    *unmapped = length;
-    result = unmap(fd, ioas, iova, unmapped);
-    /* It goes upwards, and stops where a mapping is cut or in use: whether each is gone is asked then. */
-    if (result)
-        scratch = ioas_alloc(fd);
-    for (at = 0; at < count; at++)
-        if (pieces[at]) {
-            const struct pyiommufd_piece *piece = pieces[at];
-            int gone = !result || (scratch >= 0 && copy_in_place(fd, scratch, ioas->id, piece->iova,
-                                                                 piece->length) == -ENOENT);
+    }
+    if (LOAD(&ioas->changes) == changes) {
+        *unmapped = length;
+        result = unmap(fd, ioas, iova, unmapped);
+        /* It goes upwards, and stops where a mapping is cut or in use: whether each is gone is asked then. */
+        if (result)
+            scratch = ioas_alloc(fd);
+        for (at = 0; at < count; at++) {
+            struct pyiommufd_piece *piece = pieces[at];
 
-            STORE(&pieces[at]->state, gone ? GONE : LIVE);
+            if (piece->iova < iova || piece->iova + piece->length - 1 > last)
+                continue;
+            if (!result || (scratch >= 0 && copy_in_place(fd, scratch, ioas->id, piece->iova, piece->length) == -ENOENT))
+                STORE(&piece->state, GONE);
         }
-    if (scratch >= 0)
-        destroy(fd, scratch);
-    used(ioas);
+        if (scratch >= 0)
+            destroy(fd, scratch);
+    }
+    STORE(&ioas->state, LIVE);
+    let_go(ioas->file);
     return result;
 }
 
@@ -274,23 +295,22 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
  * No request asks what is mapped, but a copy is refused for a hole in its source. The copy is to an address space
  * without devices, where it pins and accounts nothing.
  */
-int pyiommufd_ioas_first_hole(struct pyiommufd_file *iommufd, uint32_t ioas_id, uint64_t iova, uint64_t length,
-                              uint64_t *hole)
+int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length, uint64_t *hole)
 {
-    int fd = hold(iommufd), result;
+    int fd = use(ioas), result;
     int64_t scratch;
 
     if (fd < 0)
         return fd;
     scratch = ioas_alloc(fd);
-    result = scratch < 0 ? (int)scratch : copy_in_place(fd, scratch, ioas_id, iova, length);
+    result = scratch < 0 ? (int)scratch : copy_in_place(fd, scratch, ioas->id, iova, length);
     /* EOVERFLOW: the range is too long for a copy, and for a mapping. */
     if (result == -ENOENT || result == -EOVERFLOW) {
         /* Up to iova all is mapped, and copied; within the length from there on something is not. */
         while (length > 1) {
             uint64_t half = length / 2;
 
-            if (copy_in_place(fd, scratch, ioas_id, iova, half)) {
+            if (copy_in_place(fd, scratch, ioas->id, iova, half)) {
                 length = half;
             } else {
                 iova += half;
@@ -302,7 +322,7 @@ int pyiommufd_ioas_first_hole(struct pyiommufd_file *iommufd, uint32_t ioas_id, 
     }
     if (scratch >= 0)
         destroy(fd, scratch);
-    let_go(iommufd);
+    used(ioas);
     return result;
 }
 
@@ -316,26 +336,32 @@ static int try_page_table(int fd, uint32_t device_id, uint32_t ioas_id)
     return 0;
 }
 
-int pyiommufd_try_page_table(struct pyiommufd_file *iommufd, uint32_t device_id, uint32_t ioas_id, uint64_t iova,
+int pyiommufd_try_page_table(struct pyiommufd_object *device, struct pyiommufd_object *ioas, uint64_t iova,
                              uint64_t length, uint64_t dst_iova)
 {
-    int fd = hold(iommufd), result;
+    int fd = use(device), result;
     int64_t scratch;
 
     if (fd < 0)
         return fd;
+    result = use(ioas);
+    if (result < 0) {
+        used(device);
+        return result;
+    }
     if (!length) {
-        result = try_page_table(fd, device_id, ioas_id);
+        result = try_page_table(fd, device->id, ioas->id);
     } else if ((scratch = ioas_alloc(fd)) < 0) {
         result = (int)scratch;
     } else {
         /* Readable is enough: whether the memory is pinned for writing was said by the first map of it. */
-        result = copy_range(fd, scratch, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, ioas_id, iova, length,
+        result = copy_range(fd, scratch, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, ioas->id, iova, length,
                             &dst_iova);
         if (!result)
-            result = try_page_table(fd, device_id, scratch);
+            result = try_page_table(fd, device->id, scratch);
         destroy(fd, scratch);
     }
-    let_go(iommufd);
+    used(ioas);
+    used(device);
     return result;
 }

@@ -6,7 +6,7 @@
  * What the kernel has made or destroyed is written down by the same call, as Python may run a signal handler, and
  * raise from it, between the return of a call and the use of its result.
  */
-enum { GONE, LIVE, ENDING };
+enum { GONE, LIVE, TAKEN };
 
 /* Its fd, for a call that must not reach what gets its id next: destroy waits for it. */
 static int use(struct pyiommufd_object *object)
@@ -21,15 +21,39 @@ static int use(struct pyiommufd_object *object)
             break;
         ADD(&object->users, -1);
         /* In a forked child, too, where nobody goes on with what another thread had begun. */
-        if (state == GONE || LOAD(&object->file->fd) < 0) {
+        if (state == GONE || LOAD(&object->file->fd) < 0)
             return -EBADF;
-        }
         look_again(&looks);
     }
     fd = hold(object->file);
     if (fd < 0)
         ADD(&object->users, -1);
     return fd;
+}
+
+/*
+ * Take it for oneself: no other call is under way, and none begins until the state is set again. Several objects, also for
+ * use(), are taken by their place in memory, so that no two calls wait for each other. 0: it is not there.
+ */
+static int seize(struct pyiommufd_object *object)
+{
+    unsigned int looks = 0, live;
+
+    for (;;) {
+        live = LIVE;
+        if (__atomic_compare_exchange_n(&object->state, &live, TAKEN, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+            break;
+        if (live == GONE || LOAD(&object->file->fd) < 0)
+            return 0;
+        look_again(&looks);
+    }
+    while (LOAD(&object->users)) {
+        /* In a forked child, where nobody goes on with what another thread had begun. */
+        if (LOAD(&object->file->fd) < 0)
+            break;
+        look_again(&looks);
+    }
+    return 1;
 }
 
 static void used(struct pyiommufd_object *object)
@@ -39,19 +63,24 @@ static void used(struct pyiommufd_object *object)
 }
 
 int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void *command, uint64_t id_at,
-                   struct pyiommufd_file *queue, uint64_t fd_at)
+                   const struct pyiommufd_id *uses, uint64_t count, struct pyiommufd_file *queue, uint64_t fd_at)
 {
-    int fd = hold(object->file), result;
+    int fd = hold(object->file), result = 0;
+    uint64_t held = 0;
 
     if (fd < 0)
         return fd;
-    /* First, so that nothing is left to fail once the kernel has made it. */
-    if (queue && (queue->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
-        result = -errno;
-        let_go(object->file);
-        return result;
+    /* In any order: who takes one of them for itself takes no other one, or holds the iommufd's lock, as the caller does. */
+    for (; held < count; held++) {
+        result = use(uses[held].object);
+        if (result < 0)
+            break;
+        memcpy((char *)command + uses[held].at, &uses[held].object->id, sizeof(object->id));
     }
-    result = (int)with_reason(ioctl(fd, request, command));
+    if (result >= 0)
+        result = (int)with_reason(ioctl(fd, request, command));
+    while (held)
+        used(uses[--held].object);
     if (result >= 0) {
         memcpy(&object->id, (char *)command + id_at, sizeof(object->id));
         STORE(&object->state, LIVE);
@@ -64,6 +93,18 @@ int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void 
     return result;
 }
 
+int pyiommufd_object_ioctl(struct pyiommufd_object *object, unsigned long request, void *command, uint64_t id_at)
+{
+    int fd = use(object), result;
+
+    if (fd < 0)
+        return fd;
+    memcpy((char *)command + id_at, &object->id, sizeof(object->id));
+    result = (int)with_reason(ioctl(fd, request, command));
+    used(object);
+    return result;
+}
+
 static int destroy(int fd, uint32_t id)
 {
     struct iommu_destroy command = { .size = sizeof(command), .id = id };
@@ -71,16 +112,12 @@ static int destroy(int fd, uint32_t id)
     return (int)with_reason(ioctl(fd, IOMMU_DESTROY, &command));
 }
 
-/* One at a time for each iommufd: a copy uses two objects, and each might wait for the end of the other. */
 int pyiommufd_destroy(struct pyiommufd_object *object)
 {
-    unsigned int live = LIVE, looks = 0;
     int fd, result;
 
-    if (!__atomic_compare_exchange_n(&object->state, &live, ENDING, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+    if (!seize(object))
         return 0;
-    while (LOAD(&object->users))
-        look_again(&looks);
     result = fd = hold(object->file);
     if (fd >= 0) {
         result = destroy(fd, object->id);
@@ -92,13 +129,8 @@ int pyiommufd_destroy(struct pyiommufd_object *object)
 
 void pyiommufd_abandon(struct pyiommufd_object *object)
 {
-    unsigned int live = LIVE, looks = 0;
-
-    if (!__atomic_compare_exchange_n(&object->state, &live, ENDING, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-        return;
-    while (LOAD(&object->users))
-        look_again(&looks);
-    STORE(&object->state, GONE);
+    if (seize(object))
+        STORE(&object->state, GONE);
 }
 
 static int64_t ioas_alloc(int fd)

@@ -206,6 +206,7 @@ int pyiommufd_window_unmap(struct pyiommufd_window *window)
 
 void pyiommufd_window_forget(struct pyiommufd_window *window)
 {
+    atomic_flag_clear(&setting); /* a thread of the parent's may have had it */
     atomic_store(&window->state, UNMAPPED);
 }
 

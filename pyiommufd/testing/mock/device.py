@@ -68,9 +68,9 @@ class MockDevice(Device):
 
     # The same as a device file's, by the test command
 
-    def _request_attach(self, pt_id: int, pasid: int | None, attachment: Attachment) -> None:
-        self.attach_to_id(pt_id, pasid, replace=self in attachment.devices)
-        self._record(attachment.tables[pt_id], pasid)
+    def _request_attach(self, page_table: PageTable, pasid: int | None, attachment: Attachment) -> None:
+        self.attach_to_id(page_table.id, pasid, replace=self in attachment.devices)
+        self._record(page_table, pasid)
 
     def attach_to_id(self, pt_id: int, pasid: int | None = None, *, replace: bool = False) -> None:
         """Attach to, or replace by, a page table of which only the id is known (PASID_ATTACH, MOCK_DOMAIN_REPLACE …).

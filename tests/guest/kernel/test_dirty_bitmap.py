@@ -159,7 +159,7 @@ def test_a_hole_is_refused_and_nothing_is_cleared(
     # The kernel itself takes what is behind the hole for clean.
     memory = bytearray(8)
     no_clear = uapi.IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR
-    ioctls.hwpt_get_dirty_bitmap(mock.fileno(), tracking.id, no_clear, IOVA, 12 * PAGE, PAGE, memory)
+    ioctls.hwpt_get_dirty_bitmap(tracking._c, no_clear, IOVA, 12 * PAGE, PAGE, memory)
     assert int.from_bytes(memory, "little") == (1 << hole) - 1
 
 

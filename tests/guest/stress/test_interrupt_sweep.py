@@ -134,10 +134,10 @@ def _check(case: Case) -> None:
                 device_ioctls.set_irqs(fd, irq.index, VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0)
     place = (device.region(4).file_offset + PLACE[0], *PLACE[1:])
     if [event for event in device.interrupts.ioeventfds if event._on[0]]:
-        device_ioctls.ioeventfd(fd, *place, -1, ioctls.new_cell("int"))
+        device_ioctls.ioeventfd(fd, *place, None, ioctls.new_cell("int"))
     else:
         with pytest.raises(IoctlError) as caught:
-            device_ioctls.ioeventfd(fd, *place, -1, ioctls.new_cell("int"))
+            device_ioctls.ioeventfd(fd, *place, None, ioctls.new_cell("int"))
         assert caught.value.errno == errno.ENODEV
 
 

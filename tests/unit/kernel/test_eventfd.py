@@ -14,6 +14,8 @@ import pytest
 
 from pyiommufd.errors import ClosedError, ForkedError
 from pyiommufd.kernel.eventfd import EventFD
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.uapi import ioctls
 from tests.patience import patience, until
 
 
@@ -93,6 +95,24 @@ def test_close_while_a_thread_waits() -> None:
         assert not Path(f"/proc/self/fd/{fd}").exists()
 
 
+def test_close_is_no_signal_to_whoever_reads_it_elsewhere() -> None:
+    """The kernel does, which would take it for an order: to write a register, to unmask, to interrupt a VM."""
+    event = EventFD()
+    with Handle() as elsewhere:
+        elsewhere._own(ioctls.file_duplicate, event._live())
+
+        def wait() -> None:
+            with pytest.raises(ClosedError):
+                event.wait()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        until(lambda: event._file.users, "the thread waits")
+        event.close()
+        thread.join(patience())
+        assert not ioctls.file_readable(elsewhere._live())
+
+
 def test_close_by_a_signal_handler_that_interrupts_the_wait() -> None:
     event = EventFD()
     before = signal.signal(signal.SIGALRM, lambda number, frame: event.close())
@@ -155,6 +175,8 @@ def test_cancelled_task_takes_nothing(event: EventFD) -> None:
             await asyncio.wait_for(event, 0.02)
         event.signal()
 
+    asyncio.run(main())
+    assert event.take() == 1
     before = set(Path("/proc/self/fd").iterdir())
     asyncio.run(main())
     assert event.take() == 1
