@@ -27,11 +27,13 @@ from pyiommufd import (
     DeviceFile,
     DMABuffer,
     HostDevice,
+    InUseError,
     IoctlError,
     NotFoundError,
     UnsupportedError,
     uapi,
 )
+from pyiommufd.kernel import mapping, mapping_steps
 from pyiommufd.testing.leaks import LeakCheck
 from pyiommufd.uapi import raw
 from tests import by_id
@@ -51,11 +53,13 @@ class Scene:
         host: The device.
         iommufd: The iommufd.
         kept: Whatever an operation works on.
+        devices: What was bound.
     """
 
     host: HostDevice
     iommufd: IOMMUFD = field(default_factory=IOMMUFD)
     kept: list[Any] = field(default_factory=list)
+    devices: list[Device] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.buffer = DMABuffer(8 * PAGE, memfd=True)
@@ -70,7 +74,7 @@ class Scene:
         return device
 
     def bound(self) -> Scene:
-        self.iommufd.bind(self.host)
+        self.devices.append(self.iommufd.bind(self.host))
         return self
 
     def attached(self) -> Scene:
@@ -93,6 +97,24 @@ class Scene:
             self.ioas.map(self.memory, iova=6 * IOVA).unmap()
             self.other.map(self.memory, iova=7 * IOVA)
             self.iommufd.alloc_ioas().close()
+            self.iommufd.alloc_ioas().map(self.memory)
+
+    def empty(self) -> None:
+        """What one does that unmaps all that it finds, and lets the ids of unused objects go to others."""
+        with contextlib.suppress(ClosedError):
+            for ioas in (self.ioas, self.other):
+                ioas.unmap_all()
+                with contextlib.suppress(InUseError):
+                    ioas.close()
+                self.iommufd.alloc_ioas()
+
+    def copy(self) -> None:
+        """What one does that copies all that it finds."""
+        with contextlib.suppress(ClosedError):
+            for mapping in self.ioas.mappings:
+                for iova, length in mapping.ranges():
+                    with contextlib.suppress(AlreadyMappedError):
+                        self.other.copy_from(self.ioas, iova, length, dst_iova=iova)
 
     def keep(self, made: Any) -> Scene:
         self.kept.append(made)
@@ -190,6 +212,12 @@ def check(scene: Scene, again: Callable[[], object] | None) -> None:
 def check_objects(scene: Scene, again: Callable[[], object] | None) -> None:
     """What the iommufd's objects say is what the kernel does."""
     iommufd = scene.iommufd
+    # What is bound is on record, and on nothing that is closed.
+    assert [device for device in scene.devices if not device.closed] == [
+        device for device in iommufd.devices if device in scene.devices
+    ]
+    for device in iommufd.devices:
+        assert not [page_table for page_table in device.page_tables.values() if page_table.closed]
     for file in [kept for kept in scene.kept if isinstance(kept, DeviceFile)]:
         # The file is the caller's still, and can be bound; or the device is on record.
         assert file.closed == bool(iommufd.devices)
@@ -234,6 +262,9 @@ def check_objects(scene: Scene, again: Callable[[], object] | None) -> None:
         if any(start < 4 * IOVA for one in mine for start, _ in one.ranges()):
             with pytest.raises(BufferError):
                 scene.buffer.close()
+        if any(start == 5 * IOVA for one in mine for start, _ in one.ranges()):
+            with pytest.raises(BufferError):
+                scene.memory.close()
         assert kernel_unmaps(iommufd, ioas) == known
 
 
@@ -246,14 +277,27 @@ def quiet() -> Iterator[None]:
     gc.enable()
 
 
+# What the signal handler does, and whether it raises.
+MODES: dict[str, tuple[Callable[[Scene], object], bool]] = {
+    "raises": (lambda scene: None, True),
+    "meddles, raises": (Scene.meddle, True),
+    "meddles": (Scene.meddle, False),
+    "empties": (Scene.empty, False),
+    "copies, raises": (Scene.copy, True),
+}
+
+
 # Of what was made and not yet given to anybody, and of what is raised in its finalizer.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("meddling", [False, True], ids=["alone", "meddling"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_exception_before_any_opcode(
-    claimed_alone: Claim, alone: HostDevice, quiet: None, name: str, meddling: bool
+def test_a_handler_before_any_opcode(
+    claimed_alone: Claim, alone: HostDevice, quiet: None, monkeypatch: pytest.MonkeyPatch, name: str, mode: str
 ) -> None:
     prepare, action, repeated = OPERATIONS[name]
+    handler, raises = MODES[mode]
+    monkeypatch.setattr(mapping, "PIECES_A_CALL", 2)
+    monkeypatch.setattr(mapping_steps, "PIECES_A_CALL", 2)
     leaks = LeakCheck()
 
     def once(stop: int | None) -> int:
@@ -269,7 +313,7 @@ def test_an_exception_before_any_opcode(
             with contextlib.suppress(Exception):  # what is refused is so in every run, or is what the check finds
                 action(scene)
 
-        count, where = opcodes(act, FILES, stop, handler=scene.meddle if meddling else lambda: None)
+        count, where = opcodes(act, FILES, stop, lambda: handler(scene), raises=raises)
         try:
             check(scene, act if repeated else None)
             found = leaks.leaks()
@@ -281,8 +325,8 @@ def test_an_exception_before_any_opcode(
 
     every = once(None)
     assert every > 5
-    for stop in sample(f"stress.opcodes[{name}, {meddling}]", range(every), 2):
-        assert once(stop) == stop
+    for stop in sample(f"stress.opcodes[{name}, {mode}]", range(every), 2 if mode == "raises" else 1):
+        assert once(stop) == stop or not raises
 
 
 # What the kernel refuses, or the C code, and with which errno.
