@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ..printable import counted
 from .iova import IOVARange
 
 _RUN = re.compile(rb"[^\0]+")
@@ -85,4 +86,4 @@ class DirtyBitmap:
 
     def __repr__(self) -> str:
         where = IOVARange(self.iova, self.iova + self.length - 1)
-        return f"<DirtyBitmap {where}: {self.count()} of {self.pages} pages of {self.page_size:#x} bytes>"
+        return f"<DirtyBitmap {where}: {self.count()} of {counted(self.pages, 'page')} of {self.page_size:#x} bytes>"

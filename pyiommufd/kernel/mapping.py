@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from ..printable import counted
 from ..uapi import ioctls
 from ..uapi.ioctls import PIECE, ioas_unmap
 
@@ -208,7 +209,7 @@ class DMAMappings:
 
     def __repr__(self) -> str:
         state = "" if self.mapped else ", unmapped"
-        return f"<DMAMappings of {len(self)} pieces, {self.length:#x} bytes{state}>"
+        return f"<DMAMappings of {counted(len(self), 'piece')}, {self.length:#x} bytes{state}>"
 
 
 class CopiedMapping(DMAMapping):

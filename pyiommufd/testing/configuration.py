@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from pyiommufd.printable import counted
 from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.guest import CONFIGURATION_VARIABLE, Guest
 from pyiommufd.testing.kernels import cache_folder, cached_kernels
@@ -102,7 +103,7 @@ class GuestConfiguration:
         parts = [f"{self.iommu} IOMMU" if self.iommu != "none" else "no IOMMU"]
         parts += [f"kernel {self.kernel}"] if self.kernel else []
         if self.devices is not None:
-            parts.append(f"{len(self.devices)} device{'' if len(self.devices) == 1 else 's'} of its own")
+            parts.append(f"{counted(len(self.devices), 'device')} of its own")
         return ", ".join(parts)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from ...printable import counted
 from .. import sysfs
 from ..drivers import module_file
 from ..limits import lockable_memory
@@ -23,7 +24,7 @@ def iommu(machine: Machine) -> Iterator[Finding]:
     units = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     units = [name for name in units if "selftest" not in name]
     if machine.groups:
-        evidence = f"{', '.join(units) or 'an IOMMU'}; {len(machine.groups)} groups"
+        evidence = f"{', '.join(units) or 'an IOMMU'}; {counted(len(machine.groups), 'group')}"
         yield Finding("iommu", State.OK, "an IOMMU is on", evidence)
         without = tuple(d.name for d in machine.devices if d.group_id is None and d.subsystem == "pci")
         if without:

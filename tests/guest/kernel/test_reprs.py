@@ -43,6 +43,8 @@ def test_objects_of_an_iommufd(iommufd: IOMMUFD, ioas: IOAS, device: Device) -> 
         check(mapping, "unmapped")
         with ioas.map_many(buffer, [(0, 4096, IOVA), (8192, 4096, None)]) as mappings:
             check(mappings, "2 pieces")
+        with ioas.map_many(buffer, [(0, 4096, IOVA)]) as mappings:
+            check(mappings, "1 piece,")
     with contextlib.suppress(UnsupportedError):  # before Linux 6.11
         check(iommufd.alloc_fault_queue(), "FaultQueue")
     check(device.hw_info())

@@ -49,3 +49,4 @@ def test_words_are_the_memory_itself_and_read_only() -> None:
     with pytest.raises(TypeError):
         bitmap.words[0] = 0
     assert repr(bitmap) == "<DirtyBitmap 0x40000000..0x40040fff: 2 of 65 pages of 0x1000 bytes>"
+    assert "0 of 1 page of" in repr(DirtyBitmap(0, 0x1000, 0x1000, bytearray(8)))

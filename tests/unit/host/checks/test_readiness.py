@@ -55,7 +55,7 @@ def test_processes_that_cannot_be_looked_at(
 
 def test_iommu_that_is_on(fake: FakeSysfs) -> None:
     fake.pci("0000:00:01.0", group=1, iommu="dmar0")
-    assert "dmar0; 1 groups" in only("iommu", State.OK).evidence
+    assert "dmar0; 1 group" in only("iommu", State.OK).evidence
     fake.pci("0000:00:02.0")
     on, partly = found("iommu")
     assert (on.state, partly.state, partly.devices) == (State.OK, State.WARNING, ("0000:00:02.0",))
