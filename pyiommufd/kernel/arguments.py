@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mmap
 import operator
+from collections.abc import Iterable
 from typing import Protocol, SupportsIndex
 
 from .. import uapi
 from ..uapi.ioctls import CHAR_ARRAY, View, from_buffer
+from .iova import IOVARange
 
 U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 READ_ONLY = "this memory is read-only: map it with writeable=False"
@@ -45,17 +47,19 @@ def hold(buffer: object, writeable: bool) -> View:
     """Hold a buffer's memory, so that its owner can neither free nor resize it.
 
     Raises:
-        TypeError: It has no contiguous memory.
-        ValueError: It is read-only, and devices shall write to it; or it is closed.
+        TypeError: It is no buffer.
+        ValueError: It is not in one piece; it is read-only, and devices shall write to it; or it is closed.
     """
     try:
         return from_buffer(CHAR_ARRAY, buffer, bool(writeable))
-    except BufferError as error:
+    except (BufferError, TypeError) as error:
         raise unshared(error, buffer) from None
 
 
-def unshared(error: BufferError, buffer: object) -> ValueError:
-    """The error for a buffer that does not share its memory: it is read-only, or not in one piece."""
+def unshared(error: BufferError | TypeError, buffer: object) -> ValueError | TypeError:
+    """The error for what does not share its memory: it is no buffer, read-only, or not in one piece."""
+    if isinstance(error, TypeError):
+        return TypeError(f"what is mapped is a buffer, such as a DMABuffer, not {type(buffer).__name__}")
     try:
         read_only = memoryview(buffer).readonly  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):
@@ -74,6 +78,27 @@ def check_range(iova: int, length: int) -> tuple[int, int]:
     if not 0 <= iova <= U64_MAX or not 0 < length <= U64_MAX:
         raise ValueError(f"iova {iova} and length {length} are no range of 64-bit addresses")
     return iova, length
+
+
+def ranges_allowed(ranges: Iterable[IOVARange | tuple[int, int]]) -> list[tuple[int, int]]:
+    """What `IOAS.allow_iovas` was given, as first and inclusive last addresses.
+
+    Raises:
+        TypeError, ValueError: It is nothing of the kind.
+    """
+    if isinstance(ranges, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
+        raise TypeError("ranges are IOVARange objects or pairs of addresses, and no memory")
+    pairs = []
+    for one in ranges:
+        try:
+            start, last = (one.start, one.last) if isinstance(one, IOVARange) else one
+            start, last = operator.index(start), operator.index(last)
+        except (TypeError, ValueError, NotImplementedError):  # the last from a memoryview of several dimensions
+            raise TypeError(f"a range is an IOVARange or a pair of addresses, not {one!r:.60}") from None
+        if not 0 <= start <= last <= U64_MAX:
+            raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
+        pairs.append((start, last))
+    return pairs
 
 
 def misaligned(address: int, length: int, iova: int | None) -> ValueError:

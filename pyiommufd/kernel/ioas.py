@@ -11,7 +11,18 @@ from .. import uapi
 from ..errors import IoctlError, ioctl_error
 from ..uapi import ioctls
 from ..uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
-from .arguments import BOTH, U64_MAX, SupportsFileno, access_flags, check_bool, check_range, file_number, hold, unshared
+from .arguments import (
+    BOTH,
+    U64_MAX,
+    SupportsFileno,
+    access_flags,
+    check_bool,
+    check_range,
+    file_number,
+    hold,
+    ranges_allowed,
+    unshared,
+)
 from .hwpt import HWPT
 from .iova import IOVARange
 from .kernel_object import KernelObject
@@ -107,20 +118,11 @@ class IOAS(KernelObject):
         Raises:
             IoctlError: EADDRINUSE: an attached device cannot reach some of them. EINVAL: they overlap, or one has
                 a single byte.
+            TypeError: A range is neither.
             ValueError: A range ends before it starts, or does not fit 64 bits.
             ClosedError, ForkedError: As for `map`.
         """
-        pairs = []
-        try:
-            # A list first: to go through a released memoryview leaves CPython 3.11 with an exception nobody raises.
-            for one in list(ranges):
-                start, last = (one.start, one.last) if isinstance(one, IOVARange) else one
-                start, last = operator.index(start), operator.index(last)
-                if not 0 <= start <= last <= U64_MAX:
-                    raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
-                pairs.append((start, last))
-        except NotImplementedError:  # what a memoryview of several dimensions answers
-            raise TypeError("ranges are IOVARange objects or pairs of numbers") from None
+        pairs = ranges_allowed(ranges)
         try:
             self._ask(ioctls.ioas_allow_iovas, pairs)
         except IoctlError as error:
@@ -185,7 +187,7 @@ class IOAS(KernelObject):
             flags, writeable = access_flags(readable, writeable), bool(writeable)
         try:
             held = from_buffer(CHAR_ARRAY, buffer, writeable)
-        except BufferError as error:
+        except (BufferError, TypeError) as error:
             raise unshared(error, buffer) from None
         if below is not None:
             if iova is not None:
@@ -235,7 +237,8 @@ class IOAS(KernelObject):
             writeable: Whether devices may write to it.
 
         Raises:
-            AlreadyMappedError, IoctlError, TypeError, ClosedError, ForkedError: As for `map`; nothing stays mapped.
+            AlreadyMappedError, IoctlError, ClosedError, ForkedError: As for `map`; nothing stays mapped.
+            TypeError: As for `map`, or a piece is not three ints.
             ValueError: As for `map`, or a piece is not within the buffer, or there is none.
         """
         self._live()

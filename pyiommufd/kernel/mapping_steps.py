@@ -93,7 +93,7 @@ def map_file(
 ) -> DMAMapping:
     """Map a range of a file."""
     start, length = operator.index(start), operator.index(length)
-    if not 0 <= start <= U64_MAX or not 0 < length <= U64_MAX:
+    if start < 0 or not 0 < length <= U64_MAX - start:
         raise ValueError(f"start {start} and length {length} are no range of a file")
     if iova is not None:
         iova = operator.index(iova)
@@ -207,19 +207,21 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
         TypeError, ValueError: It is nothing of the kind.
     """
     numbers = array("Q")
-    try:
-        if isinstance(pieces, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
-            raise TypeError("pieces are (offset, length, iova), one after the other, and no memory")
-        for offset, length, iova in pieces:
+    if isinstance(pieces, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
+        raise TypeError("pieces are (offset, length, iova), one after the other, and no memory")
+    for piece in pieces:
+        try:
+            offset, length, iova = piece
             # Not those of NumPy, which overflow.
             offset, length = operator.index(offset), operator.index(length)
-            if not 0 <= offset <= size or not 0 < length <= size - offset:
-                raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
-            if iova is not None and not 0 <= operator.index(iova) < U64_MAX:
-                raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
-            numbers.extend((offset, length, ANYWHERE if iova is None else iova, 0, 0))
-    except NotImplementedError:  # what a memoryview of several dimensions answers
-        raise TypeError("pieces are (offset, length, iova)") from None
+            iova = None if iova is None else operator.index(iova)
+        except (TypeError, ValueError, NotImplementedError):  # the last from a memoryview of several dimensions
+            raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
+        if not 0 <= offset <= size or not 0 < length <= size - offset:
+            raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
+        if iova is not None and not 0 <= iova < U64_MAX:
+            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+        numbers.extend((offset, length, ANYWHERE if iova is None else iova, 0, 0))
     if not numbers:
         raise ValueError("there is no piece to map")
     return numbers

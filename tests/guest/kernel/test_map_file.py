@@ -136,6 +136,7 @@ def test_an_attach_names_the_mapping_that_is_after_the_end(device: Device, ioas:
         ({"start": 1}, ValueError),
         ({"start": -PAGE}, ValueError),
         ({"start": 1 << 64}, ValueError),
+        ({"start": (1 << 64) - PAGE, "length": 2 * PAGE}, ValueError),
         ({"iova": 17}, ValueError),
         ({"iova": -PAGE}, ValueError),
         ({"iova": 1 << 64}, ValueError),

@@ -84,6 +84,14 @@ def test_wrong_pieces(ioas: IOAS, buffer: DMABuffer, pieces: list[tuple[int, int
     buffer.close()
 
 
+def test_what_is_no_piece_is_named(ioas: IOAS, buffer: DMABuffer) -> None:
+    wrongs: list[Any] = [[5], "ab", [(0, PAGE)], [(0, PAGE, None, 1)], [(0.0, PAGE, None)], [(0, PAGE, 0.0)], [None]]
+    for pieces in wrongs:
+        with pytest.raises(TypeError, match=r"a piece is \(offset, length, iova\), three ints, not "):
+            ioas.map_many(buffer, pieces)
+    buffer.close()
+
+
 def test_a_memory_of_several_dimensions_is_no_list_of_pieces(ioas: IOAS, buffer: DMABuffer) -> None:
     """Python itself answers NotImplementedError where such a one is gone through."""
     many: Any = memoryview(bytes(24)).cast("B", shape=[8, 3])

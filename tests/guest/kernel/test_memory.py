@@ -136,12 +136,15 @@ def test_memory_off_page_boundaries_is_refused(ioas: IOAS, buffer: DMABuffer) ->
 
 @pytest.mark.parametrize("memory", [None, 5, "text"])
 def test_what_is_no_memory_is_refused(ioas: IOAS, memory: object) -> None:
-    with pytest.raises(TypeError):
+    words = f"a buffer, such as a DMABuffer, not {type(memory).__name__}"
+    with pytest.raises(TypeError, match=words):
         ioas.map(memory, iova=IOVA)
+    with pytest.raises(TypeError, match=words):
+        ioas.map_many(memory, [(0, PAGE, None)])
 
 
 def test_memory_that_is_not_contiguous_is_refused(ioas: IOAS, buffer: DMABuffer) -> None:
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(ValueError, match="does not share its memory"):
         ioas.map(memoryview(buffer)[::2], iova=IOVA)
     assert ioas.unmap_all() == 0
 
