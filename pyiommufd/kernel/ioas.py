@@ -63,8 +63,7 @@ class IOAS(KernelObject):
     It owns its mappings and the page tables that were allocated for it (`HWPT`). Devices of any number of groups can
     be attached to it and then share the mappings.
 
-    Thread safety: `map` and `unmap` may be called from any thread, at the same time too.
-
+    Thread safety: all of it may be used from any thread, at the same time too.
     """
 
     __slots__ = ("_kept", "_table")
@@ -103,7 +102,11 @@ class IOAS(KernelObject):
 
     @property
     def iova_alignment(self) -> int:
-        """What an iova and a length must be multiples of, in bytes. Every attach and detach may change it."""
+        """What an iova and a length must be multiples of, in bytes. Every attach and detach may change it.
+
+        Raises:
+            IoctlError, ClosedError, ForkedError: As for `iova_ranges`.
+        """
         return self._ask(ioctls.ioas_iova_ranges)[1]
 
     def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
@@ -133,9 +136,10 @@ class IOAS(KernelObject):
     def huge_pages(self) -> bool:
         """Whether contiguous pages are combined in the IOMMU's page table (IOMMU_OPTION_HUGE_PAGES).
 
-        Raises, when set to False:
-            IoctlError: EINVAL: something is mapped into a page table already.
-            TypeError: Neither True nor False.
+        Raises:
+            IoctlError: The kernel refused; EINVAL: set to False while something is mapped into a page table.
+            TypeError: Set to neither True nor False.
+            ClosedError, ForkedError: As for `map`.
         """
         return bool(self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES))
 
@@ -175,9 +179,10 @@ class IOAS(KernelObject):
             AlreadyMappedError: Some of the addresses are mapped already.
             IoctlError: The kernel refused: addresses that are reserved or out of reach, no memory, a limit on it, no
                 room (ENOSPC).
-            TypeError: The buffer has no contiguous memory, or the iova is no int.
+            TypeError: It is no buffer, or iova or below is no int.
             ValueError: Address, length or iova is not on page boundaries, the iova is negative or does not fit 64
-                bits, the length is 0, the memory is read-only, or neither access is allowed.
+                bits, below is not positive or given with an iova, the length is 0, the memory is closed, read-only or
+                not in one piece (a memoryview with steps), or neither access is allowed.
             ClosedError, ForkedError: The address space is closed, or belongs to the parent process.
         """
         # The hot path: nothing here that could be done once, or only where something is wrong.
@@ -285,7 +290,9 @@ class IOAS(KernelObject):
             UnsupportedError: This kernel cannot map files.
             AlreadyMappedError, IoctlError: As for `map`; also EBADF: it is no open file; EINVAL: a file of another
                 kind, or the range is not within the file, which is seen once a device is attached.
-            TypeError, ValueError, ClosedError, ForkedError: As for `map`.
+            TypeError: It is no file, or a number is no int.
+            ValueError: Start, length or iova is not on page boundaries or out of range; the rest as for `map`.
+            ClosedError, ForkedError: As for `map`.
         """
         self._live()
         flags = access_flags(readable, writeable)
@@ -315,7 +322,8 @@ class IOAS(KernelObject):
             NotFoundError: Not all of that range is mapped there.
             AccessDeniedError: It is mapped read-only there, and shall be writeable here.
             AlreadyMappedError, IoctlError: As for `map`.
-            ValueError: The source belongs to another iommufd, or a number is out of range.
+            TypeError: The source is no IOAS, or a number is no int.
+            ValueError: The source belongs to another iommufd, a number is out of range, or neither access is allowed.
             ClosedError, ForkedError: As for `map`.
         """
         self._live()
@@ -345,6 +353,8 @@ class IOAS(KernelObject):
         Raises:
             NotFoundError: Nothing is mapped there, or the range cuts a mapping in two. Mappings before that one
                 may be gone.
+            IoctlError: The kernel refused otherwise.
+            TypeError: The numbers are no ints.
             ValueError: The numbers are negative or do not fit 64 bits, or the length is 0.
             ClosedError, ForkedError: As for `map`.
         """
@@ -359,6 +369,7 @@ class IOAS(KernelObject):
             How many bytes were unmapped; 0 where nothing was mapped.
 
         Raises:
+            IoctlError: The kernel refused.
             ClosedError, ForkedError: As for `map`.
         """
         self._live()
