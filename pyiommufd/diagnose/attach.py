@@ -73,7 +73,7 @@ def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence
                 Cause(
                     f"what is mapped into {wanted} does not fit {device.name}",
                     f"mapped at {which}",
-                    "map whole pages; of a file no more than it has",
+                    "map whole pages; files of memory only (IOAS.map_file), and of a file no more than it has",
                 ),
             )
         return (
@@ -124,8 +124,8 @@ ATTACH: Rows = {
     (REQUEST, errno.EINVAL): (
         Row("a peer of the same IOMMU group is attached to another page table",
             "attach to the same page table, or detach that peer first", _peers_held),
-        Row("what is mapped does not fit the device: off page boundaries, or of a file past its end",
-            "map whole pages; of a file no more than it has"),
+        Row("what is mapped does not fit the device: off page boundaries, a file of no memory, or past a file's end",
+            "map whole pages; files of memory only (IOAS.map_file), and of a file no more than it has"),
         Row("the page table was made for another IOMMU", "make one for this device: alloc_hwpt"),
         Row("the PASID is more than the device has, or the page table was not made for PASIDs",
             "choose a PASID below 2 ** hw_info().pasid_width; allocate the page table for PASIDs"),

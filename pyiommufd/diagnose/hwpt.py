@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..errors import Cause, IoctlError, ioctl_error
 from ..host.devices import HostDevice
+from .objects import WRONG_DATA
 
 REQUEST = "IOMMU_HWPT_ALLOC"
 
@@ -46,4 +47,6 @@ def hwpt_alloc_error(
         )
     elif code == errno.EINVAL and "nest_parent" in options:
         causes = (Cause(f"{device.name} cannot have other page tables nested in this one", f"asked for: {asked}"),)
+    elif code == errno.EINVAL:
+        causes = (WRONG_DATA.general,)
     return ioctl_error(REQUEST, code, f"{device.name}, {ioas}", causes)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Cause, IoctlError, ioctl_error
+from ..host import sysfs
+from .mapping_rows import CUT, NOT_MAPPED
 from .memory import memory_cause
+from .rows import Row
 
 
 def map_error(
-    code: int, request: str, ioas: str, length: int, iova: int | None, ranges: str, neighbours: str = ""
+    code: int, request: str, ioas: str, length: int, iova: int | None, ranges: str, neighbours: str = "", kept: str = ""
 ) -> IoctlError:
     """The exception for a refused map.
 
@@ -25,19 +28,31 @@ def map_error(
         iova: Where, or None where the kernel was to choose.
         ranges: Where the address space takes mappings, in words.
         neighbours: Mappings of this process that lie there already, in words.
+        kept: The ranges that `IOAS.allow_iovas` keeps for addresses that are chosen, in words.
     """
     where = "anywhere" if iova is None else f"at {iova:#x}..{iova + length - 1:#x}"
     target = f"{ioas} ({length:#x} bytes {where})"
     allowed = f"it takes mappings at {ranges}"
+    if iova is None:
+        place = Cause("address or length is not on boundaries of the IOMMU's pages", "", "see IOAS.iova_alignment")
+    else:
+        place = Cause("these addresses are reserved or out of the IOMMU's reach", allowed, "choose others")
+    if kept:
+        summary = "there is no free range of that size among those that allow_iovas() keeps"
+        room = Cause(summary, kept, "unmap something, or map less, or allow more")
+    else:
+        room = Cause("there is no free range of that size", allowed, "unmap something, or map less")
     by_errno = {
         errno.EEXIST: Cause(
             "some of these addresses are mapped already",
             neighbours,
             "unmap first, or leave iova out to have it chosen",
         ),
-        errno.EINVAL: Cause("these addresses are reserved or out of the IOMMU's reach", allowed, "choose others"),
-        errno.ENOSPC: Cause("there is no free range of that size", allowed, "unmap something, or map less"),
-        errno.EOVERFLOW: Cause("the range wraps around the end of the address space", "", "choose a lower iova"),
+        errno.EINVAL: place,
+        errno.ENOSPC: room,
+        errno.EOVERFLOW: Cause(
+            "the range wraps around the end of the address space", "", "choose a lower iova, or map less"
+        ),
         errno.EFAULT: Cause(
             "the memory cannot be pinned for this access",
             "",
@@ -49,14 +64,20 @@ def map_error(
     return ioctl_error(request, code, target, () if cause is None else (cause,))
 
 
-def map_file_error(
-    code: int, ioas: str, file: int, start: int, length: int, iova: int | None, ranges: str, neighbours: str = ""
-) -> IoctlError:
-    """The exception for a refused IOMMU_IOAS_MAP_FILE: `file` is the fd; the rest is as for `map_error`."""
-    error = map_error(code, "IOMMU_IOAS_MAP_FILE", ioas, length, iova, ranges, neighbours)
-    what, size = _file(file)
+def map_file_error(error: IoctlError, file: int, start: int, length: int, iova: int | None) -> IoctlError:
+    """The exception for a refused IOMMU_IOAS_MAP_FILE, with what its fd is of.
+
+    Args:
+        error: What `map_error` makes of it.
+        file: The fd.
+        start: Where in the file the range begins, in bytes.
+        length: How much was to be mapped, in bytes.
+        iova: Where, or None where the kernel was to choose.
+    """
+    code = error.errno or 0
+    what, size = _memory_file(file)
     by_errno = {
-        errno.EBADF: Cause(f"fd {file} is not open", "", "keep the file open until it is mapped"),
+        errno.EBADF: Cause(f"fd {file} is not open, or by O_PATH alone", "", "keep the file open until it is mapped"),
         errno.ENODEV: Cause("the dma-buf was revoked", what, "export it anew once the device is awake and decodes"),
         errno.EOPNOTSUPP: Cause(
             "the exporter of this dma-buf does not lend its memory to an iommufd", what, "only vfio-pci does"
@@ -68,13 +89,33 @@ def map_file_error(
     elif code == errno.EINVAL:
         # Only with a page table there is the file looked at (Linux 7.3, memfd_pin_folios).
         end = start + length
-        if size is not None and not _of_memory(what):
-            file_cause = Cause("this is no memfd and no file of hugetlbfs", what, "use DMABuffer(size, memfd=True)")
-            causes = (file_cause, *causes)
-        elif size is not None and end > size:
+        if size is None:
+            file_cause = Cause(
+                "this is no memfd, no file of tmpfs or hugetlbfs, and no dma-buf",
+                what,
+                "use DMABuffer(size, memfd=True)",
+            )
+            causes = (file_cause,) if iova is None else (file_cause, *causes)
+        elif end > size:
             seen = f"{what} has {size:#x} bytes"
             causes = (Cause(f"the range ends at {end:#x}, after the end of the file", seen, "map no more than it has"),)
     return ioctl_error(error.request, code, error.target, causes)
+
+
+def unmap_error(code: int, target: str, cut: str, shared: bool) -> IoctlError:
+    """The exception for a range that was not unmapped.
+
+    Args:
+        code: The errno.
+        target: The address space and the range, in words.
+        cut: The mappings of this process that it would cut, in words.
+        shared: Whether other processes may have mappings there.
+    """
+    rows: tuple[Row, ...] = ()
+    if code == errno.ENOENT:
+        rows = (CUT,) if cut else (NOT_MAPPED, CUT) if shared else (NOT_MAPPED,)
+    causes = tuple(Cause(row.summary, f"mapped: {cut}" if cut else "", row.fix) for row in rows)
+    return ioctl_error("IOMMU_IOAS_UNMAP", code, target, causes)
 
 
 def change_process_error(code: int, of_memory: Sequence[str]) -> IoctlError:
@@ -94,15 +135,16 @@ def change_process_error(code: int, of_memory: Sequence[str]) -> IoctlError:
     return ioctl_error("IOMMU_IOAS_CHANGE_PROCESS", code, "", causes)
 
 
-def _file(file: int) -> tuple[str, int | None]:
-    """What an fd is of, and its size in bytes; None where it has none or is not open."""
+def _memory_file(file: int) -> tuple[str, int | None]:
+    """What an fd is of, and how many bytes of memory; None where it is of nothing that the kernel maps by its file."""
+    what = f"fd {file}"
     try:
-        status = os.fstat(file)
-        what = str(Path(f"/proc/self/fd/{file}").readlink())
+        what += f" ({Path(f'/proc/self/fd/{file}').readlink()})"
+        details = dict(line.partition(":\t")[::2] for line in sysfs.lines(f"/proc/self/fdinfo/{file}"))
+        if "exp_name" in details:  # a dma-buf (Linux 7.3, drivers/dma-buf/dma-buf.c)
+            return what, int(details["size"])
+        # The files that can have seals are those that memfd_pin_folios takes (Linux 7.3, mm/memfd.c, mm/gup.c).
+        fcntl.fcntl(file, fcntl.F_GET_SEALS)
+        return what, os.fstat(file).st_size
     except OSError:
-        return f"fd {file}", None
-    return f"fd {file} ({what})", status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def _of_memory(what: str) -> bool:
-    return "/memfd:" in what or "/dev/hugepages" in what
+        return what, None

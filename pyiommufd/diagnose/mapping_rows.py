@@ -17,6 +17,10 @@ def _memory_of_this_user(subject: Subject) -> tuple[Cause, ...]:
 _MAP, _MAP_FILE, _UNMAP, _COPY = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_UNMAP", "IOMMU_IOAS_COPY"
 _RANGES, _ALLOW = "IOMMU_IOAS_IOVA_RANGES", "IOMMU_IOAS_ALLOW_IOVAS"
 
+NOT_MAPPED = Row("nothing is mapped there", "unmap what map returned")
+CUT = Row("the range would cut a mapping in two; mappings before it may be gone", "unmap whole mappings")
+HOLE = Row("not all of the source range is mapped", "copy what is mapped")
+
 _PLACE: dict[int, tuple[Row, ...]] = {
     errno.EEXIST: (Row("some of these addresses are mapped already", "unmap first, or let the kernel choose them"),),
     errno.EINVAL: (
@@ -39,7 +43,7 @@ MAPPING: Rows = {
     **{(request, code): rows for request in (_MAP, _MAP_FILE, _COPY) for code, rows in _PLACE.items()},
     (_MAP_FILE, errno.EBADF): (Row("the file's fd is closed", "give the fd of an open file"),),
     (_MAP_FILE, errno.EINVAL): (
-        Row("the file is neither a memfd, on hugetlbfs, nor a dma-buf", "map a memfd"),
+        Row("the file is neither a memfd, of tmpfs or hugetlbfs, nor a dma-buf", "map a memfd"),
         Row("the range goes past the end of the file", "map no more than it has"),
         *_PLACE[errno.EINVAL],
     ),
@@ -48,13 +52,13 @@ MAPPING: Rows = {
         Row("the dma-buf has been revoked: its device was reset, sleeps, or has memory decode off", "make a new one"),
     ),
     (_UNMAP, errno.ENOENT): (
-        Row("nothing is mapped there", "unmap what map returned"),
-        Row("the range would cut a mapping in two; mappings before it may be gone", "unmap whole mappings"),
+        NOT_MAPPED,
+        CUT,
     ),
     (_UNMAP, errno.EBUSY): (Row("the kernel uses the memory for a nested page table or queue", "close that first"),),
     (_UNMAP, errno.EDEADLK): (Row("a driver in the kernel did not let go of the memory", "close its user first"),),
     (_COPY, errno.ENOENT): (
-        Row("the source range has a hole, or begins within a mapping that ends before it", "copy what is mapped"),
+        HOLE,
         Row("there is no address space of that id", "use ones that are not closed yet"),
     ),
     (_COPY, errno.EPERM): (Row("the source is mapped read-only, the copy was to be writeable", "writeable=False"),),
@@ -62,7 +66,6 @@ MAPPING: Rows = {
     (_RANGES, errno.ENOENT): _PLACE[errno.ENOENT],
     (_ALLOW, errno.EADDRINUSE): (
         Row("a range to be allowed is reserved by an attached device", "leave that out: IOAS.iova_ranges() says which"),
-        Row("a mapping lies outside the ranges to be allowed", "unmap it first"),
     ),
     (_ALLOW, errno.EINVAL): (Row("two ranges overlap, or one is a single byte or empty", "give ranges apart"),),
 }  # fmt: skip

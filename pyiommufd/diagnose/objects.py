@@ -16,6 +16,11 @@ _DESTROY = "IOMMU_DESTROY"
 
 _MAPPED = Row("what is mapped cannot be pinned, or does not fit the IOMMU", "see the same errno of IOMMU_IOAS_MAP")
 
+WRONG_DATA = Row("the type or length of the data is not what this IOMMU takes", "give what hw_info() says of its type")
+HUGE_PAGES_IN_USE = Row(
+    "huge pages cannot be turned off while memory is mapped into a page table", "turn them off before the first map"
+)
+
 OBJECTS: Rows = {
     (_DESTROY, errno.EBUSY): (
         Row("other objects use it: a device is attached, or a page table was made from it", "close these first"),
@@ -28,7 +33,7 @@ OBJECTS: Rows = {
         Row("the iommufd has objects already: accounting is chosen before the first", "set it on a new iommufd"),
     ),
     (_OPTION, errno.EINVAL): (
-        Row("huge pages can only be turned off before a device is attached", "set it on a new address space"),
+        HUGE_PAGES_IN_USE,
         Row("the value is neither 0 nor 1", "give True or False"),
     ),
     (_PROCESS, errno.EINVAL): (
@@ -39,7 +44,7 @@ OBJECTS: Rows = {
     ),
     (_VFIO_IOAS, errno.ENODEV): (Row("no address space is set for VFIO's old interface", "set one first"),),
     (_HWPT, errno.EINVAL): (
-        Row("the type or length of the data is not what this IOMMU takes", "give what hw_info() says of its type"),
+        WRONG_DATA,
         Row("the parent is not a page table made to be nested in", "allocate the parent as a nesting parent"),
         Row("the parent is neither an address space nor a page table", "give an IOAS or HWPT"),
     ),

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import uapi
+from ..diagnose.mapping import unmap_error
+from ..diagnose.objects import HUGE_PAGES_IN_USE
 from ..errors import IoctlError, ioctl_error
 from ..uapi import ioctls
 from ..uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
@@ -24,7 +26,7 @@ from .arguments import (
     unshared,
 )
 from .hwpt import HWPT
-from .iova import IOVARange
+from .iova import IOVARange, joined
 from .kernel_object import KernelObject
 from .mapping import DMAMapping, DMAMappings
 from .mapping_steps import copy_range, let_go, map_below, map_failed, map_file, map_pieces, piece_numbers
@@ -66,11 +68,12 @@ class IOAS(KernelObject):
     Thread safety: all of it may be used from any thread, at the same time too.
     """
 
-    __slots__ = ("_kept", "_table")
+    __slots__ = ("_allowed", "_kept", "_table")
 
     def __init__(self, iommufd: IOMMUFD) -> None:
         super().__init__(iommufd)
         self._table = MappingTable()
+        self._allowed: tuple[IOVARange, ...] = ()  # by the last `allow_iovas` here
         self._kept = False  # by the kernel, though it has been closed here
 
     @property
@@ -112,8 +115,9 @@ class IOAS(KernelObject):
     def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
         """Keep addresses for mappings (IOMMU_IOAS_ALLOW_IOVAS).
 
-        From then on addresses that the kernel chooses lie within these ranges, and an attach that would narrow
-        them is refused. Every call replaces what the last one said; no ranges at all take it back.
+        From then on addresses that are chosen, by the kernel or with ``below``, lie within these ranges, and an attach
+        that would narrow them is refused. An ``iova`` that is given may lie elsewhere, and so may what is mapped
+        already. Every call replaces what the last one said; no ranges at all take it back.
 
         Args:
             ranges: `IOVARange` objects, or pairs of the first and the inclusive last address.
@@ -127,7 +131,9 @@ class IOAS(KernelObject):
         """
         pairs = ranges_allowed(ranges)
         try:
-            self._ask(ioctls.ioas_allow_iovas, pairs)
+            with self._iommufd._lock:
+                self._ask(ioctls.ioas_allow_iovas, pairs)
+                self._allowed = joined(IOVARange(*pair) for pair in pairs)
         except IoctlError as error:
             wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
             raise ioctl_error("IOMMU_IOAS_ALLOW_IOVAS", error.errno or 0, f"{self!r} ({wanted})") from None
@@ -148,7 +154,9 @@ class IOAS(KernelObject):
         try:
             self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES, int(check_bool(on, "huge_pages")))
         except IoctlError as error:
-            raise ioctl_error("IOMMU_OPTION", error.errno or 0, f"huge pages of {self!r}") from None
+            code = error.errno or 0
+            causes = (HUGE_PAGES_IN_USE.general,) if code == errno.EINVAL else ()
+            raise ioctl_error("IOMMU_OPTION", code, f"huge pages of {self!r}", causes) from None
 
     # Map
 
@@ -171,7 +179,8 @@ class IOAS(KernelObject):
             iova: Where devices shall see it, on a page boundary. Left out, the kernel chooses; attach first, as it
                 knows what the device cannot reach only then.
             below: Choose the lowest free address from which the last byte stays below this one: the IOMMU does
-                not know what a device itself can reach (``1 << 32``, say). Not together with ``iova``.
+                not know what a device itself can reach (``1 << 32``, say). Within what `allow_iovas` of this object
+                keeps, if anything. Not together with ``iova``.
             readable: Whether devices may read it.
             writeable: Whether devices may write to it. Read-only memory takes False.
 
@@ -276,9 +285,9 @@ class IOAS(KernelObject):
         mapped here. It is what `IOMMUFD.change_process` takes.
 
         Args:
-            file: A memfd, a file of hugetlbfs, or the fd of a dma-buf; or what has one, as a `DMABuffer` that was made
-                with ``memfd=True``. The access mode of the fd is not looked at: an fd that was opened for reading
-                can be mapped writeable.
+            file: A memfd, a file of tmpfs or hugetlbfs, or the fd of a dma-buf; or what has one, as a `DMABuffer` that
+                was made with ``memfd=True``. The access mode of the fd is not looked at: an fd that was opened for
+                reading can be mapped writeable.
             length: Bytes, a multiple of the page size.
             start: Where in the file it begins, in bytes, on a page boundary.
             iova: As for `map`.
@@ -385,7 +394,8 @@ class IOAS(KernelObject):
             except IoctlError as error:
                 self._live()  # raises where it was closed meanwhile
                 if error.errno != errno.EAGAIN:
-                    raise ioctl_error("IOMMU_IOAS_UNMAP", error.errno or 0, target) from None
+                    cut = self._table.cut_by(iova, length)
+                    raise unmap_error(error.errno or 0, target, cut, self._iommufd.shared) from None
             finally:
                 self._table.forget_unmapped(touched)
 

@@ -27,6 +27,15 @@ class IOVARange(OneLine):
         return f"{self.start:#x}..{self.last:#x}"
 
 
+def joined(ranges: Iterable[IOVARange]) -> tuple[IOVARange, ...]:
+    """The same addresses by as few ranges as can be: the kernel maps across two that adjoin."""
+    result: list[IOVARange] = []
+    for range_ in sorted(ranges):
+        start = result.pop().start if result and result[-1].last + 1 == range_.start else range_.start
+        result.append(IOVARange(start, range_.last))
+    return tuple(result)
+
+
 def first_fit(
     allowed: Iterable[IOVARange], taken: Iterable[tuple[int, int]], length: int, below: int, alignment: int
 ) -> int | None:

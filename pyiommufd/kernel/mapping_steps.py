@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .. import uapi
 from ..diagnose.mapping import map_error, map_file_error
-from ..errors import IoctlError, IOMMUFDError, ioctl_error
+from ..diagnose.mapping_rows import HOLE
+from ..errors import Cause, IoctlError, IOMMUFDError, ioctl_error
 from ..uapi import ioctls
 from ..uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, Pieces, View, ioas_map, ioas_map_file
 from .arguments import U64_MAX, misaligned
@@ -33,8 +34,8 @@ def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
     def issue(piece: Piece, place: int) -> int:
         return ioas_map(ioas._c, piece, flags | _FIXED, held, length, place)
 
-    def failed(code: int, place: int) -> Exception:
-        return map_failed(ioas, code, held, length, place)
+    def failed(code: int, place: int | None) -> Exception:
+        return map_failed(ioas, code, held, length, place, below=below)
 
     mapping = DMAMapping(ioas)
     try:
@@ -52,20 +53,20 @@ def _map_first_free(
     length: int,
     below: int,
     issue: Callable[[Piece, int], int],
-    failed: Callable[[int, int], Exception],
+    failed: Callable[[int, int | None], Exception],
 ) -> None:
     ioas = mapping._ioas
     if below <= 0:
         raise ValueError(f"nothing is below {below}")
-    allowed, alignment = ioas._ask(ioctls.ioas_iova_ranges)
-    ranges = [IOVARange(*one) for one in allowed]
+    reachable, alignment = ioas._ask(ioctls.ioas_iova_ranges)
+    # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
+    ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
     alignment = max(alignment, mmap.PAGESIZE)
     taken = ioas._table.places()
     while True:
         place = first_fit(ranges, taken, length, below, alignment)
         if place is None:
-            room = f"{ranges_in_words(ioas)}, of which those below {below:#x} are asked for"
-            raise map_error(errno.ENOSPC, "IOMMU_IOAS_MAP", repr(ioas), length, None, room)
+            raise failed(errno.ENOSPC, None)
         if not (code := _issue(mapping, held, issue, place)):
             return
         if code != errno.EEXIST:
@@ -109,8 +110,8 @@ def map_file(
         return ioas_map_file(ioas._c, piece, place_flags, file, start, length, at)
 
     def failed(code: int, place: int | None) -> Exception:
-        ioas._live()  # raises where it was closed meanwhile
-        return file_refused(ioas, code, file, start, length, place)
+        error = refused(ioas, code, "IOMMU_IOAS_MAP_FILE", length, place, below)
+        return map_file_error(error, file, start, length, place)
 
     mapping = DMAMapping(ioas)
     if below is not None:
@@ -170,7 +171,8 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             return None
         if code in (errno.ENOENT, errno.EPERM):
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
-            raise ioctl_error("IOMMU_IOAS_COPY", code, target) from None
+            hole = Cause(HOLE.summary, f"mapped: {source._table.words(iova, length) or 'nothing of it'}", HOLE.fix)
+            raise ioctl_error("IOMMU_IOAS_COPY", code, target, (hole,) if code == errno.ENOENT else ()) from None
         raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
     if copied is not None:
         copied._pieces.made(copied)
@@ -237,28 +239,26 @@ def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
         ioctls.release(held)
 
 
-def map_failed(ioas: IOAS, code: int, held: View, length: int, iova: int | None, offset: int = 0) -> Exception:
+def map_failed(
+    ioas: IOAS, code: int, held: View, length: int, iova: int | None, offset: int = 0, below: int | None = None
+) -> Exception:
     """The exception for a map that failed, by the negative of its result."""
     if code == -NOT_ON_PAGES:
         return misaligned(ioctls.address(held) + offset, length, iova)
-    return refused(ioas, code, "IOMMU_IOAS_MAP", length, iova)
+    return refused(ioas, code, "IOMMU_IOAS_MAP", length, iova, below)
 
 
-def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None) -> IoctlError:
-    """The exception for a map or copy that the kernel refused.
+def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None, below: int | None = None) -> IoctlError:
+    """The exception for a map or copy that was refused: by the kernel, or for want of room below an address.
 
     Raises:
         ClosedError, ForkedError: It was none of the kernel's: the address space was closed, before or meanwhile.
     """
     ioas._live()
     there = "" if iova is None else ioas._table.words(iova, length)
-    return map_error(code, request, repr(ioas), length, iova, ranges_in_words(ioas), there)
-
-
-def file_refused(ioas: IOAS, code: int, file: int, start: int, length: int, iova: int | None) -> IoctlError:
-    """The exception for a map of a file that the kernel refused."""
-    there = "" if iova is None else ioas._table.words(iova, length)
-    return map_file_error(code, repr(ioas), file, start, length, iova, ranges_in_words(ioas), there)
+    within = "" if below is None else f", of which those below {below:#x} are asked for"
+    kept = ", ".join(map(str, ioas._allowed)) + within if ioas._allowed else ""
+    return map_error(code, request, repr(ioas), length, iova, ranges_in_words(ioas) + within, there, kept)
 
 
 def ranges_in_words(ioas: IOAS) -> str:

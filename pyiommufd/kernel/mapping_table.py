@@ -69,6 +69,11 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
 
         return [mapping for mapping, memory in list(self.items()) if not of_file(memory)]
 
+    def cut_by(self, iova: int, length: int) -> str:
+        """The places that a range touches and does not hold whole, for a message: two at most."""
+        end, places = iova + length, self.overlapping(iova, length)
+        return ", ".join(str(IOVARange(at, at + size - 1)) for at, size in places if at < iova or at + size > end)
+
     def words(self, iova: int, length: int) -> str:
         """The places that a range touches, for a message."""
         taken = [str(IOVARange(start, start + size - 1)) for start, size in self.overlapping(iova, length)]

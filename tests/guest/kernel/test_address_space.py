@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import mmap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pyiommufd import (
     IOAS,
+    IOMMUFD,
     Device,
     DMABuffer,
     DMAMapping,
     IoctlError,
+    IOVARange,
 )
 from pyiommufd.testing.edu import EduDriver
 
@@ -89,6 +92,60 @@ def test_allowed_addresses_are_where_the_kernel_chooses(device: Device, ioas: IO
     ioas.map(DMABuffer(PAGE))
 
 
+def test_below_chooses_among_allowed_addresses(ioas: IOAS) -> None:
+    start, last = 0x400_0000, 0x400_0000 + 4 * PAGE - 1
+    # Two that adjoin are one, to the kernel as well.
+    ioas.allow_iovas([(start + PAGE, last), IOVARange(start, start + PAGE - 1)])
+    assert ioas.map(DMABuffer(2 * PAGE), below=1 << 32).iova == start
+    memory = DMABuffer(PAGE, memfd=True)
+    assert ioas.map_file(memory, PAGE, below=1 << 32).iova == start + 2 * PAGE
+    for below in (start + 3 * PAGE, PAGE * 16):
+        with pytest.raises(IoctlError, match=f"{start:#x}..{last:#x}, of which those below {below:#x}") as caught:
+            ioas.map(DMABuffer(PAGE), below=below)
+        assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(IoctlError, match="IOMMU_IOAS_MAP_FILE"):
+        ioas.map_file(memory, PAGE, below=PAGE)
+    ioas.allow_iovas([])
+    assert ioas.map(DMABuffer(PAGE), below=1 << 32).iova == PAGE
+
+
+def test_allowed_addresses_are_named_where_they_are_used_up(iommufd: IOMMUFD, ioas: IOAS) -> None:
+    source = iommufd.alloc_ioas()
+    source.map(DMABuffer(1 << 20), iova=IOVA)
+    ioas.allow_iovas([IOVARange(0x1000_0000, 0x1000_FFFF)])
+    buffer = DMABuffer(1 << 20, memfd=True)
+    refused: list[Callable[[], object]] = [
+        lambda: ioas.map(buffer),
+        lambda: ioas.map_many(buffer, [(0, 1 << 20, None)]),
+        lambda: ioas.map_file(buffer, 1 << 20),
+        lambda: ioas.copy_from(source, IOVA, 1 << 20),
+    ]
+    for ask in refused:
+        with pytest.raises(IoctlError) as caught:
+            ask()
+        assert caught.value.errno == errno.ENOSPC
+        (cause,) = caught.value.causes
+        assert "allow_iovas()" in cause.summary
+        assert cause.evidence == "0x10000000..0x1000ffff"
+        assert "allow more" in cause.fix
+    # What was refused changes nothing.
+    with pytest.raises(IoctlError):
+        ioas.allow_iovas([(0, 0)])
+    with pytest.raises(IoctlError, match="allow_iovas"):
+        ioas.map(buffer)
+    ioas.allow_iovas([])
+    ioas.map(buffer)
+
+
+def test_allowed_addresses_bind_neither_what_is_mapped_nor_what_is_given(device: Device, ioas: IOAS) -> None:
+    device.attach(ioas)
+    ioas.map(DMABuffer(PAGE), iova=IOVA)
+    ioas.allow_iovas([(0x400_0000, 0x400_FFFF)])
+    ioas.map(DMABuffer(PAGE), iova=2 * IOVA)
+    ioas.allow_iovas([(0x500_0000, 0x500_FFFF)])
+    assert [next(mapping.ranges())[0] for mapping in ioas.mappings] == [IOVA, 2 * IOVA]
+
+
 def test_allowed_addresses_that_a_device_cannot_reach(device: Device, ioas: IOAS) -> None:
     ioas.allow_iovas([(0xFEE0_0000, 0xFEE0_FFFF)])
     with pytest.raises(IoctlError) as caught:
@@ -99,6 +156,9 @@ def test_allowed_addresses_that_a_device_cannot_reach(device: Device, ioas: IOAS
     with pytest.raises(IoctlError, match="0xfee00000") as caught:
         ioas.allow_iovas([(0xFEE0_0000, 0xFEE0_FFFF)])
     assert caught.value.errno == errno.EADDRINUSE
+    assert [cause.summary for cause in caught.value.causes] == [
+        "a range to be allowed is reserved by an attached device"
+    ]
 
 
 def test_wrong_ranges_to_allow(ioas: IOAS) -> None:
@@ -129,3 +189,7 @@ def test_huge_pages(device: Device, ioas: IOAS, mapping: DMAMapping) -> None:
     with pytest.raises(IoctlError) as caught:
         ioas.huge_pages = False
     assert caught.value.errno == errno.EINVAL
+    (cause,) = caught.value.causes
+    assert "while memory is mapped" in cause.summary
+    mapping.unmap()
+    ioas.huge_pages = False

@@ -48,8 +48,12 @@ def test_copy_that_is_refused(iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer) -
     source.map(buffer, iova=IOVA, writeable=False)
     with pytest.raises(OSError, match="EPERM"):
         source.copy_from(source, IOVA, PAGE)
-    with pytest.raises(NotFoundError):
-        ioas.copy_from(source, IOVA, 5 * PAGE, writeable=False)
+    for length, seen in ((5 * PAGE, f"{IOVA:#x}..{IOVA + 4 * PAGE - 1:#x}"), (PAGE, "nothing of it")):
+        with pytest.raises(NotFoundError) as caught:
+            ioas.copy_from(source, IOVA if length > PAGE else 3 * IOVA, length, writeable=False)
+        (cause,) = caught.value.causes
+        assert "not all of the source range is mapped" in cause.summary
+        assert seen in cause.evidence
     ioas.map(DMABuffer(PAGE), iova=IOVA)
     with pytest.raises(AlreadyMappedError):
         ioas.copy_from(source, IOVA, PAGE, dst_iova=IOVA, writeable=False)

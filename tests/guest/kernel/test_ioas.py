@@ -76,6 +76,9 @@ def test_unmap_of_half_a_mapping_is_refused(ioas: IOAS, mapping: DMAMapping) -> 
         with pytest.raises(NotFoundError) as caught:
             ioas.unmap(iova, length)
         assert caught.value.errno == errno.ENOENT
+        (cause,) = caught.value.causes
+        assert "cut a mapping" in cause.summary
+        assert f"{IOVA:#x}..{IOVA + mapping.length - 1:#x}" in cause.evidence
     assert mapping.mapped
     assert ioas.unmap(mapping.iova, mapping.length) == mapping.length
 
@@ -92,9 +95,26 @@ def test_record_agrees_with_the_kernel_where_a_range_cuts_the_second_mapping(ioa
 
 
 def test_unmap_where_nothing_is(ioas: IOAS) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError) as caught:
         ioas.unmap(IOVA, PAGE)
+    assert [cause.summary for cause in caught.value.causes] == ["nothing is mapped there"]
     assert ioas.unmap_all() == 0
+
+
+def test_unmap_that_cuts_the_mapping_of_another_process_may_be_that(iommufd: IOMMUFD, ioas: IOAS) -> None:
+    iommufd.fileno()
+    with pytest.raises(NotFoundError) as caught:
+        ioas.unmap(IOVA, PAGE)
+    assert ["nothing" in cause.summary or "cut" in cause.summary for cause in caught.value.causes] == [True, True]
+
+
+def test_unmap_of_a_range_that_cuts_the_second_names_that(ioas: IOAS) -> None:
+    ioas.map(DMABuffer(PAGE), iova=IOVA)
+    ioas.map(DMABuffer(2 * PAGE), iova=2 * IOVA)
+    with pytest.raises(NotFoundError) as caught:
+        ioas.unmap(IOVA, IOVA + PAGE)
+    (cause,) = caught.value.causes
+    assert cause.evidence == f"mapped: {2 * IOVA:#x}..{2 * IOVA + 2 * PAGE - 1:#x}"
 
 
 @pytest.mark.parametrize(("iova", "length"), [(-1, PAGE), (IOVA, 0), (IOVA, -PAGE), (1 << 64, PAGE), (0, 1 << 64)])

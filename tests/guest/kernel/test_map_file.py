@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +24,7 @@ from pyiommufd import (
     UnsupportedError,
 )
 from pyiommufd.testing.edu import EduDriver
-from pyiommufd.testing.mock import MockIOMMUFD, commands
+from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE
@@ -118,6 +121,78 @@ def test_files_that_cannot_be_mapped(device: Device, ioas: IOAS, buffer: DMABuff
     assert caught.value.errno == errno.EBADF
     assert ioas.mappings == ()
     assert ioas.map_file(buffer, PAGE, start=3 * PAGE, iova=IOVA).mapped
+
+
+def opened(kind: str) -> Any:
+    """The fd of what is no memory, or an object that has one."""
+    if kind == "pipe":
+        reading, writing = os.pipe()
+        os.close(writing)
+        return reading
+    others: dict[str, Callable[[], Any]] = {
+        "socket": socket.socket,
+        "eventfd": lambda: os.eventfd(0),
+        "iommufd": IOMMUFD,
+    }
+    return others[kind]() if kind in others else os.open(kind, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("iova", [None, IOVA])
+@pytest.mark.parametrize(
+    "kind", ["/dev/null", "/dev/zero", "/", "/proc/self/status", "pipe", "socket", "eventfd", "iommufd"]
+)
+def test_what_is_no_file_of_memory_is_called_that(device: Device, ioas: IOAS, kind: str, iova: int | None) -> None:
+    device.attach(ioas)
+    file = opened(kind)
+    try:
+        with pytest.raises(IoctlError) as caught:
+            ioas.map_file(file, PAGE, iova=iova)
+    finally:
+        os.close(file) if isinstance(file, int) else file.close()
+    assert caught.value.errno == errno.EINVAL
+    first, *others = caught.value.causes
+    assert "no memfd" in first.summary
+    assert "fd " in first.evidence
+    # Addresses that the kernel chooses are not to blame.
+    assert len(others) == (iova is not None)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("tmpfs", PAGE), ("hugetlbfs", 2 << 20)])
+def test_files_of_memory_wherever_they_are(
+    huge_pages: None, device: Device, ioas: IOAS, tmp_path: Path, kind: str, size: int
+) -> None:
+    device.attach(ioas)
+    subprocess.run(["mount", "-t", kind, "pyiommufd-test", tmp_path], check=True)
+    try:
+        with (tmp_path / "file").open("w+b") as file:
+            file.truncate(size)
+            with pytest.raises(IoctlError) as caught:
+                ioas.map_file(file, 2 * size)
+            assert caught.value.errno == errno.EINVAL
+            assert [cause.summary for cause in caught.value.causes] == [
+                f"the range ends at {2 * size:#x}, after the end of the file"
+            ]
+            ioas.map_file(file, size).unmap()
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_range_after_the_end_of_a_dma_buf(mock: MockIOMMUFD, mock_ioas: IOAS, mock_device: MockDevice) -> None:
+    with mock.mock_dmabuf(PAGE) as dmabuf:
+        with pytest.raises(IoctlError, match="after the end of the file") as caught:
+            mock_ioas.map_file(dmabuf, 2 * PAGE)
+        assert caught.value.errno == errno.EINVAL
+        mock_ioas.map_file(dmabuf, PAGE).unmap()
+
+
+def test_a_file_that_is_open_by_its_path_alone(ioas: IOAS) -> None:
+    file = os.open("/", os.O_PATH)
+    try:
+        with pytest.raises(IoctlError, match="O_PATH") as caught:
+            ioas.map_file(file, PAGE)
+    finally:
+        os.close(file)
+    assert caught.value.errno == errno.EBADF
 
 
 def test_an_attach_names_the_mapping_that_is_after_the_end(device: Device, ioas: IOAS, buffer: DMABuffer) -> None:

@@ -61,6 +61,11 @@ def test_every_known_answer_has_a_cause(request_name: str, name: str) -> None:
     assert ioctl_error(request_name, code).causes == causes == general_causes(request_name, code)
 
 
+def test_a_mapping_may_lie_outside_what_is_allowed() -> None:
+    (cause,) = explain("allow_iovas", errno.EADDRINUSE)
+    assert "reserved" in cause.summary
+
+
 def test_no_row_names_a_request_that_the_kernel_does_not_have() -> None:
     header = Path(module.__file__).parent.parent / "uapi"
     text = (header / "iommufd.h").read_text() + (header / "vfio.h").read_text()

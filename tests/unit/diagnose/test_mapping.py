@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import resource
+from pathlib import Path
 
 import pytest
 
-from pyiommufd import AlreadyMappedError
+from pyiommufd import AlreadyMappedError, HostDevice
+from pyiommufd.diagnose.hwpt import hwpt_alloc_error
 from pyiommufd.diagnose.mapping import map_error
 from pyiommufd.host import limits
 
@@ -32,6 +34,18 @@ def test_each_cause_says_what_helps(code: int, word: str, monkeypatch: pytest.Mo
     assert "<IOAS 1>" in str(error)
     assert "0x5000" in error.target
     assert error.causes[0].fix
+
+
+def test_addresses_that_the_kernel_chooses_are_not_to_blame() -> None:
+    (cause,) = map_error(errno.EINVAL, "IOMMU_IOAS_MAP", "<IOAS 1>", 0x1000, None, "0x0..0xffff").causes
+    assert "iova_alignment" in cause.fix
+    assert "0xffff" not in str(cause)
+
+
+def test_a_page_table_that_is_refused_is_not_said_to_be_of_a_wrong_parent() -> None:
+    device = HostDevice("0000:00:01.0", "pci", Path("/sys/devices/x"), 1, 2, 3, None, 5, None, None, None, True)
+    (cause,) = hwpt_alloc_error(errno.EINVAL, device, "<IOAS 1>", [], []).causes
+    assert "data" in cause.summary
 
 
 def test_kind_of_error() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyiommufd.kernel.iova import IOVARange, first_fit
+from pyiommufd.kernel.iova import IOVARange, first_fit, joined
 
 PAGES = 40
 pages = st.integers(0, PAGES - 1)
@@ -49,3 +49,9 @@ def test_range() -> None:
     assert 0x1FFF in one
     assert 0x2000 not in one
     assert str(one) == "0x1000..0x1fff"
+
+
+def test_ranges_that_adjoin_are_one() -> None:
+    ranges = [IOVARange(8, 9), IOVARange(0, 3), IOVARange(4, 6), IOVARange(10, 10)]
+    assert joined(ranges) == (IOVARange(0, 6), IOVARange(8, 10))
+    assert joined([]) == ()
