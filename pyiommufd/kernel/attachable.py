@@ -18,6 +18,7 @@ from ..errors import (
     ioctl_error,
 )
 from ..host.devices import HostDevice
+from ..host.groups import ReservedRegion
 from ..uapi import ioctls
 from .attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
 from .handle import Handle
@@ -237,9 +238,10 @@ class Attachable(Handle):
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
         if kind is ChangeKind.NOOP:
             return Verdict.ACCEPTED, ("it is attached there already",)
-        hits = _reserved_hits(self._device, page_table.ioas)
+        hits = [f"it has mapped {hit}" for hit in _reserved_hits(self._device, page_table.ioas)]
+        hits += [f"it has allowed {hit}" for hit in _reserved_allowed(self._device, page_table.ioas)]
         if hits:
-            return Verdict.REFUSED, tuple(f"it has mapped {hit}" for hit in hits)
+            return Verdict.REFUSED, tuple(hits)
         if kind is ChangeKind.JOIN:
             return Verdict.ACCEPTED, ("the group is there already",)
         if isinstance(page_table, HWPT):
@@ -430,10 +432,27 @@ def _reserved_hits(device: HostDevice, ioas: IOAS) -> list[str]:
 
     An attach checks the same, but for ``direct-relaxable`` regions (Linux 7.3, io_pagetable.c).
     """
-    group = device.group
     return [
-        f"{ioas._table.words(region.start, region.last - region.start + 1)}, in the reserved region "
-        f"{region.start:#x}..{region.last:#x} ({region.type})"
-        for region in (group.reserved_regions if group is not None else ())
-        if region.type != "direct-relaxable" and ioas._table.overlapping(region.start, region.last - region.start + 1)
+        f"{ioas._table.words(region.start, region.last - region.start + 1)}, in {_words(region)}"
+        for region in _reserved(device)
+        if ioas._table.overlapping(region.start, region.last - region.start + 1)
     ]
+
+
+def _reserved_allowed(device: HostDevice, ioas: IOAS) -> list[str]:
+    """What `IOAS.allow_iovas` keeps for mappings and an attach would take away, in words."""
+    return [
+        f"{allowed}, which overlaps {_words(region)}"
+        for region in _reserved(device)
+        for allowed in ioas._allowed
+        if region.start <= allowed.last and allowed.start <= region.last
+    ]
+
+
+def _reserved(device: HostDevice) -> list[ReservedRegion]:
+    group = device.group
+    return [one for one in (group.reserved_regions if group is not None else ()) if one.type != "direct-relaxable"]
+
+
+def _words(region: ReservedRegion) -> str:
+    return f"the reserved region {region.start:#x}..{region.last:#x} ({region.type})"

@@ -143,15 +143,16 @@ class FaultQueue(KernelObject):
             file = self._queue._live()
             with self._iommufd._lock:
                 request = self._next()
-                if request is None and self._fetch(file):
-                    request = self._next()  # None: a signal handler has read it
+                if request is None:
+                    self._fetch(file)
+                    request = self._next()  # also what a signal handler has fetched, and left
             if request is not None:
                 return request
             if not deadline.wait(file):
                 raise TimeoutError(f"no page request of {self!r} within {timeout:g} s")
 
-    def _fetch(self, file: ioctls.File) -> bool:
-        """Take what the kernel has: as many whole groups as there is room for, or one of any size. Whether it had."""
+    def _fetch(self, file: ioctls.File) -> None:
+        """Take what the kernel has: as many whole groups as there is room for, or one of any size."""
         devices = {device.id: device for device in self._iommufd._context.devices()}
         room = _BATCH
         while True:
@@ -166,7 +167,7 @@ class FaultQueue(KernelObject):
                 if not batch.there[0]:
                     self._batches.pop(batch, None)
             if batch.there[0] or room >= _MOST or not ioctls.file_readable(file):
-                return batch.there[0] > 0
+                return
             room *= 8
 
     def _next(self) -> PageRequest | None:

@@ -16,7 +16,7 @@ from .. import uapi
 from ..diagnose.bind import bind_error
 from ..diagnose.mapping import change_process_error
 from ..diagnose.node import open_iommufd_causes
-from ..errors import CloseError, DeviceNotFoundError, InUseError, IoctlError, ioctl_error
+from ..errors import ClosedError, CloseError, DeviceNotFoundError, InUseError, IoctlError, ioctl_error
 from ..host import sysfs
 from ..host.devices import HostDevice
 from ..uapi import ioctls
@@ -45,7 +45,7 @@ class IOMMUFD(Handle):
             why and what to do.
     """
 
-    __slots__ = ("_context", "_registry")
+    __slots__ = ("_closing", "_context", "_registry")
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/iommu") -> None:
         node = os.fsdecode(path)  # a TypeError for what is no path
@@ -85,6 +85,7 @@ class IOMMUFD(Handle):
         super().__init__()
         # In the order in which they were made: each after all that it uses.
         self._registry: dict[Device | KernelObject, None] = {}
+        self._closing = False
 
     def fileno(self) -> int:
         """The file descriptor. Whoever has it can do anything with the iommufd: from now on it is `shared`.
@@ -296,6 +297,8 @@ class IOMMUFD(Handle):
 
     def _remember(self, made: Device | KernelObject) -> None:
         """An object is about to be made."""
+        if self._closing:  # and this is a signal handler
+            raise ClosedError(f"{self!r} is about to be closed")
         self._registry[made] = None
         if isinstance(made, Device):
             made._state.members[made] = None
@@ -341,12 +344,11 @@ class IOMMUFD(Handle):
                 return
             # By dependence in the kernel, users first. Devices above all: each holds a reference on the iommufd,
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
-            while self._registry:  # a signal handler may make more
-                made = next(iter(self.devices), None) or next(reversed(self._registry))
+            self._closing = True
+            for made in (*self.devices, *reversed(list(self._registry))):
                 attempt(made.close)
                 if isinstance(made, KernelObject) and not made.closed:
                     made._let_go()  # the fd goes, and the kernel frees it with it
-                self._forget(made)
             attempt(self._close_fd)
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))

@@ -41,6 +41,10 @@ class _State(NamedTuple):
     span: int
     unmask: UnmaskEvent | None = None
 
+    def events(self) -> list[EventFD]:
+        """All that it has."""
+        return [*self.vectors.values(), *([] if self.unmask is None else [self.unmask])]
+
 
 _OFF = _State({}, 0)
 
@@ -61,14 +65,16 @@ class IRQ:
             one of s390.
     """
 
-    __slots__ = ("_events", "_interrupts", "_states", "device", "index")
+    __slots__ = ("_events", "_interrupts", "_log", "device", "index")
 
     def __init__(self, interrupts: Interrupts, device: Device, index: int) -> None:
         self._interrupts = interrupts
-        # The first is what is on record. Others are what the kernel may have in its place, until it has answered.
-        self._states: tuple[_State, ...] = (_OFF,)
-        # Each eventfd that may be open: none is lost on its way to the record, or from there to its end.
-        self._events: dict[EventFD, None] = {}
+        # By the numbers of the changes, of which the last one counts. Its first state is what is on record, others are
+        # what the kernel may have in its place until it has answered.
+        self._log: dict[int, list[_State]] = {0: [_OFF]}
+        # Each eventfd that may be open, and whether it has been in a state: none is lost on its way to the record, or
+        # from there to its end.
+        self._events: dict[EventFD, bool] = {}
         self.device = device
         self.index = index
 
@@ -180,8 +186,8 @@ class IRQ:
                 raise ValueError(f"{self._target} has no vector {vector}")
             if vector in state.vectors:
                 raise InUseError(f"{state.vectors[vector]!r} is on already; close() it first", (state.vectors[vector],))
-            self._change(state, state.vectors.values(), {vector: eventfd}, max(state.span, vector + 1))
-            return self._states[0].vectors[vector]
+            vectors = self._change(state, state.vectors.values(), {vector: eventfd}, max(state.span, vector + 1))
+            return next(one for one in vectors if one.vector == vector)
 
     def resize(self, count: int) -> tuple[Interrupt, ...]:
         """Have more or fewer vectors; those that stay are the same objects.
@@ -280,12 +286,13 @@ class IRQ:
             self._check_maskable()
             if state.unmask is not None:
                 raise InUseError(f"{self._target} has an unmask event already", (state.unmask,))
+            new: list[EventFD] = []
             try:
-                event = UnmaskEvent(self, eventfd)
-                self._events[event] = None
+                new.append(event := UnmaskEvent(self, eventfd))
+                self._events[event] = False
                 self._become(state, state._replace(unmask=event))
             finally:
-                self._close_rest()
+                self._close_rest(new)
             return event
 
     # Checks
@@ -323,6 +330,23 @@ class IRQ:
 
     # Changes. The lock is held.
 
+    def _last(self) -> tuple[int, list[_State]]:
+        """The last change."""
+        return max(list(self._log.items()))
+
+    def _replace(self, number: int, states: list[_State]) -> bool:
+        """Make a change after that of a number; not where a signal handler has made one since."""
+        if self._log.setdefault(number + 1, states) is not states:
+            return False
+        if self._log.pop(number, None) is None:  # there were more than one
+            del self._log[number + 1]
+            return False
+        return True
+
+    @property
+    def _states(self) -> list[_State]:
+        return self._last()[1]
+
     def _now(self) -> _State:
         """What is on, without the lock: another thread's change is waited for, and an interrupted one settled."""
         if len(self._states) > 1:
@@ -343,16 +367,16 @@ class IRQ:
     def _change(
         self, before: _State, keep: Iterable[Interrupt], new: Mapping[int, EventFD | int | None], span: int
     ) -> tuple[Interrupt, ...]:
-        """Keep some vectors, make new ones on these eventfds, and close the rest."""
+        """Keep some vectors, make new ones on these eventfds, and close the rest. Returns those that there are then."""
+        vectors = {vector.vector: vector for vector in keep}
         try:
-            vectors = {vector.vector: vector for vector in keep}
             for number, eventfd in new.items():
                 vectors[number] = vector = Interrupt(self, number, eventfd)
-                self._events[vector] = None
+                self._events[vector] = False
             self._become(before, _State(dict(sorted(vectors.items())), span, before.unmask) if vectors else _OFF)
         finally:
-            self._close_rest()
-        return self.vectors
+            self._close_rest(vectors.values())
+        return tuple(vectors[number] for number in sorted(vectors))
 
     def _become(self, before: _State, wanted: _State) -> None:
         """Have this on, on record and in the kernel; whatever comes in between, what was on before.
@@ -360,35 +384,35 @@ class IRQ:
         Raises:
             InUseError: A signal handler has changed it since it was in the first state.
         """
-        if self._states != (before,):
+        for event in wanted.events():
+            self._events[event] = True
+        number, current = self._last()
+        attempt = [wanted, before]
+        # Each change of a list below is one step, which no signal handler comes between.
+        if current != [before] or not self._replace(number, attempt):
             raise InUseError(f"{self._target} was changed by a signal handler meanwhile", self.vectors)
-        attempt = (wanted, before)
-        mine: tuple[_State, ...] = attempt
         try:
-            self._states = attempt
             self._tell(before, wanted)
-            if self._states is attempt:
-                mine = self._states = (wanted,)
+            del attempt[1:]
         except BaseException:
-            if self._states is attempt:
-                mine = self._states = (before, wanted)
+            attempt[:] = [before, wanted]
             raise
         finally:
-            if len(self._states) == 1 and self._states is not mine:
+            theirs = self._states
+            if theirs is not attempt:
                 # A signal handler has changed or closed it in the midst of this, and that is what holds.
-                self._states = (*self._states, wanted, before)
+                theirs.extend((wanted, before))
             self._settle()
 
     def _settle(self) -> None:
         """State to the kernel what is on record, where it may have something else."""
-        while len(self._states) > 1:
+        while len(current := self._states) > 1:
+            state, *others = current
             try:
                 self._interrupts._live()
             except ClosedError:  # by a signal handler, or it has forked and this is the child
-                self._states = (_OFF,)
-                break
-            current = self._states
-            state, *others = current
+                current[:] = [_OFF]
+                continue
             try:
                 for other in others:
                     self._tell(other, state, settle=True)
@@ -396,8 +420,11 @@ class IRQ:
                 with contextlib.suppress(ClosedError):
                     self._turn_off(settle=True)
                 state = _OFF
-            # Where a signal handler has changed it once more, that is what holds.
-            self._states = (state,) if self._states is current else (*self._states, *current)
+            theirs = self._states
+            if theirs is current:
+                current[:] = [state]
+            else:  # a signal handler has changed it once more, and that is what holds
+                theirs.extend((state, *others))
         self._close_rest()
 
     def _tell(self, before: _State, wanted: _State, *, settle: bool = False) -> None:
@@ -442,24 +469,28 @@ class IRQ:
 
     # Close
 
-    def _close_rest(self) -> None:
-        """Close every eventfd that is in none of the states."""
-        used = {event for state in self._states for event in (*state.vectors.values(), state.unmask)}
-        with contextlib.ExitStack() as stack:  # all of them, also where one fails
-            for event in [event for event in self._events if event not in used]:
-                stack.callback(self._close_event, event)
+    def _close_rest(self, made: Iterable[EventFD] = ()) -> None:
+        """Close every eventfd that is in no state any more, and of those made by this change that did not get into one.
 
-    def _close_event(self, event: EventFD) -> None:
-        EventFD.close(event)
-        self._events.pop(event, None)
+        Not those that are on their way, of a change that this one's signal handler has interrupted.
+        """
+        made = list(made)
+        with contextlib.ExitStack() as stack:  # all of them, also where one fails
+            for event in [event for event, was_on in list(self._events.items()) if was_on or event in made]:
+                stack.callback(self._close_unused, event)
+
+    def _close_unused(self, event: EventFD) -> None:
+        if not any(event in state.events() for state in self._states):
+            EventFD.close(event)
+            self._events.pop(event, None)
 
     def _release(self, vector: Interrupt) -> None:
         """A vector is about to be closed: the kernel is not to signal it any more."""
         if vector.closed or vector.in_child or self.device.closed:
             return
         with self._interrupts._lock:
-            if vector in self._begin().vectors.values():
-                state = self._states[0]
+            state = self._begin()
+            if vector in state.vectors.values():
                 self._change(state, [one for one in state.vectors.values() if one is not vector], {}, state.span)
 
     def _release_unmask(self, event: UnmaskEvent) -> None:
@@ -476,9 +507,11 @@ class IRQ:
 
     def _close(self) -> None:
         """The device is about to be closed, which turns everything off."""
+        off = [_OFF]
         with self._interrupts._lock:
-            self._states = (_OFF,)
-            self._close_rest()
+            while not self._replace(self._last()[0], off):
+                pass
+            self._close_rest(list(self._events))
 
     def _close_in_child(self) -> None:
         """Close a forked child's copies of the fds."""

@@ -21,9 +21,12 @@ from pyiommufd import (
     DMAMapping,
     HostDevice,
     IoctlError,
+    Window,
     find_device,
 )
+from pyiommufd.kernel.interrupts import Interrupts
 from pyiommufd.testing.edu import EduDriver
+from tests.opcodes import opcodes
 
 IOVA = 0x100000
 
@@ -82,6 +85,42 @@ def test_close_takes_the_windows_along(claimed: Claim, iommufd: IOMMUFD, first: 
     assert window.closed
     # A mapping that were left would keep the device bound.
     assert iommufd.bind(first).id == device.id
+
+
+def test_window_that_is_mapped_while_it_is_closed(
+    monkeypatch: pytest.MonkeyPatch, claimed: Claim, iommufd: IOMMUFD, first: HostDevice
+) -> None:
+    """By a signal handler, when the windows have been closed: it would keep the device bound."""
+    device = iommufd.bind(first)
+    windows: list[Window] = []
+    close = Interrupts._close
+
+    def close_and_map(interrupts: Interrupts) -> None:
+        close(interrupts)
+        monkeypatch.undo()
+        windows.append(device.region(0).map())
+
+    monkeypatch.setattr(Interrupts, "_close", close_and_map)
+    device.close()
+    assert [window.closed for window in windows] == [True]
+    assert iommufd.bind(first).id == device.id
+
+
+def test_command_register_that_a_signal_handler_changes_meanwhile(device: Device) -> None:
+    """A bit that it has cleared is not set again: it may be what lets the device do DMA."""
+    files = ("pyiommufd/kernel/", "pyiommufd/uapi/")
+
+    def act() -> None:
+        device.memory_decode = True
+
+    def handler() -> None:
+        device.bus_master = False
+
+    every, _ = opcodes(act, files)
+    for stop in range(every):
+        device.memory_decode, device.bus_master = False, True
+        opcodes(act, files, stop, handler, raises=False)
+        assert (device.memory_decode, device.bus_master) == (True, False)
 
 
 def test_dropped_device_warns_and_lets_everything_go(claimed: Claim, first: HostDevice) -> None:

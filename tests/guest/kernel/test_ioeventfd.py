@@ -87,3 +87,12 @@ def test_ioeventfd_that_is_dropped_writes_nothing(edu: EduDriver) -> None:
         assert region.read(0x04, 4) == b"\xcb\xed\xff\xff"
     assert edu.device.interrupts.ioeventfds == ()
     device_ioctls.ioeventfd(edu.device.fileno(), region.file_offset + 4, 4, 0x0F0F_0F0F, None, ioctls.new_cell("int"))
+
+
+def test_close_of_the_callers_eventfd_writes_nothing(edu: EduDriver) -> None:
+    """It need not stay open; and who closes it does not mean to signal."""
+    region, event = edu.device.region(0), EventFD()
+    with region.ioeventfd(0x04, 4, 0x0F0F_0F0F, event):
+        region.write(0x04, b"\x34\x12\0\0")
+        event.close()
+        assert region.read(0x04, 4) == b"\xcb\xed\xff\xff"

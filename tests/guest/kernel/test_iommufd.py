@@ -8,6 +8,7 @@ import gc
 import mmap
 import os
 import uuid
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +39,7 @@ from pyiommufd import (
 )
 from pyiommufd.host import drivers
 from pyiommufd.uapi import raw
+from tests.opcodes import opcodes
 
 IOVA = 0x100000
 NOBODY = 65534
@@ -314,6 +316,45 @@ def test_garbage_keeps_memory_until_its_device_is_unbound(claimed: Claim, first:
         iommufd.__del__()
     assert len(caught) == 2
     assert seen == [True]
+
+
+def test_garbage_is_unbound_whatever_is_raised(claimed: Claim, first: HostDevice) -> None:
+    """With warnings as errors, the one that it was not closed must not keep it from being closed."""
+    iommufd = IOMMUFD()
+    device = iommufd.bind(first)
+    device.attach(ioas := iommufd.alloc_ioas())
+    ioas.map(memory := DMABuffer(mmap.PAGESIZE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ResourceWarning):
+            iommufd.__del__()
+    assert device.closed
+    assert iommufd.closed
+    memory.close()
+
+
+def test_what_a_signal_handler_makes_while_it_is_closed(claimed: Claim, first: HostDevice) -> None:
+    files = ("pyiommufd/kernel/iommufd.py",)
+
+    def handler() -> None:
+        with contextlib.suppress(ClosedError):
+            iommufd.bind(first).attach(ioas := iommufd.alloc_ioas())
+            ioas.map(buffer)
+
+    stop, every = 0, 1
+    while stop < every:
+        iommufd, buffer = IOMMUFD(), DMABuffer(mmap.PAGESIZE)
+        iommufd.alloc_ioas()
+        if every == 1:
+            every, _ = opcodes(iommufd.close, files)
+            continue
+        opcodes(iommufd.close, files, stop, handler, raises=False)
+        stop += 7
+        assert iommufd.closed
+        assert iommufd.objects == ()
+        buffer.close()
+        with IOMMUFD() as again:
+            again.bind(first)
 
 
 def test_garbage_of_a_shared_iommufd_unmaps_what_it_lets_go_of(claimed: Claim, first: HostDevice) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pyiommufd import IOAS, AlreadyMappedError, Device, DMABuffer
+from pyiommufd import IOAS, IOMMUFD, AlreadyMappedError, Device, DMABuffer, DMAMapping
+from pyiommufd.kernel import mapping_steps
+from pyiommufd.kernel.mapping_table import MappingTable
 from pyiommufd.testing.edu import EduDriver
+from pyiommufd.uapi import ioctls
 
 IOVA = 0x100000
 PAGE = 4096
@@ -103,4 +108,78 @@ def test_a_memory_of_several_dimensions_is_no_list_of_pieces(ioas: IOAS, buffer:
     for pieces in (gone, [gone]):
         with pytest.raises((TypeError, ValueError), match=r"offset, length, iova|released"):
             ioas.map_many(buffer, pieces)
+    buffer.close()
+
+
+def between(monkeypatch: pytest.MonkeyPatch, module: object, name: str, act: Callable[[], object]) -> None:
+    """Act once, right after the first call of a function: as a signal handler or another thread may."""
+    real: Callable[..., Any] = getattr(module, name)
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        monkeypatch.undo()
+        result = real(*arguments, **keywords)
+        act()
+        return result
+
+    monkeypatch.setattr(module, name, call)
+
+
+def test_pieces_that_are_unmapped_while_others_are_mapped(
+    monkeypatch: pytest.MonkeyPatch, ioas: IOAS, buffer: DMABuffer
+) -> None:
+    """What is mapped afterwards keeps its memory, and is unmapped with the rest."""
+    between(monkeypatch, ioctls, "ioas_map_many", ioas.unmap_all)
+    monkeypatch.setattr(mapping_steps, "PIECES_A_CALL", 2)
+    mappings = ioas.map_many(buffer, [(at * PAGE, PAGE, IOVA + at * PAGE) for at in range(4)])
+    assert list(mappings.ranges()) == [(IOVA + 2 * PAGE, PAGE), (IOVA + 3 * PAGE, PAGE)]
+    assert mappings.mapped
+    with pytest.raises(BufferError):
+        buffer.close()
+    mappings.unmap()
+    assert ioas.unmap_all() == 0
+    buffer.close()
+
+
+def test_memory_that_is_mapped_while_it_is_copied(
+    monkeypatch: pytest.MonkeyPatch, iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer
+) -> None:
+    """The copy keeps it, though it was not there when the copy began."""
+    other = iommufd.alloc_ioas()
+    between(monkeypatch, MappingTable, "memory_of", lambda: ioas.map(buffer, iova=IOVA))
+    copy = other.copy_from(ioas, IOVA, len(buffer), dst_iova=IOVA)
+    assert ioas.unmap_all() == len(buffer)
+    with pytest.raises(BufferError):
+        buffer.close()
+    copy.unmap()
+    buffer.close()
+
+
+def test_memory_that_is_copied_before_its_map_fails(
+    monkeypatch: pytest.MonkeyPatch, iommufd: IOMMUFD, ioas: IOAS, buffer: DMABuffer
+) -> None:
+    other = iommufd.alloc_ioas()
+    ioas.map(DMABuffer(PAGE), iova=2 * IOVA)
+    between(monkeypatch, ioctls, "ioas_map_many", lambda: other.copy_from(ioas, IOVA, PAGE))
+    with pytest.raises(AlreadyMappedError):
+        ioas.map_many(buffer, [(0, PAGE, IOVA), (PAGE, PAGE, 2 * IOVA)])
+    gc.collect()
+    (copy,) = other.mappings
+    with pytest.raises(BufferError):
+        buffer.close()
+    copy.unmap()
+    buffer.close()
+
+
+def test_mapping_that_is_made_while_a_range_is_unmapped(
+    monkeypatch: pytest.MonkeyPatch, ioas: IOAS, buffer: DMABuffer
+) -> None:
+    """The kernel unmaps it with the rest; and what is mapped there next is not taken for it."""
+    made: list[DMAMapping] = []
+    between(monkeypatch, MappingTable, "pieces", lambda: made.append(ioas.map(buffer, iova=IOVA)))
+    assert ioas.unmap_all() == len(buffer)
+    assert not made[0].mapped
+    another = ioas.map(DMABuffer(PAGE), iova=IOVA)
+    made[0].unmap()
+    assert another.mapped
+    assert ioas.unmap_all() == PAGE
     buffer.close()

@@ -134,6 +134,24 @@ def test_removal_watch_takes_req(claimed: Claim, iommufd: IOMMUFD, first: HostDe
         iommufd.bind(first).watch_removal("x")  # type: ignore[arg-type]
 
 
+def test_watch_that_begins_while_others_are_told(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    """It is told as well, before the device is closed; afterwards there is nothing to watch."""
+    device = iommufd.bind(first)
+    told: list[str] = []
+
+    def late(device: Device) -> None:
+        told.append("late" if not device.closed else "too late")
+
+    def early(device: Device) -> None:
+        told.append("early")
+        device.watch_removal(late)
+
+    device.watch_removal(early)
+    device.interrupts.req.trigger()
+    until(lambda: device.closed, "the device is let go")
+    assert told == ["early", "late"]
+
+
 def test_req_of_ones_own_once_the_watch_has_ended(device: Device) -> None:
     device.watch_removal()
     device.interrupts.req.disable()

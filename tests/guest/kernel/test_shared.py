@@ -19,6 +19,7 @@ import pytest
 from pyiommufd import (
     IOAS,
     IOMMUFD,
+    ChangeKind,
     Claim,
     Device,
     DeviceFile,
@@ -32,6 +33,7 @@ from pyiommufd import (
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.uapi import raw
 from tests import by_id
+from tests.opcodes import opcodes
 
 IOVA = 0x100000
 Arrives = Callable[[EduDriver, DMABuffer], bool]
@@ -288,3 +290,93 @@ def test_a_refused_unmap_knows_what_is_gone(iommufd: IOMMUFD, ioas: IOAS, buffer
     by_id.map_memory(iommufd.fileno(), ioas.id, raw.address_of(buffer), page, IOVA)
     below.unmap()
     assert by_id.unmap(iommufd.fileno(), ioas.id, IOVA, page) == page
+
+
+def test_join_of_a_device_that_others_may_have_attached(device: Device, peer_device: Device, ioas: IOAS) -> None:
+    """To the kernel it is a replace then, and moves all."""
+    device.attach(ioas)
+    elsewhere = device.iommufd.alloc_ioas()
+    fd = os.dup(peer_device.fileno())
+    raw.ioctl(
+        fd,
+        uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT,
+        raw.struct("vfio_device_attach_iommufd_pt", argsz=12, pt_id=ioas.id),
+    )
+    os.close(fd)
+    change = peer_device.attach(elsewhere)
+    assert change.verdict is Verdict.UNKNOWN
+    assert device.host in change.devices
+
+
+def test_device_that_a_forked_child_has_too(device: Device, peer_device: Device, ioas: IOAS) -> None:
+    """Closed here it stays attached, until the child has closed it as well: nothing is known to be blocked."""
+    device.attach(ioas)
+    peer_device.attach(ioas)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        device.close()
+        change = peer_device.detach()
+        assert (change.kind, change.verdict) == (ChangeKind.DETACH, Verdict.UNKNOWN)
+        assert device.host in change.devices
+    finally:
+        os.close(reading)
+        os.close(writing)
+        os.waitpid(child, 0)
+
+
+def test_change_that_a_signal_handler_comes_between(device: Device, peer_device: Device, ioas: IOAS) -> None:
+    """It joins a group which by then nobody is attached in: the kernel moves all."""
+    files = ("pyiommufd/kernel/attachable.py",)
+    changes: list[DMAChange] = []
+    joined: list[bool] = []
+
+    def handler() -> None:
+        joined.append(peer_device.page_table is None)
+        device.detach()
+
+    def attach() -> None:
+        changes.append(peer_device.attach(ioas))
+
+    def prepare() -> None:
+        peer_device.detach()
+        device.detach()
+        device.attach(ioas)
+
+    prepare()
+    every, _ = opcodes(attach, files)
+    seen = set()
+    for stop in range(every):
+        prepare()
+        opcodes(attach, files, stop, handler, raises=False)
+        (change,), changes[:] = changes[-1:], []
+        before, joined[:] = joined[-1], []
+        # From before the request on, all that is known has to be so.
+        assert not before or change.verdict is Verdict.UNKNOWN or change.devices
+        seen.add((before, change.verdict))
+    assert {(True, Verdict.UNKNOWN), (False, Verdict.KNOWN)} <= seen
+
+
+def test_borrowed_address_space_that_its_owner_has_destroyed(iommufd: IOMMUFD, buffer: DMABuffer) -> None:
+    """Its id is another's by then, and so are the addresses."""
+    command = raw.struct("iommu_ioas_alloc")
+    raw.ioctl(iommufd.fileno(), uapi.IOMMU_IOAS_ALLOC, command)
+    number = command.out_ioas_id
+    request = raw.struct("iommu_vfio_ioas", ioas_id=number, op=uapi.IOMMU_VFIO_IOAS_SET)
+    raw.ioctl(iommufd.fileno(), uapi.IOMMU_VFIO_IOAS, request)
+    borrowed = iommufd.vfio_ioas
+    assert borrowed is not None
+    mapping = borrowed.map(buffer, iova=IOVA)
+    by_id.destroy(iommufd, number)
+    ioas = iommufd.alloc_ioas()
+    assert ioas.id == number
+    ioas.map(DMABuffer(4096), iova=IOVA)
+    mapping.unmap()
+    borrowed.close()
+    buffer.close()
+    assert borrowed.closed
+    assert ioas.unmap_all() == 4096

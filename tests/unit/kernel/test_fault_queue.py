@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pyiommufd.kernel.fault_queue import FaultQueue
+from pyiommufd.kernel.fault_queue import FaultQueue, PageRequest
 from pyiommufd.uapi import ioctls
+from tests.opcodes import opcodes
 
 REQUEST = struct.Struct("=6IQ2I")  # struct iommu_hwpt_pgfault
 
@@ -66,3 +67,31 @@ def test_an_interrupted_read_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert [queue.read(0).address for _ in range(3)] == [0, 4096, 8192]
     with pytest.raises(TimeoutError):
         queue.read(0)
+
+
+def test_a_signal_handler_that_reads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request is told once, to one of the two."""
+    files = ("pyiommufd/kernel/fault_queue.py",)
+    got: list[PageRequest] = []
+
+    def act() -> None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                got.append(queue.read(0))
+
+    def handler() -> None:
+        got.append(queue.read(0)) if queue.waiting else act()
+
+    queue = Queue(monkeypatch, 1, 2, 70)
+    every, _ = opcodes(act, files)
+    for stop in range(0, every, every // 200):
+        got.clear()
+        queue = Queue(monkeypatch, 1, 2, 70)
+        opcodes(act, files, stop, handler, raises=False)
+        assert sorted(request.cookie for request in got) == [1] + 2 * [2] + 70 * [70]
+        assert len({(request.cookie, request.address) for request in got}) == 73
+
+
+def test_what_is_no_request_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="PageRequest, not int"):
+        Queue(monkeypatch).respond(5)  # type: ignore[arg-type]
