@@ -20,7 +20,7 @@ _REMAP = (
 _NO_ISOLATION = "the platform does not isolate the interrupts of devices from each other"
 _BOUND = "this fd is bound already"
 _ANEW = "use what it is bound as, or close that and open the node anew"
-_OWN = "use that Device, which is among iommufd.devices, or close() it first"
+_OWN = "use that Device, or close() it first: it is among the devices of the IOMMUFD object that bound it"
 _ONE_IOMMUFD = "bind all devices of a group to one iommufd, or end that use"
 
 

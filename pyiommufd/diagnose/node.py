@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import Cause
 from ..host import sysfs
+from ..host.claims.plan import claim_obstacle
 from ..host.devices import HostDevice
 from ..host.holders import holders
 from .rows import Row, Rows
@@ -50,14 +51,15 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
             Cause(
                 f"{device.name} is not on a vfio driver",
                 f"it is on {device.driver or 'no driver'}",
-                "claim it first: plan_claim([device]).apply()",
+                claim_obstacle(device) or f"claim it first: plan_claim([{device.name!r}]).apply()",
             ),
         )
     if code == errno.EBUSY:
+        mine = "use or close that; if it is bound, it is among the devices of its IOMMUFD"
         return tuple(
             Cause("it is open elsewhere", str(holder), "end that use")
             if holder.own_fd is None
-            else Cause("this process has it open already", str(holder), "use or close that; iommufd.devices are bound")
+            else Cause("this process has it open already", str(holder), mine)
             for holder in holders(device)
         )
     if code == errno.ENOENT:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import ClaimError, Refusal
+from ...errors import ClaimError, DeviceNotFoundError, Refusal
 from ...printable import OneLine, counted, listed
 from .. import drivers, sysfs, uses
 from ..checks.bindable import bind_refusals
@@ -215,7 +215,7 @@ def plan_claim(
         ClaimError: No vfio driver takes a device; or the driver that was named is not to be had here, or is none of
             vfio's.
         DeviceNotFoundError: There is no such device.
-        TypeError: The name of the driver is not a string.
+        TypeError: The name of the driver is not a string, or what was named is no device.
         ValueError: No device was named, or a kind that cannot be forced.
     """
     if isinstance(devices, HostDevice | str | Path):
@@ -227,6 +227,39 @@ def plan_claim(
         raise TypeError("devices are HostDevice objects, names or paths") from None
     if not wanted:
         raise ValueError("no device to claim was named")
+    groups, moves, stays = _moves(wanted, driver)
+    refusals = tuple(_refusals(wanted, groups, moves))
+    return ClaimPlan(
+        devices=wanted,
+        groups=groups,
+        moves=moves,
+        stays=stays,
+        refusals=tuple(refusal for refusal in refusals if refusal.kind not in kinds),
+        force=kinds,
+        driver=driver,
+        steps=tuple(_steps(moves)),
+        undo=tuple(_undo(moves)),
+        forced=tuple(refusal for refusal in refusals if refusal.kind in kinds),
+    )
+
+
+def claim_obstacle(device: HostDevice) -> str | None:
+    """Why there can be no claim of a device, whatever is forced, as `plan_claim` says it; None: there can be one."""
+    try:
+        _moves((device,), None)
+    except (ClaimError, DeviceNotFoundError) as error:
+        return str(error)
+    return None
+
+
+def _moves(
+    wanted: Collection[HostDevice], driver: str | None
+) -> tuple[tuple[Group, ...], tuple[Move, ...], tuple[HostDevice, ...]]:
+    """The groups of the devices wanted, the members that change their driver, and those that stay.
+
+    Raises:
+        ClaimError: They cannot be claimed.
+    """
     groups: dict[int, Group] = {}
     for device in wanted:
         group = device.group
@@ -254,19 +287,7 @@ def plan_claim(
         moves.append(Move(device, target, vfs_of(device).devices, below))
     # Endpoints before bridges, so that giving back, the other way round, has the bridges at work first.
     moves.sort(key=lambda move: move.device.is_bridge)
-    refusals = tuple(_refusals(wanted, groups.values(), moves))
-    return ClaimPlan(
-        devices=wanted,
-        groups=tuple(groups.values()),
-        moves=tuple(moves),
-        stays=tuple(stays),
-        refusals=tuple(refusal for refusal in refusals if refusal.kind not in kinds),
-        force=kinds,
-        driver=driver,
-        steps=tuple(_steps(moves)),
-        undo=tuple(_undo(moves)),
-        forced=tuple(refusal for refusal in refusals if refusal.kind in kinds),
-    )
+    return tuple(groups.values()), tuple(moves), tuple(stays)
 
 
 def _gone(members: Collection[HostDevice], wanted: Collection[HostDevice]) -> set[HostDevice]:
@@ -322,7 +343,7 @@ def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]
             yield by_path[path]
 
 
-def _refusals(wanted: Iterable[HostDevice], groups: Iterable[Group], moves: list[Move]) -> Iterator[Refusal]:
+def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]) -> Iterator[Refusal]:
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed(names_of(groups, moves))
     # The uses of what is below a device are among its own; virtual functions are beside it.
@@ -372,7 +393,7 @@ def bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
             yield Refusal(device.name, "held", reason)
 
 
-def _steps(moves: list[Move]) -> Iterator[Step]:
+def _steps(moves: Sequence[Move]) -> Iterator[Step]:
     seen = set()
     for move in moves:
         device, driver = move.device, move.driver
@@ -385,7 +406,7 @@ def _steps(moves: list[Move]) -> Iterator[Step]:
         yield from move.steps()
 
 
-def _undo(moves: list[Move]) -> Iterator[Step]:
+def _undo(moves: Sequence[Move]) -> Iterator[Step]:
     there = stuck()
     for move in reversed(moves):
         if not there.isdisjoint(device.name for device in (move.device, *move.gone)):

@@ -27,7 +27,7 @@ def test_device_that_is_bound_already(claimed: Claim, iommufd: IOMMUFD, first: H
         assert cause.summary == "this process has bound the device already"
         assert cause.evidence == evidence(device)
         # The two ways out that it names.
-        assert "among iommufd.devices, or close() it" in cause.fix
+        assert "close() it first: it is among the devices of the IOMMUFD object that bound it" in cause.fix
         assert device in iommufd.devices
         device.close()
         asked.bind(first).close()

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, ClosedError, DeviceFile, DeviceNotFoundError, HostDevice, NotFoundError
+from pyiommufd import (
+    IOMMUFD,
+    Claim,
+    ClaimError,
+    ClosedError,
+    DeviceFile,
+    DeviceNotFoundError,
+    HostDevice,
+    NotFoundError,
+    plan_claim,
+)
 from pyiommufd.host.holders import holders
 from pyiommufd.uapi import device_ioctls
 
@@ -45,6 +55,18 @@ def test_device_without_a_vfio_driver(claimed: Claim, bridge: HostDevice) -> Non
     with pytest.raises(NotFoundError, match="not on a vfio driver") as caught:
         DeviceFile(bridge)
     assert caught.value.errno == errno.ENOENT
+    # What cannot be claimed is not to be claimed first.
+    with pytest.raises(ClaimError) as refused:
+        plan_claim(bridge)
+    assert [cause.fix for cause in caught.value.causes] == [str(refused.value)]
+
+
+def test_device_to_be_claimed_first(alone: HostDevice) -> None:
+    if alone.refreshed().on_vfio:
+        pytest.skip("a test before has claimed it")
+    with pytest.raises(NotFoundError) as caught:
+        DeviceFile(alone)
+    assert [cause.fix for cause in caught.value.causes] == [f"claim it first: plan_claim([{alone.name!r}]).apply()"]
 
 
 def test_no_device(claimed: Claim) -> None:

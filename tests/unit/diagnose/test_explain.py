@@ -71,6 +71,7 @@ def test_no_row_names_a_request_that_the_kernel_does_not_have() -> None:
     text = (header / "iommufd.h").read_text() + (header / "vfio.h").read_text()
     for request in requests():
         assert request in ("open", "sysfs bind", "sysfs unbind") or request in text, request
+    assert len(requests()) == len(set(requests()))
 
 
 @pytest.mark.parametrize(

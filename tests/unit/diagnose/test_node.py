@@ -53,7 +53,7 @@ def test_node_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, other = open_cdev_causes(errno.EBUSY, held)
     assert mine.summary == "this process has it open already"
     assert mine.evidence == f"this process (pid {os.getpid()}) holds /dev/vfio/devices/vfio0 by fd 7"
-    assert "iommufd.devices" in mine.fix
+    assert "among the devices of its IOMMUFD" in mine.fix
     assert other.evidence == "pid 1 (a) holds /dev/vfio/5 by fd 3"
 
 
