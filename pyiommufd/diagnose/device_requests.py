@@ -12,6 +12,8 @@ from .rows import Row, Rows, Subject
 
 _RESET, _HOT, _HOT_INFO = "VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
 _IOEVENTFD = "VFIO_DEVICE_IOEVENTFD"
+_HOT_OR_REBOOT = "hot_reset(), where its bus is behind a bridge; else reboot"
+_NO_BUS_RESET = "neither its slot nor its bus can be reset"
 _IRQS, _FEATURE, _BIND, _UNBIND = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_FEATURE", "sysfs bind", "sysfs unbind"
 
 
@@ -20,7 +22,13 @@ def _no_reset(subject: Subject) -> tuple[Cause, ...]:
     if methods:
         return ()
     summary = f"{subject.device.name} has no way to be reset"
-    return (Cause(summary, "its reset_method is missing or empty", "hot_reset() with its whole bus, or reboot"),)
+    return (Cause(summary, "its reset_method is missing or empty", _HOT_OR_REBOOT),)
+
+
+def _methods(subject: Subject) -> tuple[Cause, ...]:
+    methods = sysfs.read(subject.device.sys_path / "reset_method")
+    fix = f"reset(): it has {', '.join(methods.split())}" if methods else "reboot: it has no reset method of its own"
+    return (Cause(_NO_BUS_RESET, f"{subject.device.name} is on {subject.device.sys_path.parent.name}", fix),)
 
 
 def _bridge(subject: Subject) -> tuple[Cause, ...]:
@@ -61,21 +69,22 @@ def _no_match(subject: Subject) -> tuple[Cause, ...] | None:
 
 
 _NOT_BOUND = Row("the device is not bound yet: until then the kernel answers nothing else", "IOMMUFD.bind() it first")
+_NOT_BY_BUS = Row(_NO_BUS_RESET, "reset(), if it has a method of its own; else reboot", _methods)
 
 DEVICE: Rows = {
     ("VFIO_DEVICE_GET_INFO", errno.EINVAL): (_NOT_BOUND,),
     ("VFIO_DEVICE_GET_REGION_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such region", "see its info()")),
     ("VFIO_DEVICE_GET_IRQ_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such interrupt", "see its info()")),
-    (_RESET, errno.EINVAL): (Row("the device has no way to be reset", "hot_reset(), or reboot", _no_reset),),
+    (_RESET, errno.EINVAL): (Row("the device has no way to be reset", _HOT_OR_REBOOT, _no_reset),),
     (_HOT, errno.EINVAL): (
         Row("a device that would be reset too is not owned by this iommufd, or on no vfio driver",
             "claim and bind all of them: those without a driver count"),
     ),
-    (_HOT, errno.ENODEV): (Row("neither its slot nor its bus can be reset", "reset(), or reboot"),),
+    (_HOT, errno.ENODEV): (_NOT_BY_BUS,),
     (_HOT, errno.EBUSY): (Row("another reset is under way", "try again"),),
     (_HOT_INFO, errno.ENOSPC): (Row("there are more devices than room was given for", "ask again with that count"),),
     (_HOT_INFO, errno.EAGAIN): (Row("devices came or went meanwhile", "ask again"),),
-    (_HOT_INFO, errno.ENODEV): (Row("neither its slot nor its bus can be reset", "reset(), or reboot"),),
+    (_HOT_INFO, errno.ENODEV): (_NOT_BY_BUS,),
     (_IRQS, errno.EINVAL): (
         Row("interrupts of another type are on", "turn those off first"),
         Row("more were asked for than the type has", "ask for no more than its count"),
@@ -119,16 +128,40 @@ def no_region_error(device: str, index: int, there: Iterable[int]) -> IoctlError
         index: The number that was asked for.
         there: Those of the regions that it has.
     """
-    return _nothing_there("VFIO_DEVICE_GET_REGION_INFO", f"region {index}", device, there, "take one of its regions")
+    return ioctl_error("VFIO_DEVICE_GET_REGION_INFO", errno.EINVAL, device, (no_region(device, index, there),))
+
+
+def bytes_error(request: str, code: int, target: str, *, decodes: bool | None) -> IoctlError:
+    """The exception for a refused pread or pwrite of a region's bytes.
+
+    Args:
+        request: Which of the two.
+        code: The errno.
+        target: The region.
+        decodes: Whether the device decodes accesses to its memory; None: it is no PCI device, or does not say.
+    """
+    causes: tuple[Cause, ...] = ()
+    if code == errno.EIO and decodes is False:
+        seen = "the command register's Memory Space Enable is 0"
+        causes = (Cause("the device's memory decode is off", seen, "set its memory_decode to True"),)
+    elif code == errno.EIO:
+        causes = (Cause("the device did not answer: it sleeps or is gone"),)
+    elif code == errno.EINVAL:
+        causes = (Cause("the region does not allow that, or not there", "", "see its flags: READ, WRITE"),)
+    return ioctl_error(request, code, target, causes)
+
+
+def no_region(device: str, index: int, there: Iterable[int]) -> Cause:
+    """What is wrong with a region that a bound device does not have; as for `no_region_error`."""
+    return _nothing_there(f"region {index}", device, there, "take one of its regions")
 
 
 def no_interrupt_error(device: str, name: str, there: Iterable[int]) -> IoctlError:
     """The exception for a type of interrupt that a bound device does not have, likewise."""
-    what = f"interrupt of the type {name}"
-    return _nothing_there("VFIO_DEVICE_GET_IRQ_INFO", what, device, there, "take one of those")
+    cause = _nothing_there(f"interrupt of the type {name}", device, there, "take one of those")
+    return ioctl_error("VFIO_DEVICE_GET_IRQ_INFO", errno.EINVAL, device, (cause,))
 
 
-def _nothing_there(request: str, what: str, device: str, there: Iterable[int], fix: str) -> IoctlError:
+def _nothing_there(what: str, device: str, there: Iterable[int], fix: str) -> Cause:
     names = (f"{int(one)} ({one.name})" if isinstance(one, IntEnum) else str(one) for one in there)
-    cause = Cause(f"{device} has no {what}", f"it has {', '.join(names) or 'none'}", fix)
-    return ioctl_error(request, errno.EINVAL, device, (cause,))
+    return Cause(f"{device} has no {what}", f"it has {', '.join(names) or 'none'}", fix)

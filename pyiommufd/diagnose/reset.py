@@ -6,40 +6,45 @@ import errno
 from collections.abc import Sequence
 
 from ..errors import Cause, DeviceNotFoundError, IoctlError, ioctl_error
+from ..host.claims.plan import claim_obstacle
 from ..host.devices import HostDevice, find_device
 from ..host.holders import holders
 from ..host.reset import reset_methods
 
+_NO_WAY = "nothing but the machine's own reset resets it: quiet it by its registers"
 
-def reset_error(code: int, device: HostDevice) -> IoctlError:
-    """The exception for a refused VFIO_DEVICE_RESET."""
+
+def reset_error(code: int, device: HostDevice, together: Sequence[str]) -> IoctlError:
+    """The exception for a refused VFIO_DEVICE_RESET.
+
+    Args:
+        code: The errno.
+        device: What was to be reset.
+        together: The addresses of the devices that a hot reset would reset; none: there can be no hot reset.
+    """
     causes: tuple[Cause, ...] = ()
     methods = reset_methods(device)
+    fix = f"hot_reset() resets all that is on its bus: {', '.join(together)}" if together else _NO_WAY
     if code in (errno.EINVAL, errno.ENOTTY) and not methods:
         causes = (
             Cause(
                 "the device has no way to be reset alone",
                 f"{device.sys_path / 'reset_method'} names none",
-                "hot_reset() resets all that is on its bus; or unbind and bind it anew",
+                fix,
             ),
         )
     elif code in (errno.EINVAL, errno.ENOTTY):
-        others = _on_the_bus_of(device) if methods == ("bus",) else []
+        others = [name for name in together if name != device.name] if methods == ("bus",) else []
         causes = (
             Cause(
                 f"the device's methods of a reset ({', '.join(methods)}) do not work",
                 f"its bus has other devices: {', '.join(others)}" if others else "the kernel tries when it is opened",
-                "hot_reset() resets all that is on its bus; or unbind and bind it anew",
+                fix,
             ),
         )
     elif code == errno.EAGAIN:
         causes = (Cause("something else in the kernel has the device locked", "", "try again"),)
     return ioctl_error("VFIO_DEVICE_RESET", code, device.name, causes)
-
-
-def _on_the_bus_of(device: HostDevice) -> list[str]:
-    bus = device.name.rpartition(":")[0]
-    return sorted(path.name for path in device.sys_path.parent.glob(f"{bus}:*") if path.name != device.name)
 
 
 def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], request: str) -> IoctlError:
@@ -59,7 +64,7 @@ def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], req
             Cause(
                 "neither the bus nor the slot that the device is on can be reset",
                 f"{device.name} is on {device.sys_path.parent.name}",
-                "use reset(), if the device has a method of its own",
+                f"use reset(): the device has {', '.join(methods)}" if (methods := reset_methods(device)) else _NO_WAY,
             ),
         )
     elif code == errno.ENOTTY:
@@ -83,7 +88,8 @@ def _foreign(name: str) -> Cause:
         return Cause(summary, "it has gone since", "try again")
     if not other.on_vfio:
         where = f"it is on the host driver {other.driver}" if other.driver else "it is on no driver"
-        return Cause(summary, where, f"claim it and bind it to the same iommufd: plan_claim([{name!r}]).apply()")
+        fix = f"claim it and bind it to the same iommufd: plan_claim([{name!r}]).apply()"
+        return Cause(summary, where, claim_obstacle(other) or fix)
     users = holders(other)
     evidence = "; ".join(map(str, users)) or f"it is on {other.driver}, and nobody holds it"
     return Cause(summary, evidence, "bind it to the same iommufd")

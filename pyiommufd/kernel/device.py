@@ -151,18 +151,20 @@ class Device(Attachable):
 
         Raises:
             IoctlError: The kernel refused; `causes` says why.
-            ValueError: The device does not have that method.
+            ValueError, TypeError: The device does not have that method, or it is no name.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
         fd = self._live()
         if method is None:
             self._reset(fd)
             return
+        if not isinstance(method, str):
+            raise TypeError(f"a reset method is named by a str such as 'flr', not by {type(method).__name__}")
         before = self.reset_methods
         try:
             set_reset_methods(self._device, (method,))
         except OSError as error:
-            if error.errno == errno.EINVAL:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # the latter where it has none at all
                 known = ", ".join(before) or "none"
                 raise ValueError(f"{self.name} has no reset method {method!r}; its methods: {known}") from None
             raise ioctl_error("write", error.errno or 0, f"the reset methods of {self.name}") from None
@@ -175,7 +177,11 @@ class Device(Attachable):
         try:
             device_ioctls.reset(fd)
         except IoctlError as error:
-            raise reset_error(error.errno or 0, self._device) from None
+            try:
+                together = [one.name for one in read_hot_reset_info(fd).devices]
+            except IoctlError:
+                together = []
+            raise reset_error(error.errno or 0, self._device, together) from None
 
     def hot_reset_info(self) -> HotResetInfo:
         """What `hot_reset` would reset, and what of it stands in the way.

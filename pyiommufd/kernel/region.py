@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import operator
@@ -9,7 +10,8 @@ from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
 from .. import uapi
-from ..errors import IoctlError, UnsupportedError, ioctl_error
+from ..diagnose.device_requests import bytes_error, no_region
+from ..errors import IoctlError, UnsupportedError
 from ..uapi import device_ioctls, ioctls
 from .device_info import DeviceFlag, MmapArea, MSIXMappable, mappable_areas, region_capabilities
 from .eventfd import EventFD
@@ -69,6 +71,8 @@ class RegionBytes:
 
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
+            if not self.size:
+                raise ValueError(str(no_region(self.device.name, self.index, list(self.device.regions))))
             raise ValueError(f"{size:#x} bytes at {offset:#x} are not within {self!r} of {self.size:#x} bytes")
 
     def read(self, offset: int, size: int) -> bytes:
@@ -81,8 +85,9 @@ class RegionBytes:
             size: Bytes.
 
         Raises:
-            ValueError: The range is not within the region.
-            OSError: EIO: the device's memory decode is off; EINVAL: the region cannot be read.
+            ValueError: The range is not within the region, or the region is not there; it names those that are.
+            TypeError: The numbers are no ints.
+            IoctlError: EIO: the device's memory decode is off; EINVAL: the region cannot be read.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
         offset, size = operator.index(offset), operator.index(size)
@@ -95,7 +100,7 @@ class RegionBytes:
             except IoctlError as error:
                 raise self._failed(error) from None
             if not piece:
-                raise ioctl_error("pread", errno.EIO, repr(self))
+                raise self._failed(IoctlError("pread", errno.EIO))
             data += piece
         return bytes(data)
 
@@ -107,8 +112,8 @@ class RegionBytes:
             data: What to write there.
 
         Raises:
-            ValueError, OSError, ClosedError, ForkedError: As for `read`.
-            TypeError: The data has no bytes.
+            ValueError, IoctlError, ClosedError, ForkedError: As for `read`.
+            TypeError: The data has no bytes, or the offset is no int.
         """
         offset = operator.index(offset)
         rest = memoryview(data).cast("B")
@@ -125,7 +130,11 @@ class RegionBytes:
 
     def _failed(self, error: IoctlError) -> IoctlError:
         self.device._live()  # raises where it was closed meanwhile
-        return ioctl_error(error.request, error.errno or 0, repr(self))
+        decodes = None
+        if error.errno == errno.EIO and self.index != RegionIndex.CONFIG:
+            with contextlib.suppress(IoctlError):
+                decodes = self.device.memory_decode
+        return bytes_error(error.request, error.errno or 0, repr(self), decodes=decodes)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.index} of {self.device.name}>"
@@ -154,7 +163,7 @@ class Region(RegionBytes):
         hold the MSI-X table be mapped.
 
         Raises:
-            OSError, ClosedError, ForkedError: As for `read`.
+            IoctlError, ClosedError, ForkedError: As for `read`.
         """
         if not self.flags & RegionFlag.MMAP:
             return ()
@@ -183,7 +192,8 @@ class Region(RegionBytes):
             length: Bytes; when left out, all the rest of the region, or of the one of its `mappable` areas.
 
         Raises:
-            UnsupportedError: This region cannot be mapped, or is not there.
+            UnsupportedError: This region cannot be mapped, or is not there; then it names those that are.
+            TypeError: The numbers are no ints.
             ValueError: The range is empty, not within the region, not within one of its `mappable` areas, or does not
                 begin on a page boundary.
             IoctlError: The kernel refused the mmap.
@@ -192,6 +202,9 @@ class Region(RegionBytes):
         self.device._live()
         offset = operator.index(offset)
         length = None if length is None else operator.index(length)
+        if not self.size:
+            cause = no_region(self.device.name, self.index, list(self.device.regions))
+            raise UnsupportedError("mmap", errno.EOPNOTSUPP, repr(self), (cause,))
         areas = self.mappable
         if not areas:
             raise UnsupportedError("mmap", errno.EOPNOTSUPP, f"{self!r}, which cannot be mapped; use read and write")

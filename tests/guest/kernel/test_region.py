@@ -51,9 +51,14 @@ def test_empty_region(device: Device) -> None:
     region = device.region(1)
     assert region.size == 0
     assert region.read(0, 0) == b""
-    with pytest.raises(ValueError, match="not within"):
+    missing = rf"{device.name} has no region 1 \(it has 0 \(BAR0\), 7 \(CONFIG\)\)"
+    with pytest.raises(ValueError, match=missing):
         region.read(0, 1)
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(ValueError, match=missing):
+        region.write(0, b"x")
+    with pytest.raises(ValueError, match=missing):
+        region.ioeventfd(0, 4, 1)
+    with pytest.raises(UnsupportedError, match=missing):
         region.map()
 
 
@@ -114,11 +119,13 @@ def test_reads_and_writes_with_memory_decode_off(device: Device) -> None:
     region, config = device.region(0), device.config
     command = config.read(4, 2)
     config.write(4, bytes([command[0] & ~2, command[1]]))
-    with pytest.raises(OSError, match="pread") as caught:
-        region.read(0, 4)
-    assert caught.value.errno == errno.EIO
-    with pytest.raises(OSError, match="pwrite") as caught:
-        region.write(LIVENESS, bytes(4))
-    assert caught.value.errno == errno.EIO
-    config.write(4, command)
+    for use in (lambda: region.read(0, 4), lambda: region.write(LIVENESS, bytes(4))):
+        with pytest.raises(IoctlError) as caught:
+            use()
+        assert caught.value.errno == errno.EIO
+        (cause,) = caught.value.causes
+        assert cause.summary == "the device's memory decode is off"
+        assert cause.fix == "set its memory_decode to True"
+    device.memory_decode = True
+    assert config.read(4, 2) == command
     assert region.read(0, 4)[0] == 0xED

@@ -18,6 +18,7 @@ def test_device_that_cannot_be_reset_alone(device: Device, peer_device: Device) 
     assert caught.value.errno == errno.EINVAL
     assert caught.value.request == "VFIO_DEVICE_RESET"
     assert peer_device.name in caught.value.causes[0].evidence
+    assert peer_device.name in caught.value.causes[0].fix
     with pytest.raises(ValueError, match="no reset method 'flr'; its methods: bus"):
         device.reset("flr")
     assert device.reset_methods == ("bus",)
@@ -74,11 +75,20 @@ def test_refused_hot_reset_names_who_is_not_owned(claimed: Claim, device: Device
 
 
 def test_device_on_the_root_bus(lone_device: Device) -> None:
-    """Nothing above it could reset its bus."""
+    """Nothing above it could reset its bus, and it has no method of its own: neither reset names the other."""
     for ask in (lone_device.hot_reset_info, lone_device.hot_reset):
         with pytest.raises(IoctlError, match="neither the bus nor the slot") as caught:
             ask()
         assert caught.value.errno == errno.ENODEV
+        assert "reset()" not in str(caught.value)
+    assert lone_device.reset_methods == ()
+    with pytest.raises(IoctlError, match="no way to be reset alone") as caught:
+        lone_device.reset()
+    assert "hot_reset()" not in str(caught.value)
+    with pytest.raises(ValueError, match="no reset method 'flr'; its methods: none"):
+        lone_device.reset("flr")
+    with pytest.raises(TypeError, match="named by a str"):
+        lone_device.reset(5)  # type: ignore[arg-type]
 
 
 def test_use_after_close(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:

@@ -29,24 +29,30 @@ def test_methods(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("methods", [None, "\n"])
 def test_device_without_a_method(tmp_path: Path, methods: str | None) -> None:
-    error = reset_error(errno.EINVAL, make(tmp_path, "0000:01:00.0", methods))
+    device = make(tmp_path, "0000:01:00.0", methods)
+    error = reset_error(errno.EINVAL, device, ("0000:01:00.0",))
     assert error.request == "VFIO_DEVICE_RESET"
     (cause,) = error.causes
     assert "no way to be reset alone" in cause.summary
     assert "hot_reset()" in cause.fix
+    # Where there can be no hot reset it is not named; nor is reset(), the other way round.
+    assert "hot_reset()" not in str(reset_error(errno.EINVAL, device, ()))
+    assert "reset()" not in str(hot_reset_error(errno.ENODEV, device, (), "VFIO_DEVICE_PCI_HOT_RESET"))
 
 
 def test_bus_that_is_shared(tmp_path: Path) -> None:
-    device = make(tmp_path, "0000:01:00.0", "bus\n")
-    make(tmp_path, "0000:01:01.0", None)
-    make(tmp_path, "0000:02:00.0", None)
-    (cause,) = reset_error(errno.EINVAL, device).causes
+    (cause,) = reset_error(
+        errno.EINVAL, make(tmp_path, "0000:01:00.0", "bus\n"), ("0000:01:00.0", "0000:01:01.0")
+    ).causes
     assert cause.evidence == "its bus has other devices: 0000:01:01.0"
 
 
 def test_methods_that_do_not_work(tmp_path: Path) -> None:
-    (cause,) = reset_error(errno.EINVAL, make(tmp_path, "0000:01:00.0", "flr pm\n")).causes
+    device = make(tmp_path, "0000:01:00.0", "flr pm\n")
+    (cause,) = reset_error(errno.EINVAL, device, ()).causes
     assert "(flr, pm) do not work" in cause.summary
+    (cause,) = hot_reset_error(errno.ENODEV, device, (), "VFIO_DEVICE_PCI_HOT_RESET").causes
+    assert cause.fix == "use reset(): the device has flr, pm"
 
 
 @pytest.mark.parametrize(
