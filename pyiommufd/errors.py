@@ -105,7 +105,7 @@ class ForkedError(ClosedError):
 
 
 class InUseError(IOMMUFDError):
-    """An object cannot be closed while others use it.
+    """An object cannot be closed while others use it; or an interrupt is in use and cannot be turned on anew.
 
     Attributes:
         users: The objects that use it.

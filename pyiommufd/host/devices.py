@@ -295,4 +295,6 @@ def as_device(target: HostDevice | str | Path) -> HostDevice:
     """
     if isinstance(target, HostDevice):
         return target.refreshed()
-    return find_device(str(target) if isinstance(target, Path) else target)
+    if not isinstance(target, str | Path):
+        raise TypeError(f"a device is a HostDevice, or a name or Path of one, not {type(target).__name__}")
+    return find_device(str(target))

@@ -82,6 +82,9 @@ class Attachable(Handle):
         self._given = True
         self._iommufd._context.shared = True
 
+    def _what(self) -> str:
+        return f"{type(self).__name__} {self.name}"
+
     @property
     def name(self) -> str:
         """The name of the device on its bus."""
@@ -118,6 +121,7 @@ class Attachable(Handle):
             IoctlError: The kernel refused for another reason, such as a mapping that the device cannot reach.
             UnsupportedError: The device can do no DMA with PASIDs (the kernel would accept that, and do nothing).
             ValueError: The page table belongs to another iommufd, or the PASID is out of range.
+            TypeError: It is no address space or page table, or the PASID is no int.
             ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
         """
         with self._iommufd._lock:
@@ -141,8 +145,8 @@ class Attachable(Handle):
             Whose DMA this has changed.
 
         Raises:
-            IoctlError, ValueError, ClosedError, ForkedError: As for `attach`. ValueError also where the device is
-                not attached.
+            IoctlError, UnsupportedError, ValueError, TypeError, ClosedError, ForkedError: As for `attach`. ValueError
+                also where the device is not attached.
         """
         with self._iommufd._lock:
             pasid = self._check(page_table, pasid)
@@ -193,6 +197,7 @@ class Attachable(Handle):
 
         Raises:
             IoctlError: The kernel refused.
+            ValueError, TypeError: That is no PASID.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
         with self._iommufd._lock:
@@ -213,7 +218,7 @@ class Attachable(Handle):
         Memory that is mapped is pinned for a moment, to see whether it can be.
 
         Raises:
-            ValueError, ClosedError, ForkedError: As for `attach`.
+            UnsupportedError, ValueError, TypeError, ClosedError, ForkedError: As for `attach`.
         """
         with self._iommufd._lock:
             pasid = self._check(page_table, pasid)

@@ -32,6 +32,7 @@ class DMABuffer(mmap.mmap):
 
     Raises:
         ValueError: A size that is not positive or does not fit, or a huge page size that is none.
+        TypeError: A size that is no int.
         IoctlError: There is no memory, or not enough huge pages of that size are free; or the machine has none.
     """
 

@@ -12,7 +12,7 @@ from ..errors import IoctlError, ioctl_error
 from ..host import sysfs
 from ..host.devices import HostDevice, as_device, from_sys_path
 from ..uapi import ioctls
-from .handle import Handle, character_device
+from .handle import Handle, character_device, check_unowned
 
 
 class DeviceFile(Handle):
@@ -26,6 +26,7 @@ class DeviceFile(Handle):
     Raises:
         DeviceNotFoundError: There is no such device.
         IoctlError: It is not on a vfio driver, the kernel has no cdevs, or the node may not be opened.
+        TypeError: The target is none of these.
     """
 
     __slots__ = ("_device", "_given")
@@ -50,13 +51,15 @@ class DeviceFile(Handle):
         The fd is this object's from then on, and is closed with it. Where this fails it stays the caller's.
 
         Raises:
-            ValueError, TypeError: It is not the fd of a vfio cdev.
+            ValueError, TypeError: It is not the fd of a vfio cdev; or it is that of a living object of this process, as
+                ``fileno`` returns it: give a copy, ``os.dup(fd)``.
             IoctlError: It is not open.
         """
         fd, number = character_device(fd)
         node = sysfs.SYS / "dev/char" / number
         if not number or sysfs.link_name(node / "subsystem") != "vfio-dev":
             raise ValueError(f"fd {fd} is not that of a vfio cdev (/dev/vfio/devices/vfioX)")
+        check_unowned(fd)
         self = cls.__new__(cls)
         Handle.__init__(self)
         self._device = from_sys_path((node / "device").resolve())
@@ -73,6 +76,9 @@ class DeviceFile(Handle):
         """
         self._given = True
         return super().fileno()
+
+    def _what(self) -> str:
+        return f"{type(self).__name__} {self.name}"
 
     @property
     def name(self) -> str:

@@ -61,6 +61,18 @@ def character_device(fd: int) -> tuple[int, str]:
     return fd, number if stat.S_ISCHR(status.st_mode) else ""
 
 
+def check_unowned(fd: int) -> None:
+    """Refuse an fd that is to be taken over, and that a living object closes; in a forked child, closes the copy of.
+
+    Raises:
+        ValueError: It is such an object's.
+    """
+    for reference in list(_open.values()):
+        handle = reference()
+        if handle is not None and fd in (handle._file.fd, handle._file.inherited):
+            raise ValueError(f"fd {fd} belongs to {handle!r}, which closes it; give a copy: os.dup({fd})")
+
+
 class Handle(Closing):
     """An owner of one fd.
 

@@ -16,7 +16,16 @@ from .. import uapi
 from ..diagnose.bind import bind_error
 from ..diagnose.mapping import change_process_error
 from ..diagnose.node import open_iommufd_causes
-from ..errors import ClosedError, CloseError, DeviceNotFoundError, InUseError, IoctlError, ioctl_error
+from ..errors import (
+    BusyError,
+    Cause,
+    ClosedError,
+    CloseError,
+    DeviceNotFoundError,
+    InUseError,
+    IoctlError,
+    ioctl_error,
+)
 from ..host import sysfs
 from ..host.devices import HostDevice
 from ..uapi import ioctls
@@ -25,9 +34,11 @@ from .context import Context
 from .device import Device
 from .device_file import DeviceFile
 from .fault_queue import FaultQueue
-from .handle import Handle, character_device
+from .handle import Handle, character_device, check_unowned
 from .ioas import IOAS
 from .kernel_object import KernelObject
+
+_STAYS = "it stays in the kernel, with nothing that this process has mapped, until the iommufd's last fd is closed"
 
 
 class IOMMUFD(Handle):
@@ -43,9 +54,10 @@ class IOMMUFD(Handle):
     Raises:
         IoctlError: The node is not there (`NotFoundError`) or may not be opened (`AccessDeniedError`); `causes` says
             why and what to do.
+        ValueError, TypeError: It is the node of something else, or no path.
     """
 
-    __slots__ = ("_closing", "_context", "_registry")
+    __slots__ = ("_closing", "_context", "_number", "_registry")
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/iommu") -> None:
         node = os.fsdecode(path)  # a TypeError for what is no path
@@ -67,19 +79,25 @@ class IOMMUFD(Handle):
         where it matters. What this process did with it by another object is.
 
         Raises:
-            ValueError, TypeError: It is not the fd of an iommufd.
+            ValueError, TypeError: It is not the fd of an iommufd; or it is that of a living object of this process, as
+                ``fileno`` returns it: give a copy, ``os.dup(fd)``.
             IoctlError: It is not open.
         """
+        fd, number = character_device(fd)
+        _check_iommufd(number, f"fd {fd}")
+        check_unowned(fd)
         self = cls.__new__(cls)
         self._prepare()
-        self._context = Context.of(self, number := _iommufd_number(fd))
+        self._context = Context.of(self, fd)
         self._context.shared = True
-        self._file.fd = number
+        self._file.fd = self._number = fd
         return self
 
     def _open(self, file: ioctls.File, node: str) -> None:
         ioctls.file_open(file, node, os.O_RDWR)
-        self._context = Context.of(self, _iommufd_number(file.fd))
+        self._number = file.fd
+        _check_iommufd(character_device(file.fd)[1], node)
+        self._context = Context.of(self, file.fd)
 
     def _prepare(self) -> None:
         super().__init__()
@@ -96,6 +114,9 @@ class IOMMUFD(Handle):
         """
         self._context.shared = True
         return super().fileno()
+
+    def _what(self) -> str:
+        return f"{type(self).__name__} of fd {self._number}"
 
     @property
     def _lock(self) -> threading.RLock:
@@ -121,13 +142,17 @@ class IOMMUFD(Handle):
             GroupNotViableError: A member of the group is on a host driver; it names them.
             IoctlError: The kernel refused for another reason; `causes` says which.
             DeviceNotFoundError: There is no such device.
-            ValueError, TypeError: The token is no UUID.
+            ValueError, TypeError: The token is no UUID, or the target is nothing that can be bound.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
         raw = _token_bytes(token)
         self._live()
         if isinstance(target, DeviceFile):
             return self._bind(target, raw)
+        if not isinstance(target, HostDevice | str | Path):
+            raise TypeError(
+                f"bind takes a DeviceFile, a HostDevice, or a name or Path of a device, not {type(target).__name__}"
+            )
         file = DeviceFile(target)
         try:
             return self._bind(file, raw)
@@ -181,6 +206,10 @@ class IOMMUFD(Handle):
     @property
     def rlimit_mode(self) -> bool:
         """Whether locked memory is accounted to each process, and not to its user (IOMMU_OPTION_RLIMIT_MODE).
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
 
         Raises, when set:
             AccessDeniedError: It takes CAP_SYS_RESOURCE in the initial user namespace.
@@ -322,7 +351,9 @@ class IOMMUFD(Handle):
         In a forked child the child's copies of the fds are closed, and nothing else happens.
 
         Raises:
-            CloseError: Something could not be released; the rest has been.
+            CloseError: Something could not be released; the rest has been. What others use of a shared iommufd, such as
+                an address space that another object's device is attached to, stays in the kernel until its last fd is
+                closed; this process has nothing mapped there any more.
         """
         if self.in_child:
             for made in list(self._registry):
@@ -348,7 +379,15 @@ class IOMMUFD(Handle):
             for made in (*self.devices, *reversed(list(self._registry))):
                 attempt(made.close)
                 if isinstance(made, KernelObject) and not made.closed:
-                    made._let_go()  # the fd goes, and the kernel frees it with it
+                    # Nobody can close it any more: the kernel frees it with the iommufd.
+                    match errors[-1:]:
+                        case [InUseError() as error]:
+                            errors[-1] = made._in_use(error.users, _STAYS)
+                        case [BusyError() as error]:
+                            errors[-1] = ioctl_error(
+                                error.request, error.errno or 0, error.target, (Cause("others use it", "", _STAYS),)
+                            )
+                    made._let_go()
             attempt(self._close_fd)
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
@@ -367,17 +406,18 @@ class IOMMUFD(Handle):
                     stack.callback(device.__del__)
 
 
-def _iommufd_number(fd: int) -> int:
-    """The number of the fd of an iommufd.
+def _check_iommufd(number: str, name: str) -> None:
+    """Refuse what is not the device node of iommufd.
+
+    Args:
+        number: The number of the device node, as `character_device` returns it.
+        name: What was given, for the error.
 
     Raises:
-        ValueError, TypeError: It is none.
-        IoctlError: It is not open.
+        ValueError: It is another one's, or none's.
     """
-    fd, number = character_device(fd)
     if not number or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
-        raise ValueError(f"fd {fd} is not that of an iommufd (/dev/iommu)")
-    return fd
+        raise ValueError(f"{name} is not an iommufd: that is /dev/iommu")
 
 
 def _as_it_is_now(device: HostDevice) -> HostDevice:

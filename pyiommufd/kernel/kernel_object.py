@@ -59,10 +59,9 @@ class KernelObject(Closing):
         Raises:
             ClosedError, ForkedError: One of the two is closed, or belongs to the parent process.
         """
-        file = self._iommufd._live()
         if self.closed:
-            raise ClosedError(f"this {self!r} is closed")
-        return file
+            raise ClosedError(f"this {type(self).__name__} {self.id} is closed")
+        return self._iommufd._live()
 
     def _ask(
         self, call: Callable[Concatenate[ioctls.Object, _P], _T], *arguments: _P.args, **keywords: _P.kwargs
@@ -108,16 +107,18 @@ class KernelObject(Closing):
             return
         with self._iommufd._lock:
             if not self.closed and not self._borrowed:
-                users = self._in_the_way()
-                if users:
-                    names = ", ".join(getattr(user, "name", repr(user)) for user in users)
-                    raise InUseError(f"{self!r} is in use: {names}; detach or close first", users)
+                if users := self._in_the_way():
+                    raise self._in_use(users, "detach or close first")
                 self._destroy()
             self._let_go()  # also what a signal handler has kept from it the first time
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
         """What keeps it from being closed: its users, but for those that it owns and closes itself."""
         return self.users
+
+    def _in_use(self, users: tuple[object, ...], way_out: str) -> InUseError:
+        names = ", ".join(getattr(user, "name", repr(user)) for user in users)
+        return InUseError(f"{self!r} is in use: {names}; {way_out}", users)
 
     def _destroy(self) -> None:
         try:

@@ -15,6 +15,7 @@ from ..errors import CloseError, HandoverError
 from ..host.devices import HostDevice, as_device
 from ..host.holders import holders
 from ..kernel.device_file import DeviceFile
+from ..kernel.handle import check_unowned
 from ..kernel.iommufd import IOMMUFD
 from .vf_token import TOKEN_VARIABLE, as_token, takes_token
 
@@ -145,6 +146,11 @@ class Handover:
                 os.set_inheritable(fd, False)
         except OSError as error:
             raise HandoverError(f"{VARIABLE}={text!r}: fd {fd} is not open") from error
+        try:
+            for fd in fds:
+                check_unowned(fd)
+        except ValueError as error:
+            raise HandoverError(f"{VARIABLE}={text!r}: {error}") from None  # and they stay that object's
         return cls._taken(fds, token)
 
     @classmethod

@@ -34,7 +34,7 @@ def test_open_keeps_the_device_and_close_lets_it_go(claimed: Claim, first: HostD
     assert file.closed
     assert holders(now) == ()
     file.close()
-    with pytest.raises(ClosedError):
+    with pytest.raises(ClosedError, match=f"^this DeviceFile {first.name} is closed$"):
         file.fileno()
 
 
@@ -87,6 +87,17 @@ def test_from_fd_takes_the_fd_over(claimed: Claim, iommufd: IOMMUFD, first: Host
     device.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_from_fd_leaves_what_an_object_owns(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    file = DeviceFile(first)
+    with pytest.raises(ValueError, match=f"belongs to <DeviceFile {first.name}>"):
+        DeviceFile.from_fd(file.fileno())
+    device = iommufd.bind(file)
+    with pytest.raises(ValueError, match=rf"belongs to <Device {device.id} {first.name}>.*os\.dup"):
+        DeviceFile.from_fd(device.fileno())
+    DeviceFile.from_fd(os.dup(device.fileno())).close()
+    assert device.config.vendor_id == 0x1234
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/iommu", "/proc/self/status", "/"])

@@ -7,6 +7,7 @@ import errno
 import gc
 import mmap
 import os
+import re
 import uuid
 import warnings
 import weakref
@@ -21,9 +22,11 @@ from pyiommufd import (
     IOMMUFD,
     AccessDeniedError,
     AlreadyMappedError,
+    BusyError,
     ChangeKind,
     Claim,
     ClosedError,
+    CloseError,
     Device,
     DeviceFile,
     DeviceNotFoundError,
@@ -69,7 +72,7 @@ def test_missing_node_says_so() -> None:
 
 def test_path_of_something_else_is_refused() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(ValueError, match="not that of an iommufd"):
+    with pytest.raises(ValueError, match="/dev/null is not an iommufd"):
         IOMMUFD("/dev/null")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
@@ -107,6 +110,74 @@ def test_from_fd_of_something_else_leaves_it_open() -> None:
         IOMMUFD.from_fd(fd)
 
 
+def test_from_fd_leaves_what_an_object_owns(in_child: Callable[[Callable[[], Any]], Any]) -> None:
+    """Two owners of one number: the second to be closed would close what has got it since."""
+    with IOMMUFD() as iommufd:
+        number = iommufd.fileno()
+
+        def refused() -> str:
+            with pytest.raises(ValueError, match=rf"os\.dup\({number}\)") as caught:
+                IOMMUFD.from_fd(number)
+            return str(caught.value)
+
+        assert f"<IOMMUFD fd {number}>" in refused()
+        assert f"<IOMMUFD fd {number}>" in in_child(refused)  # whose handle closes the copy
+        with IOMMUFD.from_fd(os.dup(number)) as copy:
+            assert copy.fileno() != number
+        assert iommufd.alloc_ioas().id
+    # The number is free again.
+    with IOMMUFD() as later, pytest.raises(ValueError, match="belongs to"):
+        IOMMUFD.from_fd(later.fileno())
+
+
+def test_what_is_closed_is_named(claimed: Claim, first: HostDevice) -> None:
+    iommufd = IOMMUFD()
+    number = iommufd.fileno()
+    device, ioas = iommufd.bind(first), iommufd.alloc_ioas()
+    ioas.close()
+    with pytest.raises(ClosedError, match=f"^this IOAS {ioas.id} is closed$"):
+        ioas.unmap_all()
+    device.close()
+    with pytest.raises(ClosedError, match=f"^this Device {first.name} is closed$"):
+        device.info()
+    iommufd.close()
+    with pytest.raises(ClosedError, match=f"^this IOMMUFD of fd {number} is closed$"):
+        iommufd.alloc_ioas()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by this process", "past the library"])
+def test_close_of_what_another_object_uses(claimed: Claim, first: HostDevice, known: bool) -> None:
+    with IOMMUFD() as iommufd:
+        other = IOMMUFD.from_fd(os.dup(iommufd.fileno()))
+        ioas = other.alloc_ioas()
+        memory = DMABuffer(mmap.PAGESIZE)
+        ioas.map(memory, iova=IOVA)
+        device = iommufd.bind(first)
+        if known:
+            device.attach(ioas)
+        else:
+            attach = raw.struct("vfio_device_attach_iommufd_pt", pt_id=ioas.id)
+            raw.ioctl(device.fileno(), uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
+        with pytest.raises(CloseError) as caught:
+            other.close()
+        assert other.closed
+        (error,) = caught.value.errors
+        assert isinstance(error, InUseError if known else BusyError)
+        assert (getattr(error, "users", None) == (device,)) == known
+        assert "; it stays in the kernel, with nothing that this process has mapped, until" in str(error)
+        assert not re.search("close .*first", str(caught.value))
+        memory.close()
+        # As it says: there, empty, in use.
+        for request, struct in (
+            (uapi.IOMMU_IOAS_UNMAP, raw.struct("iommu_ioas_unmap", ioas_id=ioas.id, iova=IOVA, length=mmap.PAGESIZE)),
+            (uapi.IOMMU_DESTROY, raw.struct("iommu_destroy", id=ioas.id)),
+        ):
+            with pytest.raises((NotFoundError, BusyError)):
+                raw.ioctl(iommufd.fileno(), request, struct)
+        device.close()
+        raw.ioctl(iommufd.fileno(), uapi.IOMMU_DESTROY, raw.struct("iommu_destroy", id=ioas.id))
+
+
 def test_alloc_ioas_asks_the_kernel(iommufd: IOMMUFD) -> None:
     first, second = iommufd.alloc_ioas(), iommufd.alloc_ioas()
     assert first.id != second.id
@@ -116,6 +187,13 @@ def test_alloc_ioas_asks_the_kernel(iommufd: IOMMUFD) -> None:
         ioas.map(buffer, iova=0x100000)
         with pytest.raises(AlreadyMappedError):
             ioas.map(buffer, iova=0x100000)
+
+
+def test_bind_says_what_it_takes(iommufd: IOMMUFD) -> None:
+    with pytest.raises(TypeError, match="takes a DeviceFile, a HostDevice, or a name or Path of a device, not int"):
+        iommufd.bind(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a device is a HostDevice, or a name or Path of one, not int"):
+        DeviceFile(5)  # type: ignore[arg-type]
 
 
 def test_bind_takes_a_name_a_snapshot_a_node_or_a_file(claimed: Claim, first: HostDevice) -> None:

@@ -165,9 +165,11 @@ def test_inherited_once(claim: Claim, alone: HostDevice) -> None:
     with Handover.inherited(environment) as mine:
         assert mine.fds == tuple(copies)
         assert environment == {}
-        for again in (environment, {"PYIOMMUFD_FDS": "x"}, {"PYIOMMUFD_FDS": "999"}):
+        told_again = {"PYIOMMUFD_FDS": " ".join(map(str, copies))}
+        for again in (environment, {"PYIOMMUFD_FDS": "x"}, {"PYIOMMUFD_FDS": "999"}, told_again):
             with pytest.raises(HandoverError, match="PYIOMMUFD_FDS"):
                 Handover.inherited(again)
+        assert mine.iommufd.bind(mine.devices[0]).name == alone.name  # they are the first one's still
 
 
 def test_what_somebody_holds_is_not_opened(claim: Claim, alone: HostDevice) -> None:
