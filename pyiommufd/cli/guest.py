@@ -27,7 +27,13 @@ NEWEST = "newest"
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("--iommu", type=click.Choice(IOMMU_KINDS), default="intel", show_default=True, help="The virtual IOMMU.")
+@click.option(
+    "--iommu",
+    type=click.Choice(IOMMU_KINDS),
+    default="intel",
+    show_default=True,
+    help="The virtual IOMMU. With amd and virtio binds take --append iommufd.allow_unsafe_interrupts=1.",
+)
 @click.option("--kernel", type=click.Path(), metavar="FILE", help="The kernel image to boot. [PYIOMMUFD_KERNEL]")
 @click.option("--qemu", metavar="PROGRAM", help="The QEMU to run. [PYIOMMUFD_QEMU]")
 @click.option(
@@ -36,7 +42,7 @@ NEWEST = "newest"
     multiple=True,
     metavar="ARG",
     help="A device, as QEMU's -device takes it; may be repeated. Without: an edu device alone in its group, and a "
-    "group of two more and a virtio-rng.",
+    "group of two more and a virtio-rng; with --iommu virtio two edu devices, each alone.",
 )
 @click.option("--memory", type=click.IntRange(min=64), default=1024, show_default=True, metavar="MIB")
 @click.option("--cpus", type=click.IntRange(1, 8), default=2, show_default=True, metavar="N")
