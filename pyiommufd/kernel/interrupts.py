@@ -128,7 +128,7 @@ class Interrupts:
             ClosedError, ForkedError: The device is closed, or about to be, or belongs to the parent process.
         """
         if self._closed:
-            raise ClosedError(f"this {type(self._device).__name__} is closed")
+            raise ClosedError(f"this {self._device._what()} is closed")
         return self._device._live()
 
     def _mark_forked(self) -> None:
