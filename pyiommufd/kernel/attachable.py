@@ -42,7 +42,7 @@ class Attachable(Handle):
             group's first.
     """
 
-    __slots__ = ("_c", "_device", "_given", "_iommufd", "_pasid_width", "_state", "bind_change")
+    __slots__ = ("_before_bind", "_c", "_device", "_given", "_iommufd", "_pasid_width", "_state", "bind_change")
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         super().__init__()  # its fd comes with the bind
@@ -52,16 +52,15 @@ class Attachable(Handle):
         self._state = iommufd._context.group(host)
         self._pasid_width: int | None = None
         self._c = ioctls.new_object(iommufd._file)
+        self._before_bind = self._state.changes
         self.bind_change = self._bind_change()
 
     def _bind_change(self) -> DMAChange:
-        others = any(device is not self for device in self._state.bound)
-        return DMAChange(ChangeKind.NOOP, ()) if others else self._change(ChangeKind.FIRST)
+        return DMAChange(ChangeKind.NOOP, ()) if self._state.bound else self._change(ChangeKind.FIRST)
 
     def _check_bind_change(self) -> None:
         """It is bound. A signal handler may have bound others, or closed them, since `bind_change` was said."""
-        if self._bind_change().kind is not self.bind_change.kind:
-            self.bind_change = self._not_known(self.bind_change.kind)
+        self.bind_change = self._as_of((self._before_bind, self._iommufd.shared), self.bind_change)
 
     @property
     def id(self) -> int:
@@ -156,7 +155,7 @@ class Attachable(Handle):
 
     def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
         attachment = self._state.attachment(pasid)
-        certain, peers = self._joins_for_certain(attachment), self._peers(attachment)
+        before, certain = self._now(), self._joins_for_certain(attachment)
         change = self._change(self._kind(page_table, pasid), certain=certain)
         attachment.tables[page_table.id] = page_table
         try:
@@ -165,11 +164,17 @@ class Attachable(Handle):
             self._live()  # these raise where one of the two was closed meanwhile
             page_table._live()
             raise self._attach_refused(error.errno or 0, page_table, pasid) from None
-        return change if self._peers(attachment) == peers else self._not_known(change.kind)
+        return self._as_of(before, change)
 
-    def _peers(self, attachment: Attachment) -> list[Attachable]:
-        """The others that are attached."""
-        return [peer for peer in attachment.devices if peer is not self]
+    def _now(self) -> tuple[int, bool]:
+        """What tells whether anything has come between a look and a request."""
+        return self._state.changes, self._iommufd.shared
+
+    def _as_of(self, before: tuple[int, bool], change: DMAChange) -> DMAChange:
+        """The change of a request that was made; unknown where a signal handler came between with one of its own."""
+        same = self._now() == before
+        self._state.changes += 1
+        return change if same else DMAChange(change.kind, _members(self._device), Verdict.UNKNOWN)
 
     def _request_attach(self, page_table: PageTable, pasid: int | None, attachment: Attachment) -> None:
         ioctls.attach(self._live(), page_table._c, pasid, attachment.group_on, attachment.cell(self))
@@ -206,11 +211,10 @@ class Attachable(Handle):
             attachment = self._state.attached(self, pasid)
             if attachment is None:
                 return DMAChange(ChangeKind.NOOP, ())
-            certain = self._certain_peers(attachment)
+            before, certain = self._now(), self._certain_peers(attachment)
             change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
-            peers = self._peers(attachment)
             self._request_detach(pasid, attachment)
-            return change if self._peers(attachment) == peers else self._not_known(change.kind)
+            return self._as_of(before, change)
 
     def preview_attach(self, page_table: PageTable, pasid: int | None = None) -> AttachPreview:
         """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
@@ -313,13 +317,9 @@ class Attachable(Handle):
         changed = unknown or kind in (ChangeKind.FIRST, ChangeKind.REPLACE, ChangeKind.DETACH)
         return DMAChange(kind, _members(self._device) if changed else (), Verdict.UNKNOWN if unknown else Verdict.KNOWN)
 
-    def _not_known(self, kind: ChangeKind) -> DMAChange:
-        """The change of an action that a signal handler came between with one of its own."""
-        return DMAChange(kind, _members(self._device), Verdict.UNKNOWN)
-
     def _certain_peers(self, attachment: Attachment) -> list[Attachable]:
         """The others that are attached, and that nobody else can detach."""
-        return [peer for peer in self._peers(attachment) if not peer._given]
+        return [peer for peer in attachment.devices if peer is not self and not peer._given]
 
     def _joins_for_certain(self, attachment: Attachment) -> bool:
         """Whether an attach of it cannot be the group's first; nor a replace, where others could have attached it."""

@@ -110,10 +110,17 @@ class Attachment:
 
 @dataclass(slots=True)
 class GroupState:
-    """What one iommufd has of one IOMMU group: bound devices, and an attachment for each PASID (None: without)."""
+    """What one iommufd has of one IOMMU group.
+
+    Attributes:
+        members: The devices that are bound.
+        attachments: For each PASID; None: without one.
+        changes: How often something was bound, attached, detached or closed.
+    """
 
     members: dict[Attachable, None] = field(default_factory=dict)
     attachments: dict[int | None, Attachment] = field(default_factory=dict)
+    changes: int = 0
 
     @property
     def bound(self) -> list[Attachable]:
@@ -131,8 +138,7 @@ class GroupState:
 
     def forget(self, device: Attachable) -> None:
         """A device has been closed."""
+        self.changes += 1
         self.members.pop(device, None)
-        for pasid, attachment in list(self.attachments.items()):
+        for attachment in list(self.attachments.values()):
             attachment.cells.pop(device, None)
-            if not attachment.cells:
-                self.attachments.pop(pasid, None)

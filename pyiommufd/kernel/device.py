@@ -295,14 +295,13 @@ class Device(Attachable):
                 errors.append(error)
             finally:
                 if self._file.fd < 0:  # not where a signal handler raised before
+                    errors += self._close_children()  # what one has made meanwhile
                     self._iommufd._forget(self)
-            errors += self._close_children()
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
 
     def _mark_forked(self) -> None:
         super()._mark_forked()
-        self.interrupts._mark_forked()
         for child in list(self._children):
             child._mark_forked()  # what a window maps is the parent's, too
 

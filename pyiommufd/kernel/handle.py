@@ -14,28 +14,30 @@ from ..errors import ClosedError, ForkedError, ioctl_error
 from ..uapi import ioctls
 from .closing import Closing
 
-# Every open handle, by its id. A dictionary, since its single steps are atomic.
-_open: dict[int, weakref.ref[Handle]] = {}
-_forks = 0  # how often this process has forked
+# Every open handle, by its id, and its file, which it has also as garbage that is being collected. A dictionary, since
+# its single steps are atomic.
+_open: dict[int, tuple[ioctls.File, weakref.ref[Handle]]] = {}
+_forks = 0  # goes up with each fork, before it and after
 
 _LONGEST = 86400.0  # seconds that one poll may take: its own limit is an int of milliseconds
 
 
 def _after_fork_in_child() -> None:
-    for reference in list(_open.values()):
-        handle = reference()
-        if handle is not None:
+    for file, reference in list(_open.values()):
+        if (handle := reference()) is not None:
             handle._mark_forked()
+        else:
+            ioctls.file_forked(file)
 
 
-# In the child what the handles stand for is its parent's: every use would be done to the parent's mappings. Told
-# to the objects once, at the fork: to compare process ids would be a system call at each map and register access.
-def _after_fork_in_parent() -> None:
+def _at_fork() -> None:
     global _forks
     _forks += 1
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
+# In the child what the handles stand for is its parent's: every use would be done to the parent's mappings. Told
+# to the objects once, at the fork: to compare process ids would be a system call at each map and register access.
+os.register_at_fork(before=_at_fork, after_in_child=_after_fork_in_child, after_in_parent=_at_fork)
 
 
 def forked_error(what: str, pid: int) -> ForkedError:
@@ -67,10 +69,9 @@ def check_unowned(fd: int) -> None:
     Raises:
         ValueError: It is such an object's.
     """
-    for reference in list(_open.values()):
-        handle = reference()
-        if handle is not None and fd in (handle._file.fd, handle._file.inherited):
-            raise ValueError(f"fd {fd} belongs to {handle!r}, which closes it; give a copy: os.dup({fd})")
+    for file, reference in list(_open.values()):
+        if fd in (file.fd, file.inherited):
+            raise ValueError(f"fd {fd} belongs to {reference()!r}, which closes it; give a copy: os.dup({fd})")
 
 
 class Handle(Closing):
@@ -90,7 +91,7 @@ class Handle(Closing):
         self._forks = _forks
         self.pid = os.getpid()
         self._file = ioctls.new_file()
-        _open[id(self)] = weakref.ref(self)
+        _open[id(self)] = (self._file, weakref.ref(self))
         self._file.fd = fd
 
     def _own(self, call: Callable[..., None], *arguments: object) -> None:

@@ -34,7 +34,7 @@ class Interrupts:
     Thread safety: everything here may be used from any thread.
     """
 
-    __slots__ = ("_closed", "_device", "_ioeventfds", "_irqs", "_lock", "_names")
+    __slots__ = ("_closed", "_device", "_ioeventfds", "_irqs", "_names")
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -42,8 +42,6 @@ class Interrupts:
         self._ioeventfds: dict[IOEventFD, None] = {}
         self._names: tuple[type[IntEnum], ...] | None = None
         self._closed = False
-        # Held while a type is turned on or off, an ioeventfd or a watch for removal begins or ends.
-        self._lock = threading.RLock()
 
     def __getitem__(self, index: int) -> IRQ:
         """A type of interrupt by its number, which means what the device's bus says.
@@ -121,6 +119,15 @@ class Interrupts:
 
     # Internal
 
+    @property
+    def _lock(self) -> threading.RLock:
+        """Held while a type is turned on or off, an ioeventfd or a watch for removal begins or ends.
+
+        The iommufd's: a signal handler that runs under a lock of ours might want that one, while another thread closes
+        the iommufd and wants ours.
+        """
+        return self._device.iommufd._lock
+
     def _live(self) -> File:
         """The device's fd, for who holds the lock: it stays open meanwhile.
 
@@ -130,9 +137,6 @@ class Interrupts:
         if self._closed:
             raise ClosedError(f"this {self._device._what()} is closed")
         return self._device._live()
-
-    def _mark_forked(self) -> None:
-        self._lock = threading.RLock()  # another thread of the parent may have held it
 
     def _remember(self, event: IOEventFD) -> None:
         """Own an ioeventfd."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -385,8 +386,8 @@ class IOAS(KernelObject):
         return self._unmap(0, U64_MAX, repr(self))
 
     def _unmap(self, iova: int, length: int, target: str) -> int:
-        while True:
-            changes = self._c.changes
+        for tries in itertools.count():
+            changes, self._c.wanted = self._c.changes, tries
             # The kernel takes the longest range for the whole space, whose last address it does not include.
             touched, pieces = self._table.pieces(iova, length + (length == U64_MAX))
             try:
@@ -397,7 +398,9 @@ class IOAS(KernelObject):
                     cut = self._table.cut_by(iova, length)
                     raise unmap_error(error.errno or 0, target, cut, self._iommufd.shared) from None
             finally:
+                self._c.wanted = 0
                 self._table.forget_unmapped(touched)
+        raise AssertionError("not reached")
 
     def _not_unmapped(self, mapping: DMAMapping | DMAMappings, code: int) -> None:
         """A mapping could not be unmapped: raise why, unless it is gone with the address space."""
@@ -454,6 +457,7 @@ class IOAS(KernelObject):
     def _destroy(self) -> None:
         for hwpt in self.hwpts:
             hwpt.close()
+        self._kept = False  # as said before by a close that was interrupted
         super()._destroy()
 
     def _let_go(self) -> None:

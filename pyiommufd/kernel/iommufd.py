@@ -376,19 +376,22 @@ class IOMMUFD(Handle):
             # By dependence in the kernel, users first. Devices above all: each holds a reference on the iommufd,
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
             self._closing = True
-            for made in (*self.devices, *reversed(list(self._registry))):
-                attempt(made.close)
-                if isinstance(made, KernelObject) and not made.closed:
-                    # Nobody can close it any more: the kernel frees it with the iommufd.
-                    match errors[-1:]:
-                        case [InUseError() as error]:
-                            errors[-1] = made._in_use(error.users, _STAYS)
-                        case [BusyError() as error]:
-                            errors[-1] = ioctl_error(
-                                error.request, error.errno or 0, error.target, (Cause("others use it", "", _STAYS),)
-                            )
-                    made._let_go()
-            attempt(self._close_fd)
+            try:
+                for made in (*self.devices, *reversed(list(self._registry))):
+                    attempt(made.close)
+                    if isinstance(made, KernelObject) and not made.closed:
+                        # Nobody can close it any more: the kernel frees it with the iommufd.
+                        match errors[-1:]:
+                            case [InUseError() as error]:
+                                errors[-1] = made._in_use(error.users, _STAYS)
+                            case [BusyError() as error]:
+                                errors[-1] = ioctl_error(
+                                    error.request, error.errno or 0, error.target, (Cause("others use it", "", _STAYS),)
+                                )
+                        made._let_go()
+                attempt(self._close_fd)
+            finally:
+                self._closing = False  # where a signal handler has raised it can be used still
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
 

@@ -367,7 +367,7 @@ class IRQ:
     def _change(
         self, before: _State, keep: Iterable[Interrupt], new: Mapping[int, EventFD | int | None], span: int
     ) -> tuple[Interrupt, ...]:
-        """Keep some vectors, make new ones on these eventfds, and close the rest. Returns those that there are then."""
+        """Keep some vectors, make new ones on these eventfds, and close the rest. Returns the first two kinds."""
         vectors = {vector.vector: vector for vector in keep}
         try:
             for number, eventfd in new.items():
@@ -464,8 +464,12 @@ class IRQ:
         try:
             return device_ioctls.set_irqs(self._interrupts._live(), self.index, action, start, count, eventfds)
         except IoctlError as error:
-            others = [one.name for one in list(self._interrupts._irqs.values()) if one is not self and one.enabled]
-            raise set_irqs_error(error.errno or 0, self._target, self.name, others) from None
+            others = [
+                one.name for one in list(self._interrupts._irqs.values()) if one is not self and one._states[0].vectors
+            ]
+            raise set_irqs_error(
+                error.errno or 0, self._target, self.name, [one for one in others if one != self.name]
+            ) from None
 
     # Close
 
@@ -495,7 +499,7 @@ class IRQ:
 
     def _release_unmask(self, event: UnmaskEvent) -> None:
         """The unmask event is about to be closed."""
-        if event.in_child or self.device.closed:
+        if event.closed or event.in_child or self.device.closed:
             return
         with self._interrupts._lock:
             state = self._begin()

@@ -43,9 +43,9 @@ class KernelObject(Closing):
             finally:
                 if self.closed:
                     self._iommufd._forget(self)
-            # A borrowed one that had this id is gone: its owner has destroyed it.
+            # Another that had this id is gone: a process that shares the iommufd, and may own it, has destroyed it.
             for other in list(self._iommufd._context.objects()):
-                if other is not self and other._borrowed and other.id == self.id:
+                if other is not self and other.id == self.id:
                     other._let_go()
 
     @property

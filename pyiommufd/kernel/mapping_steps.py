@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import operator
 from array import array
@@ -125,9 +126,14 @@ def map_file(
 
 def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
     """Map what another address space has mapped."""
-    while (mapping := _copy(ioas, source, iova, length, dst_iova, flags)) is None:
-        pass
-    return mapping
+    for tries in itertools.count():
+        source._c.wanted = tries
+        try:
+            if (mapping := _copy(ioas, source, iova, length, dst_iova, flags)) is not None:
+                return mapping
+        finally:
+            source._c.wanted = 0
+    raise AssertionError("not reached")
 
 
 def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping | None:

@@ -45,6 +45,7 @@ struct pyiommufd_object {
     unsigned int state;   /* 0: not there, 1: there, 2: taken by a call that waits for the others, and that they wait for */
     unsigned int users;   /* calls under way */
     unsigned int changes; /* of an address space: how often something was mapped or unmapped */
+    unsigned int wanted;  /* by who has found it changed too often: other calls let that one go first, for some ms */
 };
 /* A place in a command where the id of an object is wanted. */
 struct pyiommufd_id {
@@ -107,7 +108,7 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
 int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length, uint64_t *hole);
 /*
  * Whether the device can have a page table of what an address space maps; with a length, of that range alone, copied to
- * an iova. The page table, and the copy, are destroyed again.
+ * an iova. The page table, and the copy, are destroyed again. The iommufd's lock is held.
  */
 int pyiommufd_try_page_table(struct pyiommufd_object *device, struct pyiommufd_object *ioas, uint64_t iova,
                              uint64_t length, uint64_t dst_iova);

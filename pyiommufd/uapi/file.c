@@ -194,10 +194,11 @@ int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
 
     if (result < 0)
         return result;
-    /* Once the file is held, close waits. */
-    result = waiting[1].fd = waker(file);
-    if (result >= 0)
-        result = (int)with_reason(poll(waiting, 2, milliseconds));
+    /* Once the file is held, close waits. Where there is no fd left to be woken by, look again every now and then. */
+    waiting[1].fd = waker(file);
+    if (waiting[1].fd < 0 && (milliseconds < 0 || milliseconds > 100))
+        milliseconds = 100;
+    result = (int)with_reason(poll(waiting, 2, milliseconds));
     let_go(file);
     return result;
 }

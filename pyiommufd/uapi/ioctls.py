@@ -49,11 +49,13 @@ class Object(Protocol):
         id: The id.
         state: 0: it is not there; `LIVE`.
         changes: How often something of this address space was mapped or unmapped, or was tried to be unmapped.
+        wanted: Not 0: other calls let one go first that was told EAGAIN.
     """
 
     id: int
     state: int
     changes: int
+    wanted: int
 
 
 class Piece(Protocol):
@@ -71,7 +73,7 @@ class Piece(Protocol):
 
 
 LIVE = 1
-"""The state of an object or piece that is there. 2: another thread is about to end it."""
+"""The state of an object or piece that is there. 2: so, too, but for a call that has it for itself."""
 
 Pieces = NewType("Pieces", object)
 """Pieces that lie in memory one after the other, and the memory: see `pieces_of`."""

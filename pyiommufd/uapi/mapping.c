@@ -174,7 +174,7 @@ int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piec
     return result;
 }
 
-static int unmap(int fd, struct pyiommufd_object *ioas, uint64_t iova, uint64_t *length)
+static int unmap(int fd, const struct pyiommufd_object *ioas, uint64_t iova, uint64_t *length)
 {
     struct iommu_ioas_unmap command = {
         .size = sizeof(command),
@@ -185,8 +185,6 @@ static int unmap(int fd, struct pyiommufd_object *ioas, uint64_t iova, uint64_t 
     int result;
 
     result = (int)with_reason(ioctl(fd, IOMMU_IOAS_UNMAP, &command));
-    /* Also where it failed, having unmapped a part. Not before: what is found to be mapped meanwhile may be gone. */
-    ADD(&ioas->changes, 1);
     if (!result)
         *length = command.length;
     return result;
@@ -209,6 +207,8 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
         if (result == -ENOENT)
             result = 0;
         STORE(&piece->state, result ? LIVE : GONE);
+        /* Not before: who looks meanwhile finds the piece, and maybe another one in its place. */
+        ADD(&piece->ioas->changes, 1);
     }
     used(piece->ioas);
     return result;
@@ -265,6 +265,7 @@ int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uin
         }
         if (scratch >= 0)
             destroy(fd, scratch);
+        ADD(&ioas->changes, 1); /* also where it failed, having unmapped a part */
     }
     STORE(&ioas->state, LIVE);
     let_go(ioas->file);

@@ -14,6 +14,9 @@ static int use(struct pyiommufd_object *object)
     unsigned int looks = 0, state;
     int fd;
 
+    /* Not for ever: a signal handler may have interrupted the one that wants it, in its own thread. */
+    while (LOAD(&object->wanted) && looks < 100)
+        look_again(&looks);
     for (;;) {
         ADD(&object->users, 1);
         state = LOAD(&object->state);
@@ -32,8 +35,10 @@ static int use(struct pyiommufd_object *object)
 }
 
 /*
- * Take it for oneself: no other call is under way, and none begins until the state is set again. Several objects, also for
- * use(), are taken by their place in memory, so that no two calls wait for each other. 0: it is not there.
+ * Take it for oneself: no other call is under way, and none begins until the state is set again. 0: it is not there.
+ *
+ * So that no two calls wait for each other, who takes one and uses another goes by their place in memory. Who uses several
+ * in another order holds the iommufd's lock, and so does whoever takes one for good.
  */
 static int seize(struct pyiommufd_object *object)
 {
