@@ -467,9 +467,7 @@ class IRQ:
             others = [
                 one.name for one in list(self._interrupts._irqs.values()) if one is not self and one._states[0].vectors
             ]
-            raise set_irqs_error(
-                error.errno or 0, self._target, self.name, [one for one in others if one != self.name]
-            ) from None
+            raise set_irqs_error(error.errno or 0, self._target, self.name, others) from None
 
     # Close
 

@@ -126,6 +126,8 @@ class _Pieces:
     def unmap(self, mapping: DMAMappings | CopiedMapping) -> None:
         """Unmap those that are mapped, and forget the mapping."""
         ioas, count = mapping._ioas, len(self.numbers) // PIECE
+        if self.gone() and mapping not in ioas._table:
+            return
         try:
             for start in range(0, count, PIECES_A_CALL):
                 part = min(PIECES_A_CALL, count - start)

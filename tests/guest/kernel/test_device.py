@@ -115,12 +115,14 @@ def test_command_register_that_a_signal_handler_changes_meanwhile(device: Device
 
     def handler() -> None:
         device.bus_master = False
+        ran.append(True)
 
     every, _ = opcodes(act, files)
     for stop in range(every):
         device.memory_decode, device.bus_master = False, True
+        ran: list[bool] = []
         opcodes(act, files, stop, handler, raises=False)
-        assert (device.memory_decode, device.bus_master) == (True, False)
+        assert (device.memory_decode, device.bus_master) == (True, not ran)
 
 
 def test_dropped_device_warns_and_lets_everything_go(claimed: Claim, first: HostDevice) -> None:

@@ -157,6 +157,8 @@ class Injection:
         """The function with the injection in front."""
 
         def wrapper(*arguments: Any, **keywords: Any) -> object:
+            if name == "ioas_unmap" and not arguments[0].state:
+                return real(*arguments, **keywords)  # unmapped already: the kernel is not asked
             number = len(self.calls)
             self.calls.append(name)
             if number == self.fail_at:

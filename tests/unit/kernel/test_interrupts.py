@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -20,6 +22,7 @@ class Kind:
 
     def __init__(self, flags: DeviceFlag) -> None:
         self.flags = flags
+        self.iommufd = SimpleNamespace(_lock=contextlib.nullcontext())
 
     def info(self) -> DeviceInfo:
         return DeviceInfo(self.flags, 0, 0, ())
