@@ -57,9 +57,12 @@ def opcodes(
 
     def each(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count, where
-        if event == "opcode" and frame.f_lasti not in _never(frame.f_code):
+        # Without a line are those that CPython adds for an exception on its way. No handler runs before them, and what
+        # a trace function raises there is never freed (3.11).
+        line: int | None = frame.f_lineno
+        if event == "opcode" and line is not None and frame.f_lasti not in _never(frame.f_code):
             if count == stop:
-                where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
+                where = f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
                 sys.settrace(None)
                 handler()
                 if raises:

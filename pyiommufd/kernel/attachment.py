@@ -53,7 +53,7 @@ class DMAChange:
         devices: The members of the group whose DMA goes elsewhere than before; none where nothing changed. Where the
             verdict is unknown, those whose DMA may do so: it may also be as it was, by what others attached.
         verdict: `Verdict.KNOWN`; or `Verdict.UNKNOWN` where others may use the iommufd (`IOMMUFD.shared`) and it is
-            up to what they did.
+            up to what they did, or a signal handler came between with an action of its own.
     """
 
     kind: ChangeKind

@@ -297,8 +297,8 @@ class IOMMUFD(Handle):
     def shared(self) -> bool:
         """Whether others may do things with it that are not known here.
 
-        It was taken over from elsewhere (`from_fd`), or its fd has been asked for (`fileno`); or so was that of a
-        device that is bound to it.
+        It was taken over from elsewhere (`from_fd`), or its fd has been asked for (`fileno`), or that of a device that
+        is bound to it; or a device was closed that a forked child may have, too.
         """
         return self._context.shared
 
