@@ -50,23 +50,26 @@ def _map_file(ioas: Any, piece: Any, flags: int, file: int, start: int, length: 
     return _map(ioas, piece, flags, None, length, iova)
 
 
-def _copy(ioas: Any, pieces: Any, count: int, flags: int, source: Any, src_iova: int, length: int, iova: int) -> int:
+def _copy(
+    ioas: Any, pieces: Any, count: int, flags: int, source: Any, src_iova: int, length: int, iova: int, changes: int
+) -> int:
     _mapped(pieces, count, iova)
     return 0
 
 
-def _map_many(ioas: Any, pieces: Any, count: int, flags: int, memory: Any) -> int:
+def _map_many(ioas: Any, pieces: Any, count: int, flags: int, memory: Any, done: Any) -> int:
     _mapped(pieces, count, None)
-    return count
+    done[0] = count
+    return 0
 
 
 def _unmap_many(pieces: Any, count: int) -> int:
     for at in range(count):
         _gone(pieces[at])
-    return count
+    return 0
 
 
-def _unmap_range(ioas: Any, iova: int, length: int, pieces: Any, count: int, unmapped: Any) -> int:
+def _unmap_range(ioas: Any, iova: int, length: int, pieces: Any, count: int, changes: int, unmapped: Any) -> int:
     for at in range(count):
         _gone(pieces[at])
     unmapped[0] = length
@@ -78,8 +81,8 @@ def _bind(cdev: Any, device: Any, owner: Any, token: Any) -> int:
     return _made(device)
 
 
-def _attach(cdev: Any, pt_id: int, pasid: int, group_on: Any, attached: Any) -> int:
-    group_on[0], attached[0] = pt_id, 1
+def _attach(cdev: Any, table: Any, pasid: int, group_on: Any, attached: Any) -> int:
+    group_on[0], attached[0] = table.id, 1
     return 0
 
 
@@ -88,10 +91,16 @@ def _detach(cdev: Any, pasid: int, attached: Any) -> int:
     return 0
 
 
+def _ioeventfd(cdev: Any, offset: int, width: int, value: int, eventfd: Any, on: Any) -> int:
+    on[0] = int(bool(eventfd))
+    return 0
+
+
 # What the C code does where the call succeeds and leaves the memory of its command as it was.
 _NOOPS = {
     "ioctl": lambda file, request, argument: 0,
     "raw_ioctl": lambda fd, request, argument: 0,
+    "object_ioctl": lambda made, request, command, id_at: 0,
     "make": _made,
     "destroy": _gone,
     "abandon": _gone,
@@ -103,11 +112,13 @@ _NOOPS = {
     "ioas_unmap_many": _unmap_many,
     "ioas_unmap_range": _unmap_range,
     "ioas_unmap_left": lambda ioas, piece: _gone(piece),
-    "ioas_first_hole": lambda file, ioas_id, iova, length, hole: 0,
-    "try_page_table": lambda file, device_id, ioas_id, iova, length, dst_iova: 0,
+    "ioas_first_hole": lambda ioas, iova, length, hole: 0,
+    "try_page_table": lambda device, ioas, iova, length, dst_iova: 0,
     "bind": _bind,
     "attach": _attach,
     "detach": _detach,
+    "ioeventfd": _ioeventfd,
+    "set_irqs": lambda cdev, command, eventfds, count: 0,
 }
 # What issues no ioctl.
 _HARMLESS = ("file_", "window_")
