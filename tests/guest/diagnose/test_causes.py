@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import resource
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,14 +60,19 @@ def held_by_another(hold: Callable[[], object]) -> Iterator[Callable[[], None]]:
     word, end = os.pipe()
     child = os.fork()
     if not child:
-        held = hold()
-        os.write(started, b".")
-        os.close(end)
-        os.read(word, 1)
-        del held
-        os._exit(0)
-    assert os.read(ready, 1)
-    for fd in (ready, started, word):
+        try:
+            held = hold()
+            os.write(started, b".")
+            os.close(end)
+            os.read(word, 1)
+            del held
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(started)  # so that a child that has failed is seen, and not waited for
+    assert os.read(ready, 1), "the other process has failed"
+    for fd in (ready, word):
         os.close(fd)
 
     def stop() -> None:
