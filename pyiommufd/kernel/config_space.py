@@ -135,19 +135,19 @@ class ConfigSpace(RegionBytes):
     __slots__ = ()
 
     def read8(self, offset: int) -> int:
-        """One byte. Raises as `RegionBytes.read` does."""
+        """One byte. Raises as `read` does."""
         return self.read(offset, 1)[0]
 
     def read16(self, offset: int) -> int:
-        """2 bytes, little-endian as all of PCI. Raises as `RegionBytes.read` does."""
+        """2 bytes, little-endian as all of PCI. Raises as `read` does."""
         return int.from_bytes(self.read(offset, 2), "little")
 
     def read32(self, offset: int) -> int:
-        """4 bytes, little-endian. Raises as `RegionBytes.read` does."""
+        """4 bytes, little-endian. Raises as `read` does."""
         return int.from_bytes(self.read(offset, 4), "little")
 
     def write8(self, offset: int, value: int) -> None:
-        """One byte. Raises as `RegionBytes.write` does; also ValueError where the value does not fit."""
+        """One byte. Raises as `write` does; also ValueError where the value does not fit."""
         self._write(offset, value, 1)
 
     def write16(self, offset: int, value: int) -> None:
@@ -231,7 +231,7 @@ class ConfigSpace(RegionBytes):
 
         Raises:
             TypeError: ``on`` is neither True nor False.
-            OSError, ClosedError, ForkedError: As for `RegionBytes.write`.
+            OSError, ClosedError, ForkedError: As for `write`.
         """
         check_bool(on, "on")
         with _changing:
@@ -246,7 +246,7 @@ class ConfigSpace(RegionBytes):
         Those that vfio hides from user space are not among them.
 
         Raises:
-            OSError, ClosedError, ForkedError: As for `RegionBytes.read`.
+            OSError, ClosedError, ForkedError: As for `read`.
         """
         return walk_capabilities(self.read, self.size)
 
@@ -254,7 +254,7 @@ class ConfigSpace(RegionBytes):
         """The first capability of a kind, or None.
 
         Raises:
-            OSError, ClosedError, ForkedError: As for `RegionBytes.read`.
+            OSError, ClosedError, ForkedError: As for `read`.
         """
         extended = isinstance(capability, ExtendedCapabilityID)
         found = (one for one in self.capabilities() if one.extended == extended and one.id == capability)

@@ -68,6 +68,8 @@ class Context:
 
         Where the kernel does not say which fds are the same (before 6.10, in some containers), each has its own; they
         are shared all the same, since the program must have asked the other one for its fd.
+
+        The fd is the object's from here on: under the lock, so that two threads with copies of one fd find each other.
         """
         with _lock:
             for context in _living(_contexts):
@@ -76,6 +78,7 @@ class Context:
             else:
                 context = cls()
                 _contexts[id(context)] = weakref.ref(context)
+            iommufd._file.fd = fd
             context._members[id(iommufd)] = weakref.ref(iommufd)
             return context
 

@@ -88,9 +88,9 @@ class IOMMUFD(Handle):
         check_unowned(fd)
         self = cls.__new__(cls)
         self._prepare()
+        self._number = fd
         self._context = Context.of(self, fd)
         self._context.shared = True
-        self._file.fd = self._number = fd
         return self
 
     def _open(self, file: ioctls.File, node: str) -> None:

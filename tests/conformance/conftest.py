@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -33,12 +32,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{name} has two twins: {seen[name].nodeid} and {item.nodeid}")
         seen[name] = item
         item.user_properties += [("case", name), ("route", str(marker.kwargs["route"]))]
-
-
-def pytest_collection_finish() -> None:
-    # Each twin ends with a collection, for the leaks: what pytest and its plugins are made of need not be in it.
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

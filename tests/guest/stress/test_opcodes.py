@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -268,15 +267,6 @@ def check_objects(scene: Scene, again: Callable[[], object] | None) -> None:
         assert kernel_unmaps(iommufd, ioas) == known
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Without the garbage collector, in whose callbacks what is raised is lost."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 # What the signal handler does, and whether it raises.
 MODES: dict[str, tuple[Callable[[Scene], object], bool]] = {
     "raises": (lambda scene: None, True),
@@ -292,7 +282,7 @@ MODES: dict[str, tuple[Callable[[Scene], object], bool]] = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_handler_before_any_opcode(
-    claimed_alone: Claim, alone: HostDevice, quiet: None, monkeypatch: pytest.MonkeyPatch, name: str, mode: str
+    claimed_alone: Claim, alone: HostDevice, uncollected: None, monkeypatch: pytest.MonkeyPatch, name: str, mode: str
 ) -> None:
     prepare, action, repeated = OPERATIONS[name]
     handler, raises = MODES[mode]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import mmap
 import signal
 import time
@@ -68,15 +67,6 @@ def moments(name: str, once: Callable[[], object], every: int, count: int) -> li
         once()
         took.append(time.monotonic() - start)
     return [1.5 * min(took) * (number + 1) / every for number in sample(name, range(every), count)]
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector: what a handler raises in a finalizer or a callback of it is lost."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def known(ioas: IOAS) -> int:
