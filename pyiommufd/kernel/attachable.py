@@ -56,7 +56,8 @@ class Attachable(Handle):
         self.bind_change = self._bind_change()
 
     def _bind_change(self) -> DMAChange:
-        return DMAChange(ChangeKind.NOOP, ()) if self._state.bound else self._change(ChangeKind.FIRST)
+        bound = any(other._state is self._state for other in self._iommufd._context.devices())
+        return DMAChange(ChangeKind.NOOP, ()) if bound else self._change(ChangeKind.FIRST)
 
     def _check_bind_change(self) -> None:
         """It is bound. A signal handler may have bound others, or closed them, since `bind_change` was said."""

@@ -8,6 +8,7 @@ by the calls themselves, in C.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -87,10 +88,13 @@ class AttachPreview:
 
 @dataclass(slots=True)
 class Attachment:
-    """A group's page table for one PASID, and its devices: those with a cell that is not 0 are attached to it."""
+    """A group's page table for one PASID, and its devices: those with a cell that is not 0 are attached to it.
+
+    It holds no device: one that nobody has any more is garbage, also where another object's devices stay.
+    """
 
     group_on: ioctls.Cell = field(default_factory=lambda: ioctls.new_cell("uint32_t"))
-    cells: dict[Attachable, ioctls.Cell] = field(default_factory=dict)
+    cells: weakref.WeakKeyDictionary[Attachable, ioctls.Cell] = field(default_factory=weakref.WeakKeyDictionary)
     tables: dict[int, PageTable] = field(default_factory=dict)
 
     @property
@@ -105,7 +109,8 @@ class Attachment:
     @property
     def devices(self) -> list[Attachable]:
         """The devices that are attached."""
-        return [device for device, cell in list(self.cells.items()) if cell[0] and not device.closed]
+        living = [device for reference in self.cells.keyrefs() if (device := reference()) is not None]
+        return [device for device in living if not device.closed and self.cell(device)[0]]
 
 
 @dataclass(slots=True)
@@ -113,19 +118,12 @@ class GroupState:
     """What one iommufd has of one IOMMU group.
 
     Attributes:
-        members: The devices that are bound.
         attachments: For each PASID; None: without one.
         changes: How often something was bound, attached, detached or closed.
     """
 
-    members: dict[Attachable, None] = field(default_factory=dict)
     attachments: dict[int | None, Attachment] = field(default_factory=dict)
     changes: int = 0
-
-    @property
-    def bound(self) -> list[Attachable]:
-        """The devices that are bound."""
-        return [device for device in list(self.members) if not device.closed]
 
     def attachment(self, pasid: int | None) -> Attachment:
         """That of a PASID."""
@@ -139,6 +137,5 @@ class GroupState:
     def forget(self, device: Attachable) -> None:
         """A device has been closed."""
         self.changes += 1
-        self.members.pop(device, None)
         for attachment in list(self.attachments.values()):
             attachment.cells.pop(device, None)

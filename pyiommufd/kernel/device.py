@@ -247,14 +247,6 @@ class Device(Attachable):
 
     # What it owns
 
-    def _remember_child(self, child: Window) -> None:
-        """Own a window, which keeps the device bound and has to go first."""
-        self._children[child] = None
-
-    def _forget_child(self, child: Window) -> None:
-        """A window has been closed."""
-        self._children.pop(child, None)
-
     def _close_children(self) -> list[BaseException]:
         """Close windows and eventfds: what failed."""
         errors: list[BaseException] = []

@@ -102,7 +102,7 @@ class UnmaskEvent(EventFD):
 
     def close(self) -> None:
         """Let its signals have no effect any more. An eventfd of the caller's stays open."""
-        self._irq._release_unmask(self)
+        self._irq._release(self)
         super().close()
 
     def __repr__(self) -> str:

@@ -329,8 +329,6 @@ class IOMMUFD(Handle):
         if self._closing:  # and this is a signal handler
             raise ClosedError(f"{self!r} is about to be closed")
         self._registry[made] = None
-        if isinstance(made, Device):
-            made._state.members[made] = None
 
     def _forget(self, made: Device | KernelObject) -> None:
         """An object has not been made, or has been closed."""

@@ -45,6 +45,11 @@ class _State(NamedTuple):
         """All that it has."""
         return [*self.vectors.values(), *([] if self.unmask is None else [self.unmask])]
 
+    def without(self, event: EventFD) -> _State:
+        """The same without one of them; with the last vector, the type is off."""
+        vectors = {number: vector for number, vector in self.vectors.items() if vector is not event}
+        return self._replace(vectors=vectors, unmask=None if self.unmask is event else self.unmask) if vectors else _OFF
+
 
 _OFF = _State({}, 0)
 
@@ -486,24 +491,15 @@ class IRQ:
             EventFD.close(event)
             self._events.pop(event, None)
 
-    def _release(self, vector: Interrupt) -> None:
-        """A vector is about to be closed: the kernel is not to signal it any more."""
-        if vector.closed or vector.in_child or self.device.closed:
-            return
-        with self._interrupts._lock:
-            state = self._begin()
-            if vector in state.vectors.values():
-                self._change(state, [one for one in state.vectors.values() if one is not vector], {}, state.span)
-
-    def _release_unmask(self, event: UnmaskEvent) -> None:
-        """The unmask event is about to be closed."""
+    def _release(self, event: Interrupt | UnmaskEvent) -> None:
+        """A vector, or the unmask event, is about to be closed: the kernel is not to use it any more."""
         if event.closed or event.in_child or self.device.closed:
             return
         with self._interrupts._lock:
             state = self._begin()
-            if event is state.unmask:
+            if event in state.events():
                 try:
-                    self._become(state, state._replace(unmask=None))
+                    self._become(state, state.without(event))
                 finally:
                     self._close_rest()
 

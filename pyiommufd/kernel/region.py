@@ -170,11 +170,14 @@ class Region(RegionBytes):
         return mappable_areas(self.size, self.capabilities, self._msix_table(), mmap.PAGESIZE)
 
     def _msix_table(self) -> MmapArea | None:
-        from .config_space import CapabilityID, ConfigSpace
+        from .config_space import CapabilityID
 
         if self.index > RegionIndex.BAR5 or any(isinstance(one, MSIXMappable) for one in self.capabilities):
             return None
-        config = ConfigSpace(self.device, RegionIndex.CONFIG)
+        try:
+            config = self.device.config
+        except UnsupportedError:  # it is not a PCI device
+            return None
         msix = config.find(CapabilityID.MSIX)
         if msix is None:
             return None
@@ -223,7 +226,7 @@ class Region(RegionBytes):
         # On record before it is mapped: whatever is raised in between, closing the device unmaps it. The lock keeps
         # another thread from closing the device meanwhile.
         with self.device.iommufd._lock:
-            self.device._remember_child(window)
+            self.device._children[window] = None
             try:
                 window._map(readable=bool(self.flags & RegionFlag.READ), writeable=bool(self.flags & RegionFlag.WRITE))
             except BaseException:

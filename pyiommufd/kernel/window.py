@@ -270,7 +270,7 @@ class Window(Closing):
         Where another thread is closing it, this waits until it is unmapped.
         """
         window_unmap(self._handle)
-        self._region.device._forget_child(self)
+        self._region.device._children.pop(self, None)
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""

@@ -36,7 +36,7 @@ class File:
         os.ftruncate(self.fd, size)
         self.file_offset = 0
         self.size = size
-        self.device = SimpleNamespace(_live=lambda: self.fd, _forget_child=lambda child: None, in_child=False, pid=0)
+        self.device = SimpleNamespace(_live=lambda: self.fd, _children={}, in_child=False, pid=0)
 
     def map(self, *, readable: bool = True, writeable: bool = True) -> Window:
         window = Window(cast("Any", self), 0, self.size)
