@@ -346,11 +346,14 @@ class Attachable(Handle):
 
     @property
     def page_tables(self) -> dict[int | None, PageTable]:
-        """What it is attached to, by PASID; without a PASID under None."""
+        """What it is attached to, by PASID; without a PASID under None.
+
+        Not what belonged to another `IOMMUFD` object that is garbage by now: nothing is mapped there any more.
+        """
         return {
-            pasid: attachment.page_table
+            pasid: page_table
             for pasid, attachment in list(self._state.attachments.items())
-            if self in attachment.devices
+            if self in attachment.devices and (page_table := attachment.page_table) is not None
         }
 
     # The IOMMU

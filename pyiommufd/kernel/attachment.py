@@ -90,17 +90,18 @@ class AttachPreview:
 class Attachment:
     """A group's page table for one PASID, and its devices: those with a cell that is not 0 are attached to it.
 
-    It holds no device: one that nobody has any more is garbage, also where another object's devices stay.
+    It holds neither: what belongs to an `IOMMUFD` that nobody has any more is garbage, whatever another object on the
+    same iommufd has.
     """
 
     group_on: ioctls.Cell = field(default_factory=lambda: ioctls.new_cell("uint32_t"))
     cells: weakref.WeakKeyDictionary[Attachable, ioctls.Cell] = field(default_factory=weakref.WeakKeyDictionary)
-    tables: dict[int, PageTable] = field(default_factory=dict)
+    tables: weakref.WeakValueDictionary[int, PageTable] = field(default_factory=weakref.WeakValueDictionary)
 
     @property
-    def page_table(self) -> PageTable:
-        """Where the group is, while a device is attached: by an id that nothing else has meanwhile."""
-        return self.tables[self.group_on[0]]
+    def page_table(self) -> PageTable | None:
+        """Where the group is, while a device is attached: by an id that nothing else has meanwhile. None: garbage."""
+        return self.tables.get(self.group_on[0])
 
     def cell(self, device: Attachable) -> ioctls.Cell:
         """What says whether a device is attached."""

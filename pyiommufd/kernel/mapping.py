@@ -141,6 +141,10 @@ class _Pieces:
         """Whether none is mapped, nor going to be."""
         return not self.making and not any(self.numbers[3::PIECE])
 
+    def were_mapped(self) -> bool:
+        """Whether any has been mapped, if for a moment."""
+        return any(self.numbers[4::PIECE])
+
 
 class DMAMappings:
     """Many pieces of one buffer, mapped and unmapped as one. Made by `IOAS.map_many`.
@@ -191,7 +195,7 @@ class DMAMappings:
         return self._pieces.gone()
 
     def _was_mapped(self) -> bool:
-        return any(self._pieces.numbers[4::PIECE])
+        return self._pieces.were_mapped()
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
@@ -215,13 +219,12 @@ class DMAMappings:
 
 
 class CopiedMapping(DMAMapping):
-    """A copy of what several mappings were. To the kernel it is as many, which `IOAS.unmap` may take one by one."""
+    """A copy. Of several mappings, it is as many to the kernel, which `IOAS.unmap` may take one by one."""
 
-    __slots__ = ("_length", "_pieces")
+    __slots__ = ("_pieces",)
 
-    def __init__(self, ioas: IOAS, length: int, numbers: array[int]) -> None:
+    def __init__(self, ioas: IOAS, numbers: array[int]) -> None:
         self._ioas = ioas
-        self._length = length
         self._pieces = _Pieces(numbers)
 
     @property
@@ -232,7 +235,7 @@ class CopiedMapping(DMAMapping):
     @property
     def length(self) -> int:
         """Bytes."""
-        return self._length
+        return sum(self._pieces.numbers[1::PIECE])
 
     @property
     def mapped(self) -> bool:
@@ -248,6 +251,9 @@ class CopiedMapping(DMAMapping):
 
     def _gone(self) -> bool:
         return self._pieces.gone()
+
+    def _was_mapped(self) -> bool:
+        return self._pieces.were_mapped()
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it still is: iova and length in bytes of each piece."""

@@ -15,7 +15,7 @@ from ..diagnose.mapping import map_error, map_file_error
 from ..diagnose.mapping_rows import HOLE
 from ..errors import Cause, IoctlError, IOMMUFDError, ioctl_error
 from ..uapi import ioctls
-from ..uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, Pieces, View, ioas_map, ioas_map_file
+from ..uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, View, ioas_map, ioas_map_file
 from .arguments import U64_MAX, misaligned
 from .iova import IOVARange, first_fit
 from .mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
@@ -143,21 +143,15 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
     held = source._table.memory_of(iova, length)
     # To the kernel it is going to be a mapping for each that it is copied from, of this process or another.
     parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
-    pieces: Piece | Pieces
-    if len(parts) < 2 or sum(end - at for at, end in parts) < length:
-        count, mapping, copied = 1, DMAMapping(ioas), None
-        pieces = mapping._piece
-        pieces.length = length
-    else:
-        numbers = array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)])
-        count, mapping = len(parts), (copied := CopiedMapping(ioas, length, numbers))
-        pieces = copied._pieces.c
+    if sum(end - at for at, end in parts) < length:
+        parts = [(iova, iova + length)]
+    mapping = CopiedMapping(ioas, array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)]))
     try:
         ioas._table[mapping] = held
         ioctls.ioas_copy(
             ioas._c,
-            pieces,
-            count,
+            mapping._pieces.c,
+            len(parts),
             flags=flags if dst_iova is None else flags | _FIXED,
             source=source._c,
             src_iova=iova,
@@ -166,8 +160,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             changes=changes,
         )
     except BaseException as error:
-        if copied is not None:
-            copied._pieces.made(copied)
+        mapping._pieces.made(mapping)
         mapping.unmap()
         if not isinstance(error, IoctlError):
             raise  # a signal handler's
@@ -180,8 +173,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             hole = Cause(HOLE.summary, f"mapped: {source._table.words(iova, length) or 'nothing of it'}", HOLE.fix)
             raise ioctl_error("IOMMU_IOAS_COPY", code, target, (hole,) if code == errno.ENOENT else ()) from None
         raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
-    if copied is not None:
-        copied._pieces.made(copied)
+    mapping._pieces.made(mapping)
     return mapping
 
 

@@ -381,7 +381,7 @@ def try_page_table(device: Object, ioas: Object, iova: int = 0, length: int = 0,
 
 def ioas_copy(
     ioas: Object,
-    pieces: Piece | Pieces,
+    pieces: Pieces,
     count: int,
     *,
     flags: int,

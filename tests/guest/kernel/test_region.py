@@ -6,7 +6,18 @@ import errno
 
 import pytest
 
-from pyiommufd import ClosedError, Device, IoctlError, RegionIndex, UnsupportedError, uapi
+from pyiommufd import (
+    ClosedError,
+    ConfigSpace,
+    Device,
+    DeviceFlag,
+    DeviceInfo,
+    IoctlError,
+    MmapArea,
+    RegionIndex,
+    UnsupportedError,
+    uapi,
+)
 from pyiommufd.kernel.region import RegionFlag
 
 CONFIG, VGA = 7, 8
@@ -87,6 +98,17 @@ def test_regions_that_are_there(device: Device) -> None:
     device.close()
     with pytest.raises(ClosedError):
         _ = device.regions
+
+
+def test_region_of_what_is_no_pci_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the number of a BAR, and no MSI-X table to be looked for in region 7. No guest here has such a device."""
+
+    def no_config_space(self: object, device: Device, index: int) -> None:
+        raise AssertionError(f"{device} has no region {index}")
+
+    monkeypatch.setattr(Device, "info", lambda _: DeviceInfo(DeviceFlag.PLATFORM, 1, 0, ()))
+    monkeypatch.setattr(ConfigSpace, "__init__", no_config_space)
+    assert device.region(0).mappable == (MmapArea(0, 1 << 20),)
 
 
 def test_missing_region_is_named_with_those_that_are_there(device: Device) -> None:
