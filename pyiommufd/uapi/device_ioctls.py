@@ -19,14 +19,9 @@ RawCapability = tuple[int, int, bytes]
 
 
 def capability_chain(data: bytes, first: int) -> list[RawCapability]:
-    """The capabilities of an info struct.
+    """The capabilities of an info struct and what follows it. ValueError: they lead out of it, or round in a circle.
 
-    Args:
-        data: The info struct and what follows it.
-        first: Where the first capability begins, counted from the start of the struct; 0: there is none.
-
-    Raises:
-        ValueError: The chain leads out of the data, or round in a circle.
+    first: where the first one begins, counted from the start of the struct; 0: there is none.
     """
     header = ffi.sizeof("struct vfio_info_cap_header")
     starts: list[int] = []
@@ -45,11 +40,7 @@ def capability_chain(data: bytes, first: int) -> list[RawCapability]:
 
 
 def struct_fields(struct: str, data: bytes, offset: int = 0) -> Mapping[str, int]:
-    """The numbers in a struct of the kernel's, by the names of its fields.
-
-    Raises:
-        ValueError: The data ends before the struct does.
-    """
+    """The numbers in a struct of the kernel's, by the names of its fields. ValueError: the data ends before it."""
     size = ffi.sizeof(struct)
     if offset + size > len(data):
         raise ValueError(f"{len(data) - offset} bytes are too few for {struct}")
@@ -109,18 +100,10 @@ def irq_info(fd: Fd, index: int) -> tuple[int, int]:
 def set_irqs(
     fd: Fd, index: int, action: int, start: int, count: int, eventfds: Sequence[File | None] | None = None
 ) -> int:
-    """VFIO_DEVICE_SET_IRQS.
+    """VFIO_DEVICE_SET_IRQS: 0; or how many vectors are to be had, where fewer than asked for: then none is enabled.
 
-    Args:
-        fd: The device's.
-        index: The type of interrupt.
-        action: One of VFIO_IRQ_SET_ACTION_*.
-        start: The first interrupt.
-        count: How many; 0 with the trigger action and without eventfds turns the type off.
-        eventfds: What the action is bound to, None for nothing, one an interrupt; None: the action is carried out now.
-
-    Returns:
-        0; or how many vectors there are to be had, where that is fewer than asked for. Then none has been enabled.
+    eventfds: what the action is bound to, one an interrupt, or None for nothing; without them it is carried out now. A
+    count of 0 with the trigger action and without eventfds turns the type off.
     """
     files = ffi.new("struct pyiommufd_file *[]", [ffi.NULL if one is None else _c(one) for one in eventfds or ()])
     size = ffi.sizeof("struct vfio_irq_set") + 4 * len(files)
@@ -170,13 +153,7 @@ def hot_reset(fd: Fd) -> None:
 def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: File | None, on: Cell) -> None:
     """VFIO_DEVICE_IOEVENTFD: write a value at each signal of an eventfd; None in its place: no more.
 
-    Args:
-        fd: The device's.
-        offset: Where in the device file.
-        width: Bytes: 1, 2, 4 or 8.
-        value: What to write.
-        eventfd: At whose signals.
-        on: Becomes whether the kernel writes (``int``).
+    offset: in the device file; width: 1, 2, 4 or 8 bytes; on becomes whether the kernel writes (``int``).
     """
     event = ffi.NULL if eventfd is None else _c(eventfd)
     result = lib.pyiommufd_ioeventfd(_c(fd), offset, width, value, event, cast("Any", on))
@@ -213,8 +190,7 @@ def window_new() -> WindowHandle:
 def window_map(window: WindowHandle, fd: Fd, offset: int, length: int, *, readable: bool, writeable: bool) -> None:
     """Map part of a device file; offset and length in bytes, on page boundaries. Once for each window.
 
-    Raises:
-        IoctlError: The kernel refused; ECANCELED: the window has been unmapped before.
+    ECANCELED: the window has been unmapped before.
     """
     _check(lib.pyiommufd_window_map(cast("Any", window), _c(fd), offset, length, readable, writeable), "mmap")
 

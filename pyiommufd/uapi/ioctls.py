@@ -260,16 +260,9 @@ def _make(
     queue: File | None = None,
     fd_field: str = "",
 ) -> None:
-    """Have the kernel make an object.
+    """Have the kernel make an object, whose id the field will have, and the fd field the fd of its queue.
 
-    Args:
-        made: The object.
-        request: The ioctl.
-        command: Its struct.
-        field: Where in it the id of the new object will be.
-        uses: What it is made for, by the fields that are to have their ids.
-        queue: The owner of the fd that comes with it.
-        fd_field: Where that fd will be.
+    uses: what it is made for, by the fields of the command that are to have their ids.
     """
     command.size = ffi.sizeof(ffi.typeof(command).item)
     ids = ffi.new("struct pyiommufd_id[]", [(one, _offset(command, name)) for name, one in (uses or {}).items()])
@@ -343,12 +336,8 @@ def ioas_unmap_many(pieces: Pieces, start: int, count: int) -> int:
 def ioas_unmap_range(ioas: Object, iova: int, length: int, touched: Sequence[Piece], changes: int) -> int:
     """IOMMU_IOAS_UNMAP of all within a range: how many bytes. EAGAIN: something was mapped or unmapped meanwhile.
 
-    Args:
-        ioas: The address space.
-        iova: The first address.
-        length: Bytes.
-        touched: What is mapped there, in part or whole. What is gone is not mapped any more, also where it fails.
-        changes: How many changes the address space had before that was looked up.
+    touched: what was mapped there, in part or whole, when the address space had that many changes. What is gone is not
+    mapped any more, also where it fails.
     """
     unmapped = ffi.new("uint64_t *")
     pieces = ffi.new("struct pyiommufd_piece *[]", list(touched))
@@ -539,15 +528,10 @@ def bind(cdev: File, device: Object, owner: File, token: bytes | None) -> None:
 
 
 def attach(cdev: File, table: Object, pasid: int | None, group_on: Cell, attached: Cell) -> None:
-    """VFIO_DEVICE_ATTACH_IOMMUFD_PT.
+    """VFIO_DEVICE_ATTACH_IOMMUFD_PT: group_on becomes the table's id (``uint32_t``), and attached 1 (``int``).
 
-    Args:
-        cdev: The device's.
-        table: The page table.
-        pasid: For the DMA with this PASID; None: without one.
-        group_on: Becomes the page table (``uint32_t``). Not the id that the kernel writes back: that of an automatic
-            page table is given to another object at once after the detach.
-        attached: Becomes 1 (``int``).
+    Not the id that the kernel writes back: that of an automatic page table is given to another object at once after the
+    detach.
     """
     number = -1 if pasid is None else pasid
     _check(

@@ -18,14 +18,7 @@ REQUESTS = (
 
 
 def known_requests(fd: int) -> dict[str, bool]:
-    """Whether the kernel knows each of `REQUESTS`. Changes nothing: no request is well-formed.
-
-    Args:
-        fd: That of an open ``/dev/iommu``.
-
-    Raises:
-        OSError: The fd is none of an iommufd.
-    """
+    """Whether the kernel knows each of `REQUESTS`. Changes nothing: no request is well-formed."""
     return {name: _is_known(fd, int(getattr(uapi, name))) for name in REQUESTS}
 
 
