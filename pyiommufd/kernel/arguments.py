@@ -21,22 +21,14 @@ BOTH = _READABLE | _WRITEABLE
 
 
 def check_bool(value: object, name: str) -> bool:
-    """A switch: True or False, and nothing that only counts as one of them, as any text counts as True.
-
-    Raises:
-        TypeError: It is neither; NumPy's are neither, too.
-    """
+    """A switch: True or False, and nothing that only counts as one of them, as any text counts as True; nor NumPy's."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, not {value!r:.60}")
     return value
 
 
 def access_flags(readable: bool, writeable: bool) -> int:
-    """The flags of IOMMU_IOAS_MAP and COPY for what devices may do.
-
-    Raises:
-        ValueError: They may do nothing.
-    """
+    """The flags of IOMMU_IOAS_MAP and COPY for what devices may do; to do nothing is a ValueError."""
     flags = (_READABLE if readable else 0) | (_WRITEABLE if writeable else 0)
     if not flags:
         raise ValueError("a mapping is readable or writeable for the device, or both")
@@ -44,12 +36,7 @@ def access_flags(readable: bool, writeable: bool) -> int:
 
 
 def hold(buffer: object, writeable: bool) -> View:
-    """Hold a buffer's memory, so that its owner can neither free nor resize it.
-
-    Raises:
-        TypeError: It is no buffer.
-        ValueError: It is not in one piece; it is read-only, and devices shall write to it; or it is closed.
-    """
+    """Hold a buffer's memory, so that its owner can neither free nor resize it."""
     try:
         return from_buffer(CHAR_ARRAY, buffer, bool(writeable))
     except (BufferError, TypeError) as error:
@@ -68,12 +55,7 @@ def unshared(error: BufferError | TypeError, buffer: object) -> ValueError | Typ
 
 
 def check_range(iova: int, length: int) -> tuple[int, int]:
-    """A range of addresses, as plain ints: those of NumPy overflow when they are added.
-
-    Raises:
-        TypeError: The numbers are no ints.
-        ValueError: They are negative or do not fit 64 bits, or the length is 0.
-    """
+    """A range of addresses, which is not empty, as plain ints: those of NumPy overflow when they are added."""
     iova, length = operator.index(iova), operator.index(length)
     if not 0 <= iova <= U64_MAX or not 0 < length <= U64_MAX:
         raise ValueError(f"iova {iova} and length {length} are no range of 64-bit addresses")
@@ -81,11 +63,7 @@ def check_range(iova: int, length: int) -> tuple[int, int]:
 
 
 def ranges_allowed(ranges: Iterable[IOVARange | tuple[int, int]]) -> list[tuple[int, int]]:
-    """What `IOAS.allow_iovas` was given, as first and inclusive last addresses.
-
-    Raises:
-        TypeError, ValueError: It is nothing of the kind.
-    """
+    """What `IOAS.allow_iovas` was given, as first and inclusive last addresses."""
     if isinstance(ranges, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
         raise TypeError("ranges are IOVARange objects or pairs of addresses, and no memory")
     pairs = []
@@ -123,12 +101,7 @@ class SupportsFileno(Protocol):
 
 
 def file_number(file: SupportsFileno | int) -> int:
-    """The number of an fd, or of the fd that an object has.
-
-    Raises:
-        TypeError: It has none.
-        ValueError: It is no number of an fd, or the object is closed or has none.
-    """
+    """The number of an fd, or of the fd that an object has."""
     number = operator.index(file) if isinstance(file, SupportsIndex) else _fileno(file)
     if not 0 <= number <= 0x7FFF_FFFF:
         raise ValueError(f"{number} is no file descriptor")

@@ -264,9 +264,7 @@ class ConfigSpace(RegionBytes):
 def walk_capabilities(read: Callable[[int, int], bytes], size: int) -> tuple[PCICapability, ...]:
     """The capabilities of a configuration space; a list that leads nowhere, or round in a circle, ends there.
 
-    Args:
-        read: Reads bytes at an offset: (offset, size).
-        size: Of the configuration space, in bytes.
+    read: of (offset, size), in bytes.
     """
     found: list[PCICapability] = []
     seen = set()

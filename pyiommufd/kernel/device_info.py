@@ -159,21 +159,13 @@ class DeviceInfo(OneLine):
 
 
 def read_device_info(fd: Fd) -> DeviceInfo:
-    """Ask a bound device what it is.
-
-    Raises:
-        IoctlError: The kernel refused.
-    """
+    """Ask a bound device what it is."""
     flags, regions, irqs, chain = device_ioctls.device_info(fd)
     return DeviceInfo(DeviceFlag(flags), regions, irqs, device_capabilities(chain))
 
 
 def device_capabilities(chain: Iterable[RawCapability]) -> tuple[DeviceCapability, ...]:
-    """The capabilities of a device, decoded.
-
-    Raises:
-        ValueError: One is shorter than its struct.
-    """
+    """The capabilities of a device, decoded. ValueError: one is shorter than its struct."""
     return tuple(_device_capability(*raw) for raw in chain)
 
 
@@ -194,11 +186,7 @@ def _device_capability(number: int, version: int, data: bytes) -> DeviceCapabili
 
 
 def region_capabilities(chain: Iterable[RawCapability]) -> tuple[RegionCapability, ...]:
-    """The capabilities of a region, decoded.
-
-    Raises:
-        ValueError: One is shorter than its struct.
-    """
+    """The capabilities of a region, decoded. ValueError: one is shorter than its struct."""
     return tuple(_region_capability(*raw) for raw in chain)
 
 
@@ -237,13 +225,9 @@ def _trailing(struct: str, data: bytes) -> bytes:
 def mappable_areas(
     size: int, capabilities: Sequence[RegionCapability], msix_table: MmapArea | None, page: int
 ) -> tuple[MmapArea, ...]:
-    """The parts of a region that can be mapped, as far as the region can be at all.
+    """The parts of a region that can be mapped, as far as the region can be at all. Size and page are in bytes.
 
-    Args:
-        size: The region's, in bytes.
-        capabilities: The region's.
-        msix_table: Where in it the MSI-X table lies, if there.
-        page: The size of a page in bytes.
+    msix_table: where in the region it lies, if there.
     """
     for capability in capabilities:
         if isinstance(capability, SparseMmap):

@@ -46,12 +46,7 @@ def forked_error(what: str, pid: int) -> ForkedError:
 
 
 def character_device(fd: int) -> tuple[int, str]:
-    """The number of an fd, and which device node it is of: ``major:minor``, or nothing where it is none's.
-
-    Raises:
-        TypeError, ValueError: It is no number of an fd.
-        IoctlError: EBADF: it is not open.
-    """
+    """The number of an fd, and which device node it is of: ``major:minor``, or nothing where it is none's."""
     fd = operator.index(fd)
     try:
         status = os.fstat(fd)
@@ -64,11 +59,7 @@ def character_device(fd: int) -> tuple[int, str]:
 
 
 def check_unowned(fd: int) -> None:
-    """Refuse an fd that is to be taken over, and that a living object closes; in a forked child, closes the copy of.
-
-    Raises:
-        ValueError: It is such an object's.
-    """
+    """ValueError for an fd to be taken over that a living object closes, or in a forked child closes the copy of."""
     for file, reference in list(_open.values()):
         if fd in (file.fd, file.inherited):
             raise ValueError(f"fd {fd} belongs to {reference()!r}, which closes it; give a copy: os.dup({fd})")

@@ -49,11 +49,7 @@ class HotResetInfo(OneLine):
 
 
 def read_hot_reset_info(fd: Fd) -> HotResetInfo:
-    """Ask what a hot reset of a bound device resets.
-
-    Raises:
-        IoctlError: ENODEV: neither its bus nor its slot can be reset.
-    """
+    """Ask what a hot reset of a bound device resets. ENODEV: neither its bus nor its slot can be reset."""
     _, found = device_ioctls.hot_reset_info(fd)
     return HotResetInfo(tuple(_dependent(*each) for each in found))
 

@@ -166,13 +166,7 @@ def alloc_hwpt(
 ) -> HWPT:
     """Make a page table; see `Attachable.alloc_hwpt`. The iommufd's lock is held.
 
-    Args:
-        device: For its IOMMU.
-        ioas: The address space.
-        wanted: The arguments that stand for flags, by their names.
-        queue: For page requests, or None.
-        data_type: What the data is.
-        data: The IOMMU driver's own data.
+    wanted: the arguments that stand for flags, by their names.
     """
     data_type, data = operator.index(data_type), bytes(memoryview(data))
     if not 0 <= data_type < 1 << 32:

@@ -121,19 +121,11 @@ class Interrupts:
 
     @property
     def _lock(self) -> threading.RLock:
-        """Held while a type is turned on or off, an ioeventfd or a watch for removal begins or ends.
-
-        The iommufd's: a signal handler that runs under a lock of ours might want that one, while another thread closes
-        the iommufd and wants ours.
-        """
+        """The iommufd's: see "Locks" in CONTRIBUTING.md."""
         return self._device.iommufd._lock
 
     def _live(self) -> File:
-        """The device's fd, for who holds the lock: it stays open meanwhile.
-
-        Raises:
-            ClosedError, ForkedError: The device is closed, or about to be, or belongs to the parent process.
-        """
+        """The device's fd, for who holds the lock: it stays open meanwhile. Raises also where it is about to close."""
         if self._closed:
             raise ClosedError(f"this {self._device._what()} is closed")
         return self._device._live()

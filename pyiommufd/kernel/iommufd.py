@@ -408,15 +408,7 @@ class IOMMUFD(Handle):
 
 
 def _check_iommufd(number: str, name: str) -> None:
-    """Refuse what is not the device node of iommufd.
-
-    Args:
-        number: The number of the device node, as `character_device` returns it.
-        name: What was given, for the error.
-
-    Raises:
-        ValueError: It is another one's, or none's.
-    """
+    """Refuse what is not the device node of iommufd, by its number as `character_device` returns it."""
     if not number or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
         raise ValueError(f"{name} is not an iommufd: that is /dev/iommu")
 

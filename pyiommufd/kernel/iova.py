@@ -39,17 +39,9 @@ def joined(ranges: Iterable[IOVARange]) -> tuple[IOVARange, ...]:
 def first_fit(
     allowed: Iterable[IOVARange], taken: Iterable[tuple[int, int]], length: int, below: int, alignment: int
 ) -> int | None:
-    """The lowest address at which there is room.
+    """The lowest address with room for so many bytes, the last of which is below an address; None: there is none.
 
-    Args:
-        allowed: Where mappings can be.
-        taken: What is mapped: iova and length in bytes of each.
-        length: How much room, in bytes.
-        below: The first address that is too high for the last byte.
-        alignment: What the address has to be a multiple of: a power of two, in bytes.
-
-    Returns:
-        The address, or None where there is no room. Never 0, which drivers take for "no address".
+    Never 0, which drivers take for "no address". taken: iova and length in bytes of each; alignment: a power of two.
     """
     occupied = sorted(taken)
     for range_ in sorted(allowed):

@@ -360,11 +360,7 @@ class IRQ:
         return self._states[0]
 
     def _begin(self) -> _State:
-        """What is on, once what an interrupted change has left is settled.
-
-        Raises:
-            ClosedError, ForkedError: The device is closed, or about to be, or belongs to the parent process.
-        """
+        """What is on, once what an interrupted change has left is settled. Raises as `Interrupts._live` does."""
         self._interrupts._live()
         self._settle()
         return self._states[0]
@@ -386,8 +382,7 @@ class IRQ:
     def _become(self, before: _State, wanted: _State) -> None:
         """Have this on, on record and in the kernel; whatever comes in between, what was on before.
 
-        Raises:
-            InUseError: A signal handler has changed it since it was in the first state.
+        InUseError: a signal handler has changed it since it was in the first state.
         """
         for event in wanted.events():
             self._events[event] = True

@@ -54,11 +54,7 @@ class KernelObject(Closing):
         return self._c.id
 
     def _live(self) -> ioctls.File:
-        """The fd of its iommufd, for a call.
-
-        Raises:
-            ClosedError, ForkedError: One of the two is closed, or belongs to the parent process.
-        """
+        """The fd of its iommufd, for a call. Raises where either is closed, or belongs to the parent process."""
         if self.closed:
             raise ClosedError(f"this {type(self).__name__} {self.id} is closed")
         return self._iommufd._live()

@@ -201,11 +201,7 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
 
 
 def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> array[int]:
-    """What `IOAS.map_many` was given for a memory of that size in bytes, as `map_pieces` takes it.
-
-    Raises:
-        TypeError, ValueError: It is nothing of the kind.
-    """
+    """What `IOAS.map_many` was given for a memory of that size in bytes, as `map_pieces` takes it."""
     numbers = array("Q")
     if isinstance(pieces, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
         raise TypeError("pieces are (offset, length, iova), one after the other, and no memory")
@@ -249,8 +245,7 @@ def map_failed(
 def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None, below: int | None = None) -> IoctlError:
     """The exception for a map or copy that was refused: by the kernel, or for want of room below an address.
 
-    Raises:
-        ClosedError, ForkedError: It was none of the kernel's: the address space was closed, before or meanwhile.
+    Raises where it was none of the kernel's: the address space was closed, before or meanwhile.
     """
     ioas._live()
     there = "" if iova is None else ioas._table.words(iova, length)

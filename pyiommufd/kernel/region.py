@@ -265,11 +265,7 @@ class Region(RegionBytes):
 
 
 def read_regions(device: Device) -> dict[int, Region]:
-    """The regions of a device that have any bytes: what `Device.regions` is.
-
-    Raises:
-        IoctlError, ClosedError, ForkedError: As for `Device.region`.
-    """
+    """The regions of a device that have any bytes: what `Device.regions` is."""
     info = device.info()
     found: dict[int, Region] = {}
     for index in range(info.num_regions):
