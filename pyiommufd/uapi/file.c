@@ -29,18 +29,13 @@ static void look_again(unsigned int *looks)
         nanosleep(&pause, NULL);
 }
 
-/*
- * The result of a call that says why it has failed, once and for all: errno is the thread's, and another call in a
- * signal handler would write it over.
- */
+/* The result of a call, with the reason where it has failed, as entry.h says. */
 static int64_t with_reason(int64_t result)
 {
     return result < 0 ? -errno : result;
 }
 
 /*
- * Files.
- *
  * close() waits for the calls under way, and every later one finds that there is no fd: so none of them can reach
  * what gets the same number next.
  */

@@ -1,8 +1,6 @@
 /* Mappings: C code behind entry.h. */
 
 /*
- * Mappings.
- *
  * A piece is claimed before it is unmapped by itself: two threads that unmap it do so once, and the one that comes
  * second waits until it is gone. What maps or unmaps a piece uses its address space; what concerns many pieces at once,
  * and goes by what the caller knows to be mapped, takes the address space for itself.

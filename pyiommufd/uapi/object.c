@@ -1,11 +1,6 @@
 /* Objects of an iommufd: C code behind entry.h. */
 
-/*
- * Objects.
- *
- * What the kernel has made or destroyed is written down by the same call, as Python may run a signal handler, and
- * raise from it, between the return of a call and the use of its result.
- */
+/* The states of an object or piece: see entry.h. */
 enum { GONE, LIVE, TAKEN };
 
 /* Its fd, for a call that must not reach what gets its id next: destroy waits for it. */

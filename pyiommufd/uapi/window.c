@@ -1,15 +1,9 @@
-/* C code behind window.h. Included after the others by the source that build_cffi.py makes. */
+/* C code behind window.h. Included after file.c, with what that includes, by the source that build_cffi.py makes. */
 
-#include <errno.h>
-#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 /*
  * The guard.
