@@ -31,7 +31,7 @@ int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds);
 int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *copy);
 /* As poll, without waiting. */
 int pyiommufd_file_readable(struct pyiommufd_file *file);
-/* As read, or pread where the offset is not negative; and so for writing. done: what is in memory now, in bytes; or NULL. */
+/* As read, or pread where the offset is not negative; and so for writing. done: bytes in memory now; or NULL. */
 int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset, uint64_t *done);
 int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset);
 /* Set or clear bits of 2 bytes, little-endian, by a pread and a pwrite. */
@@ -42,7 +42,8 @@ int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *ar
 struct pyiommufd_object {
     struct pyiommufd_file *file; /* the iommufd */
     uint32_t id;
-    unsigned int state;   /* 0: not there, 1: there, 2: taken by a call that waits for the others, and that they wait for */
+    /* 0: not there, 1: there, 2: taken by a call that waits for the others, and that they wait for */
+    unsigned int state;
     unsigned int users;   /* calls under way */
     unsigned int changes; /* of an address space: how often something was mapped or unmapped */
     unsigned int wanted;  /* by who has found it changed too often: other calls let that one go first, for some ms */
@@ -96,8 +97,8 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece);
 /* Each of them, until one fails. */
 int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count);
 /*
- * All within a range, by one request; the pieces are all that it may touch. EAGAIN: something was mapped or unmapped since
- * the address space had that many changes.
+ * All within a range, by one request; the pieces are all that it may touch. EAGAIN: something was mapped or unmapped
+ * since the address space had that many changes.
  */
 int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length,
                                struct pyiommufd_piece **pieces, uint64_t count, unsigned int changes,

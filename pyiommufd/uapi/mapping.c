@@ -90,7 +90,7 @@ int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piec
 }
 
 static int copy_range(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src_ioas_id, uint64_t src_iova,
-                uint64_t length, uint64_t *dst_iova)
+                      uint64_t length, uint64_t *dst_iova)
 {
     struct iommu_ioas_copy command = {
         .size = sizeof(command),
@@ -258,7 +258,8 @@ int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uin
 
             if (piece->iova < iova || piece->iova + piece->length - 1 > last)
                 continue;
-            if (!result || (scratch >= 0 && copy_in_place(fd, scratch, ioas->id, piece->iova, piece->length) == -ENOENT))
+            if (!result ||
+                (scratch >= 0 && copy_in_place(fd, scratch, ioas->id, piece->iova, piece->length) == -ENOENT))
                 STORE(&piece->state, GONE);
         }
         if (scratch >= 0)

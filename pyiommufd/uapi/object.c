@@ -32,8 +32,8 @@ static int use(struct pyiommufd_object *object)
 /*
  * Take it for oneself: no other call is under way, and none begins until the state is set again. 0: it is not there.
  *
- * So that no two calls wait for each other, who takes one and uses another goes by their place in memory. Who uses several
- * in another order holds the iommufd's lock, and so does whoever takes one for good.
+ * So that no two calls wait for each other, who takes one and uses another goes by their place in memory. Who uses
+ * several in another order holds the iommufd's lock, and so does whoever takes one for good.
  */
 static int seize(struct pyiommufd_object *object)
 {
@@ -70,7 +70,7 @@ int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void 
 
     if (fd < 0)
         return fd;
-    /* In any order: who takes one of them for itself takes no other one, or holds the iommufd's lock, as the caller does. */
+    /* In any order: who takes one for itself takes no other one, or holds the iommufd's lock, as the caller does. */
     for (; held < count; held++) {
         result = use(uses[held].object);
         if (result < 0)

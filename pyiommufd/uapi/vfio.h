@@ -3,8 +3,8 @@
  * The ABI of VFIO as of Linux 7.3: devices (/dev/vfio/devices/vfioX), and the group and container interface that
  * iommufd still speaks for older programs. Same two readers and same rules as iommufd.h.
  *
- * Not here: sPAPR and EEH (Power's own), CCW's regions, NVLink and the migration regions of before 5.18, none of which an
- * iommufd user meets, and the mediated devices' API strings, which are sysfs text.
+ * Not here: sPAPR and EEH (Power's own), CCW's regions, NVLink and the migration regions of before 5.18, none of which
+ * an iommufd user meets, and the mediated devices' API strings, which are sysfs text.
  *
  * Structs start with argsz. GET_INFO and GET_REGION_INFO whose capabilities do not fit succeed without them and raise
  * argsz to what is needed; GET_PCI_HOT_RESET_INFO answers ENOSPC.
@@ -439,7 +439,7 @@ struct vfio_group_status {
 	uint32_t argsz, flags;
 };
 
-/* Type 1: the container's page tables. Numbers as of the device's commands, told apart by the fd. `end` is inclusive. */
+/* Type 1: the container's page tables. Numbers as of the device's, told apart by the fd. `end` is inclusive. */
 
 #define VFIO_IOMMU_GET_INFO _IO(VFIO_TYPE, VFIO_BASE + 12)
 #define VFIO_IOMMU_MAP_DMA _IO(VFIO_TYPE, VFIO_BASE + 13)

@@ -69,7 +69,7 @@ static void (*const layers[LAYERS])(int, siginfo_t *, void *) = {
  */
 static const int layer_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
 
-/* Set the layer that is right upon what is there, or again the one that is there: signal() puts it back without flags. */
+/* Set the layer that is right upon what is there, or again the one there: signal() puts it back without flags. */
 static void set_layer(void)
 {
     struct sigaction current, ours = { .sa_flags = layer_flags };
@@ -142,8 +142,8 @@ static int advance(struct pyiommufd_window *window, int from, int to)
     return atomic_compare_exchange_strong(&window->state, &from, to);
 }
 
-int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length, int readable,
-                         int writeable)
+int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length,
+                         int readable, int writeable)
 {
     const int protection = (readable ? PROT_READ : 0) | (writeable ? PROT_WRITE : 0);
     void *base;
@@ -352,9 +352,9 @@ int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, uns
     return one_access(window, offset, width, &held, 1);
 }
 
-/* By way of memory of our own, so that a fault under the guard is the device's, and never one of the caller's memory. */
-static int copy(struct pyiommufd_window *window, uint64_t offset, unsigned char *memory, uint64_t length, uint64_t *done,
-                int writing)
+/* By way of memory of our own: a fault under the guard is the device's then, and never one of the caller's memory. */
+static int copy(struct pyiommufd_window *window, uint64_t offset, unsigned char *memory, uint64_t length,
+                uint64_t *done, int writing)
 {
     uint64_t chunk[512 + 1];
     unsigned char *held = (unsigned char *)chunk + offset % 8;

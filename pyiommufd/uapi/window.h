@@ -7,8 +7,8 @@
  */
 struct pyiommufd_window;
 struct pyiommufd_window *pyiommufd_window_new(void);
-int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length, int readable,
-                         int writeable);
+int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file *file, uint64_t offset, uint64_t length,
+                         int readable, int writeable);
 int pyiommufd_window_unmap(struct pyiommufd_window *window);
 /* In a forked child, which does not have the mapping. */
 void pyiommufd_window_forget(struct pyiommufd_window *window);
