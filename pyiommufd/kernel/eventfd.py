@@ -87,7 +87,8 @@ class EventFD(Handle):
         """How many signals have come since the last time, without waiting.
 
         Raises:
-            ValueError: The eventfd is the caller's, who waits on that; or an `IOEventFD`, which the kernel reads.
+            ValueError: The eventfd is the caller's, who waits on that; or an `IOEventFD` or `UnmaskEvent`, which the
+                kernel reads.
             ClosedError, ForkedError: As for `fileno`.
         """
         reader = "the eventfd's owner" if self.lent else self._reader

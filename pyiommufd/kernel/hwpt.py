@@ -54,7 +54,7 @@ class HWPT(KernelObject):
         self.ioas = ioas
         self.host = host
         self.flags = flags
-        # What was found to be mapped throughout, and how often something had been unmapped by then.
+        # What was found to be mapped throughout, and how many changes the address space had had by then.
         self._mapped = IOVARange(0, 0), -1
 
     @property

@@ -90,7 +90,10 @@ class Interrupt(EventFD):
 
 
 class UnmaskEvent(EventFD):
-    """An eventfd each signal of which unmasks INTx. Made by `IRQ.unmask_event`. The kernel reads it."""
+    """An eventfd each signal of which unmasks INTx. Made by `IRQ.unmask_event`.
+
+    The kernel reads it, so that nobody can wait here (ValueError).
+    """
 
     __slots__ = ("_irq",)
 

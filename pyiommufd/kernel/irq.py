@@ -66,8 +66,8 @@ class IRQ:
 
     Attributes:
         device: The device.
-        index: Its number: an `IRQIndex` where the device is a PCI device, an `APIRQIndex` or `CCWIRQIndex` where it is
-            one of s390.
+        index: Its number: an `IRQIndex` where the device is a PCI device; where it is one of s390 an `IntEnum` with the
+            names of VFIO_AP_*_IRQ_INDEX or VFIO_CCW_*_IRQ_INDEX; a plain int where the type has no name.
     """
 
     __slots__ = ("_events", "_interrupts", "_log", "device", "index")
@@ -333,7 +333,7 @@ class IRQ:
             raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self._target}, which cannot be masked")
         self._check_enabled()
 
-    # Changes. The lock is held.
+    # Changes. The lock is held, but for `_now`, and `_last` and `_states` that it looks at.
 
     def _last(self) -> tuple[int, list[_State]]:
         """The last change."""

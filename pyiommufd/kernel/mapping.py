@@ -19,7 +19,7 @@ PIECES_A_CALL = 1024
 
 
 class DMAMapping:
-    """Memory that the devices of an address space reach. Made by `IOAS.map` and `IOAS.copy_from`.
+    """Memory that the devices of an address space reach. Made by `IOAS.map`, `map_file` and `copy_from`.
 
     A context manager that unmaps. Dropping it does not unmap: a device may be writing there. As long as it is
     mapped, the buffer is kept alive and cannot be closed or resized.

@@ -1,4 +1,4 @@
-/* Bind, attach and detach: C code behind entry.h. */
+/* Bind, attach and detach, ioeventfds, interrupts: C code behind entry.h. */
 
 int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device, struct pyiommufd_file *owner,
                    const void *token)

@@ -45,7 +45,7 @@ struct pyiommufd_object {
     /* 0: not there, 1: there, 2: taken by a call that waits for the others, and that they wait for */
     unsigned int state;
     unsigned int users;   /* calls under way */
-    unsigned int changes; /* of an address space: how often something was mapped or unmapped */
+    unsigned int changes; /* of an address space: how often something was mapped, or an unmap was tried */
     unsigned int wanted;  /* by who has found it changed too often: other calls let that one go first, for some ms */
 };
 /* A place in a command where the id of an object is wanted. */

@@ -1,9 +1,10 @@
 """What issues ioctls and touches C: a typed face of the compiled extension, with `device_ioctls` beside it.
 
-Above them there is no cdata and no request number. Every function raises `pyiommufd.errors.IoctlError`, bare of
-causes, when the kernel refuses; but for `ioas_map` and its relatives, the hot path, which return what the C code does:
-the negative errno. (What cffi keeps as ffi.errno is the thread's, and the calls of a signal handler write it over.) All
-of them release the GIL while the kernel works and may be called from any thread.
+Above them there is no request number, and cdata only as what is typed here, such as `File`, `Object`, `Piece` and
+`Cell`. Every function raises `pyiommufd.errors.IoctlError`, bare of causes, when the kernel refuses; but for `ioas_map`
+and its relatives, the hot path, which return what the C code does: the negative errno. (What cffi keeps as ffi.errno is
+the thread's, and the calls of a signal handler write it over.) All of them release the GIL while the kernel works and
+may be called from any thread.
 
 What a call has done is on record before it returns: in a `File`, an `Object` or `Pieces`, which the caller makes
 beforehand. So an exception that a signal handler raises finds it there, at whatever moment.
