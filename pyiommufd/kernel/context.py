@@ -48,8 +48,8 @@ class Context:
     """An iommufd of the kernel's, which several `IOMMUFD` objects of a process may stand for (`IOMMUFD.from_fd`).
 
     Attributes:
-        lock: Held while an action changes who is bound, attached or alive: the kernel's answer and what it means for
-            the group stay one step. Maps and unmaps do without.
+        lock: The kernel's answer and what it means for the group stay one step. For what it is held: see "Locks" in
+            CONTRIBUTING.md.
         shared: Whether others may do things with it that are not known here: they may have its fd.
     """
 

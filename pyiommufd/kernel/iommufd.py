@@ -120,7 +120,7 @@ class IOMMUFD(Handle):
 
     @property
     def _lock(self) -> threading.RLock:
-        """Held while an action changes who is bound, attached or alive. Maps and unmaps do without."""
+        """See "Locks" in CONTRIBUTING.md."""
         return self._context.lock
 
     # What it makes
