@@ -88,6 +88,8 @@ from .kernel.hw_info import (
 )
 from .kernel.hwpt import HWPT
 from .kernel.interrupt import (
+    APIRQIndex,
+    CCWIRQIndex,
     Interrupt,
     IRQFlag,
     IRQIndex,
@@ -112,6 +114,7 @@ __all__ = [
     "IOAS",
     "IOMMUFD",
     "IRQ",
+    "APIRQIndex",
     "AccessDeniedError",
     "Action",
     "AlreadyAttachedError",
@@ -120,6 +123,7 @@ __all__ = [
     "AtomicFlag",
     "AttachPreview",
     "BusyError",
+    "CCWIRQIndex",
     "CapabilityID",
     "Cause",
     "ChangeKind",

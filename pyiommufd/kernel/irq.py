@@ -66,8 +66,8 @@ class IRQ:
 
     Attributes:
         device: The device.
-        index: Its number: an `IRQIndex` where the device is a PCI device; where it is one of s390 an `IntEnum` with the
-            names of VFIO_AP_*_IRQ_INDEX or VFIO_CCW_*_IRQ_INDEX; a plain int where the type has no name.
+        index: Its number: an `IRQIndex` where the device is a PCI device, an `APIRQIndex` or `CCWIRQIndex` where it is
+            one of s390; a plain int where the type has no name.
     """
 
     __slots__ = ("_events", "_interrupts", "_log", "device", "index")
