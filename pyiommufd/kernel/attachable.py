@@ -180,9 +180,6 @@ class Attachable(Handle):
     def _request_attach(self, page_table: PageTable, pasid: int | None, attachment: Attachment) -> None:
         ioctls.attach(self._live(), page_table._c, pasid, attachment.group_on, attachment.cell(self))
 
-    def _request_detach(self, pasid: int | None, attachment: Attachment) -> None:
-        ioctls.detach(self._live(), pasid, attachment.cell(self))
-
     def _attach_refused(self, code: int, page_table: PageTable, pasid: int | None) -> IoctlError:
         peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
         unfit: list[IOVARange] = []
@@ -214,7 +211,7 @@ class Attachable(Handle):
                 return DMAChange(ChangeKind.NOOP, ())
             before, certain = self._now(), self._certain_peers(attachment)
             change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
-            self._request_detach(pasid, attachment)
+            ioctls.detach(self._live(), pasid, attachment.cell(self))
             return self._as_of(before, change)
 
     def preview_attach(self, page_table: PageTable, pasid: int | None = None) -> AttachPreview:

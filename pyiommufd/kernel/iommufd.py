@@ -265,10 +265,6 @@ class IOMMUFD(Handle):
             raise ValueError(f"{ioas!r} belongs to another IOMMUFD")
         ioas._ask(ioctls.set_vfio_ioas)
 
-    @vfio_ioas.deleter
-    def vfio_ioas(self) -> None:
-        self.vfio_ioas = None
-
     def change_process(self) -> None:
         """Account what is mapped to this process (IOMMU_IOAS_CHANGE_PROCESS; since Linux 6.14).
 

@@ -299,7 +299,7 @@ def test_vfio_ioas(iommufd: IOMMUFD) -> None:
     first.close()
     assert _vfio_ioas(iommufd) is None
     iommufd.vfio_ioas = second
-    del iommufd.vfio_ioas
+    iommufd.vfio_ioas = None
     assert _vfio_ioas(iommufd) is None
     with pytest.raises(TypeError, match="IOAS"):
         setattr(iommufd, "vfio_ioas", 5)  # noqa: B010
