@@ -90,9 +90,7 @@ def region_info(fd: Fd, index: int) -> tuple[int, int, int, list[RawCapability]]
 
 def irq_info(fd: Fd, index: int) -> tuple[int, int]:
     """VFIO_DEVICE_GET_IRQ_INFO: flags, number of interrupts of this type."""
-    info = ffi.new("struct vfio_irq_info *")
-    info.argsz = ffi.sizeof("struct vfio_irq_info")
-    info.index = index
+    info = ffi.new("struct vfio_irq_info *", {"argsz": ffi.sizeof("struct vfio_irq_info"), "index": index})
     _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_IRQ_INFO, info), "VFIO_DEVICE_GET_IRQ_INFO")
     return int(info.flags), int(info.count)
 
@@ -106,14 +104,11 @@ def set_irqs(
     count of 0 with the trigger action and without eventfds turns the type off.
     """
     files = ffi.new("struct pyiommufd_file *[]", [ffi.NULL if one is None else _c(one) for one in eventfds or ()])
-    size = ffi.sizeof("struct vfio_irq_set") + 4 * len(files)
-    memory = ffi.new("char[]", size)
-    command = ffi.cast("struct vfio_irq_set *", cast("Any", memory))
-    command.argsz = size
-    command.flags = action | (lib.VFIO_IRQ_SET_DATA_NONE if eventfds is None else lib.VFIO_IRQ_SET_DATA_EVENTFD)
-    command.index = index
-    command.start = start
-    command.count = count
+    room = 4 * len(files)
+    size = ffi.sizeof("struct vfio_irq_set") + room
+    flags = action | (lib.VFIO_IRQ_SET_DATA_NONE if eventfds is None else lib.VFIO_IRQ_SET_DATA_EVENTFD)
+    given = {"argsz": size, "flags": flags, "index": index, "start": start, "count": count, "data": room}
+    command = ffi.new("struct vfio_irq_set *", given)
     return _check(lib.pyiommufd_set_irqs(_c(fd), command, files, len(files)), "VFIO_DEVICE_SET_IRQS")
 
 
@@ -127,9 +122,7 @@ def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
     header, each = ffi.sizeof("struct vfio_pci_hot_reset_info"), ffi.sizeof("struct vfio_pci_dependent_device")
     room = 16
     while True:
-        memory = ffi.new("char[]", header + room * each)
-        info = ffi.cast("struct vfio_pci_hot_reset_info *", cast("Any", memory))
-        info.argsz = header + room * each
+        info = ffi.new("struct vfio_pci_hot_reset_info *", {"argsz": header + room * each, "devices": room})
         result = lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info)
         if result == 0:
             found = [info.devices[i] for i in range(info.count)]
@@ -145,8 +138,7 @@ def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
 
 def hot_reset(fd: Fd) -> None:
     """VFIO_DEVICE_PCI_HOT_RESET, in the form for a cdev: who owns what is seen from the iommufd, no fds are named."""
-    command = ffi.new("struct vfio_pci_hot_reset *")
-    command.argsz = ffi.sizeof("struct vfio_pci_hot_reset")
+    command = ffi.new("struct vfio_pci_hot_reset *", {"argsz": ffi.sizeof("struct vfio_pci_hot_reset")})
     _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_PCI_HOT_RESET, command), "VFIO_DEVICE_PCI_HOT_RESET")
 
 

@@ -392,19 +392,16 @@ def ioas_copy(
 def ioas_allow_iovas(ioas: Object, ranges: Sequence[tuple[int, int]]) -> None:
     """IOMMU_IOAS_ALLOW_IOVAS; ranges: (start, inclusive last)."""
     allowed = ffi.new("struct iommu_iova_range[]", [{"start": start, "last": last} for start, last in ranges])
-    command = ffi.new("struct iommu_ioas_allow_iovas *")
-    command.num_iovas = len(ranges)
-    command.allowed_iovas = int(ffi.cast("uintptr_t", allowed))
+    given = {"num_iovas": len(ranges), "allowed_iovas": address(allowed)}
+    command = ffi.new("struct iommu_ioas_allow_iovas *", given)
     _check(_ask(ioas, "IOMMU_IOAS_ALLOW_IOVAS", command, "ioas_id"), "IOMMU_IOAS_ALLOW_IOVAS")
 
 
 def option(of: File | Object, option_id: int, value: int | None = None) -> int:
     """IOMMU_OPTION: set an option of an iommufd or of an object to the value, or get it where that is None."""
-    command = ffi.new("struct iommu_option *")
-    command.size = ffi.sizeof("struct iommu_option")
-    command.option_id = option_id
-    command.op = lib.IOMMU_OPTION_OP_GET if value is None else lib.IOMMU_OPTION_OP_SET
-    command.val64 = value or 0
+    op = lib.IOMMU_OPTION_OP_GET if value is None else lib.IOMMU_OPTION_OP_SET
+    given = {"size": ffi.sizeof("struct iommu_option"), "option_id": option_id, "op": op, "val64": value or 0}
+    command = ffi.new("struct iommu_option *", given)
     if hasattr(of, "fd"):
         result = lib.pyiommufd_ioctl(_c(of), lib.IOMMU_OPTION, command)
     else:
@@ -415,9 +412,7 @@ def option(of: File | Object, option_id: int, value: int | None = None) -> int:
 
 def vfio_ioas(fd: Fd, op: int) -> int:
     """IOMMU_VFIO_IOAS: get or clear. Returns the id."""
-    command = ffi.new("struct iommu_vfio_ioas *")
-    command.size = ffi.sizeof("struct iommu_vfio_ioas")
-    command.op = op
+    command = ffi.new("struct iommu_vfio_ioas *", {"size": ffi.sizeof("struct iommu_vfio_ioas"), "op": op})
     _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_VFIO_IOAS, command), "IOMMU_VFIO_IOAS")
     return int(command.ioas_id)
 
@@ -430,16 +425,14 @@ def set_vfio_ioas(ioas: Object) -> None:
 
 def ioas_change_process(fd: Fd) -> None:
     """IOMMU_IOAS_CHANGE_PROCESS."""
-    command = ffi.new("struct iommu_ioas_change_process *")
-    command.size = ffi.sizeof("struct iommu_ioas_change_process")
+    size = ffi.sizeof("struct iommu_ioas_change_process")
+    command = ffi.new("struct iommu_ioas_change_process *", {"size": size})
     _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_CHANGE_PROCESS, command), "IOMMU_IOAS_CHANGE_PROCESS")
 
 
 def ioas_noiommu_get_pa(ioas: Object, iova: int, length: int) -> tuple[int, int]:
     """IOMMU_IOAS_NOIOMMU_GET_PA: the physical address, and how many bytes are contiguous there."""
-    command = ffi.new("struct iommu_ioas_noiommu_get_pa *")
-    command.iova = iova
-    command.length = length
+    command = ffi.new("struct iommu_ioas_noiommu_get_pa *", {"iova": iova, "length": length})
     _check(_ask(ioas, "IOMMU_IOAS_NOIOMMU_GET_PA", command, "ioas_id"), "IOMMU_IOAS_NOIOMMU_GET_PA")
     return int(command.out_phys), int(command.length)
 
@@ -450,12 +443,9 @@ def hwpt_alloc(made: Object, uses: Mapping[str, Object], *, flags: int, data_typ
     uses: ``dev_id`` and ``pt_id``, and maybe ``fault_id``.
     """
     held = ffi.from_buffer(data)
-    command = ffi.new("struct iommu_hwpt_alloc *")
-    command.flags = flags
-    command.data_type = data_type
-    command.data_len = len(data)
-    command.data_uptr = int(ffi.cast("uintptr_t", held)) if data else 0
-    _make(made, "IOMMU_HWPT_ALLOC", command, "out_hwpt_id", uses)
+    at = address(held) if data else 0
+    given = {"flags": flags, "data_type": data_type, "data_len": len(data), "data_uptr": at}
+    _make(made, "IOMMU_HWPT_ALLOC", ffi.new("struct iommu_hwpt_alloc *", given), "out_hwpt_id", uses)
 
 
 def fault_queue_alloc(made: Object, queue: File) -> None:
@@ -466,34 +456,25 @@ def fault_queue_alloc(made: Object, queue: File) -> None:
 
 def hwpt_set_dirty_tracking(hwpt: Object, flags: int) -> None:
     """IOMMU_HWPT_SET_DIRTY_TRACKING."""
-    command = ffi.new("struct iommu_hwpt_set_dirty_tracking *")
-    command.flags = flags
+    command = ffi.new("struct iommu_hwpt_set_dirty_tracking *", {"flags": flags})
     _check(_ask(hwpt, "IOMMU_HWPT_SET_DIRTY_TRACKING", command, "hwpt_id"), "IOMMU_HWPT_SET_DIRTY_TRACKING")
 
 
 def hwpt_get_dirty_bitmap(hwpt: Object, flags: int, iova: int, length: int, page_size: int, bitmap: bytearray) -> None:
     """IOMMU_HWPT_GET_DIRTY_BITMAP: bits are added to those of the bitmap, whole words of 64 bits."""
     held = ffi.from_buffer("uint64_t[]", bitmap, require_writable=True)
-    command = ffi.new("struct iommu_hwpt_get_dirty_bitmap *")
-    command.flags = flags
-    command.iova = iova
-    command.length = length
-    command.page_size = page_size
-    command.data = int(ffi.cast("uintptr_t", held))
+    given = {"flags": flags, "iova": iova, "length": length, "page_size": page_size, "data": address(held)}
+    command = ffi.new("struct iommu_hwpt_get_dirty_bitmap *", given)
     _check(_ask(hwpt, "IOMMU_HWPT_GET_DIRTY_BITMAP", command, "hwpt_id"), "IOMMU_HWPT_GET_DIRTY_BITMAP")
 
 
 def get_hw_info(device: Object, data_type: int | None) -> tuple[int, int, int, bytes]:
     """IOMMU_GET_HW_INFO: data type, width of PASIDs in bits, capabilities, and the IOMMU driver's own data."""
     room = 256
+    typed = {} if data_type is None else {"flags": lib.IOMMU_HW_INFO_FLAG_INPUT_TYPE, "in_data_type": data_type}
     while True:
         data = ffi.new("char[]", room)
-        command = ffi.new("struct iommu_hw_info *")
-        command.data_len = room
-        command.data_uptr = int(ffi.cast("uintptr_t", data))
-        if data_type is not None:
-            command.flags = lib.IOMMU_HW_INFO_FLAG_INPUT_TYPE
-            command.in_data_type = data_type
+        command = ffi.new("struct iommu_hw_info *", {"data_len": room, "data_uptr": address(data), **typed})
         _check(_ask(device, "IOMMU_GET_HW_INFO", command, "dev_id"), "IOMMU_GET_HW_INFO")
         if command.data_len <= room:
             width, length = int(command.out_max_pasid_log2), int(command.data_len)
@@ -506,9 +487,8 @@ def ioas_iova_ranges(ioas: Object) -> tuple[list[tuple[int, int]], int]:
     room = 16
     while True:
         ranges = ffi.new("struct iommu_iova_range[]", room)
-        command = ffi.new("struct iommu_ioas_iova_ranges *")
-        command.num_iovas = room
-        command.allowed_iovas = int(ffi.cast("uintptr_t", ranges))
+        given = {"num_iovas": room, "allowed_iovas": address(ranges)}
+        command = ffi.new("struct iommu_ioas_iova_ranges *", given)
         result = _ask(ioas, "IOMMU_IOAS_IOVA_RANGES", command, "ioas_id")
         if result == 0:
             found = [(int(ranges[i].start), int(ranges[i].last)) for i in range(command.num_iovas)]
