@@ -47,6 +47,7 @@ class _FFI(FFI):
     def new(self, cdecl: str | FFI.CType, init: Any = ...) -> Any: ...
     def cast(self, cdecl: str | FFI.CType, value: FFI.CData | int) -> Any: ...
 
+# Its constants are in pyiommufd.uapi.
 @final
 @type_check_only
 class _Lib:
@@ -154,11 +155,9 @@ def _method(result: str, name: str, parameters: str) -> str:
 
 def stubs() -> dict[Path, str]:
     """Returns the text of each typed stub under the path of its file."""
-    names = constant_names()
     functions = "".join(_method(*match.groups()) for match in _PROTOTYPE.finditer(declarations()))
-    members = "".join(f"    {name}: Final[int]\n" for name in names)
-    variables = "".join(f"{name}: Final[int]\n" for name in names)
-    library = f"{_FFI_STUB}{members}{functions}\nffi: Final[_FFI]\nlib: Final[_Lib]\n"
+    variables = "".join(f"{name}: Final[int]\n" for name in constant_names())
+    library = f"{_FFI_STUB}{functions}\nffi: Final[_FFI]\nlib: Final[_Lib]\n"
     return {
         ROOT / EXTENSION_STUB: f"{_NOTE}\n{library}",
         ROOT / STUB: f"{_NOTE}\nfrom typing import Final\n\n{variables}",

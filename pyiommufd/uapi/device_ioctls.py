@@ -11,6 +11,7 @@ from typing import Any, NewType, cast
 
 from pyiommufd._uapi import ffi, lib
 
+from .. import uapi
 from ..errors import ioctl_error
 from .ioctls import Cell, Fd, File, View, _c, _check
 
@@ -74,24 +75,24 @@ def _info(fd: Fd, request_name: str, request: int, struct: str, **given: int) ->
 
 def device_info(fd: Fd) -> tuple[int, int, int, list[RawCapability]]:
     """VFIO_DEVICE_GET_INFO: flags, number of regions, number of interrupt types, capabilities."""
-    info, data = _info(fd, "VFIO_DEVICE_GET_INFO", lib.VFIO_DEVICE_GET_INFO, "struct vfio_device_info")
-    chain = capability_chain(data, info["cap_offset"] if info["flags"] & lib.VFIO_DEVICE_FLAGS_CAPS else 0)
+    info, data = _info(fd, "VFIO_DEVICE_GET_INFO", uapi.VFIO_DEVICE_GET_INFO, "struct vfio_device_info")
+    chain = capability_chain(data, info["cap_offset"] if info["flags"] & uapi.VFIO_DEVICE_FLAGS_CAPS else 0)
     return info["flags"], info["num_regions"], info["num_irqs"], chain
 
 
 def region_info(fd: Fd, index: int) -> tuple[int, int, int, list[RawCapability]]:
     """VFIO_DEVICE_GET_REGION_INFO: flags, size in bytes, the region's offset in the device file, capabilities."""
     info, data = _info(
-        fd, "VFIO_DEVICE_GET_REGION_INFO", lib.VFIO_DEVICE_GET_REGION_INFO, "struct vfio_region_info", index=index
+        fd, "VFIO_DEVICE_GET_REGION_INFO", uapi.VFIO_DEVICE_GET_REGION_INFO, "struct vfio_region_info", index=index
     )
-    chain = capability_chain(data, info["cap_offset"] if info["flags"] & lib.VFIO_REGION_INFO_FLAG_CAPS else 0)
+    chain = capability_chain(data, info["cap_offset"] if info["flags"] & uapi.VFIO_REGION_INFO_FLAG_CAPS else 0)
     return info["flags"], info["size"], info["offset"], chain
 
 
 def irq_info(fd: Fd, index: int) -> tuple[int, int]:
     """VFIO_DEVICE_GET_IRQ_INFO: flags, number of interrupts of this type."""
     info = ffi.new("struct vfio_irq_info *", {"argsz": ffi.sizeof("struct vfio_irq_info"), "index": index})
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_IRQ_INFO, info), "VFIO_DEVICE_GET_IRQ_INFO")
+    _check(lib.pyiommufd_ioctl(_c(fd), uapi.VFIO_DEVICE_GET_IRQ_INFO, info), "VFIO_DEVICE_GET_IRQ_INFO")
     return int(info.flags), int(info.count)
 
 
@@ -106,7 +107,7 @@ def set_irqs(
     files = ffi.new("struct pyiommufd_file *[]", [ffi.NULL if one is None else _c(one) for one in eventfds or ()])
     room = 4 * len(files)
     size = ffi.sizeof("struct vfio_irq_set") + room
-    flags = action | (lib.VFIO_IRQ_SET_DATA_NONE if eventfds is None else lib.VFIO_IRQ_SET_DATA_EVENTFD)
+    flags = action | (uapi.VFIO_IRQ_SET_DATA_NONE if eventfds is None else uapi.VFIO_IRQ_SET_DATA_EVENTFD)
     given = {"argsz": size, "flags": flags, "index": index, "start": start, "count": count, "data": room}
     command = ffi.new("struct vfio_irq_set *", given)
     return _check(lib.pyiommufd_set_irqs(_c(fd), command, files, len(files)), "VFIO_DEVICE_SET_IRQS")
@@ -114,7 +115,7 @@ def set_irqs(
 
 def reset(fd: Fd) -> None:
     """VFIO_DEVICE_RESET."""
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_RESET, ffi.NULL), "VFIO_DEVICE_RESET")
+    _check(lib.pyiommufd_ioctl(_c(fd), uapi.VFIO_DEVICE_RESET, ffi.NULL), "VFIO_DEVICE_RESET")
 
 
 def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
@@ -123,7 +124,7 @@ def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
     room = 16
     while True:
         info = ffi.new("struct vfio_pci_hot_reset_info *", {"argsz": header + room * each, "devices": room})
-        result = lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info)
+        result = lib.pyiommufd_ioctl(_c(fd), uapi.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info)
         if result == 0:
             found = [info.devices[i] for i in range(info.count)]
             return int(info.flags), [(int(d.devid), int(d.segment), int(d.bus), int(d.devfn)) for d in found]
@@ -139,7 +140,7 @@ def hot_reset_info(fd: Fd) -> tuple[int, list[tuple[int, int, int, int]]]:
 def hot_reset(fd: Fd) -> None:
     """VFIO_DEVICE_PCI_HOT_RESET, in the form for a cdev: who owns what is seen from the iommufd, no fds are named."""
     command = ffi.new("struct vfio_pci_hot_reset *", {"argsz": ffi.sizeof("struct vfio_pci_hot_reset")})
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.VFIO_DEVICE_PCI_HOT_RESET, command), "VFIO_DEVICE_PCI_HOT_RESET")
+    _check(lib.pyiommufd_ioctl(_c(fd), uapi.VFIO_DEVICE_PCI_HOT_RESET, command), "VFIO_DEVICE_PCI_HOT_RESET")
 
 
 def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: File | None, on: Cell) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NewType, Protocol, TypeAlias, cast
 
 from pyiommufd._uapi import ffi, lib
 
+from .. import uapi
 from ..errors import ioctl_error
 
 
@@ -269,14 +270,14 @@ def _make(
     ids = ffi.new("struct pyiommufd_id[]", [(one, _offset(command, name)) for name, one in (uses or {}).items()])
     owner: Any = ffi.NULL if queue is None else queue
     fd_at = _offset(command, fd_field) if fd_field else 0
-    number, at = getattr(lib, request), _offset(command, field)
+    number, at = getattr(uapi, request), _offset(command, field)
     _check(lib.pyiommufd_make(cast("Any", made), number, command, at, ids, len(ids), owner, fd_at), request)
 
 
 def _ask(made: Object, request: str, command: Any, field: str) -> int:
     """An ioctl of the iommufd about an object, whose id the field is to have. EBADF: it is not there."""
     command.size = ffi.sizeof(ffi.typeof(command).item)
-    number, at = getattr(lib, request), _offset(command, field)
+    number, at = getattr(uapi, request), _offset(command, field)
     return int(lib.pyiommufd_object_ioctl(cast("Any", made), number, command, at))
 
 
@@ -399,11 +400,11 @@ def ioas_allow_iovas(ioas: Object, ranges: Sequence[tuple[int, int]]) -> None:
 
 def option(of: File | Object, option_id: int, value: int | None = None) -> int:
     """IOMMU_OPTION: set an option of an iommufd or of an object to the value, or get it where that is None."""
-    op = lib.IOMMU_OPTION_OP_GET if value is None else lib.IOMMU_OPTION_OP_SET
+    op = uapi.IOMMU_OPTION_OP_GET if value is None else uapi.IOMMU_OPTION_OP_SET
     given = {"size": ffi.sizeof("struct iommu_option"), "option_id": option_id, "op": op, "val64": value or 0}
     command = ffi.new("struct iommu_option *", given)
     if hasattr(of, "fd"):
-        result = lib.pyiommufd_ioctl(_c(of), lib.IOMMU_OPTION, command)
+        result = lib.pyiommufd_ioctl(_c(of), uapi.IOMMU_OPTION, command)
     else:
         result = _ask(of, "IOMMU_OPTION", command, "object_id")
     _check(result, "IOMMU_OPTION")
@@ -413,13 +414,13 @@ def option(of: File | Object, option_id: int, value: int | None = None) -> int:
 def vfio_ioas(fd: Fd, op: int) -> int:
     """IOMMU_VFIO_IOAS: get or clear. Returns the id."""
     command = ffi.new("struct iommu_vfio_ioas *", {"size": ffi.sizeof("struct iommu_vfio_ioas"), "op": op})
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_VFIO_IOAS, command), "IOMMU_VFIO_IOAS")
+    _check(lib.pyiommufd_ioctl(_c(fd), uapi.IOMMU_VFIO_IOAS, command), "IOMMU_VFIO_IOAS")
     return int(command.ioas_id)
 
 
 def set_vfio_ioas(ioas: Object) -> None:
     """IOMMU_VFIO_IOAS: set it to this one."""
-    command = ffi.new("struct iommu_vfio_ioas *", {"op": lib.IOMMU_VFIO_IOAS_SET})
+    command = ffi.new("struct iommu_vfio_ioas *", {"op": uapi.IOMMU_VFIO_IOAS_SET})
     _check(_ask(ioas, "IOMMU_VFIO_IOAS", command, "ioas_id"), "IOMMU_VFIO_IOAS")
 
 
@@ -427,7 +428,7 @@ def ioas_change_process(fd: Fd) -> None:
     """IOMMU_IOAS_CHANGE_PROCESS."""
     size = ffi.sizeof("struct iommu_ioas_change_process")
     command = ffi.new("struct iommu_ioas_change_process *", {"size": size})
-    _check(lib.pyiommufd_ioctl(_c(fd), lib.IOMMU_IOAS_CHANGE_PROCESS, command), "IOMMU_IOAS_CHANGE_PROCESS")
+    _check(lib.pyiommufd_ioctl(_c(fd), uapi.IOMMU_IOAS_CHANGE_PROCESS, command), "IOMMU_IOAS_CHANGE_PROCESS")
 
 
 def ioas_noiommu_get_pa(ioas: Object, iova: int, length: int) -> tuple[int, int]:
@@ -471,7 +472,7 @@ def hwpt_get_dirty_bitmap(hwpt: Object, flags: int, iova: int, length: int, page
 def get_hw_info(device: Object, data_type: int | None) -> tuple[int, int, int, bytes]:
     """IOMMU_GET_HW_INFO: data type, width of PASIDs in bits, capabilities, and the IOMMU driver's own data."""
     room = 256
-    typed = {} if data_type is None else {"flags": lib.IOMMU_HW_INFO_FLAG_INPUT_TYPE, "in_data_type": data_type}
+    typed = {} if data_type is None else {"flags": uapi.IOMMU_HW_INFO_FLAG_INPUT_TYPE, "in_data_type": data_type}
     while True:
         data = ffi.new("char[]", room)
         command = ffi.new("struct iommu_hw_info *", {"data_len": room, "data_uptr": address(data), **typed})

@@ -15,6 +15,7 @@ import pyiommufd._uapi
 from pyiommufd._uapi import ffi, lib
 
 ROOT = Path(__file__).resolve().parents[2]
+STUBS = ("pyiommufd/_uapi.pyi", "pyiommufd/uapi/__init__.pyi")
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +28,17 @@ def build_cffi() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("stub", ["pyiommufd/_uapi.pyi", "pyiommufd/uapi/__init__.pyi"])
+@pytest.mark.parametrize("stub", STUBS)
 def test_stub_is_fresh(build_cffi: ModuleType, stub: str) -> None:
     text = build_cffi.stubs()[ROOT / stub]
     assert (ROOT / stub).read_text() == text, f"{stub} is stale: run `python build_cffi.py --stub`"
 
 
 def test_stub_names_what_the_extension_has() -> None:
-    tree = ast.parse((ROOT / "pyiommufd/_uapi.pyi").read_text())
-    (library,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "_Lib")
+    extension, package = (ast.parse((ROOT / path).read_text()) for path in STUBS)
+    (library,) = (node for node in extension.body if isinstance(node, ast.ClassDef) and node.name == "_Lib")
     constants = {
-        node.target.id
-        for node in ast.walk(library)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        node.target.id for node in package.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
     functions = {
         node.name: len(node.args.posonlyargs) - 1 for node in library.body if isinstance(node, ast.FunctionDef)
