@@ -45,7 +45,7 @@ from _cffi_backend import FFI
 @type_check_only
 class _FFI(FFI):
     def new(self, cdecl: str | FFI.CType, init: Any = ...) -> Any: ...
-    def cast(self, cdecl: str | FFI.CType, value: FFI.CData | int) -> Any: ...
+    def cast(self, cdecl: str | FFI.CType, value: Any) -> Any: ...
 
 # Its constants are in pyiommufd.uapi.
 @final
@@ -123,8 +123,7 @@ def _python_type(c_type: str, *, result: bool = False) -> str:
     """Returns what cffi takes as a C parameter of this type, or gives as a result of it."""
     words = " ".join(c_type.replace("*", " * ").split())
     if words.endswith("*"):
-        # bytes are accepted where C only reads them: cffi hands their own memory over.
-        return "FFI.CData | bytes" if words in ("const void *", "const char *") and not result else "FFI.CData"
+        return "Any"  # to ioctls, cdata is what its types say: File, Object, Piece
     if words == "void" and result:
         return "None"
     if words in ("bool", "_Bool"):
@@ -148,7 +147,7 @@ def _method(result: str, name: str, parameters: str) -> str:
     arguments.append("/")
     end = f") -> {_python_type(result, result=True)}: ...\n"
     line = f"    def {name}({', '.join(arguments)}{end}"
-    if len(line) <= 110 + 1:
+    if len(line) <= 120 + 1:
         return line
     return f"    def {name}(\n" + "".join(f"        {each},\n" for each in arguments) + f"    {end}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NewType, cast
+from typing import NewType, cast
 
 from pyiommufd._uapi import ffi, lib
 
@@ -62,7 +62,7 @@ def _info(fd: Fd, request_name: str, request: int, struct: str, **given: int) ->
     room = size
     while True:
         memory = ffi.new("char[]", room)
-        info = ffi.cast(f"{struct} *", cast("Any", memory))
+        info = ffi.cast(f"{struct} *", memory)
         info.argsz = room
         for name, value in given.items():
             setattr(info, name, value)
@@ -149,7 +149,7 @@ def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: File | None,
     offset: in the device file; width: 1, 2, 4 or 8 bytes; on becomes whether the kernel writes (``int``).
     """
     event = ffi.NULL if eventfd is None else _c(eventfd)
-    result = lib.pyiommufd_ioeventfd(_c(fd), offset, width, value, event, cast("Any", on))
+    result = lib.pyiommufd_ioeventfd(_c(fd), offset, width, value, event, on)
     _check(result, "VFIO_DEVICE_IOEVENTFD")
 
 
@@ -185,7 +185,7 @@ def window_map(window: WindowHandle, fd: Fd, offset: int, length: int, *, readab
 
     ECANCELED: the window has been unmapped before.
     """
-    _check(lib.pyiommufd_window_map(cast("Any", window), _c(fd), offset, length, readable, writeable), "mmap")
+    _check(lib.pyiommufd_window_map(window, _c(fd), offset, length, readable, writeable), "mmap")
 
 
 def window_unmap(window: WindowHandle) -> None:
@@ -193,4 +193,4 @@ def window_unmap(window: WindowHandle) -> None:
 
     Nothing is mapped any more when this returns, whoever has unmapped it; and nothing will be.
     """
-    _check(lib.pyiommufd_window_unmap(cast("Any", window)), "munmap")
+    _check(lib.pyiommufd_window_unmap(window), "munmap")

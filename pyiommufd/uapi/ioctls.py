@@ -121,7 +121,7 @@ Raises:
 
 def address(held: View) -> int:
     """The address of the memory that a `View` holds."""
-    return int(ffi.cast("uintptr_t", cast("Any", held)))
+    return int(ffi.cast("uintptr_t", held))
 
 
 def release(held: View) -> None:
@@ -226,7 +226,7 @@ def file_read(file: File, length: int, offset: int = -1) -> bytes:
 def file_readinto(file: File, memory: bytearray, done: Cell) -> None:
     """read: done becomes how many bytes are in the memory now (``uint64_t``)."""
     held = ffi.from_buffer("char[]", memory, require_writable=True)
-    _check(lib.pyiommufd_file_read(_c(file), held, len(held), -1, cast("Any", done)), "read")
+    _check(lib.pyiommufd_file_read(_c(file), held, len(held), -1, done), "read")
 
 
 def file_write(file: File, data: Any, offset: int = -1) -> int:
@@ -268,32 +268,32 @@ def _make(
     """
     command.size = ffi.sizeof(ffi.typeof(command).item)
     ids = ffi.new("struct pyiommufd_id[]", [(one, _offset(command, name)) for name, one in (uses or {}).items()])
-    owner: Any = ffi.NULL if queue is None else queue
+    owner = ffi.NULL if queue is None else queue
     fd_at = _offset(command, fd_field) if fd_field else 0
     number, at = getattr(uapi, request), _offset(command, field)
-    _check(lib.pyiommufd_make(cast("Any", made), number, command, at, ids, len(ids), owner, fd_at), request)
+    _check(lib.pyiommufd_make(made, number, command, at, ids, len(ids), owner, fd_at), request)
 
 
 def _ask(made: Object, request: str, command: Any, field: str) -> int:
     """An ioctl of the iommufd about an object, whose id the field is to have. EBADF: it is not there."""
     command.size = ffi.sizeof(ffi.typeof(command).item)
     number, at = getattr(uapi, request), _offset(command, field)
-    return int(lib.pyiommufd_object_ioctl(cast("Any", made), number, command, at))
+    return int(lib.pyiommufd_object_ioctl(made, number, command, at))
 
 
 def destroy(made: Object) -> None:
     """IOMMU_DESTROY. Does nothing where it is not there. For one thread at a time of those that use the iommufd."""
-    _check(lib.pyiommufd_destroy(cast("Any", made)), "IOMMU_DESTROY")
+    _check(lib.pyiommufd_destroy(made), "IOMMU_DESTROY")
 
 
 def abandon(made: Object) -> None:
     """Have no call use it any more, once those under way have ended; the kernel keeps it."""
-    lib.pyiommufd_abandon(cast("Any", made))
+    lib.pyiommufd_abandon(made)
 
 
 def ioas_unmap_left(ioas: Object, piece: Piece) -> bool:
     """IOMMU_IOAS_UNMAP in an address space that was abandoned: whether it is not mapped any more."""
-    return not lib.pyiommufd_ioas_unmap_left(cast("Any", ioas), cast("Any", piece))
+    return not lib.pyiommufd_ioas_unmap_left(ioas, piece)
 
 
 def ioas_alloc(made: Object) -> None:
@@ -325,14 +325,14 @@ def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: i
 
     `ANYWHERE` as an iova lets the kernel choose, and is overwritten by what it chose.
     """
-    first, done = cast("Any", pieces) + start, new_cell("uint64_t")
-    result = lib.pyiommufd_ioas_map_many(cast("Any", ioas), first, count, flags, cast("Any", memory), cast("Any", done))
+    done = new_cell("uint64_t")
+    result = lib.pyiommufd_ioas_map_many(ioas, piece_at(pieces, start), count, flags, memory, done)
     return int(result), done[0]
 
 
 def ioas_unmap_many(pieces: Pieces, start: int, count: int) -> int:
     """IOMMU_IOAS_UNMAP for each of some pieces, by one call, until one fails: as `ioas_unmap`."""
-    return int(lib.pyiommufd_ioas_unmap_many(cast("Any", pieces) + start, count))
+    return int(lib.pyiommufd_ioas_unmap_many(piece_at(pieces, start), count))
 
 
 def ioas_unmap_range(ioas: Object, iova: int, length: int, touched: Sequence[Piece], changes: int) -> int:
@@ -343,10 +343,8 @@ def ioas_unmap_range(ioas: Object, iova: int, length: int, touched: Sequence[Pie
     """
     unmapped = ffi.new("uint64_t *")
     pieces = ffi.new("struct pyiommufd_piece *[]", list(touched))
-    _check(
-        lib.pyiommufd_ioas_unmap_range(cast("Any", ioas), iova, length, pieces, len(touched), changes, unmapped),
-        "IOMMU_IOAS_UNMAP",
-    )
+    result = lib.pyiommufd_ioas_unmap_range(ioas, iova, length, pieces, len(touched), changes, unmapped)
+    _check(result, "IOMMU_IOAS_UNMAP")
     return int(unmapped[0])
 
 
@@ -356,7 +354,7 @@ def ioas_first_hole(ioas: Object, iova: int, length: int) -> int | None:
     By IOMMU_IOAS_COPY to an address space that is made for it and destroyed again.
     """
     hole = ffi.new("uint64_t *")
-    found = _check(lib.pyiommufd_ioas_first_hole(cast("Any", ioas), iova, length, hole), "IOMMU_IOAS_COPY")
+    found = _check(lib.pyiommufd_ioas_first_hole(ioas, iova, length, hole), "IOMMU_IOAS_COPY")
     return int(hole[0]) if found else None
 
 
@@ -366,8 +364,7 @@ def try_page_table(device: Object, ioas: Object, iova: int = 0, length: int = 0,
     With a length, of that range alone, copied to an iova. What is made for it is destroyed again (IOMMU_HWPT_ALLOC,
     IOMMU_IOAS_COPY, IOMMU_DESTROY).
     """
-    one, other = cast("Any", device), cast("Any", ioas)
-    return -int(lib.pyiommufd_try_page_table(one, other, iova, length, dst_iova))
+    return -int(lib.pyiommufd_try_page_table(device, ioas, iova, length, dst_iova))
 
 
 def ioas_copy(
@@ -386,8 +383,8 @@ def ioas_copy(
 
     EAGAIN: something was mapped or unmapped in the source since it had so many changes.
     """
-    c: Any = (ioas, pieces, source)
-    _check(lib.pyiommufd_ioas_copy(c[0], c[1], count, flags, c[2], src_iova, length, iova, changes), "IOMMU_IOAS_COPY")
+    result = lib.pyiommufd_ioas_copy(ioas, pieces, count, flags, source, src_iova, length, iova, changes)
+    _check(result, "IOMMU_IOAS_COPY")
 
 
 def ioas_allow_iovas(ioas: Object, ranges: Sequence[tuple[int, int]]) -> None:
@@ -506,7 +503,7 @@ def bind(cdev: File, device: Object, owner: File, token: bytes | None) -> None:
     token: 16 bytes, or None.
     """
     given = ffi.NULL if token is None else ffi.from_buffer(token)
-    _check(lib.pyiommufd_bind(_c(cdev), cast("Any", device), _c(owner), given), "VFIO_DEVICE_BIND_IOMMUFD")
+    _check(lib.pyiommufd_bind(_c(cdev), device, _c(owner), given), "VFIO_DEVICE_BIND_IOMMUFD")
 
 
 def attach(cdev: File, table: Object, pasid: int | None, group_on: Cell, attached: Cell) -> None:
@@ -515,16 +512,11 @@ def attach(cdev: File, table: Object, pasid: int | None, group_on: Cell, attache
     Not the id that the kernel writes back: that of an automatic page table is given to another object at once after the
     detach.
     """
-    number = -1 if pasid is None else pasid
-    _check(
-        lib.pyiommufd_attach(_c(cdev), cast("Any", table), number, cast("Any", group_on), cast("Any", attached)),
-        "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
-    )
+    result = lib.pyiommufd_attach(_c(cdev), table, -1 if pasid is None else pasid, group_on, attached)
+    _check(result, "VFIO_DEVICE_ATTACH_IOMMUFD_PT")
 
 
 def detach(cdev: File, pasid: int | None, attached: Cell) -> None:
     """VFIO_DEVICE_DETACH_IOMMUFD_PT: attached becomes 0."""
-    _check(
-        lib.pyiommufd_detach(_c(cdev), -1 if pasid is None else pasid, cast("Any", attached)),
-        "VFIO_DEVICE_DETACH_IOMMUFD_PT",
-    )
+    result = lib.pyiommufd_detach(_c(cdev), -1 if pasid is None else pasid, attached)
+    _check(result, "VFIO_DEVICE_DETACH_IOMMUFD_PT")
