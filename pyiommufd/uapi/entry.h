@@ -21,7 +21,6 @@ int pyiommufd_file_eventfd(struct pyiommufd_file *file);
 int pyiommufd_file_memfd(struct pyiommufd_file *file, const char *name, unsigned int flags, int64_t length);
 int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file *other);
 int pyiommufd_file_close(struct pyiommufd_file *file);
-void pyiommufd_file_free(struct pyiommufd_file *file);
 void pyiommufd_file_forked(struct pyiommufd_file *file);
 /* Whether two fds are of one open file; 0 also where that cannot be asked. */
 int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *other);

@@ -143,11 +143,6 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
     return (int)with_reason(close(fd));
 }
 
-void pyiommufd_file_free(struct pyiommufd_file *file)
-{
-    pyiommufd_file_close(file);
-}
-
 /* What other threads had under way is not under way here; nor will they close what they were about to. */
 void pyiommufd_file_forked(struct pyiommufd_file *file)
 {

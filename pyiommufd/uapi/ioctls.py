@@ -156,7 +156,7 @@ def new_cell(kind: str) -> Cell:
 
 def new_file() -> File:
     """An owner without an fd."""
-    return cast("File", ffi.gc(ffi.new("struct pyiommufd_file *", (-1, -1, -1, -1, 0)), lib.pyiommufd_file_free))
+    return cast("File", ffi.gc(ffi.new("struct pyiommufd_file *", (-1, -1, -1, -1, 0)), lib.pyiommufd_file_close))
 
 
 def file_open(file: File, path: str, flags: int) -> None:

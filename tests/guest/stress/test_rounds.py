@@ -124,7 +124,6 @@ class Injection:
     PASS = frozenset(
         {
             "abandon",
-            "file_free",
             "file_forked",
             "file_same",
             "file_wait",
@@ -157,8 +156,9 @@ class Injection:
         """The function with the injection in front."""
 
         def wrapper(*arguments: Any, **keywords: Any) -> object:
-            if name == "ioas_unmap" and not arguments[0].state:
-                return real(*arguments, **keywords)  # unmapped already: the kernel is not asked
+            # Unmapped or closed already: the kernel is not asked. A file that is freed has been closed.
+            if (name == "ioas_unmap" and not arguments[0].state) or (name == "file_close" and arguments[0].fd < 0):
+                return real(*arguments, **keywords)
             number = len(self.calls)
             self.calls.append(name)
             if number == self.fail_at:
