@@ -102,11 +102,16 @@ class KernelObject(Closing):
         if self._iommufd.in_child:
             return
         with self._iommufd._lock:
-            if not self.closed and not self._borrowed:
-                if users := self._in_the_way():
-                    raise self._in_use(users, "detach or close first")
-                self._destroy()
-            self._let_go()  # also what a signal handler has kept from it the first time
+            try:
+                if not self.closed and not self._borrowed:
+                    if users := self._in_the_way():
+                        raise self._in_use(users, "detach or close first")
+                    self._destroy()
+            finally:
+                if (
+                    self.closed or self._borrowed
+                ):  # also where a signal handler raises, once the kernel has destroyed it
+                    self._let_go()
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
         """What keeps it from being closed: its users, but for those that it owns and closes itself."""

@@ -21,6 +21,7 @@ from pyiommufd import (
     NotFoundError,
 )
 from pyiommufd.testing.edu import EduDriver
+from pyiommufd.uapi import ioctls
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE
@@ -159,6 +160,25 @@ def test_id_is_free_again_after_close(iommufd: IOMMUFD, ioas: IOAS) -> None:
     assert other.id != ioas_id
     ioas.close()
     assert iommufd.alloc_ioas().id == ioas_id
+
+
+def test_close_that_a_signal_ends_lets_go_of_the_memory(
+    iommufd: IOMMUFD, ioas: IOAS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler runs as soon as the kernel has destroyed the address space, before anything else does."""
+    destroy = ioctls.destroy
+
+    def interrupted(made: ioctls.Object) -> None:
+        destroy(made)
+        raise KeyboardInterrupt
+
+    memory = DMABuffer(mmap.PAGESIZE)
+    ioas.map(memory)
+    monkeypatch.setattr(ioctls, "destroy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ioas.close()
+    memory.close()
+    assert iommufd.objects == ()
 
 
 def test_with_block_closes(iommufd: IOMMUFD) -> None:
