@@ -123,7 +123,7 @@ def _python_type(c_type: str, *, result: bool = False) -> str:
     """Returns what cffi takes as a C parameter of this type, or gives as a result of it."""
     words = " ".join(c_type.replace("*", " * ").split())
     if words.endswith("*"):
-        return "Any"  # to ioctls, cdata is what its types say: File, Object, Piece
+        return "Any"  # ioctls.py gives cdata types of its own: File, Object, Piece
     if words == "void" and result:
         return "None"
     if words in ("bool", "_Bool"):

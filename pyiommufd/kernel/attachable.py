@@ -56,8 +56,7 @@ class Attachable(Handle):
         self.bind_change = self._bind_change()
 
     def _bind_change(self) -> DMAChange:
-        bound = any(other._state is self._state for other in self._iommufd._context.devices())
-        return DMAChange(ChangeKind.NOOP, ()) if bound else self._change(ChangeKind.FIRST)
+        return DMAChange(ChangeKind.NOOP, ()) if self._state.bound else self._change(ChangeKind.FIRST)
 
     def _check_bind_change(self) -> None:
         """It is bound. A signal handler may have bound others, or closed them, since `bind_change` was said."""
@@ -343,14 +342,11 @@ class Attachable(Handle):
 
     @property
     def page_tables(self) -> dict[int | None, PageTable]:
-        """What it is attached to, by PASID; without a PASID under None.
-
-        Not what belonged to another `IOMMUFD` object that is garbage by now: nothing is mapped there any more.
-        """
+        """What it is attached to, by PASID; without a PASID under None."""
         return {
-            pasid: page_table
+            pasid: attachment.page_table
             for pasid, attachment in list(self._state.attachments.items())
-            if self in attachment.devices and (page_table := attachment.page_table) is not None
+            if self in attachment.devices
         }
 
     # The IOMMU

@@ -8,7 +8,6 @@ by the calls themselves, in C.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -88,20 +87,16 @@ class AttachPreview:
 
 @dataclass(slots=True)
 class Attachment:
-    """A group's page table for one PASID, and its devices: those with a cell that is not 0 are attached to it.
-
-    It holds neither: what belongs to an `IOMMUFD` that nobody has any more is garbage, whatever another object on the
-    same iommufd has.
-    """
+    """A group's page table for one PASID, and its devices: those with a cell that is not 0 are attached to it."""
 
     group_on: ioctls.Cell = field(default_factory=lambda: ioctls.new_cell("uint32_t"))
-    cells: weakref.WeakKeyDictionary[Attachable, ioctls.Cell] = field(default_factory=weakref.WeakKeyDictionary)
-    tables: weakref.WeakValueDictionary[int, PageTable] = field(default_factory=weakref.WeakValueDictionary)
+    cells: dict[Attachable, ioctls.Cell] = field(default_factory=dict)
+    tables: dict[int, PageTable] = field(default_factory=dict)
 
     @property
-    def page_table(self) -> PageTable | None:
-        """Where the group is, while a device is attached: by an id that nothing else has meanwhile. None: garbage."""
-        return self.tables.get(self.group_on[0])
+    def page_table(self) -> PageTable:
+        """Where the group is, while a device is attached: by an id that nothing else has meanwhile."""
+        return self.tables[self.group_on[0]]
 
     def cell(self, device: Attachable) -> ioctls.Cell:
         """What says whether a device is attached."""
@@ -110,8 +105,7 @@ class Attachment:
     @property
     def devices(self) -> list[Attachable]:
         """The devices that are attached."""
-        living = [device for reference in self.cells.keyrefs() if (device := reference()) is not None]
-        return [device for device in living if not device.closed and self.cell(device)[0]]
+        return [device for device, cell in list(self.cells.items()) if cell[0] and not device.closed]
 
 
 @dataclass(slots=True)
@@ -119,12 +113,19 @@ class GroupState:
     """What one iommufd has of one IOMMU group.
 
     Attributes:
+        members: The devices that are bound.
         attachments: For each PASID; None: without one.
         changes: How often something was bound, attached, detached or closed.
     """
 
+    members: dict[Attachable, None] = field(default_factory=dict)
     attachments: dict[int | None, Attachment] = field(default_factory=dict)
     changes: int = 0
+
+    @property
+    def bound(self) -> list[Attachable]:
+        """The devices that are bound."""
+        return [device for device in list(self.members) if not device.closed]
 
     def attachment(self, pasid: int | None) -> Attachment:
         """That of a PASID."""
@@ -138,5 +139,6 @@ class GroupState:
     def forget(self, device: Attachable) -> None:
         """A device has been closed."""
         self.changes += 1
+        self.members.pop(device, None)
         for attachment in list(self.attachments.values()):
             attachment.cells.pop(device, None)

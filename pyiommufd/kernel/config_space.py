@@ -264,7 +264,7 @@ class ConfigSpace(RegionBytes):
 def walk_capabilities(read: Callable[[int, int], bytes], size: int) -> tuple[PCICapability, ...]:
     """The capabilities of a configuration space; a list that leads nowhere, or round in a circle, ends there.
 
-    read: of (offset, size), in bytes.
+    read: the bytes at an offset, so many of them.
     """
     found: list[PCICapability] = []
     seen = set()

@@ -48,8 +48,8 @@ class Context:
     """An iommufd of the kernel's, which several `IOMMUFD` objects of a process may stand for (`IOMMUFD.from_fd`).
 
     Attributes:
-        lock: The kernel's answer and what it means for the group stay one step. For what it is held: see "Locks" in
-            CONTRIBUTING.md.
+        lock: Held while an action changes who is bound, attached or alive: the kernel's answer and what it means for
+            the group stay one step. Maps and unmaps do without.
         shared: Whether others may do things with it that are not known here: they may have its fd.
     """
 
@@ -68,8 +68,6 @@ class Context:
 
         Where the kernel does not say which fds are the same (before 6.10, in some containers), each has its own; they
         are shared all the same, since the program must have asked the other one for its fd.
-
-        The fd is the object's from here on: under the lock, so that two threads with copies of one fd find each other.
         """
         with _lock:
             for context in _living(_contexts):
@@ -78,7 +76,6 @@ class Context:
             else:
                 context = cls()
                 _contexts[id(context)] = weakref.ref(context)
-            iommufd._file.fd = fd
             context._members[id(iommufd)] = weakref.ref(iommufd)
             return context
 

@@ -59,7 +59,7 @@ def character_device(fd: int) -> tuple[int, str]:
 
 
 def check_unowned(fd: int) -> None:
-    """ValueError for an fd to be taken over that a living object closes, or in a forked child closes the copy of."""
+    """ValueError where a living object owns the fd that is to be taken over, or in a forked child its copy."""
     for file, reference in list(_open.values()):
         if fd in (file.fd, file.inherited):
             raise ValueError(f"fd {fd} belongs to {reference()!r}, which closes it; give a copy: os.dup({fd})")

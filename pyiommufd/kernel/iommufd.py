@@ -78,6 +78,8 @@ class IOMMUFD(Handle):
         other processes did with the iommufd is not known here: `Device.preview_attach` and `DMAChange` say ``unknown``
         where it matters. What this process did with it by another object is.
 
+        Close it: what it has bound is held by the other objects on the same iommufd as well, as long as they are open.
+
         Raises:
             ValueError, TypeError: It is not the fd of an iommufd; or it is that of a living object of this process, as
                 ``fileno`` returns it: give a copy, ``os.dup(fd)``.
@@ -88,9 +90,9 @@ class IOMMUFD(Handle):
         check_unowned(fd)
         self = cls.__new__(cls)
         self._prepare()
-        self._number = fd
         self._context = Context.of(self, fd)
         self._context.shared = True
+        self._file.fd = self._number = fd
         return self
 
     def _open(self, file: ioctls.File, node: str) -> None:
@@ -325,6 +327,8 @@ class IOMMUFD(Handle):
         if self._closing:  # and this is a signal handler
             raise ClosedError(f"{self!r} is about to be closed")
         self._registry[made] = None
+        if isinstance(made, Device):
+            made._state.members[made] = None
 
     def _forget(self, made: Device | KernelObject) -> None:
         """An object has not been made, or has been closed."""

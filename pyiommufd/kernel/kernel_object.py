@@ -108,9 +108,8 @@ class KernelObject(Closing):
                         raise self._in_use(users, "detach or close first")
                     self._destroy()
             finally:
-                if (
-                    self.closed or self._borrowed
-                ):  # also where a signal handler raises, once the kernel has destroyed it
+                # Also where a signal handler raises once the kernel has destroyed it.
+                if self.closed or self._borrowed:
                     self._let_go()
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:

@@ -159,6 +159,8 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             iova=dst_iova or 0,
             changes=changes,
         )
+        mapping._pieces.made(mapping)
+        return mapping
     except BaseException as error:
         mapping._pieces.made(mapping)
         mapping.unmap()
@@ -173,8 +175,6 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             hole = Cause(HOLE.summary, f"mapped: {source._table.words(iova, length) or 'nothing of it'}", HOLE.fix)
             raise ioctl_error("IOMMU_IOAS_COPY", code, target, (hole,) if code == errno.ENOENT else ()) from None
         raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
-    mapping._pieces.made(mapping)
-    return mapping
 
 
 def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMappings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..uapi import ioctls
@@ -38,19 +38,22 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
         """The places that a range touches."""
         return [(start, size) for start, size in self.places() if start < iova + length and iova < start + size]
 
-    def _touched(self, iova: int, length: int) -> Iterator[tuple[DMAMapping | DMAMappings, object]]:
-        """The mappings that a range touches, with what holds their memory."""
-        for mapping, memory in list(self.items()):
-            if any(start < iova + length and iova < start + size for start, size in mapping.ranges()):
-                yield mapping, memory
+    def _touched(self, iova: int, length: int) -> list[DMAMapping | DMAMappings]:
+        """The mappings that a range touches. To look holds no memory: another thread may unmap it, and close it."""
+        return [
+            mapping
+            for mapping in list(self)
+            if any(start < iova + length and iova < start + size for start, size in mapping.ranges())
+        ]
 
     def memory_of(self, iova: int, length: int) -> tuple[object, ...]:
         """What holds the memory that is mapped within a range."""
-        return tuple(memory for _, memory in self._touched(iova, length))
+        found = [self.get(mapping) for mapping in self._touched(iova, length)]
+        return tuple(memory for memory in found if memory is not None)
 
     def pieces(self, iova: int, length: int) -> tuple[list[DMAMapping | DMAMappings], list[ioctls.Piece]]:
         """The mappings that a range touches, and those of their pieces that are mapped."""
-        touched = [mapping for mapping, _ in self._touched(iova, length)]
+        touched = self._touched(iova, length)
         return touched, [piece for mapping in touched for piece in mapping._mapped_pieces()]
 
     def forget_unmapped(self, touched: Iterable[DMAMapping | DMAMappings]) -> None:

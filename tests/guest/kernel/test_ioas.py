@@ -6,6 +6,7 @@ import errno
 import mmap
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -22,6 +23,7 @@ from pyiommufd import (
 )
 from pyiommufd.testing.edu import EduDriver
 from pyiommufd.uapi import ioctls
+from tests.opcodes import opcodes
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE
@@ -160,6 +162,26 @@ def test_id_is_free_again_after_close(iommufd: IOMMUFD, ioas: IOAS) -> None:
     assert other.id != ioas_id
     ioas.close()
     assert iommufd.alloc_ioas().id == ioas_id
+
+
+def test_to_look_for_what_is_mapped_holds_no_memory(ioas: IOAS) -> None:
+    """A signal handler, as another thread, may unmap what `IOAS.unmap` is about to look at, and close the buffer."""
+    memory = DMABuffer(PAGE)
+    ioas.map(memory, iova=IOVA)
+    stop, count = 0, 1
+    while stop < count:
+        other = DMABuffer(PAGE)
+        mapping = ioas.map(other, iova=2 * IOVA)
+
+        def unmap_and_close(mapping: DMAMapping = mapping, other: DMABuffer = other) -> None:
+            mapping.unmap()
+            other.close()
+
+        look = partial(ioas._table.pieces, IOVA, 4 * IOVA)
+        count = opcodes(look, ["kernel/mapping_table.py"], stop, unmap_and_close, raises=False)[0]
+        assert not mapping.mapped
+        stop += 1
+    assert stop > 20
 
 
 def test_close_that_a_signal_ends_lets_go_of_the_memory(

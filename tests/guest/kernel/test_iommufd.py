@@ -21,7 +21,6 @@ import pytest
 from pyiommufd import (
     IOMMUFD,
     AccessDeniedError,
-    AlreadyAttachedError,
     AlreadyMappedError,
     BusyError,
     ChangeKind,
@@ -452,36 +451,6 @@ def test_garbage_of_a_shared_iommufd_unmaps_what_it_lets_go_of(claimed: Claim, f
         with pytest.raises(NotFoundError):
             raw.ioctl(iommufd.fileno(), uapi.IOMMU_IOAS_UNMAP, mapped)
         raw.ioctl(iommufd.fileno(), uapi.IOMMU_DESTROY, raw.struct("iommu_destroy", id=number))
-
-
-def test_a_device_of_garbage_is_unbound_while_another_object_stays(claimed: Claim, first: HostDevice) -> None:
-    with IOMMUFD() as iommufd:
-        taken_over = IOMMUFD.from_fd(os.dup(iommufd.fileno()))
-        taken_over.bind(first).attach(taken_over.alloc_ioas())
-        del taken_over
-        with pytest.warns(ResourceWarning, match="unclosed"):
-            gc.collect()
-        assert iommufd.bind(first).page_tables == {}
-
-
-def test_a_device_on_an_address_space_that_is_garbage(claimed: Claim, first: HostDevice) -> None:
-    """It is attached still, to what nobody maps into any more."""
-    with IOMMUFD() as iommufd:
-        device = iommufd.bind(first)
-        taken_over = IOMMUFD.from_fd(os.dup(iommufd.fileno()))
-        there = taken_over.alloc_ioas()
-        there.map(DMABuffer(mmap.PAGESIZE))
-        device.attach(there)
-        assert device.page_tables == {None: there}
-        del taken_over, there
-        with pytest.warns(ResourceWarning, match="unclosed"):
-            gc.collect()
-        assert (device.page_table, device.page_tables) == (None, {})
-        with pytest.raises(AlreadyAttachedError):
-            device.attach(iommufd.alloc_ioas())
-        assert device.replace(ioas := iommufd.alloc_ioas()).kind is ChangeKind.REPLACE
-        assert device.page_table is ioas
-        device.detach()
 
 
 def test_shared_iommufd_says_unknown(claimed: Claim, first: HostDevice) -> None:

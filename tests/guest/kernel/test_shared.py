@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -246,32 +245,6 @@ def test_two_objects_may_use_each_others(
     assert list(ioas.users) == []
     with IOMMUFD() as stranger, pytest.raises(ValueError, match="another IOMMUFD"):
         device.attach(stranger.alloc_ioas())
-
-
-def test_two_threads_that_take_over_one_iommufd_find_each_other() -> None:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(50):
-            fd = os.open("/dev/iommu", os.O_RDWR | os.O_CLOEXEC)
-            barrier = threading.Barrier(2)
-            found: list[IOMMUFD] = []
-
-            def take_over(fd: int, barrier: threading.Barrier = barrier, found: list[IOMMUFD] = found) -> None:
-                barrier.wait()
-                found.append(IOMMUFD.from_fd(fd))
-
-            threads = [threading.Thread(target=take_over, args=[each]) for each in (fd, os.dup(fd))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            one, other = found
-            with one, other:
-                one.vfio_ioas = ioas = one.alloc_ioas()
-                assert other.vfio_ioas is ioas
-    finally:
-        sys.setswitchinterval(before)
 
 
 def test_a_device_whose_fd_is_given_away_is_certain_of_nothing(
