@@ -168,20 +168,20 @@ def test_to_look_for_what_is_mapped_holds_no_memory(ioas: IOAS) -> None:
     """A signal handler, as another thread, may unmap what `IOAS.unmap` is about to look at, and close the buffer."""
     memory = DMABuffer(PAGE)
     ioas.map(memory, iova=IOVA)
-    stop, count = 0, 1
-    while stop < count:
+
+    def unmap_and_close() -> None:
+        mapping.unmap()
+        other.close()
+
+    look, files = partial(ioas._table.pieces, IOVA, 4 * IOVA), ["kernel/mapping_table.py"]
+    other = DMABuffer(PAGE)
+    mapping = ioas.map(other, iova=2 * IOVA)
+    every, _ = opcodes(look, files)
+    assert every > 20
+    for stop in range(every):
+        opcodes(look, files, stop, unmap_and_close, raises=False)
         other = DMABuffer(PAGE)
         mapping = ioas.map(other, iova=2 * IOVA)
-
-        def unmap_and_close(mapping: DMAMapping = mapping, other: DMABuffer = other) -> None:
-            mapping.unmap()
-            other.close()
-
-        look = partial(ioas._table.pieces, IOVA, 4 * IOVA)
-        count = opcodes(look, ["kernel/mapping_table.py"], stop, unmap_and_close, raises=False)[0]
-        assert not mapping.mapped
-        stop += 1
-    assert stop > 20
 
 
 def test_close_that_a_signal_ends_lets_go_of_the_memory(
