@@ -373,8 +373,8 @@ class IOMMUFD(Handle):
                 return
             # By dependence in the kernel, users first. Devices above all: each holds a reference on the iommufd,
             # so that closing the fd alone would free nothing, and an attached page table cannot be destroyed.
-            self._closing = True
             try:
+                self._closing = True
                 for made in (*self.devices, *reversed(list(self._registry))):
                     attempt(made.close)
                     if isinstance(made, KernelObject) and not made.closed:
