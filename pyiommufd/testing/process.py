@@ -122,6 +122,8 @@ class GuestProcess:
             reason = next(line for line in console.splitlines() if "Kernel panic" in line).strip()
         elif last := [line for line in console.splitlines() if line.startswith("guest: ")]:
             reason = last[-1].removeprefix("guest: ")  # the start-up script gave up
+        elif status and status < 0:
+            reason = f"QEMU was ended by signal {-status} ({signal.strsignal(-status)})"
         elif status:
             reason = f"QEMU ended with status {status}"
         else:

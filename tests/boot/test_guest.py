@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 
 from pyiommufd.testing import Edu, Guest, GuestDevice, GuestError, GuestTimeoutError, Nvme, RootPort
 from pyiommufd.testing.kernels import find_kernel
-from pyiommufd.testing.qemu import TCG, find_qemu, probe_boots
+from pyiommufd.testing.qemu import find_qemu, probe_boots
 from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots
@@ -192,6 +193,15 @@ def test_death_reaches_every_waiting_command() -> None:
         assert "Kernel panic" in guest.console
 
 
+def test_death_by_a_signal_names_it() -> None:
+    with Guest(devices=[]) as guest:
+        process = guest._running._process
+        assert process is not None
+        process.send_signal(signal.SIGSEGV)
+        with pytest.raises(GuestError, match=r"died: QEMU was ended by signal 11 \(Segmentation fault\)"):
+            guest.run(["true"])
+
+
 def test_closed_guest() -> None:
     guest = Guest(devices=[])
     with guest:
@@ -224,7 +234,7 @@ def test_working_folder_may_be_the_root() -> None:
 
 def test_probe_tells_a_kernel_that_boots(tmp_path: Path) -> None:
     qemu, kernel = find_qemu(), find_kernel().image
-    assert probe_boots(qemu, kernel, TCG, timeout=patience())
+    assert probe_boots(qemu, kernel, qemu.emulation, timeout=patience())
     broken = tmp_path / "kernel"
     broken.write_bytes(kernel.read_bytes()[: 1 << 20])
-    assert not probe_boots(qemu, broken, TCG, timeout=5)
+    assert not probe_boots(qemu, broken, qemu.emulation, timeout=5)

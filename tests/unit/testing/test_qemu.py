@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing.errors import GuestMissingError
-from pyiommufd.testing.qemu import TCG, choose_accelerator, cpu_virtualises, find_qemu, kvm_openable, probe_boots
+from pyiommufd.testing.qemu import QEMU, choose_accelerator, cpu_virtualises, find_qemu, kvm_openable, probe_boots
 
-QEMU = shutil.which("qemu-system-x86_64")
-needs_qemu = pytest.mark.skipif(QEMU is None, reason="no qemu-system-x86_64 here")
+PROGRAM = shutil.which("qemu-system-x86_64")
+needs_qemu = pytest.mark.skipif(PROGRAM is None, reason="no qemu-system-x86_64 here")
 
 
 def program(path: Path, version: str) -> str:
@@ -22,8 +22,8 @@ def program(path: Path, version: str) -> str:
 
 @needs_qemu
 def test_the_machines_own() -> None:
-    qemu = find_qemu(environment={"PATH": str(Path(QEMU or "").parent)})
-    assert qemu.path == QEMU
+    qemu = find_qemu(environment={"PATH": str(Path(PROGRAM or "").parent)})
+    assert qemu.path == PROGRAM
     assert qemu.version >= (7, 2)
 
 
@@ -57,9 +57,9 @@ def test_missing_qemu_names_the_package(tmp_path: Path) -> None:
 
 @needs_qemu
 def test_properties_are_qemus_own() -> None:
-    properties = find_qemu(QEMU).device_properties("intel-iommu")
+    properties = find_qemu(PROGRAM).device_properties("intel-iommu")
     assert {"intremap", "aw-bits", "device-iotlb"} <= properties
-    assert find_qemu(QEMU).device_properties("no-such-device") == frozenset()
+    assert find_qemu(PROGRAM).device_properties("no-such-device") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,19 @@ def test_virtualisation_is_a_flag_of_its_own(flags: str, expected: bool) -> None
     assert cpu_virtualises(f"processor\t: 0\nflags\t\t: {flags}\nvmx flags\t: vnmi\n") == expected
 
 
+@pytest.mark.parametrize(
+    ("version", "threads"), [((7, 2), "single"), ((8, 1), "single"), ((8, 2), "multi"), ((11, 1), "multi")]
+)
+def test_emulation_is_by_threads_only_where_that_does_not_crash(version: tuple[int, int], threads: str) -> None:
+    assert QEMU("qemu", version).emulation == f"tcg,thread={threads}"
+
+
 @needs_qemu
 def test_acceleration_is_kvm_only_where_it_works(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"no kernel")  # so nothing boots by it, whatever the machine can do
-    assert choose_accelerator(find_qemu(QEMU), kernel, tmp_path) == TCG
+    qemu = find_qemu(PROGRAM)
+    assert choose_accelerator(qemu, kernel, tmp_path) == qemu.emulation
     if cpu_virtualises(Path("/proc/cpuinfo").read_text()) and kvm_openable():
         assert (tmp_path / "kvm-probe").read_text().endswith("fails")
 
@@ -83,4 +91,5 @@ def test_acceleration_is_kvm_only_where_it_works(tmp_path: Path) -> None:
 def test_probe_of_no_kernel(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"no kernel")
-    assert not probe_boots(find_qemu(QEMU), kernel, TCG, timeout=3)
+    qemu = find_qemu(PROGRAM)
+    assert not probe_boots(qemu, kernel, qemu.emulation, timeout=3)
