@@ -1,6 +1,6 @@
 """Linux's iommufd from Python: discovery, claims, the bind and attach lifecycle, DMA mappings, registers."""
 
-from .errors import (
+from pyiommufd.errors import (
     AccessDeniedError,
     AlreadyAttachedError,
     AlreadyMappedError,
@@ -26,37 +26,37 @@ from .errors import (
     UnsupportedError,
     VectorsUnavailableError,
 )
-from .host.claims.claim import Claim
-from .host.claims.plan import ClaimPlan, Move, plan_claim
-from .host.claims.release import recover, release
-from .host.claims.steps import Action, Report, Step
-from .host.devices import HostDevice, find_device, list_devices
-from .host.groups import (
+from pyiommufd.host.claims.claim import Claim
+from pyiommufd.host.claims.plan import ClaimPlan, Move, plan_claim
+from pyiommufd.host.claims.release import recover, release
+from pyiommufd.host.claims.steps import Action, Report, Step
+from pyiommufd.host.devices import HostDevice, find_device, list_devices
+from pyiommufd.host.groups import (
     Group,
     ReservedRegion,
     find_group,
     list_groups,
 )
-from .host.monitor import DeviceEvent, Monitor
-from .host.users import User
-from .kernel.arguments import SupportsFileno
-from .kernel.attachment import (
+from pyiommufd.host.monitor import DeviceEvent, Monitor
+from pyiommufd.host.users import User
+from pyiommufd.kernel.arguments import SupportsFileno
+from pyiommufd.kernel.attachment import (
     AttachPreview,
     ChangeKind,
     DMAChange,
     Verdict,
 )
-from .kernel.buffer import DMABuffer
-from .kernel.config_space import (
+from pyiommufd.kernel.buffer import DMABuffer
+from pyiommufd.kernel.config_space import (
     CapabilityID,
     Command,
     ConfigSpace,
     ExtendedCapabilityID,
     PCICapability,
 )
-from .kernel.device import Device
-from .kernel.device_file import DeviceFile
-from .kernel.device_info import (
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.device_file import DeviceFile
+from pyiommufd.kernel.device_info import (
     AtomicFlag,
     DeviceCapability,
     DeviceFlag,
@@ -73,11 +73,11 @@ from .kernel.device_info import (
     ZPCIPfip,
     ZPCIUtil,
 )
-from .kernel.dirty_bitmap import DirtyBitmap
-from .kernel.eventfd import EventFD
-from .kernel.fault_queue import FaultQueue, PagePermission, PageRequest
-from .kernel.hot_reset import DependentDevice, HotResetInfo
-from .kernel.hw_info import (
+from pyiommufd.kernel.dirty_bitmap import DirtyBitmap
+from pyiommufd.kernel.eventfd import EventFD
+from pyiommufd.kernel.fault_queue import FaultQueue, PagePermission, PageRequest
+from pyiommufd.kernel.hot_reset import DependentDevice, HotResetInfo
+from pyiommufd.kernel.hw_info import (
     AMD,
     ArmSMMUv3,
     HWCapability,
@@ -86,8 +86,8 @@ from .kernel.hw_info import (
     IntelVTd,
     Tegra241CMDQV,
 )
-from .kernel.hwpt import HWPT
-from .kernel.interrupt import (
+from pyiommufd.kernel.hwpt import HWPT
+from pyiommufd.kernel.interrupt import (
     APIRQIndex,
     CCWIRQIndex,
     Interrupt,
@@ -95,18 +95,18 @@ from .kernel.interrupt import (
     IRQIndex,
     UnmaskEvent,
 )
-from .kernel.interrupts import Interrupts
-from .kernel.ioas import IOAS, PhysicalRange
-from .kernel.ioeventfd import IOEventFD
-from .kernel.iommufd import IOMMUFD
-from .kernel.iova import IOVARange
-from .kernel.irq import IRQ
-from .kernel.kernel_object import KernelObject
-from .kernel.mapping import DMAMapping, DMAMappings
-from .kernel.page_table import PageTable
-from .kernel.region import Region, RegionFlag, RegionIndex
-from .kernel.removal import RemovalWatch
-from .kernel.window import Window
+from pyiommufd.kernel.interrupts import Interrupts
+from pyiommufd.kernel.ioas import IOAS, PhysicalRange
+from pyiommufd.kernel.ioeventfd import IOEventFD
+from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.kernel.irq import IRQ
+from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.kernel.mapping import DMAMapping, DMAMappings
+from pyiommufd.kernel.page_table import PageTable
+from pyiommufd.kernel.region import Region, RegionFlag, RegionIndex
+from pyiommufd.kernel.removal import RemovalWatch
+from pyiommufd.kernel.window import Window
 
 __all__ = [
     "AMD",

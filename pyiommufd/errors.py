@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
-from .printable import Sentences, printable, shortened
+from pyiommufd.printable import Sentences, printable, shortened
 
 
 class DeviceLike(Protocol):

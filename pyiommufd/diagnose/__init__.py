@@ -1,10 +1,10 @@
 """From a refused request to what is behind it: ranked causes, each with evidence and a way out."""
 
-from ..errors import Cause, explain_with
+from pyiommufd.errors import Cause, explain_with
 
 
 def _general(request: str, errno: int) -> tuple[Cause, ...]:
-    from .explain import general_causes  # here: nobody pays for the table before something is refused
+    from pyiommufd.diagnose.explain import general_causes  # here: nobody pays for the table before something is refused
 
     return general_causes(request, errno)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from ..errors import Cause, GroupConflictError, IoctlError, ioctl_error
-from ..host.devices import HostDevice
-from ..host.groups import Group
-from .rows import Row, Rows, Subject
+from pyiommufd.diagnose.rows import Row, Rows, Subject
+from pyiommufd.errors import Cause, GroupConflictError, IoctlError, ioctl_error
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.groups import Group
 
 REQUEST = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 

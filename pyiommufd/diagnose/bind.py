@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import Cause, GroupNotViableError, IoctlError, ioctl_error
-from ..host.devices import HostDevice
-from ..host.holders import Holder
-from ..host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
-from ..uapi import device_ioctls
-from .rows import Row, Rows, Subject, causes_found
+from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
+from pyiommufd.errors import Cause, GroupNotViableError, IoctlError, ioctl_error
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.holders import Holder
+from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
+from pyiommufd.uapi import device_ioctls
 
 REQUEST = "VFIO_DEVICE_BIND_IOMMUFD"
 

@@ -6,9 +6,9 @@ import errno
 from collections.abc import Iterable
 from enum import IntEnum
 
-from ..errors import Cause, IoctlError, ioctl_error
-from ..host import sysfs
-from .rows import Row, Rows, Subject
+from pyiommufd.diagnose.rows import Row, Rows, Subject
+from pyiommufd.errors import Cause, IoctlError, ioctl_error
+from pyiommufd.host import sysfs
 
 _RESET, _HOT, _HOT_INFO = "VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
 _IOEVENTFD = "VFIO_DEVICE_IOEVENTFD"

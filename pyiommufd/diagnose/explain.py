@@ -6,15 +6,15 @@ import errno as errno_module
 import re
 from functools import cache
 
-from ..errors import Cause
-from ..host.devices import HostDevice
-from .attach import ATTACH
-from .bind import BIND
-from .device_requests import DEVICE
-from .mapping_rows import MAPPING
-from .node import NODES, open_cdev_causes
-from .objects import OBJECTS
-from .rows import Row, Rows, Subject, causes_found
+from pyiommufd.diagnose.attach import ATTACH
+from pyiommufd.diagnose.bind import BIND
+from pyiommufd.diagnose.device_requests import DEVICE
+from pyiommufd.diagnose.mapping_rows import MAPPING
+from pyiommufd.diagnose.node import NODES, open_cdev_causes
+from pyiommufd.diagnose.objects import OBJECTS
+from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
+from pyiommufd.errors import Cause
+from pyiommufd.host.devices import HostDevice
 
 _OPEN = "open"
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from ..errors import Cause, IoctlError, ioctl_error
-from ..host.devices import HostDevice
-from .objects import WRONG_DATA
+from pyiommufd.diagnose.objects import WRONG_DATA
+from pyiommufd.errors import Cause, IoctlError, ioctl_error
+from pyiommufd.host.devices import HostDevice
 
 REQUEST = "IOMMU_HWPT_ALLOC"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from ..errors import Cause, IoctlError, ioctl_error
+from pyiommufd.errors import Cause, IoctlError, ioctl_error
 
 REQUEST = "VFIO_DEVICE_SET_IRQS"
 _EXCLUSIVE = ("INTX", "MSI", "MSIX")

@@ -8,11 +8,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import Cause, IoctlError, ioctl_error
-from ..host import sysfs
-from .mapping_rows import CUT, NOT_MAPPED
-from .memory import memory_cause
-from .rows import Row
+from pyiommufd.diagnose.mapping_rows import CUT, NOT_MAPPED
+from pyiommufd.diagnose.memory import memory_cause
+from pyiommufd.diagnose.rows import Row
+from pyiommufd.errors import Cause, IoctlError, ioctl_error
+from pyiommufd.host import sysfs
 
 
 def map_error(

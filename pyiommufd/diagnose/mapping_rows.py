@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import Cause
-from .memory import LIMIT, memory_cause
-from .rows import Row, Rows, Subject
+from pyiommufd.diagnose.memory import LIMIT, memory_cause
+from pyiommufd.diagnose.rows import Row, Rows, Subject
+from pyiommufd.errors import Cause
 
 
 def _memory_of_this_user(subject: Subject) -> tuple[Cause, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import Cause
-from ..host import sysfs
-from ..host.limits import lockable_memory
+from pyiommufd.errors import Cause
+from pyiommufd.host import sysfs
+from pyiommufd.host.limits import lockable_memory
 
 LIMIT = "raise the limit on locked memory (ulimit -l), or have CAP_IPC_LOCK"
 """What helps against the limit."""

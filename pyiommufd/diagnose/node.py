@@ -6,12 +6,12 @@ import errno
 import os
 from pathlib import Path
 
-from ..errors import Cause
-from ..host import sysfs
-from ..host.claims.plan import claim_obstacle
-from ..host.devices import HostDevice
-from ..host.holders import holders
-from .rows import Row, Rows
+from pyiommufd.diagnose.rows import Row, Rows
+from pyiommufd.errors import Cause
+from pyiommufd.host import sysfs
+from pyiommufd.host.claims.plan import claim_obstacle
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.holders import holders
 
 
 def open_iommufd_causes(code: int, path: str) -> tuple[Cause, ...]:

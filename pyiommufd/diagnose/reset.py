@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from ..errors import Cause, DeviceNotFoundError, IoctlError, ioctl_error
-from ..host.claims.plan import claim_obstacle
-from ..host.devices import HostDevice, find_device
-from ..host.holders import holders
-from ..host.reset import reset_methods
+from pyiommufd.errors import Cause, DeviceNotFoundError, IoctlError, ioctl_error
+from pyiommufd.host.claims.plan import claim_obstacle
+from pyiommufd.host.devices import HostDevice, find_device
+from pyiommufd.host.holders import holders
+from pyiommufd.host.reset import reset_methods
 
 _NO_WAY = "nothing but the machine's own reset resets it: quiet it by its registers"
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..errors import Cause
-from ..host.devices import HostDevice
-from ..host.groups import Group
-from ..host.holders import Holder, holders
+from pyiommufd.errors import Cause
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.groups import Group
+from pyiommufd.host.holders import Holder, holders
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ClaimError
+from pyiommufd.errors import ClaimError
 
 _ATTRIBUTE = "system.posix_acl_access"
 _VERSION = 2

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import sysfs
-from .devices import HostDevice
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
 
 _STATUS, _CAPABILITIES_LIST = 0x06, 0x10  # PCI Local Bus Specification 3.0, 6.2.3
 _CAPABILITIES_POINTER = 0x34

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ClaimError, Refusal
-from ..printable import OneLine
-from . import drivers, sysfs, uses
-from .claims.plan import ClaimPlan, plan_claim
-from .devices import HostDevice
-from .groups import Group
-from .holders import Holder, holders
-from .standing import Standing, standings
+from pyiommufd.errors import ClaimError, Refusal
+from pyiommufd.host import drivers, sysfs, uses
+from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.groups import Group
+from pyiommufd.host.holders import Holder, holders
+from pyiommufd.host.standing import Standing, standings
+from pyiommufd.printable import OneLine
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceNotFoundError, MissingLibraryError
-from ..printable import printable
-from . import sysfs
+from pyiommufd.errors import DeviceNotFoundError, MissingLibraryError
+from pyiommufd.host import sysfs
+from pyiommufd.printable import printable
 
 if TYPE_CHECKING:
-    from .groups import Group
+    from pyiommufd.host.groups import Group
 
 # The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio).
 SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
@@ -76,14 +76,14 @@ class HostDevice:
     @property
     def group(self) -> Group | None:
         """Its IOMMU group as it is now, or None where no IOMMU covers the device."""
-        from .groups import find_group
+        from pyiommufd.host.groups import find_group
 
         return None if self.group_id is None else find_group(self.group_id)
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """The PCI addresses that its DMA can carry; see `pyiommufd.host.aliases.dma_aliases`."""
-        from .aliases import dma_aliases
+        from pyiommufd.host.aliases import dma_aliases
 
         return dma_aliases(self)
 

@@ -8,11 +8,11 @@ import os
 import subprocess
 from collections.abc import Sequence
 
-from ..errors import ClaimError
-from . import sysfs
-from .devices import HostDevice
-from .helper import SECONDS
-from .programs import system_program
+from pyiommufd.errors import ClaimError
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.helper import SECONDS
+from pyiommufd.host.programs import system_program
 
 _MODPROBE_SECONDS = 60.0
 

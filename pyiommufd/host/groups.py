@@ -6,10 +6,10 @@ import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DeviceNotFoundError
-from ..printable import OneLine, counted, listed
-from . import sysfs
-from .devices import HostDevice, from_sys_path
+from pyiommufd.errors import DeviceNotFoundError
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice, from_sys_path
+from pyiommufd.printable import OneLine, counted, listed
 
 # Drivers that do no DMA of their own: a member on one of them does not stop the group from being bound
 # (`driver_managed_dma` in Linux 7.3). pci-pf-stub and shpchp look alike and are not among them.

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from . import sysfs
+from pyiommufd.host import sysfs
 
 _log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..printable import OneLine, printable
-from . import sysfs
-from .devices import HostDevice
-from .namespaces import namespace
-from .uses.processes import descriptors, process_words
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.namespaces import namespace
+from pyiommufd.host.uses.processes import descriptors, process_words
+from pyiommufd.printable import OneLine, printable
 
 _DELETED = " (deleted)"  # what the kernel adds to the name of a node that has been removed
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..printable import printable
-from . import sysfs
-from .users import User
+from pyiommufd.host import sysfs
+from pyiommufd.host.users import User
+from pyiommufd.printable import printable
 
 CAP_IPC_LOCK = 14
 CAP_SYS_PTRACE = 19

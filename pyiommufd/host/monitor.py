@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import ClosedError, DeviceNotFoundError
-from ..printable import OneLine
-from .devices import SUBSYSTEMS, HostDevice, from_sys_path, udev_context
+from pyiommufd.errors import ClosedError, DeviceNotFoundError
+from pyiommufd.host.devices import SUBSYSTEMS, HostDevice, from_sys_path, udev_context
+from pyiommufd.printable import OneLine
 
 # Written by udevd as long as it runs; without it, as in a small guest, only the kernel's own events come.
 _UDEV_CONTROL = Path("/run/udev/control")

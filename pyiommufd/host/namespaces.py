@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from . import sysfs
+from pyiommufd.host import sysfs
 
 _NAMES = {"user": "user", "pid": "PID", "mnt": "mount", "net": "network"}
 

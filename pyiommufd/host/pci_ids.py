@@ -6,7 +6,7 @@ import functools
 import gzip
 from pathlib import Path
 
-from .devices import HostDevice
+from pyiommufd.host.devices import HostDevice
 
 FILES = (
     Path("/usr/share/hwdata/pci.ids"),

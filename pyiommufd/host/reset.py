@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import sysfs
-from .devices import HostDevice
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
 
 
 def reset_methods(device: HostDevice) -> tuple[str, ...]:

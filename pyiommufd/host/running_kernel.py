@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from . import sysfs
+from pyiommufd.host import sysfs
 
 
 @functools.cache

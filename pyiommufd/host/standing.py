@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-from . import uses
-from .checks import bindable
-from .claims.plan import parents_among
-from .devices import HostDevice
+from pyiommufd.host import uses
+from pyiommufd.host.checks import bindable
+from pyiommufd.host.claims.plan import parents_among
+from pyiommufd.host.devices import HostDevice
 
 
 class Standing(StrEnum):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..printable import OneLine, counted, listed
-from .claims.plan import parents_among, stays_put
-from .devices import HostDevice, list_devices
-from .holders import Holder, holders
-from .standing import REFUSED, Standing, standings
+from pyiommufd.host.claims.plan import parents_among, stays_put
+from pyiommufd.host.devices import HostDevice, list_devices
+from pyiommufd.host.holders import Holder, holders
+from pyiommufd.host.standing import REFUSED, Standing, standings
+from pyiommufd.printable import OneLine, counted, listed
 
 
 @dataclass(frozen=True, slots=True, repr=False)

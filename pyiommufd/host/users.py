@@ -6,8 +6,8 @@ import os
 import pwd
 from dataclasses import dataclass
 
-from ..errors import ClaimError
-from ..printable import OneLine
+from pyiommufd.errors import ClaimError
+from pyiommufd.printable import OneLine
 
 _NO_ID = 0xFFFF_FFFF  # what the kernel takes for nobody at all
 

@@ -7,9 +7,9 @@ import operator
 from collections.abc import Iterable
 from typing import Protocol, SupportsIndex
 
-from .. import uapi
-from ..uapi.ioctls import CHAR_ARRAY, View, from_buffer
-from .iova import IOVARange
+from pyiommufd import uapi
+from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, View, from_buffer
 
 U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 READ_ONLY = "this memory is read-only: map it with writeable=False"

@@ -6,9 +6,9 @@ import errno
 import operator
 from typing import TYPE_CHECKING
 
-from .. import uapi
-from ..diagnose.attach import REQUEST, attach_error
-from ..errors import (
+from pyiommufd import uapi
+from pyiommufd.diagnose.attach import REQUEST, attach_error
+from pyiommufd.errors import (
     AlreadyAttachedError,
     Cause,
     ClosedError,
@@ -17,21 +17,21 @@ from ..errors import (
     UnsupportedError,
     ioctl_error,
 )
-from ..host.devices import HostDevice
-from ..host.groups import ReservedRegion
-from ..uapi import ioctls
-from .attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
-from .handle import Handle
-from .hw_info import HWInfo, hw_info
-from .hwpt import HWPT, alloc_hwpt
-from .ioas import IOAS
-from .iova import IOVARange
-from .trial import try_page_table, unfit_mappings
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.groups import ReservedRegion
+from pyiommufd.kernel.attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.kernel.hw_info import HWInfo, hw_info
+from pyiommufd.kernel.hwpt import HWPT, alloc_hwpt
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.kernel.trial import try_page_table, unfit_mappings
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from .fault_queue import FaultQueue
-    from .iommufd import IOMMUFD
-    from .page_table import PageTable
+    from pyiommufd.kernel.fault_queue import FaultQueue
+    from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.kernel.page_table import PageTable
 
 
 class Attachable(Handle):

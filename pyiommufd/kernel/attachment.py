@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ..host.devices import HostDevice
-from ..uapi import ioctls
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from .attachable import Attachable
-    from .page_table import PageTable
+    from pyiommufd.kernel.attachable import Attachable
+    from pyiommufd.kernel.page_table import PageTable
 
 
 class ChangeKind(StrEnum):

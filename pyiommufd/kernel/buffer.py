@@ -7,8 +7,8 @@ import operator
 import os
 from typing import Any, Self
 
-from ..errors import ioctl_error
-from ..uapi import ioctls
+from pyiommufd.errors import ioctl_error
+from pyiommufd.uapi import ioctls
 
 # Not named by CPython's mmap; asm-generic/mman-common.h and hugetlb_encode.h (x86 and arm64 alike).
 _MAP_HUGETLB = 0x40000

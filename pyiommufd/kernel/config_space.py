@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from ..errors import IoctlError
-from ..printable import OneLine
-from ..uapi import ioctls
-from .arguments import check_bool
-from .region import RegionBytes
+from pyiommufd.errors import IoctlError
+from pyiommufd.kernel.arguments import check_bool
+from pyiommufd.kernel.region import RegionBytes
+from pyiommufd.printable import OneLine
+from pyiommufd.uapi import ioctls
 
 _VENDOR_ID, _DEVICE_ID, _COMMAND, _STATUS, _REVISION_ID = 0x00, 0x02, 0x04, 0x06, 0x08
 _HEADER_TYPE, _SUBSYSTEM_VENDOR_ID, _SUBSYSTEM_ID = 0x0E, 0x2C, 0x2E

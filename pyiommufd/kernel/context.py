@@ -8,14 +8,14 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from ..uapi import ioctls
-from .attachment import GroupState
+from pyiommufd.kernel.attachment import GroupState
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from ..host.devices import HostDevice
-    from .device import Device
-    from .iommufd import IOMMUFD
-    from .kernel_object import KernelObject
+    from pyiommufd.host.devices import HostDevice
+    from pyiommufd.kernel.device import Device
+    from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.kernel.kernel_object import KernelObject
 
 _lock = threading.RLock()  # a signal handler may make one, too
 # By their ids: of a dictionary a snapshot can be had while others change it, and of a WeakSet not.

@@ -6,26 +6,26 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from .. import uapi
-from ..diagnose.device_requests import no_region_error
-from ..diagnose.reset import hot_reset_error, reset_error
-from ..errors import CloseError, IoctlError, UnsupportedError, ioctl_error
-from ..host.reset import reset_methods, set_reset_methods
-from ..uapi import device_ioctls, ioctls
-from ..uapi.ioctls import Fd
-from .arguments import check_bool
-from .attachable import Attachable
-from .config_space import Command, ConfigSpace
-from .device_info import DeviceFlag, DeviceInfo, read_device_info
-from .hot_reset import HotResetInfo, read_hot_reset_info
-from .interrupts import Interrupts
-from .region import Region, read_regions
-from .removal import RemovalWaiter, RemovalWatch
-from .window import Window
+from pyiommufd import uapi
+from pyiommufd.diagnose.device_requests import no_region_error
+from pyiommufd.diagnose.reset import hot_reset_error, reset_error
+from pyiommufd.errors import CloseError, IoctlError, UnsupportedError, ioctl_error
+from pyiommufd.host.reset import reset_methods, set_reset_methods
+from pyiommufd.kernel.arguments import check_bool
+from pyiommufd.kernel.attachable import Attachable
+from pyiommufd.kernel.config_space import Command, ConfigSpace
+from pyiommufd.kernel.device_info import DeviceFlag, DeviceInfo, read_device_info
+from pyiommufd.kernel.hot_reset import HotResetInfo, read_hot_reset_info
+from pyiommufd.kernel.interrupts import Interrupts
+from pyiommufd.kernel.region import Region, read_regions
+from pyiommufd.kernel.removal import RemovalWaiter, RemovalWatch
+from pyiommufd.kernel.window import Window
+from pyiommufd.uapi import device_ioctls, ioctls
+from pyiommufd.uapi.ioctls import Fd
 
 if TYPE_CHECKING:
-    from ..host.devices import HostDevice
-    from .iommufd import IOMMUFD
+    from pyiommufd.host.devices import HostDevice
+    from pyiommufd.kernel.iommufd import IOMMUFD
 
 
 class Device(Attachable):

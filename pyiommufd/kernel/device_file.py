@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Self
 
-from ..diagnose.node import open_cdev_causes
-from ..errors import IoctlError, ioctl_error
-from ..host import sysfs
-from ..host.devices import HostDevice, as_device, from_sys_path
-from ..uapi import ioctls
-from .handle import Handle, character_device, check_unowned
+from pyiommufd.diagnose.node import open_cdev_causes
+from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice, as_device, from_sys_path
+from pyiommufd.kernel.handle import Handle, character_device, check_unowned
+from pyiommufd.uapi import ioctls
 
 
 class DeviceFile(Handle):

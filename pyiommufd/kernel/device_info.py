@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 
-from .. import uapi
-from ..printable import OneLine
-from ..uapi import device_ioctls
-from ..uapi.device_ioctls import RawCapability, struct_fields, struct_size
-from ..uapi.ioctls import Fd
+from pyiommufd import uapi
+from pyiommufd.printable import OneLine
+from pyiommufd.uapi import device_ioctls
+from pyiommufd.uapi.device_ioctls import RawCapability, struct_fields, struct_size
+from pyiommufd.uapi.ioctls import Fd
 
 
 class DeviceFlag(IntFlag):

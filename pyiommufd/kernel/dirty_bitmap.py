@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..printable import counted
-from .iova import IOVARange
+from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.printable import counted
 
 _RUN = re.compile(rb"[^\0]+")
 _BYTE_BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ClosedError, IoctlError, ioctl_error
-from ..uapi import ioctls
-from .handle import Deadline, Handle, forked_error
+from pyiommufd.errors import ClosedError, IoctlError, ioctl_error
+from pyiommufd.kernel.handle import Deadline, Handle, forked_error
+from pyiommufd.uapi import ioctls
 
 
 def _number(eventfd: EventFD | int) -> int:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
-from .. import uapi
-from ..errors import IoctlError, ioctl_error
-from ..printable import OneLine
-from ..uapi import ioctls
-from .handle import Deadline, Handle
-from .kernel_object import KernelObject
+from pyiommufd import uapi
+from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.kernel.handle import Deadline, Handle
+from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.printable import OneLine
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from .device import Device
-    from .iommufd import IOMMUFD
+    from pyiommufd.kernel.device import Device
+    from pyiommufd.kernel.iommufd import IOMMUFD
 
 _REQUEST = struct.Struct("=6IQ2I")  # struct iommu_hwpt_pgfault
 _RESPONSE = struct.Struct("=2I")  # struct iommu_hwpt_page_response

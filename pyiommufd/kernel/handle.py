@@ -10,9 +10,9 @@ import warnings
 import weakref
 from collections.abc import Callable
 
-from ..errors import ClosedError, ForkedError, ioctl_error
-from ..uapi import ioctls
-from .closing import Closing
+from pyiommufd.errors import ClosedError, ForkedError, ioctl_error
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.uapi import ioctls
 
 # Every open handle, by its id, and its file, which it has also as garbage that is being collected. A dictionary, since
 # its single steps are atomic.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import uapi
-from ..printable import OneLine, listed
-from ..uapi import device_ioctls
-from ..uapi.ioctls import Fd
+from pyiommufd import uapi
+from pyiommufd.printable import OneLine, listed
+from pyiommufd.uapi import device_ioctls
+from pyiommufd.uapi.ioctls import Fd
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -6,8 +6,8 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from .. import uapi
-from ..printable import OneLine, brief
+from pyiommufd import uapi
+from pyiommufd.printable import OneLine, brief
 
 
 class HWInfoType(IntEnum):

@@ -6,22 +6,22 @@ import operator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .. import uapi
-from ..diagnose.hwpt import hwpt_alloc_error
-from ..errors import IoctlError, ioctl_error
-from ..uapi import ioctls
-from .arguments import check_bool, check_range
-from .dirty_bitmap import DirtyBitmap
-from .fault_queue import FaultQueue
-from .iova import IOVARange
-from .kernel_object import KernelObject
-from .trial import unfit_mappings
+from pyiommufd import uapi
+from pyiommufd.diagnose.hwpt import hwpt_alloc_error
+from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.kernel.arguments import check_bool, check_range
+from pyiommufd.kernel.dirty_bitmap import DirtyBitmap
+from pyiommufd.kernel.fault_queue import FaultQueue
+from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.kernel.trial import unfit_mappings
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from ..host.devices import HostDevice
-    from .attachable import Attachable
-    from .ioas import IOAS
-    from .iommufd import IOMMUFD
+    from pyiommufd.host.devices import HostDevice
+    from pyiommufd.kernel.attachable import Attachable
+    from pyiommufd.kernel.ioas import IOAS
+    from pyiommufd.kernel.iommufd import IOMMUFD
 
 
 class HWPT(KernelObject):

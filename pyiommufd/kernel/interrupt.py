@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
-from .. import uapi
-from .eventfd import EventFD
+from pyiommufd import uapi
+from pyiommufd.kernel.eventfd import EventFD
 
 if TYPE_CHECKING:
-    from .irq import IRQ
+    from pyiommufd.kernel.irq import IRQ
 
 
 class IRQIndex(IntEnum):

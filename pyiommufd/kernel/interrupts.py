@@ -9,15 +9,15 @@ import threading
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from ..errors import ClosedError, UnsupportedError
-from ..uapi.ioctls import File
-from .device_info import DeviceFlag
-from .interrupt import APIRQIndex, CCWIRQIndex, IRQIndex
-from .irq import IRQ
+from pyiommufd.errors import ClosedError, UnsupportedError
+from pyiommufd.kernel.device_info import DeviceFlag
+from pyiommufd.kernel.interrupt import APIRQIndex, CCWIRQIndex, IRQIndex
+from pyiommufd.kernel.irq import IRQ
+from pyiommufd.uapi.ioctls import File
 
 if TYPE_CHECKING:
-    from .device import Device
-    from .ioeventfd import IOEventFD
+    from pyiommufd.kernel.device import Device
+    from pyiommufd.kernel.ioeventfd import IOEventFD
 
 _KINDS: dict[DeviceFlag, type[IntEnum]] = {
     DeviceFlag.PCI: IRQIndex,

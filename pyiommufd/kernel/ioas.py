@@ -8,13 +8,11 @@ import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import uapi
-from ..diagnose.mapping import unmap_error
-from ..diagnose.objects import HUGE_PAGES_IN_USE
-from ..errors import IoctlError, ioctl_error
-from ..uapi import ioctls
-from ..uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
-from .arguments import (
+from pyiommufd import uapi
+from pyiommufd.diagnose.mapping import unmap_error
+from pyiommufd.diagnose.objects import HUGE_PAGES_IN_USE
+from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.kernel.arguments import (
     BOTH,
     U64_MAX,
     SupportsFileno,
@@ -26,16 +24,26 @@ from .arguments import (
     ranges_allowed,
     unshared,
 )
-from .hwpt import HWPT
-from .iova import IOVARange, joined
-from .kernel_object import KernelObject
-from .mapping import DMAMapping, DMAMappings
-from .mapping_steps import copy_range, let_go, map_below, map_failed, map_file, map_pieces, piece_numbers
-from .mapping_table import MappingTable
+from pyiommufd.kernel.hwpt import HWPT
+from pyiommufd.kernel.iova import IOVARange, joined
+from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.kernel.mapping import DMAMapping, DMAMappings
+from pyiommufd.kernel.mapping_steps import (
+    copy_range,
+    let_go,
+    map_below,
+    map_failed,
+    map_file,
+    map_pieces,
+    piece_numbers,
+)
+from pyiommufd.kernel.mapping_table import MappingTable
+from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
 
 if TYPE_CHECKING:
-    from .device import Device
-    from .iommufd import IOMMUFD
+    from pyiommufd.kernel.device import Device
+    from pyiommufd.kernel.iommufd import IOMMUFD
 
 
 class PhysicalRange(NamedTuple):

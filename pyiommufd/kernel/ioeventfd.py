@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from ..diagnose.interrupts import ioeventfd_error
-from ..errors import IoctlError
-from ..uapi import device_ioctls, ioctls
-from .eventfd import EventFD
+from pyiommufd.diagnose.interrupts import ioeventfd_error
+from pyiommufd.errors import IoctlError
+from pyiommufd.kernel.eventfd import EventFD
+from pyiommufd.uapi import device_ioctls, ioctls
 
 if TYPE_CHECKING:
-    from .region import Region
+    from pyiommufd.kernel.region import Region
 
 
 class IOEventFD(EventFD):

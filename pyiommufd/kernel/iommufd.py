@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from .. import uapi
-from ..diagnose.bind import bind_error
-from ..diagnose.mapping import change_process_error
-from ..diagnose.node import open_iommufd_causes
-from ..errors import (
+from pyiommufd import uapi
+from pyiommufd.diagnose.bind import bind_error
+from pyiommufd.diagnose.mapping import change_process_error
+from pyiommufd.diagnose.node import open_iommufd_causes
+from pyiommufd.errors import (
     BusyError,
     Cause,
     ClosedError,
@@ -26,17 +26,17 @@ from ..errors import (
     IoctlError,
     ioctl_error,
 )
-from ..host import sysfs
-from ..host.devices import HostDevice
-from ..uapi import ioctls
-from .arguments import check_bool
-from .context import Context
-from .device import Device
-from .device_file import DeviceFile
-from .fault_queue import FaultQueue
-from .handle import Handle, character_device, check_unowned
-from .ioas import IOAS
-from .kernel_object import KernelObject
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.kernel.arguments import check_bool
+from pyiommufd.kernel.context import Context
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.device_file import DeviceFile
+from pyiommufd.kernel.fault_queue import FaultQueue
+from pyiommufd.kernel.handle import Handle, character_device, check_unowned
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.uapi import ioctls
 
 _STAYS = "it stays in the kernel, with nothing that this process has mapped, until the iommufd's last fd is closed"
 

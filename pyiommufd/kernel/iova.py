@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..printable import OneLine
+from pyiommufd.printable import OneLine
 
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)

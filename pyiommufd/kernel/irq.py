@@ -9,18 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import uapi
-from ..diagnose.device_requests import no_interrupt_error
-from ..diagnose.interrupts import set_irqs_error
-from ..errors import ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
-from ..uapi import device_ioctls
-from ..uapi.ioctls import File
-from .eventfd import EventFD
-from .interrupt import Interrupt, IRQFlag, UnmaskEvent
+from pyiommufd import uapi
+from pyiommufd.diagnose.device_requests import no_interrupt_error
+from pyiommufd.diagnose.interrupts import set_irqs_error
+from pyiommufd.errors import ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
+from pyiommufd.kernel.eventfd import EventFD
+from pyiommufd.kernel.interrupt import Interrupt, IRQFlag, UnmaskEvent
+from pyiommufd.uapi import device_ioctls
+from pyiommufd.uapi.ioctls import File
 
 if TYPE_CHECKING:
-    from .device import Device
-    from .interrupts import Interrupts
+    from pyiommufd.kernel.device import Device
+    from pyiommufd.kernel.interrupts import Interrupts
 
 _MASK: int = uapi.VFIO_IRQ_SET_ACTION_MASK
 _UNMASK: int = uapi.VFIO_IRQ_SET_ACTION_UNMASK

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from ..errors import ClosedError, InUseError, IoctlError, ioctl_error
-from ..uapi import ioctls
-from .closing import Closing
+from pyiommufd.errors import ClosedError, InUseError, IoctlError, ioctl_error
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from .device import Device
-    from .iommufd import IOMMUFD
+    from pyiommufd.kernel.device import Device
+    from pyiommufd.kernel.iommufd import IOMMUFD
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

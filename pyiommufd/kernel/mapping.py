@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ..printable import counted
-from ..uapi import ioctls
-from ..uapi.ioctls import PIECE, ioas_unmap
+from pyiommufd.printable import counted
+from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.ioctls import PIECE, ioas_unmap
 
 if TYPE_CHECKING:
-    from .ioas import IOAS
+    from pyiommufd.kernel.ioas import IOAS
 
 PIECES_A_CALL = 1024
 """So many pieces are mapped or unmapped by one call at most: a signal is then answered within milliseconds."""

@@ -10,19 +10,19 @@ from array import array
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
-from .. import uapi
-from ..diagnose.mapping import map_error, map_file_error
-from ..diagnose.mapping_rows import HOLE
-from ..errors import Cause, IoctlError, IOMMUFDError, ioctl_error
-from ..uapi import ioctls
-from ..uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, View, ioas_map, ioas_map_file
-from .arguments import U64_MAX, misaligned
-from .iova import IOVARange, first_fit
-from .mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
-from .mapping_table import OF_FILE
+from pyiommufd import uapi
+from pyiommufd.diagnose.mapping import map_error, map_file_error
+from pyiommufd.diagnose.mapping_rows import HOLE
+from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, ioctl_error
+from pyiommufd.kernel.arguments import U64_MAX, misaligned
+from pyiommufd.kernel.iova import IOVARange, first_fit
+from pyiommufd.kernel.mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
+from pyiommufd.kernel.mapping_table import OF_FILE
+from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, View, ioas_map, ioas_map_file
 
 if TYPE_CHECKING:
-    from .ioas import IOAS
+    from pyiommufd.kernel.ioas import IOAS
 
 _Place = TypeVar("_Place", int, int | None)
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA

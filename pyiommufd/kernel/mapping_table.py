@@ -6,11 +6,11 @@ import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..uapi import ioctls
-from .iova import IOVARange
+from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from .mapping import DMAMapping, DMAMappings
+    from pyiommufd.kernel.mapping import DMAMapping, DMAMappings
 
 OF_FILE = "a file"
 """What holds the memory of a mapping of a file: the kernel does, by the file."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from .hwpt import HWPT
-from .ioas import IOAS
+from pyiommufd.kernel.hwpt import HWPT
+from pyiommufd.kernel.ioas import IOAS
 
 PageTable: TypeAlias = IOAS | HWPT
 """An address space, whose page tables the kernel makes by itself, or an explicit page table."""

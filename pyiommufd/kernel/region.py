@@ -9,17 +9,17 @@ import operator
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
-from .. import uapi
-from ..diagnose.device_requests import bytes_error, no_region
-from ..errors import IoctlError, UnsupportedError
-from ..uapi import device_ioctls, ioctls
-from .device_info import DeviceFlag, MmapArea, MSIXMappable, mappable_areas, region_capabilities
-from .eventfd import EventFD
-from .ioeventfd import IOEventFD, start_ioeventfd
-from .window import Window
+from pyiommufd import uapi
+from pyiommufd.diagnose.device_requests import bytes_error, no_region
+from pyiommufd.errors import IoctlError, UnsupportedError
+from pyiommufd.kernel.device_info import DeviceFlag, MmapArea, MSIXMappable, mappable_areas, region_capabilities
+from pyiommufd.kernel.eventfd import EventFD
+from pyiommufd.kernel.ioeventfd import IOEventFD, start_ioeventfd
+from pyiommufd.kernel.window import Window
+from pyiommufd.uapi import device_ioctls, ioctls
 
 if TYPE_CHECKING:
-    from .device import Device
+    from pyiommufd.kernel.device import Device
 
 
 class RegionIndex(IntEnum):
@@ -170,7 +170,7 @@ class Region(RegionBytes):
         return mappable_areas(self.size, self.capabilities, self._msix_table(), mmap.PAGESIZE)
 
     def _msix_table(self) -> MmapArea | None:
-        from .config_space import CapabilityID
+        from pyiommufd.kernel.config_space import CapabilityID
 
         if self.index > RegionIndex.BAR5 or any(isinstance(one, MSIXMappable) for one in self.capabilities):
             return None

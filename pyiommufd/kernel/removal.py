@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ClosedError, InUseError
-from .closing import Closing
-from .interrupt import Interrupt
+from pyiommufd.errors import ClosedError, InUseError
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.kernel.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from .device import Device
+    from pyiommufd.kernel.device import Device
 
 
 class RemovalWatch(Closing):

@@ -6,12 +6,12 @@ import errno
 import mmap
 from typing import TYPE_CHECKING
 
-from ..uapi import ioctls
-from .iova import IOVARange
+from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from .attachable import Attachable
-    from .ioas import IOAS
+    from pyiommufd.kernel.attachable import Attachable
+    from pyiommufd.kernel.ioas import IOAS
 
 # Addresses of which every IOMMU translates one: the mock's begin at 16 MiB.
 _PLAIN = (0x1000, 1 << 24)

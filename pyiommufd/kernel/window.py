@@ -8,8 +8,10 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
-from ..uapi.device_ioctls import (
+from pyiommufd.errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.kernel.handle import forked_error
+from pyiommufd.uapi.device_ioctls import (
     WindowHandle,
     window_copy_in,
     window_copy_out,
@@ -22,12 +24,10 @@ from ..uapi.device_ioctls import (
     window_unmap,
     window_write,
 )
-from ..uapi.ioctls import CHAR_ARRAY, Cell, View, from_buffer, new_cell, release
-from .closing import Closing
-from .handle import forked_error
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, Cell, View, from_buffer, new_cell, release
 
 if TYPE_CHECKING:
-    from .region import Region
+    from pyiommufd.kernel.region import Region
 
 
 class Window(Closing):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from ..errors import CloseError, IOMMUFDError
-from ..host.claims import journal
-from ..host.claims.claim import Claim
-from ..host.claims.plan import plan_claim
-from ..host.devices import HostDevice, list_devices
-from ..host.groups import Group, is_safe, list_groups
+from pyiommufd.errors import CloseError, IOMMUFDError
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.claim import Claim
+from pyiommufd.host.claims.plan import plan_claim
+from pyiommufd.host.devices import HostDevice, list_devices
+from pyiommufd.host.groups import Group, is_safe, list_groups
 
 
 class Claims:

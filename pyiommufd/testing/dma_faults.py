@@ -14,10 +14,10 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from ..host.aliases import devices_of_requester
-from ..host.devices import HostDevice, list_devices
-from .dmesg import PATH as KMSG
-from .dmesg import KernelLog, LogLine
+from pyiommufd.host.aliases import devices_of_requester
+from pyiommufd.host.devices import HostDevice, list_devices
+from pyiommufd.testing.dmesg import PATH as KMSG
+from pyiommufd.testing.dmesg import KernelLog, LogLine
 
 RATE_INTERVAL = 5.0
 """Seconds in which the kernel logs a few faults only (DEFAULT_RATELIMIT_INTERVAL)."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 import time
 
-from ..kernel.device import Device
-from ..kernel.ioas import IOAS
-from .queue_driver import QueueDriver
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.testing.queue_driver import QueueDriver
 
 VENDOR_ID = 0x8086
 DEVICE_ID = 0x10D3

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 
-from ..kernel.closing import Closing
-from ..kernel.device import Device
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.kernel.device import Device
 
 VENDOR_ID = 0x1234
 DEVICE_ID = 0x11E8

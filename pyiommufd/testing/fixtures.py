@@ -21,17 +21,17 @@ from typing import Protocol
 
 import pytest
 
-from ..errors import AccessDeniedError, ClaimError, InUseError, NotFoundError, UnsupportedError
-from ..host.groups import Group
-from ..kernel.device import Device
-from ..kernel.ioas import IOAS
-from ..kernel.iommufd import IOMMUFD
-from .claims import Claims, devices_by_id, endpoints, shared_groups
-from .dma_faults import LOG_PATTERN, DMAFaults
-from .dmesg import Dmesg
-from .edu import DEVICE_ID, VENDOR_ID, EduDriver
-from .leaks import LeakCheck
-from .mock import MockDevice, MockIOMMUFD
+from pyiommufd.errors import AccessDeniedError, ClaimError, InUseError, NotFoundError, UnsupportedError
+from pyiommufd.host.groups import Group
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.testing.claims import Claims, devices_by_id, endpoints, shared_groups
+from pyiommufd.testing.dma_faults import LOG_PATTERN, DMAFaults
+from pyiommufd.testing.dmesg import Dmesg
+from pyiommufd.testing.edu import DEVICE_ID, VENDOR_ID, EduDriver
+from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
 
 _GUEST = "run the tests in a guest that has it: pyiommufd guest -- python -m pytest …"
 

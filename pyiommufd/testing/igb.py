@@ -11,9 +11,9 @@ import struct
 import time
 from collections.abc import Iterator
 
-from ..kernel.device import Device
-from ..kernel.ioas import IOAS
-from .queue_driver import QueueDriver
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.testing.queue_driver import QueueDriver
 
 VENDOR_ID = 0x8086
 DEVICE_ID = 0x10C9

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..kernel.iommufd import IOMMUFD
-from ..uapi import ioctls
+from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.uapi import ioctls
 
 # What keeps an iommufd or a device of its alive. Not memfds: a buffer may outlive a test and keeps nothing else.
 _FD = re.compile(r"/dev/iommu$|/dev/vfio/|/dmabuf:|anon_inode:\[?(?:iommufd|vfio)")

@@ -11,10 +11,10 @@ import struct
 import time
 from dataclasses import dataclass
 
-from ..kernel.device import Device
-from ..kernel.interrupt import Interrupt
-from ..kernel.ioas import IOAS
-from .queue_driver import QueueDriver
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.interrupt import Interrupt
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.testing.queue_driver import QueueDriver
 
 CLASS_CODE = 0x010802
 """The PCI class of an NVMe controller."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
-from ..printable import printable
+from pyiommufd.printable import printable
 
 _SPARSE = 30.0
 _LIVE = 0.2

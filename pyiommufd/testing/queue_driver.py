@@ -6,13 +6,13 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 
-from ..kernel.buffer import DMABuffer
-from ..kernel.closing import Closing
-from ..kernel.device import Device
-from ..kernel.interrupt import Interrupt
-from ..kernel.ioas import IOAS
-from ..kernel.mapping import DMAMapping
-from ..kernel.window import Window
+from pyiommufd.kernel.buffer import DMABuffer
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.interrupt import Interrupt
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.kernel.mapping import DMAMapping
+from pyiommufd.kernel.window import Window
 
 
 class QueueDriver(Closing):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 import struct
 
-from ..kernel.config_space import CapabilityID
-from ..kernel.device import Device
-from ..kernel.ioas import IOAS
-from ..kernel.window import Window
-from .queue_driver import QueueDriver
+from pyiommufd.kernel.config_space import CapabilityID
+from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.kernel.window import Window
+from pyiommufd.testing.queue_driver import QueueDriver
 
 VENDOR_ID = 0x1AF4
 DEVICE_ID = 0x1042

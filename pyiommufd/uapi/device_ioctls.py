@@ -9,11 +9,10 @@ import errno
 from collections.abc import Callable, Mapping, Sequence
 from typing import NewType, cast
 
+from pyiommufd import uapi
 from pyiommufd._uapi import ffi, lib
-
-from .. import uapi
-from ..errors import ioctl_error
-from .ioctls import Cell, Fd, File, View, _c, _check
+from pyiommufd.errors import ioctl_error
+from pyiommufd.uapi.ioctls import Cell, Fd, File, View, _c, _check
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""

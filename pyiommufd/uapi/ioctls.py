@@ -18,10 +18,9 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NewType, Protocol, TypeAlias, cast
 
+from pyiommufd import uapi
 from pyiommufd._uapi import ffi, lib
-
-from .. import uapi
-from ..errors import ioctl_error
+from pyiommufd.errors import ioctl_error
 
 
 class File(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 
-from .. import uapi
+from pyiommufd import uapi
 
 REQUESTS = (
     "IOMMU_DESTROY", "IOMMU_IOAS_ALLOC", "IOMMU_IOAS_ALLOW_IOVAS", "IOMMU_IOAS_COPY", "IOMMU_IOAS_IOVA_RANGES",

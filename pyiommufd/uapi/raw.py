@@ -20,8 +20,7 @@ import operator
 from typing import Any
 
 from pyiommufd._uapi import ffi, lib
-
-from ..errors import ioctl_error
+from pyiommufd.errors import ioctl_error
 
 _SIZE_FIELDS = ("size", "argsz")
 

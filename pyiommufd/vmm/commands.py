@@ -9,10 +9,10 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import PurePath
 
-from ..host.devices import HostDevice
-from . import cloud_hypervisor, qemu
-from .handover import VARIABLE
-from .vf_token import TOKEN_VARIABLE, as_token, token_fds
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.vmm import cloud_hypervisor, qemu
+from pyiommufd.vmm.handover import VARIABLE
+from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, token_fds
 
 _OURS = frozenset({"fd", "host", "id", "iommufd", "path", "sysfsdev", "vf-token"})
 """Options of a device that say which one it is, or that are set by other means."""

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import CloseError, HandoverError
-from ..host.devices import HostDevice, as_device
-from ..host.holders import holders
-from ..kernel.device_file import DeviceFile
-from ..kernel.handle import check_unowned
-from ..kernel.iommufd import IOMMUFD
-from .vf_token import TOKEN_VARIABLE, as_token, takes_token
+from pyiommufd.errors import CloseError, HandoverError
+from pyiommufd.host.devices import HostDevice, as_device
+from pyiommufd.host.holders import holders
+from pyiommufd.kernel.device_file import DeviceFile
+from pyiommufd.kernel.handle import check_unowned
+from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, takes_token
 
 VARIABLE = "PYIOMMUFD_FDS"
 """The environment variable that tells a started program its fds: numbers with blanks between, the iommufd's first."""

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-from .vmm import VMM
+from pyiommufd.vmm.vmm import VMM
 
 _MONITORS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
 """What a monitor is to decide upon."""

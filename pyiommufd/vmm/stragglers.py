@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..host import sysfs
-from ..host.devices import HostDevice
-from ..host.holders import Holder, holders
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.holders import Holder, holders
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_EVERY = 0.1  # seconds

@@ -12,10 +12,10 @@ import os
 import uuid
 from collections.abc import Iterable, Sequence
 
-from ..errors import DeviceNotFoundError, HandoverError, IoctlError
-from ..host.devices import HostDevice, from_sys_path
-from ..kernel.device_file import DeviceFile
-from ..uapi import ioctls
+from pyiommufd.errors import DeviceNotFoundError, HandoverError, IoctlError
+from pyiommufd.host.devices import HostDevice, from_sys_path
+from pyiommufd.kernel.device_file import DeviceFile
+from pyiommufd.uapi import ioctls
 
 TOKEN_VARIABLE = "PYIOMMUFD_VF_TOKEN"  # noqa: S105 - its name, not a secret
 """The environment variable that tells a started program the VF token, where there is one."""

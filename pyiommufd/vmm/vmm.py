@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import ClaimError, HandoverError
-from ..host.limits import has_capability
-from ..host.users import User, find_user
-from ..printable import printable
-from .handover import VARIABLE, Handover
-from .launch import launch_command
-from .vf_token import TOKEN_VARIABLE
+from pyiommufd.errors import ClaimError, HandoverError
+from pyiommufd.host.limits import has_capability
+from pyiommufd.host.users import User, find_user
+from pyiommufd.printable import printable
+from pyiommufd.vmm.handover import VARIABLE, Handover
+from pyiommufd.vmm.launch import launch_command
+from pyiommufd.vmm.vf_token import TOKEN_VARIABLE
 
 UNLIMITED = -1
 """No limit on locked memory."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ...errors import Refusal
-from ..devices import HostDevice
-from ..groups import reserved_regions
-from ..running_kernel import has_cdevs, interrupts_refused
+from pyiommufd.errors import Refusal
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.groups import reserved_regions
+from pyiommufd.host.running_kernel import has_cdevs, interrupts_refused
 
 _NO_IOMMU = (
     "no IOMMU covers it, so nothing could confine its DMA: the IOMMU is off or does not reach it (firmware: VT-d or "

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import sysfs
-from .bindable import firmware_regions
-from .finding import Finding, Machine, State
+from pyiommufd.host import sysfs
+from pyiommufd.host.checks.bindable import firmware_regions
+from pyiommufd.host.checks.finding import Finding, Machine, State
 
 
 def reserved(machine: Machine) -> Iterator[Finding]:

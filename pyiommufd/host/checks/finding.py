@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ...printable import Sentences, listed
-from ..devices import HostDevice
-from ..groups import Group
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.groups import Group
+from pyiommufd.printable import Sentences, listed
 
 
 class State(StrEnum):

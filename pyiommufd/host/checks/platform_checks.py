@@ -6,14 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 
-from ...printable import counted
-from .. import sysfs
-from ..drivers import module_file
-from ..limits import lockable_memory
-from ..namespaces import namespace, outlook
-from ..running_kernel import has_cdevs, interrupts_isolated, kernel_option, unsafe_interrupts_allowed
-from ..uses.processes import look_at_processes
-from .finding import Finding, Machine, State
+from pyiommufd.host import sysfs
+from pyiommufd.host.checks.finding import Finding, Machine, State
+from pyiommufd.host.drivers import module_file
+from pyiommufd.host.limits import lockable_memory
+from pyiommufd.host.namespaces import namespace, outlook
+from pyiommufd.host.running_kernel import has_cdevs, interrupts_isolated, kernel_option, unsafe_interrupts_allowed
+from pyiommufd.host.uses.processes import look_at_processes
+from pyiommufd.printable import counted
 
 _GUEST = "or run in a guest that has one: pyiommufd guest -- COMMAND"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..devices import list_devices
-from ..groups import list_groups
-from . import device_checks, platform_checks
-from .finding import Finding, Machine
+from pyiommufd.host.checks import device_checks, platform_checks
+from pyiommufd.host.checks.finding import Finding, Machine
+from pyiommufd.host.devices import list_devices
+from pyiommufd.host.groups import list_groups
 
 CHECKS = (
     platform_checks.iommu,

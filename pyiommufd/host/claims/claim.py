@@ -6,17 +6,17 @@ import os
 from types import TracebackType
 from typing import Self
 
-from ...errors import ClaimError, ClaimRefusedError, ForkedError
-from ...printable import listed
-from ..devices import HostDevice
-from ..persistent import boot_unit, claim_file, environment
-from ..persistent.claim_file import PersistentClaim, persistent_claim
-from ..users import User, find_user
-from . import journal, transaction
-from .plan import ClaimPlan, claimed, names_of, plan_claim
-from .record import ClaimRecord, ClaimState
-from .steps import Action, Report, Step, device_step
-from .transaction import Transaction, exclusive
+from pyiommufd.errors import ClaimError, ClaimRefusedError, ForkedError
+from pyiommufd.host.claims import journal, transaction
+from pyiommufd.host.claims.plan import ClaimPlan, claimed, names_of, plan_claim
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState
+from pyiommufd.host.claims.steps import Action, Report, Step, device_step
+from pyiommufd.host.claims.transaction import Transaction, exclusive
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.persistent import boot_unit, claim_file, environment
+from pyiommufd.host.persistent.claim_file import PersistentClaim, persistent_claim
+from pyiommufd.host.users import User, find_user
+from pyiommufd.printable import listed
 
 
 class Claim:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..persistent import boot_unit
-from .record import ClaimRecord, ClaimState, GivenNode, boot_id, decode
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState, GivenNode, boot_id, decode
+from pyiommufd.host.persistent import boot_unit
 
 _log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ...errors import ClaimError
-from .. import durable
-from ..namespaces import namespace
-from . import earlier, living
-from .record import ClaimRecord, ClaimState, boot_id, parse, start_time
+from pyiommufd.errors import ClaimError
+from pyiommufd.host import durable
+from pyiommufd.host.claims import earlier, living
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState, boot_id, parse, start_time
+from pyiommufd.host.namespaces import namespace
 
 RUN = Path("/run/pyiommufd")
 

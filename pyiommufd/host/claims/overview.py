@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ClaimError, DeviceNotFoundError
-from ...printable import OneLine, listed
-from ..devices import from_sys_path
-from ..persistent.at_boot import plan_again
-from . import journal
-from .record import ClaimRecord, ClaimState
-from .release import unmade
+from pyiommufd.errors import ClaimError, DeviceNotFoundError
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState
+from pyiommufd.host.claims.release import unmade
+from pyiommufd.host.devices import from_sys_path
+from pyiommufd.host.persistent.at_boot import plan_again
+from pyiommufd.printable import OneLine, listed
 
 NOT_MADE = "not made"
 """The state of a claim that is on record for every boot, and is not made now."""

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ...errors import ClaimError
-from .. import drivers, sysfs
-from ..devices import from_sys_path
-from ..helper import Helper, StuckError
-from .steps import Action, Step
+from pyiommufd.errors import ClaimError
+from pyiommufd.host import drivers, sysfs
+from pyiommufd.host.claims.steps import Action, Step
+from pyiommufd.host.devices import from_sys_path
+from pyiommufd.host.helper import Helper, StuckError
 
 _log = logging.getLogger(__name__)
 

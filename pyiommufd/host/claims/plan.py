@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import ClaimError, DeviceNotFoundError, Refusal
-from ...printable import OneLine, counted, listed
-from .. import drivers, sysfs, uses
-from ..checks.bindable import bind_refusals
-from ..devices import HostDevice, as_device
-from ..groups import Group, is_safe
-from ..holders import holders
-from ..namespaces import sees_all_processes
-from ..uses.folders import devices_below, goes_with
-from . import journal
-from .restore import look, steps_back
-from .steps import Action, Report, Step, device_step
-from .vfs import vfs_of
+from pyiommufd.errors import ClaimError, DeviceNotFoundError, Refusal
+from pyiommufd.host import drivers, sysfs, uses
+from pyiommufd.host.checks.bindable import bind_refusals
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.restore import look, steps_back
+from pyiommufd.host.claims.steps import Action, Report, Step, device_step
+from pyiommufd.host.claims.vfs import vfs_of
+from pyiommufd.host.devices import HostDevice, as_device
+from pyiommufd.host.groups import Group, is_safe
+from pyiommufd.host.holders import holders
+from pyiommufd.host.namespaces import sees_all_processes
+from pyiommufd.host.uses.folders import devices_below, goes_with
+from pyiommufd.printable import OneLine, counted, listed
 
 if TYPE_CHECKING:
-    from ..users import User
-    from .claim import Claim
+    from pyiommufd.host.claims.claim import Claim
+    from pyiommufd.host.users import User
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -161,7 +161,7 @@ class ClaimPlan(OneLine):
             DeviceNotFoundError: A device has gone since the plan was made.
             ValueError: ``persist`` without ``keep``.
         """
-        from .claim import carry_out
+        from pyiommufd.host.claims.claim import carry_out
 
         return carry_out(self, keep=keep, persist=persist, user=user, report=report)
 

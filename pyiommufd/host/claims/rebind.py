@@ -6,16 +6,16 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ClaimError, ClaimRefusedError, Refusal
-from ...printable import OneLine, counted, listed
-from .. import drivers, sysfs, uses
-from ..devices import HostDevice, as_device
-from ..holders import holders
-from .plan import bound_elsewhere, claimed, stuck
-from .record import ClaimRecord
-from .steps import Action, Report, Step, device_step
-from .transaction import Transaction, exclusive
-from .vfs import vfs_of, vfs_refusals, vfs_steps
+from pyiommufd.errors import ClaimError, ClaimRefusedError, Refusal
+from pyiommufd.host import drivers, sysfs, uses
+from pyiommufd.host.claims.plan import bound_elsewhere, claimed, stuck
+from pyiommufd.host.claims.record import ClaimRecord
+from pyiommufd.host.claims.steps import Action, Report, Step, device_step
+from pyiommufd.host.claims.transaction import Transaction, exclusive
+from pyiommufd.host.claims.vfs import vfs_of, vfs_refusals, vfs_steps
+from pyiommufd.host.devices import HostDevice, as_device
+from pyiommufd.host.holders import holders
+from pyiommufd.printable import OneLine, counted, listed
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -15,8 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from .. import sysfs
-from ..namespaces import namespace
+from pyiommufd.host import sysfs
+from pyiommufd.host.namespaces import namespace
 
 VERSION = 2
 """Of the format. Version 1 had no such key, no `DeviceState.power`, and what belongs to a kept claim besides its

@@ -7,17 +7,17 @@ import logging
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from ...errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
-from .. import durable
-from ..devices import HostDevice, as_device
-from ..helper import Helper
-from ..persistent import boot_unit, claim_file
-from ..persistent.claim_file import NewerFileError, PersistentClaim
-from . import journal
-from .record import ClaimRecord, ClaimState
-from .signals import HeldBack
-from .steps import Report
-from .transaction import Exclusive, Transaction, exclusive
+from pyiommufd.errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
+from pyiommufd.host import durable
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState
+from pyiommufd.host.claims.signals import HeldBack
+from pyiommufd.host.claims.steps import Report
+from pyiommufd.host.claims.transaction import Exclusive, Transaction, exclusive
+from pyiommufd.host.devices import HostDevice, as_device
+from pyiommufd.host.helper import Helper
+from pyiommufd.host.persistent import boot_unit, claim_file
+from pyiommufd.host.persistent.claim_file import NewerFileError, PersistentClaim
 
 _log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .. import sysfs
-from .record import DeviceState
-from .steps import Action, Step, device_step
+from pyiommufd.host import sysfs
+from pyiommufd.host.claims.record import DeviceState
+from pyiommufd.host.claims.steps import Action, Step, device_step
 
 Read = Callable[[Path], str | None]
 

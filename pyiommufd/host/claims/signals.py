@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from ...errors import ClaimError
+from pyiommufd.errors import ClaimError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

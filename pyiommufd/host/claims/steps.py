@@ -10,11 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...printable import OneLine
+from pyiommufd.printable import OneLine
 
 if TYPE_CHECKING:
-    from ..devices import HostDevice
-    from .record import DeviceState
+    from pyiommufd.host.claims.record import DeviceState
+    from pyiommufd.host.devices import HostDevice
 
 _log = logging.getLogger(__name__)
 

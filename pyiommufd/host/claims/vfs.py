@@ -6,13 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ClaimError, ClaimRefusedError, DeviceNotFoundError, Refusal
-from ...printable import OneLine, listed
-from .. import sysfs, uses
-from ..devices import HostDevice, as_device, from_sys_path
-from .record import ClaimRecord
-from .restore import virtual_functions
-from .steps import Action, Report, Step, device_step
+from pyiommufd.errors import ClaimError, ClaimRefusedError, DeviceNotFoundError, Refusal
+from pyiommufd.host import sysfs, uses
+from pyiommufd.host.claims.record import ClaimRecord
+from pyiommufd.host.claims.restore import virtual_functions
+from pyiommufd.host.claims.steps import Action, Report, Step, device_step
+from pyiommufd.host.devices import HostDevice, as_device, from_sys_path
+from pyiommufd.printable import OneLine, listed
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -84,7 +84,7 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
         DeviceNotFoundError: There is no such device.
         ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
     """
-    from .plan import claimed, held
+    from pyiommufd.host.claims.plan import claimed, held
 
     kinds = uses.forced(force)
     device = as_device(device)
@@ -124,7 +124,7 @@ def set_vfs(
         ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
     """
     # Here, as a plan looks at virtual functions as well.
-    from .transaction import Transaction, exclusive
+    from pyiommufd.host.claims.transaction import Transaction, exclusive
 
     device = as_device(device)
     with exclusive() as mine:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ClaimError, ClaimRefusedError, IOMMUFDError
-from ..claims import journal
-from ..claims.claim import carry_out, claim_steps
-from ..claims.plan import ClaimPlan, plan_claim
-from ..claims.record import ClaimState
-from ..claims.release import recover
-from ..claims.steps import Report
-from ..devices import list_devices
-from ..users import find_user
-from . import claim_file
-from .claim_file import PersistentClaim
+from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.claim import carry_out, claim_steps
+from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
+from pyiommufd.host.claims.record import ClaimState
+from pyiommufd.host.claims.release import recover
+from pyiommufd.host.claims.steps import Report
+from pyiommufd.host.devices import list_devices
+from pyiommufd.host.persistent import claim_file
+from pyiommufd.host.persistent.claim_file import PersistentClaim
+from pyiommufd.host.users import find_user
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from .. import durable
-from ..claims import steps
-from ..programs import system_program
-from .environment import OPTIONS, interpreter
+from pyiommufd.host import durable
+from pyiommufd.host.claims import steps
+from pyiommufd.host.persistent.environment import OPTIONS, interpreter
+from pyiommufd.host.programs import system_program
 
 NAME = "pyiommufd.service"
 FOLDER = Path("/etc/systemd/system")

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ClaimError
-from ..claims.record import decode
-from ..devices import HostDevice, list_devices
-from ..uses import forced
-from .identity import IDS, Identity, identify, pci_path
+from pyiommufd.errors import ClaimError
+from pyiommufd.host.claims.record import decode
+from pyiommufd.host.devices import HostDevice, list_devices
+from pyiommufd.host.persistent.identity import IDS, Identity, identify, pci_path
+from pyiommufd.host.uses import forced
 
 if TYPE_CHECKING:
-    from ..claims.plan import ClaimPlan
+    from pyiommufd.host.claims.plan import ClaimPlan
 
 FOLDER = Path("/etc/pyiommufd/claims.d")
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ...errors import ClaimError
+from pyiommufd.errors import ClaimError
 
 OPTIONS = ("-I",)
 """What the interpreter is started with: the working folder, a user's modules and the environment's variables are not

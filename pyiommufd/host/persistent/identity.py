@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ClaimError
-from ...printable import printable
-from .. import sysfs
-from ..devices import HostDevice, list_devices
+from pyiommufd.errors import ClaimError
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice, list_devices
+from pyiommufd.printable import printable
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:([01][0-9a-f]\.[0-7])")
 _ROOT = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")

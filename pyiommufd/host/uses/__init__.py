@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from ...errors import Refusal
-from .. import sysfs
-from ..devices import HostDevice
-from .display import display_refusals, displays
-from .functions import function_refusals
-from .network import interfaces, is_elsewhere, network_refusals
-from .nodes import PARENTLESS, node_refusals
-from .snapshot import MachineSnapshot
-from .storage import blocks, hidden_refusals, shared_nodes, storage_refusals
+from pyiommufd.errors import Refusal
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.uses.display import display_refusals, displays
+from pyiommufd.host.uses.functions import function_refusals
+from pyiommufd.host.uses.network import interfaces, is_elsewhere, network_refusals
+from pyiommufd.host.uses.nodes import PARENTLESS, node_refusals
+from pyiommufd.host.uses.snapshot import MachineSnapshot
+from pyiommufd.host.uses.storage import blocks, hidden_refusals, shared_nodes, storage_refusals
 
 KINDS = (
     "root",

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ...errors import Refusal
-from .. import sysfs
-from ..devices import HostDevice
-from .folders import listed
-from .snapshot import MachineSnapshot
+from pyiommufd.errors import Refusal
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.uses.folders import listed
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 _SCREEN = re.compile(r"fb[0-9]+|card[0-9]+")
 # Platform devices for the framebuffer that firmware has left; since Linux 6.9 below the graphics adapter.

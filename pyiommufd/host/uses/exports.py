@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import sysfs
-from .mounts import block_number
-from .processes import char_path
+from pyiommufd.host import sysfs
+from pyiommufd.host.uses.mounts import block_number
+from pyiommufd.host.uses.processes import char_path
 
 
 @dataclass(frozen=True, slots=True)

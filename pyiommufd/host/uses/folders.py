@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ...errors import DeviceNotFoundError
-from .. import sysfs
-from ..devices import SUBSYSTEMS, HostDevice, from_sys_path
+from pyiommufd.errors import DeviceNotFoundError
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import SUBSYSTEMS, HostDevice, from_sys_path
 
 
 def folders_below(device: HostDevice) -> Iterator[Path]:

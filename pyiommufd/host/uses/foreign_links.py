@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .. import sysfs
-from . import netlink
+from pyiommufd.host import sysfs
+from pyiommufd.host.uses import netlink
 
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703  # Linux 7.3, include/uapi/linux/nsfs.h

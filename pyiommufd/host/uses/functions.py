@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...errors import Refusal
-from .. import sysfs
-from ..devices import HostDevice
-from .folders import devices_below, listed
-from .snapshot import MachineSnapshot
+from pyiommufd.errors import Refusal
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.uses.folders import devices_below, listed
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 
 def function_refusals(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Refusal]:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import sysfs
-from .folders import node_name, number_of
+from pyiommufd.host import sysfs
+from pyiommufd.host.uses.folders import node_name, number_of
 
 # Filesystems that have a device number of their own, not a disk's: what was mounted tells which disks are behind. None
 # of these can be mounted by a user in a namespace of his own, who names as source what he likes.

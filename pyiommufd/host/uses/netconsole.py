@@ -6,8 +6,8 @@ import os
 import re
 from dataclasses import dataclass
 
-from .. import sysfs
-from .processes import console_names
+from pyiommufd.host import sysfs
+from pyiommufd.host.uses.processes import console_names
 
 _DEFAULT = "eth0"
 _FIRST = "cmdline0"

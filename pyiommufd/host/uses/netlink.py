@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .. import sysfs
+from pyiommufd.host import sysfs
 
 # Numbers: Linux 7.3, include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,if_arp,nexthop,net_namespace}.h.
 GET_LINK, GET_ADDRESS, GET_ROUTE, GET_NAMESPACE, GET_NEXTHOP = 18, 22, 26, 90, 106

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import Refusal
-from ...printable import printable
-from .. import sysfs
-from ..devices import HostDevice
-from ..namespaces import foreign_namespaces, sees_all_processes
-from .folders import listed
-from .netlink import Link
-from .snapshot import MachineSnapshot
+from pyiommufd.errors import Refusal
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.namespaces import foreign_namespaces, sees_all_processes
+from pyiommufd.host.uses.folders import listed
+from pyiommufd.host.uses.netlink import Link
+from pyiommufd.host.uses.snapshot import MachineSnapshot
+from pyiommufd.printable import printable
 
 # What is like a bond, or like a bridge, for whoever loses a member of it.
 _MASTERS = {"bond": "bond", "team": "bond", "bridge": "bridge", "openvswitch": "bridge"}

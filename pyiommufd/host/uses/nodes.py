@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ...errors import Refusal
-from .. import sysfs
-from ..devices import HostDevice
-from .folders import is_below, listed, node_name
-from .processes import char_path, console_names
-from .snapshot import MachineSnapshot
+from pyiommufd.errors import Refusal
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.uses.folders import is_below, listed, node_name
+from pyiommufd.host.uses.processes import char_path, console_names
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 PARENTLESS = {"ccp": ("misc/sev", "misc/sfs"), "hfi1": ("hfi1_user/hfi1_*",)}
 """Where the nodes of a driver's devices are in sysfs, which does not say whose they are."""

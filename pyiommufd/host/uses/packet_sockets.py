@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from .. import sysfs
-from . import netlink
+from pyiommufd.host import sysfs
+from pyiommufd.host.uses import netlink
 
 # Numbers: Linux 7.3, include/uapi/linux/{netlink,sock_diag,xdp_diag}.h, include/linux/socket.h.
 _SOCK_DIAG = 4

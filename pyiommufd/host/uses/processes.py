@@ -8,10 +8,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .. import sysfs
-from ..limits import CAP_SYS_PTRACE, has_capability
-from ..namespaces import has_own_users, namespace, sees_all_processes
-from .mounts import is_remote
+from pyiommufd.host import sysfs
+from pyiommufd.host.limits import CAP_SYS_PTRACE, has_capability
+from pyiommufd.host.namespaces import has_own_users, namespace, sees_all_processes
+from pyiommufd.host.uses.mounts import is_remote
 
 # Opens every new disk for a moment, to see what is on it; it does not mind when that fails.
 _UDEV = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})

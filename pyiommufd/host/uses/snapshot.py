@@ -6,16 +6,16 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from .. import sysfs
-from ..devices import HostDevice
-from . import netlink
-from .exports import Export, exports, served_ports
-from .folders import fibre_channel_controllers, folders_below
-from .foreign_links import ForeignLinks, foreign_links
-from .mounts import Mount, loop_devices, mount_table, swap_areas
-from .netconsole import Netconsole, netconsole
-from .packet_sockets import PacketSockets, packet_sockets
-from .processes import OpenFile, Processes, look_at_processes
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.uses import netlink
+from pyiommufd.host.uses.exports import Export, exports, served_ports
+from pyiommufd.host.uses.folders import fibre_channel_controllers, folders_below
+from pyiommufd.host.uses.foreign_links import ForeignLinks, foreign_links
+from pyiommufd.host.uses.mounts import Mount, loop_devices, mount_table, swap_areas
+from pyiommufd.host.uses.netconsole import Netconsole, netconsole
+from pyiommufd.host.uses.packet_sockets import PacketSockets, packet_sockets
+from pyiommufd.host.uses.processes import OpenFile, Processes, look_at_processes
 
 
 class MachineSnapshot:

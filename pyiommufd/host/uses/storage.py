@@ -9,12 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import Refusal
-from .. import sysfs
-from ..devices import HostDevice
-from .folders import fibre_channel_controllers, fibre_channel_ports, is_below, listed, node_name, number_of
-from .mounts import Mount, block_number, open_block
-from .snapshot import MachineSnapshot
+from pyiommufd.errors import Refusal
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.uses.folders import (
+    fibre_channel_controllers,
+    fibre_channel_ports,
+    is_below,
+    listed,
+    node_name,
+    number_of,
+)
+from pyiommufd.host.uses.mounts import Mount, block_number, open_block
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 _PATIENCE = 0.5
 

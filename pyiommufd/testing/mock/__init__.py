@@ -8,11 +8,11 @@ make kernel objects that no hardware stands behind. What it answers is iommufd i
         device = iommufd.mock_device(ioas)
 """
 
-from .access import MockAccess, PinnedPages
-from .device import MockDevice
-from .dmabuf import MockDMABuf
-from .failures import FailNth, InjectionMissingError, fail_each, fail_nth
-from .iommufd import MockIOMMUFD
+from pyiommufd.testing.mock.access import MockAccess, PinnedPages
+from pyiommufd.testing.mock.device import MockDevice
+from pyiommufd.testing.mock.dmabuf import MockDMABuf
+from pyiommufd.testing.mock.failures import FailNth, InjectionMissingError, fail_each, fail_nth
+from pyiommufd.testing.mock.iommufd import MockIOMMUFD
 
 __all__ = [
     "FailNth",

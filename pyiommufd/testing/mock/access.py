@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...kernel.handle import Handle
-from ...kernel.ioas import IOAS
-from ...uapi import ioctls
-from ...uapi.ioctls import CHAR_ARRAY, from_buffer
-from . import commands
-from .commands import AccessFlags
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.testing.mock import commands
+from pyiommufd.testing.mock.commands import AccessFlags
+from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, from_buffer
 
 if TYPE_CHECKING:
-    from .iommufd import MockIOMMUFD
+    from pyiommufd.testing.mock.iommufd import MockIOMMUFD
 
 
 class MockAccess(Handle):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from ...errors import IoctlError
+from pyiommufd.errors import IoctlError
 
 
 def holds(check: Callable[[], None], no: int = errno.EINVAL) -> bool:

@@ -16,7 +16,7 @@ import fcntl
 import struct
 from enum import IntEnum, IntFlag
 
-from ...errors import ioctl_error
+from pyiommufd.errors import ioctl_error
 
 REQUEST = 0x3BA0
 """The request: ``_IO(';', 0xa0)``."""

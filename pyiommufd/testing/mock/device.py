@@ -6,19 +6,19 @@ import mmap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ... import uapi
-from ...errors import CloseError, IoctlError
-from ...kernel.attachment import Attachment, ChangeKind, DMAChange
-from ...kernel.device import Device
-from ...uapi import ioctls, raw
-from ...uapi.ioctls import CHAR_ARRAY, from_buffer
-from . import commands
-from .check import holds
+from pyiommufd import uapi
+from pyiommufd.errors import CloseError, IoctlError
+from pyiommufd.kernel.attachment import Attachment, ChangeKind, DMAChange
+from pyiommufd.kernel.device import Device
+from pyiommufd.testing.mock import commands
+from pyiommufd.testing.mock.check import holds
+from pyiommufd.uapi import ioctls, raw
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, from_buffer
 
 if TYPE_CHECKING:
-    from ...host.devices import HostDevice
-    from ...kernel.page_table import PageTable
-    from .iommufd import MockIOMMUFD
+    from pyiommufd.host.devices import HostDevice
+    from pyiommufd.kernel.page_table import PageTable
+    from pyiommufd.testing.mock.iommufd import MockIOMMUFD
 
 
 class MockDevice(Device):

@@ -7,12 +7,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import IOMMUFDError
-from ...kernel.handle import Handle
-from . import commands
+from pyiommufd.errors import IOMMUFDError
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.testing.mock import commands
 
 if TYPE_CHECKING:
-    from .iommufd import MockIOMMUFD
+    from pyiommufd.testing.mock.iommufd import MockIOMMUFD
 
 _one_at_a_time = threading.Lock()
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import IOMMUFDError
+from pyiommufd.errors import IOMMUFDError
 
 _DEBUGFS = Path("/sys/kernel/debug")
 _COUNTER = "/proc/thread-self/fail-nth"

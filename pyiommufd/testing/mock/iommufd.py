@@ -6,21 +6,21 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from ... import uapi
-from ...errors import CloseError, IOMMUFDError
-from ...host import sysfs
-from ...host.devices import from_sys_path
-from ...kernel.hwpt import HWPT
-from ...kernel.ioas import IOAS
-from ...kernel.iommufd import IOMMUFD
-from ...uapi import ioctls, raw
-from ...uapi.ioctls import CHAR_ARRAY, from_buffer
-from . import commands
-from .access import MockAccess
-from .check import holds
-from .commands import AccessFlags, DeviceFlags
-from .device import MockDevice
-from .dmabuf import MockDMABuf
+from pyiommufd import uapi
+from pyiommufd.errors import CloseError, IOMMUFDError
+from pyiommufd.host import sysfs
+from pyiommufd.host.devices import from_sys_path
+from pyiommufd.kernel.hwpt import HWPT
+from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.testing.mock import commands
+from pyiommufd.testing.mock.access import MockAccess
+from pyiommufd.testing.mock.check import holds
+from pyiommufd.testing.mock.commands import AccessFlags, DeviceFlags
+from pyiommufd.testing.mock.device import MockDevice
+from pyiommufd.testing.mock.dmabuf import MockDMABuf
+from pyiommufd.uapi import ioctls, raw
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, from_buffer
 
 _DEVICES = sysfs.SYS / "bus/iommufd_mock/devices"
 

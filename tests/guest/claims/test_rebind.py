@@ -26,8 +26,7 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.rebind import plan_rebind
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.uses import FORCIBLE
-
-from .test_kill import cut_off, interrupt, kill_at, points
+from tests.guest.claims.test_kill import cut_off, interrupt, kill_at, points
 
 State = dict[str, DeviceState]
 Leave = Callable[[HostDevice, str | None], None]
