@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from pyiommufd import IOMMUFD, IOMMUFDError, plan_claim
-from pyiommufd.testing.nvme import NvmeDriver
+from pyiommufd.testing.drivers.nvme import NvmeDriver
 
 
 def main() -> int:

@@ -30,33 +30,25 @@ from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, Move, plan_claim
 from pyiommufd.host.claims.release import recover, release
 from pyiommufd.host.claims.steps import Action, Report, Step
-from pyiommufd.host.devices import HostDevice, find_device, list_devices
-from pyiommufd.host.groups import (
+from pyiommufd.host.discovery.devices import HostDevice, find_device, list_devices
+from pyiommufd.host.discovery.groups import (
     Group,
     ReservedRegion,
     find_group,
     list_groups,
 )
-from pyiommufd.host.monitor import DeviceEvent, Monitor
+from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
 from pyiommufd.host.users import User
-from pyiommufd.kernel.arguments import SupportsFileno
-from pyiommufd.kernel.attachment import (
-    AttachPreview,
-    ChangeKind,
-    DMAChange,
-    Verdict,
-)
-from pyiommufd.kernel.buffer import DMABuffer
-from pyiommufd.kernel.config_space import (
+from pyiommufd.kernel.device.config_space import (
     CapabilityID,
     Command,
     ConfigSpace,
     ExtendedCapabilityID,
     PCICapability,
 )
-from pyiommufd.kernel.device import Device
-from pyiommufd.kernel.device_file import DeviceFile
-from pyiommufd.kernel.device_info import (
+from pyiommufd.kernel.device.device import Device
+from pyiommufd.kernel.device.device_file import DeviceFile
+from pyiommufd.kernel.device.device_info import (
     AtomicFlag,
     DeviceCapability,
     DeviceFlag,
@@ -73,11 +65,38 @@ from pyiommufd.kernel.device_info import (
     ZPCIPfip,
     ZPCIUtil,
 )
-from pyiommufd.kernel.dirty_bitmap import DirtyBitmap
-from pyiommufd.kernel.eventfd import EventFD
-from pyiommufd.kernel.fault_queue import FaultQueue, PagePermission, PageRequest
-from pyiommufd.kernel.hot_reset import DependentDevice, HotResetInfo
-from pyiommufd.kernel.hw_info import (
+from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
+from pyiommufd.kernel.device.region import Region, RegionFlag, RegionIndex
+from pyiommufd.kernel.device.removal import RemovalWatch
+from pyiommufd.kernel.device.window import Window
+from pyiommufd.kernel.interrupts.eventfd import EventFD
+from pyiommufd.kernel.interrupts.interrupt import (
+    APIRQIndex,
+    CCWIRQIndex,
+    Interrupt,
+    IRQFlag,
+    IRQIndex,
+    UnmaskEvent,
+)
+from pyiommufd.kernel.interrupts.interrupts import Interrupts
+from pyiommufd.kernel.interrupts.ioeventfd import IOEventFD
+from pyiommufd.kernel.interrupts.irq import IRQ
+from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.kernel.memory.arguments import SupportsFileno
+from pyiommufd.kernel.memory.buffer import DMABuffer
+from pyiommufd.kernel.memory.ioas import IOAS, PhysicalRange
+from pyiommufd.kernel.memory.iova import IOVARange
+from pyiommufd.kernel.memory.mapping import DMAMapping, DMAMappings
+from pyiommufd.kernel.pagetables.attachment import (
+    AttachPreview,
+    ChangeKind,
+    DMAChange,
+    Verdict,
+)
+from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
+from pyiommufd.kernel.pagetables.fault_queue import FaultQueue, PagePermission, PageRequest
+from pyiommufd.kernel.pagetables.hw_info import (
     AMD,
     ArmSMMUv3,
     HWCapability,
@@ -86,27 +105,8 @@ from pyiommufd.kernel.hw_info import (
     IntelVTd,
     Tegra241CMDQV,
 )
-from pyiommufd.kernel.hwpt import HWPT
-from pyiommufd.kernel.interrupt import (
-    APIRQIndex,
-    CCWIRQIndex,
-    Interrupt,
-    IRQFlag,
-    IRQIndex,
-    UnmaskEvent,
-)
-from pyiommufd.kernel.interrupts import Interrupts
-from pyiommufd.kernel.ioas import IOAS, PhysicalRange
-from pyiommufd.kernel.ioeventfd import IOEventFD
-from pyiommufd.kernel.iommufd import IOMMUFD
-from pyiommufd.kernel.iova import IOVARange
-from pyiommufd.kernel.irq import IRQ
-from pyiommufd.kernel.kernel_object import KernelObject
-from pyiommufd.kernel.mapping import DMAMapping, DMAMappings
-from pyiommufd.kernel.page_table import PageTable
-from pyiommufd.kernel.region import Region, RegionFlag, RegionIndex
-from pyiommufd.kernel.removal import RemovalWatch
-from pyiommufd.kernel.window import Window
+from pyiommufd.kernel.pagetables.hwpt import HWPT
+from pyiommufd.kernel.pagetables.page_table import PageTable
 
 __all__ = [
     "AMD",

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pyiommufd.host import devices, sysfs
+from pyiommufd.host import sysfs
+from pyiommufd.host.discovery import devices
 
 
 class FakeSysfs:

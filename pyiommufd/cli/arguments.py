@@ -16,8 +16,8 @@ class DeviceName(click.types.StringParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The devices whose name begins so, with or without the PCI domain."""
         del ctx, param
-        from pyiommufd.host.devices import list_devices
-        from pyiommufd.host.pci_ids import pci_ids
+        from pyiommufd.host.discovery.devices import list_devices
+        from pyiommufd.host.discovery.pci_ids import pci_ids
 
         found = []
         for device in list_devices():

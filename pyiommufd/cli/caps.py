@@ -11,11 +11,11 @@ from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_pairs
 from pyiommufd.cli.status import FAILED
-from pyiommufd.host.devices import HostDevice, find_device
+from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.holders import holders
 from pyiommufd.host.running_kernel import has_cdevs
-from pyiommufd.kernel.hw_info import HWCapability, HWInfo, HWInfoType, IntelVTd
 from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.kernel.pagetables.hw_info import HWCapability, HWInfo, HWInfoType, IntelVTd
 from pyiommufd.uapi.known import known_requests
 
 _KEYS = {

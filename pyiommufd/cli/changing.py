@@ -19,7 +19,7 @@ from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal
 from pyiommufd.host.claims.steps import Step
-from pyiommufd.host.devices import HostDevice, find_device
+from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.uses import FORCIBLE
 
 devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")

@@ -13,7 +13,7 @@ from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, style, waiting
 from pyiommufd.diagnose.explain import explain as find_causes
 from pyiommufd.diagnose.explain import find_errno, find_request, requests
-from pyiommufd.host.devices import find_device
+from pyiommufd.host.discovery.devices import find_device
 
 _KEYS = {
     "request": "the kernel's name of the ioctl",

@@ -9,10 +9,10 @@ import click
 from pyiommufd.cli import records
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, style, waiting
 from pyiommufd.cli.status import MISSING
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.groups import Group, find_group, is_safe, list_groups
-from pyiommufd.host.pci_ids import pci_ids
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import Group, find_group, is_safe, list_groups
+from pyiommufd.host.discovery.pci_ids import pci_ids
+from pyiommufd.host.overview.standing import Standing, standings
 
 
 @click.command(cls=ReadingCommand)

@@ -16,9 +16,9 @@ import click
 from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
-from pyiommufd.testing.folders import RESULTS, make_folder
-from pyiommufd.testing.guest import Guest
-from pyiommufd.testing.machine import IOMMU_KINDS, RawDevice
+from pyiommufd.testing.guest.folders import RESULTS, make_folder
+from pyiommufd.testing.guest.guest import Guest
+from pyiommufd.testing.guest.machine import IOMMU_KINDS, RawDevice
 
 COULD_NOT_START = 125
 """The exit status where the command has none of its own: the guest did not start, died, or ran out of time."""
@@ -143,7 +143,7 @@ def guest(
 def _build(version: str, *, alone: bool) -> Path:
     """Build the kernel, and exit where that fails."""
     # apt and the build's parts are imported by those who build only: every other guest starts sooner.
-    from pyiommufd.testing.kernel_build import build_kernel
+    from pyiommufd.testing.provision.kernel_build import build_kernel
 
     try:
         return build_kernel(None if version == NEWEST else version).folder / "bzImage"

@@ -9,7 +9,7 @@ import click
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook, waiting
-from pyiommufd.host.devices import find_device
+from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.host.holders import holders as find_holders
 
 

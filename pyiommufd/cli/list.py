@@ -8,9 +8,9 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, say_outlook, waiting
-from pyiommufd.host.devices import SUBSYSTEMS, HostDevice, list_devices
-from pyiommufd.host.pci_ids import pci_ids
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, list_devices
+from pyiommufd.host.discovery.pci_ids import pci_ids
+from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.printable import printable
 
 _IDS = re.compile(r"([0-9a-f]{4})?:([0-9a-f]{4})?")

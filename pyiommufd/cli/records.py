@@ -12,11 +12,11 @@ from typing import Any
 from pyiommufd.errors import Cause, Refusal
 from pyiommufd.host.checks.finding import Finding
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Step
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.groups import Group
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import Group
+from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.holders import Holder
-from pyiommufd.host.pci_ids import pci_ids
-from pyiommufd.host.standing import Standing
+from pyiommufd.host.overview.standing import Standing
 
 Record = dict[str, Any]
 

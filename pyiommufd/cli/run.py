@@ -20,7 +20,7 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.claims.record import ClaimState
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.printable import printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
 from pyiommufd.vmm.removal import RemovalNotices

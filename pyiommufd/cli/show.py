@@ -7,11 +7,11 @@ import click
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
 from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, say_outlook, waiting
-from pyiommufd.host.details import DeviceDetails, device_details
-from pyiommufd.host.devices import find_device
-from pyiommufd.host.groups import is_safe
-from pyiommufd.host.pci_ids import pci_ids
-from pyiommufd.host.standing import standings
+from pyiommufd.host.discovery.devices import find_device
+from pyiommufd.host.discovery.groups import is_safe
+from pyiommufd.host.discovery.pci_ids import pci_ids
+from pyiommufd.host.overview.details import DeviceDetails, device_details
+from pyiommufd.host.overview.standing import standings
 
 _KEYS = (
     records.DEVICE

@@ -12,8 +12,8 @@ from pyiommufd.cli import records
 from pyiommufd.cli.output import COLOURS, Clean, ReadingCommand, echo, json_option, print_json, style, waiting
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.cli.topology_dot import dot as describe
-from pyiommufd.host.pci_ids import pci_ids
-from pyiommufd.host.topology import GroupBox, Node, Topology, look_at_topology
+from pyiommufd.host.discovery.pci_ids import pci_ids
+from pyiommufd.host.overview.topology import GroupBox, Node, Topology, look_at_topology
 from pyiommufd.printable import printable
 
 _KEYS = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.pci_ids import PciIds
-from pyiommufd.host.standing import REFUSED, Standing
-from pyiommufd.host.topology import GroupBox, Node, Topology
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.pci_ids import PciIds
+from pyiommufd.host.overview.standing import REFUSED, Standing
+from pyiommufd.host.overview.topology import GroupBox, Node, Topology
 from pyiommufd.printable import printable
 
 _FILLS = {

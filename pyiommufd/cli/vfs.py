@@ -16,7 +16,7 @@ from pyiommufd.cli.changing import (
 )
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook
 from pyiommufd.host.claims.vfs import VFs, set_vfs, vfs_of, vfs_refusals, vfs_steps
-from pyiommufd.host.devices import HostDevice, find_device
+from pyiommufd.host.discovery.devices import HostDevice, find_device
 
 _KEYS = {
     "device": "the name of the physical function",

@@ -8,9 +8,9 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json
-from pyiommufd.host.devices import SUBSYSTEMS
-from pyiommufd.host.monitor import DeviceEvent, Monitor
-from pyiommufd.host.standing import standings
+from pyiommufd.host.discovery.devices import SUBSYSTEMS
+from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
+from pyiommufd.host.overview.standing import standings
 
 _KEYS = {
     "time": "seconds since 1970",

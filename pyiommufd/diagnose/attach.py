@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pyiommufd.diagnose.rows import Row, Rows, Subject
 from pyiommufd.errors import Cause, GroupConflictError, IoctlError, ioctl_error
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.groups import Group
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import Group
 
 REQUEST = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 

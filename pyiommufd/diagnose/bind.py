@@ -6,7 +6,7 @@ import errno
 
 from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
 from pyiommufd.errors import Cause, GroupNotViableError, IoctlError, ioctl_error
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
 from pyiommufd.uapi import device_ioctls

@@ -14,7 +14,7 @@ from pyiommufd.diagnose.node import NODES, open_cdev_causes
 from pyiommufd.diagnose.objects import OBJECTS
 from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
 from pyiommufd.errors import Cause
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 
 _OPEN = "open"
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}

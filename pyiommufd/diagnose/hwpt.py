@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pyiommufd.diagnose.objects import WRONG_DATA
 from pyiommufd.errors import Cause, IoctlError, ioctl_error
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 
 REQUEST = "IOMMU_HWPT_ALLOC"
 

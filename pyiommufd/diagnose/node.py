@@ -10,7 +10,7 @@ from pyiommufd.diagnose.rows import Row, Rows
 from pyiommufd.errors import Cause
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims.plan import claim_obstacle
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import holders
 
 

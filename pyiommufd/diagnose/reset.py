@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from pyiommufd.errors import Cause, DeviceNotFoundError, IoctlError, ioctl_error
 from pyiommufd.host.claims.plan import claim_obstacle
-from pyiommufd.host.devices import HostDevice, find_device
+from pyiommufd.host.discovery.devices import HostDevice, find_device
+from pyiommufd.host.discovery.reset import reset_methods
 from pyiommufd.host.holders import holders
-from pyiommufd.host.reset import reset_methods
 
 _NO_WAY = "nothing but the machine's own reset resets it: quiet it by its registers"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pyiommufd.errors import Cause
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.groups import Group
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.holders import Holder, holders
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.helper import SECONDS
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.programs import system_program
+from pyiommufd.host.worker import SECONDS
 
 _MODPROBE_SECONDS = 60.0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.namespaces import namespace
 from pyiommufd.host.uses.processes import descriptors, process_words
 from pyiommufd.printable import OneLine, printable

@@ -98,7 +98,7 @@ def write_with_limit(path: Path, text: str, seconds: float) -> None:
         TimeoutError: The write has not returned; it may still do.
         OSError: What the kernel answered, with the attribute's path.
     """
-    from pyiommufd.host.helper import Helper
+    from pyiommufd.host.worker import Helper
 
     with Helper() as helper:
         helper.write(path, text, seconds)

@@ -8,12 +8,12 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from pyiommufd.kernel.attachment import GroupState
+from pyiommufd.kernel.pagetables.attachment import GroupState
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from pyiommufd.host.devices import HostDevice
-    from pyiommufd.kernel.device import Device
+    from pyiommufd.host.discovery.devices import HostDevice
+    from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.iommufd import IOMMUFD
     from pyiommufd.kernel.kernel_object import KernelObject
 

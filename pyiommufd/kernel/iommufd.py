@@ -27,15 +27,15 @@ from pyiommufd.errors import (
     ioctl_error,
 )
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.kernel.arguments import check_bool
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.kernel.context import Context
-from pyiommufd.kernel.device import Device
-from pyiommufd.kernel.device_file import DeviceFile
-from pyiommufd.kernel.fault_queue import FaultQueue
+from pyiommufd.kernel.device.device import Device
+from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.kernel.handle import Handle, character_device, check_unowned
-from pyiommufd.kernel.ioas import IOAS
 from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.kernel.memory.arguments import check_bool
+from pyiommufd.kernel.memory.ioas import IOAS
+from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
 from pyiommufd.uapi import ioctls
 
 _STAYS = "it stays in the kernel, with nothing that this process has mapped, until the iommufd's last fd is closed"

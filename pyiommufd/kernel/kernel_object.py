@@ -10,7 +10,7 @@ from pyiommufd.kernel.closing import Closing
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from pyiommufd.kernel.device import Device
+    from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.iommufd import IOMMUFD
 
 _P = ParamSpec("_P")

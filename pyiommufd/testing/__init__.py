@@ -1,8 +1,8 @@
 """A QEMU guest with a virtual IOMMU, to run code that needs a real iommufd."""
 
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError, KernelBuildError
-from pyiommufd.testing.guest import Guest
-from pyiommufd.testing.machine import (
+from pyiommufd.testing.guest.guest import Guest
+from pyiommufd.testing.guest.machine import (
     E1000e,
     Edu,
     GuestDevice,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import PurePath
 
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.vmm import cloud_hypervisor, qemu
 from pyiommufd.vmm.handover import VARIABLE
 from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, token_fds

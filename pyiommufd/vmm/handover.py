@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Self
 
 from pyiommufd.errors import CloseError, HandoverError
-from pyiommufd.host.devices import HostDevice, as_device
+from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.host.holders import holders
-from pyiommufd.kernel.device_file import DeviceFile
+from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.kernel.handle import check_unowned
 from pyiommufd.kernel.iommufd import IOMMUFD
 from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, takes_token

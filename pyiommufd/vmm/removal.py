@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
 from pyiommufd.host.holders import holders
-from pyiommufd.host.monitor import DeviceEvent, Monitor
 
 
 class RemovalNotices:

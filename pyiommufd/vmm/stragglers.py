@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import Holder, holders
 
 _PR_SET_CHILD_SUBREAPER = 36

@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 from pyiommufd.errors import DeviceNotFoundError, HandoverError, IoctlError
-from pyiommufd.host.devices import HostDevice, from_sys_path
-from pyiommufd.kernel.device_file import DeviceFile
+from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
+from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.uapi import ioctls
 
 TOKEN_VARIABLE = "PYIOMMUFD_VF_TOKEN"  # noqa: S105 - its name, not a secret

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels, release_order
+from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels, release_order
 from tests.abi.differences import DECLARED, LEFT_OUT, compare
 from tests.abi.header_facts import HeaderFacts, read_headers
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterable
 
 from pyiommufd import list_devices
-from pyiommufd.testing import Guest, RawDevice, edu
+from pyiommufd.testing import Guest, RawDevice
+from pyiommufd.testing.drivers import edu
 
 GOAL = 1.5
 MOST = 24

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyiommufd import DMABuffer
-from pyiommufd.testing.guest import Guest
+from pyiommufd.testing.guest.guest import Guest
 from pyiommufd.testing.mock import MockIOMMUFD
 
 MAPPINGS, PAGE, IOVA = 4000, 4096, 0x2000000

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pyiommufd.testing.guest import Guest
+from pyiommufd.testing.guest.guest import Guest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

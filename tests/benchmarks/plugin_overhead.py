@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pyiommufd.testing import wire
-from pyiommufd.testing.guest import Guest
-from pyiommufd.testing.inner_pytest import InnerPytest
+from pyiommufd.testing.guest.guest import Guest
+from pyiommufd.testing.inside import wire
+from pyiommufd.testing.plugin.inner_pytest import InnerPytest
 
 GOALS = {"session, s": 2.0, "test, ms": 10.0}
 OPTIONS = ("-q", "-p", "no:cacheprovider")

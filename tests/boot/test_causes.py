@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels
 from tests.runner.causes import MACHINES, Machine, run_machine
 from tests.sweeps import sample
 

@@ -21,8 +21,8 @@ from pyiommufd.testing import (
     SharedGroup,
     Xhci,
 )
-from pyiommufd.testing.kernels import cache_folder
-from pyiommufd.testing.newer_qemu import fetched_qemus
+from pyiommufd.testing.provision.kernels import cache_folder
+from pyiommufd.testing.provision.newer_qemu import fetched_qemus
 from tests.boot.hotplug import plug
 from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience, until

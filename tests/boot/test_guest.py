@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing import Edu, Guest, GuestDevice, GuestError, GuestTimeoutError, Nvme, RootPort
-from pyiommufd.testing.kernels import find_kernel
-from pyiommufd.testing.qemu import find_qemu, probe_boots
+from pyiommufd.testing.guest.qemu import find_qemu, probe_boots
+from pyiommufd.testing.provision.kernels import find_kernel
 from tests.patience import patience, until
 
 pytestmark = pytest.mark.boots

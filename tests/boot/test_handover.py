@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing import Edu, Guest, RootPort, SharedGroup, VirtioRng
-from pyiommufd.testing.initramfs import Archive
-from pyiommufd.testing.kernels import cache_folder, find_kernel
-from pyiommufd.testing.newer_qemu import FetchedQEMU, fetched_qemus
+from pyiommufd.testing.guest.initramfs import Archive
+from pyiommufd.testing.provision.kernels import cache_folder, find_kernel
+from pyiommufd.testing.provision.newer_qemu import FetchedQEMU, fetched_qemus
 from tests.boot.hotplug import plug
 from tests.patience import patience, until
 

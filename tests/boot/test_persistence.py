@@ -17,7 +17,7 @@ import pytest
 
 from pyiommufd.host.persistent import claim_file
 from pyiommufd.testing import Edu, Guest, GuestDevice, GuestError, Nvme, RawDevice, RootPort, SharedGroup, VirtioRng
-from pyiommufd.testing.machine import Topology
+from pyiommufd.testing.guest.machine import Topology
 from tests.sweeps import sample
 
 pytestmark = pytest.mark.boots

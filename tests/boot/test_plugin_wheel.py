@@ -21,7 +21,7 @@ def test_dma_test_of_a_project_elsewhere(tmp_path: Path) -> None:
         test_dma__py="""\
         import pyiommufd
         from pyiommufd import DMABuffer, IOMMUFD, list_groups, plan_claim
-        from pyiommufd.testing.edu import DEVICE_ID, EduDriver
+        from pyiommufd.testing.drivers.edu import DEVICE_ID, EduDriver
 
         def test_dma():
             assert "site-packages" in pyiommufd.__file__

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd.testing import Edu, Guest, GuestDevice, Nvme
-from pyiommufd.testing.machine import RawDevice
-from pyiommufd.testing.register_trace import RegisterAccess
+from pyiommufd.testing.guest.machine import RawDevice
+from pyiommufd.testing.guest.register_trace import RegisterAccess
 from tests.patience import patience
 
 pytestmark = pytest.mark.boots

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing import E1000e, Edu, Guest, GuestDevice, Nvme, RawDevice, RootPort, SharedGroup, VirtioDisk
-from pyiommufd.testing.machine import Topology
+from pyiommufd.testing.guest.machine import Topology
 from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyiommufd.testing.errors import GuestError
-from pyiommufd.testing.kernel_build import build_kernel
-from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
-from pyiommufd.testing.newer_qemu import fetch
+from pyiommufd.testing.provision.kernel_build import build_kernel
+from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.provision.newer_qemu import fetch
 from tests.conformance.report import Comparison, judge_noop, read_twins, seconds_of
 from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, read_tap
 from tests.patience import patience

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyiommufd.testing import igb
-from pyiommufd.testing.configuration import GuestConfiguration
+from pyiommufd.testing.drivers import igb
 from pyiommufd.testing.errors import GuestError
-from pyiommufd.testing.kernel_build import complete_source
-from pyiommufd.testing.kernels import CachedKernel, cache_folder
-from pyiommufd.testing.locked import locked
-from pyiommufd.testing.machine import GuestDevice, Igb, RootPort
-from pyiommufd.testing.progress import Progress
+from pyiommufd.testing.guest.machine import GuestDevice, Igb, RootPort
+from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.provision.kernel_build import complete_source
+from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder
+from pyiommufd.testing.provision.locked import locked
+from pyiommufd.testing.provision.progress import Progress
 
 SELFTESTS = Path("tools/testing/selftests")
 _PROGRAM = Path(__file__).with_name("program.c")

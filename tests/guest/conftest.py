@@ -30,8 +30,8 @@ from pyiommufd import (
     plan_claim,
     recover,
 )
-from pyiommufd.testing import edu as edu_module
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers import edu as edu_module
+from pyiommufd.testing.drivers.edu import EduDriver
 
 IOVA = 0x100000
 PIECE = 64

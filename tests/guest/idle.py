@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyiommufd import IOAS, IOMMUFD, Device, DMABuffer, HostDevice, list_devices, plan_claim
-from pyiommufd.host.standing import Standing, standings
-from pyiommufd.testing import edu
-from pyiommufd.testing.e1000e import E1000eDriver
-from pyiommufd.testing.edu import EduDriver
-from pyiommufd.testing.nvme import NvmeDriver
-from pyiommufd.testing.virtio_blk import VirtioBlkDriver
+from pyiommufd.host.overview.standing import Standing, standings
+from pyiommufd.testing.drivers import edu
+from pyiommufd.testing.drivers.e1000e import E1000eDriver
+from pyiommufd.testing.drivers.edu import EduDriver
+from pyiommufd.testing.drivers.nvme import NvmeDriver
+from pyiommufd.testing.drivers.virtio_blk import VirtioBlkDriver
 from tests.patience import until
 
 IOVA = 0x100000

@@ -18,8 +18,8 @@ import pytest
 
 from pyiommufd import Cause, IoctlError
 from pyiommufd.testing import Guest
-from pyiommufd.testing.kernels import cache_folder, cached_kernels
-from pyiommufd.testing.machine import DEFAULT_DEVICES, Edu, RawDevice
+from pyiommufd.testing.guest.machine import DEFAULT_DEVICES, Edu, RawDevice
+from pyiommufd.testing.provision.kernels import cache_folder, cached_kernels
 from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience
 

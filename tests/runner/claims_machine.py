@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyiommufd.testing.machine import DEFAULT_DEVICES, Edu, GuestDevice, RawDevice, RootPort, VirtioRng, Xhci
+from pyiommufd.testing.guest.machine import DEFAULT_DEVICES, Edu, GuestDevice, RawDevice, RootPort, VirtioRng, Xhci
 
 # Two virtual functions, which QEMU leaves switched off: a host driver's probe of one fails.
 _NVME = "nvme,serial=functions,subsys=subsystem0,sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2"

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pyiommufd.testing.configuration import GuestConfiguration
-from pyiommufd.testing.kernel_build import build_kernel
-from pyiommufd.testing.kernels import CachedKernel, release_order
-from pyiommufd.testing.machine import IOMMU_KINDS, iommu_arguments, iommu_device
-from pyiommufd.testing.newer_qemu import fetch
-from pyiommufd.testing.qemu import QEMU, find_qemu
+from pyiommufd.testing.guest.machine import IOMMU_KINDS, iommu_arguments, iommu_device
+from pyiommufd.testing.guest.qemu import QEMU, find_qemu
+from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.provision.kernel_build import build_kernel
+from pyiommufd.testing.provision.kernels import CachedKernel, release_order
+from pyiommufd.testing.provision.newer_qemu import fetch
 from tests.runner.core_tests import shortfalls
 from tests.runner.runs import AT_A_TIME, Job, Run, run_job, title
 from tests.sweeps import sample, sampling

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pyiommufd.testing.configuration import GuestConfiguration
-from pyiommufd.testing.kernel_build import build_kernel
-from pyiommufd.testing.kernels import CachedKernel, cache_folder, cached_kernels
-from pyiommufd.testing.machine import IOMMU_KINDS
-from pyiommufd.testing.qemu import QEMU
+from pyiommufd.testing.guest.machine import IOMMU_KINDS
+from pyiommufd.testing.guest.qemu import QEMU
+from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.provision.kernel_build import build_kernel
+from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels
 from tests.conformance.run import run_program
 from tests.conformance.upstream import PROGRAMS
 from tests.runner import matrix

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pyiommufd.testing.configuration import GuestConfiguration
 from pyiommufd.testing.errors import GuestError
+from pyiommufd.testing.plugin.configuration import GuestConfiguration
 from tests import sweeps
 from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from pyiommufd.testing.kernels import cache_folder
+from pyiommufd.testing.provision.kernels import cache_folder
 from tests import sweeps
 from tests.conformance.run import run_conformance
 from tests.runner import plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from pyiommufd.testing.machine import IOMMU_KINDS
+from pyiommufd.testing.guest.machine import IOMMU_KINDS
 from tests.runner import core_tests
 from tests.runner.core_tests import LIMITS, REQUIRED, limits, shortfalls
 from tests.runner.reports import Case

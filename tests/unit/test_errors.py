@@ -32,7 +32,7 @@ from pyiommufd.errors import (
     UnsupportedError,
     ioctl_error,
 )
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 
 CAUSE = Cause("it is broken", "seen here", "mend it")
 

@@ -53,10 +53,10 @@ from pyiommufd.host.claims.overview import ClaimStatus
 from pyiommufd.host.claims.rebind import plan_rebind
 from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.claims.vfs import VFs
-from pyiommufd.host.details import device_details
 from pyiommufd.host.holders import Holder
-from pyiommufd.host.topology import look_at_topology
-from pyiommufd.kernel.device_info import ZPCIUtil
+from pyiommufd.host.overview.details import device_details
+from pyiommufd.host.overview.topology import look_at_topology
+from pyiommufd.kernel.device.device_info import ZPCIUtil
 from pyiommufd.printable import listed, shortened
 from tests.escapes import NASTY, invisible
 from tests.fake_sysfs import FakeSysfs

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pyiommufd.errors import Refusal
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.groups import reserved_regions
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import reserved_regions
 from pyiommufd.host.running_kernel import has_cdevs, interrupts_refused
 
 _NO_IOMMU = (

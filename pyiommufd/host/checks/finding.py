@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.groups import Group
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import Group
 from pyiommufd.printable import Sentences, listed
 
 

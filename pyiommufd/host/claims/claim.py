@@ -12,7 +12,7 @@ from pyiommufd.host.claims.plan import ClaimPlan, claimed, names_of, plan_claim
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.persistent import boot_unit, claim_file, environment
 from pyiommufd.host.persistent.claim_file import PersistentClaim, persistent_claim
 from pyiommufd.host.users import User, find_user

@@ -11,8 +11,8 @@ from pathlib import Path
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims.steps import Action, Step
-from pyiommufd.host.devices import from_sys_path
-from pyiommufd.host.helper import Helper, StuckError
+from pyiommufd.host.discovery.devices import from_sys_path
+from pyiommufd.host.worker import Helper, StuckError
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.restore import look, steps_back
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.vfs import vfs_of
-from pyiommufd.host.devices import HostDevice, as_device
-from pyiommufd.host.groups import Group, is_safe
+from pyiommufd.host.discovery.devices import HostDevice, as_device
+from pyiommufd.host.discovery.groups import Group, is_safe
 from pyiommufd.host.holders import holders
 from pyiommufd.host.namespaces import sees_all_processes
 from pyiommufd.host.uses.folders import devices_below, goes_with

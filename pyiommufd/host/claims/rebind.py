@@ -13,7 +13,7 @@ from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
 from pyiommufd.host.claims.vfs import vfs_of, vfs_refusals, vfs_steps
-from pyiommufd.host.devices import HostDevice, as_device
+from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.host.holders import holders
 from pyiommufd.printable import OneLine, counted, listed
 

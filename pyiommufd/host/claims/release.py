@@ -14,10 +14,10 @@ from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.claims.signals import HeldBack
 from pyiommufd.host.claims.steps import Report
 from pyiommufd.host.claims.transaction import Exclusive, Transaction, exclusive
-from pyiommufd.host.devices import HostDevice, as_device
-from pyiommufd.host.helper import Helper
+from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.persistent.claim_file import NewerFileError, PersistentClaim
+from pyiommufd.host.worker import Helper
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pyiommufd.printable import OneLine
 
 if TYPE_CHECKING:
     from pyiommufd.host.claims.record import DeviceState
-    from pyiommufd.host.devices import HostDevice
+    from pyiommufd.host.discovery.devices import HostDevice
 
 _log = logging.getLogger(__name__)
 

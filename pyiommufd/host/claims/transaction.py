@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from pyiommufd.errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
-from pyiommufd.host import access, drivers, durable, sysfs, uses
-from pyiommufd.host.claims import journal, restore, steps
+from pyiommufd.host import drivers, durable, sysfs, uses
+from pyiommufd.host.claims import access, journal, restore, steps
 from pyiommufd.host.claims.perform import perform
 from pyiommufd.host.claims.plan import bound_elsewhere
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, DeviceState, GivenNode, start_time
 from pyiommufd.host.claims.signals import HeldBack, held_back
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
-from pyiommufd.host.devices import HostDevice, from_sys_path
-from pyiommufd.host.groups import find_group
-from pyiommufd.host.helper import Helper, StuckError
+from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
+from pyiommufd.host.discovery.groups import find_group
 from pyiommufd.host.holders import holders
 from pyiommufd.host.persistent import boot_unit, claim_file
+from pyiommufd.host.worker import Helper, StuckError
 
 IOMMU_NODE = Path("/dev/iommu")
 

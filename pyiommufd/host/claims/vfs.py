@@ -11,7 +11,7 @@ from pyiommufd.host import sysfs, uses
 from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.claims.restore import virtual_functions
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
-from pyiommufd.host.devices import HostDevice, as_device, from_sys_path
+from pyiommufd.host.discovery.devices import HostDevice, as_device, from_sys_path
 from pyiommufd.printable import OneLine, listed
 
 

@@ -12,7 +12,7 @@ from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.claims.release import recover
 from pyiommufd.host.claims.steps import Report
-from pyiommufd.host.devices import list_devices
+from pyiommufd.host.discovery.devices import list_devices
 from pyiommufd.host.persistent import claim_file
 from pyiommufd.host.persistent.claim_file import PersistentClaim
 from pyiommufd.host.users import find_user

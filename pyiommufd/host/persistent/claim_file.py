@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyiommufd.errors import ClaimError
 from pyiommufd.host.claims.record import decode
-from pyiommufd.host.devices import HostDevice, list_devices
+from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.persistent.identity import IDS, Identity, identify, pci_path
 from pyiommufd.host.uses import forced
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice, list_devices
+from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.printable import printable
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:([01][0-9a-f]\.[0-7])")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.display import display_refusals, displays
 from pyiommufd.host.uses.functions import function_refusals
 from pyiommufd.host.uses.network import interfaces, is_elsewhere, network_refusals

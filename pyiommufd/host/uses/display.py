@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.folders import listed
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import SUBSYSTEMS, HostDevice, from_sys_path
+from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, from_sys_path
 
 
 def folders_below(device: HostDevice) -> Iterator[Path]:

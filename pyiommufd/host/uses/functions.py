@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.folders import devices_below, listed
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.namespaces import foreign_namespaces, sees_all_processes
 from pyiommufd.host.uses.folders import listed
 from pyiommufd.host.uses.netlink import Link

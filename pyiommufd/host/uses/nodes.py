@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.folders import is_below, listed, node_name
 from pyiommufd.host.uses.processes import char_path, console_names
 from pyiommufd.host.uses.snapshot import MachineSnapshot

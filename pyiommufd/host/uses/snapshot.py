@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses import netlink
 from pyiommufd.host.uses.exports import Export, exports, served_ports
 from pyiommufd.host.uses.folders import fibre_channel_controllers, folders_below

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import HostDevice
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.folders import (
     fibre_channel_controllers,
     fibre_channel_ports,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyiommufd.kernel.handle import Handle
-from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.testing.mock import commands
 from pyiommufd.testing.mock.commands import AccessFlags
 from pyiommufd.uapi import ioctls

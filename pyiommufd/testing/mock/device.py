@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
 from pyiommufd.errors import CloseError, IoctlError
-from pyiommufd.kernel.attachment import Attachment, ChangeKind, DMAChange
-from pyiommufd.kernel.device import Device
+from pyiommufd.kernel.device.device import Device
+from pyiommufd.kernel.pagetables.attachment import Attachment, ChangeKind, DMAChange
 from pyiommufd.testing.mock import commands
 from pyiommufd.testing.mock.check import holds
 from pyiommufd.uapi import ioctls, raw
 from pyiommufd.uapi.ioctls import CHAR_ARRAY, from_buffer
 
 if TYPE_CHECKING:
-    from pyiommufd.host.devices import HostDevice
-    from pyiommufd.kernel.page_table import PageTable
+    from pyiommufd.host.discovery.devices import HostDevice
+    from pyiommufd.kernel.pagetables.page_table import PageTable
     from pyiommufd.testing.mock.iommufd import MockIOMMUFD
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pyiommufd import uapi
 from pyiommufd.errors import CloseError, IOMMUFDError
 from pyiommufd.host import sysfs
-from pyiommufd.host.devices import from_sys_path
-from pyiommufd.kernel.hwpt import HWPT
-from pyiommufd.kernel.ioas import IOAS
+from pyiommufd.host.discovery.devices import from_sys_path
 from pyiommufd.kernel.iommufd import IOMMUFD
+from pyiommufd.kernel.memory.ioas import IOAS
+from pyiommufd.kernel.pagetables.hwpt import HWPT
 from pyiommufd.testing.mock import commands
 from pyiommufd.testing.mock.access import MockAccess
 from pyiommufd.testing.mock.check import holds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, Device, HostDevice, find_device
-from pyiommufd.testing import igb
+from pyiommufd.testing.drivers import igb
 
 
 @pytest.fixture(scope="session")

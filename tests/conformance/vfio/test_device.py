@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pyiommufd import HostDevice, UnsupportedError
-from pyiommufd.kernel.config_space import Command
-from pyiommufd.kernel.device_info import DeviceFlag
-from pyiommufd.kernel.interrupt import IRQIndex
-from pyiommufd.kernel.irq import IRQ
-from pyiommufd.kernel.region import RegionFlag
+from pyiommufd.kernel.device.config_space import Command
+from pyiommufd.kernel.device.device_info import DeviceFlag
+from pyiommufd.kernel.device.region import RegionFlag
+from pyiommufd.kernel.interrupts.interrupt import IRQIndex
+from pyiommufd.kernel.interrupts.irq import IRQ
 from tests.conformance.cases import Route, twin
 from tests.conformance.vfio.conftest import Space
 

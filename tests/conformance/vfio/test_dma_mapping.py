@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from pyiommufd import AlreadyMappedError, DMABuffer, NotFoundError
-from pyiommufd.testing.igb import IgbDriver
+from pyiommufd.testing.drivers.igb import IgbDriver
 from tests.conformance.cases import Route, twin
 from tests.conformance.iommufd.steps import HUGE, PAGE, refused
 from tests.conformance.vfio.conftest import Space

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyiommufd import DMABuffer
-from pyiommufd.testing.igb import LARGEST, MOST, IgbDriver
+from pyiommufd.testing.drivers.igb import LARGEST, MOST, IgbDriver
 from tests.conformance.cases import Route, twin
 from tests.conformance.vfio.conftest import Space
 from tests.patience import patience

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import IOMMUFD, DeviceFile, HostDevice, uapi
-from pyiommufd.kernel.device_info import DeviceFlag
+from pyiommufd.kernel.device.device_info import DeviceFlag
 from pyiommufd.uapi import raw
 from tests.conformance.cases import Route, twin
 from tests.conformance.iommufd.steps import refused

@@ -14,7 +14,7 @@ import pytest
 from pyiommufd import ClaimError, ClaimPlan, ClaimRefusedError, HostDevice, list_devices, plan_claim
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import DeviceState
-from pyiommufd.testing import edu
+from pyiommufd.testing.drivers import edu
 from tests.patience import until
 from tests.sweeps import amount, seed
 

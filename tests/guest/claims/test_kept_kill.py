@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from pyiommufd import ClaimError, HostDevice, plan_claim, recover, release
 from pyiommufd.cli.group import cli
-from pyiommufd.host import access, durable
-from pyiommufd.host.claims import journal, steps
+from pyiommufd.host import durable
+from pyiommufd.host.claims import access, journal, steps
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.transaction import IOMMU_NODE
 from pyiommufd.host.persistent import boot_unit, claim_file

@@ -17,7 +17,7 @@ from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims import journal, steps
 from pyiommufd.host.claims.record import ClaimState, DeviceState
 from pyiommufd.host.claims.release import release
-from pyiommufd.host.helper import Helper
+from pyiommufd.host.worker import Helper
 from tests.sweeps import sample
 
 State = dict[str, DeviceState]

@@ -19,7 +19,8 @@ from pyiommufd import (
     plan_claim,
     recover,
 )
-from pyiommufd.host import drivers, helper, sysfs
+from pyiommufd.host import drivers, sysfs
+from pyiommufd.host import worker as helper
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.rebind import plan_rebind
 from pyiommufd.host.claims.record import ClaimRecord, DeviceState

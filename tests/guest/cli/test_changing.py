@@ -21,8 +21,8 @@ from click.testing import CliRunner, Result
 from pyiommufd import ClaimRefusedError, DeviceFile, HostDevice, find_group, plan_claim
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand
-from pyiommufd.host import access, drivers
-from pyiommufd.host.claims import journal
+from pyiommufd.host import drivers
+from pyiommufd.host.claims import access, journal
 from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.persistent.at_boot import plan_again

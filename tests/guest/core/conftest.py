@@ -28,12 +28,12 @@ from pyiommufd import (
     recover,
 )
 from pyiommufd.host import drivers
-from pyiommufd.testing import edu as edu_module
-from pyiommufd.testing.dma_faults import DMAFault, parse_fault
-from pyiommufd.testing.dmesg import KernelLog
-from pyiommufd.testing.edu import EduDriver
-from pyiommufd.testing.guest import CONFIGURATION_VARIABLE
-from pyiommufd.testing.kernels import release_order
+from pyiommufd.testing.checks.dma_faults import DMAFault, parse_fault
+from pyiommufd.testing.checks.dmesg import KernelLog
+from pyiommufd.testing.drivers import edu as edu_module
+from pyiommufd.testing.drivers.edu import EduDriver
+from pyiommufd.testing.guest.guest import CONFIGURATION_VARIABLE
+from pyiommufd.testing.provision.kernels import release_order
 from tests.patience import until
 from tests.runner.core_tests import limits
 

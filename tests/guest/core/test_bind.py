@@ -18,7 +18,7 @@ from pyiommufd import (
     NotFoundError,
 )
 from pyiommufd.host import drivers
-from pyiommufd.testing.kernels import release_order
+from pyiommufd.testing.provision.kernels import release_order
 
 UNSAFE_INTERRUPTS = Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts")
 

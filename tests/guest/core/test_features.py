@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, Device, DMABuffer, HWCapability, HWInfoType, UnsupportedError
-from pyiommufd.testing.edu import EduDriver
-from pyiommufd.testing.kernels import release_order
+from pyiommufd.testing.drivers.edu import EduDriver
+from pyiommufd.testing.provision.kernels import release_order
 
 IOVA = 0x100000
 SINCE: dict[str, tuple[int, int]] = {"IOMMU_IOAS_MAP_FILE": (6, 13), "IOMMU_IOAS_CHANGE_PROCESS": (6, 14)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyiommufd import ClosedError, Device
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 
 LIVENESS = 4
 

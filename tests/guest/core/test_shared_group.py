@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, ChangeKind, Device, DMABuffer, Group, GroupConflictError, Verdict
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 
 IOVA = 0x100000
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pyiommufd import IOAS, Device, DMABuffer, InUseError, IoctlError, UnsupportedError
-from pyiommufd.kernel.device_info import MSIXMappable
-from pyiommufd.kernel.interrupt import IRQFlag
-from pyiommufd.testing.e1000e import LARGEST, SMALLEST, E1000eDriver
+from pyiommufd.kernel.device.device_info import MSIXMappable
+from pyiommufd.kernel.interrupts.interrupt import IRQFlag
+from pyiommufd.testing.drivers.e1000e import LARGEST, SMALLEST, E1000eDriver
 from tests.guest.devices.factories import Binder
 from tests.patience import patience
 

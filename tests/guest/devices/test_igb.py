@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import IOAS, DMABuffer
-from pyiommufd.kernel.config_space import ExtendedCapabilityID
-from pyiommufd.testing.igb import DEVICE_ID, LARGEST, MOST, SMALLEST, VENDOR_ID, IgbDriver
+from pyiommufd.kernel.device.config_space import ExtendedCapabilityID
+from pyiommufd.testing.drivers.igb import DEVICE_ID, LARGEST, MOST, SMALLEST, VENDOR_ID, IgbDriver
 from tests.guest.devices.factories import Binder
 from tests.patience import patience
 

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, AccessDeniedError, Device, IoctlError, RegionFaultError
-from pyiommufd.kernel.config_space import CapabilityID, ExtendedCapabilityID
-from pyiommufd.kernel.device_info import DeviceFlag, MmapArea, MSIXMappable
-from pyiommufd.testing.nvme import NvmeDriver
+from pyiommufd.kernel.device.config_space import CapabilityID, ExtendedCapabilityID
+from pyiommufd.kernel.device.device_info import DeviceFlag, MmapArea, MSIXMappable
+from pyiommufd.testing.drivers.nvme import NvmeDriver
 from tests.guest.devices.factories import Binder, Claimer
 
 NVME = (0x1B36, 0x0010)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from pyiommufd import IOMMUFD, Device, IoctlError, RegionFaultError, list_devices
-from pyiommufd.kernel.config_space import ConfigSpace
-from pyiommufd.kernel.region import Region
-from pyiommufd.kernel.window import Window
+from pyiommufd.kernel.device.config_space import ConfigSpace
+from pyiommufd.kernel.device.region import Region
+from pyiommufd.kernel.device.window import Window
 from tests.guest.devices.factories import Binder
 from tests.sweeps import amount, seed
 

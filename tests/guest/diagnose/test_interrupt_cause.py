@@ -10,10 +10,10 @@ import pytest
 from pyiommufd import IOMMUFD, Cause, ClaimRefusedError, HostDevice, list_devices, plan_claim
 from pyiommufd.host.checks.finding import State
 from pyiommufd.host.checks.readiness import readiness
-from pyiommufd.host.details import device_details
+from pyiommufd.host.overview.details import device_details
+from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
-from pyiommufd.host.standing import Standing, standings
-from pyiommufd.testing import edu
+from pyiommufd.testing.drivers import edu
 from tests.runner.causes import Prover
 
 BIND = "VFIO_DEVICE_BIND_IOMMUFD"

@@ -14,7 +14,7 @@ from pyiommufd import (
     HostDevice,
 )
 from pyiommufd.host import drivers
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 
 
 class _Registers:

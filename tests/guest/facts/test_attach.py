@@ -20,7 +20,7 @@ from pyiommufd import (
     Verdict,
 )
 from pyiommufd.host import drivers
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.facts.members import names, on_driver, unbound_edu
 
 IOVA = 0x100000

@@ -21,7 +21,7 @@ from pyiommufd import (
     IoctlError,
     find_group,
 )
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.facts.members import names, on_driver, unbound_edu
 
 IOVA = 0x100000

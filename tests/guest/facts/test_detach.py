@@ -18,7 +18,7 @@ from pyiommufd import (
     HostDevice,
 )
 from pyiommufd.host import drivers, sysfs
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.facts.members import names
 
 IOVA = 0x100000

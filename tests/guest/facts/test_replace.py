@@ -18,7 +18,7 @@ from pyiommufd import (
     HostDevice,
     IoctlError,
 )
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 from tests.by_id import destroy
 from tests.guest.facts.members import names, on_driver, unbound_edu
 

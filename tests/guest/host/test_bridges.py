@@ -9,7 +9,7 @@ import pytest
 
 from pyiommufd import IOAS, IOMMUFD, ClaimError, HostDevice, find_device, list_devices, plan_claim
 from pyiommufd.host import drivers
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.overview.standing import Standing, standings
 
 LPC, HOST_BRIDGE = 0x0601, 0x0600
 

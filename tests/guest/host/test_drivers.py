@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import ClaimError, DeviceFile, HostDevice
-from pyiommufd.host import drivers, helper
+from pyiommufd.host import drivers
+from pyiommufd.host import worker as helper
 from tests.patience import patience, until
 
 

@@ -27,7 +27,8 @@ from pyiommufd import (
     recover,
     release,
 )
-from pyiommufd.host import drivers, helper, sysfs
+from pyiommufd.host import drivers, sysfs
+from pyiommufd.host import worker as helper
 from pyiommufd.host.claims import journal, restore
 from pyiommufd.host.claims.record import VERSION, DeviceState
 from pyiommufd.host.claims.steps import Action, Step

@@ -11,7 +11,7 @@ import pytest
 
 from pyiommufd import ClaimRefusedError, HostDevice, list_devices, plan_claim
 from pyiommufd.host import uses
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.overview.standing import Standing, standings
 
 
 def having(pattern: str) -> list[HostDevice]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, Claim, Device, DeviceFile, DMABuffer, DMAMapping, ForkedError, HostDevice
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 
 InChild = Callable[[Callable[[], Any]], Any]
 

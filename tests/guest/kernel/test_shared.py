@@ -30,7 +30,7 @@ from pyiommufd import (
     Verdict,
     uapi,
 )
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import raw
 from tests import by_id
 from tests.opcodes import opcodes
@@ -331,7 +331,7 @@ def test_device_that_a_forked_child_has_too(device: Device, peer_device: Device,
 
 def test_change_that_a_signal_handler_comes_between(device: Device, peer_device: Device, ioas: IOAS) -> None:
     """It joins a group which by then nobody is attached in: the kernel moves all."""
-    files = ("pyiommufd/kernel/attachable.py",)
+    files = ("pyiommufd/kernel/device/attachable.py",)
     changes: list[DMAChange] = []
     joined: list[bool] = []
 

@@ -19,7 +19,7 @@ from pyiommufd import (
     NotFoundError,
     UnsupportedError,
 )
-from pyiommufd.kernel.dirty_bitmap import DirtyBitmap
+from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
 from tests.guest.stress.actions import Several, Whole, action
 from tests.guest.stress.model import Area, Page, Space, Table

@@ -26,7 +26,7 @@ from pyiommufd import (
     DMABuffer,
     HostDevice,
 )
-from pyiommufd.kernel.iova import IOVARange
+from pyiommufd.kernel.memory.iova import IOVARange
 from tests import sweeps
 from tests.guest.stress.hammer import PAGE, Hammer
 

@@ -30,7 +30,7 @@ from pyiommufd import (
     list_devices,
     plan_claim,
 )
-from pyiommufd.testing.leaks import LeakCheck, kernel_fds
+from pyiommufd.testing.checks.leaks import LeakCheck, kernel_fds
 from pyiommufd.testing.mock import MockIOMMUFD, commands
 from tests.guest.stress.hammer import IOVA, PAGE, TEXTS, Hammer, Values, integers, pick
 

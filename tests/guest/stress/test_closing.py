@@ -33,9 +33,9 @@ from pyiommufd import (
     PageRequest,
     plan_claim,
 )
-from pyiommufd.kernel.mapping import DMAMappings
-from pyiommufd.kernel.window import Window
-from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.kernel.device.window import Window
+from pyiommufd.kernel.memory.mapping import DMAMappings
+from pyiommufd.testing.checks.leaks import LeakCheck
 from tests.sweeps import sample
 
 IOVA = 0x100000

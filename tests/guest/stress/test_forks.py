@@ -19,7 +19,7 @@ from pyiommufd import (
     DMAMapping,
     HostDevice,
 )
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 
 IOVA = 0x100000
 

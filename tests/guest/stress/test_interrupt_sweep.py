@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, EventFD, HostDevice, InUseError, IoctlError
-from pyiommufd.kernel.interrupt import IRQFlag
-from pyiommufd.kernel.irq import IRQ
+from pyiommufd.kernel.interrupts.interrupt import IRQFlag
+from pyiommufd.kernel.interrupts.irq import IRQ
 from pyiommufd.uapi import VFIO_IRQ_SET_ACTION_TRIGGER, device_ioctls, ioctls
 from tests.opcodes import opcodes
 from tests.patience import until

@@ -23,7 +23,7 @@ from pyiommufd import (
     IoctlError,
     Verdict,
 )
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.testing.checks.leaks import LeakCheck
 from tests import sweeps
 from tests.guest.stress.actions import REST, Action, actions_of
 from tests.guest.stress.bench import Bench

@@ -32,8 +32,9 @@ from pyiommufd import (
     UnsupportedError,
     uapi,
 )
-from pyiommufd.kernel import mapping, mapping_steps
-from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.kernel.memory import mapping
+from pyiommufd.kernel.memory import mapping_requests as mapping_steps
+from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.uapi import raw
 from tests import by_id
 from tests.opcodes import opcodes

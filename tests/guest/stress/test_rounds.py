@@ -18,8 +18,8 @@ import pytest
 
 from pyiommufd import IOMMUFD, Claim, DeviceFile, DMABuffer, HostDevice
 from pyiommufd._uapi import lib
-from pyiommufd.testing.edu import EduDriver
-from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.testing.checks.leaks import LeakCheck
+from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import device_ioctls, ioctls
 from tests.sweeps import amount, sample
 

@@ -21,8 +21,8 @@ from pyiommufd import (
     DMAMapping,
     HostDevice,
 )
-from pyiommufd.kernel.mapping import DMAMappings
-from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.kernel.memory.mapping import DMAMappings
+from pyiommufd.testing.checks.leaks import LeakCheck
 from tests.sweeps import sample
 
 IOVA = 0x100000

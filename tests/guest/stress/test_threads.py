@@ -18,9 +18,9 @@ from pyiommufd import (
     DMAMapping,
     HostDevice,
 )
-from pyiommufd.kernel.mapping import DMAMappings
-from pyiommufd.testing.edu import EduDriver
-from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.kernel.memory.mapping import DMAMappings
+from pyiommufd.testing.checks.leaks import LeakCheck
+from pyiommufd.testing.drivers.edu import EduDriver
 
 IOVA = 0x100000
 PAGE = mmap.PAGESIZE

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import IOAS, Device, DMABuffer, DMAMapping, HostDevice, find_group
-from pyiommufd.testing.dma_faults import Access, DMAFaults
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.checks.dma_faults import Access, DMAFaults
+from pyiommufd.testing.drivers.edu import EduDriver
 from tests.patience import patience
 
 pytest_plugins = ["pytester"]
@@ -127,5 +127,5 @@ def test_fixture_collects_and_dmesg_lets_it_pass(pytester: pytest.Pytester) -> N
         def test_not_judged(dmesg, edu, ioas):
             provoke(edu, ioas)
     """)
-    arguments = ("-p", "pyiommufd.testing.fixtures", "-p", "no:cacheprovider", "-Werror")
+    arguments = ("-p", "pyiommufd.testing.plugin.fixtures", "-p", "no:cacheprovider", "-Werror")
     pytester.runpytest_inprocess(*arguments).assert_outcomes(passed=2, errors=1)

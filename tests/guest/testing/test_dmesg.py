@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import IOAS, Device, DMABuffer, DMAMapping
-from pyiommufd.testing.dma_faults import LOG_PATTERN, DMAFaults
-from pyiommufd.testing.dmesg import ERROR, Dmesg, KernelLog, UnexpectedKernelMessageError
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.checks.dma_faults import LOG_PATTERN, DMAFaults
+from pyiommufd.testing.checks.dmesg import ERROR, Dmesg, KernelLog, UnexpectedKernelMessageError
+from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.testing.mock import fail_nth
 
 pytest_plugins = ["pytester"]
@@ -37,7 +37,9 @@ INNER = """
 def run(pytester: pytest.Pytester) -> Callable[[str], pytest.RunResult]:
     def run(source: str) -> pytest.RunResult:
         pytester.makepyfile(INNER + source)
-        return pytester.runpytest_inprocess("-p", "pyiommufd.testing.fixtures", "-p", "no:cacheprovider", "-Werror")
+        return pytester.runpytest_inprocess(
+            "-p", "pyiommufd.testing.plugin.fixtures", "-p", "no:cacheprovider", "-Werror"
+        )
 
     return run
 

@@ -11,7 +11,7 @@ import pytest
 
 from pyiommufd import HostDevice, list_devices
 from pyiommufd.host.claims import journal
-from pyiommufd.testing.claims import shared_groups
+from pyiommufd.testing.checks.claims import shared_groups
 
 pytest_plugins = ["pytester"]
 
@@ -25,7 +25,7 @@ def run(pytester: pytest.Pytester) -> Run:
     def run(source: str) -> pytest.RunResult:
         pytester.makepyfile(source)
         return pytester.runpytest_inprocess(
-            "-p", "pyiommufd.testing.fixtures", "-p", "no:cacheprovider", "-rs", "-Werror"
+            "-p", "pyiommufd.testing.plugin.fixtures", "-p", "no:cacheprovider", "-rs", "-Werror"
         )
 
     return run
@@ -58,7 +58,7 @@ def test_the_order_of_fixtures_does_not_matter(run: Run) -> None:
     """An address space is not closed before the device that is attached to it; the claim is shared to be quick."""
     run("""
         import pytest
-        from pyiommufd.testing.claims import Claims
+        from pyiommufd.testing.checks.claims import Claims
 
         @pytest.fixture(scope="module")
         def vfio_claims():
@@ -204,7 +204,7 @@ def test_no_leaks_names_what_was_leaked(run: Run) -> None:
     result = run("""
         import mmap, os
         import pytest
-        from pyiommufd.testing.claims import Claims
+        from pyiommufd.testing.checks.claims import Claims
         from pyiommufd import uapi
         from pyiommufd.uapi import raw
 

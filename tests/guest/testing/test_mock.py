@@ -23,7 +23,7 @@ from pyiommufd import (
     UnsupportedError,
     Verdict,
 )
-from pyiommufd.testing.leaks import LeakCheck
+from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.testing.mock import (
     InjectionMissingError,
     MockDevice,
@@ -300,7 +300,7 @@ def test_fixture_gives_a_device_on_the_fixtures_address_space(pytester: pytest.P
         def test_plain(iommufd):
             assert not isinstance(iommufd, MockIOMMUFD)
     """)
-    only = ("-p", "pyiommufd.testing.fixtures", "-p", "no:cacheprovider", "-Werror")
+    only = ("-p", "pyiommufd.testing.plugin.fixtures", "-p", "no:cacheprovider", "-Werror")
     pytester.runpytest_inprocess(*only).assert_outcomes(passed=2)
     assert names() == []
 

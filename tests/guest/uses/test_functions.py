@@ -9,7 +9,7 @@ import pytest
 
 from pyiommufd import HostDevice, list_devices, plan_claim
 from pyiommufd.host import drivers, uses
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.overview.standing import Standing, standings
 from tests.guest.uses.types import Refused
 
 

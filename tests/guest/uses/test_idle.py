@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyiommufd import HostDevice, list_devices
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.overview.standing import Standing, standings
 from tests.guest.idle import take_each_idle_device
 
 

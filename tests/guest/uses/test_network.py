@@ -14,9 +14,9 @@ import pytest
 
 from pyiommufd import DMABuffer, HostDevice, list_devices
 from pyiommufd.host import uses
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.host.uses.network import is_elsewhere
-from pyiommufd.testing.e1000e import E1000eDriver
+from pyiommufd.testing.drivers.e1000e import E1000eDriver
 from tests.guest.uses.types import Driven, Refused, Runner
 from tests.patience import until
 
@@ -284,7 +284,7 @@ INSIDE = """
 import ctypes, sys
 from pyiommufd import find_device, list_devices
 from pyiommufd.host import uses
-from pyiommufd.host.standing import standings
+from pyiommufd.host.overview.standing import standings
 
 def say():
     for refusal in uses.refusals(card):

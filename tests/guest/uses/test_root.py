@@ -12,7 +12,7 @@ import pytest
 
 from pyiommufd import HostDevice, find_device
 from pyiommufd.host import uses
-from pyiommufd.testing.virtio_blk import VirtioBlkDriver
+from pyiommufd.testing.drivers.virtio_blk import VirtioBlkDriver
 from tests.guest.uses.types import Driven, Refused, Runner
 from tests.patience import until
 

@@ -13,9 +13,9 @@ import pytest
 
 from pyiommufd import DMABuffer, HostDevice, find_device, list_devices, plan_claim
 from pyiommufd.host import uses
-from pyiommufd.host.standing import Standing, standings
-from pyiommufd.testing.edu import EduDriver
-from pyiommufd.testing.nvme import NvmeDriver
+from pyiommufd.host.overview.standing import Standing, standings
+from pyiommufd.testing.drivers.edu import EduDriver
+from pyiommufd.testing.drivers.nvme import NvmeDriver
 from tests.guest.uses.disks import node_of
 from tests.guest.uses.types import Driven, Refused, Runner
 from tests.patience import until

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from pyiommufd import IOMMUFD, Device, DeviceFile, DMABuffer
-from pyiommufd.testing.edu import EduDriver
+from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.vmm import Handover
 
 _QEMU_OBJECT = re.compile(r"iommufd,id=(?P<id>[\w.-]+),fd=(?P<fd>\d+)")

@@ -11,7 +11,7 @@ from pyiommufd import find_device
 from pyiommufd.cli import caps as module
 from pyiommufd.cli.group import cli
 from pyiommufd.host.holders import Holder
-from pyiommufd.kernel.hw_info import HWCapability, HWInfo, HWInfoType, IntelVTd
+from pyiommufd.kernel.pagetables.hw_info import HWCapability, HWInfo, HWInfoType, IntelVTd
 from tests.fake_sysfs import FakeSysfs
 
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from pyiommufd.cli import output
 from pyiommufd.cli.group import cli
 from pyiommufd.errors import Refusal
-from pyiommufd.host import topology as topology_module
 from pyiommufd.host import uses
 from pyiommufd.host.holders import Holder
+from pyiommufd.host.overview import topology as topology_module
 from tests.escapes import NASTY, invisible
 from tests.fake_sysfs import FakeSysfs
 
@@ -36,7 +36,7 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
         (fake.root / f"devices/pci0000:00/{device}/driver_override").write_bytes(os.fsencode(f"{LINE}\n"))
     held = (Holder(7, NASTY, "/dev/vfio/devices/vfio0", "fd 3"),)
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: held)
-    monkeypatch.setattr("pyiommufd.host.details.holders", lambda *devices: held)
+    monkeypatch.setattr("pyiommufd.host.overview.details.holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.host.claims.plan.holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.diagnose.rows.holders", lambda *devices: held)
     monkeypatch.setattr(topology_module, "holders", lambda *devices: held)

@@ -14,7 +14,7 @@ from pyiommufd.cli import output
 from pyiommufd.cli.group import COMMANDS, cli
 from pyiommufd.cli.output import ReadingCommand
 from pyiommufd.host import holders as holders_module
-from pyiommufd.host import pci_ids
+from pyiommufd.host.discovery import pci_ids
 from pyiommufd.host.holders import Holder
 from tests.fake_sysfs import FakeSysfs
 from tests.patience import until
@@ -203,8 +203,8 @@ ELSEWHERE = {"watch", "caps", "plan", "vfs", "claims"}
 def test_keys_are_those_documented(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     held = Holder(4711, "qemu", "/dev/vfio/devices/vfio0", "fd 20")
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: (held,))
-    monkeypatch.setattr("pyiommufd.host.details.holders", lambda *devices: (held,))
-    monkeypatch.setattr("pyiommufd.host.topology.holders", lambda *devices: (held,))
+    monkeypatch.setattr("pyiommufd.host.overview.details.holders", lambda *devices: (held,))
+    monkeypatch.setattr("pyiommufd.host.overview.topology.holders", lambda *devices: (held,))
     told = documented(command)
     assert all(told.values())
     printed: set[str] = set()

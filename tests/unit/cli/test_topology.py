@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.topology_dot import dot
-from pyiommufd.host import topology as topology_module
+from pyiommufd.host.discovery.pci_ids import PciIds
 from pyiommufd.host.holders import Holder
-from pyiommufd.host.pci_ids import PciIds
-from pyiommufd.host.topology import look_at_topology
+from pyiommufd.host.overview import topology as topology_module
+from pyiommufd.host.overview.topology import look_at_topology
 from tests.fake_sysfs import FakeSysfs
 
 NAMES = PciIds(b'1234  AT&T "quoted" \\ and so on, further than fits\n\t11e8  x\n')

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from pyiommufd import find_device
 from pyiommufd.cli import watch as module
 from pyiommufd.cli.group import cli
-from pyiommufd.host.monitor import DeviceEvent
+from pyiommufd.host.discovery.monitor import DeviceEvent
 from tests.fake_sysfs import FakeSysfs
 
 

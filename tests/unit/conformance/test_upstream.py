@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.testing.configuration import GuestConfiguration
-from pyiommufd.testing.kernels import CachedKernel
-from pyiommufd.testing.machine import Igb, RootPort
+from pyiommufd.testing.guest.machine import Igb, RootPort
+from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.provision.kernels import CachedKernel
 from tests.conformance.upstream import PROGRAMS, Outcome, Program, ProgramError, build, load, read_tap
 
 PROGRAM = Program("tiny", "tiny", ("tiny.c", "more.c"), (), "tests/conformance/tiny", shared=("lib/*.c",))

@@ -10,7 +10,7 @@ import pytest
 from pyiommufd import Group, GroupNotViableError, HostDevice, IoctlError
 from pyiommufd.diagnose import bind, rows
 from pyiommufd.diagnose.bind import bind_error
-from pyiommufd.host.groups import ReservedRegion
+from pyiommufd.host.discovery.groups import ReservedRegion
 from pyiommufd.host.holders import Holder
 
 

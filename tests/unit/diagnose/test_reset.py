@@ -9,8 +9,8 @@ import pytest
 
 from pyiommufd.diagnose.reset import hot_reset_error, reset_error
 from pyiommufd.errors import UnsupportedError
-from pyiommufd.host.devices import HostDevice
-from pyiommufd.host.reset import reset_methods
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.reset import reset_methods
 
 
 def make(folder: Path, name: str, methods: str | None) -> HostDevice:

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from pyiommufd import list_devices
 from pyiommufd.cli.group import cli
-from pyiommufd.host import devices, sysfs
+from pyiommufd.host import sysfs
+from pyiommufd.host.discovery import devices
 from tests.fake_sysfs import FakeSysfs
 
 

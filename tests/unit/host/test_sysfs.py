@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.host import helper, sysfs
+from pyiommufd.host import sysfs
+from pyiommufd.host import worker as helper
 from tests.patience import patience, until
 
 

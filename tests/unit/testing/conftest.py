@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.testing.apt import Archive
+from pyiommufd.testing.provision.apt import Archive
 
 
 @pytest.fixture

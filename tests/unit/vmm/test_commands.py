@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from pyiommufd.host.devices import from_sys_path
+from pyiommufd.host.discovery.devices import from_sys_path
 from pyiommufd.vmm import Kind, command_line, kind_of, shell_line
 from tests.fake_sysfs import FakeSysfs
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pyiommufd.host.devices import from_sys_path
+from pyiommufd.host.discovery.devices import from_sys_path
 from pyiommufd.vmm import hostdev_xml
 from tests.fake_sysfs import FakeSysfs
 

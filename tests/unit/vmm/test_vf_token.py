@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from pyiommufd import HandoverError
-from pyiommufd.host.devices import HostDevice, from_sys_path
+from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
 from pyiommufd.vmm import Handover, command_line, shell_line
 from pyiommufd.vmm.vf_token import as_token, check_token, takes_token, token_fds
 from tests.fake_sysfs import FakeSysfs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyiommufd import ClaimRefusedError, list_devices, plan_claim
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.overview.standing import Standing, standings
 from tests.fake_sysfs import FakeSysfs
 
 NAME = "0000:00:01.0"

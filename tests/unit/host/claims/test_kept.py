@@ -27,8 +27,8 @@ from pyiommufd import (
     recover,
     release,
 )
-from pyiommufd.host import access, durable
-from pyiommufd.host.claims import journal, steps, transaction
+from pyiommufd.host import durable
+from pyiommufd.host.claims import access, journal, steps, transaction
 from pyiommufd.host.claims.claim import carry_out, claim_steps
 from pyiommufd.host.claims.overview import list_claims
 from pyiommufd.host.claims.steps import Step

@@ -13,7 +13,7 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims import plan as plan_module
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, start_time
-from pyiommufd.host.standing import Standing, standings
+from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.host.uses import FORCIBLE
 from tests.fake_sysfs import FakeSysfs
 

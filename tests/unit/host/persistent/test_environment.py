@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import ClaimError
-from pyiommufd.host import access
+from pyiommufd.host.claims import access
 from pyiommufd.host.persistent import environment
 from pyiommufd.host.persistent.environment import places as real_places
 from pyiommufd.host.persistent.environment import writable_by_others

@@ -1,0 +1,1 @@
+"""The devices and IOMMU groups of this machine, found through udev and sysfs."""

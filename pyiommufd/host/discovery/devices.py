@@ -1,0 +1,300 @@
+"""Devices as the host sees them: frozen snapshots, found through udev."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyiommufd.errors import DeviceNotFoundError, MissingLibraryError
+from pyiommufd.host import sysfs
+from pyiommufd.printable import printable
+
+if TYPE_CHECKING:
+    from pyiommufd.host.discovery.groups import Group
+
+# The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio).
+SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
+
+_FULL_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_SHORT_ADDRESS = re.compile(r"[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_VENDOR_DEVICE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})")
+_CDEV = re.compile(r"/dev/vfio/devices/(vfio[0-9]+)")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class HostDevice:
+    """A device as it was when it was looked up.
+
+    Nothing here changes when the machine does: look the device up again (`refreshed`) to see its driver of
+    now. Two snapshots of one device are equal, whatever has changed between them.
+
+    Attributes:
+        name: The name on its bus, such as ``0000:02:01.0``.
+        subsystem: The bus: ``pci``, ``mdev`` …
+        sys_path: Its folder under ``/sys/devices``.
+        vendor_id: PCI vendor, or None for what is not a PCI device.
+        device_id: PCI device id, or None.
+        class_code: PCI class, subclass and interface as one number of 24 bits, or None.
+        driver: The driver it is on, or None.
+        group_id: Its IOMMU group, or None where no IOMMU covers it.
+        numa_node: Its NUMA node, or None where the machine has no say.
+        iommu: The IOMMU that translates for it, such as ``dmar0``, or None.
+        vfio_cdev: Its node, such as ``/dev/vfio/devices/vfio0``; None where it is not on a vfio driver or
+            the kernel was built without VFIO_DEVICE_CDEV.
+        on_vfio: Whether a vfio driver has it, cdev or not.
+        is_bridge: Whether it is a bridge to another PCI bus, by its configuration header: vfio-pci takes none (Linux
+            7.3, drivers/vfio/pci/vfio_pci_core.c:2232). Of the class of bridges (06xx) are also devices that it takes,
+            such as an LPC controller or an NVSwitch.
+    """
+
+    name: str
+    subsystem: str
+    sys_path: Path = field(compare=False)
+    vendor_id: int | None = field(compare=False)
+    device_id: int | None = field(compare=False)
+    class_code: int | None = field(compare=False)
+    driver: str | None = field(compare=False)
+    group_id: int | None = field(compare=False)
+    numa_node: int | None = field(compare=False)
+    iommu: str | None = field(compare=False)
+    vfio_cdev: str | None = field(compare=False)
+    on_vfio: bool = field(compare=False)
+    is_bridge: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        group = "no IOMMU group" if self.group_id is None else f"group {self.group_id}"
+        return f"<HostDevice {self.subsystem} {self.name}, {self.driver or 'no driver'}, {group}>"
+
+    @property
+    def group(self) -> Group | None:
+        """Its IOMMU group as it is now, or None where no IOMMU covers the device."""
+        from pyiommufd.host.discovery.groups import find_group
+
+        return None if self.group_id is None else find_group(self.group_id)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The PCI addresses that its DMA can carry; see `pyiommufd.host.discovery.aliases.dma_aliases`."""
+        from pyiommufd.host.discovery.aliases import dma_aliases
+
+        return dma_aliases(self)
+
+    @property
+    def is_host_bridge(self) -> bool:
+        """Whether it is where a PCI tree begins (class 0600): a part of the chipset, though vfio-pci takes it."""
+        return self.class_code is not None and self.class_code >> 8 == 0x0600
+
+    def refreshed(self) -> HostDevice:
+        """The same device as it is now.
+
+        Raises:
+            DeviceNotFoundError: It is gone.
+        """
+        return from_sys_path(self.sys_path)
+
+
+def from_sys_path(path: Path) -> HostDevice:
+    """The device whose folder this is.
+
+    Raises:
+        DeviceNotFoundError: There is no such folder, or it is no device's.
+    """
+    return _read(path.resolve(), path.name)
+
+
+def _read(path: Path, name: str) -> HostDevice:
+    """The device whose folder this is; the path has no symbolic link in it."""
+    # Text rather than Path below: it is what an enumeration of thousands spends its time on.
+    at = f"{path}/"
+    subsystem = sysfs.link_name(at + "subsystem")
+    if subsystem is None:
+        raise DeviceNotFoundError(f"there is no device at {path}")
+    group = sysfs.link_name(at + "iommu_group")
+    node = sysfs.number(at + "numa_node")
+    on_vfio, cdev = _vfio(at + "vfio-dev")
+    return HostDevice(
+        name=name,
+        subsystem=subsystem,
+        sys_path=path,
+        vendor_id=sysfs.number(at + "vendor", 16),
+        device_id=sysfs.number(at + "device", 16),
+        class_code=sysfs.number(at + "class", 16),
+        driver=sysfs.link_name(at + "driver"),
+        group_id=int(group) if group is not None and group.isdigit() else None,
+        numa_node=None if node == -1 else node,
+        iommu=sysfs.link_name(at + "iommu"),
+        vfio_cdev=cdev,
+        on_vfio=on_vfio,
+        is_bridge=subsystem == "pci" and _is_bridge(at),
+    )
+
+
+def _is_bridge(at: str) -> bool:
+    """Whether a PCI device has the header of a bridge.
+
+    The kernel shows the number of the bus behind it for those alone (Linux 7.3, drivers/pci/pci-sysfs.c:1867). The
+    header itself is not asked: to read ``config`` wakes a device that sleeps (pci-sysfs.c:731).
+    """
+    return os.access(at + "secondary_bus_number", os.F_OK)
+
+
+def _vfio(folder: str) -> tuple[bool, str | None]:
+    """Whether a vfio driver has the device, and its node."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (hot in an enumeration)
+    except OSError:
+        return False, None
+    for name in names:
+        # The folder is there on a kernel without cdev support too; its `dev` file is not.
+        if name.startswith("vfio") and os.path.exists(f"{folder}/{name}/dev"):  # noqa: PTH110
+            return True, f"/dev/vfio/devices/{name}"
+    return True, None
+
+
+_local = threading.local()
+
+
+def udev_context() -> Any:
+    """A context of libudev, for one thread.
+
+    Raises:
+        MissingLibraryError: There is no libudev, or no pyudev.
+    """
+    try:
+        import pyudev  # here, so that `import pyiommufd` does not pay for it
+
+        return pyudev.Context()
+    except (ImportError, OSError) as error:
+        # pyudev looks by ctypes.util.find_library, which asks ldconfig, gcc or ld.
+        raise MissingLibraryError(
+            f"libudev cannot be loaded ({error}): install libudev1, systemd-libs or eudev, as your distribution calls "
+            "it; where it is there, Python finds it by ldconfig or gcc"
+        ) from error
+
+
+def _udev() -> Any:
+    """The context of this thread: to find the library pyudev starts a process."""
+    context = getattr(_local, "context", None)
+    if context is None:
+        context = _local.context = udev_context()
+    return context
+
+
+def _enumerate(subsystem: str, **match: str) -> Iterator[Any]:
+    enumerator = _udev().list_devices(subsystem=subsystem)
+    for attribute, value in match.items():
+        enumerator.match_attribute(attribute, value)
+    return iter(enumerator)
+
+
+def list_devices(subsystem: str | None = None) -> list[HostDevice]:
+    """Every device that passthrough could concern, ordered by bus and name.
+
+    These are all PCI devices, bridges included, and the devices of the other buses that have an IOMMU group.
+
+    Args:
+        subsystem: Only the devices of this bus, such as ``pci``.
+
+    Raises:
+        ValueError: No vfio driver exists for that bus.
+        MissingLibraryError: There is no libudev.
+    """
+    if subsystem is not None and subsystem not in SUBSYSTEMS:
+        raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(SUBSYSTEMS)}")
+    found = []
+    for bus in (subsystem,) if subsystem is not None else SUBSYSTEMS:
+        devices = []
+        for entry in _enumerate(bus):
+            try:
+                path = Path(entry.sys_path)  # udev's paths are those of /sys/devices, without links
+                device = _read(path, path.name)
+            except DeviceNotFoundError:
+                continue  # unplugged since
+            if bus == "pci" or device.group_id is not None:
+                devices.append(device)
+        found += sorted(devices, key=lambda device: device.name)
+    return found
+
+
+def find_device(name: str) -> HostDevice:
+    """The device of that name.
+
+    Args:
+        name: Its name on its bus (``0000:02:01.0``, or an mdev's UUID); a PCI address without the domain
+            (``02:01.0``) or ``vendor:device`` (``1234:11e8``) where just one device has it; or the path of
+            its folder under ``/sys`` or of its node under ``/dev/vfio/devices``.
+
+    Raises:
+        DeviceNotFoundError: No device has that name, or more than one has; the message lists them.
+        MissingLibraryError: There is no libudev, which ``vendor:device`` is looked up by.
+        TypeError: The name is not a string.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a device is a str, not {type(name).__name__}")
+    text = name.strip()
+    if "\0" in text or not text:
+        raise DeviceNotFoundError(f"{name!r} is no name of a device")
+    if text.startswith("/"):
+        return _by_path(text)
+    text = text.lower()
+    if _FULL_ADDRESS.fullmatch(text):
+        candidates = [_by_name("pci", text)]
+    elif _SHORT_ADDRESS.fullmatch(text):
+        domains = {path.name.rsplit(":", 2)[0] for path in (sysfs.SYS / "bus/pci/devices").glob(f"*:{text}")}
+        candidates = [_by_name("pci", f"{domain}:{text}") for domain in sorted(domains)]
+    elif match := _VENDOR_DEVICE.fullmatch(text):
+        vendor, device = match.groups()
+        entries = _enumerate("pci", vendor=f"0x{vendor}", device=f"0x{device}")
+        candidates = [from_sys_path(Path(entry.sys_path)) for entry in entries]
+    else:
+        candidates = [_by_name(bus, name.strip()) for bus in SUBSYSTEMS]
+    found = [candidate for candidate in candidates if candidate is not None]
+    if not found:
+        raise DeviceNotFoundError(
+            f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8"
+        )
+    if len(found) > 1:
+        names = ", ".join(sorted(device.name for device in found))
+        raise DeviceNotFoundError(f"{name!r} is ambiguous: it names {names}")
+    return found[0]
+
+
+def _by_name(bus: str, name: str) -> HostDevice | None:
+    if "/" in name or name in (".", ".."):
+        return None
+    path = sysfs.SYS / "bus" / bus / "devices" / name
+    try:
+        return from_sys_path(path.resolve(strict=True))
+    except (OSError, DeviceNotFoundError):
+        return None
+
+
+def _by_path(text: str) -> HostDevice:
+    node = _CDEV.fullmatch(text)
+    path = Path(text) if node is None else sysfs.SYS / "class/vfio-dev" / node[1] / "device"
+    try:
+        return from_sys_path(path.resolve(strict=True))
+    except (OSError, RuntimeError):  # the latter, before Python 3.13, for a loop of symbolic links
+        raise DeviceNotFoundError(f"there is no device at {printable(text)}") from None
+
+
+def as_device(target: HostDevice | str | Path) -> HostDevice:
+    """The device that a caller means, looked up afresh.
+
+    Raises:
+        DeviceNotFoundError: There is no such device, or it is gone.
+        TypeError: The target is neither a `HostDevice` nor a name or path.
+    """
+    if isinstance(target, HostDevice):
+        return target.refreshed()
+    if not isinstance(target, str | Path):
+        raise TypeError(f"a device is a HostDevice, or a name or Path of one, not {type(target).__name__}")
+    return find_device(str(target))

@@ -1,0 +1,1 @@
+"""A device's file: its regions, its attachments, its resets."""

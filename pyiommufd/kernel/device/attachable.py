@@ -1,0 +1,460 @@
+"""What is bound to an iommufd as an attacher of page tables: attach, replace, detach, and what they change."""
+
+from __future__ import annotations
+
+import errno
+import operator
+from typing import TYPE_CHECKING
+
+from pyiommufd import uapi
+from pyiommufd.diagnose.attach import REQUEST, attach_error
+from pyiommufd.errors import (
+    AlreadyAttachedError,
+    Cause,
+    ClosedError,
+    DeviceNotFoundError,
+    IoctlError,
+    UnsupportedError,
+    ioctl_error,
+)
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import ReservedRegion
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.kernel.memory.ioas import IOAS
+from pyiommufd.kernel.memory.iova import IOVARange
+from pyiommufd.kernel.pagetables.attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
+from pyiommufd.kernel.pagetables.hw_info import HWInfo, hw_info
+from pyiommufd.kernel.pagetables.hwpt import HWPT, alloc_hwpt
+from pyiommufd.kernel.pagetables.trial import try_page_table, unfit_mappings
+from pyiommufd.uapi import ioctls
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
+    from pyiommufd.kernel.pagetables.page_table import PageTable
+
+
+class Attachable(Handle):
+    """A device as the iommufd sees it: its id, its group's state, and the page tables that it is attached to.
+
+    Attributes:
+        bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
+            group's first.
+    """
+
+    __slots__ = ("_before_bind", "_c", "_device", "_given", "_iommufd", "_pasid_width", "_state", "bind_change")
+
+    def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
+        super().__init__()  # its fd comes with the bind
+        self._iommufd = iommufd
+        self._device = host
+        self._given = False
+        self._state = iommufd._context.group(host)
+        self._pasid_width: int | None = None
+        self._c = ioctls.new_object(iommufd._file)
+        self._before_bind = self._state.changes
+        self.bind_change = self._bind_change()
+
+    def _bind_change(self) -> DMAChange:
+        return DMAChange(ChangeKind.NOOP, ()) if self._state.bound else self._change(ChangeKind.FIRST)
+
+    def _check_bind_change(self) -> None:
+        """It is bound. A signal handler may have bound others, or closed them, since `bind_change` was said."""
+        self.bind_change = self._as_of((self._before_bind, self._iommufd.shared), self.bind_change)
+
+    @property
+    def id(self) -> int:
+        """Its id within the iommufd."""
+        return self._c.id
+
+    def fileno(self) -> int:
+        """The file descriptor. Whoever has it can attach the device: from now on its iommufd is `IOMMUFD.shared`.
+
+        Raises:
+            ClosedError, ForkedError: As for `attach`.
+        """
+        self._give()
+        return super().fileno()
+
+    def _give(self) -> None:
+        """Others may have its fd, and attach or detach it."""
+        self._given = True
+        self._iommufd._context.shared = True
+
+    def _what(self) -> str:
+        return f"{type(self).__name__} {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The name of the device on its bus."""
+        return self._device.name
+
+    @property
+    def host(self) -> HostDevice:
+        """The device as it was when it was bound."""
+        return self._device
+
+    @property
+    def iommufd(self) -> IOMMUFD:
+        """The iommufd that it is bound to."""
+        return self._iommufd
+
+    # Attach, replace, detach
+
+    def attach(self, page_table: PageTable, pasid: int | None = None) -> DMAChange:
+        """Let the device reach what an address space maps (VFIO_DEVICE_ATTACH_IOMMUFD_PT).
+
+        The group's first attach moves *every member* of the IOMMU group to that page table.
+
+        Args:
+            page_table: The address space, for which the kernel finds or makes a page table, or an `HWPT`; of the same
+                iommufd. It never finds an `HWPT`: to a group, an address space and an HWPT of it are two page tables.
+            pasid: Only the DMA with this PASID.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            AlreadyAttachedError: The device is attached already; `replace` is the way.
+            GroupConflictError: A member of the group is attached to another page table; it names them.
+            IoctlError: The kernel refused for another reason, such as a mapping that the device cannot reach.
+            UnsupportedError: The device can do no DMA with PASIDs (the kernel would accept that, and do nothing).
+            ValueError: The page table belongs to another iommufd, or the PASID is out of range.
+            TypeError: It is no address space or page table, or the PASID is no int.
+            ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
+        """
+        with self._iommufd._lock:
+            pasid = self._check(page_table, pasid)
+            if self._state.attached(self, pasid) is not None:
+                raise AlreadyAttachedError(
+                    f"{self.name} is attached already; replace() takes it, and every attached member of its group, "
+                    "to another page table"
+                )
+            return self._attach(page_table, pasid)
+
+    def replace(self, page_table: PageTable, pasid: int | None = None) -> DMAChange:
+        """Move to another page table, and *every attached member of the group* with it.
+
+        When the kernel refuses, the old page table stays. DMA goes by one table or the other, never past both; but
+        DMA during the change may be lost, as a fault: quiet the device where nothing may be. It is up to the driver
+        of the IOMMU (drivers/iommu, Linux 7.3): those of VT-d and AMD-Vi block a device before they set its new
+        table; virtio-iommu's fills a table that no device was on after the change; SMMUv3's avoids a gap where it can.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            IoctlError, UnsupportedError, ValueError, TypeError, ClosedError, ForkedError: As for `attach`. ValueError
+                also where the device is not attached.
+        """
+        with self._iommufd._lock:
+            pasid = self._check(page_table, pasid)
+            if self._state.attached(self, pasid) is None:
+                raise ValueError(f"{self.name} is not attached: there is nothing to replace; attach() it")
+            return self._attach(page_table, pasid)
+
+    def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
+        attachment = self._state.attachment(pasid)
+        before, certain = self._now(), self._joins_for_certain(attachment)
+        change = self._change(self._kind(page_table, pasid), certain=certain)
+        attachment.tables[page_table.id] = page_table
+        try:
+            self._request_attach(page_table, pasid, attachment)
+        except IoctlError as error:
+            self._live()  # these raise where one of the two was closed meanwhile
+            page_table._live()
+            raise self._attach_refused(error.errno or 0, page_table, pasid) from None
+        return self._as_of(before, change)
+
+    def _now(self) -> tuple[int, bool]:
+        """What tells whether anything has come between a look and a request."""
+        return self._state.changes, self._iommufd.shared
+
+    def _as_of(self, before: tuple[int, bool], change: DMAChange) -> DMAChange:
+        """The change of a request that was made; unknown where a signal handler came between with one of its own."""
+        same = self._now() == before
+        self._state.changes += 1
+        return change if same else DMAChange(change.kind, _members(self._device), Verdict.UNKNOWN)
+
+    def _request_attach(self, page_table: PageTable, pasid: int | None, attachment: Attachment) -> None:
+        ioctls.attach(self._live(), page_table._c, pasid, attachment.group_on, attachment.cell(self))
+
+    def _attach_refused(self, code: int, page_table: PageTable, pasid: int | None) -> IoctlError:
+        peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
+        unfit: list[IOVARange] = []
+        reserved: list[str] = []
+        if not peers:
+            reserved = _reserved_hits(self._device, page_table.ioas)
+            unfit = unfit_mappings(self, page_table.ioas, code)
+        return attach_error(code, self._device, repr(page_table), peers, [*reserved, *map(str, unfit)])
+
+    def detach(self, pasid: int | None = None) -> DMAChange:
+        """Leave the page table (VFIO_DEVICE_DETACH_IOMMUFD_PT). Does nothing where the device is not attached.
+
+        DMA is blocked again when the last attached member of the group leaves. Until then this device, too, reaches
+        what the others do.
+
+        Returns:
+            Whose DMA this has changed.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ValueError, TypeError: That is no PASID.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        with self._iommufd._lock:
+            self._live()
+            pasid = _checked_pasid(pasid)
+            attachment = self._state.attached(self, pasid)
+            if attachment is None:
+                return DMAChange(ChangeKind.NOOP, ())
+            before, certain = self._now(), self._certain_peers(attachment)
+            change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
+            ioctls.detach(self._live(), pasid, attachment.cell(self))
+            return self._as_of(before, change)
+
+    def preview_attach(self, page_table: PageTable, pasid: int | None = None) -> AttachPreview:
+        """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
+
+        Memory that is mapped is pinned for a moment, to see whether it can be.
+
+        Raises:
+            UnsupportedError, ValueError, TypeError, ClosedError, ForkedError: As for `attach`.
+        """
+        with self._iommufd._lock:
+            pasid = self._check(page_table, pasid)
+            kind = self._kind(page_table, pasid)
+            peers = self._conflicting_peers(page_table, pasid)
+            if peers:
+                reasons = tuple(
+                    f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
+                )
+                if self._iommufd.shared:
+                    moved = "this iommufd is shared: others may have moved the group to this page table"
+                    return AttachPreview(Verdict.UNKNOWN, kind, (), (*reasons, moved))
+                return AttachPreview(Verdict.REFUSED, kind, (), reasons)
+            verdict, reasons = self._foresee(page_table, pasid, kind)
+            certain = self._joins_for_certain(self._state.attachment(pasid))
+            changes = () if verdict is Verdict.REFUSED else self._change(kind, certain=certain).devices
+            return AttachPreview(verdict, kind, changes, reasons)
+
+    def _foresee(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
+        """What is known of an attach that no peer of this process stands in the way of."""
+        if self._iommufd.shared:
+            return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
+        if kind is ChangeKind.NOOP:
+            return Verdict.ACCEPTED, ("it is attached there already",)
+        hits = [f"it has mapped {hit}" for hit in _reserved_hits(self._device, page_table.ioas)]
+        hits += [f"it has allowed {hit}" for hit in _reserved_allowed(self._device, page_table.ioas)]
+        if hits:
+            return Verdict.REFUSED, tuple(hits)
+        if kind is ChangeKind.JOIN:
+            return Verdict.ACCEPTED, ("the group is there already",)
+        if isinstance(page_table, HWPT):
+            if pasid is not None and not page_table.flags & uapi.IOMMU_HWPT_ALLOC_PASID:
+                return Verdict.REFUSED, ("the page table was made without pasid=True",)
+            if page_table.host == self._device:
+                return Verdict.ACCEPTED, ("the page table was made for it",)
+            return Verdict.UNKNOWN, (f"the page table was made for {page_table.host.name}: only an attach can tell",)
+        if not page_table._table:
+            return Verdict.ACCEPTED, ()
+        code = try_page_table(self, page_table)
+        if code in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOENT):
+            return Verdict.UNKNOWN, ("this kernel or device has no way to try whether what is mapped fits",)
+        if code:
+            unfit = ", ".join(map(str, unfit_mappings(self, page_table, code)))
+            return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: mapped {unfit}",)
+        return Verdict.ACCEPTED, ("a page table made on trial holds what is mapped",)
+
+    def _check(self, page_table: PageTable, pasid: int | None) -> int | None:
+        self._live()
+        if not isinstance(page_table, IOAS | HWPT):
+            raise TypeError(f"a device attaches to an IOAS or an HWPT, not to {type(page_table).__name__}")
+        if page_table.closed:
+            raise ClosedError(f"{page_table!r} is closed")
+        if page_table.iommufd._context is not self._iommufd._context:
+            raise ValueError(f"{page_table!r} belongs to another IOMMUFD than {self.name}")
+        return self._check_pasid(pasid)
+
+    def _check_pasid(self, pasid: int | None) -> int | None:
+        pasid = _checked_pasid(pasid)
+        if pasid is None or self._state.attached(self, pasid) is not None:
+            return pasid
+        if self._pasid_width is None:
+            try:
+                self._pasid_width = self.hw_info().pasid_width
+            except IoctlError:
+                return pasid  # an mdev, say: the kernel knows better
+        if not self._pasid_width:
+            # The kernel would accept the attach, and do nothing.
+            cause = Cause(
+                "this device can do no DMA with PASIDs here", "IOMMU_GET_HW_INFO says so", "attach without one"
+            )
+            raise UnsupportedError(REQUEST, errno.EOPNOTSUPP, f"{self.name}, PASID {pasid}", (cause,))
+        if pasid >> self._pasid_width:
+            raise ValueError(f"PASID {pasid:#x} has more than the {self._pasid_width} bits that {self.name} can use")
+        return pasid
+
+    def _kind(self, page_table: PageTable, pasid: int | None) -> ChangeKind:
+        attachment = self._state.attachment(pasid)
+        attached = attachment.devices
+        if not attached:
+            return ChangeKind.FIRST
+        if self not in attached:
+            return ChangeKind.JOIN
+        return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
+
+    def _change(self, kind: ChangeKind, *, certain: bool = False) -> DMAChange:
+        """What an action changes that is this to the group, and how far that is known.
+
+        Of a shared iommufd nobody here knows whether others have devices of the group bound, attached or moved; but
+        while another member is certain to be attached, one that leaves or joins changes nothing.
+        """
+        unknown = self._iommufd.shared and not (kind is ChangeKind.JOIN and certain)
+        changed = unknown or kind in (ChangeKind.FIRST, ChangeKind.REPLACE, ChangeKind.DETACH)
+        return DMAChange(kind, _members(self._device) if changed else (), Verdict.UNKNOWN if unknown else Verdict.KNOWN)
+
+    def _certain_peers(self, attachment: Attachment) -> list[Attachable]:
+        """The others that are attached, and that nobody else can detach."""
+        return [peer for peer in attachment.devices if peer is not self and not peer._given]
+
+    def _joins_for_certain(self, attachment: Attachment) -> bool:
+        """Whether an attach of it cannot be the group's first; nor a replace, where others could have attached it."""
+        return not self._given and bool(self._certain_peers(attachment))
+
+    def _conflicting_peers(self, page_table: PageTable, pasid: int | None) -> tuple[Attachable, ...]:
+        attachment = self._state.attachment(pasid)
+        attached = attachment.devices
+        # An attached device replaces, and takes its peers along: they are in nobody's way.
+        if not attached or attachment.page_table is page_table or self in attached:
+            return ()
+        return tuple(attached)
+
+    @property
+    def page_table(self) -> PageTable | None:
+        """What it is attached to, or None."""
+        return self.page_table_for(None)
+
+    def page_table_for(self, pasid: int | None) -> PageTable | None:
+        """What it is attached to with a PASID, or None."""
+        attachment = self._state.attached(self, pasid)
+        return None if attachment is None else attachment.page_table
+
+    @property
+    def page_tables(self) -> dict[int | None, PageTable]:
+        """What it is attached to, by PASID; without a PASID under None."""
+        return {
+            pasid: attachment.page_table
+            for pasid, attachment in list(self._state.attachments.items())
+            if self in attachment.devices
+        }
+
+    # The IOMMU
+
+    def hw_info(self, data_type: int | None = None) -> HWInfo:
+        """What the IOMMU before the device is and can (IOMMU_GET_HW_INFO; since Linux 6.6).
+
+        Args:
+            data_type: Ask for data of this type, which the IOMMU has beside its usual one (a `HWInfoType`; since
+                Linux 6.17).
+
+        Raises:
+            UnsupportedError: The kernel or the IOMMU has no such information.
+            NotFoundError: No IOMMU stands before the device, as before a mediated one.
+            ValueError, TypeError: The type is no number of 32 bits.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        self._live()
+        if data_type is not None and not 0 <= operator.index(data_type) < 1 << 32:
+            raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
+        try:
+            return hw_info(*ioctls.get_hw_info(self._c, data_type))
+        except IoctlError as error:
+            self._live()  # raises where it was closed meanwhile
+            raise ioctl_error("IOMMU_GET_HW_INFO", error.errno or 0, self.name) from None
+
+    def alloc_hwpt(
+        self,
+        ioas: IOAS,
+        *,
+        nest_parent: bool = False,
+        dirty_tracking: bool = False,
+        pasid: bool = False,
+        fault_queue: FaultQueue | None = None,
+        data_type: int = 0,
+        data: bytes = b"",
+    ) -> HWPT:
+        """Make a page table for this device's IOMMU, over what an address space maps (IOMMU_HWPT_ALLOC; 6.6).
+
+        What is mapped is pinned at once. It changes nobody's DMA: `attach` or `replace` does.
+
+        Args:
+            ioas: The address space, of the same iommufd. It owns the page table.
+            nest_parent: Page tables of a VM can be nested in it.
+            dirty_tracking: It can note which pages devices write to (since Linux 6.7; `HWInfo.capabilities`).
+            pasid: It can be attached with a PASID, or beside attachments with PASIDs (since Linux 6.15).
+            fault_queue: Where page requests of its devices arrive (since Linux 6.11).
+            data_type: IOMMU_HWPT_DATA_…: what ``data`` is.
+            data: The IOMMU driver's own data.
+
+        Raises:
+            UnsupportedError: The kernel or the IOMMU has no such page tables.
+            IoctlError: The kernel refused, such as for a mapping that the device cannot reach; it names it.
+            TypeError, ValueError: That is no address space of this iommufd, or no data.
+            ClosedError, ForkedError: The device or the address space is closed, or belongs to the parent process.
+        """
+        with self._iommufd._lock:
+            self._live()
+            if not isinstance(ioas, IOAS):
+                raise TypeError(f"a page table is made for an IOAS, not for {type(ioas).__name__}")
+            options = {"nest_parent": nest_parent, "dirty_tracking": dirty_tracking, "pasid": pasid}
+            return alloc_hwpt(self, ioas, options, fault_queue, data_type, data)
+
+
+def _checked_pasid(pasid: int | None) -> int | None:
+    if pasid is None:
+        return None
+    pasid = operator.index(pasid)
+    if not 0 < pasid < 1 << 20:
+        raise ValueError(f"a PASID is a number from 1 to {(1 << 20) - 1:#x}, not {pasid}")
+    return pasid
+
+
+def _members(device: HostDevice) -> tuple[HostDevice, ...]:
+    """Every member of a device's IOMMU group as it is now; the device alone where it has none."""
+    try:
+        group = device.group
+    except DeviceNotFoundError:
+        group = None
+    return (device,) if group is None else group.devices
+
+
+def _reserved_hits(device: HostDevice, ioas: IOAS) -> list[str]:
+    """What is mapped where sysfs says that the device's group must not map, in words.
+
+    An attach checks the same, but for ``direct-relaxable`` regions (Linux 7.3, io_pagetable.c).
+    """
+    return [
+        f"{ioas._table.words(region.start, region.last - region.start + 1)}, in {_words(region)}"
+        for region in _reserved(device)
+        if ioas._table.overlapping(region.start, region.last - region.start + 1)
+    ]
+
+
+def _reserved_allowed(device: HostDevice, ioas: IOAS) -> list[str]:
+    """What `IOAS.allow_iovas` keeps for mappings and an attach would take away, in words."""
+    return [
+        f"{allowed}, which overlaps {_words(region)}"
+        for region in _reserved(device)
+        for allowed in ioas._allowed
+        if region.start <= allowed.last and allowed.start <= region.last
+    ]
+
+
+def _reserved(device: HostDevice) -> list[ReservedRegion]:
+    group = device.group
+    return [one for one in (group.reserved_regions if group is not None else ()) if one.type != "direct-relaxable"]
+
+
+def _words(region: ReservedRegion) -> str:
+    return f"the reserved region {region.start:#x}..{region.last:#x} ({region.type})"

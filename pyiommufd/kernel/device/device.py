@@ -1,0 +1,309 @@
+"""A device bound to an iommufd."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from pyiommufd import uapi
+from pyiommufd.diagnose.device_requests import no_region_error
+from pyiommufd.diagnose.reset import hot_reset_error, reset_error
+from pyiommufd.errors import CloseError, IoctlError, UnsupportedError, ioctl_error
+from pyiommufd.host.discovery.reset import reset_methods, set_reset_methods
+from pyiommufd.kernel.device.attachable import Attachable
+from pyiommufd.kernel.device.config_space import Command, ConfigSpace
+from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, read_device_info
+from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
+from pyiommufd.kernel.device.region import Region, read_regions
+from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
+from pyiommufd.kernel.device.window import Window
+from pyiommufd.kernel.interrupts.interrupts import Interrupts
+from pyiommufd.kernel.memory.arguments import check_bool
+from pyiommufd.uapi import device_ioctls, ioctls
+from pyiommufd.uapi.ioctls import Fd
+
+if TYPE_CHECKING:
+    from pyiommufd.host.discovery.devices import HostDevice
+    from pyiommufd.kernel.iommufd import IOMMUFD
+
+
+class Device(Attachable):
+    """A device bound to an iommufd. Made by `IOMMUFD.bind`; bound until it is closed.
+
+    While it is bound and no member of its group is attached, no member can do DMA.
+
+    Thread safety: everything here may be used from any thread.
+
+    Attributes:
+        bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
+            group's first.
+        interrupts: Its interrupts.
+    """
+
+    __slots__ = ("_children", "_removal", "interrupts")
+
+    def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
+        # First: a fork in another thread may find it as soon as it is a handle.
+        self._children: dict[Window, None] = {}
+        self._removal: RemovalWaiter | None = None
+        self.interrupts = Interrupts(self)
+        super().__init__(iommufd, host)
+
+    def info(self) -> DeviceInfo:
+        """What the device says of itself (VFIO_DEVICE_GET_INFO), as it is now.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        return read_device_info(self._live())
+
+    # Registers
+
+    def region(self, index: int) -> Region:
+        """A region by its number; a PCI device's by `RegionIndex` as well. One that is not there may have 0 bytes.
+
+        Raises:
+            IoctlError: EINVAL: the device has no region of that number; `causes` names those that it has.
+            ValueError, TypeError: That is no number of a region.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        try:
+            return Region(self, index)
+        except IoctlError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        raise no_region_error(self.name, index, list(self.regions))
+
+    @property
+    def regions(self) -> Mapping[int, Region]:
+        """The regions that the device has, as they are now: without those of 0 bytes.
+
+        By number; of a PCI device by `RegionIndex`, but for those that a device or its driver has beside them.
+
+        Raises:
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        return read_regions(self)
+
+    @property
+    def config(self) -> ConfigSpace:
+        """The PCI configuration space.
+
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        if not self.info().flags & DeviceFlag.PCI:
+            raise UnsupportedError(
+                "VFIO_DEVICE_GET_REGION_INFO", errno.EOPNOTSUPP, f"{self.name}, which is not a PCI device"
+            )
+        return ConfigSpace(self, uapi.VFIO_PCI_CONFIG_REGION_INDEX)
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the device may start DMA (the PCI command register's Bus Master Enable).
+
+        Every bind clears it. While it is off nothing does DMA, whatever is attached.
+
+        Raises:
+            UnsupportedError: It is not a PCI device.
+            TypeError, when set: Neither True nor False.
+            IoctlError, ClosedError, ForkedError: As for `region`.
+        """
+        return bool(self.config.command & Command.MASTER)
+
+    @bus_master.setter
+    def bus_master(self, on: bool) -> None:
+        self.config.set_command(Command.MASTER, check_bool(on, "bus_master"))
+
+    @property
+    def memory_decode(self) -> bool:
+        """Whether the device answers to accesses to its memory BARs (the command register's Memory Space Enable).
+
+        The bind turns it on. While it is off, an access to a window is a `RegionFaultError`.
+
+        Raises:
+            UnsupportedError, TypeError, IoctlError, ClosedError, ForkedError: As for `bus_master`.
+        """
+        return bool(self.config.command & Command.MEMORY)
+
+    @memory_decode.setter
+    def memory_decode(self, on: bool) -> None:
+        self.config.set_command(Command.MEMORY, check_bool(on, "memory_decode"))
+
+    # Reset
+
+    @property
+    def reset_methods(self) -> tuple[str, ...]:
+        """How the kernel resets this device alone, in the order in which it tries; none: it cannot (sysfs)."""
+        return reset_methods(self._device)
+
+    def reset(self, method: str | None = None) -> None:
+        """Reset the device alone (VFIO_DEVICE_RESET).
+
+        Windows stay; an access during the reset is a `RegionFaultError`. The kernel restores the configuration space.
+
+        Args:
+            method: This one of the kernel's methods, such as ``flr``, chosen in sysfs for the time being, which takes
+                root; None: those of `reset_methods`.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` says why.
+            ValueError, TypeError: The device does not have that method, or it is no name.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self._live()
+        if method is None:
+            self._reset(fd)
+            return
+        if not isinstance(method, str):
+            raise TypeError(f"a reset method is named by a str such as 'flr', not by {type(method).__name__}")
+        before = self.reset_methods
+        try:
+            set_reset_methods(self._device, (method,))
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # the latter where it has none at all
+                known = ", ".join(before) or "none"
+                raise ValueError(f"{self.name} has no reset method {method!r}; its methods: {known}") from None
+            raise ioctl_error("write", error.errno or 0, f"the reset methods of {self.name}") from None
+        try:
+            self._reset(fd)
+        finally:
+            set_reset_methods(self._device, before)
+
+    def _reset(self, fd: Fd) -> None:
+        try:
+            device_ioctls.reset(fd)
+        except IoctlError as error:
+            try:
+                together = [one.name for one in read_hot_reset_info(fd).devices]
+            except IoctlError:
+                together = []
+            raise reset_error(error.errno or 0, self._device, together) from None
+
+    def hot_reset_info(self) -> HotResetInfo:
+        """What `hot_reset` would reset, and what of it stands in the way.
+
+        Raises:
+            IoctlError: ENODEV: neither its bus nor its slot can be reset.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        fd = self._live()
+        try:
+            return read_hot_reset_info(fd)
+        except IoctlError as error:
+            raise hot_reset_error(error.errno or 0, self._device, (), error.request) from None
+
+    def hot_reset(self) -> HotResetInfo:
+        """Reset everything on the device's bus or slot (VFIO_DEVICE_PCI_HOT_RESET).
+
+        Each device there has to be bound to the same iommufd, or to be on a vfio driver in a group that has one bound
+        to it: such a device *is reset* without having been named.
+
+        Returns:
+            What has been reset.
+
+        Raises:
+            IoctlError: The kernel refused; `causes` names the devices that are not owned.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        info = self.hot_reset_info()
+        try:
+            device_ioctls.hot_reset(self._live())
+        except IoctlError as error:
+            not_owned = [device.name for device in info.not_owned]
+            raise hot_reset_error(error.errno or 0, self._device, not_owned, error.request) from None
+        return info
+
+    # Removal
+
+    def watch_removal(self, callback: Callable[[Device], object] | None = None) -> RemovalWatch:
+        """Let the device go when the host wants it back: for its driver's unbind, or for hot-unplug.
+
+        Until every user has let go, the one who asked waits in the kernel, and cannot be interrupted.
+
+        Args:
+            callback: Called with the device, in another thread, to stop what uses it. When it returns, or raises, the
+                device is closed. Where there are several watches, the latest is told first.
+
+        Returns:
+            The watch, whose ``close()`` ends it. It ends with the device, too.
+
+        Raises:
+            InUseError: `Interrupts.req` is on, for a use of your own.
+            UnsupportedError: The device cannot be asked for back.
+            TypeError: The callback cannot be called.
+            IoctlError, ClosedError, ForkedError: As for `IRQ.enable`.
+        """
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{callback!r} cannot be called")
+        with self.interrupts._lock:
+            self._live()
+            if self._removal is None or self._removal.ended:
+                self._removal = RemovalWaiter(self)
+            return self._removal.add(callback)
+
+    # What it owns
+
+    def _close_children(self) -> list[BaseException]:
+        """Close windows and eventfds: what failed."""
+        errors: list[BaseException] = []
+        for close in (*[child.close for child in list(self._children)], self.interrupts._close):
+            try:
+                close()
+            except OSError as error:
+                errors.append(error)
+        return errors
+
+    # The end
+
+    def close(self) -> None:
+        """Unbind: close the windows, the eventfds and the cdev, which detaches. Does nothing the second time.
+
+        When the last bound device of the group is closed, the kernel's DMA API owns the group again and host
+        drivers can take its members. In a forked child only the child's copy of the fd is closed.
+
+        Raises:
+            CloseError: Something could not be released; the rest has been.
+        """
+        if self.in_child:
+            self._close_children()
+            self._close_fd()
+            return
+        errors: list[BaseException] = []
+        with self._iommufd._lock:  # who comes second waits until it is unbound
+            if self.closed:
+                self._close_children()  # also what a signal handler has made, or kept from it, the first time
+                return
+            try:
+                errors += self._close_children()
+                ioctls.abandon(self._c)
+                if self._left_to_a_child:
+                    self._give()  # the kernel unbinds it when that child has closed it, too
+                self._close_fd()
+            except OSError as error:
+                errors.append(error)
+            finally:
+                if self._file.fd < 0:  # not where a signal handler raised before
+                    errors += self._close_children()  # what one has made meanwhile
+                    self._iommufd._forget(self)
+        if errors:
+            raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
+
+    def _mark_forked(self) -> None:
+        super()._mark_forked()
+        for child in list(self._children):
+            child._mark_forked()  # what a window maps is the parent's, too
+
+    def __del__(self) -> None:
+        # Nobody could close the windows any more, and one that is left keeps the device bound.
+        try:
+            if hasattr(self, "interrupts") and not self.closed and not self.in_child:
+                self._close_children()
+        finally:
+            super().__del__()
+
+    def __repr__(self) -> str:
+        return f"<Device {self.id} {self._device.name}{' closed' if self.closed else ''}>"

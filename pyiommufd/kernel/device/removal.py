@@ -1,0 +1,128 @@
+"""Letting a device go when the host wants it back."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pyiommufd.errors import ClosedError, InUseError
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.kernel.interrupts.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.device.device import Device
+
+
+class RemovalWatch(Closing):
+    """What is to be done when the host wants a device back. Made by `Device.watch_removal`.
+
+    A context manager that ends the watch; so does closing the device.
+    """
+
+    __slots__ = ("_waiter", "callback")
+
+    def __init__(self, waiter: RemovalWaiter, callback: Callable[[Device], object] | None) -> None:
+        self._waiter = waiter
+        self.callback = callback
+
+    def close(self) -> None:
+        """Watch no more. A callback that runs is not waited for. Does nothing the second time."""
+        self._waiter.remove(self)
+
+    def __repr__(self) -> str:
+        state = f"calls {self.callback!r}" if self.callback is not None else "closes it"
+        if not self._waiter.has(self):
+            state = "ended"
+        return f"<RemovalWatch of {self._waiter.device.name}: {state}>"
+
+
+class RemovalWaiter:
+    """The thread that waits for the host to want a device back, for all who watch for it.
+
+    It has no lock of its own: what it holds changes under the lock of the device's interrupts.
+    """
+
+    __slots__ = ("_request", "_told", "_watches", "device")
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._watches: tuple[RemovalWatch, ...] = ()
+        self._request: Interrupt | None = None
+        self._told = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is waited for, yet or any more."""
+        return self._request is None or self._request.closed
+
+    def has(self, watch: RemovalWatch) -> bool:
+        """Whether the watch is among those that are told."""
+        return watch in self._watches and not self.ended
+
+    def add(self, callback: Callable[[Device], object] | None) -> RemovalWatch:
+        """Watch as well; the first one starts the waiting. The lock is held."""
+        if self._told:
+            raise ClosedError(f"{self.device!r} is about to be closed: the host wants it back")
+        watch = RemovalWatch(self, callback)
+        try:
+            self._watches = (*self._watches, watch)
+            if self.ended:
+                self._start()
+        except BaseException:
+            self.remove(watch)
+            raise
+        return watch
+
+    def _start(self) -> None:
+        req = self.device.interrupts.req
+        if req.enabled:
+            raise InUseError(f"{req!r} is on for another use", req.vectors)
+        try:
+            (self._request,) = req.enable()
+            # A daemon: a program that ends is not kept from it.
+            name = f"pyiommufd-removal-{self.device.name}"
+            threading.Thread(target=self._run, args=[self._request], name=name, daemon=True).start()
+        except InUseError:
+            raise  # a signal handler has turned it on, for a use of its own
+        except BaseException:
+            # Also where it was enabled and not yet kept here.
+            req.disable()
+            raise
+
+    def remove(self, watch: RemovalWatch) -> None:
+        """A watch ends; with the last one, the waiting does."""
+        if self.device.in_child:
+            return
+        with self.device.interrupts._lock:
+            self._watches = tuple(one for one in self._watches if one is not watch)
+            if not self._watches and self._request is not None:
+                self._request.close()
+
+    def _run(self, request: Interrupt) -> None:
+        while True:
+            try:
+                request.wait()
+            except ClosedError:
+                return
+            if self._watches:  # the last one may end while it is told
+                break
+        try:
+            self._tell(())
+        finally:
+            self.device.close()
+
+    def _tell(self, told: tuple[RemovalWatch, ...]) -> None:
+        """Call each, whatever the others raise: those who came last first, and those who come meanwhile afterwards."""
+        with self.device.interrupts._lock:
+            watches = [watch for watch in self._watches if watch not in told]
+            self._told = not watches
+        if watches:
+            try:
+                with contextlib.ExitStack() as stack:
+                    for watch in watches:
+                        if watch.callback is not None:
+                            stack.callback(watch.callback, self.device)
+            finally:
+                self._tell((*told, *watches))

@@ -1,0 +1,277 @@
+"""A mapped part of a device region, for register access."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pyiommufd.errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
+from pyiommufd.kernel.closing import Closing
+from pyiommufd.kernel.handle import forked_error
+from pyiommufd.uapi.device_ioctls import (
+    WindowHandle,
+    window_copy_in,
+    window_copy_out,
+    window_forget,
+    window_map,
+    window_mapped,
+    window_new,
+    window_read,
+    window_read64,
+    window_unmap,
+    window_write,
+)
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, Cell, View, from_buffer, new_cell, release
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.device.region import Region
+
+
+class Window(Closing):
+    """A mapped part of a region. Made by `Region.map`.
+
+    Each `read32` and the like is one bus access of exactly the width named. Offsets are in bytes from the window's
+    start and multiples of the width. Values are in the CPU's byte order, which is a PCI device's on x86 and arm64.
+    `read`, `readinto` and `write` copy many bytes by one call; where the device cares about the width of accesses they
+    are not the way.
+
+    An access that the device does not answer (memory decode off, asleep, in reset, gone) raises
+    `RegionFaultError`; the signal behind it (SIGBUS) reaches nobody else. That is so whatever handler of SIGBUS others
+    set, faulthandler among them: each access looks which one is set, by a system call, and sets its own where that is
+    another. A SIGBUS that comes from elsewhere is handed on. A thread that blocks SIGBUS must not access a window: the
+    kernel ends a process for a fault that its thread blocks.
+
+    Thread safety: accesses may be made from any thread. `close` waits for those under way, and later ones raise.
+
+    Attributes:
+        offset: Where in the region it begins, in bytes.
+        length: Bytes.
+    """
+
+    __slots__ = ("__weakref__", "_handle", "_region", "length", "offset")
+
+    def __init__(self, region: Region, offset: int, length: int) -> None:
+        self._region = region
+        self._handle: WindowHandle = window_new()
+        self.offset = offset
+        self.length = length
+
+    def _map(self, *, readable: bool, writeable: bool) -> None:
+        start = self._region.file_offset + self.offset
+        file = self._region.device._live()
+        try:
+            window_map(self._handle, file, start, self.length, readable=readable, writeable=writeable)
+        except IoctlError as error:
+            if error.errno == errno.ECANCELED:  # a signal handler has closed the device
+                raise self._closed_error() from None
+            raise
+
+    def read8(self, offset: int) -> int:
+        """Read one byte. Raises as `read64` does."""
+        return self._read(offset, 1)
+
+    def read16(self, offset: int) -> int:
+        """Read 2 bytes by one access. Raises as `read64` does."""
+        return self._read(offset, 2)
+
+    def read32(self, offset: int) -> int:
+        """Read 4 bytes by one access. Raises as `read64` does."""
+        return self._read(offset, 4)
+
+    def read64(self, offset: int) -> int:
+        """Read 8 bytes by one access.
+
+        Raises:
+            ValueError: The offset is not a multiple of the width, or the access reaches out of the window.
+            TypeError: The offset is no int.
+            RegionFaultError: The device does not answer.
+            AccessDeniedError: The region cannot be read, or not be written to.
+            ClosedError, ForkedError: The window is closed, or belongs to the parent process.
+        """
+        if type(offset) is not int:
+            offset = operator.index(offset)
+        value = new_cell("uint64_t")
+        try:
+            failed = window_read64(self._handle, offset, value)
+        except OverflowError:
+            raise self._out_of_range(offset, 8) from None
+        if failed:
+            raise self._failure(-failed, offset, 8)
+        return value[0]
+
+    def write8(self, offset: int, value: int) -> None:
+        """Write one byte. Raises as `write64` does."""
+        self._write(offset, 1, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        """Write 2 bytes by one access. Raises as `write64` does."""
+        self._write(offset, 2, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        """Write 4 bytes by one access. Raises as `write64` does."""
+        self._write(offset, 4, value)
+
+    def write64(self, offset: int, value: int) -> None:
+        """Write 8 bytes by one access.
+
+        Raises:
+            ValueError: As for `read64`, or the value is negative or does not fit the width.
+            TypeError: The offset or the value is no int.
+            RegionFaultError: The device does not answer.
+            AccessDeniedError, ClosedError, ForkedError: As for `read64`.
+        """
+        self._write(offset, 8, value)
+
+    # Many bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read many bytes. Without the GIL, and not interruptible by signals.
+
+        By accesses of 8 bytes where the offset is a multiple of 8; before the first of them and after the last one by
+        accesses of 4, 2 and 1 bytes. Each byte is read once, in ascending order.
+
+        Args:
+            offset: Bytes from the start of the window; any.
+            length: Bytes.
+
+        Raises:
+            ValueError: The range is not within the window.
+            TypeError: The numbers are no ints.
+            RegionFaultError: The device does not answer, from the access at byte ``done`` on.
+            AccessDeniedError, ClosedError, ForkedError: As for `read64`.
+        """
+        offset, length = operator.index(offset), operator.index(length)
+        if offset < 0 or not 0 <= length <= self.length - offset:
+            raise self._out_of_range(offset, length)
+        data = bytearray(length)
+        self.readinto(offset, data)
+        return bytes(data)
+
+    def readinto(self, offset: int, buffer: bytearray | memoryview | mmap.mmap) -> int:
+        """Fill a buffer with what `read` would return, such as a `DMABuffer`.
+
+        Args:
+            offset: Bytes from the start of the window; any.
+            buffer: Contiguous memory that can be written to; all of it is filled. In the case of a fault it is filled
+                up to there.
+
+        Returns:
+            Its length in bytes.
+
+        Raises:
+            ValueError, TypeError: As for `read`, or the buffer is not such memory.
+            RegionFaultError, AccessDeniedError, ClosedError, ForkedError: As for `read`.
+        """
+        view = memoryview(buffer)
+        if view.readonly:
+            raise TypeError("this memory is read-only")
+        return self._copy(window_copy_out, offset, view)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview | mmap.mmap) -> None:
+        """Write many bytes, by accesses as those of `read`.
+
+        Args:
+            offset: Bytes from the start of the window; any.
+            data: What to write there.
+
+        Raises:
+            ValueError: The range is not within the window.
+            TypeError: The offset is no int, or the data no contiguous memory.
+            RegionFaultError: The device does not answer, from the access at byte ``done`` on. As writes do not wait
+                for the device, some before it may have been lost, too.
+            AccessDeniedError, ClosedError, ForkedError: As for `write64`.
+        """
+        self._copy(window_copy_in, offset, memoryview(data))
+
+    def _copy(
+        self, copy: Callable[[WindowHandle, int, View, int, Cell], int], offset: int, memory: memoryview[int]
+    ) -> int:
+        with memory, memory.cast("B") as plain:  # let go of at once, also where a traceback has them
+            offset = operator.index(offset)
+            held = from_buffer(CHAR_ARRAY, plain, False)
+            try:
+                length, done = len(held), new_cell("uint64_t")
+                try:
+                    failed = copy(self._handle, offset, held, length, done)
+                except OverflowError:
+                    raise self._out_of_range(offset, length) from None
+                if failed:
+                    raise self._failure(-failed, offset, length, done[0])
+                return length
+            finally:
+                release(held)
+
+    # Internal
+
+    def _mark_forked(self) -> None:
+        """This process is a forked child, which does not have the mapping."""
+        window_forget(self._handle)
+
+    def _read(self, offset: int, width: int) -> int:
+        if type(offset) is not int:
+            offset = operator.index(offset)  # C would take what has a fraction
+        try:
+            value = window_read(self._handle, offset, width)
+        except OverflowError:
+            raise self._out_of_range(offset, width) from None
+        if value < 0:
+            raise self._failure(-value, offset, width)
+        return value
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        if type(offset) is not int or type(value) is not int:
+            offset, value = operator.index(offset), operator.index(value)
+        if not 0 <= value < 1 << (8 * width):
+            raise ValueError(f"{value:#x} does not fit {width} bytes")
+        try:
+            failed = window_write(self._handle, offset, width, value)
+        except OverflowError:
+            raise self._out_of_range(offset, width) from None
+        if failed:
+            raise self._failure(-failed, offset, width)
+
+    def _failure(self, code: int, offset: int, length: int, done: int = 0) -> Exception:
+        if code == errno.EBADF:
+            return self._closed_error()
+        if code == errno.EACCES:
+            return ioctl_error("access", code, f"{self!r}, whose region is read-only or write-only")
+        if code == errno.EINVAL:
+            return ValueError(f"offset {offset:#x} is not a multiple of the access's {length} bytes")
+        if code == errno.EFAULT:
+            where = f"{length - done} bytes at {self.offset + offset + done:#x} of {self._region!r}"
+            after = f", after {done} bytes" if done else ""
+            text = f"the device did not answer an access to {where}{after}: memory decode is off, it sleeps or is gone"
+            fault = RegionFaultError(errno.EIO, text)
+            fault.done = done
+            return fault
+        return self._out_of_range(offset, length)
+
+    def _closed_error(self) -> ClosedError:
+        if self._region.device.in_child:
+            return forked_error(f"this {self!r}", self._region.device.pid)
+        return ClosedError(f"this {self!r} is closed")
+
+    def _out_of_range(self, offset: int, length: int) -> ValueError:
+        if self.closed:
+            return self._closed_error()
+        return ValueError(f"{length} bytes at {offset:#x} are not within the window's {self.length:#x}")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been unmapped."""
+        return not window_mapped(self._handle)
+
+    def close(self) -> None:
+        """Unmap. Does nothing the second time, nor in a forked child, which never had the mapping.
+
+        Where another thread is closing it, this waits until it is unmapped.
+        """
+        window_unmap(self._handle)
+        self._region.device._children.pop(self, None)
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<Window {self.offset:#x}..{self.offset + self.length - 1:#x} of {self._region!r}{state}>"

@@ -1,0 +1,1 @@
+"""Interrupts of devices, and the eventfds that carry them."""

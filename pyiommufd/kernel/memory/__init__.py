@@ -1,0 +1,1 @@
+"""Memory that devices reach: address spaces and what is mapped in them."""

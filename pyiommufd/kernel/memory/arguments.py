@@ -1,0 +1,115 @@
+"""Checks of what callers pass to map and unmap, and the errors that say what is wrong with it."""
+
+from __future__ import annotations
+
+import mmap
+import operator
+from collections.abc import Iterable
+from typing import Protocol, SupportsIndex
+
+from pyiommufd import uapi
+from pyiommufd.kernel.memory.iova import IOVARange
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, View, from_buffer
+
+U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
+READ_ONLY = "this memory is read-only: map it with writeable=False"
+
+_READABLE: int = uapi.IOMMU_IOAS_MAP_READABLE
+_WRITEABLE: int = uapi.IOMMU_IOAS_MAP_WRITEABLE
+BOTH = _READABLE | _WRITEABLE
+"""The flags of a mapping that devices may read and write."""
+
+
+def check_bool(value: object, name: str) -> bool:
+    """A switch: True or False, and nothing that only counts as one of them, as any text counts as True; nor NumPy's."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {value!r:.60}")
+    return value
+
+
+def access_flags(readable: bool, writeable: bool) -> int:
+    """The flags of IOMMU_IOAS_MAP and COPY for what devices may do; to do nothing is a ValueError."""
+    flags = (_READABLE if readable else 0) | (_WRITEABLE if writeable else 0)
+    if not flags:
+        raise ValueError("a mapping is readable or writeable for the device, or both")
+    return flags
+
+
+def hold(buffer: object, writeable: bool) -> View:
+    """Hold a buffer's memory, so that its owner can neither free nor resize it."""
+    try:
+        return from_buffer(CHAR_ARRAY, buffer, bool(writeable))
+    except (BufferError, TypeError) as error:
+        raise unshared(error, buffer) from None
+
+
+def unshared(error: BufferError | TypeError, buffer: object) -> ValueError | TypeError:
+    """The error for what does not share its memory: it is no buffer, read-only, or not in one piece."""
+    if isinstance(error, TypeError):
+        return TypeError(f"what is mapped is a buffer, such as a DMABuffer, not {type(buffer).__name__}")
+    try:
+        read_only = memoryview(buffer).readonly  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):
+        read_only = False
+    return ValueError(READ_ONLY if read_only else f"this buffer does not share its memory: {error}")
+
+
+def check_range(iova: int, length: int) -> tuple[int, int]:
+    """A range of addresses, which is not empty, as plain ints: those of NumPy overflow when they are added."""
+    iova, length = operator.index(iova), operator.index(length)
+    if not 0 <= iova <= U64_MAX or not 0 < length <= U64_MAX:
+        raise ValueError(f"iova {iova} and length {length} are no range of 64-bit addresses")
+    return iova, length
+
+
+def ranges_allowed(ranges: Iterable[IOVARange | tuple[int, int]]) -> list[tuple[int, int]]:
+    """What `IOAS.allow_iovas` was given, as first and inclusive last addresses."""
+    if isinstance(ranges, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
+        raise TypeError("ranges are IOVARange objects or pairs of addresses, and no memory")
+    pairs = []
+    for one in ranges:
+        try:
+            start, last = (one.start, one.last) if isinstance(one, IOVARange) else one
+            start, last = operator.index(start), operator.index(last)
+        except (TypeError, ValueError, NotImplementedError):  # the last from a memoryview of several dimensions
+            raise TypeError(f"a range is an IOVARange or a pair of addresses, not {one!r:.60}") from None
+        if not 0 <= start <= last <= U64_MAX:
+            raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
+        pairs.append((start, last))
+    return pairs
+
+
+def misaligned(address: int, length: int, iova: int | None) -> ValueError:
+    """The error for what does not begin and end on page boundaries."""
+    page = mmap.PAGESIZE
+    if not length:
+        return ValueError("there is nothing to map: the buffer has 0 bytes")
+    if address % page or length % page:
+        return ValueError(
+            f"the buffer (address {address:#x}, length {length:#x}) does not begin and end on page boundaries of "
+            f"{page} bytes; devices would see what lies beside it. Use a DMABuffer, or a page-aligned part of one"
+        )
+    where = "" if iova is None else f" {iova:#x}"
+    return ValueError(f"iova{where} is not on a page boundary of {page} bytes")
+
+
+class SupportsFileno(Protocol):
+    """What has a file descriptor."""
+
+    def fileno(self) -> int:
+        """The file descriptor."""
+
+
+def file_number(file: SupportsFileno | int) -> int:
+    """The number of an fd, or of the fd that an object has."""
+    number = operator.index(file) if isinstance(file, SupportsIndex) else _fileno(file)
+    if not 0 <= number <= 0x7FFF_FFFF:
+        raise ValueError(f"{number} is no file descriptor")
+    return number
+
+
+def _fileno(file: object) -> int:
+    try:
+        return operator.index(file.fileno())  # type: ignore[attr-defined]
+    except AttributeError:
+        raise TypeError(f"a file is an fd or has one, which {type(file).__name__} has not") from None

@@ -1,0 +1,482 @@
+"""I/O address spaces: which memory devices reach, and where."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyiommufd import uapi
+from pyiommufd.diagnose.mapping import unmap_error
+from pyiommufd.diagnose.objects import HUGE_PAGES_IN_USE
+from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.kernel.kernel_object import KernelObject
+from pyiommufd.kernel.memory.arguments import (
+    BOTH,
+    U64_MAX,
+    SupportsFileno,
+    access_flags,
+    check_bool,
+    check_range,
+    file_number,
+    hold,
+    ranges_allowed,
+    unshared,
+)
+from pyiommufd.kernel.memory.iova import IOVARange, joined
+from pyiommufd.kernel.memory.mapping import DMAMapping, DMAMappings
+from pyiommufd.kernel.memory.mapping_requests import (
+    copy_range,
+    let_go,
+    map_below,
+    map_failed,
+    map_file,
+    map_pieces,
+    piece_numbers,
+)
+from pyiommufd.kernel.memory.mapping_table import MappingTable
+from pyiommufd.kernel.pagetables.hwpt import HWPT
+from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.device.device import Device
+    from pyiommufd.kernel.iommufd import IOMMUFD
+
+
+class PhysicalRange(NamedTuple):
+    """Contiguous memory of the machine.
+
+    Attributes:
+        address: The physical address of the first byte.
+        length: Bytes.
+    """
+
+    address: int
+    length: int
+
+    def __repr__(self) -> str:
+        return f"<PhysicalRange {self.address:#x}..{self.address + self.length - 1:#x}>"
+
+
+_new = object.__new__
+_FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
+
+# Memory that could not be unmapped, of address spaces that are closed: devices may reach it until the process ends.
+_kept_for_good: list[MappingTable] = []
+
+
+class IOAS(KernelObject):
+    """An I/O address space (IOMMU_IOAS_ALLOC). Made by `IOMMUFD.alloc_ioas`.
+
+    It owns its mappings and the page tables that were allocated for it (`HWPT`). Devices of any number of groups can
+    be attached to it and then share the mappings.
+
+    Thread safety: all of it may be used from any thread, at the same time too.
+    """
+
+    __slots__ = ("_allowed", "_kept", "_table")
+
+    def __init__(self, iommufd: IOMMUFD) -> None:
+        super().__init__(iommufd)
+        self._table = MappingTable()
+        self._allowed: tuple[IOVARange, ...] = ()  # by the last `allow_iovas` here
+        self._kept = False  # by the kernel, though it has been closed here
+
+    @property
+    def mappings(self) -> tuple[DMAMapping | DMAMappings, ...]:
+        """What this process has mapped here, by address."""
+        return self._table.ordered()
+
+    @property
+    def hwpts(self) -> tuple[HWPT, ...]:
+        """The page tables that this process has allocated for it (`Device.alloc_hwpt`) and not closed."""
+        return tuple(user for user in self.users if isinstance(user, HWPT))
+
+    @property
+    def ioas(self) -> IOAS:
+        """This: it stands for the page tables that the kernel makes for it by itself. See `HWPT.ioas`."""
+        return self
+
+    # Where mappings can be
+
+    def iova_ranges(self) -> tuple[IOVARange, ...]:
+        """Where mappings can be (IOMMU_IOAS_IOVA_RANGES). Every attach and detach may change it.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: As for `map`.
+        """
+        ranges, _ = self._ask(ioctls.ioas_iova_ranges)
+        return tuple(IOVARange(start, last) for start, last in ranges)
+
+    @property
+    def iova_alignment(self) -> int:
+        """What an iova and a length must be multiples of, in bytes. Every attach and detach may change it.
+
+        Raises:
+            IoctlError, ClosedError, ForkedError: As for `iova_ranges`.
+        """
+        return self._ask(ioctls.ioas_iova_ranges)[1]
+
+    def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
+        """Keep addresses for mappings (IOMMU_IOAS_ALLOW_IOVAS).
+
+        From then on addresses that are chosen, by the kernel or with ``below``, lie within these ranges, and an attach
+        that would narrow them is refused. An ``iova`` that is given may lie elsewhere, and so may what is mapped
+        already. Every call replaces what the last one said; no ranges at all take it back.
+
+        Args:
+            ranges: `IOVARange` objects, or pairs of the first and the inclusive last address.
+
+        Raises:
+            IoctlError: EADDRINUSE: an attached device cannot reach some of them. EINVAL: they overlap, or one has
+                a single byte.
+            TypeError: A range is neither.
+            ValueError: A range ends before it starts, or does not fit 64 bits.
+            ClosedError, ForkedError: As for `map`.
+        """
+        pairs = ranges_allowed(ranges)
+        try:
+            with self._iommufd._lock:
+                self._ask(ioctls.ioas_allow_iovas, pairs)
+                self._allowed = joined(IOVARange(*pair) for pair in pairs)
+        except IoctlError as error:
+            wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
+            raise ioctl_error("IOMMU_IOAS_ALLOW_IOVAS", error.errno or 0, f"{self!r} ({wanted})") from None
+
+    @property
+    def huge_pages(self) -> bool:
+        """Whether contiguous pages are combined in the IOMMU's page table (IOMMU_OPTION_HUGE_PAGES).
+
+        Raises:
+            IoctlError: The kernel refused; EINVAL: set to False while something is mapped into a page table.
+            TypeError: Set to neither True nor False.
+            ClosedError, ForkedError: As for `map`.
+        """
+        return bool(self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES))
+
+    @huge_pages.setter
+    def huge_pages(self, on: bool) -> None:
+        try:
+            self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES, int(check_bool(on, "huge_pages")))
+        except IoctlError as error:
+            code = error.errno or 0
+            causes = (HUGE_PAGES_IN_USE.general,) if code == errno.EINVAL else ()
+            raise ioctl_error("IOMMU_OPTION", code, f"huge pages of {self!r}", causes) from None
+
+    # Map
+
+    def map(
+        self,
+        buffer: object,
+        *,
+        iova: int | None = None,
+        below: int | None = None,
+        readable: bool = True,
+        writeable: bool = True,
+    ) -> DMAMapping:
+        """Let the devices of this address space reach memory (IOMMU_IOAS_MAP).
+
+        The memory is pinned: at once if a device is attached, else by the first attach.
+
+        Args:
+            buffer: A `DMABuffer`, or another object with the buffer protocol whose address and length in bytes are
+                multiples of the page size: rounding would show the device its neighbours in memory.
+            iova: Where devices shall see it, on a page boundary. Left out, the kernel chooses; attach first, as it
+                knows what the device cannot reach only then.
+            below: Choose the lowest free address from which the last byte stays below this one: the IOMMU does
+                not know what a device itself can reach (``1 << 32``, say). Within what `allow_iovas` of this object
+                keeps, if anything. Not together with ``iova``.
+            readable: Whether devices may read it.
+            writeable: Whether devices may write to it. Read-only memory takes False.
+
+        Raises:
+            AlreadyMappedError: Some of the addresses are mapped already.
+            IoctlError: The kernel refused: addresses that are reserved or out of reach, no memory, a limit on it, no
+                room (ENOSPC).
+            TypeError: It is no buffer, or iova or below is no int.
+            ValueError: Address, length or iova is not on page boundaries, the iova is negative or does not fit 64
+                bits, below is not positive or given with an iova, the length is 0, the memory is closed, read-only or
+                not in one piece (a memoryview with steps), or neither access is allowed.
+            ClosedError, ForkedError: The address space is closed, or belongs to the parent process.
+        """
+        # The hot path: nothing here that could be done once, or only where something is wrong.
+        if readable and writeable:
+            flags, writeable = BOTH, True
+        else:
+            flags, writeable = access_flags(readable, writeable), bool(writeable)
+        try:
+            held = from_buffer(CHAR_ARRAY, buffer, writeable)
+        except (BufferError, TypeError) as error:
+            raise unshared(error, buffer) from None
+        if below is not None:
+            if iova is not None:
+                raise ValueError("iova says where, below lets the address be chosen: not both")
+            return map_below(self, held, operator.index(below), flags)
+        mapping = _new(DMAMapping)
+        mapping._ioas = self
+        mapping._piece = piece = new(A_PIECE)
+        try:
+            # On record before it is mapped: an exception from a signal in between must not free the memory.
+            self._table[mapping] = held
+            if iova is None:
+                if not (result := ioas_map(self._c, piece, flags, held, len(held), 0)):
+                    return mapping
+            else:
+                if type(iova) is not int:
+                    iova = operator.index(iova)  # C would take what has a fraction
+                if not (result := ioas_map(self._c, piece, flags | _FIXED, held, len(held), iova)):
+                    return mapping
+        except BaseException as error:
+            mapping.unmap()
+            let_go(self, mapping, held)
+            if isinstance(error, OverflowError):
+                raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
+            raise
+        self._table.pop(mapping, None)  # unless it was closed meanwhile
+        try:
+            raise map_failed(self, -result, held, len(held), iova)
+        finally:
+            let_go(self, mapping, held)
+
+    def map_many(
+        self,
+        buffer: object,
+        pieces: Iterable[tuple[int, int, int | None]],
+        *,
+        readable: bool = True,
+        writeable: bool = True,
+    ) -> DMAMappings:
+        """Map many pieces of one buffer as one object, all or none (IOMMU_IOAS_MAP for each).
+
+        Args:
+            buffer: As for `map`; here only the pieces have to be on page boundaries.
+            pieces: For each the offset in the buffer and the length, in bytes, and its iova; None lets the kernel
+                choose.
+            readable: Whether devices may read it.
+            writeable: Whether devices may write to it.
+
+        Raises:
+            AlreadyMappedError, IoctlError, ClosedError, ForkedError: As for `map`; nothing stays mapped.
+            TypeError: As for `map`, or a piece is not three ints.
+            ValueError: As for `map`, or a piece is not within the buffer, or there is none.
+        """
+        self._live()
+        flags = access_flags(readable, writeable)
+        held = hold(buffer, writeable)
+        try:
+            numbers = piece_numbers(pieces, len(held))
+        except BaseException:
+            ioctls.release(held)
+            raise
+        try:
+            return map_pieces(self, held, numbers, flags)
+        finally:
+            del held  # a traceback does not keep it
+
+    def map_file(
+        self,
+        file: SupportsFileno | int,
+        length: int,
+        *,
+        start: int = 0,
+        iova: int | None = None,
+        below: int | None = None,
+        readable: bool = True,
+        writeable: bool = True,
+    ) -> DMAMapping:
+        """Let the devices of this address space reach memory by its file (IOMMU_IOAS_MAP_FILE; since Linux 6.13).
+
+        The kernel holds the file, not the memory of this process: the fd may be closed and the memory need not be
+        mapped here. It is what `IOMMUFD.change_process` takes.
+
+        Args:
+            file: A memfd, a file of tmpfs or hugetlbfs, or the fd of a dma-buf; or what has one, as a `DMABuffer` that
+                was made with ``memfd=True``. The access mode of the fd is not looked at: an fd that was opened for
+                reading can be mapped writeable.
+            length: Bytes, a multiple of the page size.
+            start: Where in the file it begins, in bytes, on a page boundary.
+            iova: As for `map`.
+            below: As for `map`.
+            readable: Whether devices may read it.
+            writeable: Whether devices may write to it.
+
+        Raises:
+            UnsupportedError: This kernel cannot map files.
+            AlreadyMappedError, IoctlError: As for `map`; also EBADF: it is no open file; EINVAL: a file of another
+                kind, or the range is not within the file, which is seen once a device is attached.
+            TypeError: It is no file, or a number is no int.
+            ValueError: Start, length or iova is not on page boundaries or out of range; the rest as for `map`.
+            ClosedError, ForkedError: As for `map`.
+        """
+        self._live()
+        flags = access_flags(readable, writeable)
+        return map_file(self, file_number(file), length, start=start, iova=iova, below=below, flags=flags)
+
+    def copy_from(
+        self,
+        source: IOAS,
+        iova: int,
+        length: int,
+        *,
+        dst_iova: int | None = None,
+        readable: bool = True,
+        writeable: bool = True,
+    ) -> DMAMapping:
+        """Map here what another address space has mapped (IOMMU_IOAS_COPY): the same memory, pinned once.
+
+        Args:
+            source: The other address space, of the same iommufd; or this one, for a second address.
+            iova: Where it is mapped there.
+            length: Bytes.
+            dst_iova: Where devices shall see it here; left out, the kernel chooses.
+            readable: Whether devices may read it here.
+            writeable: Whether devices may write to it here.
+
+        Raises:
+            NotFoundError: Not all of that range is mapped there.
+            AccessDeniedError: It is mapped read-only there, and shall be writeable here.
+            AlreadyMappedError, IoctlError: As for `map`.
+            TypeError: The source is no IOAS, or a number is no int.
+            ValueError: The source belongs to another iommufd, a number is out of range, or neither access is allowed.
+            ClosedError, ForkedError: As for `map`.
+        """
+        self._live()
+        flags = access_flags(readable, writeable)
+        if not isinstance(source, IOAS):
+            raise TypeError(f"the source is an IOAS, not a {type(source).__name__}")
+        source._live()  # closed, or of the parent process
+        if source.iommufd._context is not self._iommufd._context:
+            raise ValueError(f"{source!r} belongs to another IOMMUFD than {self!r}")
+        iova, length = check_range(iova, length)
+        if dst_iova is not None:
+            dst_iova, length = check_range(dst_iova, length)
+        return copy_range(self, source, iova, length, dst_iova, flags)
+
+    # Unmap
+
+    def unmap(self, iova: int, length: int) -> int:
+        """Unmap every mapping within a range (IOMMU_IOAS_UNMAP).
+
+        Args:
+            iova: The first address.
+            length: Bytes. A range that cuts a mapping in two is refused.
+
+        Returns:
+            How many bytes were unmapped.
+
+        Raises:
+            NotFoundError: Nothing is mapped there, or the range cuts a mapping in two. Mappings before that one
+                may be gone.
+            IoctlError: The kernel refused otherwise.
+            TypeError: The numbers are no ints.
+            ValueError: The numbers are negative or do not fit 64 bits, or the length is 0.
+            ClosedError, ForkedError: As for `map`.
+        """
+        self._live()
+        iova, length = check_range(iova, length)
+        return self._unmap(iova, length, f"{self!r}, {IOVARange(iova, iova + length - 1)}")
+
+    def unmap_all(self) -> int:
+        """Unmap everything.
+
+        Returns:
+            How many bytes were unmapped; 0 where nothing was mapped.
+
+        Raises:
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: As for `map`.
+        """
+        self._live()
+        return self._unmap(0, U64_MAX, repr(self))
+
+    def _unmap(self, iova: int, length: int, target: str) -> int:
+        for tries in itertools.count():
+            changes, self._c.wanted = self._c.changes, tries
+            # The kernel takes the longest range for the whole space, whose last address it does not include.
+            touched, pieces = self._table.pieces(iova, length + (length == U64_MAX))
+            try:
+                return ioctls.ioas_unmap_range(self._c, iova, length, pieces, changes)
+            except IoctlError as error:
+                self._live()  # raises where it was closed meanwhile
+                if error.errno != errno.EAGAIN:
+                    cut = self._table.cut_by(iova, length)
+                    raise unmap_error(error.errno or 0, target, cut, self._iommufd.shared) from None
+            finally:
+                self._c.wanted = 0
+                self._table.forget_unmapped(touched)
+        raise AssertionError("not reached")
+
+    def _not_unmapped(self, mapping: DMAMapping | DMAMappings, code: int) -> None:
+        """A mapping could not be unmapped: raise why, unless it is gone with the address space."""
+        if mapping in self._table:
+            self._live()
+            raise ioctl_error("IOMMU_IOAS_UNMAP", code, f"{self!r}, {mapping!r}")
+
+    def physical_address(self, iova: int, length: int = 1) -> PhysicalRange:
+        """Where in the machine's memory something is mapped (IOMMU_IOAS_NOIOMMU_GET_PA; since Linux 7.3).
+
+        For devices that no IOMMU stands before, which have to be given these addresses.
+
+        Args:
+            iova: The address here.
+            length: How many bytes from there on are of interest.
+
+        Returns:
+            Where the first of them is, and how many follow it contiguously, of those asked for.
+
+        Raises:
+            UnsupportedError: This kernel was built without support for devices without an IOMMU.
+            AccessDeniedError: It takes CAP_SYS_RAWIO.
+            NotFoundError: Nothing is mapped there.
+            IoctlError: The kernel refused, as for an address space that a device behind an IOMMU uses.
+            ValueError, TypeError: The numbers are no range.
+            ClosedError, ForkedError: As for `map`.
+        """
+        self._live()
+        iova, length = check_range(iova, length)
+        try:
+            return PhysicalRange(*self._ask(ioctls.ioas_noiommu_get_pa, iova, length))
+        except IoctlError as error:
+            target = f"{self!r}, {IOVARange(iova, iova + length - 1)}"
+            raise ioctl_error("IOMMU_IOAS_NOIOMMU_GET_PA", error.errno or 0, target) from None
+
+    # The end
+
+    def close(self) -> None:
+        """Destroy the address space with its mappings and page tables (IOMMU_DESTROY). Does nothing the second time.
+
+        In a forked child it does nothing at all: the address space is the parent's.
+
+        Raises:
+            InUseError: A device is attached to it or to one of its page tables; nothing has been destroyed.
+            BusyError: Something that this process does not know of uses it.
+        """
+        super().close()
+
+    def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
+        return tuple(
+            user for page_table in (self, *self.hwpts) for user in page_table.users if not isinstance(user, HWPT)
+        )
+
+    def _destroy(self) -> None:
+        for hwpt in self.hwpts:
+            hwpt.close()
+        self._kept = False  # as said before by a close that was interrupted
+        super()._destroy()
+
+    def _let_go(self) -> None:
+        # It stays where it is another's, or in use by another's device: there, too, no memory is left to be reached.
+        if self._c.state:
+            self._kept = True
+        ioctls.abandon(self._c)
+        for mapping in list(self._table):
+            pieces = mapping._mapped_pieces() if self._kept else []
+            if not [piece for piece in pieces if not ioctls.ioas_unmap_left(self._c, piece)]:
+                self._table.pop(mapping, None)
+        if self._table:
+            _kept_for_good.append(self._table)
+        super()._let_go()  # last: what has been let go of is nobody's to clear, after an exception in between

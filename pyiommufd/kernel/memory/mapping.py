@@ -1,0 +1,261 @@
+"""Memory in an I/O address space: one piece, or many as one."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pyiommufd.printable import counted
+from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.ioctls import PIECE, ioas_unmap
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.memory.ioas import IOAS
+
+PIECES_A_CALL = 1024
+"""So many pieces are mapped or unmapped by one call at most: a signal is then answered within milliseconds."""
+
+
+class DMAMapping:
+    """Memory that the devices of an address space reach. Made by `IOAS.map`, `map_file` and `copy_from`.
+
+    A context manager that unmaps. Dropping it does not unmap: a device may be writing there. As long as it is
+    mapped, the buffer is kept alive and cannot be closed or resized.
+
+    Thread safety: `unmap` may be called from any thread; whoever calls it second waits until it is unmapped.
+    """
+
+    __slots__ = ("__weakref__", "_ioas", "_piece")
+
+    # IOAS.map, the hot path, sets these by itself.
+    def __init__(self, ioas: IOAS) -> None:
+        self._ioas = ioas
+        self._piece = ioctls.new(ioctls.A_PIECE)
+
+    @property
+    def iova(self) -> int:
+        """Where devices see the memory: their address of its first byte."""
+        return self._piece.iova
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self._piece.length
+
+    def unmap(self) -> None:
+        """Take the memory away from the devices (IOMMU_IOAS_UNMAP). Does nothing the second time.
+
+        When this returns no device reaches it any more, and the buffer is free.
+
+        Raises:
+            IoctlError: The kernel refused; it is still mapped.
+            ForkedError: This is a forked child.
+        """
+        try:
+            if not (result := ioas_unmap(self._piece)):
+                self._ioas._table.pop(self, None)
+                return
+        except BaseException:
+            self._ioas._table.forget_unmapped((self,))  # a signal handler raised: the buffer is free all the same
+            raise
+        self._ioas._not_unmapped(self, -result)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it is still mapped."""
+        return self._piece.state != 0 and self in self._ioas._table
+
+    def _mapped_pieces(self) -> list[ioctls.Piece]:
+        """Those of its pieces that are mapped."""
+        return [self._piece] if self._piece.state else []
+
+    def _gone(self) -> bool:
+        """Whether it is not mapped, nor going to be."""
+        return not self._piece.state
+
+    def _was_mapped(self) -> bool:
+        """Whether it has been mapped, if for a moment."""
+        return ioctls.was_mapped(self._piece)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Where it is: iova and length in bytes of each piece that is mapped."""
+        if self.mapped:
+            yield self._piece.iova, self._piece.length
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unmap()
+
+    def __repr__(self) -> str:
+        state = "" if self.mapped else ", unmapped"
+        return f"<DMAMapping {self.iova:#x}..{self.iova + self.length - 1:#x}{state}>"
+
+
+class _Pieces:
+    """Pieces in one memory: offset, length, iova and state of each, one after the other, as the C code takes them."""
+
+    __slots__ = ("c", "making", "numbers")
+
+    def __init__(self, numbers: array[int]) -> None:
+        self.numbers = numbers
+        self.c = ioctls.pieces_of(numbers)
+        self.making = True  # more of them may be mapped, whatever has become of those that are
+
+    def made(self, mapping: DMAMappings | CopiedMapping) -> None:
+        """No more of them will be mapped. Those that were may be unmapped again, by another thread."""
+        self.making = False
+        mapping._ioas._table.forget_unmapped((mapping,))
+
+    def mapped(self) -> list[ioctls.Piece]:
+        """Those that are mapped."""
+        return [ioctls.piece_at(self.c, at) for at, state in enumerate(self.numbers[3::PIECE]) if state]
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Where those are that are mapped: iova and length in bytes."""
+        numbers = self.numbers
+        for length, iova, state in zip(numbers[1::PIECE], numbers[2::PIECE], numbers[3::PIECE], strict=True):
+            if state:
+                yield iova, length
+
+    def unmap(self, mapping: DMAMappings | CopiedMapping) -> None:
+        """Unmap those that are mapped, and forget the mapping."""
+        ioas, count = mapping._ioas, len(self.numbers) // PIECE
+        if self.gone() and mapping not in ioas._table:
+            return
+        try:
+            for start in range(0, count, PIECES_A_CALL):
+                part = min(PIECES_A_CALL, count - start)
+                if result := ioctls.ioas_unmap_many(self.c, start, part):
+                    ioas._not_unmapped(mapping, -result)
+                    return
+        finally:
+            ioas._table.forget_unmapped((mapping,))
+
+    def gone(self) -> bool:
+        """Whether none is mapped, nor going to be."""
+        return not self.making and not any(self.numbers[3::PIECE])
+
+    def were_mapped(self) -> bool:
+        """Whether any has been mapped, if for a moment."""
+        return any(self.numbers[4::PIECE])
+
+
+class DMAMappings:
+    """Many pieces of one buffer, mapped and unmapped as one. Made by `IOAS.map_many`.
+
+    A context manager that unmaps; as for `DMAMapping`, dropping it does not.
+
+    Thread safety: `unmap` may be called from any thread; whoever calls it second waits until all is unmapped.
+    """
+
+    __slots__ = ("__weakref__", "_ioas", "_pieces")
+
+    def __init__(self, ioas: IOAS, numbers: array[int]) -> None:
+        self._ioas = ioas
+        self._pieces = _Pieces(numbers)
+
+    @property
+    def iovas(self) -> tuple[int, ...]:
+        """Where devices see each piece, in the order in which they were given; once unmapped, where they saw them."""
+        return tuple(iova for iova, _ in self._places())
+
+    @property
+    def length(self) -> int:
+        """Bytes of all pieces together."""
+        return sum(length for _, length in self._places())
+
+    def _places(self) -> list[tuple[int, int]]:
+        numbers = self._pieces.numbers
+        return list(self._pieces.ranges()) or list(zip(numbers[2::PIECE], numbers[1::PIECE], strict=True))
+
+    def unmap(self) -> None:
+        """Take all pieces away from the devices (IOMMU_IOAS_UNMAP for each). Does nothing the second time.
+
+        Raises:
+            IoctlError: The kernel refused; the pieces from that one on are still mapped, and are what is left here.
+            ForkedError: This is a forked child.
+        """
+        self._pieces.unmap(self)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether any of it is still mapped."""
+        return any(self._pieces.numbers[3::PIECE]) and self in self._ioas._table
+
+    def _mapped_pieces(self) -> list[ioctls.Piece]:
+        return self._pieces.mapped()
+
+    def _gone(self) -> bool:
+        return self._pieces.gone()
+
+    def _was_mapped(self) -> bool:
+        return self._pieces.were_mapped()
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Where it is: iova and length in bytes of each piece that is mapped."""
+        if self in self._ioas._table:
+            yield from self._pieces.ranges()
+
+    def __len__(self) -> int:
+        return len(self._places())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unmap()
+
+    def __repr__(self) -> str:
+        state = "" if self.mapped else ", unmapped"
+        return f"<DMAMappings of {counted(len(self), 'piece')}, {self.length:#x} bytes{state}>"
+
+
+class CopiedMapping(DMAMapping):
+    """A copy. Of several mappings, it is as many to the kernel, which `IOAS.unmap` may take one by one."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, ioas: IOAS, numbers: array[int]) -> None:
+        self._ioas = ioas
+        self._pieces = _Pieces(numbers)
+
+    @property
+    def iova(self) -> int:
+        """Where devices see the memory: their address of its first byte."""
+        return self._pieces.numbers[2]
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return sum(self._pieces.numbers[1::PIECE])
+
+    @property
+    def mapped(self) -> bool:
+        """Whether any of it is still mapped."""
+        return any(self._pieces.numbers[3::PIECE]) and self in self._ioas._table
+
+    def unmap(self) -> None:
+        """Take the memory away from the devices. See `DMAMapping.unmap`."""
+        self._pieces.unmap(self)
+
+    def _mapped_pieces(self) -> list[ioctls.Piece]:
+        return self._pieces.mapped()
+
+    def _gone(self) -> bool:
+        return self._pieces.gone()
+
+    def _was_mapped(self) -> bool:
+        return self._pieces.were_mapped()
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Where it still is: iova and length in bytes of each piece."""
+        if self in self._ioas._table:
+            yield from self._pieces.ranges()

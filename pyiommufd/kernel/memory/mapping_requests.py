@@ -1,0 +1,262 @@
+"""What `IOAS.map` and its relatives do after their arguments were checked, and how they take it back."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import operator
+from array import array
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from pyiommufd import uapi
+from pyiommufd.diagnose.mapping import map_error, map_file_error
+from pyiommufd.diagnose.mapping_rows import HOLE
+from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, ioctl_error
+from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned
+from pyiommufd.kernel.memory.iova import IOVARange, first_fit
+from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
+from pyiommufd.kernel.memory.mapping_table import OF_FILE
+from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, View, ioas_map, ioas_map_file
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.memory.ioas import IOAS
+
+_Place = TypeVar("_Place", int, int | None)
+_FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
+
+
+def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
+    """Map at the lowest free address from which the last byte stays below an address."""
+    length = len(held)
+
+    def issue(piece: Piece, place: int) -> int:
+        return ioas_map(ioas._c, piece, flags | _FIXED, held, length, place)
+
+    def failed(code: int, place: int | None) -> Exception:
+        return map_failed(ioas, code, held, length, place, below=below)
+
+    mapping = DMAMapping(ioas)
+    try:
+        _map_first_free(mapping, held, length, below, issue, failed)
+        return mapping
+    except BaseException:
+        mapping.unmap()
+        let_go(ioas, mapping, held)
+        raise
+
+
+def _map_first_free(
+    mapping: DMAMapping,
+    held: object,
+    length: int,
+    below: int,
+    issue: Callable[[Piece, int], int],
+    failed: Callable[[int, int | None], Exception],
+) -> None:
+    ioas = mapping._ioas
+    if below <= 0:
+        raise ValueError(f"nothing is below {below}")
+    reachable, alignment = ioas._ask(ioctls.ioas_iova_ranges)
+    # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
+    ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
+    alignment = max(alignment, mmap.PAGESIZE)
+    taken = ioas._table.places()
+    while True:
+        place = first_fit(ranges, taken, length, below, alignment)
+        if place is None:
+            raise failed(errno.ENOSPC, None)
+        if not (code := _issue(mapping, held, issue, place)):
+            return
+        if code != errno.EEXIST:
+            raise failed(code, place)
+        # Another thread was quicker, or a process that shares this iommufd has something there.
+        taken.append((place, alignment))
+
+
+def _issue(mapping: DMAMapping, held: object, issue: Callable[[Piece, _Place], int], place: _Place) -> int:
+    """Map, on record from before the call on. 0, or the errno; an exception leaves nothing mapped."""
+    table = mapping._ioas._table
+    try:
+        table[mapping] = held
+        if not (result := issue(mapping._piece, place)):
+            return 0
+    except BaseException:
+        mapping.unmap()  # a signal handler raised, maybe after the kernel had mapped it
+        raise
+    table.pop(mapping, None)  # unless the address space was closed meanwhile
+    return -result
+
+
+def map_file(
+    ioas: IOAS, file: int, length: int, *, start: int, iova: int | None, below: int | None, flags: int
+) -> DMAMapping:
+    """Map a range of a file."""
+    start, length = operator.index(start), operator.index(length)
+    if start < 0 or not 0 < length <= U64_MAX - start:
+        raise ValueError(f"start {start} and length {length} are no range of a file")
+    if iova is not None:
+        iova = operator.index(iova)
+        if not 0 <= iova <= U64_MAX:
+            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+    # As for memory of the process: without a device the kernel accepts a piece of a page, and fails the attach for it.
+    for name, number in (("start", start), ("length", length), ("iova", iova or 0)):
+        if number % mmap.PAGESIZE:
+            raise ValueError(f"the {name} {number:#x} is not on a page boundary of {mmap.PAGESIZE} bytes")
+
+    def issue(piece: Piece, place: int | None) -> int:
+        place_flags, at = (flags, 0) if place is None else (flags | _FIXED, place)
+        return ioas_map_file(ioas._c, piece, place_flags, file, start, length, at)
+
+    def failed(code: int, place: int | None) -> Exception:
+        error = refused(ioas, code, "IOMMU_IOAS_MAP_FILE", length, place, below)
+        return map_file_error(error, file, start, length, place)
+
+    mapping = DMAMapping(ioas)
+    if below is not None:
+        if iova is not None:
+            raise ValueError("iova says where, below lets the address be chosen: not both")
+        _map_first_free(mapping, OF_FILE, length, operator.index(below), issue, failed)
+    elif code := _issue(mapping, OF_FILE, issue, iova):
+        raise failed(code, iova)
+    return mapping
+
+
+def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
+    """Map what another address space has mapped."""
+    for tries in itertools.count():
+        source._c.wanted = tries
+        try:
+            if (mapping := _copy(ioas, source, iova, length, dst_iova, flags)) is not None:
+                return mapping
+        finally:
+            source._c.wanted = 0
+    raise AssertionError("not reached")
+
+
+def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping | None:
+    """None where something was mapped or unmapped in the source meanwhile, and nothing copied."""
+    changes = source._c.changes
+    # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
+    held = source._table.memory_of(iova, length)
+    # To the kernel it is going to be a mapping for each that it is copied from, of this process or another.
+    parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
+    if sum(end - at for at, end in parts) < length:
+        parts = [(iova, iova + length)]
+    mapping = CopiedMapping(ioas, array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)]))
+    try:
+        ioas._table[mapping] = held
+        ioctls.ioas_copy(
+            ioas._c,
+            mapping._pieces.c,
+            len(parts),
+            flags=flags if dst_iova is None else flags | _FIXED,
+            source=source._c,
+            src_iova=iova,
+            length=length,
+            iova=dst_iova or 0,
+            changes=changes,
+        )
+        mapping._pieces.made(mapping)
+        return mapping
+    except BaseException as error:
+        mapping._pieces.made(mapping)
+        mapping.unmap()
+        if not isinstance(error, IoctlError):
+            raise  # a signal handler's
+        source._live()  # raises where it was closed meanwhile
+        code = error.errno or 0
+        if code == errno.EAGAIN:
+            return None
+        if code in (errno.ENOENT, errno.EPERM):
+            target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
+            hole = Cause(HOLE.summary, f"mapped: {source._table.words(iova, length) or 'nothing of it'}", HOLE.fix)
+            raise ioctl_error("IOMMU_IOAS_COPY", code, target, (hole,) if code == errno.ENOENT else ()) from None
+        raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
+
+
+def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMappings:
+    """Map pieces of a memory (for each offset, length, iova or `ANYWHERE`, and two times 0), all or none."""
+    mappings = DMAMappings(ioas, numbers)
+    pieces, count = mappings._pieces.c, len(numbers) // PIECE
+    try:
+        ioas._table[mappings] = held
+        for start in range(0, count, PIECES_A_CALL):
+            part = min(PIECES_A_CALL, count - start)
+            result, done = ioctls.ioas_map_many(ioas._c, pieces, start, part, flags, held)
+            if result:
+                at = PIECE * (start + done)
+                offset, length, iova = numbers[at : at + 3]
+                raise map_failed(ioas, -result, held, length, None if iova == ANYWHERE else iova, offset)
+        mappings._pieces.made(mappings)
+    except BaseException:
+        mappings._pieces.made(mappings)
+        mappings.unmap()
+        let_go(ioas, mappings, held)
+        del held  # also where it was mapped in part, and is not released
+        raise
+    return mappings
+
+
+def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> array[int]:
+    """What `IOAS.map_many` was given for a memory of that size in bytes, as `map_pieces` takes it."""
+    numbers = array("Q")
+    if isinstance(pieces, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
+        raise TypeError("pieces are (offset, length, iova), one after the other, and no memory")
+    for piece in pieces:
+        try:
+            offset, length, iova = piece
+            # Not those of NumPy, which overflow.
+            offset, length = operator.index(offset), operator.index(length)
+            iova = None if iova is None else operator.index(iova)
+        except (TypeError, ValueError, NotImplementedError):  # the last from a memoryview of several dimensions
+            raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
+        if not 0 <= offset <= size or not 0 < length <= size - offset:
+            raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
+        if iova is not None and not 0 <= iova < U64_MAX:
+            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+        numbers.extend((offset, length, ANYWHERE if iova is None else iova, 0, 0))
+    if not numbers:
+        raise ValueError("there is no piece to map")
+    return numbers
+
+
+def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
+    """Let go of memory that was never mapped: the traceback of the exception would keep it held.
+
+    In one cycle of garbage with a memoryview it would be, say, where CPython 3.11 crashes (gh-77894). What was mapped
+    for a moment may have been copied by another thread, whose mapping holds it by the same view.
+    """
+    if mapping not in ioas._table and not mapping._was_mapped():
+        ioctls.release(held)
+
+
+def map_failed(
+    ioas: IOAS, code: int, held: View, length: int, iova: int | None, offset: int = 0, below: int | None = None
+) -> Exception:
+    """The exception for a map that failed, by the negative of its result."""
+    if code == -NOT_ON_PAGES:
+        return misaligned(ioctls.address(held) + offset, length, iova)
+    return refused(ioas, code, "IOMMU_IOAS_MAP", length, iova, below)
+
+
+def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None, below: int | None = None) -> IoctlError:
+    """The exception for a map or copy that was refused: by the kernel, or for want of room below an address.
+
+    Raises where it was none of the kernel's: the address space was closed, before or meanwhile.
+    """
+    ioas._live()
+    there = "" if iova is None else ioas._table.words(iova, length)
+    within = "" if below is None else f", of which those below {below:#x} are asked for"
+    kept = ", ".join(map(str, ioas._allowed)) + within if ioas._allowed else ""
+    return map_error(code, request, repr(ioas), length, iova, ranges_in_words(ioas) + within, there, kept)
+
+
+def ranges_in_words(ioas: IOAS) -> str:
+    """Where an address space takes mappings, for a message."""
+    try:
+        return ", ".join(map(str, ioas.iova_ranges())) or "no addresses at all"
+    except IOMMUFDError as error:
+        return f"ranges that cannot be read ({error})"

@@ -1,0 +1,81 @@
+"""What a process has mapped into an I/O address space, and the memory that this keeps."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pyiommufd.kernel.memory.iova import IOVARange
+from pyiommufd.uapi import ioctls
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.memory.mapping import DMAMapping, DMAMappings
+
+OF_FILE = "a file"
+"""What holds the memory of a mapping of a file: the kernel does, by the file."""
+
+
+class MappingTable(dict["DMAMapping | DMAMappings", object]):
+    """Each mapping with what holds its memory.
+
+    By mapping and not by iova, which may have another mapping by now. Whether and where one is mapped says the mapping
+    itself, as the C code has written it down.
+    """
+
+    __slots__ = ()
+
+    def ordered(self) -> tuple[DMAMapping | DMAMappings, ...]:
+        """The mappings by address, without those that the kernel is working on."""
+        placed = [(next(mapping.ranges(), None), mapping) for mapping in list(self)]
+        return tuple(mapping for place, mapping in sorted((p for p in placed if p[0]), key=operator.itemgetter(0)))
+
+    def places(self) -> list[tuple[int, int]]:
+        """Where something is mapped: iova and length in bytes, by address."""
+        return sorted(place for mapping in list(self) for place in mapping.ranges())
+
+    def overlapping(self, iova: int, length: int) -> list[tuple[int, int]]:
+        """The places that a range touches."""
+        return [(start, size) for start, size in self.places() if start < iova + length and iova < start + size]
+
+    def _touched(self, iova: int, length: int) -> list[DMAMapping | DMAMappings]:
+        """The mappings that a range touches. To look holds no memory: another thread may unmap it, and close it."""
+        return [
+            mapping
+            for mapping in list(self)
+            if any(start < iova + length and iova < start + size for start, size in mapping.ranges())
+        ]
+
+    def memory_of(self, iova: int, length: int) -> tuple[object, ...]:
+        """What holds the memory that is mapped within a range."""
+        found = [self.get(mapping) for mapping in self._touched(iova, length)]
+        return tuple(memory for memory in found if memory is not None)
+
+    def pieces(self, iova: int, length: int) -> tuple[list[DMAMapping | DMAMappings], list[ioctls.Piece]]:
+        """The mappings that a range touches, and those of their pieces that are mapped."""
+        touched = self._touched(iova, length)
+        return touched, [piece for mapping in touched for piece in mapping._mapped_pieces()]
+
+    def forget_unmapped(self, touched: Iterable[DMAMapping | DMAMappings]) -> None:
+        """Let go of those of which nothing is mapped any more. They were: one that is about to be mapped is not."""
+        for mapping in touched:
+            if mapping._gone():
+                self.pop(mapping, None)
+
+    def of_memory(self) -> list[DMAMapping | DMAMappings]:
+        """Those that are of this process' memory, and not of a file."""
+
+        def of_file(memory: object) -> bool:
+            return memory is OF_FILE or (isinstance(memory, tuple) and all(map(of_file, memory)))
+
+        return [mapping for mapping, memory in list(self.items()) if not of_file(memory)]
+
+    def cut_by(self, iova: int, length: int) -> str:
+        """The places that a range touches and does not hold whole, for a message: two at most."""
+        end, places = iova + length, self.overlapping(iova, length)
+        return ", ".join(str(IOVARange(at, at + size - 1)) for at, size in places if at < iova or at + size > end)
+
+    def words(self, iova: int, length: int) -> str:
+        """The places that a range touches, for a message."""
+        taken = [str(IOVARange(start, start + size - 1)) for start, size in self.overlapping(iova, length)]
+        return ", ".join(taken[:8]) + (" …" if len(taken) > 8 else "")

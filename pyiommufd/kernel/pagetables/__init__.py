@@ -1,0 +1,1 @@
+"""Page tables, what is attached to them, and what they report."""

@@ -1,0 +1,11 @@
+"""What a device can be attached to."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from pyiommufd.kernel.memory.ioas import IOAS
+from pyiommufd.kernel.pagetables.hwpt import HWPT
+
+PageTable: TypeAlias = IOAS | HWPT
+"""An address space, whose page tables the kernel makes by itself, or an explicit page table."""

@@ -1,0 +1,1 @@
+"""Drivers over the public API, for devices that QEMU has."""

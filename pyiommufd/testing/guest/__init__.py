@@ -1,0 +1,1 @@
+"""A QEMU guest with a virtual IOMMU."""

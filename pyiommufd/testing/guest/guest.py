@@ -1,0 +1,404 @@
+"""A QEMU guest with a virtual IOMMU, in which the host's own Python environment runs on a real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pyiommufd.testing.errors import GuestError, GuestTimeoutError
+from pyiommufd.testing.guest.channel import Sink
+from pyiommufd.testing.guest.filesystem import GuestFiles, guest_environment
+from pyiommufd.testing.guest.folders import WORK, make_folder
+from pyiommufd.testing.guest.hotplug import hot_plug, unplug
+from pyiommufd.testing.guest.initramfs import build_initramfs
+from pyiommufd.testing.guest.machine import (
+    GuestDevice,
+    default_devices,
+    device_arguments,
+    escape,
+    iommu_arguments,
+    iommu_device,
+    iommu_kernel_arguments,
+)
+from pyiommufd.testing.guest.process import ANSWER_TIME, GuestProcess, console_tail
+from pyiommufd.testing.guest.qemu import BASE_ARGUMENTS, QEMU, choose_accelerator, find_qemu, iommu_error
+from pyiommufd.testing.guest.register_trace import EVENTS as TRACE_EVENTS
+from pyiommufd.testing.guest.register_trace import RegisterAccess, parse_ranges, parse_trace
+from pyiommufd.testing.inside.agent import PORT_NAME
+from pyiommufd.testing.provision.kernels import Kernel, cache_folder, find_kernel
+
+if TYPE_CHECKING:
+    from pyiommufd.testing.guest.monitor import Monitor
+
+__all__ = ["CONFIGURATION_VARIABLE", "Guest", "console_tail"]
+
+CONFIGURATION_VARIABLE = "PYIOMMUFD_GUEST_CONFIGURATION"
+"""The environment variable that tells a command in which guest it is; see `Guest.description`."""
+
+# The launcher's own devices go to the last free slots of the root bus, all in one group, so that the
+# devices under test have the first slots whatever else the guest needs.
+_OWN_SLOTS = (0x1E, 0x1D, 0x1C)
+
+_BOOTS = 3
+
+
+class Guest:
+    """A guest that runs commands in this Python environment. A context manager.
+
+    Commands may be run from several threads at once. The guest ends with the ``with`` block, and with this
+    process even if that is killed.
+
+    Args:
+        iommu: One of `machine.IOMMU_KINDS`.
+        devices: The PCI devices under test, in slot order; None: `machine.default_devices`.
+        kernel: The kernel image to boot; see `find_kernel` for what None means.
+        qemu: The QEMU to run; see `find_qemu` for what None means.
+        memory: MiB of memory.
+        cpus: The number of CPUs.
+        kernel_arguments: More for the kernel's command line.
+        qemu_arguments: More for QEMU's command line.
+        folder: The working folder, seen at the same path, writable but not kept; None: the current one.
+        results: The host's folder that the guest sees as ``/results`` and may write to; None: none. What comes out
+            are plain files and folders of this process's user (with sudo: root), with the mode that its umask gives.
+            The owner, mode and kind that a guest gave them only guests see: a symbolic link comes out as a file that
+            holds its target, a device, fifo or socket as an empty one; tar in the guest makes an archive that keeps
+            them. The guest cannot follow symbolic links that were made in the folder on this machine.
+        read_only: More folders of the host that the guest sees, read-only.
+        boot_timeout: Seconds that the guest may take to be ready.
+        accelerator: QEMU's ``-accel`` argument; None: KVM where it works, else emulation.
+        ports: Names of virtio ports for programs in the guest to talk to this process by; see `port`.
+        trace: Record every access to a device's registers, for `register_accesses`.
+    """
+
+    def __init__(
+        self,
+        *,
+        iommu: str = "intel",
+        devices: Iterable[GuestDevice] | None = None,
+        kernel: str | os.PathLike[str] | None = None,
+        qemu: str | os.PathLike[str] | None = None,
+        memory: int = 1024,
+        cpus: int = 2,
+        kernel_arguments: Sequence[str] = (),
+        qemu_arguments: Sequence[str] = (),
+        folder: str | os.PathLike[str] | None = None,
+        results: str | os.PathLike[str] | None = None,
+        read_only: Iterable[str | os.PathLike[str]] = (),
+        boot_timeout: float = 120,
+        accelerator: str | None = None,
+        ports: Sequence[str] = (),
+        trace: bool = False,
+    ) -> None:
+        self.folder = Path.cwd() if folder is None else Path(folder).absolute()
+        self._iommu = iommu
+        self._devices = default_devices(iommu) if devices is None else tuple(devices)
+        self._kernel_option = None if kernel is None else os.fspath(kernel)
+        self._qemu_option = None if qemu is None else os.fspath(qemu)
+        self._memory = memory
+        self._cpus = cpus
+        self._kernel_arguments = tuple(kernel_arguments)
+        self._qemu_arguments = tuple(qemu_arguments)
+        self._results = None if results is None else Path(results).absolute()
+        self._read_only = [Path(path).absolute() for path in read_only]
+        self._boot_timeout = boot_timeout
+        self._accelerator = accelerator
+        self._ports = tuple(ports)
+        self._trace = trace
+        self._state: GuestProcess | None = None
+        self._console = ""
+
+    def start(self) -> None:
+        """Boot the guest and wait until it takes commands; one whose clock runs too fast is booted again.
+
+        Raises:
+            GuestMissingError: QEMU, a kernel or busybox is missing.
+            GuestError: The guest did not come up.
+        """
+        if self._state is not None:
+            raise GuestError("the guest runs already")
+        for _ in range(_BOOTS):
+            self._boot()
+            if self._accelerator is not None or not self._running.clock_runs_ahead():
+                return
+            self.close()
+        raise GuestError(f"the guest's clock ran too fast in each of {_BOOTS} boots: is this machine overloaded?")
+
+    def _boot(self) -> None:
+        qemu = find_qemu(self._qemu_option)
+        kernel = find_kernel(self._kernel_option)
+        files = GuestFiles.plan(folder=self.folder, results=self._results, extra=self._read_only)
+        accelerator = self._accelerator or choose_accelerator(qemu, kernel.image, cache_folder())
+        work, lock = make_folder(WORK)
+        try:
+            (work / "initramfs").write_bytes(build_initramfs(files, list(kernel.boot_modules), list(kernel.modules)))
+            arguments = self._arguments(qemu, kernel, files, accelerator, work)
+            self._state = GuestProcess(work, lock, arguments, self._ports)
+            self._state.wait_ready(self._boot_timeout)
+            # QEMU has read it; should this process be killed, less of it stays behind.
+            (work / "initramfs").unlink()
+        except BaseException:
+            if self._state is None:
+                shutil.rmtree(work, ignore_errors=True)
+                os.close(lock)
+            self.close()
+            raise
+
+    def _arguments(self, qemu: QEMU, kernel: Kernel, files: GuestFiles, accelerator: str, work: Path) -> list[str]:
+        device = iommu_device(self._iommu)
+        try:
+            iommu = iommu_arguments(self._iommu, qemu.device_properties(device) if device else frozenset())
+        except LookupError as error:
+            raise iommu_error(qemu, str(error)) from None
+        result = [qemu.path, *BASE_ARGUMENTS, "-accel", accelerator, "-cpu", "max"]
+        result += ["-m", str(self._memory), "-smp", str(self._cpus)]
+        result += iommu
+        places = (f"bus=pcie.0,addr={slot:#x}.{function}" for slot in _OWN_SLOTS for function in range(8))
+        result += ["-device", f"virtio-serial-pci,id=agent-bus,multifunction=on,{next(places)}"]
+        result += ["-device", f"virtserialport,bus=agent-bus.0,nr=1,chardev=agent,name={PORT_NAME}"]
+        for number, name in enumerate(self._ports):
+            result += ["-device", f"virtserialport,bus=agent-bus.0,nr={number + 2},chardev=port{number},name={name}"]
+        for number, export in enumerate(files.exports):
+            path, access = escape(str(export.source)), export.qemu_options()
+            result += [
+                "-fsdev",
+                f"local,id=fs{number},path={path},multidevs=remap,{access}",
+                "-device",
+                f"virtio-9p-pci,fsdev=fs{number},mount_tag=fs{number},multifunction=on,{next(places)}",
+            ]
+        result += device_arguments(self._devices)
+        result += ["-chardev", f"file,id=console,path={escape(str(work / 'console'))}", "-serial", "chardev:console"]
+        result += ["-kernel", str(kernel.image), "-initrd", str(work / "initramfs")]
+        result += ["-append", " ".join(self._kernel_command_line())]
+        if self._trace:
+            result += [argument for event in TRACE_EVENTS for argument in ("-trace", event)]
+            result += ["-D", str(work / "trace")]
+        return [*result, *self._qemu_arguments]
+
+    def _kernel_command_line(self) -> list[str]:
+        return [
+            "console=ttyS0",
+            "loglevel=5",
+            # A panic, or an oops, ends the guest at once: -no-reboot makes QEMU exit.
+            "panic=-1",
+            "oops=panic",
+            "random.trust_cpu=on",
+            # On a busy host the emulated timer may miss the kernel's test of it, which would be a panic.
+            "no_timer_check",
+            # The guest's /init starts the others. The watchdog of clocks (kernel/time/clocksource.c, 7.3) waits for
+            # another CPU with interrupts off, for a time that does not pass while the clock is jiffies, as in early
+            # boot: where that CPU is in stop_machine() and waits for this one, both wait for good.
+            "maxcpus=1",
+            *iommu_kernel_arguments(self._iommu),
+            *self._kernel_arguments,
+        ]
+
+    def close(self) -> None:
+        """End the guest; once is enough."""
+        state, self._state = self._state, None
+        if state is not None:
+            self._console = state.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _running(self) -> GuestProcess:
+        if self._state is None:
+            raise GuestError("the guest does not run")
+        return self._state
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        check: bool = False,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command in the guest and wait for its end. It has no standard input.
+
+        Args:
+            argv: The program and its arguments; the program is looked up on the environment's PATH.
+            env: Added to `guest_environment`.
+            cwd: The folder to run it in; None: the working folder.
+            timeout: Seconds that it may take; then it is killed, and if the guest does not answer, that too.
+            stdout: Called with each piece of its output as it comes; None: collected into the result.
+            stderr: Likewise.
+            check: Raise for any exit status but 0.
+
+        Returns:
+            As `subprocess.run`: the status is negative for a command that a signal ended.
+
+        Raises:
+            GuestTimeoutError: The time limit passed.
+            GuestError: The guest died, or the command could not be asked for.
+            subprocess.CalledProcessError: With ``check``.
+        """
+        argv = [os.fspath(argument) for argument in argv]
+        collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        sinks = {"stdout": stdout or collected["stdout"].extend, "stderr": stderr or collected["stderr"].extend}
+        state = self._running
+        request = state.channel.ask(
+            "run",
+            sinks=sinks,
+            argv=argv,
+            env=guest_environment() | {CONFIGURATION_VARIABLE: self.description} | dict(env or {}),
+            cwd=os.fspath(self.folder if cwd is None else cwd),
+            timeout=None if timeout is None else max(1, round(timeout * 1000)),
+        )
+        what = f"{argv[0]} in the guest"
+        answer = state.settle(request, what, None if timeout is None else timeout + ANSWER_TIME)
+        if answer["timed_out"]:
+            raise GuestTimeoutError(
+                f"{what} did not finish within {timeout:.3g} s", console=console_tail(state.console())
+            )
+        result = subprocess.CompletedProcess(
+            argv, int(answer["status"]), bytes(collected["stdout"]), bytes(collected["stderr"])
+        )
+        if check:
+            result.check_returncode()
+        return result
+
+    def put(self, content: bytes, path: str, *, mode: int = 0o644) -> None:
+        """Write a file in the guest.
+
+        Raises:
+            OSError: The guest's refusal, with its errno.
+            GuestError: The guest died.
+        """
+        size = 1 << 18
+        for start in range(0, max(len(content), 1), size):
+            piece = content[start : start + size]
+            request = self._running.channel.ask("put", data=piece, path=path, mode=mode, append=start > 0)
+            self._running.settle(request, f"writing {path}", None)
+
+    def get(self, path: str) -> bytes:
+        """Read a regular file of the guest, /proc and /sys included.
+
+        Raises:
+            OSError: The guest's refusal, with its errno.
+            GuestError: The guest died.
+        """
+        content = bytearray()
+        request = self._running.channel.ask("get", sinks={"data": content.extend}, path=path)
+        self._running.settle(request, f"reading {path}", None)
+        return bytes(content)
+
+    def dmesg(self) -> str:
+        """The guest kernel's log."""
+        return self.run(["/.guest/busybox", "dmesg"], cwd="/", check=True).stdout.decode(errors="replace")
+
+    @property
+    def console(self) -> str:
+        """What the serial console printed so far; also after the guest's end."""
+        return self._console if self._state is None else self._state.console()
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Ask QEMU's monitor, such as ``qmp("device_del", id="dev0")``.
+
+        Returns:
+            What the command returns.
+
+        Raises:
+            GuestError: QEMU refused, or is gone.
+            GuestMissingError: The package ``qemu.qmp`` is not installed.
+        """
+        return self.monitor.execute(command, arguments)
+
+    @property
+    def monitor(self) -> Monitor:
+        """The connection to QEMU's monitor.
+
+        Raises:
+            GuestError: QEMU is gone.
+            GuestMissingError: The package ``qemu.qmp`` is not installed.
+        """
+        return self._running.monitor()
+
+    def hot_plug(self, device: GuestDevice, *, port: str | None = None) -> str:
+        """Put a device behind an empty root port (``RootPort()`` among the guest's devices) while the guest runs.
+
+        Args:
+            device: One without a bridge of its own.
+            port: QEMU's name of the port, such as ``rp1``; None: the first empty one.
+
+        Returns:
+            QEMU's name of the device, for `unplug`.
+
+        Raises:
+            GuestError: QEMU refused, or no port is empty.
+        """
+        return hot_plug(self.monitor, device, port)
+
+    def unplug(self, name: str, *, timeout: float = 30) -> None:
+        """Take a device that sits behind a root port away, and wait until it is gone.
+
+        Args:
+            name: Its ``id``.
+            timeout: Seconds to wait. The guest lets go of a device only when its driver, or whoever holds it open
+                through vfio, has; 0: ask for it and do not wait.
+
+        Raises:
+            GuestError: QEMU refused.
+            GuestTimeoutError: The guest did not let go.
+        """
+        unplug(self.monitor, name, timeout)
+
+    def register_accesses(self, region: str | None = None) -> list[RegisterAccess]:
+        """What the guest read from and wrote to device registers so far, in order; needs ``trace=True``.
+
+        Args:
+            region: Only those of the memory region that QEMU calls so, such as ``edu-mmio``; None: all, and with
+                them every access to the serial console and the interrupt controller.
+
+        Raises:
+            GuestError: The guest does not run, or was not made with ``trace=True``.
+        """
+        if not self._trace:
+            raise GuestError("the guest records no register accesses: make it with trace=True")
+        ranges = parse_ranges(self.monitor.human("info mtree"))
+        with self._running.trace_log.open(errors="replace") as lines:
+            return list(parse_trace(lines, ranges, region=region))
+
+    def port(self, name: str) -> socket.socket:
+        """This process's end of a virtio port; in the guest the other is ``/dev/vport…``, found by the name.
+
+        Args:
+            name: One of those that the guest was made with.
+
+        Raises:
+            GuestError: The guest does not run.
+            KeyError: It has no such port.
+        """
+        return self._running.ports[name]
+
+    @property
+    def description(self) -> str:
+        """What kind of guest this is, as JSON; commands find it in `CONFIGURATION_VARIABLE`."""
+        return json.dumps(
+            {
+                "iommu": self._iommu,
+                "kernel": None if self._kernel_option is None else str(Path(self._kernel_option).absolute()),
+                "devices": device_arguments(self._devices),
+                "memory": self._memory,
+                "cpus": self._cpus,
+                "kernel_arguments": self._kernel_arguments,
+                "qemu_arguments": self._qemu_arguments,
+            }
+        )

@@ -1,0 +1,123 @@
+"""The pytest plugin: ``pytest --guest`` runs the tests in a QEMU guest with a virtual IOMMU.
+
+Loaded by every pytest of an environment that has this package, so it imports what is heavy only where it is used.
+
+PYTEST_DONT_REWRITE
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MARKER = (
+    "guest(iommu=…, kernel=…, devices=…): runs in a guest of that kind; without --guest only where /dev/iommu is, and "
+    "with arguments only in a guest that has them. Also: qemu, memory, cpus, kernel_arguments, qemu_arguments"
+)
+IOMMUS = ("intel", "intel-first-stage", "amd", "virtio", "none")
+
+if importlib.util.find_spec("pyiommufd.testing.plugin.fixtures") is not None:
+    pytest_plugins = ["pyiommufd.testing.plugin.fixtures"]
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise ValueError(text)
+    return value
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options."""
+    group = parser.getgroup("guest", "tests in a QEMU guest with a virtual IOMMU (pyiommufd)")
+    group.addoption("--guest", action="store_true", help="run the tests in a guest and report them here")
+    group.addoption(
+        "--guest-iommu",
+        choices=IOMMUS,
+        metavar="KIND",
+        help=f"the guest's IOMMU where a test does not choose it: {', '.join(IOMMUS)} [intel]",
+    )
+    group.addoption(
+        "--guest-kernel",
+        metavar="FILE",
+        help="the kernel image to boot where a test does not choose it, or the version of one that "
+        "`pyiommufd guest --build-kernel` made [PYIOMMUFD_KERNEL]",
+    )
+    group.addoption("--guest-qemu", metavar="PROGRAM", help="the QEMU to run [PYIOMMUFD_QEMU]")
+    group.addoption(
+        "--guest-timeout",
+        type=_seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="the time that one test in the guest may take; then it has failed and the next run in a new guest [600]",
+    )
+    group.addoption(
+        "--guest-shell",
+        action="store_true",
+        help="at the first failure open a shell in the guest, before anything of the test is torn down",
+    )
+
+
+def wishes(item: pytest.Item) -> dict[str, Any] | None:
+    """What the `guest` markers of a test ask for, the closest first; None where it has none.
+
+    Raises:
+        pytest.UsageError: A marker has positional arguments.
+    """
+    result: dict[str, Any] | None = None
+    for mark in item.iter_markers("guest"):
+        if mark.args:
+            raise pytest.UsageError(f"{item.nodeid}: the guest marker takes keyword arguments only")
+        result = dict(mark.kwargs) | (result or {})
+    return result
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker and, with ``--guest``, what runs the tests.
+
+    Raises:
+        pytest.UsageError: Options that exclude each other.
+    """
+    config.addinivalue_line("markers", MARKER)
+    if not config.getoption("guest"):
+        if config.getoption("guest_shell"):
+            raise pytest.UsageError("--guest-shell is of use with --guest only")
+        return
+    if config.getoption("usepdb"):
+        raise pytest.UsageError("--pdb does not reach into the guest: --guest-shell opens a shell there")
+    if getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--guest and -n exclude each other: the tests of a guest run in one process there")
+    from pyiommufd.testing.plugin.guest_session import GuestSession
+
+    config.pluginmanager.register(GuestSession(config), "pyiommufd-guest-session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without ``--guest``, skip the tests that this machine cannot run."""
+    chosen_already = config.getoption("guest") or config.pluginmanager.hasplugin("pyiommufd-in-guest")
+    if chosen_already or config.getoption("collectonly"):
+        return
+    reasons: dict[str, pytest.MarkDecorator] = {}
+    for item in items:
+        wanted = wishes(item)
+        if wanted is not None and (reason := _unable(item, wanted)):
+            item.add_marker(reasons.setdefault(reason, pytest.mark.skip(reason=reason)))
+
+
+def _unable(item: pytest.Item, wanted: dict[str, Any]) -> str:
+    if not Path("/dev/iommu").exists() and wanted.get("iommu") != "none":
+        return "this machine has no /dev/iommu: pytest --guest runs the test in a guest that has one"
+    if wanted:
+        from pyiommufd.testing.plugin.configuration import misfits
+
+        try:
+            found = misfits(wanted, os.environ)
+        except ValueError as error:
+            raise pytest.UsageError(f"{item.nodeid}: {error}") from None
+        if found:
+            return f"not the guest that the test wants ({'; '.join(found)}): pytest --guest runs it in one that is"
+    return ""

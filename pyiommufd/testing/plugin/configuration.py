@@ -1,0 +1,157 @@
+"""Which guest a test wants: the `guest` marker and the options, as a value that groups tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from pyiommufd.printable import counted
+from pyiommufd.testing.errors import GuestMissingError
+from pyiommufd.testing.guest.guest import CONFIGURATION_VARIABLE, Guest
+from pyiommufd.testing.guest.machine import IOMMU_KINDS, GuestDevice, RawDevice, device_arguments
+from pyiommufd.testing.provision.kernels import cache_folder, cached_kernels
+
+_VERSION = r"\d+(\.\d+)+"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfiguration:
+    """What kind of guest.
+
+    Attributes:
+        iommu: One of `machine.IOMMU_KINDS`.
+        kernel: The path of a kernel image, or the version of one built earlier, such as ``6.12``; None: `find_kernel`.
+        qemu: The QEMU to run; None: `find_qemu`.
+        devices: The PCI devices in slot order; None: `machine.default_devices`.
+        memory: MiB of memory.
+        cpus: The number of CPUs.
+        kernel_arguments: More for the kernel's command line.
+        qemu_arguments: More for QEMU's command line.
+    """
+
+    iommu: str = "intel"
+    kernel: str | None = None
+    qemu: str | None = None
+    devices: tuple[GuestDevice, ...] | None = None
+    memory: int = 1024
+    cpus: int = 2
+    kernel_arguments: tuple[str, ...] = ()
+    qemu_arguments: tuple[str, ...] = ()
+
+    def changed(self, wishes: Mapping[str, Any]) -> Self:
+        """The same with what a marker asks for.
+
+        Args:
+            wishes: Attributes of this class; a device may also be a string, as QEMU's ``-device`` takes it.
+
+        Raises:
+            ValueError: There is no such attribute, or it cannot have that value.
+        """
+        known = [field.name for field in fields(self)]
+        values = dict(wishes)
+        for name, value in wishes.items():
+            if name not in known:
+                raise ValueError(f"guest({name}=…): there is only {', '.join(known)}")
+            if name == "iommu" and value not in IOMMU_KINDS:
+                raise ValueError(f"guest(iommu={value!r}): choose one of {', '.join(IOMMU_KINDS)}")
+            if name in ("kernel", "qemu") and value is not None:
+                values[name] = os.fspath(value)
+            if name in ("devices", "kernel_arguments", "qemu_arguments") and value is not None:
+                if isinstance(value, str) or not isinstance(value, Iterable):
+                    raise ValueError(f"guest({name}={value!r}): a list is wanted")
+                values[name] = tuple(value)
+        if values.get("devices") is not None:
+            values["devices"] = tuple(RawDevice(d) if isinstance(d, str) else d for d in values["devices"])
+        return replace(self, **values)
+
+    def guest(
+        self,
+        *,
+        folder: Path,
+        results: Path | None = None,
+        read_only: Sequence[Path] = (),
+        ports: Sequence[str] = (),
+        boot_timeout: float = 120,
+    ) -> Guest:
+        """A guest of this kind, not started yet; the arguments are those of `Guest`.
+
+        Raises:
+            GuestMissingError: No kernel of that version has been built.
+        """
+        return Guest(
+            iommu=self.iommu,
+            kernel=_kernel_path(self.kernel),
+            qemu=self.qemu,
+            devices=self.devices,
+            memory=self.memory,
+            cpus=self.cpus,
+            kernel_arguments=self.kernel_arguments,
+            qemu_arguments=self.qemu_arguments,
+            folder=folder,
+            results=results,
+            read_only=read_only,
+            ports=ports,
+            boot_timeout=boot_timeout,
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{self.iommu} IOMMU" if self.iommu != "none" else "no IOMMU"]
+        parts += [f"kernel {self.kernel}"] if self.kernel else []
+        if self.devices is not None:
+            parts.append(f"{counted(len(self.devices), 'device')} of its own")
+        return ", ".join(parts)
+
+
+def _kernel_path(kernel: str | None) -> str | None:
+    if kernel is None or not re.fullmatch(_VERSION, kernel):
+        return kernel
+    for cached in cached_kernels(cache_folder()):
+        if f"{cached.release}.".startswith((f"{kernel}.", f"{kernel}-")):
+            return str(cached.kernel().image)
+    raise GuestMissingError(
+        f"no kernel {kernel} has been built here: pyiommufd guest --build-kernel {kernel} makes one"
+    )
+
+
+def misfits(wishes: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """How this machine is not what a marker asks for.
+
+    Args:
+        wishes: The marker's arguments.
+        environment: This process's, which in a guest says what guest it is.
+
+    Returns:
+        One line each; nothing where all fits.
+    """
+    if not wishes:
+        return []
+    described = environment.get(CONFIGURATION_VARIABLE)
+    if described is None:
+        return ["this machine is not one of the project's guests"]
+    have = json.loads(described)
+    want = GuestConfiguration().changed(wishes)
+    result = []
+    if "iommu" in wishes and have["iommu"] != want.iommu:
+        result.append(f"the IOMMU is {have['iommu']}, not {want.iommu}")
+    if want.devices is not None and have["devices"] != device_arguments(want.devices):
+        result.append("the devices are others")
+    if want.kernel is not None and not _is_kernel(want.kernel, have["kernel"]):
+        result.append(f"the kernel is {have['kernel'] or 'the default one'}, not {want.kernel}")
+    for name in ("memory", "cpus"):
+        if name in wishes and have[name] != wishes[name]:
+            result.append(f"{name} is {have[name]}, not {wishes[name]}")
+    for name in ("kernel_arguments", "qemu_arguments"):
+        if name in wishes and have[name] != list(wishes[name]):
+            result.append(f"{name} are others")
+    return result
+
+
+def _is_kernel(wanted: str, running: str | None) -> bool:
+    if re.fullmatch(_VERSION, wanted):
+        return f"{os.uname().release}.".startswith((f"{wanted}.", f"{wanted}-"))
+    return running is not None and Path(wanted).absolute() == Path(running)

@@ -1,0 +1,1 @@
+"""Kernels and QEMUs for guests, found or made."""

@@ -1,0 +1,152 @@
+"""Which kernel a guest boots: one that is named, one built earlier, or this machine's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyiommufd.testing.errors import GuestMissingError
+from pyiommufd.testing.provision import distribution_kernel
+
+_MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel to boot.
+
+    Attributes:
+        image: The bzImage.
+        boot_modules: Modules that the guest needs to find its files, in loading order.
+        modules: Modules that lie ready in the guest, in `filesystem.MODULES`.
+    """
+
+    image: Path
+    boot_modules: tuple[Path, ...] = ()
+    modules: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CachedKernel:
+    """A kernel built earlier, in a folder of its own.
+
+    Attributes:
+        folder: The folder: ``bzImage``, ``config``, ``modules/``, ``headers/`` (as ``make headers_install``
+            leaves them), ``source/`` (what tests read of the source) and ``build.log``.
+        manifest: What it is: ``release``, ``package``, ``package_version``, ``source`` (the package's file, below
+            the cache's ``sources/``), ``compiler``, ``unmet`` (options that this version does not have).
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any] = field(hash=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> CachedKernel | None:
+        """The kernel in the folder, or None where there is none that is whole."""
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text())
+            digest = hashlib.sha256((folder / "bzImage").read_bytes()).hexdigest()
+        except (OSError, ValueError):
+            return None
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            return None
+        return cls(folder, manifest) if manifest.get("sha256") == digest else None
+
+    @staticmethod
+    def write_manifest(folder: Path, **facts: Any) -> None:
+        """Describe the kernel in the folder; the last step of making one."""
+        digest = hashlib.sha256((folder / "bzImage").read_bytes()).hexdigest()
+        manifest = {"format": _FORMAT, "sha256": digest, **facts}
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+    @property
+    def release(self) -> str:
+        """What ``uname -r`` says in it."""
+        return str(self.manifest["release"])
+
+    def kernel(self) -> Kernel:
+        """What to boot."""
+        return Kernel(self.folder / "bzImage", modules=tuple(sorted((self.folder / "modules").glob("*.ko"))))
+
+
+def release_order(release: str) -> tuple[int, ...]:
+    """What sorts kernel releases by age."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:3])
+
+
+def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where built kernels and what was found out about this machine are kept."""
+    environment = os.environ if environment is None else environment
+    base = environment.get("XDG_CACHE_HOME", "")
+    # The specification of XDG_CACHE_HOME: relative paths are to be ignored.
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pyiommufd"
+
+
+def cached_kernels(cache: Path, *, damaged: list[Path] | None = None) -> list[CachedKernel]:
+    """The kernels built earlier, the newest first.
+
+    Args:
+        cache: The `cache_folder`.
+        damaged: Gets the folders of those that are not as they were built.
+    """
+    found: list[tuple[tuple[int, ...], float, CachedKernel]] = []
+    for folder in sorted((cache / "kernels").glob("[!.]*")):
+        if folder.is_dir():
+            if kernel := CachedKernel.load(folder):
+                found.append((release_order(kernel.release), (folder / _MANIFEST).stat().st_mtime, kernel))
+            elif damaged is not None:
+                damaged.append(folder)
+    return [kernel for *_, kernel in sorted(found, key=lambda item: item[:2], reverse=True)]
+
+
+def find_kernel(
+    option: str | None = None, environment: Mapping[str, str] | None = None, *, root: Path = Path("/")
+) -> Kernel:
+    """The kernel to boot: the one named, ``PYIOMMUFD_KERNEL``, the newest built earlier, or this machine's own.
+
+    Args:
+        option: The path of a kernel image.
+        environment: In place of this process's own.
+        root: Where this machine's own kernels are looked for.
+
+    Raises:
+        GuestMissingError: There is none.
+    """
+    environment = os.environ if environment is None else environment
+    for origin, name in (("--kernel", option), ("PYIOMMUFD_KERNEL", environment.get("PYIOMMUFD_KERNEL"))):
+        if name:
+            return _named(origin, Path(name).absolute())
+    damaged: list[Path] = []
+    cached = cached_kernels(cache_folder(environment), damaged=damaged)
+    for folder in damaged:
+        sys.stderr.write(f"pyiommufd guest: the kernel in {folder} is damaged; --build-kernel makes it anew\n")
+    if cached:
+        return cached[0].kernel()
+    own = distribution_kernel.find(os.uname().release, root)
+    if own is not None:
+        return Kernel(own, boot_modules=distribution_kernel.boot_modules(os.uname().release, root))
+    raise GuestMissingError(
+        "no kernel for the guest, and this machine's own has no IOMMUFD and VFIO_DEVICE_CDEV: "
+        "pyiommufd guest --build-kernel makes one, --kernel or PYIOMMUFD_KERNEL name one"
+    )
+
+
+def _named(origin: str, image: Path) -> Kernel:
+    if not image.is_file():
+        raise GuestMissingError(f"{origin}: there is no kernel image {image}")
+    if image.name == "bzImage" and (image.parent / _MANIFEST).is_file():
+        cached = CachedKernel.load(image.parent)
+        if cached is None:
+            raise GuestMissingError(f"{origin}: the kernel in {image.parent} is damaged: build it anew")
+        return cached.kernel()
+    if distribution := distribution_kernel.release_of(image):
+        return Kernel(image, boot_modules=distribution_kernel.boot_modules(*distribution))
+    return Kernel(image)

@@ -1,0 +1,115 @@
+"""Which kernel is booted, and what becomes of a damaged one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyiommufd.testing.errors import GuestMissingError
+from pyiommufd.testing.provision.kernels import (
+    CachedKernel,
+    Kernel,
+    cache_folder,
+    cached_kernels,
+    find_kernel,
+    release_order,
+)
+
+
+def cached(cache: Path, name: str, release: str) -> Path:
+    folder = cache / "kernels" / name
+    (folder / "modules").mkdir(parents=True)
+    (folder / "bzImage").write_bytes(release.encode())
+    (folder / "modules/mdev.ko").touch()
+    CachedKernel.write_manifest(folder, release=release)
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(tmp_path)}
+
+
+@pytest.fixture
+def cache(environment: dict[str, str]) -> Path:
+    return cache_folder(environment)
+
+
+def test_cache_folder(tmp_path: Path) -> None:
+    assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "pyiommufd"
+    assert cache_folder({}) == cache_folder({"XDG_CACHE_HOME": "relative"}) == Path.home() / ".cache/pyiommufd"
+
+
+def test_newest_goes_first(cache: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    for name, release in (("7.10-a", "7.10.1"), ("7.9-b", "7.9.12"), ("6.12-c", "6.12.117")):
+        cached(cache, name, release)
+    assert [kernel.release for kernel in cached_kernels(cache)] == ["7.10.1", "7.9.12", "6.12.117"]
+    kernel = find_kernel(environment=environment, root=tmp_path)
+    assert kernel.image == cache / "kernels/7.10-a/bzImage"
+    assert [module.name for module in kernel.modules] == ["mdev.ko"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest", "half a manifest", "no image"])
+def test_damage_is_noticed_and_passed_over(
+    cache: Path, environment: dict[str, str], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached(cache, "6.12-a", "6.12.1")
+    folder = cached(cache, "7.3-b", "7.3.4")
+    match damage:
+        case "flip":
+            (folder / "bzImage").write_bytes(b"7.3.5")
+        case "truncate":
+            (folder / "bzImage").write_bytes(b"")
+        case "no manifest":
+            (folder / "manifest.json").unlink()
+        case "half a manifest":
+            (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:40])
+        case "no image":
+            (folder / "bzImage").unlink()
+    assert CachedKernel.load(folder) is None
+    assert find_kernel(environment=environment, root=tmp_path).image.parent.name == "6.12-a"
+    assert f"the kernel in {folder} is damaged" in capsys.readouterr().err
+
+
+def test_what_is_being_built_is_not_there_yet(cache: Path) -> None:
+    cached(cache, ".7.3-a.building", "7.3.4")
+    (cache / "kernels/7.3-a.log").touch()
+    damaged: list[Path] = []
+    assert cached_kernels(cache, damaged=damaged) == []
+    assert damaged == []
+
+
+def test_option_then_variable_then_cache(cache: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    cached(cache, "7.3-a", "7.3.4")
+    option, variable = tmp_path / "option", tmp_path / "variable"
+    option.touch()
+    variable.touch()
+    environment["PYIOMMUFD_KERNEL"] = str(variable)
+    assert find_kernel(str(option), environment) == Kernel(option)
+    assert find_kernel(None, environment) == Kernel(variable)
+
+
+def test_named_cached_kernel_brings_its_modules(cache: Path, environment: dict[str, str]) -> None:
+    folder = cached(cache, "7.3-a", "7.3.4")
+    assert find_kernel(str(folder / "bzImage"), environment).modules == (folder / "modules/mdev.ko",)
+    (folder / "bzImage").write_bytes(b"")
+    with pytest.raises(GuestMissingError, match="damaged"):
+        find_kernel(str(folder / "bzImage"), environment)
+
+
+def test_named_kernel_that_is_not_there(environment: dict[str, str]) -> None:
+    with pytest.raises(GuestMissingError, match="--kernel: there is no kernel image /nowhere"):
+        find_kernel("/nowhere", environment)
+    with pytest.raises(GuestMissingError, match="PYIOMMUFD_KERNEL: there is no kernel image /nowhere"):
+        find_kernel(None, environment | {"PYIOMMUFD_KERNEL": "/nowhere"})
+
+
+def test_no_kernel_says_how_to_get_one(environment: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(GuestMissingError, match="pyiommufd guest --build-kernel"):
+        find_kernel(None, environment, root=tmp_path)
+
+
+def test_order_of_releases() -> None:
+    releases = ["7.10.0-rc1", "7.9.12", "6.12.117+deb13", "6.2"]
+    assert sorted(releases, key=release_order, reverse=True) == releases
