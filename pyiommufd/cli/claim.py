@@ -22,11 +22,11 @@ from pyiommufd.cli.changing import (
 from pyiommufd.cli.output import say_outlook
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
+from pyiommufd.host.claims.at_boot import claim_persistent
 from pyiommufd.host.claims.claim import claim_steps
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.limits import lock_limit
 from pyiommufd.host.persistent import boot_unit
-from pyiommufd.host.persistent.at_boot import claim_persistent
 from pyiommufd.host.users import User, find_user
 
 

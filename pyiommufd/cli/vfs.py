@@ -15,8 +15,9 @@ from pyiommufd.cli.changing import (
     show_steps,
 )
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook
-from pyiommufd.host.claims.vfs import VFs, set_vfs, vfs_of, vfs_refusals, vfs_steps
+from pyiommufd.host.claims.vfs import set_vfs, vfs_refusals, vfs_steps
 from pyiommufd.host.discovery.devices import HostDevice, find_device
+from pyiommufd.host.discovery.vfs import VFs, vfs_of
 
 _KEYS = {
     "device": "the name of the physical function",

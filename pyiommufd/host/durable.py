@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 DRAFT = ".draft"
@@ -77,3 +78,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def commit(what: str, change: Callable[[], None]) -> None:
+    """Make a change: the one place that every change to the machine, and every write of its record, goes through.
+
+    They come one after the other, each written to the disk, or taken by the kernel, when this returns. A process that
+    is killed has made all the changes before some call of this function and none after.
+    """
+    _log.debug("%s", what)
+    change()

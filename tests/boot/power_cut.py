@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyiommufd import find_device, plan_claim, recover, release
-from pyiommufd.host.claims import journal, steps
+from pyiommufd.host import durable
+from pyiommufd.host.claims import journal
 from pyiommufd.host.drivers import driver_override
 from tests.dry_run import dry_run
 
@@ -46,7 +47,7 @@ def main() -> None:
 
     at = int(sys.argv[1])
     count = itertools.count()
-    commit = steps.commit
+    commit = durable.commit
     plan = plan_claim(NAMES[0])
 
     def cut(what: str, change: Callable[[], None]) -> None:
@@ -55,9 +56,9 @@ def main() -> None:
             ctypes.CDLL(None).reboot(AT_ONCE)
         commit(what, change)
 
-    steps.commit = cut
+    durable.commit = cut
     with plan.apply():
-        steps.commit = commit
+        durable.commit = commit
     say("claimed and given back")
 
 

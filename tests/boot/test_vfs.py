@@ -12,7 +12,8 @@ pytestmark = pytest.mark.boots
 
 PROGRAM = """
 from pyiommufd import find_device, list_devices, plan_claim
-from pyiommufd.host.claims.vfs import set_vfs, vfs_of
+from pyiommufd.host.claims.vfs import set_vfs
+from pyiommufd.host.discovery.vfs import vfs_of
 
 pf = next(device for device in list_devices("pci") if vfs_of(device).total)
 assert pf.driver == "nvme"

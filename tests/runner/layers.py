@@ -1,4 +1,4 @@
-"""Which module imports which at run time: floors, the arrows between rooms, arrows that point up, and circles.
+"""Which module imports which at run time: the arrows between rooms, those that point up, and circles.
 
 ``python -m tests.runner.layers`` prints them. An import under ``if TYPE_CHECKING`` is for type checkers alone and does not
 count; one within a function does, since the code needs the other module all the same.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.runner.runs import ROOT

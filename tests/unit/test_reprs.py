@@ -52,7 +52,7 @@ from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.overview import ClaimStatus
 from pyiommufd.host.claims.rebind import plan_rebind
 from pyiommufd.host.claims.record import ClaimRecord
-from pyiommufd.host.claims.vfs import VFs
+from pyiommufd.host.discovery.vfs import VFs
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.overview.details import device_details
 from pyiommufd.host.overview.topology import look_at_topology

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyiommufd.errors import ClaimError, ClaimRefusedError, ForkedError
 from pyiommufd.host.claims import journal, transaction
-from pyiommufd.host.claims.plan import ClaimPlan, claimed, names_of, plan_claim
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState
+from pyiommufd.host.claims.refusals import claimed
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
 from pyiommufd.host.discovery.devices import HostDevice
@@ -17,6 +17,9 @@ from pyiommufd.host.persistent import boot_unit, claim_file, environment
 from pyiommufd.host.persistent.claim_file import PersistentClaim, persistent_claim
 from pyiommufd.host.users import User, find_user
 from pyiommufd.printable import listed
+
+if TYPE_CHECKING:
+    from pyiommufd.host.claims.plan import ClaimPlan
 
 
 class Claim:
@@ -122,9 +125,9 @@ def carry_out(
     try:
         with exclusive() as mine:
             # First what is quick to see: of many that want a device all but one are refused, while the others wait.
-            if taken := tuple(claimed(names_of(plan.groups, plan.moves))):
+            if taken := tuple(claimed(plan.names)):
                 raise ClaimRefusedError(taken)
-            plan = _afresh(plan)
+            plan = plan.afresh()
             if plan.refusals:
                 raise ClaimRefusedError(plan.refusals)
             record = ClaimRecord.begin([group.id for group in plan.groups], [device.name for device in plan.devices])
@@ -183,15 +186,3 @@ def _steps(plan: ClaimPlan, user: User | None, persistent: PersistentClaim | Non
             steps.append(Step(str(boot_unit.file()), Action.ENABLE))
         steps.append(Step(str(persistent.file), Action.WRITE, text=persistent.text))
     return tuple(steps)
-
-
-def _afresh(plan: ClaimPlan) -> ClaimPlan:
-    """The same plan over the machine as it is now.
-
-    What the caller was shown is what is done: where the groups have other members by now, or a member another
-    driver, the plan has to be made, and seen, again.
-    """
-    now = plan_claim(plan.devices, driver=plan.driver, force=plan.force)
-    if now.outline != plan.outline or now.steps != plan.steps:
-        raise ClaimError(f"the machine has changed since the plan was made; plan again. Now:\n{now}")
-    return now

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyiommufd.host.claims.record import ClaimRecord, ClaimState, GivenNode, boot_id, decode
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState, GivenNode, boot_id
+from pyiommufd.host.decoding import decode
 from pyiommufd.host.persistent import boot_unit
 
 _log = logging.getLogger(__name__)

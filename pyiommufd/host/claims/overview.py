@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pyiommufd.errors import ClaimError, DeviceNotFoundError
 from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.at_boot import plan_again
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.claims.release import unmade
 from pyiommufd.host.discovery.devices import from_sys_path
-from pyiommufd.host.persistent.at_boot import plan_again
 from pyiommufd.printable import OneLine, listed
 
 NOT_MADE = "not made"

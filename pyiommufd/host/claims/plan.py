@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyiommufd.errors import ClaimError, DeviceNotFoundError, Refusal
-from pyiommufd.host import drivers, sysfs, uses
+from pyiommufd.host import drivers, uses
 from pyiommufd.host.checks.bindable import bind_refusals
-from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.claim import Claim, carry_out
+from pyiommufd.host.claims.refusals import bound_elsewhere, claimed, held, stuck
 from pyiommufd.host.claims.restore import look, steps_back
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
-from pyiommufd.host.claims.vfs import vfs_of
 from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.host.discovery.groups import Group, is_safe
-from pyiommufd.host.holders import holders
-from pyiommufd.host.namespaces import sees_all_processes
+from pyiommufd.host.discovery.vfs import vfs_of
 from pyiommufd.host.uses.folders import devices_below, goes_with
 from pyiommufd.printable import OneLine, counted, listed
 
 if TYPE_CHECKING:
-    from pyiommufd.host.claims.claim import Claim
     from pyiommufd.host.users import User
 
 
@@ -111,6 +109,11 @@ class ClaimPlan(OneLine):
     forced: tuple[Refusal, ...] = ()
 
     @property
+    def names(self) -> set[str]:
+        """The names of all devices that it is about."""
+        return _names(self.groups, self.moves)
+
+    @property
     def companions(self) -> tuple[HostDevice, ...]:
         """What nobody named, and the claim concerns all the same: members of the groups, and what goes with them."""
         members = [device for group in self.groups for device in group.devices]
@@ -161,9 +164,21 @@ class ClaimPlan(OneLine):
             DeviceNotFoundError: A device has gone since the plan was made.
             ValueError: ``persist`` without ``keep``.
         """
-        from pyiommufd.host.claims.claim import carry_out
-
         return carry_out(self, keep=keep, persist=persist, user=user, report=report)
+
+    def afresh(self) -> ClaimPlan:
+        """The same plan over the machine as it is now.
+
+        What the caller was shown is what is done: where the groups have other members by now, or a member another
+        driver, the plan has to be made, and seen, again.
+
+        Raises:
+            ClaimError: The machine has changed.
+        """
+        now = plan_claim(self.devices, driver=self.driver, force=self.force)
+        if now.outline != self.outline or now.steps != self.steps:
+            raise ClaimError(f"the machine has changed since the plan was made; plan again. Now:\n{now}")
+        return now
 
     @property
     def outline(self) -> tuple[str, ...]:
@@ -345,7 +360,7 @@ def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]
 
 def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]) -> Iterator[Refusal]:
     # Two records of one device could not both be restored: nothing forces this.
-    yield from claimed(names_of(groups, moves))
+    yield from claimed(_names(groups, moves))
     # The uses of what is below a device are among its own; virtual functions are beside it.
     moved = [device for move in moves for device in (move.device, *move.vfs)]
     yield from uses.refusals(*moved)
@@ -356,41 +371,9 @@ def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Se
     yield from bound_elsewhere(device for group in groups for device in group.devices)
 
 
-def names_of(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
-    """The names of all devices that a claim of these groups is about."""
+def _names(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
     members = {device.name for group in groups for device in group.devices}
     return members | {device.name for move in moves for device in (move.device, *move.gone)}
-
-
-def stuck() -> set[str]:
-    """The names of the devices that the kernel is at, on the orders of a claim, as far as this user may know."""
-    return {name for record in journal.visible() for name in record.stuck}
-
-
-def claimed(names: Collection[str]) -> Iterator[Refusal]:
-    """The devices that a claim has already, as far as this user may know."""
-    for record in journal.visible():
-        for name in sorted(record.names & set(names)):
-            yield Refusal(name, "claimed", f"it is claimed already, by {journal.who(record)}")
-
-
-def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:
-    """The devices that a process has open, or whose group's node it has."""
-    # One look at all processes is enough, mostly: it is what takes time.
-    for device in devices if holders(*devices) else ():
-        yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
-
-
-def bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
-    """The devices that a vfio user has bound who is not to be seen: somebody else's claim may not be on record here."""
-    if sees_all_processes():
-        return
-    for device in devices:
-        # vfio-pci enables a device when it is bound and no longer (Linux 7.3, drivers/vfio/pci/vfio_pci_core.c,
-        # vfio_pci_core_enable).
-        if device.on_vfio and sysfs.read(device.sys_path / "enable") not in (None, "0") and not holders(device):
-            reason = "a vfio user has it bound, who is not among the processes seen here: look from the host"
-            yield Refusal(device.name, "held", reason)
 
 
 def _steps(moves: Sequence[Move]) -> Iterator[Step]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pyiommufd.errors import ClaimError, ClaimRefusedError, Refusal
 from pyiommufd.host import drivers, sysfs, uses
-from pyiommufd.host.claims.plan import bound_elsewhere, claimed, stuck
 from pyiommufd.host.claims.record import ClaimRecord
+from pyiommufd.host.claims.refusals import bound_elsewhere, claimed, stuck
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
-from pyiommufd.host.claims.vfs import vfs_of, vfs_refusals, vfs_steps
+from pyiommufd.host.claims.vfs import vfs_refusals, vfs_steps
 from pyiommufd.host.discovery.devices import HostDevice, as_device
+from pyiommufd.host.discovery.vfs import vfs_of
 from pyiommufd.host.holders import holders
 from pyiommufd.printable import OneLine, counted, listed
 

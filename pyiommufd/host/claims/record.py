@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-import types
-import typing
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
 from pyiommufd.host import sysfs
+from pyiommufd.host.decoding import decode
 from pyiommufd.host.namespaces import namespace
 
 VERSION = 2
@@ -207,41 +205,6 @@ def _names(data: dict[str, Any]) -> set[str]:
         if isinstance(device, dict):
             found.append(device.get("name"))
     return {name for name in found if isinstance(name, str)}
-
-
-def decode(kind: Any, value: Any) -> Any:
-    """A value that JSON or TOML gave, as this type has it: of dataclasses, lists, dicts, enumerations and plain values.
-
-    Raises:
-        ValueError: It is of another shape.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        for one in arguments[1:]:
-            with contextlib.suppress(ValueError):
-                return decode(one, value)
-        return decode(arguments[0], value)
-    if origin is list and isinstance(value, list):
-        return [decode(arguments[0], one) for one in value]
-    if origin is dict and isinstance(value, dict):
-        return {key: decode(arguments[1], one) for key, one in value.items()}
-    if is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        if unknown := value.keys() - hints.keys():
-            raise ValueError(f"unknown key {min(unknown)}")
-        try:
-            return kind(**{key: decode(hints[key], one) for key, one in value.items()})  # type: ignore[operator]
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-    elif isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(value)
-    elif type(value) is kind or (kind is float and type(value) is int):
-        return value
-    raise ValueError(f"{repr(value)[:60]} is no {_KINDS.get(origin or kind, 'table')}")
-
-
-_KINDS = {str: "string", int: "whole number", float: "number", bool: "true or false", list: "array"}
-"""What is said of a value that is none. What is not here is a table, as TOML calls it; JSON says object."""
 
 
 def boot_id() -> str:

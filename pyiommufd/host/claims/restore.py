@@ -9,6 +9,7 @@ from pathlib import Path
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.steps import Action, Step, device_step
+from pyiommufd.host.discovery.vfs import virtual_functions
 
 Read = Callable[[Path], str | None]
 
@@ -40,12 +41,6 @@ def look(path: Path, read: Read = sysfs.read) -> DeviceState | None:
         vfs=[function for function in functions if function is not None],
         power=sysfs.read(path / "power/control"),
     )
-
-
-def virtual_functions(path: Path) -> list[Path]:
-    """The folders of a device's virtual functions, in the order of their numbers."""
-    links = [link for link in path.glob("virtfn*") if link.name.removeprefix("virtfn").isdigit()]
-    return [link.resolve() for link in sorted(links, key=lambda link: int(link.name.removeprefix("virtfn")))]
 
 
 def steps_back(before: DeviceState, now: DeviceState) -> Iterator[Step]:

@@ -135,13 +135,3 @@ def device_step(device: HostDevice | DeviceState, action: Action, value: str | N
 
 Report = Callable[[Step], None]
 """Told of each step before it is taken."""
-
-
-def commit(what: str, change: Callable[[], None]) -> None:
-    """Make a change: the one place that every change to the machine, and every write of its record, goes through.
-
-    They come one after the other, each written to the disk, or taken by the kernel, when this returns. A process that
-    is killed has made all the changes before some call of this function and none after.
-    """
-    _log.debug("%s", what)
-    change()

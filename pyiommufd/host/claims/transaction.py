@@ -11,14 +11,15 @@ from typing import NoReturn
 
 from pyiommufd.errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
 from pyiommufd.host import drivers, durable, sysfs, uses
-from pyiommufd.host.claims import access, journal, restore, steps
+from pyiommufd.host.claims import access, journal, restore
 from pyiommufd.host.claims.perform import perform
-from pyiommufd.host.claims.plan import bound_elsewhere
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, DeviceState, GivenNode, start_time
+from pyiommufd.host.claims.refusals import bound_elsewhere
 from pyiommufd.host.claims.signals import HeldBack, held_back
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
 from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
 from pyiommufd.host.discovery.groups import find_group
+from pyiommufd.host.discovery.vfs import virtual_functions
 from pyiommufd.host.holders import holders
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.worker import Helper, StuckError
@@ -149,7 +150,7 @@ class Transaction:
 
     def end(self) -> None:
         """Take the record away."""
-        steps.commit("remove the record", lambda: journal.remove(self.record))
+        durable.commit("remove the record", lambda: journal.remove(self.record))
 
     def release(self, leave: Collection[str] = ()) -> list[str]:
         """Undo a claim that is whole: it is not made at boot any more either. See `undo`."""
@@ -337,7 +338,7 @@ class Transaction:
             if step.action in FILE_ACTIONS:
                 self._do_file(step)
             else:
-                steps.commit(str(step), lambda: perform(step, self._mine.helper))
+                durable.commit(str(step), lambda: perform(step, self._mine.helper))
         except OSError as error:
             if isinstance(error, StuckError):
                 # Until that process is gone the kernel may still do as it was asked.
@@ -354,15 +355,15 @@ class Transaction:
                 boot_unit.remove()
                 self.record.unit = None
             case Action.WRITE:
-                steps.commit(str(step), lambda: durable.write(path, step.text))
+                durable.commit(str(step), lambda: durable.write(path, step.text))
             case Action.REMOVE:
-                steps.commit(str(step), lambda: durable.remove(path))
+                durable.commit(str(step), lambda: durable.remove(path))
                 self.record.file = None
             case _:
                 node = next(one for one in self.record.nodes if (one.device or "") == step.sys_path)
                 uid, gives = self.record.uid or 0, step.action is Action.GRANT
                 permissions = access.READ_WRITE if gives else node.before
-                steps.commit(str(step), lambda: access.grant(Path(node.path), uid, permissions))
+                durable.commit(str(step), lambda: access.grant(Path(node.path), uid, permissions))
                 if not gives:
                     self.record.nodes.remove(node)
 
@@ -381,7 +382,7 @@ class Transaction:
         if step.action is Action.UNBIND:
             devices = [device for device in [from_sys_path(step.folder)] if drivers.is_home(device)]
         elif step.action is Action.SET_VFS:
-            devices = [from_sys_path(path) for path in restore.virtual_functions(step.folder)]
+            devices = [from_sys_path(path) for path in virtual_functions(step.folder)]
             names = {device.name for device in devices}
             found += [
                 f"{name}: it is claimed by {journal.who(other)}"
@@ -419,7 +420,7 @@ class Transaction:
         if self._dry_run:
             return
         try:
-            steps.commit(what, lambda: journal.write(self.record))
+            durable.commit(what, lambda: journal.write(self.record))
         except OSError as error:
             if not self._undoing:
                 raise
@@ -473,7 +474,7 @@ def _held_groups(states: Iterable[DeviceState]) -> dict[str, list[str]]:
     for state in states:
         found: list[HostDevice] = []
         folder = Path(state.sys_path)
-        for path in (folder, *restore.virtual_functions(folder)):
+        for path in (folder, *virtual_functions(folder)):
             with contextlib.suppress(DeviceNotFoundError):
                 device = from_sys_path(path)
                 found += [device] if device.group_id is None else find_group(device.group_id).devices

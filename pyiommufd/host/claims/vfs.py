@@ -1,56 +1,18 @@
-"""Virtual functions: how many a physical function has, and having it have another number of them."""
+"""Having a physical function have another number of virtual functions."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
-from pyiommufd.errors import ClaimError, ClaimRefusedError, DeviceNotFoundError, Refusal
-from pyiommufd.host import sysfs, uses
+from pyiommufd.errors import ClaimError, ClaimRefusedError, Refusal
+from pyiommufd.host import uses
 from pyiommufd.host.claims.record import ClaimRecord
-from pyiommufd.host.claims.restore import virtual_functions
+from pyiommufd.host.claims.refusals import claimed, held
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
-from pyiommufd.host.discovery.devices import HostDevice, as_device, from_sys_path
-from pyiommufd.printable import OneLine, listed
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class VFs(OneLine):
-    """The virtual functions of a device, as they were when it was looked at.
-
-    Attributes:
-        total: How many it can have; 0: it has no SR-IOV.
-        count: How many it has.
-        devices: Those, in the order of their numbers.
-    """
-
-    total: int
-    count: int
-    devices: tuple[HostDevice, ...]
-
-    def _line(self) -> str:
-        return f"{self.count} of {self.total}{f': {listed(self.devices)}' if self.devices else ''}"
-
-
-def vfs_of(device: HostDevice | str | Path) -> VFs:
-    """The virtual functions of a device.
-
-    Raises:
-        DeviceNotFoundError: There is no such device.
-    """
-    device = device if isinstance(device, HostDevice) else as_device(device)
-    total = sysfs.read(device.sys_path / "sriov_totalvfs")
-    if total is None:
-        return VFs(0, 0, ())
-    # Not by sriov_numvfs, which cannot be read while somebody sets it, and may hang in that.
-    found = []
-    for path in virtual_functions(device.sys_path):
-        try:
-            found.append(from_sys_path(path))
-        except DeviceNotFoundError:
-            continue  # gone since
-    return VFs(int(total), len(found), tuple(found))
+from pyiommufd.host.claims.transaction import Transaction, exclusive
+from pyiommufd.host.discovery.devices import HostDevice, as_device
+from pyiommufd.host.discovery.vfs import VFs, vfs_of
 
 
 def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
@@ -84,8 +46,6 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
         DeviceNotFoundError: There is no such device.
         ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
     """
-    from pyiommufd.host.claims.plan import claimed, held
-
     kinds = uses.forced(force)
     device = as_device(device)
     functions = vfs_of(device).devices if vfs_steps(device, count) else ()
@@ -123,9 +83,6 @@ def set_vfs(
         DeviceNotFoundError: There is no such device.
         ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
     """
-    # Here, as a plan looks at virtual functions as well.
-    from pyiommufd.host.claims.transaction import Transaction, exclusive
-
     device = as_device(device)
     with exclusive() as mine:
         steps = vfs_steps(device, count)

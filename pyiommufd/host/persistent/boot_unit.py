@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 from pyiommufd.host import durable
-from pyiommufd.host.claims import steps
 from pyiommufd.host.persistent.environment import OPTIONS, interpreter
 from pyiommufd.host.programs import system_program
 
@@ -74,8 +73,8 @@ def install() -> None:
         OSError: It cannot be written.
     """
     if is_ours():
-        steps.commit(f"write {file()}", lambda: durable.write(file(), text()))
-    steps.commit(f"link {link()}", _enable)
+        durable.commit(f"write {file()}", lambda: durable.write(file(), text()))
+    durable.commit(f"link {link()}", _enable)
     _reload()
 
 
@@ -92,9 +91,9 @@ def remove() -> None:
     Raises:
         OSError: It cannot be removed.
     """
-    steps.commit(f"remove {link()}", lambda: durable.remove(link()))
+    durable.commit(f"remove {link()}", lambda: durable.remove(link()))
     if is_ours():
-        steps.commit(f"remove {file()}", lambda: durable.remove(file()))
+        durable.commit(f"remove {file()}", lambda: durable.remove(file()))
     _reload()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyiommufd.errors import ClaimError
-from pyiommufd.host.claims.record import decode
+from pyiommufd.host.decoding import decode
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.persistent.identity import IDS, Identity, identify, pci_path
 from pyiommufd.host.uses import forced

@@ -12,7 +12,7 @@ from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims import journal, restore
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.release import release
-from pyiommufd.host.claims.vfs import vfs_of
+from pyiommufd.host.discovery.vfs import vfs_of
 
 State = dict[str, DeviceState]
 

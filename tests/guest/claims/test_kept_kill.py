@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from pyiommufd import ClaimError, HostDevice, plan_claim, recover, release
 from pyiommufd.cli.group import cli
 from pyiommufd.host import durable
-from pyiommufd.host.claims import access, journal, steps
+from pyiommufd.host.claims import access, journal
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.transaction import IOMMU_NODE
 from pyiommufd.host.persistent import boot_unit, claim_file
@@ -169,7 +169,7 @@ def test_claim_for_which_there_is_no_room_at_each_step(
     whole = cut_off(lambda: keep(rng, options))
     release()
     written = [at for at, what in enumerate(whole.changes) if what.startswith("record") or is_write(what)]
-    commit = steps.commit
+    commit = durable.commit
     for at in sample(f"claims.kept_kill[no room {'+'.join(options)}]", written, 3):
         count = itertools.count()
 
@@ -178,9 +178,9 @@ def test_claim_for_which_there_is_no_room_at_each_step(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             commit(what, change)
 
-        monkeypatch.setattr(steps, "commit", full)
+        monkeypatch.setattr(durable, "commit", full)
         with pytest.raises((ClaimError, OSError), match="No space left"):
             keep(rng, options)
-        monkeypatch.setattr(steps, "commit", commit)
+        monkeypatch.setattr(durable, "commit", commit)
         recover()
         assert everything() == before, whole.changes[at]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from pyiommufd import Claim, ClaimPlan, HostDevice, plan_claim, recover
-from pyiommufd.host import drivers, sysfs
-from pyiommufd.host.claims import journal, steps
+from pyiommufd.host import drivers, durable, sysfs
+from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimState, DeviceState
 from pyiommufd.host.claims.release import release
 from pyiommufd.host.worker import Helper
@@ -72,7 +72,7 @@ def cut_off(work: Callable[[], Any], at: int = -1, cut: Callable[[str], None] = 
     child = os.fork()
     if not child:
         count = itertools.count()
-        commit = steps.commit
+        commit = durable.commit
 
         def counted(what: str, change: Callable[[], None]) -> None:
             os.write(writer, f"{what}\n".encode())
@@ -80,7 +80,7 @@ def cut_off(work: Callable[[], Any], at: int = -1, cut: Callable[[str], None] = 
                 cut(what)
             commit(what, change)
 
-        steps.commit = counted
+        durable.commit = counted
         try:
             work()
             os._exit(0)

@@ -25,7 +25,8 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.rebind import plan_rebind
 from pyiommufd.host.claims.record import ClaimRecord, DeviceState
 from pyiommufd.host.claims.steps import Action, Step
-from pyiommufd.host.claims.vfs import set_vfs, vfs_of, vfs_steps
+from pyiommufd.host.claims.vfs import set_vfs, vfs_steps
+from pyiommufd.host.discovery.vfs import vfs_of
 from tests.patience import patience
 
 State = dict[str, DeviceState]

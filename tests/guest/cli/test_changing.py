@@ -23,9 +23,9 @@ from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand
 from pyiommufd.host import drivers
 from pyiommufd.host.claims import access, journal
+from pyiommufd.host.claims.at_boot import plan_again
 from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.persistent import boot_unit, claim_file
-from pyiommufd.host.persistent.at_boot import plan_again
 from tests import version_1
 
 State = dict[str, tuple[str | None, str | None]]

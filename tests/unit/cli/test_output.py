@@ -37,7 +37,7 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     held = (Holder(7, NASTY, "/dev/vfio/devices/vfio0", "fd 3"),)
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.host.overview.details.holders", lambda *devices: held)
-    monkeypatch.setattr("pyiommufd.host.claims.plan.holders", lambda *devices: held)
+    monkeypatch.setattr("pyiommufd.host.claims.refusals.holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.diagnose.rows.holders", lambda *devices: held)
     monkeypatch.setattr(topology_module, "holders", lambda *devices: held)
     monkeypatch.setattr(

@@ -70,3 +70,17 @@ def test_each_is_on_disk_before_it_is_said_to_be(tmp_path: Path, monkeypatch: py
     durable.remove(tmp_path / "new/file")
     assert done == ["unlink", "sync new"]
     durable.remove(tmp_path / "new/file")
+
+
+def test_commit_makes_the_change_once_and_passes_failures_on(caplog: pytest.LogCaptureFixture) -> None:
+    made = []
+    with caplog.at_level("DEBUG", logger="pyiommufd"):
+        durable.commit("a change", lambda: made.append(1))
+    assert made == [1]
+    assert "a change" in caplog.messages
+
+    def fails() -> None:
+        raise OSError(16, "busy")
+
+    with pytest.raises(OSError, match="busy"):
+        durable.commit("a change", fails)

@@ -28,12 +28,12 @@ from pyiommufd import (
     release,
 )
 from pyiommufd.host import durable
-from pyiommufd.host.claims import access, journal, steps, transaction
+from pyiommufd.host.claims import access, at_boot, journal, transaction
+from pyiommufd.host.claims.at_boot import claim_persistent
 from pyiommufd.host.claims.claim import carry_out, claim_steps
 from pyiommufd.host.claims.overview import list_claims
 from pyiommufd.host.claims.steps import Step
-from pyiommufd.host.persistent import at_boot, boot_unit, claim_file
-from pyiommufd.host.persistent.at_boot import claim_persistent
+from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.users import User
 from tests import version_1
 from tests.dry_run import dry_run
@@ -245,7 +245,7 @@ class SignalledError(Exception):
 @pytest.mark.parametrize("persist", [False, True])
 def test_signal_at_the_very_end_undoes_the_claim(monkeypatch: pytest.MonkeyPatch, persist: bool) -> None:
     """After the last word of the record, where no step notices it any more."""
-    commit = steps.commit
+    commit = durable.commit
 
     def signalled(what: str, change: Callable[[], None]) -> None:
         commit(what, change)
@@ -255,7 +255,7 @@ def test_signal_at_the_very_end_undoes_the_claim(monkeypatch: pytest.MonkeyPatch
     def end(*_: object) -> None:
         raise SignalledError
 
-    monkeypatch.setattr(steps, "commit", signalled)
+    monkeypatch.setattr(durable, "commit", signalled)
     handler = signal.signal(signal.SIGTERM, end)
     try:
         with pytest.raises(SignalledError):
@@ -267,14 +267,14 @@ def test_signal_at_the_very_end_undoes_the_claim(monkeypatch: pytest.MonkeyPatch
 
 def no_room(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """There is no room to record this."""
-    commit = steps.commit
+    commit = durable.commit
 
     def full(name: str, change: Callable[[], None]) -> None:
         if what in name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         commit(name, change)
 
-    monkeypatch.setattr(steps, "commit", full)
+    monkeypatch.setattr(durable, "commit", full)
 
 
 def test_claim_at_boot_that_cannot_be_recorded_stays_to_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +369,7 @@ def cut_off(work: Callable[[], Any], at: int) -> str:
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        count, commit = itertools.count(), steps.commit
+        count, commit = itertools.count(), durable.commit
 
         def counted(what: str, change: Callable[[], None]) -> None:
             if next(count) == at:
@@ -377,7 +377,7 @@ def cut_off(work: Callable[[], Any], at: int) -> str:
                 os.kill(os.getpid(), signal.SIGKILL)
             commit(what, change)
 
-        steps.commit = counted
+        durable.commit = counted
         try:
             work()
             os._exit(0)
@@ -522,7 +522,7 @@ def no_space(work: Callable[[], Any]) -> bool:
 
 def test_every_word_of_the_record_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """No room, at each write in turn: the claim is not made, or its release is told of or done, and nothing is lost."""
-    commit = steps.commit
+    commit = durable.commit
 
     def full_at(number: int) -> Callable[[str, Callable[[], None]], None]:
         count = itertools.count()
@@ -536,7 +536,7 @@ def test_every_word_of_the_record_that_cannot_be_written(monkeypatch: pytest.Mon
 
     for number in itertools.count():
         with monkeypatch.context() as context:
-            context.setattr(steps, "commit", full_at(number))
+            context.setattr(durable, "commit", full_at(number))
             failed = no_space(lambda: keep(plan_claim(NAMES[0]), persist=True))
         if not failed:
             break
@@ -547,7 +547,7 @@ def test_every_word_of_the_record_that_cannot_be_written(monkeypatch: pytest.Mon
         if not there():
             keep(plan_claim(NAMES[0]), persist=True)
         with monkeypatch.context() as context:
-            context.setattr(steps, "commit", full_at(number))
+            context.setattr(durable, "commit", full_at(number))
             failed = no_space(release)
         # Once begun it goes on: what is on record is how everything was.
         assert there() == (WHOLE if failed else []), number
@@ -561,14 +561,14 @@ def test_signal_at_each_step_of_a_claim() -> None:
         child = os.fork()
         if not child:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command that was run in this process may have set it
-            count, commit = itertools.count(), steps.commit
+            count, commit = itertools.count(), durable.commit
 
             def signalled(what: str, change: Callable[[], None]) -> None:
                 commit(what, change)  # noqa: B023 - of this child
                 if next(count) == number:  # noqa: B023 - of this child
                     os.kill(os.getpid(), signal.SIGTERM)
 
-            steps.commit = signalled
+            durable.commit = signalled
             try:
                 keep(plan_claim(NAMES[0]), persist=True)
                 os._exit(0)

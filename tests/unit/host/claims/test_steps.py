@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyiommufd.host.claims.steps import Action, Step, commit
+from pyiommufd.host.claims.steps import Action, Step
 
 NAME = "0000:02:03.0"
 DEVICE = f"/sys/bus/pci/devices/{NAME}"
@@ -37,17 +37,3 @@ def test_words_and_command(action: Action, value: str | None, words: str, comman
     assert step.command == command
     # Where the device lies is no part of what is done.
     assert step == Step(NAME, action, value)
-
-
-def test_commit_makes_the_change_once_and_passes_failures_on(caplog: pytest.LogCaptureFixture) -> None:
-    made = []
-    with caplog.at_level("DEBUG", logger="pyiommufd"):
-        commit("a change", lambda: made.append(1))
-    assert made == [1]
-    assert "a change" in caplog.messages
-
-    def fails() -> None:
-        raise OSError(16, "busy")
-
-    with pytest.raises(OSError, match="busy"):
-        commit("a change", fails)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import ClaimError, DeviceNotFoundError, find_device
-from pyiommufd.host.claims.vfs import VFs, vfs_of, vfs_steps
+from pyiommufd.host.claims.vfs import vfs_steps
+from pyiommufd.host.discovery.vfs import VFs, vfs_of
 from tests.fake_sysfs import FakeSysfs
 
 NAME = "0000:01:00.0"

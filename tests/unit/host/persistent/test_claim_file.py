@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pyiommufd import ClaimError, find_device, plan_claim
 from pyiommufd.host import durable
+from pyiommufd.host.claims.at_boot import plan_again
 from pyiommufd.host.persistent import claim_file
-from pyiommufd.host.persistent.at_boot import plan_again
 from pyiommufd.host.persistent.claim_file import PersistentClaim, persistent_claim, read
 from pyiommufd.host.persistent.identity import IDS, Identity
 from tests.fake_sysfs import FakeSysfs

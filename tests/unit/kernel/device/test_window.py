@@ -148,7 +148,7 @@ def test_a_fault_in_the_middle_says_how_far_it_came(make: Callable[[int], File])
 
 FAULT_OF_THE_CALLERS = """
 import mmap, os
-from tests.unit.kernel.test_window import File
+from tests.unit.kernel.device.test_window import File
 
 short = File(8192)
 memory = mmap.mmap(short.fd, 8192)

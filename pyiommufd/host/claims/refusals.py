@@ -1,0 +1,43 @@
+"""What speaks against taking devices, whoever wants them: claims that have them, and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from pyiommufd.errors import Refusal
+from pyiommufd.host import sysfs
+from pyiommufd.host.claims import journal
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.holders import holders
+from pyiommufd.host.namespaces import sees_all_processes
+
+
+def stuck() -> set[str]:
+    """The names of the devices that the kernel is at, on the orders of a claim, as far as this user may know."""
+    return {name for record in journal.visible() for name in record.stuck}
+
+
+def claimed(names: Collection[str]) -> Iterator[Refusal]:
+    """The devices that a claim has already, as far as this user may know."""
+    for record in journal.visible():
+        for name in sorted(record.names & set(names)):
+            yield Refusal(name, "claimed", f"it is claimed already, by {journal.who(record)}")
+
+
+def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:
+    """The devices that a process has open, or whose group's node it has."""
+    # One look at all processes is enough, mostly: it is what takes time.
+    for device in devices if holders(*devices) else ():
+        yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
+
+
+def bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
+    """The devices that a vfio user has bound who is not to be seen: somebody else's claim may not be on record here."""
+    if sees_all_processes():
+        return
+    for device in devices:
+        # vfio-pci enables a device when it is bound and no longer (Linux 7.3, drivers/vfio/pci/vfio_pci_core.c,
+        # vfio_pci_core_enable).
+        if device.on_vfio and sysfs.read(device.sys_path / "enable") not in (None, "0") and not holders(device):
+            reason = "a vfio user has it bound, who is not among the processes seen here: look from the host"
+            yield Refusal(device.name, "held", reason)

@@ -1,0 +1,55 @@
+"""Virtual functions: those that a physical function has, and how many it can have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyiommufd.errors import DeviceNotFoundError
+from pyiommufd.host import sysfs
+from pyiommufd.host.discovery.devices import HostDevice, as_device, from_sys_path
+from pyiommufd.printable import OneLine, listed
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class VFs(OneLine):
+    """The virtual functions of a device, as they were when it was looked at.
+
+    Attributes:
+        total: How many it can have; 0: it has no SR-IOV.
+        count: How many it has.
+        devices: Those, in the order of their numbers.
+    """
+
+    total: int
+    count: int
+    devices: tuple[HostDevice, ...]
+
+    def _line(self) -> str:
+        return f"{self.count} of {self.total}{f': {listed(self.devices)}' if self.devices else ''}"
+
+
+def vfs_of(device: HostDevice | str | Path) -> VFs:
+    """The virtual functions of a device.
+
+    Raises:
+        DeviceNotFoundError: There is no such device.
+    """
+    device = device if isinstance(device, HostDevice) else as_device(device)
+    total = sysfs.read(device.sys_path / "sriov_totalvfs")
+    if total is None:
+        return VFs(0, 0, ())
+    # Not by sriov_numvfs, which cannot be read while somebody sets it, and may hang in that.
+    found = []
+    for path in virtual_functions(device.sys_path):
+        try:
+            found.append(from_sys_path(path))
+        except DeviceNotFoundError:
+            continue  # gone since
+    return VFs(int(total), len(found), tuple(found))
+
+
+def virtual_functions(path: Path) -> list[Path]:
+    """The folders of a device's virtual functions, in the order of their numbers."""
+    links = [link for link in path.glob("virtfn*") if link.name.removeprefix("virtfn").isdigit()]
+    return [link.resolve() for link in sorted(links, key=lambda link: int(link.name.removeprefix("virtfn")))]
