@@ -30,12 +30,10 @@ from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, Move, plan_claim
 from pyiommufd.host.claims.release import recover, release
 from pyiommufd.host.claims.steps import Action, Report, Step
-from pyiommufd.host.discovery.devices import HostDevice, find_device, list_devices
+from pyiommufd.host.discovery.devices import HostDevice, find_device, find_group, list_devices, list_groups
 from pyiommufd.host.discovery.groups import (
     Group,
     ReservedRegion,
-    find_group,
-    list_groups,
 )
 from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
 from pyiommufd.host.users import User
@@ -66,7 +64,8 @@ from pyiommufd.kernel.device.device_info import (
     ZPCIUtil,
 )
 from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
-from pyiommufd.kernel.device.region import Region, RegionFlag, RegionIndex
+from pyiommufd.kernel.device.region import Region
+from pyiommufd.kernel.device.region_bytes import RegionFlag, RegionIndex
 from pyiommufd.kernel.device.removal import RemovalWatch
 from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.eventfd import EventFD

@@ -9,8 +9,8 @@ import click
 from pyiommufd.cli import records
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, style, waiting
 from pyiommufd.cli.status import MISSING
-from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.discovery.groups import Group, find_group, is_safe, list_groups
+from pyiommufd.host.discovery.devices import HostDevice, find_group, list_groups
+from pyiommufd.host.discovery.groups import Group, is_safe
 from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.overview.standing import Standing, standings
 

@@ -89,16 +89,3 @@ def write(path: Path, text: str) -> None:
             os.close(fd)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def write_with_limit(path: Path, text: str, seconds: float) -> None:
-    """Write an attribute that may block, such as a driver's ``unbind``, from another process; see `helper.Helper`.
-
-    Raises:
-        TimeoutError: The write has not returned; it may still do.
-        OSError: What the kernel answered, with the attribute's path.
-    """
-    from pyiommufd.host.worker import Helper
-
-    with Helper() as helper:
-        helper.write(path, text, seconds)

@@ -86,6 +86,14 @@ class KernelObject(Closing):
         return ()
 
     @property
+    def _owner(self) -> KernelObject | None:
+        """The object whose ``close`` closes this one as well."""
+        return None
+
+    def _owned(self) -> list[KernelObject]:
+        return [user for user in self.users if isinstance(user, KernelObject) and user._owner is self]
+
+    @property
     def users(self) -> tuple[Device | KernelObject, ...]:
         """What this process has made that uses it: devices that are attached to it, objects that were made for it."""
         return self._iommufd._users_of(self)
@@ -113,14 +121,17 @@ class KernelObject(Closing):
                     self._let_go()
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
-        """What keeps it from being closed: its users, but for those that it owns and closes itself."""
-        return self.users
+        """What keeps it from being closed: its users, and those of what it owns."""
+        owned = self._owned()
+        return tuple(user for made in (self, *owned) for user in made.users if user not in owned)
 
     def _in_use(self, users: tuple[object, ...], way_out: str) -> InUseError:
         names = ", ".join(getattr(user, "name", repr(user)) for user in users)
         return InUseError(f"{self!r} is in use: {names}; {way_out}", users)
 
     def _destroy(self) -> None:
+        for made in self._owned():
+            made.close()
         try:
             ioctls.destroy(self._c)
         except IoctlError as error:

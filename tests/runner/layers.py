@@ -63,10 +63,9 @@ def _imported(node: ast.AST, found: Mapping[str, Path]) -> Iterator[str]:
 
 
 def room(name: str, found: Mapping[str, Path]) -> str:
-    """The folder that a module is in; a module of the package itself is a room of its own."""
-    if found[name].name == "__init__.py" or "." not in name:
-        return name
-    return name.rpartition(".")[0]
+    """The folder that a module is in; what lies beside folders is a room of its own."""
+    folder = name if found[name].name == "__init__.py" else name.rpartition(".")[0]
+    return folder if folder not in ("", "host", "kernel", "testing") else name
 
 
 def circles(graph: Graph) -> list[list[str]]:

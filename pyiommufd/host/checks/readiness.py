@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pyiommufd.host.checks import device_checks, platform_checks
 from pyiommufd.host.checks.finding import Finding, Machine
-from pyiommufd.host.discovery.devices import list_devices
-from pyiommufd.host.discovery.groups import list_groups
+from pyiommufd.host.discovery.devices import list_devices, list_groups
 
 CHECKS = (
     platform_checks.iommu,

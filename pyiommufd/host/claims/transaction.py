@@ -17,8 +17,7 @@ from pyiommufd.host.claims.record import ClaimRecord, ClaimState, DeviceState, G
 from pyiommufd.host.claims.refusals import bound_elsewhere
 from pyiommufd.host.claims.signals import HeldBack, held_back
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
-from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
-from pyiommufd.host.discovery.groups import find_group
+from pyiommufd.host.discovery.devices import HostDevice, find_group, from_sys_path
 from pyiommufd.host.discovery.vfs import virtual_functions
 from pyiommufd.host.holders import holders
 from pyiommufd.host.persistent import boot_unit, claim_file

@@ -7,9 +7,12 @@ see an address that may be in no folder of sysfs.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.devices import HostDevice
+
+if TYPE_CHECKING:
+    from pyiommufd.host.discovery.devices import HostDevice
 
 _STATUS, _CAPABILITIES_LIST = 0x06, 0x10  # PCI Local Bus Specification 3.0, 6.2.3
 _CAPABILITIES_POINTER = 0x34

@@ -1,21 +1,21 @@
-"""Devices as the host sees them: frozen snapshots, found through udev."""
+"""Devices and their IOMMU groups as the host sees them: frozen snapshots, found through udev and sysfs."""
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyiommufd.errors import DeviceNotFoundError, MissingLibraryError
 from pyiommufd.host import sysfs
+from pyiommufd.host.discovery.aliases import dma_aliases
+from pyiommufd.host.discovery.groups import Group, reserved_regions
 from pyiommufd.printable import printable
-
-if TYPE_CHECKING:
-    from pyiommufd.host.discovery.groups import Group
 
 # The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio).
 SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
@@ -76,15 +76,11 @@ class HostDevice:
     @property
     def group(self) -> Group | None:
         """Its IOMMU group as it is now, or None where no IOMMU covers the device."""
-        from pyiommufd.host.discovery.groups import find_group
-
         return None if self.group_id is None else find_group(self.group_id)
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """The PCI addresses that its DMA can carry; see `pyiommufd.host.discovery.aliases.dma_aliases`."""
-        from pyiommufd.host.discovery.aliases import dma_aliases
-
         return dma_aliases(self)
 
     @property
@@ -298,3 +294,46 @@ def as_device(target: HostDevice | str | Path) -> HostDevice:
     if not isinstance(target, str | Path):
         raise TypeError(f"a device is a HostDevice, or a name or Path of one, not {type(target).__name__}")
     return find_device(str(target))
+
+
+def _groups() -> Path:
+    return sysfs.SYS / "kernel/iommu_groups"
+
+
+def find_group(group_id: int) -> Group:
+    """The IOMMU group of that number, as it is now.
+
+    Raises:
+        DeviceNotFoundError: There is no such group.
+        TypeError: The number is not an int.
+    """
+    path = _groups() / str(operator.index(group_id))
+    try:
+        links = sorted((path / "devices").iterdir())
+    except OSError:
+        raise DeviceNotFoundError(f"there is no IOMMU group {group_id}") from None
+    devices = []
+    for link in links:
+        try:
+            devices.append(from_sys_path(link.resolve()))
+        except DeviceNotFoundError:
+            continue  # unplugged since
+    return Group(
+        id=int(group_id),
+        type=sysfs.read(path / "type") or "unknown",
+        devices=tuple(devices),
+        reserved_regions=reserved_regions(group_id),
+    )
+
+
+def list_groups() -> list[Group]:
+    """Every IOMMU group, by number; none where no IOMMU is in use."""
+    if not _groups().is_dir():
+        return []
+    groups = []
+    for number in sorted(int(path.name) for path in _groups().iterdir() if path.name.isdigit()):
+        try:
+            groups.append(find_group(number))
+        except DeviceNotFoundError:
+            continue  # its last device was unplugged since
+    return groups

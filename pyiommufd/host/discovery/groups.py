@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
 from pyiommufd.printable import OneLine, counted, listed
+
+if TYPE_CHECKING:
+    from pyiommufd.host.discovery.devices import HostDevice
 
 # Drivers that do no DMA of their own: a member on one of them does not stop the group from being bound
 # (`driver_managed_dma` in Linux 7.3). pci-pf-stub and shpchp look alike and are not among them.
@@ -74,36 +74,6 @@ def is_safe(device: HostDevice) -> bool:
     return device.driver is None or device.driver in SAFE_DRIVERS or device.on_vfio
 
 
-def _folder() -> Path:
-    return sysfs.SYS / "kernel/iommu_groups"
-
-
-def find_group(group_id: int) -> Group:
-    """The IOMMU group of that number, as it is now.
-
-    Raises:
-        DeviceNotFoundError: There is no such group.
-        TypeError: The number is not an int.
-    """
-    path = _folder() / str(operator.index(group_id))
-    try:
-        links = sorted((path / "devices").iterdir())
-    except OSError:
-        raise DeviceNotFoundError(f"there is no IOMMU group {group_id}") from None
-    devices = []
-    for link in links:
-        try:
-            devices.append(from_sys_path(link.resolve()))
-        except DeviceNotFoundError:
-            continue  # unplugged since
-    return Group(
-        id=int(group_id),
-        type=sysfs.read(path / "type") or "unknown",
-        devices=tuple(devices),
-        reserved_regions=reserved_regions(group_id),
-    )
-
-
 def reserved_regions(group_id: int, kind: str = "") -> tuple[ReservedRegion, ...]:
     """What the addresses of a group's members must avoid; nothing where there is no such group.
 
@@ -112,21 +82,8 @@ def reserved_regions(group_id: int, kind: str = "") -> tuple[ReservedRegion, ...
         kind: Only regions of this type.
     """
     found = []
-    for line in sysfs.lines(f"{_folder()}/{group_id}/reserved_regions"):
+    for line in sysfs.lines(f"{sysfs.SYS}/kernel/iommu_groups/{group_id}/reserved_regions"):
         if line.endswith(kind):
             start, last, kind_of_it = line.split()
             found.append(ReservedRegion(int(start, 16), int(last, 16), kind_of_it))
     return tuple(found)
-
-
-def list_groups() -> list[Group]:
-    """Every IOMMU group, by number; none where no IOMMU is in use."""
-    if not _folder().is_dir():
-        return []
-    groups = []
-    for number in sorted(int(path.name) for path in _folder().iterdir() if path.name.isdigit()):
-        try:
-            groups.append(find_group(number))
-        except DeviceNotFoundError:
-            continue  # its last device was unplugged since
-    return groups

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from pyiommufd.errors import IoctlError
-from pyiommufd.kernel.device.region import RegionBytes
+from pyiommufd.kernel.device.region_bytes import RegionBytes
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.printable import OneLine
 from pyiommufd.uapi import ioctls

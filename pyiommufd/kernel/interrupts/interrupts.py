@@ -9,8 +9,8 @@ import threading
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from pyiommufd import uapi
 from pyiommufd.errors import ClosedError, UnsupportedError
-from pyiommufd.kernel.device.device_info import DeviceFlag
 from pyiommufd.kernel.interrupts.interrupt import APIRQIndex, CCWIRQIndex, IRQIndex
 from pyiommufd.kernel.interrupts.irq import IRQ
 from pyiommufd.uapi.ioctls import File
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.interrupts.ioeventfd import IOEventFD
 
-_KINDS: dict[DeviceFlag, type[IntEnum]] = {
-    DeviceFlag.PCI: IRQIndex,
-    DeviceFlag.AP: APIRQIndex,
-    DeviceFlag.CCW: CCWIRQIndex,
+_KINDS: dict[int, type[IntEnum]] = {
+    uapi.VFIO_DEVICE_FLAGS_PCI: IRQIndex,
+    uapi.VFIO_DEVICE_FLAGS_AP: APIRQIndex,
+    uapi.VFIO_DEVICE_FLAGS_CCW: CCWIRQIndex,
 }
 
 

@@ -6,7 +6,7 @@ import errno
 import itertools
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.mapping import unmap_error
@@ -37,13 +37,12 @@ from pyiommufd.kernel.memory.mapping_requests import (
     piece_numbers,
 )
 from pyiommufd.kernel.memory.mapping_table import MappingTable
-from pyiommufd.kernel.pagetables.hwpt import HWPT
 from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
 
 if TYPE_CHECKING:
-    from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.kernel.pagetables.hwpt import HWPT
 
 
 class PhysicalRange(NamedTuple):
@@ -93,7 +92,7 @@ class IOAS(KernelObject):
     @property
     def hwpts(self) -> tuple[HWPT, ...]:
         """The page tables that this process has allocated for it (`Device.alloc_hwpt`) and not closed."""
-        return tuple(user for user in self.users if isinstance(user, HWPT))
+        return tuple(cast("list[HWPT]", self._owned()))
 
     @property
     def ioas(self) -> IOAS:
@@ -457,14 +456,7 @@ class IOAS(KernelObject):
         """
         super().close()
 
-    def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
-        return tuple(
-            user for page_table in (self, *self.hwpts) for user in page_table.users if not isinstance(user, HWPT)
-        )
-
     def _destroy(self) -> None:
-        for hwpt in self.hwpts:
-            hwpt.close()
         self._kept = False  # as said before by a close that was interrupted
         super()._destroy()
 

@@ -62,6 +62,10 @@ class HWPT(KernelObject):
         """The address space, and the fault queue if there is one."""
         return (self.ioas,) if self.fault_queue is None else (self.ioas, self.fault_queue)
 
+    @property
+    def _owner(self) -> IOAS:
+        return self.ioas
+
     def set_dirty_tracking(self, on: bool) -> None:
         """Begin or stop to note which pages devices write to (IOMMU_HWPT_SET_DIRTY_TRACKING).
 

@@ -8,8 +8,8 @@ from pyiommufd.errors import CloseError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import plan_claim
-from pyiommufd.host.discovery.devices import HostDevice, list_devices
-from pyiommufd.host.discovery.groups import Group, is_safe, list_groups
+from pyiommufd.host.discovery.devices import HostDevice, list_devices, list_groups
+from pyiommufd.host.discovery.groups import Group, is_safe
 
 
 class Claims:

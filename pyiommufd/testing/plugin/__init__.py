@@ -14,10 +14,8 @@ from typing import Any
 
 import pytest
 
-MARKER = (
-    "guest(iommu=…, kernel=…, devices=…): runs in a guest of that kind; without --guest only where /dev/iommu is, and "
-    "with arguments only in a guest that has them. Also: qemu, memory, cpus, kernel_arguments, qemu_arguments"
-)
+from pyiommufd.testing.plugin.marker import MARKER, wishes
+
 IOMMUS = ("intel", "intel-first-stage", "amd", "virtio", "none")
 
 if importlib.util.find_spec("pyiommufd.testing.plugin.fixtures") is not None:
@@ -60,20 +58,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="at the first failure open a shell in the guest, before anything of the test is torn down",
     )
-
-
-def wishes(item: pytest.Item) -> dict[str, Any] | None:
-    """What the `guest` markers of a test ask for, the closest first; None where it has none.
-
-    Raises:
-        pytest.UsageError: A marker has positional arguments.
-    """
-    result: dict[str, Any] | None = None
-    for mark in item.iter_markers("guest"):
-        if mark.args:
-            raise pytest.UsageError(f"{item.nodeid}: the guest marker takes keyword arguments only")
-        result = dict(mark.kwargs) | (result or {})
-    return result
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,9 +20,9 @@ from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.guest.guest import Guest, console_tail
 from pyiommufd.testing.guest.shell import SHELL_PORT, open_shell
 from pyiommufd.testing.inside import wire
-from pyiommufd.testing.plugin import wishes
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
 from pyiommufd.testing.plugin.inner_pytest import End, InnerPytest
+from pyiommufd.testing.plugin.marker import wishes
 
 # How pytest may end after all of its tests: well, with failures, stopped, or without a test.
 _ORDERLY = (0, 1, 2, 5)

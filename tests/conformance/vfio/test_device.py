@@ -7,7 +7,7 @@ import pytest
 from pyiommufd import HostDevice, UnsupportedError
 from pyiommufd.kernel.device.config_space import Command
 from pyiommufd.kernel.device.device_info import DeviceFlag
-from pyiommufd.kernel.device.region import RegionFlag
+from pyiommufd.kernel.device.region_bytes import RegionFlag
 from pyiommufd.kernel.interrupts.interrupt import IRQIndex
 from pyiommufd.kernel.interrupts.irq import IRQ
 from tests.conformance.cases import Route, twin

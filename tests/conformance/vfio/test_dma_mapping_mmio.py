@@ -8,7 +8,8 @@ import mmap
 
 import pytest
 
-from pyiommufd.kernel.device.region import Region, RegionFlag
+from pyiommufd.kernel.device.region import Region
+from pyiommufd.kernel.device.region_bytes import RegionFlag
 from pyiommufd.uapi import raw
 from tests.conformance.cases import Route, twin
 from tests.conformance.iommufd.steps import PAGE, refused

@@ -18,7 +18,7 @@ import pytest
 
 from pyiommufd.host import worker as helper_module
 from pyiommufd.host.worker import Helper, StuckError
-from tests.patience import patience
+from tests.patience import patience, until
 
 
 @pytest.fixture
@@ -131,3 +131,26 @@ def test_without_an_interpreter_to_start(helper: Helper, tmp_path: Path, monkeyp
     helper.write(tmp_path / "attribute", "x")
     assert helper.read(tmp_path / "attribute") == "x"
     assert helper._process is None
+
+
+def test_writer_whose_process_is_gone_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process had asked for must not happen after its claim has been recovered."""
+    path = tmp_path / "attribute"
+    path.touch()
+    # A Python that takes its time to start, as on a busy machine: until it is told to go on.
+    slow = tmp_path / "python"
+    wait = "touch started\nwhile ! [ -e go ]; do sleep 0.01; done"
+    slow.write_text(f'#!/bin/sh\n{wait}\n"{sys.executable}" "$@"\necho "$?" > ended\n')
+    slow.chmod(0o755)
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(sys, "executable", str(slow))
+        os.chdir(tmp_path)
+        Helper().write(path, "late")
+        os._exit(0)
+    until((tmp_path / "started").exists)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    (tmp_path / "go").touch()
+    until((tmp_path / "ended").exists)
+    assert path.read_text() == ""

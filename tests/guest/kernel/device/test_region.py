@@ -18,7 +18,7 @@ from pyiommufd import (
     UnsupportedError,
     uapi,
 )
-from pyiommufd.kernel.device.region import RegionFlag
+from pyiommufd.kernel.device.region_bytes import RegionFlag
 
 CONFIG, VGA = 7, 8
 LIVENESS = 0x04
