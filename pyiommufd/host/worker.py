@@ -12,9 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from pyiommufd.closing import Closing
 from pyiommufd.host import sysfs
 
 _log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ class StuckError(TimeoutError):
         self.pid = pid
 
 
-class Helper:
+class Helper(Closing):
     """Reads and writes attributes from a process of its own, which is started when it is first needed.
 
     The kernel does not let a process go that waits in an unbind, not even when it is killed. Past its time limit an
@@ -176,14 +175,6 @@ class Helper:
         if process is not None:
             _close_pipes(process)
             process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _close_pipes(process: subprocess.Popen[bytes]) -> None:

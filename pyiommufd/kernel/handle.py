@@ -10,8 +10,8 @@ import warnings
 import weakref
 from collections.abc import Callable
 
+from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, ForkedError, ioctl_error
-from pyiommufd.kernel.closing import Closing
 from pyiommufd.uapi import ioctls
 
 # Every open handle, by its id, and its file, which it has also as garbage that is being collected. A dictionary, since

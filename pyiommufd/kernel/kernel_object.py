@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, InUseError, IoctlError, ioctl_error
-from pyiommufd.kernel.closing import Closing
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:

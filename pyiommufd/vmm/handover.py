@@ -8,9 +8,9 @@ import socket
 import uuid
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from pyiommufd.closing import Closing
 from pyiommufd.errors import CloseError, HandoverError
 from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.host.holders import holders
@@ -25,7 +25,7 @@ VARIABLE = "PYIOMMUFD_FDS"
 _MOST = 253  # SCM_MAX_FD (Linux 7.3, include/net/scm.h): how many fds one message carries
 
 
-class Handover:
+class Handover(Closing):
     """An iommufd and device files, unbound, of which another process is to make use. A context manager.
 
     Leaving it closes them. So does handing them on: a copy that is forgotten keeps the devices bound. Whoever gets
@@ -242,14 +242,6 @@ class Handover:
                 errors += error.errors if isinstance(error, CloseError) else [error]
         if errors:
             raise CloseError("what was to be handed over was closed with errors:", tuple(errors))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         names = ", ".join(device.name for device in self._devices)

@@ -6,15 +6,14 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Self
 
+from pyiommufd.closing import Closing
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
 from pyiommufd.host.holders import holders
 
 
-class RemovalNotices:
+class RemovalNotices(Closing):
     """Tells of devices that the host wants back while another process has them. A context manager that ends it.
 
     When a device is to leave its vfio driver, by hot-unplug or by hand, the kernel takes its node away, asks whoever
@@ -87,11 +86,3 @@ class RemovalNotices:
             self._monitor.close()
             os.close(self._stop)
             os.close(self._stopped)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

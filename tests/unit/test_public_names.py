@@ -37,7 +37,7 @@ def test_lookup_sees_what_there_is() -> None:
     """Types by assignment alone, and properties with their setters: without these the tests above would pass too."""
     spoken = types_spoken_of()
     assert isinstance(exported()["Region"], TypeInfo)
-    assert "Region.flags" in spoken["pyiommufd.kernel.device.region.RegionFlag"]
+    assert "Region.flags" in spoken["pyiommufd.kernel.device.region_bytes.RegionFlag"]
     assert "ConfigSpace.command" in spoken["pyiommufd.kernel.device.config_space.Command"]
     assert "find_device" in spoken["pyiommufd.host.discovery.devices.HostDevice"]
     assert {"HostDevice.name", "Device.bus_master", "VMM.command"} <= set(public_names())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, DeviceNotFoundError
 from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, from_sys_path, udev_context
 from pyiommufd.printable import OneLine
@@ -40,7 +40,7 @@ class DeviceEvent(OneLine):
         return f"{self.action} {self.subsystem} {self.name}{of}"
 
 
-class Monitor:
+class Monitor(Closing):
     """Watches devices come, go and change drivers (udev's events; the kernel's where no udevd runs).
 
     A context manager, an iterator that waits for the next event, and an async one. Events from its creation on
@@ -137,14 +137,6 @@ class Monitor:
         """Stop watching. Does nothing the second time."""
         # libudev closes the socket when its object goes.
         self._monitor = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Monitor of {', '.join(self._subsystems)}{' closed' if self.closed else ''}>"

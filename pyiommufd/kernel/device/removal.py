@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, InUseError
-from pyiommufd.kernel.closing import Closing
 from pyiommufd.kernel.interrupts.interrupt import Interrupt
 
 if TYPE_CHECKING:

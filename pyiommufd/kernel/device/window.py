@@ -8,8 +8,8 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
-from pyiommufd.kernel.closing import Closing
 from pyiommufd.kernel.handle import forked_error
 from pyiommufd.uapi.device_ioctls import (
     WindowHandle,

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
-from typing import Self
 
+from pyiommufd.closing import Closing
 from pyiommufd.host.discovery.aliases import devices_of_requester
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.testing.checks.dmesg import PATH as KMSG
@@ -117,7 +116,7 @@ def parse_fault(line: LogLine) -> DMAFault | None:
     )
 
 
-class DMAFaults:
+class DMAFaults(Closing):
     """The DMA faults since this was made: the fixture ``dma_faults``. A context manager.
 
     Supplementary: lines may be missing; see the module.
@@ -189,11 +188,3 @@ class DMAFaults:
     def close(self) -> None:
         """Stop reading the log."""
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -11,8 +11,9 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
+
+from pyiommufd.closing import Closing
 
 PATH = "/dev/kmsg"
 
@@ -79,7 +80,7 @@ class LogLine:
         return f"[{self.time:12.6f}] {self.text}"
 
 
-class KernelLog:
+class KernelLog(Closing):
     """What the kernel logs from now on. A context manager.
 
     Thread safety: one thread at a time.
@@ -121,14 +122,6 @@ class KernelLog:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def troubles(lines: Iterable[LogLine]) -> list[tuple[LogLine, ...]]:

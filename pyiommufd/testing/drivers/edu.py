@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from pyiommufd.kernel.closing import Closing
+from pyiommufd.closing import Closing
 from pyiommufd.kernel.device.device import Device
 
 VENDOR_ID = 0x1234

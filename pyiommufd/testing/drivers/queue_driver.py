@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 
-from pyiommufd.kernel.closing import Closing
+from pyiommufd.closing import Closing
 from pyiommufd.kernel.device.device import Device
 from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.interrupt import Interrupt
