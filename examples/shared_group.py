@@ -66,7 +66,7 @@ def group_of(device: HostDevice) -> Group:
 
 
 def bind_unclaimed(host: HostDevice) -> None:
-    """Do what comes to mind first: move this one device to vfio-pci, and bind it."""
+    """Move only this one device to vfio-pci and bind it, to show how the kernel refuses that."""
     driver, override = host.driver, drivers.driver_override(host)
     drivers.load_driver("pci", "vfio-pci")
     drivers.set_driver_override(host, "vfio-pci")
@@ -170,7 +170,7 @@ def probe(device: Device, memory: DMABuffer, iova: int) -> Callable[[], bool] | 
 
 
 def at_work(device: HostDevice) -> None:
-    """Show that a device is at work for its host driver again, where it is one that can be asked."""
+    """Show that a device works with its host driver again, if it is a kind that can be checked."""
     for node in device.sys_path.glob("virtio*/driver"):
         if node.resolve().name == "virtio_rng":
             current = Path("/sys/class/misc/hw_random/rng_current").read_text().strip()

@@ -88,7 +88,7 @@ class IOMMUFDError(Exception):
         return f"<{type(self).__name__}: {shortened(str(self).partition(chr(10))[0])}>"
 
     def _text(self) -> str:
-        """What is said; a subclass that says more than its arguments overrides this."""
+        """The message; overridden by subclasses whose message has more than their arguments."""
         return super().__str__()
 
     def add_note(self, note: str) -> None:
@@ -124,7 +124,7 @@ class AlreadyAttachedError(IOMMUFDError):
 
 
 def _said(error: BaseException) -> str:
-    """What an error says; of one that is not ours its kind as well, without which few say anything."""
+    """The message of an error; prefixed with its type if it is not one of pyiommufd's."""
     return str(error) if isinstance(error, IOMMUFDError) else f"{type(error).__name__}: {error}"
 
 
@@ -235,7 +235,7 @@ class AccessDeniedError(IoctlError):
 
 
 class VectorsUnavailableError(IoctlError):
-    """Fewer interrupt vectors are to be had than were asked for (ENOSPC); none has been enabled.
+    """Fewer interrupt vectors are available than were requested (ENOSPC); none has been enabled.
 
     Attributes:
         available: How many there are.
@@ -243,7 +243,7 @@ class VectorsUnavailableError(IoctlError):
 
     @property
     def available(self) -> int:
-        """How many vectors there are to be had."""
+        """How many vectors are available."""
         return int(self._details.get("available", 0))
 
 
@@ -299,13 +299,13 @@ _explain: Callable[[str, int], tuple[Cause, ...]] | None = None
 
 
 def explain_with(function: Callable[[str, int], tuple[Cause, ...]]) -> None:
-    """Have a function say what is behind a request and an errno where whoever raises knows no better."""
+    """Set the function that provides the causes for a request and errno when the caller gives none."""
     global _explain
     _explain = function
 
 
 def ioctl_error(request: str, errno: int, target: str = "", causes: tuple[Cause, ...] = ()) -> IoctlError:
-    """The exception for an errno: the one place where the two meet."""
+    """The exception for an errno: the only place that maps errnos to exception classes."""
     if not causes and _explain is not None:
         causes = _explain(request, errno)
     return _BY_ERRNO.get(errno, IoctlError)(request, errno, target, causes)

@@ -13,7 +13,7 @@ _LONGEST = 130
 def printable(text: str, keep: str = "") -> str:
     r"""The text with every character that is not printable written as its number, such as ``\x1b`` or ``\u2028``.
 
-    A mount point or the name of an interface may hold any byte, and a terminal takes some for orders: to set its title,
+    A mount point or interface name may hold any byte, and terminals interpret some as commands: to set the title,
     to clear lines that were printed before. Bytes that are no UTF-8 (`os.fsdecode` makes lone surrogates of them) are
     written as bytes. What is printable is what `str.isprintable` says, so neither are marks of the direction of
     writing. A second time changes nothing.

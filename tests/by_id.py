@@ -1,4 +1,4 @@
-"""Requests of an iommufd by the bare numbers, behind the backs of the objects: as another process makes them."""
+"""iommufd ioctls by bare ids, bypassing the library's objects, as another process would issue them."""
 
 from __future__ import annotations
 

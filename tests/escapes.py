@@ -1,9 +1,9 @@
-"""Text that takes a terminal for a ride, and the check that none of it comes through."""
+"""Text with terminal control sequences, and the check that none of them is printed unescaped."""
 
 from __future__ import annotations
 
 NASTY = "x\x1b]0;owned\x07\x1b[2K\r\nforged: all is well\x7f\x9b31m\x85\u2028\u202e\udcffend"
-"""A title that is set, a line that is cleared, a line of its own, marks of direction, a byte that is no UTF-8."""
+"""Sets a title, clears a line, starts a line of its own; direction marks, and a byte that is not UTF-8."""
 
 
 def invisible(output: str | bytes) -> str:

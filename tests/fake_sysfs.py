@@ -1,4 +1,4 @@
-"""A sysfs of one's own in a folder: machines that no guest can be, for tests of what only reads."""
+"""A fake sysfs in a folder: machines that a guest cannot emulate, for tests of code that only reads."""
 
 from __future__ import annotations
 

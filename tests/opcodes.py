@@ -1,4 +1,4 @@
-"""A signal handler, and an exception of its, at any opcode of an operation."""
+"""Runs a signal handler, which may raise, before any chosen opcode of an operation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interruption(BaseException):
 def _never(code: CodeType) -> frozenset[int]:
     """The opcodes of a function before which no handler runs: those in which a ``with`` begins and ends.
 
-    An exception there would leave a lock taken for ever. CPython sees to signals after a call, and these follow none.
+    An exception there would leave a lock held for ever. CPython handles signals after a call, and none precedes these.
     """
     found: set[int] = set()
     instructions = list(dis.get_instructions(code))
@@ -57,7 +57,7 @@ def opcodes(
 
     def each(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count, where
-        # Without a line are those that CPython adds for an exception on its way. No handler runs before them, and what
+        # Opcodes without a line propagate an exception (added by CPython). No handler runs before them, and what
         # a trace function raises there is never freed (3.11).
         line: int | None = frame.f_lineno
         if event == "opcode" and line is not None and frame.f_lasti not in _never(frame.f_code):

@@ -1,4 +1,4 @@
-"""Waiting for what is sure to come: limits that grow with how slow this machine is now, emulated or busy."""
+"""Waiting with time limits that scale with how slow this machine is at the moment, because emulated or busy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def patience(seconds: float = 120) -> float:
-    """A time limit for what is sure to come: as given, or longer where the machine is slower than it was made for.
+    """A time limit for something that is certain to happen: as given, or longer if the machine is slow at the moment.
 
     Args:
         seconds: The limit for an idle machine: in a guest, for one that is emulated.
@@ -51,13 +51,13 @@ def until(
 def _slowness(period: int) -> float:
     """How many times slower than the reference this machine is, or 1; measured once in each ten seconds.
 
-    A short piece of work may get by where many wait for the processor, and who waits longer does not: hence the load.
+    A short piece of work may run undisturbed even if many processes compete for the CPU: hence the load as well.
     """
     return max(1.0, _work() / _REFERENCE, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
 
 
 def _work() -> float:
-    """Seconds that a fixed piece of work takes now; the longest of three, as what is busy is so by turns."""
+    """Seconds that a fixed piece of work takes now; the longest of three, since other processes run in turns."""
     longest = 0.0
     for _ in range(3):
         start = time.perf_counter()

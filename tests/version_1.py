@@ -1,4 +1,4 @@
-"""Records as the version before had them: a claim's devices in one file, what else belongs to a kept one in another."""
+"""Records in the version 1 format: a claim's devices in one file, the rest of a kept claim in another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pyiommufd caps``: what this kernel's iommufd knows, and what the IOMMU before a device can."""
+"""``pyiommufd caps``: which iommufd ioctls this kernel supports, and the capabilities of a device's IOMMU."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def caps(device: str | None, as_json: bool) -> None:
 
 
 def _obstacle(device: HostDevice) -> str:
-    """Why the device cannot be asked; empty where it can."""
+    """Why IOMMU_GET_HW_INFO cannot be issued for the device; empty if it can."""
     if device.vfio_cdev is None:
         return (
             f"{device.name} is on {device.driver or 'no driver'}: the kernel tells of its IOMMU once it is bound, "

@@ -1,7 +1,7 @@
-"""What the changing commands share: ``--dry-run`` and ``--force``, a line for each step, an end by signals.
+"""Code shared by the commands that change devices: ``--dry-run``, ``--force``, step output, signal handling.
 
 Steps go to the standard output, a line each before it is taken, and nothing else does: with ``--dry-run`` the same
-lines are printed and nothing is done. What there is to say besides goes to the standard error.
+lines are printed and nothing is done. All other messages go to standard error.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _SignalledError(Exception):
 
 
 def say(text: object) -> None:
-    """Say something that is no step."""
+    """Print a message that is not a step, on standard error."""
     echo(text, err=True)
 
 
@@ -72,10 +72,10 @@ def find_devices(names: Iterable[str]) -> list[HostDevice]:
 
 
 def check_refusals(refusals: Sequence[Refusal], what: str = "the claim") -> None:
-    """End a dry run where the command itself would be refused; of what.
+    """Raise, in a dry run, the refusals that the command itself would raise.
 
     Raises:
-        ClaimRefusedError: It would.
+        ClaimRefusedError: There are refusals.
     """
     if refusals:
         raise ClaimRefusedError(tuple(refusals), what)
@@ -90,7 +90,7 @@ def ended_by_signals() -> Iterator[None]:
         raise _SignalledError(number)
 
     def hang_up(number: int, frame: FrameType | None) -> None:
-        # The terminal has gone: no reason to leave anything half done.
+        # The terminal was closed: finish or undo the current operation, as for SIGTERM.
         del number, frame
         signal.raise_signal(signal.SIGTERM)
 
@@ -102,7 +102,7 @@ def ended_by_signals() -> Iterator[None]:
                 signal.signal(number, handler)
         yield
     except _SignalledError as error:
-        # What it was doing has failed for it, and says what became of that.
+        # The signal made the current operation fail; its error message says what was undone.
         reason = error.__context__
         text = str(reason) if isinstance(reason, ClaimError) else str(error)
         say(f"pyiommufd: {text}")
@@ -113,7 +113,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def failed(error: Exception) -> str:
-    """What went wrong, with what was added to it."""
+    """The error message with its notes."""
     notes = getattr(error, "__notes__", [])
     text = str(error) if isinstance(error, IOMMUFDError | OSError) else repr(error)
     return "\n".join([text, *notes])

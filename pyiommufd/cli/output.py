@@ -1,7 +1,7 @@
-"""The one way to the terminal, and what the reading commands share: tables, JSON with documented keys.
+"""All terminal output, and helpers shared by the reading commands: tables, JSON with documented keys.
 
-All text goes by `echo`, which makes visible what is not printable: paths, names of interfaces and commands are chosen
-by others, and terminals take some characters for orders.
+All text goes through `echo`, which escapes unprintable characters: paths, interface names and command names come
+from untrusted sources, and terminals interpret control characters.
 """
 
 from __future__ import annotations
@@ -78,18 +78,18 @@ class ReadingCommand(click.Command):
 
 
 class Clean(str):
-    """Text in which everything is visible already; what is not printable in it is ours, such as colours."""
+    """Text that is escaped already; unprintable characters left in it are ours, such as colour sequences."""
 
     __slots__ = ()
 
 
 def echo(*words: object, sep: str = "", err: bool = False) -> None:
-    """Print a line, or lines, at once; what is not printable in it, newlines aside, as its number.
+    """Print and flush one or more lines, with unprintable characters other than newlines escaped.
 
     Args:
         words: What is printed; `Clean` text as it is.
         sep: What stands between two of them.
-        err: To the standard error. Where that cannot be written to, nobody can be told of it, and nothing is.
+        err: Print to standard error. A write error there is ignored, since it cannot be reported.
 
     Raises:
         OSError: The standard output cannot be written to; it is not tried again.
@@ -117,7 +117,7 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
 
 
 def _escaped(line: str) -> Clean:
-    # By JSON's own escapes, so that whoever reads it has the very text; it need not escape U+2028, say, and does not.
+    # With JSON's escapes, so that a parser gets the exact text; json.dumps leaves U+2028, for one, unescaped.
     if line.isprintable():
         return Clean(line)
     return Clean("".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line))
@@ -163,7 +163,7 @@ def streams() -> Iterator[None]:
 
     It ends with exit status 3 where the standard output cannot be written to, with a line that says so.
     """
-    # What is closed would be the fd of the next file that is opened.
+    # Replace closed standard streams: their fd numbers would be reused by the next files that are opened.
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - until the end
@@ -186,7 +186,7 @@ def streams() -> Iterator[None]:
 
 
 class _Output(io.TextIOWrapper):
-    """The standard output. That it cannot be written to is said once: the interpreter would try again at its end."""
+    """Standard output. A write error is reported once: the interpreter would flush, and fail, again at exit."""
 
     def write(self, text: str, /) -> int:
         with self._tried():
@@ -206,7 +206,7 @@ class _Output(io.TextIOWrapper):
 
 
 def _give_up(stream: TextIO) -> None:
-    """Have all that is still written to it go nowhere."""
+    """Redirect all further output of a stream to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -37,7 +37,7 @@ _REMOVAL_SECONDS = 10.0
 
 
 class _RunCommand(click.Command):
-    """A command whose own arguments end at ``--``; what follows is another's, whatever it looks like."""
+    """A command whose own arguments end at ``--``; what follows is the VMM's command line, passed on unparsed."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep what follows ``--`` for the callback."""
@@ -62,7 +62,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     except ValueError as error:  # int's own, too, for thousands of digits
         raise click.BadParameter(str(error), ctx, param) from None
     except HandoverError:
-        pass  # this process may not: no fault of the command line's, and told with its status
+        pass  # not a usage error: this process may not set that limit, which is reported with its own exit status
     return size
 
 

@@ -1,13 +1,13 @@
-"""From a refused request to what is behind it: ranked causes, each with evidence and a way out."""
+"""Diagnosis of refused requests: ranked causes, each with evidence and a fix."""
 
 from pyiommufd.errors import Cause, explain_with
 
 
 def _general(request: str, errno: int) -> tuple[Cause, ...]:
-    from pyiommufd.diagnose.explain import general_causes  # here: nobody pays for the table before something is refused
+    from pyiommufd.diagnose.explain import general_causes  # imported here: the table is needed only after a refusal
 
     return general_causes(request, errno)
 
 
-# The layers point the other way: errors knows nothing of diagnose, and is told.
+# errors is a lower layer and must not import diagnose, so diagnose registers its function there.
 explain_with(_general)

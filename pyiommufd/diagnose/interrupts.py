@@ -44,7 +44,7 @@ def set_irqs_error(code: int, target: str, name: str, enabled: Sequence[str]) ->
 
 
 def ioeventfd_error(code: int, target: str, same: str = "") -> IoctlError:
-    """The exception for an ioeventfd that could not be had.
+    """The exception for an ioeventfd that could not be registered.
 
     Args:
         code: The errno.

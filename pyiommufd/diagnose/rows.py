@@ -1,4 +1,4 @@
-"""What a row of the table of refusals is: a reason that the kernel has, and how to see whether it is this one."""
+"""A row of the table of refusals: one possible reason for an errno, and how to check whether it applies."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Row:
     Attributes:
         summary: What is wrong, in general.
         fix: What helps, in general.
-        look: What this machine shows of it: the causes found, none where it is not that; None where nothing can
-            be seen. Without it nothing ever can.
+        look: Checks this machine for the reason: the causes found, none if it does not apply, or None if that cannot
+            be determined. Without it the reason can never be checked.
     """
 
     summary: str
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def general(self) -> Cause:
-        """The reason with nothing seen."""
+        """The reason as a cause without evidence."""
         return Cause(self.summary, "", self.fix)
 
 

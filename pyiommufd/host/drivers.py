@@ -57,7 +57,7 @@ def bind(device: HostDevice, driver: str) -> None:
     """Put the device on a driver that is loaded, and make sure that it is there.
 
     Raises:
-        OSError: What the kernel answered; ENODEV also where the driver took another turn.
+        OSError: The kernel's errno; ENODEV also if the device did not stay on the driver.
     """
     path = sysfs.SYS / "bus" / device.subsystem / "drivers" / driver / "bind"
     sysfs.write(path, device.name)
@@ -71,7 +71,7 @@ def driver_of(device: HostDevice) -> str | None:
 
 
 def is_home(device: HostDevice) -> bool:
-    """Whether the host works with the device: it is on a driver, and on none that only keeps it for somebody else."""
+    """Whether the device is on a host driver, rather than on none, pci-stub or a vfio driver."""
     return device.driver is not None and not device.on_vfio and device.driver != "pci-stub"
 
 
@@ -87,7 +87,7 @@ def vfio_driver_for(device: HostDevice, named: str | None = None) -> str:
         named: The vfio driver that it is to be instead, by its own name or its module's, with dashes or underscores.
 
     Raises:
-        ClaimError: There is no vfio driver for its bus; or the one named is not to be had here, or no vfio driver.
+        ClaimError: There is no vfio driver for its bus; or the one named is not available, or is not a vfio driver.
         TypeError: The name is not a string.
     """
     if device.subsystem not in GENERAL:

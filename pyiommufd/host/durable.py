@@ -1,6 +1,6 @@
-"""Small files that outlive a power cut whole, or not at all.
+"""Atomic, durable writes of small files: after a power cut a file is complete or absent.
 
-Thread safety: two writers of one file need a lock of theirs.
+Thread safety: concurrent writers of one file need a lock of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
     make_folder(path.parent)
     draft = path.with_name(path.name + DRAFT)
     draft.unlink(missing_ok=True)
-    # O_EXCL: what somebody else has put there meanwhile is not written through.
+    # O_EXCL: do not write through a link that somebody else has put there.
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
         os.fchmod(fd, mode)
@@ -72,7 +72,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk know what is in a folder."""
+    """Flush a folder's entries to disk (fsync)."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -71,8 +71,8 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
 class _Wanted:
     """What to look for.
 
-    A device that is on its way out has no node any more, in sysfs or in /dev, while whoever holds it keeps the kernel
-    waiting: those are known by the device's folder, which the kernel tells of an fd, or by the node's last name.
+    A device that is being removed has no node any more, in sysfs or in /dev, while a process that holds it blocks the
+    removal: such holders are found by the device's folder, which fdinfo shows, or by the last part of the node's name.
     """
 
     nodes: dict[int, str]

@@ -31,9 +31,9 @@ def has_own_users() -> bool:
 def foreign_namespaces() -> tuple[str, ...]:
     """Where this process is in another namespace than the machine's init: ``user``, ``PID``, ``mount``, ``network``.
 
-    In a PID namespace of one's own init is not to be seen. Kernels before 6.18 do not tell then whether a mount or
-    network namespace is the initial one: it is named, as it may well not be. A user who may not look at init's
-    namespaces is told of none of these two there.
+    In a separate PID namespace init is not visible. Kernels before 6.18 then do not tell whether a mount or network
+    namespace is the initial one; it is listed, since it may not be. For a user who may not read init's namespaces,
+    neither of these two is listed there.
     """
     whole = sees_all_processes()
     found = []

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pyiommufd.errors import ClaimError
 from pyiommufd.printable import OneLine
 
-_NO_ID = 0xFFFF_FFFF  # what the kernel takes for nobody at all
+_NO_ID = 0xFFFF_FFFF  # (uid_t)-1: no user
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class User(OneLine):
-    """Somebody who may be given devices, or whom a program may run as.
+    """A user who may be given devices, or as whom a program may run.
 
     Attributes:
         name: The name; the number where there is no such name.

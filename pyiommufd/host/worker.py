@@ -1,4 +1,4 @@
-"""A process that reads and writes attributes for this one, where that may block for good."""
+"""A helper process that reads and writes sysfs attributes, for accesses that may block for ever."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SECONDS = 30.0
 """How long an access may take before the caller is told. A disk flushes its cache in an unbind."""
 
 GRACE = 5.0
-"""Seconds that an access still has when the caller does not want to wait any more, or has given it up: what does not
-hang is done by then, and its outcome known."""
+"""Seconds that an access still gets after the caller has stopped waiting: unless it hangs, it completes by then and
+its result is known."""
 
 _SLICE = 0.1  # seconds between looks at whether the caller still wants to wait
 
@@ -65,9 +65,9 @@ class StuckError(TimeoutError):
 class Helper(Closing):
     """Reads and writes attributes from a process of its own, which is started when it is first needed.
 
-    The kernel does not let a process go that waits in an unbind, not even when it is killed. Past its time limit an
-    access is left to finish by itself, and the next one has a new process. Where this process dies, what the helper has
-    been asked for is finished, and nothing is begun any more. A context manager; for one thread at a time.
+    A process that blocks in an unbind cannot be interrupted, not even by SIGKILL. After its time limit an access is
+    left running, and the next one uses a new helper process. If this process dies, the helper finishes the current
+    access and starts no other. A context manager; for one thread at a time.
 
     Args:
         keep: File descriptors that the helper holds as well, such as that of a lock.
@@ -163,8 +163,8 @@ class Helper(Closing):
             pass_fds=self.keep,
             start_new_session=True,
         )
-        # It starts slowly, and this process may be killed meanwhile: what is in its pipe already would be done late,
-        # after somebody has recovered what was left behind. So it is asked when it is there.
+        # It starts slowly, and this process may be killed meanwhile: a request already in the pipe would be carried out
+        # late, after a recovery. So requests are sent only once it has reported that it is ready.
         assert process.stdout is not None  # noqa: S101
         process.stdout.read(1)
         return process

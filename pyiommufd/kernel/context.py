@@ -1,4 +1,4 @@
-"""What this process knows of one iommufd of the kernel's, whichever of its objects it was done with."""
+"""The state of one kernel iommufd in this process, shared by all `IOMMUFD` objects that refer to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.kernel_object import KernelObject
 
 _lock = threading.RLock()  # a signal handler may make one, too
-# By their ids: of a dictionary a snapshot can be had while others change it, and of a WeakSet not.
+# Keyed by id: a dict can be copied while other threads change it; a WeakSet cannot.
 _contexts: dict[int, weakref.ref[Context]] = {}
 
 
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 def _living(references: dict[int, weakref.ref[_T]]) -> list[_T]:
-    """What there still is; the rest is forgotten."""
+    """The objects that still exist; dead weak references are dropped."""
     found = []
     for key, reference in list(references.items()):
         if (one := reference()) is not None:
@@ -64,7 +64,7 @@ class Context:
 
     @classmethod
     def of(cls, iommufd: IOMMUFD, fd: int) -> Context:
-        """That of another object of this process on the same iommufd; or a new one.
+        """The context of another object of this process on the same iommufd, or a new one.
 
         Where the kernel does not say which fds are the same (before 6.10, in some containers), each has its own; they
         are shared all the same, since the program must have asked the other one for its fd.

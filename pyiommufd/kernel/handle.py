@@ -1,4 +1,4 @@
-"""What every owner of an fd has in common."""
+"""The base class of objects that own an fd, and its handling of forks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, ForkedError, ioctl_error
 from pyiommufd.uapi import ioctls
 
-# Every open handle, by its id, and its file, which it has also as garbage that is being collected. A dictionary, since
-# its single steps are atomic.
+# Every open handle, by id, with its file, which stays usable while the handle is being garbage collected. A dict,
+# since its single operations are atomic.
 _open: dict[int, tuple[ioctls.File, weakref.ref[Handle]]] = {}
 _forks = 0  # goes up with each fork, before it and after
 
@@ -35,8 +35,8 @@ def _at_fork() -> None:
     _forks += 1
 
 
-# In the child what the handles stand for is its parent's: every use would be done to the parent's mappings. Told
-# to the objects once, at the fork: to compare process ids would be a system call at each map and register access.
+# In the child the handles refer to the parent's kernel objects: every use would affect the parent's mappings. They
+# are marked once, at the fork: comparing pids would cost a system call at each map and register access.
 os.register_at_fork(before=_at_fork, after_in_child=_after_fork_in_child, after_in_parent=_at_fork)
 
 
@@ -46,7 +46,7 @@ def forked_error(what: str, pid: int) -> ForkedError:
 
 
 def character_device(fd: int) -> tuple[int, str]:
-    """The number of an fd, and which device node it is of: ``major:minor``, or nothing where it is none's."""
+    """An fd's number and the ``major:minor`` of its device node; empty if it is not of a character device."""
     fd = operator.index(fd)
     try:
         status = os.fstat(fd)
@@ -59,7 +59,7 @@ def character_device(fd: int) -> tuple[int, str]:
 
 
 def check_unowned(fd: int) -> None:
-    """ValueError where a living object owns the fd that is to be taken over, or in a forked child its copy."""
+    """Raise ValueError if an existing object owns this fd or, in a forked child, a copy of it."""
     for file, reference in list(_open.values()):
         if fd in (file.fd, file.inherited):
             raise ValueError(f"fd {fd} belongs to {reference()!r}, which closes it; give a copy: os.dup({fd})")
@@ -86,7 +86,7 @@ class Handle(Closing):
         self._file.fd = fd
 
     def _own(self, call: Callable[..., None], *arguments: object) -> None:
-        """Have its file be opened. Where a signal handler raises nobody has this object, and nothing is left open."""
+        """Open its file. If a signal handler raises, the file is closed again, as the caller never gets this object."""
         try:
             call(self._file, *arguments)
         except BaseException:
@@ -111,7 +111,7 @@ class Handle(Closing):
         return self._file
 
     def _what(self) -> str:
-        """What it is, for an error."""
+        """The object's name in error messages."""
         return type(self).__name__
 
     @property
@@ -135,7 +135,7 @@ class Handle(Closing):
         ioctls.file_forked(self._file)
 
     def _close_fd(self) -> None:
-        # On record meanwhile: it may take long, and another thread may fork.
+        # Registered meanwhile: the close may take long, and another thread may fork.
         ioctls.file_close(self._file)
         _open.pop(id(self), None)
 
@@ -149,7 +149,7 @@ class Handle(Closing):
             _open.pop(id(self), None)
             return
         try:
-            # A child forked while the object was alive did not leave it unclosed: its parent may close it yet.
+            # No warning in a forked child: the parent may still close the object.
             if not self.in_child:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         finally:
@@ -173,9 +173,9 @@ class Deadline:
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def wait(self, file: ioctls.File) -> bool:
-        """Wait until a file is readable or closed, at most to the end; other threads run meanwhile. False: it is over.
+        """Wait until a file is readable or closed; False: the deadline has passed. Other threads run meanwhile.
 
-        It may come back early: look again.
+        It may return early, so callers have to check again.
         """
         if self._end is None:
             ioctls.file_wait(file, -1)

@@ -389,14 +389,14 @@ class IOMMUFD(Handle):
                         made._let_go()
                 attempt(self._close_fd)
             finally:
-                self._closing = False  # where a signal handler has raised it can be used still
+                self._closing = False  # after an exception of a signal handler it stays usable
         if errors:
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
 
     def __del__(self) -> None:
-        # Garbage, as its devices and address spaces are, in any order; the last callback comes first, each whatever the
-        # others have raised. No device may reach memory that has been let go of, nor may another process' that is
-        # attached to an address space of a shared iommufd. And the tables of mappings go before the memory does:
+        # The object, its devices and address spaces are finalized in any order; callbacks run last first, each even if
+        # others raised. No device, of this or of another process that shares the iommufd, may reach memory that has
+        # been released. And the tables of mappings are cleared before the memory is released:
         # CPython 3.11 crashes where it collects a memoryview and what holds it at once (gh-77894, mended in 2024).
         with contextlib.ExitStack() as stack:
             stack.callback(super().__del__)

@@ -1,4 +1,4 @@
-"""What the objects that the kernel keeps behind an iommufd by their id have in common."""
+"""The base class of kernel objects that an iommufd identifies by id."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class KernelObject(Closing):
         self._c = ioctls.new_object(iommufd._file)
 
     def _make(self, request: Callable[[ioctls.Object], None]) -> None:
-        """Have the kernel make it: on record from before the request, for as long as the kernel has it.
+        """Create the kernel object. It is recorded before the request, and stays so while the kernel has it.
 
-        Where a signal handler raises after the request, it is there until it or the iommufd is closed.
+        If a signal handler raises after the request, the object exists until it or the iommufd is closed.
         """
         with self._iommufd._lock:
             self._iommufd._live()
@@ -43,7 +43,7 @@ class KernelObject(Closing):
             finally:
                 if self.closed:
                     self._iommufd._forget(self)
-            # Another that had this id is gone: a process that shares the iommufd, and may own it, has destroyed it.
+            # An object that had this id is gone: its owner, a process that shares the iommufd, has destroyed it.
             for other in list(self._iommufd._context.objects()):
                 if other is not self and other.id == self.id:
                     other._let_go()
@@ -62,7 +62,7 @@ class KernelObject(Closing):
     def _ask(
         self, call: Callable[Concatenate[ioctls.Object, _P], _T], *arguments: _P.args, **keywords: _P.kwargs
     ) -> _T:
-        """What a call of `ioctls` about it returns. Raises as `_live` does, also where it is closed meanwhile."""
+        """Call a function of `ioctls` on this object. Raises as `_live` does, also if it is closed meanwhile."""
         self._live()
         try:
             return call(self._c, *arguments, **keywords)
@@ -138,7 +138,7 @@ class KernelObject(Closing):
             raise ioctl_error("IOMMU_DESTROY", error.errno or 0, repr(self)) from None
 
     def _let_go(self) -> None:
-        """Let go of all that belonged to it, once the kernel has destroyed it, or is about to with the iommufd."""
+        """Release what belongs to it, once the kernel has destroyed it, or before the iommufd's close does."""
         ioctls.abandon(self._c)
         self._iommufd._forget(self)
 

@@ -19,7 +19,7 @@ RawCapability = tuple[int, int, bytes]
 
 
 def capability_chain(data: bytes, first: int) -> list[RawCapability]:
-    """The capabilities of an info struct and what follows it. ValueError: they lead out of it, or round in a circle.
+    """The capabilities of an info struct and what follows it. ValueError: the chain leaves it, or loops.
 
     first: where the first one begins, counted from the start of the struct; 0: there is none.
     """

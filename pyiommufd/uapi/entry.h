@@ -41,11 +41,11 @@ int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *ar
 struct pyiommufd_object {
     struct pyiommufd_file *file; /* the iommufd */
     uint32_t id;
-    /* 0: not there, 1: there, 2: taken by a call that waits for the others, and that they wait for */
+    /* 0: does not exist, 1: exists, 2: in exclusive use by one call (see object.c) */
     unsigned int state;
     unsigned int users;   /* calls under way */
     unsigned int changes; /* of an address space: how often something was mapped, or an unmap was tried */
-    unsigned int wanted;  /* by who has found it changed too often: other calls let that one go first, for some ms */
+    unsigned int wanted;  /* set by a call that got EAGAIN too often: others yield to it for some ms */
 };
 /* A place in a command where the id of an object is wanted. */
 struct pyiommufd_id {

@@ -18,7 +18,7 @@
 #define SWAP(at, value) __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST)
 #define ADD(at, value) __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST)
 
-/* Between two looks at what another thread is about to end: it may be a system call that takes long. */
+/* Back off between two checks for the end of another thread's call, which may be a long system call. */
 static void look_again(unsigned int *looks)
 {
     static const struct timespec pause = { .tv_nsec = 100000 };
@@ -94,8 +94,8 @@ int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file 
 }
 
 /*
- * Those who wait have a fd of their own to be woken by: what is written to an eventfd itself would be a signal to
- * whoever reads it, such as the kernel. Its number is there from the first wait on. The file is held.
+ * The fd that wakes waiting threads: a separate eventfd, since a write to the file itself, if that is an eventfd,
+ * would signal its reader, such as the kernel. It is made by the first wait. The caller holds the file.
  */
 static int waker(struct pyiommufd_file *file)
 {
@@ -122,12 +122,12 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
         fd = inherited;
     if (fd >= 0)
         STORE(&file->closing, fd);
-    /* Who comes second waits, too, and leaves the rest to the first. */
+    /* A second caller waits as well, and leaves the close to the first. */
     for (;;) {
         const unsigned int users = LOAD(&file->users);
 
         wake = fd < 0 || inherited >= 0 ? -1 : LOAD(&file->wake);
-        /* Once more when there are no users, for who waits by another fd of it. It fails where it is full: as good. */
+        /* Again without users, for waiters on a duplicate of the wake fd. If the eventfd is full it fails: as good. */
         if (wake >= 0 && write(wake, &one, sizeof(one)) < 0)
             sched_yield();
         if (!users)
@@ -143,7 +143,7 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
     return (int)with_reason(close(fd));
 }
 
-/* What other threads had under way is not under way here; nor will they close what they were about to. */
+/* Other threads do not exist in a forked child: drop their holds, and finish a close that one of them had begun. */
 void pyiommufd_file_forked(struct pyiommufd_file *file)
 {
     if (file->closing >= 0) {
@@ -184,7 +184,7 @@ int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
 
     if (result < 0)
         return result;
-    /* Once the file is held, close waits. Where there is no fd left to be woken by, look again every now and then. */
+    /* While the file is held, close waits. If no wake fd could be made (fd limit), poll in slices of 100 ms. */
     waiting[1].fd = waker(file);
     if (waiting[1].fd < 0 && (milliseconds < 0 || milliseconds > 100))
         milliseconds = 100;

@@ -1,4 +1,4 @@
-"""What issues ioctls and touches C: a typed face of the compiled extension, with `device_ioctls` beside it.
+"""The ioctls of iommufd: a typed interface to the compiled extension; `device_ioctls` has those of devices.
 
 Above them there is no request number, and cdata only as what is typed here, such as `File`, `Object`, `Piece` and
 `Cell`. Every function raises `pyiommufd.errors.IoctlError`, bare of causes, when the kernel refuses; but for `ioas_map`
@@ -40,7 +40,7 @@ class File(Protocol):
 
 
 Fd: TypeAlias = File | int
-"""An fd for a call; as an int it is somebody else's, who keeps it open meanwhile."""
+"""An fd for a call; an int is an fd that the caller owns and keeps open meanwhile."""
 
 
 class Object(Protocol):
@@ -50,7 +50,7 @@ class Object(Protocol):
         id: The id.
         state: 0: it is not there; `LIVE`.
         changes: How often something of this address space was mapped or unmapped, or was tried to be unmapped.
-        wanted: Not 0: other calls let one go first that was told EAGAIN.
+        wanted: Not 0: other calls yield to one that got EAGAIN.
     """
 
     id: int
@@ -74,7 +74,7 @@ class Piece(Protocol):
 
 
 LIVE = 1
-"""The state of an object or piece that is there. 2: so, too, but for a call that has it for itself."""
+"""The state of an object or piece that exists. 2: it exists, and one call has exclusive use of it."""
 
 Pieces = NewType("Pieces", object)
 """Pieces that lie in memory one after the other, and the memory: see `pieces_of`."""
@@ -261,7 +261,7 @@ def _make(
     queue: File | None = None,
     fd_field: str = "",
 ) -> None:
-    """Have the kernel make an object, whose id the field will have, and the fd field the fd of its queue.
+    """Create a kernel object: ``field`` will have its id, and ``fd_field`` the fd of its queue.
 
     uses: what it is made for, by the fields of the command that are to have their ids.
     """
@@ -286,7 +286,7 @@ def destroy(made: Object) -> None:
 
 
 def abandon(made: Object) -> None:
-    """Have no call use it any more, once those under way have ended; the kernel keeps it."""
+    """Make all later calls fail, after waiting for those in progress; the kernel keeps the object."""
     lib.pyiommufd_abandon(made)
 
 

@@ -1,4 +1,4 @@
-"""Which requests of iommufd the running kernel knows: asked, not told from its version."""
+"""Which iommufd requests the running kernel supports: found by trying, not from its version."""
 
 from __future__ import annotations
 

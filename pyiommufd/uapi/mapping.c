@@ -1,9 +1,9 @@
 /* Mappings: C code behind entry.h. */
 
 /*
- * A piece is claimed before it is unmapped by itself: two threads that unmap it do so once, and the one that comes
- * second waits until it is gone. What maps or unmaps a piece uses its address space; what concerns many pieces at once,
- * and goes by what the caller knows to be mapped, takes the address space for itself.
+ * A piece is claimed before it is unmapped on its own, so that two threads unmap it once and the second one waits
+ * until it is gone. A call on one piece uses its address space (see `use`). A call on many pieces, which depends on
+ * the caller's list of what is mapped, takes exclusive use of the address space (see `seize`).
  */
 static int claim(struct pyiommufd_piece *piece)
 {
@@ -108,7 +108,7 @@ static int copy_range(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src
     return 0;
 }
 
-/* The source for oneself, to be put back to LIVE, and the other for use; the fd, or the negative errno. */
+/* Seize the source, which the caller sets back to LIVE, and use the target. Returns the fd or a negative errno. */
 static int take_both(struct pyiommufd_object *source, struct pyiommufd_object *ioas)
 {
     int fd = 0;
@@ -205,7 +205,7 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
         if (result == -ENOENT)
             result = 0;
         STORE(&piece->state, result ? LIVE : GONE);
-        /* Not before: who looks meanwhile finds the piece, and maybe another one in its place. */
+        /* Counted after the state change: a concurrent reader may see the piece, or already another at its iova. */
         ADD(&piece->ioas->changes, 1);
     }
     used(piece->ioas);
@@ -225,7 +225,7 @@ static int copy_in_place(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uin
 {
     uint64_t dst_iova = iova;
 
-    /* Readable is what a copy of anything may be. */
+    /* READABLE is allowed for a copy of any mapping. */
     return copy_range(fd, dst_ioas_id, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, src_ioas_id, iova, length,
                       &dst_iova);
 }
@@ -234,7 +234,7 @@ int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uin
                                struct pyiommufd_piece **pieces, uint64_t count, unsigned int changes,
                                uint64_t *unmapped)
 {
-    /* The kernel takes the longest range for the whole space, whose last address it does not include. */
+    /* The kernel takes length UINT64_MAX for "everything", though such a range does not include the last address. */
     const uint64_t last = length == UINT64_MAX ? UINT64_MAX : iova + length - 1;
     int64_t scratch = -1;
     int fd, result = -EAGAIN;
@@ -250,7 +250,7 @@ int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uin
     if (LOAD(&ioas->changes) == changes) {
         *unmapped = length;
         result = unmap(fd, ioas, iova, unmapped);
-        /* It goes upwards, and stops where a mapping is cut or in use: whether each is gone is asked then. */
+        /* The kernel unmaps upwards and stops at a mapping that is cut or in use: test which ones are gone. */
         if (result)
             scratch = ioas_alloc(fd);
         for (at = 0; at < count; at++) {
@@ -354,7 +354,7 @@ int pyiommufd_try_page_table(struct pyiommufd_object *device, struct pyiommufd_o
     } else if ((scratch = ioas_alloc(fd)) < 0) {
         result = (int)scratch;
     } else {
-        /* Readable is enough: whether the memory is pinned for writing was said by the first map of it. */
+        /* READABLE is enough: the original map decided whether the memory is pinned for writing. */
         result = copy_range(fd, scratch, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, ioas->id, iova, length,
                             &dst_iova);
         if (!result)

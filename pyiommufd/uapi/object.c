@@ -3,13 +3,13 @@
 /* The states of an object or piece: see entry.h. */
 enum { GONE, LIVE, TAKEN };
 
-/* Its fd, for a call that must not reach what gets its id next: destroy waits for it. */
+/* Hold the object and return its fd for a call: destroy waits for it, so the call cannot hit a reused id. */
 static int use(struct pyiommufd_object *object)
 {
     unsigned int looks = 0, state;
     int fd;
 
-    /* Not for ever: a signal handler may have interrupted the one that wants it, in its own thread. */
+    /* Bounded: the call that wants it may be in this thread, interrupted by the signal handler that runs this. */
     while (LOAD(&object->wanted) && looks < 100)
         look_again(&looks);
     for (;;) {
@@ -18,7 +18,7 @@ static int use(struct pyiommufd_object *object)
         if (state == LIVE)
             break;
         ADD(&object->users, -1);
-        /* In a forked child, too, where nobody goes on with what another thread had begun. */
+        /* Also in a forked child, where no other thread finishes what it had begun. */
         if (state == GONE || LOAD(&object->file->fd) < 0)
             return -EBADF;
         look_again(&looks);
@@ -30,10 +30,10 @@ static int use(struct pyiommufd_object *object)
 }
 
 /*
- * Take it for oneself: no other call is under way, and none begins until the state is set again. 0: it is not there.
+ * Take exclusive use: waits for calls in progress, and none begins until the state is set again. 0: it does not exist.
  *
- * So that no two calls wait for each other, who takes one and uses another goes by their place in memory. Who uses
- * several in another order holds the iommufd's lock, and so does whoever takes one for good.
+ * Lock order: a call that takes one object and uses another goes by their addresses. A call that uses several in
+ * another order, or that takes one permanently, holds the iommufd's lock.
  */
 static int seize(struct pyiommufd_object *object)
 {
@@ -48,7 +48,7 @@ static int seize(struct pyiommufd_object *object)
         look_again(&looks);
     }
     while (LOAD(&object->users)) {
-        /* In a forked child, where nobody goes on with what another thread had begun. */
+        /* A forked child, where no other thread finishes what it had begun. */
         if (LOAD(&object->file->fd) < 0)
             break;
         look_again(&looks);
@@ -70,7 +70,7 @@ int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void 
 
     if (fd < 0)
         return fd;
-    /* In any order: who takes one for itself takes no other one, or holds the iommufd's lock, as the caller does. */
+    /* Any order is safe: an exclusive user takes no other object, or holds the iommufd's lock, as this caller does. */
     for (; held < count; held++) {
         result = use(uses[held].object);
         if (result < 0)

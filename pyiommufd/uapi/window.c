@@ -8,16 +8,16 @@
 /*
  * The guard.
  *
- * A mapped BAR raises SIGBUS while the device's memory decode is off or the device sleeps. Looking first is
- * no answer, as a reset in another thread can come between the look and the access. So each access runs under
+ * A mapped BAR raises SIGBUS while the device's memory decode is off or the device sleeps. Checking first
+ * is not enough, as another thread can reset the device between check and access. So each access runs under
  * a guard of its own thread: the handler jumps back to it when the signal comes from the access, and hands any
  * other SIGBUS on to the handler that was there before.
  *
- * There is one handler a process, and anybody may set one at any time: faulthandler when it is enabled, and when it
- * is disabled, by putting back what it has found. So each access asks whether the handler is ours, and sets ours
- * where it is not. What ours is set upon may have been set upon ours, and hand on to it. If one function stood above
- * and below it, the two would call each other for ever; so ours is several functions, the layers. Each hands on to
- * what was there when it was set, and is set again only where it would be upon the same.
+ * A process has one SIGBUS handler, and any code may replace it at any time: faulthandler does when it is enabled, and
+ * when it is disabled, by restoring the one it found. So each access checks whether the handler is ours, and installs
+ * ours if not. The handler that ours replaces may itself have replaced ours, and forward to it. With one function the
+ * two would call each other for ever; so there are several, the layers. Each forwards to the handler that it replaced,
+ * and is installed again only over that same handler.
  */
 #define LAYERS 8
 
@@ -69,7 +69,7 @@ static void (*const layers[LAYERS])(int, siginfo_t *, void *) = {
  */
 static const int layer_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
 
-/* Set the layer that is right upon what is there, or again the one there: signal() puts it back without flags. */
+/* Install the layer that fits the current handler, or the current layer again if signal() dropped its flags. */
 static void set_layer(void)
 {
     struct sigaction current, ours = { .sa_flags = layer_flags };
@@ -81,12 +81,12 @@ static void set_layer(void)
     if (layer == LAYERS) {
         int standard = current.sa_handler == SIG_DFL || current.sa_handler == SIG_IGN;
 
-        /* Without a handler below there is none that hands on to a layer, and any will do. */
+        /* If there is no handler below, none forwards to a layer, so any layer will do. */
         for (layer = 0; !standard && layer <= last && layer < LAYERS; layer++)
             if (below[layer].sa_flags == current.sa_flags && below[layer].sa_sigaction == current.sa_sigaction)
                 break;
         if (layer == LAYERS) {
-            /* More handlers of others, each upon one of ours, than there are layers: the others get no more. */
+            /* More foreign handlers than layers: from now on they are no longer called. */
             layer = LAYERS - 1;
             current = (struct sigaction){ .sa_handler = SIG_DFL };
         }
@@ -216,7 +216,7 @@ void pyiommufd_window_free(struct pyiommufd_window *window)
     free(window);
 }
 
-/* What lies between an access to memory that the device shares and one to its registers. */
+/* The barrier between an access to DMA memory and one to a register. */
 #if defined(__x86_64__) || defined(__i386__)
 #define BARRIER() __asm__ __volatile__("" ::: "memory")
 #elif defined(__aarch64__)
@@ -352,7 +352,7 @@ int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, uns
     return one_access(window, offset, width, &held, 1);
 }
 
-/* By way of memory of our own: a fault under the guard is the device's then, and never one of the caller's memory. */
+/* Through a buffer on the stack, so that a fault under the guard is the device's and not the caller's memory's. */
 static int copy(struct pyiommufd_window *window, uint64_t offset, unsigned char *memory, uint64_t length,
                 uint64_t *done, int writing)
 {

@@ -26,7 +26,7 @@ _MOST = 253  # SCM_MAX_FD (Linux 7.3, include/net/scm.h): how many fds one messa
 
 
 class Handover(Closing):
-    """An iommufd and device files, unbound, of which another process is to make use. A context manager.
+    """An iommufd and unbound device files to be passed to another process. A context manager.
 
     Leaving it closes them. So does handing them on: a copy that is forgotten keeps the devices bound. Whoever gets
     them needs no node, no path and no privilege: it binds, attaches and maps with the two kinds of fds alone.

@@ -6,8 +6,8 @@ import itertools
 import re
 from collections.abc import Sequence
 
-# After these QEMU would not end with whoever started it: it leaves for another process, or changes its user, which
-# takes back the request to be killed.
+# With these options QEMU would outlive the process that started it: it daemonizes, or it changes its user, which
+# clears PR_SET_PDEATHSIG.
 _ESCAPES = {
     "daemonize": "QEMU would leave for another process, and the devices be taken from it; leave it out",
     "runas": "QEMU would outlive whoever started it; leave it out, and use --user",

@@ -1,4 +1,4 @@
-"""The host wants a device back that somebody else uses: who that is, and when it has let go."""
+"""Reports the host's removal requests for devices that another process uses, and waits for their release."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyiommufd.host.holders import holders
 
 
 class RemovalNotices(Closing):
-    """Tells of devices that the host wants back while another process has them. A context manager that ends it.
+    """Reports when the host removes devices that another process uses. A context manager that stops watching.
 
-    When a device is to leave its vfio driver, by hot-unplug or by hand, the kernel takes its node away, asks whoever
-    has it open to let go (REQ, which is the holder's to serve), and waits. This watches the nodes.
+    When a device leaves its vfio driver, by hot-unplug or by an unbind, the kernel removes its node, sends REQ to the
+    process that has it open, which has to close it, and waits. This class watches the nodes.
 
     Args:
         devices: The devices, on their vfio drivers.
-        tell: Called with a sentence, from a thread of this object's.
-        given_to: Who was given them, in words, for where the kernel's question has been answered by then.
+        tell: Called with a message, from this object's thread.
+        given_to: The process that uses them, in words, for the message when it has released the device already.
     """
 
     def __init__(self, devices: Iterable[HostDevice], tell: Callable[[str], object], given_to: str) -> None:
@@ -65,9 +65,9 @@ class RemovalNotices(Closing):
             self._changed.notify_all()
 
     def settle(self, seconds: float) -> bool:
-        """Wait until those that the host wants back have left their vfio drivers.
+        """Wait until the devices that are being removed have left their vfio drivers.
 
-        For whoever gives devices back: what is on its way out is not to be looked at halfway.
+        Called before devices are restored, so that none is examined in the middle of its removal.
 
         Args:
             seconds: How long to wait.
@@ -79,7 +79,7 @@ class RemovalNotices(Closing):
             return self._changed.wait_for(lambda: not self._leaving, seconds)
 
     def close(self) -> None:
-        """Watch no more. Does nothing the second time."""
+        """Stop watching. Does nothing the second time."""
         if not self._monitor.closed:
             os.write(self._stopped, b".")
             self._thread.join()

@@ -1,4 +1,4 @@
-"""Signals to this process that are its child's business."""
+"""Forwarding of signals from this process to the monitor that it started."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from pyiommufd.vmm.vmm import VMM
 
 _MONITORS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
-"""What a monitor is to decide upon."""
+"""The signals that are left to the monitor."""
 
 _KEYS = frozenset({signal.SIGINT, signal.SIGQUIT})
 """What the terminal sends to its whole foreground process group. A hangup it tells the leader of the session alone."""
 
 
 def forwarded() -> frozenset[signal.Signals]:
-    """The signals that are passed on: what this process has been started to ignore, as by nohup, is for nobody."""
+    """The signals that are forwarded; those that this process was started to ignore, as by nohup, are not."""
     return frozenset(number for number in _MONITORS if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[set[signal.Signals | int]]:
-    """Have these signals wait: for `wait_forwarding`, or for the end of the block, where they are dropped.
+    """Block these signals: for `wait_forwarding`, or until the end of the block, where pending ones are dropped.
 
     What comes while devices are given back does not interrupt that. For the main thread, before other threads are
     started: those have them wait as well.
@@ -31,7 +31,7 @@ def held_back() -> Iterator[set[signal.Signals | int]]:
     Yields:
         The signals that were blocked before, for `VMM`.
     """
-    # Where whoever started this process had it ignore its children, their ends would not be told.
+    # If this process was started with SIGCHLD ignored, the end of a child would not be reported.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     mine = forwarded()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, mine | {signal.SIGCHLD})
@@ -44,7 +44,7 @@ def held_back() -> Iterator[set[signal.Signals | int]]:
 
 
 def waiting() -> signal.Signals | None:
-    """One of the signals that wait: inside of `held_back` before there is a monitor, a reason not to start any."""
+    """A pending signal, or None; inside `held_back`, before the monitor is started: a reason not to start it."""
     return min(signal.sigpending() & forwarded(), default=None)
 
 
@@ -63,7 +63,7 @@ def wait_forwarding(vmm: VMM) -> int:
 
 
 def _has_it_already(vmm: VMM, info: signal.struct_siginfo) -> bool:
-    """Whether the terminal has sent this to the monitor as well: once is enough. A code above 0 is the kernel's."""
+    """Whether the terminal has sent the signal to the monitor as well. si_code > 0: sent by the kernel."""
     if info.si_code <= 0 or info.si_signo not in _KEYS:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a program has started and left behind, with a device still in its hands."""
+"""Ends processes that a program has left behind and that still hold a device."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def adopt_orphans() -> None:
 def end_stragglers(devices: Iterable[HostDevice], tell: Callable[[str], object], seconds: float = 10.0) -> None:
     """End those descendants of this process that hold a device, by SIGTERM, then by SIGKILL, and wait until they have.
 
-    For after `adopt_orphans`, and the end of the program that was given the devices: that one shell's last command may
-    have been another's first.
+    To be called after `adopt_orphans`, once the program that was given the devices has ended: it may have been a shell
+    that leaves other processes running.
 
     Args:
         devices: The devices.
@@ -76,7 +76,7 @@ def _is_ours(pid: int) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """State and parent of a process, and what else there is; of one that is gone, that it is dead, and process 0's."""
+    """The fields of /proc/PID/stat from the state on; state X and parent 0 for a process that is gone."""
     text = sysfs.read(Path("/proc") / str(pid) / "stat")
     # proc_pid_stat(5): the command may hold blanks and brackets, and ends at the last bracket.
     return text.rpartition(")")[2].split() if text else ["X", "0"]

@@ -1,4 +1,4 @@
-"""A virtual machine monitor, or any program that drives devices, as a process of ours."""
+"""A virtual machine monitor, or any other program that drives devices, as a child process."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class VMM:
     It has the fds of the handover, which are closed here as soon as it has them, and finds their numbers in the
     environment variable ``PYIOMMUFD_FDS``, and the VF token, where the handover has one, in ``PYIOMMUFD_VF_TOKEN``. It
     shares this process' terminal and process group. It is killed when the *thread* that started it ends, even with
-    SIGKILL: the one that starts it has to outlive it. So it may not leave for a process of its own, as by QEMU's
+    SIGKILL: the one that starts it has to outlive it. The program must not daemonize, as with QEMU's
     ``-daemonize``.
 
     Args:

@@ -104,7 +104,7 @@ class Points(logging.Handler):
 
 
 def main() -> None:
-    """Do what the arguments say."""
+    """Run the action given on the command line; see the module."""
     mount()
     trust_environment()
     action, *rest = sys.argv[1:]
@@ -118,7 +118,7 @@ def main() -> None:
             plan = plan_claim(device)
         elif not claim_file.files():
             plan_claim(device).apply(keep=True, persist=True)
-    os.sync()  # what was before is not what is tried
+    os.sync()  # only writes from here on are to be lost
     points = Points(int(rest[1]) if len(rest) > 1 else None)
     if action == "claim":
         plan.apply(keep=True, persist=True)

@@ -11,7 +11,7 @@ from tests.conformance.cases import later
 from tests.conformance.upstream import Outcome
 from tests.runner.runs import Run
 
-# In C these are empty: what there is to them is their fixture's set-up.
+# Empty test bodies in C: only the set-up of their fixture is tested.
 EMPTY = ("simple_close",)
 EMPTY_WITHOUT_SETUP = ("iommufd.simple_close",)
 

@@ -23,7 +23,7 @@ _SECONDS = 3600
 
 
 def run_program(program: Program, options: Sequence[str] = ()) -> list[Run]:
-    """Run a program, and the twins of its cases; where something fails once more, in a fresh guest.
+    """Run a program and the twins of its cases; if something fails, once more in a fresh guest.
 
     Args:
         program: Which.
@@ -94,7 +94,7 @@ def _run_program(program: Program, options: Sequence[str]) -> list[Run]:
             for report in (results / f"{program.name}-noop-{since}.xml",)
         ]
     comparison = Comparison(program.name, outcomes, twins)
-    # In one piece: others may print at the same time.
+    # In one print call, since other threads may print at the same time.
     print("\n".join(["", *comparison.table(), *([program.remark] if program.remark else []), ""]), flush=True)
     runs = [comparison.run(some=bool(options))]
     runs[0].remark = comparison.line

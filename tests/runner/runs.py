@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_A_TIME = (os.cpu_count() or 1) + 1
 """Runs that go on at the same time: guests wait for devices now and then."""
 GUEST_SECONDS = 600
-"""How long pytest in a guest may take, of a sample of its sweeps; what hangs must not take all the time there is."""
+"""Limit for pytest in a guest with sampled sweeps: a run that hangs must not use up all the time there is."""
 
 _MOST_RERUN = 6
 _FAILURE_WIDTH = 400

@@ -1,4 +1,4 @@
-"""Every point of every sweep: for hours, if it takes them; what has passed on a commit is not run again on it."""
+"""Runs every point of every sweep, which may take hours; what has passed on a commit is not run again on it."""
 
 from __future__ import annotations
 

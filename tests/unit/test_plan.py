@@ -20,7 +20,7 @@ _BY_OTHERS = ("tests/guest/devices/", "tests/guest/uses/", "tests/guest/core/", 
 
 
 class NeverDone(Executor):
-    """Takes work, and leaves it."""
+    """An executor that accepts work and never runs it."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return Future()

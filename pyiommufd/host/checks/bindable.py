@@ -1,8 +1,8 @@
 """What would make the kernel refuse every bind of a device, as far as it is known before a claim.
 
-A claim that cannot be of use takes the device from the host all the same; so it is refused, by the kinds ``noiommu``,
-``isolated-msi``, ``reserved`` and ``cdev``, which can be forced: for a legacy user of the group's node, say. What this
-machine does not tell is no reason.
+A claim whose binds all fail would still take the device from the host, so it is refused, with the kinds ``noiommu``,
+``isolated-msi``, ``reserved`` and ``cdev``. They can be forced, for example for a user of the legacy group node. What
+cannot be determined on this machine is not a reason to refuse.
 """
 
 from __future__ import annotations

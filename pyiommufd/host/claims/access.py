@@ -43,7 +43,7 @@ def grant(node: Path, uid: int, permissions: int | None = READ_WRITE) -> None:
     entries = _read(node)
     mask = entries.pop((_MASK, _NO_ID), None)
     if mask is not None:
-        # It may have been the limit of what others' entries say, and is not to be lifted for them.
+        # The old mask may limit what others' entries grant: apply it to them, since the new mask may be wider.
         entries = {key: value & mask if _is_masked(key[0]) else value for key, value in entries.items()}
     if permissions is None:
         entries.pop((_USER, uid), None)

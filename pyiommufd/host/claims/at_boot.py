@@ -20,7 +20,7 @@ from pyiommufd.host.users import find_user
 
 @dataclass(frozen=True, slots=True)
 class AtBoot:
-    """What came of a persistent claim.
+    """The outcome of one persistent claim at boot.
 
     Attributes:
         file: Its file; None for what an earlier run had left half done.

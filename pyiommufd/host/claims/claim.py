@@ -124,7 +124,7 @@ def carry_out(
     claim = None
     try:
         with exclusive() as mine:
-            # First what is quick to see: of many that want a device all but one are refused, while the others wait.
+            # The cheap check first: if many processes want one device, all but one are refused while the others wait.
             if taken := tuple(claimed(plan.names)):
                 raise ClaimRefusedError(taken)
             plan = plan.afresh()
@@ -177,11 +177,11 @@ def _steps(plan: ClaimPlan, user: User | None, persistent: PersistentClaim | Non
         steps += [
             device_step(device, Action.GRANT, user.name)
             for device in plan.devices
-            # Those that have a node then. Others of the groups, such as an LPC controller, are nobody's to drive.
+            # Only devices that have a node by then. Other members, such as an LPC controller, need no user access.
             if device in moved or device.on_vfio
         ]
     if persistent is not None:
-        # The file is the last: what is on record for the boot is acted on there.
+        # The file is written last: once it exists, the next boot makes the claim.
         if boot_unit.has_systemd() and not boot_unit.is_installed():
             steps.append(Step(str(boot_unit.file()), Action.ENABLE))
         steps.append(Step(str(persistent.file), Action.WRITE, text=persistent.text))

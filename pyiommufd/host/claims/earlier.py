@@ -1,6 +1,6 @@
-"""What version 1 of the record had of a kept claim besides its devices: files of their own, under ``kept``.
+"""Migration of version 1 records, which kept the non-device part of a kept claim in separate files under ``kept``.
 
-They are joined with the claim that they belong to when somebody has the lock; nothing writes them any more.
+Each file is merged into the record of its claim by the next process that takes the lock. They are no longer written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _KeptRecord:
-    """One such file. ``entry`` is the claim's id once it was made; ``earlier`` the claims that were there before."""
+    """One version 1 file. ``entry``: id of the claim, once made; ``earlier``: ids of claims that existed before it."""
 
     id: str
     stage: str
@@ -55,7 +55,7 @@ class _KeptRecord:
 
 
 def join(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable[[ClaimRecord], None]) -> None:
-    """Join them all; files that are none are left.
+    """Merge all version 1 files into their records; files that cannot be parsed are left in place.
 
     Args:
         folder: Where they are.
@@ -65,7 +65,7 @@ def join(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable[[C
     if not any(folder.glob("*.json")):
         return
     with open(folder / "lock", "ab") as lock, contextlib.suppress(BlockingIOError):
-        # That version has this lock for as long as it is at one of them.
+        # A running process of that version holds this lock while it works on one of these files.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for path in sorted(folder.glob("*.json")):
             try:
@@ -81,7 +81,7 @@ def join(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable[[C
 def _joined(kept: _KeptRecord, records: list[ClaimRecord]) -> ClaimRecord:
     record = kept.find(records)
     if record is None:
-        # Its devices have been given back, or not been taken; the rest is to be undone.
+        # Its devices were released, or never taken; the rest of the claim has to be undone.
         record = ClaimRecord.begin([], kept.devices)
         record.id = kept.id
     if kept.stage != "kept":

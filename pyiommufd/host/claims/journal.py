@@ -1,7 +1,7 @@
-"""Where claims are on record: one JSON file each under ``/run/pyiommufd``, for when the process that claimed is gone.
+"""The journal of claims: one JSON file each under ``/run/pyiommufd``, for recovery after the claiming process died.
 
-It is written to disk before each step that it describes. What changes it is called with the lock of `locked` held.
-Folder and files are root's alone: whoever could write them could have root bind and unbind as they like.
+It is written to disk before each step that it describes. Functions that change it require the lock of `locked`.
+Only root can access the folder and its files: anybody who could write them could make root bind and unbind devices.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def locked(seconds: float | None = None, check: Callable[[], None] = lambda: Non
     try:
         _check_owner(lock, os.fstat(fd), stat.S_ISREG)
         queued.wait(lock, LOCK_SECONDS if seconds is None else seconds, check)
-        with contextlib.suppress(OSError):  # no room, say: it is there for a message
+        with contextlib.suppress(OSError):  # e.g. no space: the pid is used in messages only
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         try:
             try:
@@ -130,20 +130,20 @@ class _Queued:
                 self._there.set()
 
     def leave(self) -> None:
-        """Close the file: at once, or when the kernel has come to a wait that nobody wants any more."""
+        """Close the file: at once, or once the abandoned wait for the lock has returned."""
         with self._guard:
             self._left = True
             if not self._waits:
                 self._close()
 
     def _close(self) -> None:
-        # By name: a child or a helper may have the file open as well, and would keep the lock.
+        # Unlock explicitly: a child or a helper may have the file open as well, which would keep the lock held.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
 
 def _check_owner(path: Path, status: os.stat_result, is_kind: Callable[[int], bool]) -> None:
-    """What others can write is no record to act on as root.
+    """Refuse a record that users other than root can write.
 
     Raises:
         ClaimError: They can.
@@ -156,7 +156,7 @@ def _check_owner(path: Path, status: os.stat_result, is_kind: Callable[[int], bo
 
 
 def _clear() -> None:
-    """Drop what was being written when its process died, and the records of earlier boots; join those of version 1."""
+    """Remove unfinished drafts and records of earlier boots, and merge version 1 files."""
     durable.remove_drafts(RUN)
     for path in _files():
         with contextlib.suppress(ClaimError):
@@ -237,7 +237,7 @@ def is_alive(record: ClaimRecord) -> bool:
     """Whether the process whose claim it is still runs."""
     if record.pid_namespace in (None, namespace("self", "pid")):
         return start_time(record.pid) == record.start_time
-    return living.is_held(_path(record.id))  # its number says nothing here
+    return living.is_held(_path(record.id))  # a pid of another PID namespace has no meaning here
 
 
 def who(record: ClaimRecord) -> str:

@@ -1,6 +1,6 @@
-"""Which claims have a living process: by a lock on the claim's record, which dies with the process.
+"""Detects which claims belong to a running process, by a lock on the record that the kernel drops at process exit.
 
-It tells that across PID namespaces, where a process's number says nothing. A forked child does not keep it.
+This works across PID namespaces, where a pid has no meaning. A forked child does not keep the lock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _held: dict[Path, int] = {}
 
 
 def hold(record: Path) -> None:
-    """Have the lock of a record, as its file is now, until `let_go`, or the end of this process.
+    """Take the lock of a record's current file, until `let_go` or the end of this process.
 
     Raises:
         OSError: The file cannot be opened.
@@ -25,7 +25,7 @@ def hold(record: Path) -> None:
 
 
 def let_go(record: Path) -> None:
-    """Have the lock no more, if this process has it."""
+    """Release the lock, if this process holds it."""
     fd = _held.pop(record, None)
     if fd is not None:
         os.close(fd)

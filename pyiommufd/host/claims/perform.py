@@ -21,11 +21,11 @@ _NODE_SECONDS = 5.0
 
 
 def perform(step: Step, helper: Helper) -> None:
-    """Take a step, by another process, as the kernel may not answer.
+    """Carry out a step in a helper process, since the kernel may block for ever.
 
     Raises:
         StuckError: The kernel has not answered in time; it may still do as asked.
-        OSError: What it answered, or ENODEV where a driver took another turn.
+        OSError: The kernel's errno, or ENODEV if the device ended up on another driver.
         ClaimError: A driver could not be loaded, or none of the host's takes the device.
     """
     _STEPS[step.action](step, helper)
@@ -59,7 +59,7 @@ def _bind(step: Step, helper: Helper) -> None:
     try:
         helper.write(path, step.target)
     except OSError:
-        # Somebody's probe has come first, such as udev's.
+        # Another probe, such as one triggered by udev, was faster.
         if _driver(step) != driver:
             raise
     if _driver(step) != driver:
@@ -71,7 +71,7 @@ def _probe(step: Step, helper: Helper) -> None:
     reason = ""
     if alias := sysfs.read(step.folder / "modalias"):
         reason = drivers.modprobe(alias, helper.keep)
-    # What has just been loaded may have taken it.
+    # A driver that was just loaded may have taken the device.
     if _driver(step) is None:
         try:
             helper.write(_drivers(step).parent / "drivers_probe", step.target)
@@ -87,7 +87,7 @@ def _probe(step: Step, helper: Helper) -> None:
 
 
 def _past_added_ids(step: Step, helper: Helper) -> None:
-    """Put a device that the kernel has given to vfio-pci or pci-stub again on the host's driver.
+    """Move a device that the kernel bound to vfio-pci or pci-stub again to its host driver.
 
     They take it without an override where its ids were added to theirs (``new_id``; ``vfio-pci.ids=``), if they come
     before the host's driver in the kernel's list. So each of the others is asked; one whose ids are not the device's
@@ -151,7 +151,7 @@ def _drivers(step: Step) -> Path:
 
 
 def _named(step: Step) -> str:
-    """The driver that a step names, as it spells its name itself once it is loaded."""
+    """The step's driver name, in the spelling that the loaded driver itself uses."""
     return drivers.loaded_name(step.subsystem, step.value or "") or step.value or ""
 
 

@@ -115,7 +115,7 @@ class ClaimPlan(OneLine):
 
     @property
     def companions(self) -> tuple[HostDevice, ...]:
-        """What nobody named, and the claim concerns all the same: members of the groups, and what goes with them."""
+        """Devices affected by the claim though not requested: group members, and devices removed along with them."""
         members = [device for group in self.groups for device in group.devices]
         gone = [device for move in self.moves for device in move.gone]
         return tuple(device for device in dict.fromkeys([*members, *gone]) if device not in self.devices)
@@ -365,7 +365,7 @@ def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Se
     moved = [device for move in moves for device in (move.device, *move.vfs)]
     yield from uses.refusals(*moved)
     yield from bind_refusals(wanted)
-    # Who has one member has the group: it could be neither bound here nor given back in parts.
+    # A process that holds one member owns the group: the group can then be neither bound nor partly released.
     members = [device for group in groups for device in group.devices if device.on_vfio]
     yield from held(dict.fromkeys([*moved, *members]))
     yield from bound_elsewhere(device for group in groups for device in group.devices)
@@ -393,7 +393,7 @@ def _undo(moves: Sequence[Move]) -> Iterator[Step]:
     there = stuck()
     for move in reversed(moves):
         if not there.isdisjoint(device.name for device in (move.device, *move.gone)):
-            continue  # a look would wait with what waits there; the plan is refused, as somebody has claimed it
+            continue  # reading its attributes would block as well; the plan is refused, since the device is claimed
         before = look(move.device.sys_path)
         if before is None:
             continue

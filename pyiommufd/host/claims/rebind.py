@@ -1,4 +1,4 @@
-"""The way home of a device that another tool has left on vfio-pci, on pci-stub or on no driver."""
+"""Rebinds devices that another tool left on vfio-pci, pci-stub or no driver to their host drivers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _check_kind(device: HostDevice) -> None:
 
 def _steps(device: HostDevice) -> Iterator[Step]:
     if device.name in stuck():
-        return  # reading its attributes would wait for the kernel; the plan is refused, as somebody has claimed it
+        return  # reading its attributes would block; the plan is refused, since the device is claimed
     if drivers.driver_override(device) is not None:
         yield device_step(device, Action.CLEAR_OVERRIDE)
     if device.driver is not None:

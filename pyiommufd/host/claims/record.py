@@ -22,7 +22,7 @@ devices in files of its own (`earlier`)."""
 
 
 class ClaimState(StrEnum):
-    """What a record stands for."""
+    """The state of a claim on record."""
 
     IN_PROGRESS = "in progress"
     """The claim or its release is being carried out, by a process that has the lock meanwhile."""
@@ -86,7 +86,7 @@ class ClaimRecord:
     Attributes:
         id: Its name, and that of its file.
         state: What it stands for.
-        pid: The process whose it is; 0: nobody's, as not all of it could be given back.
+        pid: The owning process; 0: none, since the claim could not be released completely.
         start_time: When that has started, in clock ticks since boot, which tells it from a later one of its pid.
         groups: The IOMMU groups.
         devices: What is to be restored, in the order in which it was touched.
@@ -142,7 +142,7 @@ class ClaimRecord:
         return record
 
     def take_over(self) -> None:
-        """Make it this process's, which is about to make or undo it."""
+        """Make this process the owner, which is about to make or undo the claim."""
         self.state = ClaimState.IN_PROGRESS
         self.pid, self.pid_namespace = os.getpid(), namespace("self", "pid")
         self.start_time = start_time(self.pid) or 0
@@ -160,7 +160,7 @@ class ClaimRecord:
 
     @property
     def stuck(self) -> set[str]:
-        """The names of the devices that the kernel is still at, as a process waits for what it was asked earlier."""
+        """The names of devices for which an earlier sysfs write still blocks in the kernel."""
         return {name for name, (pid, started) in self.waiting.items() if pid and start_time(pid) == started}
 
     def text(self) -> str:
@@ -208,7 +208,7 @@ def _names(data: dict[str, Any]) -> set[str]:
 
 
 def boot_id() -> str:
-    """What tells this boot from others: a reboot forgets every binding, and with it what there was to restore."""
+    """The id of this boot: driver bindings do not survive a reboot, so records of other boots need no restore."""
     return sysfs.read(sysfs.PROC / "sys/kernel/random/boot_id") or ""
 
 
@@ -219,5 +219,5 @@ def start_time(pid: int) -> int | None:
         return None
     # proc_pid_stat(5): the command may hold blanks and brackets, and ends at the last bracket; fields 3 and 22.
     fields = text.rpartition(")")[2].split()
-    # One that has ended and that its parent has not waited for is there, and does nothing any more.
+    # A zombie (ended, not yet waited for) still has an entry, but no longer runs.
     return None if fields[0] in "ZX" else int(fields[19])

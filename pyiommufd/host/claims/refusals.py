@@ -13,7 +13,7 @@ from pyiommufd.host.namespaces import sees_all_processes
 
 
 def stuck() -> set[str]:
-    """The names of the devices that the kernel is at, on the orders of a claim, as far as this user may know."""
+    """The names of devices for which a claim's sysfs write blocks in the kernel, as far as this user may read."""
     return {name for record in journal.visible() for name in record.stuck}
 
 
@@ -26,13 +26,13 @@ def claimed(names: Collection[str]) -> Iterator[Refusal]:
 
 def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:
     """The devices that a process has open, or whose group's node it has."""
-    # One look at all processes is enough, mostly: it is what takes time.
+    # Scanning all processes is slow: one scan for all devices, and one per device only if that finds a holder.
     for device in devices if holders(*devices) else ():
         yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
 
 
 def bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
-    """The devices that a vfio user has bound who is not to be seen: somebody else's claim may not be on record here."""
+    """Devices bound by a process that is not visible from here; its claim may be recorded in another namespace."""
     if sees_all_processes():
         return
     for device in devices:

@@ -82,7 +82,7 @@ def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]
                 )
             elif not _is_held(record):
                 left.append(record)
-        # A unit without any claim, as after a power cut: none of those that are left takes it along.
+        # A unit left without any persistent claim, as after a power cut, is removed with no claim, so remove it here.
         if not any(record.unit for record in left):
             stray = ClaimRecord.begin()
             stray.unit = str(boot_unit.file())
@@ -112,7 +112,7 @@ def unmade(records: Iterable[ClaimRecord]) -> Iterator[tuple[ClaimRecord, Persis
 
 @contextlib.contextmanager
 def _looking() -> Iterator[Exclusive]:
-    """Nobody is in the middle of a claim meanwhile; where there is no record, none is begun by looking."""
+    """Hold the lock, so that no claim is in progress; if there is no record folder, do not create one."""
     with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Helper() as helper:
         yield Exclusive(helper, HeldBack())
 
@@ -148,13 +148,13 @@ def _undo_all(
 
 
 def _latest_first() -> tuple[list[ClaimRecord], list[ClaimError]]:
-    """The records: of two of one device the first has to have the last word."""
+    """The records, latest first: if two have the same device, the oldest is restored last and so prevails."""
     records, errors = journal.read_all()
     return records[::-1], errors
 
 
 def _is_held(record: ClaimRecord) -> bool:
-    # Who carries a claim out has the lock, so one in progress is nobody's.
+    # A claim in progress holds the lock, which this process holds: its process is gone.
     return record.state in (ClaimState.KEPT, ClaimState.NEWER) or (
         record.state is ClaimState.SESSION and journal.is_alive(record)
     )
@@ -168,7 +168,7 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
     kept = [record for record in records if record.state is ClaimState.KEPT or not _is_held(record)]
     others = list(unmade(records))
     if devices is None:
-        # A file that says nothing is somebody's to look at.
+        # An unreadable file is left for the administrator.
         errors = [claim for _, claim in others if isinstance(claim, ClaimError)]
         errors += [
             ClaimError(f"{', '.join(sorted(record.names))}: claimed by {journal.who(record)}")

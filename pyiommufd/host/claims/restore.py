@@ -1,4 +1,4 @@
-"""From how a device is to how it was: the steps that give it back."""
+"""Computes the steps that restore a device from its current state to its recorded one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Read = Callable[[Path], str | None]
 
 
 def look(path: Path, read: Read = sysfs.read) -> DeviceState | None:
-    """How a device is now, in the words of the record; None where it is gone.
+    """The current state of a device, as the record describes it; None if the device is gone.
 
     Args:
         path: Its folder.
-        read: Reads an attribute: those for which the kernel waits until nobody is at the device.
+        read: Reads attributes for which the kernel takes the device lock, and so may block.
     """
     subsystem = sysfs.link_name(path / "subsystem")
     if subsystem is None:
@@ -44,7 +44,7 @@ def look(path: Path, read: Read = sysfs.read) -> DeviceState | None:
 
 
 def steps_back(before: DeviceState, now: DeviceState) -> Iterator[Step]:
-    """The steps from how a device is to how it was, whatever a claim or a release has done of its own by now.
+    """The steps from the current to the recorded state, however far a claim or a release has got.
 
     Args:
         before: How it was.
@@ -59,7 +59,7 @@ def steps_back(before: DeviceState, now: DeviceState) -> Iterator[Step]:
         yield device_step(before, Action.UNBIND, driver)
         driver = None
     yield from _onto(before, driver, override)
-    # vfio-pci has it as it likes, and so may the host's driver when it comes to the device.
+    # vfio-pci sets it to a value of its own, and so may the host driver on probe.
     if before.power is not None and (now.driver != before.driver or now.power != before.power):
         yield device_step(before, Action.SET_POWER, before.power)
     if before.numvfs is not None:
@@ -87,7 +87,7 @@ def _functions_back(before: DeviceState, now: DeviceState, count: int) -> Iterat
         if count:
             yield device_step(before, Action.SET_VFS, "0")
         if before.numvfs:
-            # Left to themselves they would go to the host's drivers, those that had none as well.
+            # With autoprobe on they would go to host drivers, even those that had no driver before.
             if autoprobe:
                 yield device_step(before, Action.SET_AUTOPROBE, "0")
                 autoprobe = False

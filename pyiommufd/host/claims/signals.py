@@ -1,4 +1,4 @@
-"""Signals that ask this process to end, held back while the machine is between two states."""
+"""Defers SIGINT and SIGTERM while a claim is only partly carried out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class HeldBack:
-    """The signals that have come meanwhile."""
+    """The signals received while deferred."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -50,7 +50,7 @@ def held_back() -> Iterator[HeldBack]:
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            # None: it is not Python's, and could not be put back.
+            # None: the handler was not set by Python and could not be restored.
             if handler is not None and handler is not signal.SIG_IGN:
                 before[number] = handler
                 signal.signal(number, held.note)

@@ -30,12 +30,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Exclusive:
-    """This process alone changes the machine: it has the lock, and signals wait.
+    """Exclusive access to the machine's claims: the journal lock is held and signals are deferred.
 
     Attributes:
-        helper: Does what may block; it holds the lock as well, until what it was asked for is done.
+        helper: Does what may block; it also holds the lock, until its current access is complete.
         signals: Those that have come.
-        told: What dry runs have told of as undone: the ids of claims, and paths of files.
+        told: What dry runs have reported as undone: ids of claims, and paths of files.
     """
 
     helper: Helper
@@ -48,7 +48,7 @@ def exclusive(*, patient: bool = False) -> Iterator[Exclusive]:
     """Wait until nobody else changes the machine by claims.
 
     Args:
-        patient: Signals do not end the wait either.
+        patient: Do not let signals end the wait for the lock.
 
     Raises:
         ClaimError: The record cannot be written, it takes too long, or a signal has come.
@@ -65,7 +65,7 @@ class Transaction:
     """The steps under one claim's record.
 
     Args:
-        mine: That nobody else is at it.
+        mine: The exclusive access under which the steps are taken.
         record: What is on record.
         report: Told of each step before it is taken.
         force: The kinds of uses that are no reason not to take a device from its host driver.
@@ -189,7 +189,7 @@ class Transaction:
                 raise ClaimError(f"nothing is given back, as that cannot be recorded: {error}") from error
         self._undoing = True
         names: list[str] = []
-        # First what would have it made again, whatever comes then.
+        # First remove what would make the claim again at boot, whatever happens afterwards.
         errors += self._undo_files([*self._file_back(), *self._nodes_back()])
         for before, way in ways:
             try:
@@ -233,7 +233,7 @@ class Transaction:
         raise error
 
     def _look(self, leave: Collection[str]) -> tuple[list[tuple[DeviceState, list[Step]]], list[BaseException]]:
-        """Of each device, the last first: the steps that give it back, or why it is left as it is."""
+        """For each device, last first: the steps that restore it, or the error why it is left as it is."""
         ways: list[tuple[DeviceState, list[Step]]] = []
         errors: list[BaseException] = []
         devices = [state for state in reversed(self.record.devices) if state.name not in leave]
@@ -290,11 +290,11 @@ class Transaction:
                 continue
             with contextlib.suppress(OSError):
                 if access.granted(path, uid) == node.before:
-                    continue  # it had not come to it, or has been done
+                    continue  # this step was not reached, or is undone already
             yield Step(place, Action.REVOKE, self.record.user, node.device or "")
 
     def unit_back(self) -> Iterator[Step]:
-        """With the last persistent claim goes the unit."""
+        """The step that removes the systemd unit, if no persistent claim is left."""
         unit = self.record.unit
         left = [file for file in claim_file.files() if not (self._dry_run and str(file) in self._mine.told)]
         if unit is not None and not left and boot_unit.file().exists() and boot_unit.is_ours():
@@ -305,7 +305,7 @@ class Transaction:
         return [one for one in journal.read_all()[0] if one.id not in gone]
 
     def _note_node(self, step: Step) -> None:
-        """Put on record what a user had of a node: what is undone without having been done is as it was."""
+        """Record a node's access entry for the user: an undo without a preceding grant then changes nothing."""
         record = self.record
         device = from_sys_path(step.folder) if step.sys_path else None
         node = IOMMU_NODE if device is None else Path(device.vfio_cdev or "")
@@ -340,7 +340,7 @@ class Transaction:
                 durable.commit(str(step), lambda: perform(step, self._mine.helper))
         except OSError as error:
             if isinstance(error, StuckError):
-                # Until that process is gone the kernel may still do as it was asked.
+                # Until that process has ended, the kernel may still carry out the write.
                 self.record.waiting[step.target] = [error.pid, start_time(error.pid) or 0]
                 self._write("record that it has not returned")
             raise ClaimError(f"{step}: {error.strerror or error}") from error
@@ -367,7 +367,7 @@ class Transaction:
                     self.record.nodes.remove(node)
 
     def _check_unused(self, step: Step, name: str = "") -> None:
-        """Look once more at what the host does with what a step takes away from it.
+        """Check once more whether the host uses what a step takes away.
 
         Args:
             step: The step.
@@ -411,7 +411,7 @@ class Transaction:
         except Exception:
             if not self._undoing:
                 raise
-            # The machine comes first: the rest is given back all the same, and nobody is told of it.
+            # Restoring the devices comes first: continue, without further reports.
             _log.warning("whoever is told of the steps has failed; the release goes on", exc_info=True)
             self._report = None
 
@@ -423,12 +423,12 @@ class Transaction:
         except OSError as error:
             if not self._undoing:
                 raise
-            # What is on record is how everything was: that is what the way back is found by, from wherever it begins.
+            # The record has the original state, from which the restore steps can be computed at any point.
             _log.warning("the record cannot be written (%s); the release goes on", error)
 
 
 def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
-    """Keep off a device that the kernel is still at, or at a virtual function of it: its lock is taken.
+    """Refuse a device whose lock, or a virtual function's, is held by a sysfs write that still blocks.
 
     Raises:
         ClaimError: It is.
@@ -454,7 +454,7 @@ def way_back(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]
         _log.warning("%s is another device by now, %s: it is left as it is", before.name, now.identity)
         return []
     way = list(restore.steps_back(before, now))
-    # First, so that a device whose driver cannot be had any more does not leave the one that it is on.
+    # Load first, so that a device whose driver cannot be loaded any more stays on its current one.
     loads = [
         replace(step, action=Action.LOAD_DRIVER)
         for step in way
@@ -478,7 +478,7 @@ def _held_groups(states: Iterable[DeviceState]) -> dict[str, list[str]]:
                 device = from_sys_path(path)
                 found += [device] if device.group_id is None else find_group(device.group_id).devices
         concerned[state.name] = [device for device in found if device.on_vfio]
-    # One look at all processes is enough, mostly: it is what takes time.
+    # Scanning all processes is slow: one scan for all devices, and one per device only if that finds a holder.
     everything = {device: None for found in concerned.values() for device in found}
     seen, unseen = holders(*everything), list(bound_elsewhere(everything))
     if not seen and not unseen:

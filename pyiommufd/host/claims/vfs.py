@@ -1,4 +1,4 @@
-"""Having a physical function have another number of virtual functions."""
+"""Changes the number of virtual functions of a physical function."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
     if count > now.total:
         what = f"has {now.total} virtual functions at most" if now.total else "has no SR-IOV: no virtual functions"
         raise ClaimError(f"{device.name} {what}")
-    # From one number to another the kernel wants them gone in between: EBUSY.
+    # The kernel refuses to change one nonzero count to another (EBUSY): set 0 first.
     counts = [] if now.count == count else [str(count)] if not now.count or not count else ["0", str(count)]
     return tuple(device_step(device, Action.SET_VFS, value) for value in counts)
 
@@ -63,7 +63,7 @@ def set_vfs(
     force: Collection[str] = (),
     report: Report | None = None,
 ) -> VFs:
-    """Have a physical function have this many virtual functions.
+    """Set the number of virtual functions of a physical function.
 
     Those that it has go away first, unless it is that many already. Where a step fails, it has those of before again.
 

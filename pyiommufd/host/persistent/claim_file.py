@@ -58,7 +58,7 @@ class PersistentClaim:
     driver: str | None = None
 
     def may_take(self, device: HostDevice, among: Sequence[HostDevice] | None = None) -> bool:
-        """Whether a device is one that the claim takes, or is where one was that cannot be told for certain now.
+        """Whether the claim takes a device, or the device is where one was that cannot be identified for certain now.
 
         Args:
             device: The device.

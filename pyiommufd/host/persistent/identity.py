@@ -21,7 +21,7 @@ from pyiommufd.printable import printable
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:([01][0-9a-f]\.[0-7])")
 _ROOT = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _NO_SERIALS = frozenset({bytes(8), b"\xff" * 8, bytes.fromhex("01000000684ce000")})
-"""What makers leave who give no number; the last is the same in network cards of Realtek's."""
+"""Placeholder serial numbers of makers that assign none; the last is that of Realtek network cards."""
 
 _SERIAL_CAPABILITY = 0x0003  # PCI Express base specification, Device Serial Number extended capability
 

@@ -44,7 +44,7 @@ FORCIBLE = tuple(kind for kind in KINDS if kind != "claimed")
 _USB = 0x0C03
 """The class of USB controllers, whose network interfaces may be in another namespace."""
 
-# Drivers whose devices have uses that nothing below them in sysfs, or of these classes, is a sign of.
+# Drivers whose devices may be in use without any sign below them in sysfs or in these classes.
 _HARD_TO_SEE = frozenset({"virtio-pci", "nvidia", *PARENTLESS})
 
 _USED_BY = ("block", "net", "nvme", "drm", "graphics", "fc_host", "dma")
@@ -54,7 +54,7 @@ def forced(kinds: Iterable[str]) -> frozenset[str]:
     """The kinds of refusals that a caller goes ahead in spite of.
 
     Raises:
-        ValueError: One of them is none, or nothing can be forced about it.
+        ValueError: One of them is not a kind, or cannot be forced.
     """
     kinds = frozenset([kinds] if isinstance(kinds, str) else kinds)
     if unknown := sorted(map(str, kinds.difference(FORCIBLE))):
@@ -148,7 +148,7 @@ def _suspects(devices: list[HostDevice], snapshot: MachineSnapshot) -> set[HostD
             or (device.class_code or 0) >> 8 == _USB
         ):
             found.add(device)
-    # In use is also what a device goes away with. For that one alone it is a use that vfio has the device.
+    # A use of a device also counts for the device it is removed with; being on vfio counts for the latter only.
     paths += [f"{device.sys_path}/" for device in found]
     given = {f"{str(device.sys_path).rpartition('/')[0]}/" for device in devices if device.on_vfio}
     above = {device for path in given for device in _above(path, by_path) if not device.is_bridge}

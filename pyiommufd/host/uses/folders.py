@@ -1,4 +1,4 @@
-"""What is below a device in sysfs: its disks, interfaces, nodes, and whatever a driver has hung there."""
+"""What is below a device in sysfs: its disks, interfaces, nodes, and child devices made by its driver."""
 
 from __future__ import annotations
 

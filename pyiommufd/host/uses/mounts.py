@@ -18,7 +18,7 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.uses.folders import node_name, number_of
 
 # Filesystems that have a device number of their own, not a disk's: what was mounted tells which disks are behind. None
-# of these can be mounted by a user in a namespace of his own, who names as source what he likes.
+# of these can be mounted in a user namespace, where the source is free text.
 _OWN_NUMBER = frozenset({"btrfs", "bcachefs"})
 
 _REMOTE = frozenset({"9p", "afs", "ceph", "cifs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"})

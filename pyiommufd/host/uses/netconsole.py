@@ -15,7 +15,7 @@ _FIRST = "cmdline0"
 
 @dataclass(frozen=True, slots=True)
 class Netconsole:
-    """What the kernel's messages go by.
+    """The interfaces by which netconsole sends the kernel's messages.
 
     Attributes:
         interfaces: The names of the interfaces; of one that was renamed since the start of the machine possibly the
@@ -28,7 +28,7 @@ class Netconsole:
 
 
 def netconsole() -> Netconsole:
-    """Ask for it."""
+    """Read netconsole's targets from configfs and the kernel command line."""
     # Not before its first target is its console there (Linux 7.3, drivers/net/netconsole.c).
     if not any(name.startswith("netcon") for name in console_names()):
         return Netconsole()

@@ -137,7 +137,7 @@ def messages(
                 connection.sendto(header + body, (0, 0))
                 found = _receive(connection)
         except OSError as error:
-            # A kernel without a network; with one, somebody has denied this process the question.
+            # A kernel without networking has no answer; with networking, the request was denied to this process.
             if error.errno in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT) and not (sysfs.PROC / "net/dev").exists():
                 return []
             reason = f"what the network is doing cannot be asked by netlink ({error.strerror or error})"
@@ -148,7 +148,7 @@ def messages(
 
 
 def _receive(connection: socket.socket) -> list[bytes] | None:
-    """An answer, to its end; None where it is of no use, things having changed meanwhile."""
+    """A complete answer; None if it is inconsistent because something changed meanwhile (NLM_F_DUMP_INTR)."""
     found: list[bytes] = []
     whole = True
     while True:

@@ -35,7 +35,7 @@ class PacketSockets:
 
 
 def packet_sockets() -> PacketSockets:
-    """Ask for them. Any process may."""
+    """List these sockets (/proc/net, sock_diag); needs no privilege."""
     found = PacketSockets()
     for line in sysfs.lines(sysfs.PROC / "net/packet")[1:]:
         # Address, references, type, protocol, interface (0: all of them) … inode (Linux 7.3, net/packet/af_packet.c).

@@ -13,7 +13,7 @@ from pyiommufd.host.limits import CAP_SYS_PTRACE, has_capability
 from pyiommufd.host.namespaces import has_own_users, namespace, sees_all_processes
 from pyiommufd.host.uses.mounts import is_remote
 
-# Opens every new disk for a moment, to see what is on it; it does not mind when that fails.
+# udev workers: they open every new disk briefly to probe its content, and tolerate a failure.
 _UDEV = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
 
 # Registers that sysfs lets a process map, as drivers in user space do.
@@ -105,7 +105,7 @@ def look_at_processes(*, mappings: bool) -> Processes:
 
 
 def process_words(pid: int, command: str) -> str:
-    """A process, for messages, which say so where it is the one that asks."""
+    """A process in words, for messages; the calling process is called "this process"."""
     return f"this process (pid {pid})" if pid == os.getpid() else f"pid {pid} ({command})"
 
 
@@ -117,8 +117,8 @@ def _unseen(*, some_hidden: bool) -> Iterator[tuple[str, str]]:
     """
     if not sees_all_processes():
         yield "processes outside this PID namespace", "from the host"
-    # Whoever may not look at other users' processes may not be shown that there are any (proc(5), hidepid). What root
-    # may in a user namespace of its own it may not outside.
+    # With hidepid (proc(5)) a user may not even see that other users' processes exist. Root's rights in a user
+    # namespace do not hold outside it.
     if has_own_users():
         yield "processes outside this user namespace", "from the host, as root"
     elif not has_capability(CAP_SYS_PTRACE):

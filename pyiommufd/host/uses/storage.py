@@ -176,7 +176,7 @@ def _filesystems(
     found: dict[tuple[int, str], list[tuple[Mount, list[Block]]]] = {}
     spans = _spans() if numbers else {}
     for mount in snapshot.mounts if numbers else ():
-        # The number is the kernel's word; a source is text, which a user writes who mounts in a namespace of his own.
+        # The device number is reliable; the source is free text, chosen by whoever mounts in a user namespace.
         members = {mount.number} & numbers.keys()
         if not members:
             behind = [number for number in map(block_number, mount.sources) if number is not None]
@@ -243,10 +243,10 @@ def _virtiofs_tags(folder: Path) -> Iterator[str]:
 
 
 def hidden_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[str, Block]) -> Iterator[Refusal]:
-    """Disks that the kernel has for itself without a sign of it: for ZFS, say, or an external journal.
+    """Disks that the kernel holds exclusively without showing why, for example for ZFS or an external journal.
 
     Whoever relies on a disk opens it exclusively, itself or by a partition, and the kernel refuses a second such open.
-    Only what has no other use is asked for.
+    Only disks without another known use are probed.
 
     Args:
         device: The device.
@@ -259,10 +259,10 @@ def hidden_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[s
     used |= {block.name for block in _untold(found, snapshot)}
     opened = {file.sys_path for file in snapshot.open_files}
     used |= {name for name, block in found.items() if str(block.folder) in opened}
-    # With a layer everything that it stands on is used, but for what else stands on that.
+    # A layer in use makes everything below it used; what else is built on that is not thereby used.
     used |= {name for block in found.values() if block.name in used or not block.is_own for name in block.below}
     for block in found.values():
-        # A disk without uses says so for its partitions as well.
+        # If the exclusive open of a whole disk succeeds, its partitions are unused as well.
         if block.name in used or (block.below and block.is_own and block.below[-1] not in used):
             continue
         if block.number is not None and (refusal := _ask(device, block)):
@@ -275,7 +275,7 @@ def _ask(device: HostDevice, block: Block) -> Refusal | None:
     end = time.monotonic() + _PATIENCE
     while True:
         try:
-            # Nothing is read, and a disk that is only read rouses no udev.
+            # Nothing is read; closing a disk that was opened read-only does not make udev probe it again.
             with open_block(block.number, node, os.O_EXCL):
                 return None
         except OSError as error:
@@ -283,7 +283,7 @@ def _ask(device: HostDevice, block: Block) -> Refusal | None:
                 reason = f"whether the kernel has {node} for itself cannot be seen: {error.strerror}"
                 where = "; look from the host, as root" if error.errno in (errno.EACCES, errno.EPERM) else ""
                 return Refusal(device.name, "unseen", reason + where)
-        # Another look may be at just this point.
+        # Another process may be making the same check right now.
         if time.monotonic() > end:
             return Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What is bound to an iommufd as an attacher of page tables: attach, replace, detach, and what they change."""
+"""A bound device as the iommufd sees it: attach, replace and detach of page tables, and whose DMA they change."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Attachable(Handle):
         return DMAChange(ChangeKind.NOOP, ()) if self._state.bound else self._change(ChangeKind.FIRST)
 
     def _check_bind_change(self) -> None:
-        """It is bound. A signal handler may have bound others, or closed them, since `bind_change` was said."""
+        """After the bind: make `bind_change` unknown if a signal handler bound or closed others meanwhile."""
         self.bind_change = self._as_of((self._before_bind, self._iommufd.shared), self.bind_change)
 
     @property
@@ -77,7 +77,7 @@ class Attachable(Handle):
         return super().fileno()
 
     def _give(self) -> None:
-        """Others may have its fd, and attach or detach it."""
+        """Note that others may have its fd, and so may attach or detach it."""
         self._given = True
         self._iommufd._context.shared = True
 
@@ -167,11 +167,11 @@ class Attachable(Handle):
         return self._as_of(before, change)
 
     def _now(self) -> tuple[int, bool]:
-        """What tells whether anything has come between a look and a request."""
+        """The group's state, to detect a change between a check and a request."""
         return self._state.changes, self._iommufd.shared
 
     def _as_of(self, before: tuple[int, bool], change: DMAChange) -> DMAChange:
-        """The change of a request that was made; unknown where a signal handler came between with one of its own."""
+        """The change of a completed request; unknown if a signal handler changed the group in between."""
         same = self._now() == before
         self._state.changes += 1
         return change if same else DMAChange(change.kind, _members(self._device), Verdict.UNKNOWN)
@@ -239,7 +239,7 @@ class Attachable(Handle):
             return AttachPreview(verdict, kind, changes, reasons)
 
     def _foresee(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
-        """What is known of an attach that no peer of this process stands in the way of."""
+        """The predicted outcome of an attach with which no peer in this process conflicts."""
         if self._iommufd.shared:
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
         if kind is ChangeKind.NOOP:
@@ -305,17 +305,17 @@ class Attachable(Handle):
         return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
 
     def _change(self, kind: ChangeKind, *, certain: bool = False) -> DMAChange:
-        """What an action changes that is this to the group, and how far that is known.
+        """The DMA change of an action of this kind, and whether it is known.
 
-        Of a shared iommufd nobody here knows whether others have devices of the group bound, attached or moved; but
-        while another member is certain to be attached, one that leaves or joins changes nothing.
+        On a shared iommufd other processes may have devices of the group bound, attached or moved; but while another
+        member is known to be attached, one that leaves or joins changes nothing.
         """
         unknown = self._iommufd.shared and not (kind is ChangeKind.JOIN and certain)
         changed = unknown or kind in (ChangeKind.FIRST, ChangeKind.REPLACE, ChangeKind.DETACH)
         return DMAChange(kind, _members(self._device) if changed else (), Verdict.UNKNOWN if unknown else Verdict.KNOWN)
 
     def _certain_peers(self, attachment: Attachment) -> list[Attachable]:
-        """The others that are attached, and that nobody else can detach."""
+        """The other attached devices, without those whose fd others may have."""
         return [peer for peer in attachment.devices if peer is not self and not peer._given]
 
     def _joins_for_certain(self, attachment: Attachment) -> bool:
@@ -325,7 +325,7 @@ class Attachable(Handle):
     def _conflicting_peers(self, page_table: PageTable, pasid: int | None) -> tuple[Attachable, ...]:
         attachment = self._state.attachment(pasid)
         attached = attachment.devices
-        # An attached device replaces, and takes its peers along: they are in nobody's way.
+        # An attached device replaces its table and moves its peers along, so they are no conflict.
         if not attached or attachment.page_table is page_table or self in attached:
             return ()
         return tuple(attached)
@@ -352,7 +352,7 @@ class Attachable(Handle):
     # The IOMMU
 
     def hw_info(self, data_type: int | None = None) -> HWInfo:
-        """What the IOMMU before the device is and can (IOMMU_GET_HW_INFO; since Linux 6.6).
+        """Type and capabilities of the device's IOMMU (IOMMU_GET_HW_INFO; since Linux 6.6).
 
         Args:
             data_type: Ask for data of this type, which the IOMMU has beside its usual one (a `HWInfoType`; since

@@ -165,22 +165,22 @@ class ConfigSpace(RegionBytes):
 
     @property
     def vendor_id(self) -> int:
-        """Who made it."""
+        """The PCI vendor id."""
         return self.read16(_VENDOR_ID)
 
     @property
     def device_id(self) -> int:
-        """Which of the vendor's devices it is."""
+        """The PCI device id."""
         return self.read16(_DEVICE_ID)
 
     @property
     def subsystem_vendor_id(self) -> int:
-        """Who made the board."""
+        """The vendor id of the board (subsystem)."""
         return self.read16(_SUBSYSTEM_VENDOR_ID)
 
     @property
     def subsystem_id(self) -> int:
-        """Which of that vendor's boards it is."""
+        """The subsystem id, assigned by the board's vendor."""
         return self.read16(_SUBSYSTEM_ID)
 
     @property
@@ -200,7 +200,7 @@ class ConfigSpace(RegionBytes):
 
     @property
     def interrupt_line(self) -> int:
-        """For software to keep a number in."""
+        """The interrupt line register, which software may use freely."""
         return self.read8(_INTERRUPT_LINE)
 
     @interrupt_line.setter
@@ -262,7 +262,7 @@ class ConfigSpace(RegionBytes):
 
 
 def walk_capabilities(read: Callable[[int, int], bytes], size: int) -> tuple[PCICapability, ...]:
-    """The capabilities of a configuration space; a list that leads nowhere, or round in a circle, ends there.
+    """The capabilities of a configuration space; a list with an invalid or repeated pointer ends there.
 
     read: the bytes at an offset, so many of them.
     """

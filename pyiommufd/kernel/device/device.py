@@ -220,9 +220,9 @@ class Device(Attachable):
     # Removal
 
     def watch_removal(self, callback: Callable[[Device], object] | None = None) -> RemovalWatch:
-        """Let the device go when the host wants it back: for its driver's unbind, or for hot-unplug.
+        """Close the device when the host requests its removal, for a driver unbind or a hot-unplug.
 
-        Until every user has let go, the one who asked waits in the kernel, and cannot be interrupted.
+        Until every user has closed the device, the requesting process blocks uninterruptibly in the kernel.
 
         Args:
             callback: Called with the device, in another thread, to stop what uses it. When it returns, or raises, the
@@ -248,7 +248,7 @@ class Device(Attachable):
     # What it owns
 
     def _close_children(self) -> list[BaseException]:
-        """Close windows and eventfds: what failed."""
+        """Close windows and eventfds; returns the errors."""
         errors: list[BaseException] = []
         for close in (*[child.close for child in list(self._children)], self.interrupts._close):
             try:
@@ -273,9 +273,9 @@ class Device(Attachable):
             self._close_fd()
             return
         errors: list[BaseException] = []
-        with self._iommufd._lock:  # who comes second waits until it is unbound
+        with self._iommufd._lock:  # a second caller waits until it is unbound
             if self.closed:
-                self._close_children()  # also what a signal handler has made, or kept from it, the first time
+                self._close_children()  # those made by, or left by, a signal handler the first time
                 return
             try:
                 errors += self._close_children()

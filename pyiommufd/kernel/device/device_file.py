@@ -37,7 +37,7 @@ class DeviceFile(Handle):
             raise ioctl_error("open", errno.ENOENT, device.name, open_cdev_causes(errno.ENOENT, device))
         super().__init__()
         self._device = device
-        self._given = False  # its fd to others, who can attach the device once it is bound
+        self._given = False  # whether others have its fd, who could attach the device once bound
         try:
             self._own(ioctls.file_open, device.vfio_cdev, os.O_RDWR)
         except IoctlError as error:

@@ -1,4 +1,4 @@
-"""A device's regions: its BARs, ROM and configuration space."""
+"""A device's regions: its BARs, ROM and configuration space (VFIO_DEVICE_GET_REGION_INFO)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Letting a device go when the host wants it back."""
+"""Closes a device when the host requests its removal (VFIO_PCI_REQ_IRQ_INDEX)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RemovalWatch(Closing):
-    """What is to be done when the host wants a device back. Made by `Device.watch_removal`.
+    """A watch for the host's request to remove a device. Made by `Device.watch_removal`.
 
     A context manager that ends the watch; so does closing the device.
     """
@@ -28,7 +28,7 @@ class RemovalWatch(Closing):
         self.callback = callback
 
     def close(self) -> None:
-        """Watch no more. A callback that runs is not waited for. Does nothing the second time."""
+        """End the watch; does not wait for a running callback. Does nothing the second time."""
         self._waiter.remove(self)
 
     def __repr__(self) -> str:
@@ -39,7 +39,7 @@ class RemovalWatch(Closing):
 
 
 class RemovalWaiter:
-    """The thread that waits for the host to want a device back, for all who watch for it.
+    """The thread that waits for the host's removal request, on behalf of all watches of a device.
 
     It has no lock of its own: what it holds changes under the lock of the device's interrupts.
     """
@@ -54,7 +54,7 @@ class RemovalWaiter:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is waited for, yet or any more."""
+        """Whether the thread is not waiting: not started yet, or ended."""
         return self._request is None or self._request.closed
 
     def has(self, watch: RemovalWatch) -> bool:
@@ -62,7 +62,7 @@ class RemovalWaiter:
         return watch in self._watches and not self.ended
 
     def add(self, callback: Callable[[Device], object] | None) -> RemovalWatch:
-        """Watch as well; the first one starts the waiting. The lock is held."""
+        """Add a watch; the first one starts the thread. The lock is held."""
         if self._told:
             raise ClosedError(f"{self.device!r} is about to be closed: the host wants it back")
         watch = RemovalWatch(self, callback)
@@ -81,18 +81,18 @@ class RemovalWaiter:
             raise InUseError(f"{req!r} is on for another use", req.vectors)
         try:
             (self._request,) = req.enable()
-            # A daemon: a program that ends is not kept from it.
+            # A daemon thread, so that it does not keep the program from exiting.
             name = f"pyiommufd-removal-{self.device.name}"
             threading.Thread(target=self._run, args=[self._request], name=name, daemon=True).start()
         except InUseError:
             raise  # a signal handler has turned it on, for a use of its own
         except BaseException:
-            # Also where it was enabled and not yet kept here.
+            # Also if it was enabled but not stored here yet.
             req.disable()
             raise
 
     def remove(self, watch: RemovalWatch) -> None:
-        """A watch ends; with the last one, the waiting does."""
+        """Remove a watch; removing the last one ends the thread."""
         if self.device.in_child:
             return
         with self.device.interrupts._lock:
@@ -114,7 +114,7 @@ class RemovalWaiter:
             self.device.close()
 
     def _tell(self, told: tuple[RemovalWatch, ...]) -> None:
-        """Call each, whatever the others raise: those who came last first, and those who come meanwhile afterwards."""
+        """Call every callback, whatever the others raise: latest first; watches added meanwhile are called last."""
         with self.device.interrupts._lock:
             watches = [watch for watch in self._watches if watch not in told]
             self._told = not watches

@@ -35,13 +35,13 @@ class Window(Closing):
 
     Each `read32` and the like is one bus access of exactly the width named. Offsets are in bytes from the window's
     start and multiples of the width. Values are in the CPU's byte order, which is a PCI device's on x86 and arm64.
-    `read`, `readinto` and `write` copy many bytes by one call; where the device cares about the width of accesses they
-    are not the way.
+    `read`, `readinto` and `write` copy many bytes by one call; do not use them where the device depends on the access
+    width.
 
     An access that the device does not answer (memory decode off, asleep, in reset, gone) raises
-    `RegionFaultError`; the signal behind it (SIGBUS) reaches nobody else. That is so whatever handler of SIGBUS others
-    set, faulthandler among them: each access looks which one is set, by a system call, and sets its own where that is
-    another. A SIGBUS that comes from elsewhere is handed on. A thread that blocks SIGBUS must not access a window: the
+    `RegionFaultError`; the SIGBUS behind it reaches no other handler. That is so whatever SIGBUS handlers others set,
+    faulthandler's among them: each access checks by a system call which one is set, and sets its own if that is
+    another. Any other SIGBUS is passed on. A thread that blocks SIGBUS must not access a window: the
     kernel ends a process for a fault that its thread blocks.
 
     Thread safety: accesses may be made from any thread. `close` waits for those under way, and later ones raise.

@@ -1,4 +1,4 @@
-"""An eventfd: how the kernel tells a program of something, or a program the kernel."""
+"""An eventfd: a notification from the kernel to a program, or from a program to the kernel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _number(eventfd: EventFD | int) -> int:
         os.fstat(fd)
     except OSError as error:
         raise ioctl_error("fstat", error.errno or 0, f"fd {fd}") from None
-    # The kernel's refusal, EINVAL, has other reasons as well. Where there is no /proc it has to do.
+    # EINVAL from the kernel has other reasons as well, so look at /proc; without /proc, rely on the kernel.
     with contextlib.suppress(OSError):
         if (link := str(Path(f"/proc/self/fd/{fd}").readlink())) != "anon_inode:[eventfd]":
             raise ValueError(f"fd {fd} is no eventfd but {link}")
@@ -36,15 +36,15 @@ def _number(eventfd: EventFD | int) -> int:
 class EventFD(Handle):
     """A counter of signals, to wait for.
 
-    What waits gets how many signals have come since the last time, and sets the count back to 0: nothing that was
-    signalled is lost or told twice. Where several wait, each signal is told to one of them.
+    A wait returns how many signals have come since the last one, and resets the count to 0: no signal is lost or
+    reported twice. If several threads or tasks wait, each signal is reported to one of them.
 
     Thread safety: everything here may be used from any thread, and awaited in any event loop. `close` wakes those
     who wait; they get `ClosedError`.
 
     Attributes:
-        lent: Whether it is another fd of an eventfd that is the caller's. Nothing reads that one here: whoever it was
-            made for does, such as KVM. `close` closes the fd of this object and signals nothing.
+        lent: Whether this is a duplicate of the caller's eventfd. It is never read here: its user reads it, such as
+            KVM. `close` closes the duplicate and signals nothing.
     """
 
     __slots__ = ("lent",)
@@ -149,7 +149,7 @@ class EventFD(Handle):
         if count := self.take():
             return count
         loop = asyncio.get_running_loop()
-        # Of its own: a loop has one reader an fd, and these stay open when the eventfd is closed meanwhile.
+        # Duplicates: an event loop allows one reader per fd, and these stay open if the eventfd is closed meanwhile.
         with Handle() as signals, Handle() as end, contextlib.ExitStack() as readers:
             try:
                 signals._own(ioctls.file_duplicate, self._live())

@@ -52,7 +52,7 @@ class IRQFlag(IntFlag):
 class Interrupt(EventFD):
     """One interrupt vector that is enabled. Made by `IRQ.enable` and `IRQ.open`; how to wait for it, see `EventFD`.
 
-    Where it signals an eventfd of the caller's, it is waited for by that one: `wait` and `take` raise ValueError.
+    If it signals an eventfd of the caller's, wait on that one: `wait` and `take` raise ValueError here.
 
     Attributes:
         irq: The type of interrupt that it is of.
@@ -77,7 +77,7 @@ class Interrupt(EventFD):
         self.irq.trigger(self.vector, 1)
 
     def close(self) -> None:
-        """Take the vector out of use, the other ones of its type staying as they are; with the last, the type is off.
+        """Disable this vector and leave the others of its type as they are; closing the last turns the type off.
 
         Its number can be enabled again by `IRQ.open`. An eventfd of the caller's stays open.
         """

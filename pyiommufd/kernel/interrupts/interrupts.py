@@ -1,4 +1,4 @@
-"""A device's interrupts: INTx, MSI, MSI-X, errors, and the host's wish to have the device back."""
+"""A device's interrupts: INTx, MSI, MSI-X, errors, and the host's removal request."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Interrupts:
 
     @property
     def req(self) -> IRQ:
-        """The host wants the device back, for its unbind or removal; see also `Device.watch_removal`.
+        """The host's request to release the device, for an unbind or removal; see also `Device.watch_removal`.
 
         Until the device is closed the kernel waits, and asks again every 10 seconds. PCI devices, crypto adapters (AP)
         and channel devices (CCW) have it, each at a number of its own. Raises as `intx` does.
@@ -125,7 +125,7 @@ class Interrupts:
         return self._device.iommufd._lock
 
     def _live(self) -> File:
-        """The device's fd, for who holds the lock: it stays open meanwhile. Raises also where it is about to close."""
+        """The device's file, for a caller that holds the lock, which keeps it open. Raises once a close has begun."""
         if self._closed:
             raise ClosedError(f"this {self._device._what()} is closed")
         return self._device._live()

@@ -29,7 +29,7 @@ _REQUEST = "VFIO_DEVICE_SET_IRQS"
 
 
 class _State(NamedTuple):
-    """What is on. Never changed: another takes its place.
+    """The enabled vectors of a type. Never modified: a change replaces it.
 
     Attributes:
         vectors: The enabled vectors by their numbers, in order; none: the type is off.
@@ -42,7 +42,7 @@ class _State(NamedTuple):
     unmask: UnmaskEvent | None = None
 
     def events(self) -> list[EventFD]:
-        """All that it has."""
+        """All eventfds of this state."""
         return [*self.vectors.values(), *([] if self.unmask is None else [self.unmask])]
 
     def without(self, event: EventFD) -> _State:
@@ -59,8 +59,8 @@ class IRQ:
 
     INTx, MSI and MSI-X exclude each other: one of the three can be enabled at a time.
 
-    Whatever exception a signal handler raises into a change, the type is off then, or on with the vectors that it had
-    or was to get, and `vectors` says which.
+    If a signal handler raises during a change, the type is off afterwards, or on with the old or the new vectors, and
+    `vectors` says which.
 
     Thread safety: everything here may be used from any thread.
 
@@ -74,8 +74,8 @@ class IRQ:
 
     def __init__(self, interrupts: Interrupts, device: Device, index: int) -> None:
         self._interrupts = interrupts
-        # By the numbers of the changes, of which the last one counts. Its first state is what is on record, others are
-        # what the kernel may have in its place until it has answered.
+        # The states by change number; the highest one counts. Its first state is on record; the others are those that
+        # the kernel may have until it has answered.
         self._log: dict[int, list[_State]] = {0: [_OFF]}
         # Each eventfd that may be open, and whether it has been in a state: none is lost on its way to the record, or
         # from there to its end.
@@ -126,7 +126,7 @@ class IRQ:
 
         Args:
             count: How many vectors, from 0 on, each with an eventfd of its own; 1 when left out.
-            minimum: Be content with fewer than ``count``, but not than this, where no more are to be had; None:
+            minimum: Accept fewer than ``count`` vectors, but at least this many, if no more are available; None:
                 all or nothing.
             eventfds: In place of ``count``: what each vector from 0 on is to signal, an eventfd of the caller's such as
                 KVM's irqfd, which is never closed here and need not stay open; None: that vector stays off, for `open`.
@@ -135,7 +135,7 @@ class IRQ:
             The vectors that are on.
 
         Raises:
-            VectorsUnavailableError: Fewer are to be had; it says how many. None has been enabled.
+            VectorsUnavailableError: Fewer are available; it says how many. None has been enabled.
             InUseError: It is on already; `resize` and `open` are the ways.
             UnsupportedError: The device has no interrupt of this type.
             IoctlError: The kernel refused, such as for another type that is on; `causes` names it.
@@ -205,7 +205,7 @@ class IRQ:
             The vectors that are on.
 
         Raises:
-            VectorsUnavailableError: Fewer are to be had. It is as it was.
+            VectorsUnavailableError: Fewer are available. Nothing has changed.
             ValueError, TypeError: It is off, or that is not a number of vectors that the device has.
             IoctlError, ClosedError, ForkedError: As for `enable`.
         """
@@ -340,7 +340,7 @@ class IRQ:
         return max(list(self._log.items()))
 
     def _replace(self, number: int, states: list[_State]) -> bool:
-        """Make a change after that of a number; not where a signal handler has made one since."""
+        """Record a change after the one of this number, unless a signal handler has recorded one since."""
         if self._log.setdefault(number + 1, states) is not states:
             return False
         if self._log.pop(number, None) is None:  # there were more than one
@@ -353,7 +353,7 @@ class IRQ:
         return self._last()[1]
 
     def _now(self) -> _State:
-        """What is on, without the lock: another thread's change is waited for, and an interrupted one settled."""
+        """The current state, without the lock: waits for another thread's change, and settles an interrupted one."""
         if len(self._states) > 1:
             with self._interrupts._lock:
                 self._settle()
@@ -380,7 +380,7 @@ class IRQ:
         return tuple(vectors[number] for number in sorted(vectors))
 
     def _become(self, before: _State, wanted: _State) -> None:
-        """Have this on, on record and in the kernel; whatever comes in between, what was on before.
+        """Switch to this state, in the record and in the kernel; if interrupted, stay in the previous one.
 
         InUseError: a signal handler has changed it since it was in the first state.
         """
@@ -400,12 +400,12 @@ class IRQ:
         finally:
             theirs = self._states
             if theirs is not attempt:
-                # A signal handler has changed or closed it in the midst of this, and that is what holds.
+                # A signal handler has changed or closed it meanwhile, and its change takes precedence.
                 theirs.extend((wanted, before))
             self._settle()
 
     def _settle(self) -> None:
-        """State to the kernel what is on record, where it may have something else."""
+        """Set the kernel to the recorded state, if it may have another one."""
         while len(current := self._states) > 1:
             state, *others = current
             try:
@@ -423,7 +423,7 @@ class IRQ:
             theirs = self._states
             if theirs is current:
                 current[:] = [state]
-            else:  # a signal handler has changed it once more, and that is what holds
+            else:  # a signal handler has changed it again, which takes precedence
                 theirs.extend((state, *others))
         self._close_rest()
 
@@ -519,7 +519,7 @@ class IRQ:
 
     def __repr__(self) -> str:
         numbers = [vector.vector for vector in self.vectors]
-        # Those that begin and end a row without a gap.
+        # The first and the last vector of each contiguous run.
         starts = [number for number in numbers if number - 1 not in numbers]
         ends = [number for number in numbers if number + 1 not in numbers]
         rows = [str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)]

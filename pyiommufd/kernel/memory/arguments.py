@@ -21,7 +21,7 @@ BOTH = _READABLE | _WRITEABLE
 
 
 def check_bool(value: object, name: str) -> bool:
-    """A switch: True or False, and nothing that only counts as one of them, as any text counts as True; nor NumPy's."""
+    """Require a bool: no truthy value such as a string, and no NumPy bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, not {value!r:.60}")
     return value
@@ -44,7 +44,7 @@ def hold(buffer: object, writeable: bool) -> View:
 
 
 def unshared(error: BufferError | TypeError, buffer: object) -> ValueError | TypeError:
-    """The error for what does not share its memory: it is no buffer, read-only, or not in one piece."""
+    """The error for an object that cannot be mapped: no buffer, read-only, or not contiguous."""
     if isinstance(error, TypeError):
         return TypeError(f"what is mapped is a buffer, such as a DMABuffer, not {type(buffer).__name__}")
     try:

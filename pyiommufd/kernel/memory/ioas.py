@@ -82,7 +82,7 @@ class IOAS(KernelObject):
         super().__init__(iommufd)
         self._table = MappingTable()
         self._allowed: tuple[IOVARange, ...] = ()  # by the last `allow_iovas` here
-        self._kept = False  # by the kernel, though it has been closed here
+        self._kept = False  # whether the kernel still has it after the close here
 
     @property
     def mappings(self) -> tuple[DMAMapping | DMAMappings, ...]:
@@ -96,7 +96,7 @@ class IOAS(KernelObject):
 
     @property
     def ioas(self) -> IOAS:
-        """This: it stands for the page tables that the kernel makes for it by itself. See `HWPT.ioas`."""
+        """This address space itself, for code that takes an IOAS or an `HWPT`; see `HWPT.ioas`."""
         return self
 
     # Where mappings can be
@@ -395,7 +395,7 @@ class IOAS(KernelObject):
     def _unmap(self, iova: int, length: int, target: str) -> int:
         for tries in itertools.count():
             changes, self._c.wanted = self._c.changes, tries
-            # The kernel takes the longest range for the whole space, whose last address it does not include.
+            # The kernel takes length U64_MAX for "everything", though such a range does not include the last address.
             touched, pieces = self._table.pieces(iova, length + (length == U64_MAX))
             try:
                 return ioctls.ioas_unmap_range(self._c, iova, length, pieces, changes)
@@ -461,7 +461,7 @@ class IOAS(KernelObject):
         super()._destroy()
 
     def _let_go(self) -> None:
-        # It stays where it is another's, or in use by another's device: there, too, no memory is left to be reached.
+        # It stays in the kernel if it is borrowed, or used by another's device: its memory is unmapped all the same.
         if self._c.state:
             self._kept = True
         ioctls.abandon(self._c)
@@ -471,4 +471,4 @@ class IOAS(KernelObject):
                 self._table.pop(mapping, None)
         if self._table:
             _kept_for_good.append(self._table)
-        super()._let_go()  # last: what has been let go of is nobody's to clear, after an exception in between
+        super()._let_go()  # last: after an exception in between it must still be registered

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS
 
 PIECES_A_CALL = 1024
-"""So many pieces are mapped or unmapped by one call at most: a signal is then answered within milliseconds."""
+"""Pieces per map or unmap call at most, so that a signal is handled within milliseconds."""
 
 
 class DMAMapping:
@@ -76,7 +76,7 @@ class DMAMapping:
         return not self._piece.state
 
     def _was_mapped(self) -> bool:
-        """Whether it has been mapped, if for a moment."""
+        """Whether it has been mapped at any time."""
         return ioctls.was_mapped(self._piece)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
@@ -219,7 +219,7 @@ class DMAMappings:
 
 
 class CopiedMapping(DMAMapping):
-    """A copy. Of several mappings, it is as many to the kernel, which `IOAS.unmap` may take one by one."""
+    """A copy made by `IOAS.copy_from`. The kernel has one mapping per source mapping; `IOAS.unmap` can unmap each."""
 
     __slots__ = ("_pieces",)
 

@@ -1,4 +1,4 @@
-"""What `IOAS.map` and its relatives do after their arguments were checked, and how they take it back."""
+"""The requests behind `IOAS.map`, `map_many`, `map_file` and `copy_from`, and how they are rolled back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 
 def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
-    """Map at the lowest free address from which the last byte stays below an address."""
+    """Map at the lowest free address such that the last byte is below ``below``."""
     length = len(held)
 
     def issue(piece: Piece, place: int) -> int:
@@ -77,7 +77,7 @@ def _map_first_free(
 
 
 def _issue(mapping: DMAMapping, held: object, issue: Callable[[Piece, _Place], int], place: _Place) -> int:
-    """Map, on record from before the call on. 0, or the errno; an exception leaves nothing mapped."""
+    """Map, recorded before the call. Returns 0 or the errno; if an exception is raised, nothing stays mapped."""
     table = mapping._ioas._table
     try:
         table[mapping] = held
@@ -224,10 +224,10 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
 
 
 def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
-    """Let go of memory that was never mapped: the traceback of the exception would keep it held.
+    """Release a buffer that was never mapped, which the exception's traceback would keep held.
 
-    In one cycle of garbage with a memoryview it would be, say, where CPython 3.11 crashes (gh-77894). What was mapped
-    for a moment may have been copied by another thread, whose mapping holds it by the same view.
+    Left to the garbage collector, it may be in a cycle with a memoryview, where CPython 3.11 crashes (gh-77894). If it
+    was mapped for a moment, another thread may have copied it; that mapping holds the same view.
     """
     if mapping not in ioas._table and not mapping._was_mapped():
         ioctls.release(held)
@@ -245,7 +245,7 @@ def map_failed(
 def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None, below: int | None = None) -> IoctlError:
     """The exception for a map or copy that was refused: by the kernel, or for want of room below an address.
 
-    Raises where it was none of the kernel's: the address space was closed, before or meanwhile.
+    Raises ClosedError if the kernel was not asked, since the address space is closed.
     """
     ioas._live()
     there = "" if iova is None else ioas._table.words(iova, length)

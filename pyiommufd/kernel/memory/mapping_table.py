@@ -17,10 +17,10 @@ OF_FILE = "a file"
 
 
 class MappingTable(dict["DMAMapping | DMAMappings", object]):
-    """Each mapping with what holds its memory.
+    """The mappings of an address space, each with the object that keeps its memory alive.
 
-    By mapping and not by iova, which may have another mapping by now. Whether and where one is mapped says the mapping
-    itself, as the C code has written it down.
+    Keyed by mapping, since an iova may belong to another mapping by now. Whether and where one is mapped is stored in
+    the mapping itself, by the C code.
     """
 
     __slots__ = ()
@@ -39,7 +39,7 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
         return [(start, size) for start, size in self.places() if start < iova + length and iova < start + size]
 
     def _touched(self, iova: int, length: int) -> list[DMAMapping | DMAMappings]:
-        """The mappings that a range touches. To look holds no memory: another thread may unmap it, and close it."""
+        """The mappings that a range touches. Does not hold their memory: another thread may unmap and close it."""
         return [
             mapping
             for mapping in list(self)
@@ -57,7 +57,7 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
         return touched, [piece for mapping in touched for piece in mapping._mapped_pieces()]
 
     def forget_unmapped(self, touched: Iterable[DMAMapping | DMAMappings]) -> None:
-        """Let go of those of which nothing is mapped any more. They were: one that is about to be mapped is not."""
+        """Drop mappings that were mapped and no longer are; one that is about to be mapped stays."""
         for mapping in touched:
             if mapping._gone():
                 self.pop(mapping, None)

@@ -36,7 +36,7 @@ class ChangeKind(StrEnum):
 
 
 class Verdict(StrEnum):
-    """How far it is known what the kernel is going to answer, or has done."""
+    """Whether the outcome of an attach, or the effect of an action, is known."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -95,7 +95,7 @@ class Attachment:
 
     @property
     def page_table(self) -> PageTable:
-        """Where the group is, while a device is attached: by an id that nothing else has meanwhile."""
+        """The group's page table while a device is attached, found by its id, which is not reused meanwhile."""
         return self.tables[self.group_on[0]]
 
     def cell(self, device: Attachable) -> ioctls.Cell:
@@ -110,7 +110,7 @@ class Attachment:
 
 @dataclass(slots=True)
 class GroupState:
-    """What one iommufd has of one IOMMU group.
+    """The state of one IOMMU group in one iommufd.
 
     Attributes:
         members: The devices that are bound.

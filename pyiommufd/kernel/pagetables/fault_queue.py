@@ -68,10 +68,10 @@ class PageRequest(OneLine):
 
 
 class _Batch:
-    """What one read has taken from the kernel.
+    """The requests returned by one read of the kernel's queue.
 
-    The call writes it down, and one step takes a request out: a signal handler, which may read as well, loses none and
-    gets none twice.
+    The C call stores the length, and one atomic step takes a request out: a signal handler that reads as well loses no
+    request and gets none twice.
 
     Attributes:
         memory: Room for requests.

@@ -1,4 +1,4 @@
-"""What the IOMMU before a device is and can."""
+"""Type and capabilities of a device's IOMMU (IOMMU_GET_HW_INFO)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class AMD(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class HWInfo(OneLine):
-    """What the IOMMU before a device is and can (IOMMU_GET_HW_INFO). A snapshot, from `Device.hw_info`.
+    """Type and capabilities of a device's IOMMU (IOMMU_GET_HW_INFO). A snapshot, from `Device.hw_info`.
 
     Attributes:
         type: Whose IOMMU it is: a `HWInfoType`, or the plain number where this library does not know it.

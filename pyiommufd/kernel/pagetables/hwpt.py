@@ -1,4 +1,4 @@
-"""Page tables that are made explicitly, for what those that the kernel makes by itself cannot do."""
+"""Explicitly allocated page tables (HWPT), for features that the kernel's automatic page tables lack."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class HWPT(KernelObject):
         self.ioas = ioas
         self.host = host
         self.flags = flags
-        # What was found to be mapped throughout, and how many changes the address space had had by then.
+        # The range last found to be mapped completely, and the address space's change count at that time.
         self._mapped = IOVARange(0, 0), -1
 
     @property
@@ -69,7 +69,7 @@ class HWPT(KernelObject):
     def set_dirty_tracking(self, on: bool) -> None:
         """Begin or stop to note which pages devices write to (IOMMU_HWPT_SET_DIRTY_TRACKING).
 
-        To begin forgets what was noted before.
+        Starting it discards what was noted before.
 
         Raises:
             UnsupportedError: It was made without ``dirty_tracking=True``, or the kernel has no dirty tracking.
@@ -135,7 +135,7 @@ class HWPT(KernelObject):
 
     def _refuse_hole(self, iova: int, length: int) -> None:
         where, changes = IOVARange(iova, iova + length - 1), self.ioas._c.changes
-        # To ask takes longer than to read the bits, where there are many mappings; nobody else unmaps.
+        # The check takes longer than reading the bits if there are many mappings, so its last result is kept.
         found, as_of = self._mapped
         if as_of == changes and found.start <= iova and where.last <= found.last and not self._iommufd.shared:
             return
@@ -168,9 +168,9 @@ _FLAGS: dict[str, int] = {
 def alloc_hwpt(
     device: Attachable, ioas: IOAS, wanted: dict[str, bool], queue: FaultQueue | None, data_type: int, data: bytes
 ) -> HWPT:
-    """Make a page table; see `Attachable.alloc_hwpt`. The iommufd's lock is held.
+    """Allocate a page table; see `Attachable.alloc_hwpt`. The iommufd's lock is held.
 
-    wanted: the arguments that stand for flags, by their names.
+    wanted: whether each flag option of `_FLAGS` is requested, by argument name.
     """
     data_type, data = operator.index(data_type), bytes(memoryview(data))
     if not 0 <= data_type < 1 << 32:

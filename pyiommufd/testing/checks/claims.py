@@ -87,8 +87,8 @@ def endpoints(group: Group) -> tuple[HostDevice, ...]:
 def shared_groups() -> list[Group]:
     """The groups with several unused members, the smallest first.
 
-    Groups that host drivers have for themselves are not among them: nobody has named their devices, and the machine
-    may live by them (a guest's file systems, say).
+    Groups that only host drivers use are left out: no test has named their devices, and the machine may depend on
+    them (a guest's file systems, say).
     """
     groups = [group for group in list_groups() if sum(map(unused, group.devices)) > 1]
     return sorted(groups, key=lambda group: len(group.devices))

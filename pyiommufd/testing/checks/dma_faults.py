@@ -1,7 +1,7 @@
 """DMA that the IOMMU has refused, as the kernel's log tells of it.
 
 Supplementary, never proof: the kernel limits these lines in rate (VT-d: three faults in five seconds) and hardware
-merges faults, so that no line says nothing. That DMA was blocked is seen from the data, which did not change.
+merges faults, so a missing line proves nothing. Blocked DMA is shown by the data, which did not change.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class DMAFault:
     Attributes:
         requester: The PCI address that the request bore, with its domain. It may be an alias, which is in no folder
             of sysfs.
-        devices: The devices that speak under this address: one of them it was. A PCIe-to-PCI bridge puts its own
-            mark on what comes from behind it, so that there they are all.
+        devices: The devices that use this requester id; one of them made the request. A PCIe-to-PCI bridge replaces
+            the requester ids of the devices behind it, so then all of them are listed.
         address: The I/O virtual address, as far as the IOMMU keeps it (VT-d: its page); None where it does not say.
         access: Read or write; None where it does not say.
         pasid: The PASID, or None without one.

@@ -25,7 +25,7 @@ SPARE_FOLDER = "/.guest/bin"
 """Programs of busybox, for a host that has none of the name; last on the PATH."""
 
 _OWN_TREES = tuple(map(Path, ("/proc", "/sys", "/dev", "/.guest", "/etc", RESULTS, MODULES)))
-# These the guest has itself too, but what is in them may be the host's.
+# Folders that the guest has itself, but that may contain folders of the host.
 _OWN_FOLDERS = tuple(map(Path, ("/", "/run", "/dev/shm")))  # noqa: S108
 
 _SYSTEM = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")))

@@ -1,4 +1,4 @@
-"""Questions to the mock IOMMU: it answers them by failing."""
+"""Checks made by the mock IOMMU's test command, which reports a failed check by an errno."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ and EOPNOTSUPP where it has not. The kernel changes this ABI as its own tests ne
 Packed here with `struct` and issued by `fcntl.ioctl`: the compiled extension, which is shipped to everyone, is to have
 nothing of an ABI that no ordinary kernel offers; and cffi without a compiler would parse C at each import.
 
-Ids and addresses are plain integers; `MockIOMMUFD` and its objects are the comfortable face of this. Every function
+Ids and addresses are plain integers; `MockIOMMUFD` and its objects are the high-level interface. Every function
 raises `pyiommufd.errors.IoctlError` where the kernel refuses: `UnsupportedError` (ENOTTY) where it has no such command.
 """
 

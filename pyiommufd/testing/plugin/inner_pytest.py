@@ -33,7 +33,7 @@ class End:
 
     Attributes:
         status: Pytest's exit status, negative for a signal; None where there is none.
-        error: What befell the guest, its end at the time limit included; or None.
+        error: What ended the guest early, its time limit included; or None.
     """
 
     status: int | None = None

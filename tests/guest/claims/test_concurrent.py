@@ -20,7 +20,7 @@ from tests.sweeps import amount, seed
 
 State = dict[str, DeviceState]
 SECONDS = 1200
-"""No process waits so long unless it waits for ever."""
+"""Seconds; a process that waits longer than this is taken to be deadlocked."""
 
 
 def is_taken(devices: list[HostDevice]) -> bool:
@@ -30,7 +30,7 @@ def is_taken(devices: list[HostDevice]) -> bool:
 
 
 def hold(plan: ClaimPlan, markers: Path, met: Path) -> bool:
-    """Carry a plan out, if nobody has come first, and mark all that the claim has, until somebody wants it too."""
+    """Apply a plan unless another process is faster; mark the claimed devices until another process wants one."""
     try:
         claim = plan.apply()
     except ClaimRefusedError as error:
@@ -38,7 +38,7 @@ def hold(plan: ClaimPlan, markers: Path, met: Path) -> bool:
             raise
         return False
     except ClaimError as error:
-        # Somebody was half done when it was planned.
+        # Another process was changing the devices when it was planned.
         if "plan again" not in str(error):
             raise
         return False
@@ -64,7 +64,7 @@ def claim_some(number: int, devices: list[HostDevice], markers: Path) -> int:
     end = time.monotonic() + SECONDS
     refused, met = 0, markers.with_name("met")
     while time.monotonic() < end:
-        # Looking is cheap: twenty that plan all the time would leave none for the one that is at it.
+        # Check the record first, which is cheap: twenty processes that keep planning would starve the one that claims.
         if not is_taken(chosen) and hold(plan_claim(chosen), markers, met):
             return refused
         refused += 1

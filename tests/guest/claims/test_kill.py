@@ -62,7 +62,7 @@ class Cut:
         self.status = status
 
     def was_killed_at(self, point: Point) -> bool:
-        """Whether it ended there, having come to nothing before that an uncut run does not."""
+        """Whether it ended there, with no change before that an uncut run does not make as well."""
         return self.status == -signal.SIGKILL and len(self.changes) == point.at + 1 and self.changes[-1] == point.what
 
 
@@ -244,7 +244,7 @@ def test_signal_waits_for_the_end_of_a_release(plan: ClaimPlan, state: Callable[
 
 
 def test_signal_that_comes_when_the_claim_is_made(alone: HostDevice, state: Callable[[], State]) -> None:
-    """As late as it can: nobody has the claim yet, so it is given back."""
+    """At the latest moment: the caller does not have the claim yet, so it is released."""
     before = state()
 
     class Late(Claim):

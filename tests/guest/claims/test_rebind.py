@@ -1,4 +1,4 @@
-"""The way home of devices that another tool has left on vfio-pci, on pci-stub or on no driver."""
+"""Rebind: devices that another tool left on vfio-pci, pci-stub or no driver go to their host drivers."""
 
 from __future__ import annotations
 

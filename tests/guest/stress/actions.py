@@ -1,4 +1,4 @@
-"""Actions of a state machine, each drawn as one number: hypothesis takes far longer to draw what it consists of."""
+"""Actions of a state machine, each drawn as one number, since hypothesis draws composite values far more slowly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Whole:
     last: int
 
     def take(self, number: int) -> tuple[int, int]:
-        """One such, and what is left of the number it was taken from."""
+        """Decode a value from a number. Returns it, and the rest of the number."""
         rest, digit = divmod(number, self.last - self.first + 1)
         return self.first + digit, rest
 
@@ -35,7 +35,7 @@ class Several:
     of: tuple[Whole, ...]
 
     def take(self, number: int) -> tuple[list[tuple[int, ...]], int]:
-        """Some such, and what is left of the number they were taken from."""
+        """Decode up to ``most`` tuples from a number. Returns them, and the rest of the number."""
         number, more = divmod(number, self.most)
         found = []
         for _ in range(1 + more):
@@ -58,7 +58,7 @@ class Action(NamedTuple):
 
 
 REST = Action("rest", {})
-"""Nothing: what the simplest numbers stand for, of which hypothesis tries hundreds first."""
+"""Does nothing. The simplest numbers decode to it, of which hypothesis tries hundreds first."""
 
 
 def action(**kinds: Whole | Several) -> Callable[[Method], Method]:

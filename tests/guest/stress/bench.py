@@ -1,4 +1,4 @@
-"""Address spaces, page tables and devices of the mock IOMMU, and all that can be done with them beside a model."""
+"""The state machine of the stress tests: address spaces, page tables and devices of the mock IOMMU, and a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.guest.stress.model import Area, Page, Space, Table
 PAGE = 4096
 BASE = commands.APERTURE_START
 PAGES = 24
-"""Addresses that are used, in pages: so few that mappings are often in each other's way."""
+"""Addresses that are used, in pages: so few that mappings often overlap."""
 BUFFERS, BUFFER_PAGES = 3, 8
 MOST_TABLES = 6
 
@@ -45,7 +45,7 @@ def iova_of(page: int) -> int:
 
 
 class Bench(RuleBasedStateMachine):
-    """Three address spaces and two devices, what can be done with them, and what their model says to that."""
+    """A state machine of three address spaces and two mock devices, with a model that predicts each outcome."""
 
     ran: ClassVar[Counter[str]] = Counter()
 

@@ -54,7 +54,7 @@ class Machine(Bench):
 
 
 class Forgetful(Machine):
-    """A model that is wrong: it takes a copy of two mappings for one."""
+    """A machine with a deliberate error in its model: it takes a copy of two mappings for one."""
 
     ran: ClassVar[Counter[str]] = Counter()
 

@@ -91,7 +91,7 @@ class Scene:
         return self
 
     def meddle(self) -> None:
-        """What a signal handler does that maps, unmaps, makes and closes by itself."""
+        """What one kind of signal handler does: maps, unmaps, allocates and closes objects of its own."""
         with contextlib.suppress(ClosedError):
             self.small.unmap()
             self.ioas.map(self.memory, iova=6 * IOVA).unmap()
@@ -100,7 +100,7 @@ class Scene:
             self.iommufd.alloc_ioas().map(self.memory)
 
     def empty(self) -> None:
-        """What one does that unmaps all that it finds, and lets the ids of unused objects go to others."""
+        """What another kind does: unmaps everything mapped, and lets the ids of unused objects be reused."""
         with contextlib.suppress(ClosedError):
             for ioas in (self.ioas, self.other):
                 ioas.unmap_all()
@@ -109,7 +109,7 @@ class Scene:
                 self.iommufd.alloc_ioas()
 
     def copy(self) -> None:
-        """What one does that copies all that it finds."""
+        """What a third kind does: copies everything mapped."""
         with contextlib.suppress(ClosedError):
             for mapping in self.ioas.mappings:
                 for iova, length in mapping.ranges():

@@ -27,7 +27,7 @@ LINE = f"{NASTY}".replace("\n", "")  # as the kernel gives it, whose attributes 
 
 @pytest.fixture
 def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
-    """A group of two: what is used and held by those whose names nobody would choose."""
+    """A group of two devices, whose drivers, users and holders have names with control sequences."""
     for driver in ("vfio-pci", "nvme"):
         (fake.root / "bus/pci/drivers" / driver).mkdir()
     fake.pci("0000:01:00.0", group=2, driver="nvme", iommu="dmar0")

@@ -111,7 +111,7 @@ def outcome(steps: tuple[str, ...]) -> tuple[int, list[str]]:
 
 
 def well_formed(length: int) -> Iterator[tuple[str, ...]]:
-    """Sequences in which who sets a handler later puts back earlier: the others go wrong without a window, too."""
+    """Sequences in which handlers are restored in reverse order of being set: others fail without a window as well."""
     off = {"enable": "disable", "set by C": "put back by C"}
     for sequence in itertools.product([*off, *off.values(), "access"], repeat=length):
         on: list[str] = []
@@ -141,7 +141,7 @@ def foreign() -> None:
 
 
 def main() -> None:
-    """What the module says."""
+    """Run the mode given on the command line; see the module."""
     mode, *steps = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if mode == "kept":

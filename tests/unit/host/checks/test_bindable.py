@@ -1,4 +1,4 @@
-"""What makes every bind fail, said before a claim: on machines that no guest can be."""
+"""Checks before a claim that every bind would fail: on machines that a guest cannot emulate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans of machines that no guest can be."""
+"""Claim plans, on machines that a guest cannot emulate."""
 
 from __future__ import annotations
 

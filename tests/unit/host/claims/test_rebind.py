@@ -1,4 +1,4 @@
-"""The way home, planned on machines that no guest can be."""
+"""Rebind plans, on machines that a guest cannot emulate."""
 
 from __future__ import annotations
 

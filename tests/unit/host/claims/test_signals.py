@@ -1,4 +1,4 @@
-"""Signals that wait until the machine is in one piece."""
+"""Signals that are deferred while a claim is only partly carried out."""
 
 from __future__ import annotations
 
