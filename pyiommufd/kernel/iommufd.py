@@ -28,13 +28,13 @@ from pyiommufd.errors import (
 )
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.kernel.context import Context
 from pyiommufd.kernel.device.device import Device
 from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.kernel.handle import Handle, character_device, check_unowned
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.memory.ioas import IOAS
+from pyiommufd.kernel.objects import Context
 from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
 from pyiommufd.uapi import ioctls
 
