@@ -28,7 +28,7 @@ from pyiommufd import (
     plan_claim,
 )
 from pyiommufd.host import drivers
-from pyiommufd.testing.drivers.edu import DEVICE_ID, VENDOR_ID, EduDriver
+from pyiommufd.testing.edu import DEVICE_ID, VENDOR_ID, EduDriver
 
 IOVA = 0x100000
 LENGTH = 1024

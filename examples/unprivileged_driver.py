@@ -16,7 +16,7 @@ import sys
 
 from pyiommufd import DMABuffer, IOMMUFDError, plan_claim
 from pyiommufd.testing.checks.claims import devices_by_id
-from pyiommufd.testing.drivers.edu import DEVICE_ID, VENDOR_ID, EduDriver
+from pyiommufd.testing.edu import DEVICE_ID, VENDOR_ID, EduDriver
 from pyiommufd.vmm import Handover
 
 MEMLOCK = 8 << 20
