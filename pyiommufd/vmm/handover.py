@@ -12,7 +12,7 @@ from typing import Self
 
 from pyiommufd.closing import Closing
 from pyiommufd.errors import CloseError, HandoverError
-from pyiommufd.host.discovery.devices import HostDevice, as_device
+from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.holders import holders
 from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.kernel.handle import check_unowned
@@ -70,9 +70,7 @@ class Handover(Closing):
             TypeError: The token is neither a UUID nor a string.
         """
         vf_token = as_token(vf_token)
-        if isinstance(devices, HostDevice | str | Path):
-            devices = [devices]
-        targets = list(dict.fromkeys(as_device(device) for device in devices))
+        targets = as_devices(devices)
         if not targets:
             raise ValueError("no device to hand over was named")
         # It could be opened once more, and the bind would then be refused, to another process and without a reason.

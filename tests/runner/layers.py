@@ -17,7 +17,7 @@ from tests.runner.runs import ROOT
 PACKAGE = "pyiommufd"
 
 FLOORS = {
-    "ground": "closing printable < errors",
+    "ground": "closing iterables printable < errors",
     "uapi": "uapi",
     "host": """
         host host.decoding host.durable host.programs host.sysfs

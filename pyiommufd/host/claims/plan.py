@@ -14,7 +14,7 @@ from pyiommufd.host.claims.claim import Claim, carry_out
 from pyiommufd.host.claims.refusals import bound_elsewhere, claimed, held, stuck
 from pyiommufd.host.claims.restore import look, steps_back
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
-from pyiommufd.host.discovery.devices import HostDevice, as_device
+from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.groups import Group, is_safe
 from pyiommufd.host.discovery.vfs import vfs_of
 from pyiommufd.host.uses.folders import devices_below, goes_with
@@ -233,13 +233,8 @@ def plan_claim(
         TypeError: The name of the driver is not a string, or what was named is no device.
         ValueError: No device was named, or a kind that cannot be forced.
     """
-    if isinstance(devices, HostDevice | str | Path):
-        devices = [devices]
     kinds = uses.forced(force)
-    try:
-        wanted = tuple(dict.fromkeys(as_device(device) for device in list(devices)))
-    except NotImplementedError:  # what a memoryview of several dimensions says to being gone through
-        raise TypeError("devices are HostDevice objects, names or paths") from None
+    wanted = as_devices(devices)
     if not wanted:
         raise ValueError("no device to claim was named")
     groups, moves, stays = _moves(wanted, driver)

@@ -13,7 +13,7 @@ from pyiommufd.host.claims.refusals import bound_elsewhere, claimed, stuck
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
 from pyiommufd.host.claims.vfs import vfs_refusals, vfs_steps
-from pyiommufd.host.discovery.devices import HostDevice, as_device
+from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.vfs import vfs_of
 from pyiommufd.host.holders import holders
 from pyiommufd.printable import OneLine, counted, listed
@@ -89,11 +89,9 @@ def plan_rebind(
         DeviceNotFoundError: There is no such device.
         ValueError: No device was named, or a kind that cannot be forced.
     """
-    if isinstance(devices, HostDevice | str | Path):
-        devices = [devices]
     kinds = uses.forced(force)
     # By their folders: a bridge comes before what is behind it.
-    wanted = sorted(dict.fromkeys(map(as_device, devices)), key=lambda device: str(device.sys_path))
+    wanted = sorted(as_devices(devices), key=lambda device: str(device.sys_path))
     if not wanted:
         raise ValueError("no device to rebind was named")
     home = [device for device in wanted if drivers.is_home(device)]

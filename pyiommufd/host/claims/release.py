@@ -14,10 +14,11 @@ from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.claims.signals import HeldBack
 from pyiommufd.host.claims.steps import Report
 from pyiommufd.host.claims.transaction import Exclusive, Transaction, exclusive
-from pyiommufd.host.discovery.devices import HostDevice, as_device
+from pyiommufd.host.discovery.devices import DEVICES, HostDevice, as_device
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.persistent.claim_file import NewerFileError, PersistentClaim
 from pyiommufd.host.worker import Helper
+from pyiommufd.iterables import iterate
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +208,9 @@ def _is_of(claim: PersistentClaim | ClaimError, file: Path, name: str, target: H
 
 
 def _named(devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path) -> list[HostDevice | str | Path]:
-    return [devices] if isinstance(devices, HostDevice | str | Path) else list(devices)
+    if isinstance(devices, HostDevice | str | Path):
+        return [devices]
+    return list(iterate(devices, DEVICES))
 
 
 def _name(device: HostDevice | str | Path) -> str:

@@ -6,7 +6,7 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,14 @@ from pyiommufd.errors import DeviceNotFoundError, MissingLibraryError
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.aliases import dma_aliases
 from pyiommufd.host.discovery.groups import Group, reserved_regions
+from pyiommufd.iterables import iterate
 from pyiommufd.printable import printable
 
 # The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio).
 SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
+
+DEVICES = "devices are HostDevice objects, names or paths"
+"""What an argument that names several takes, for errors."""
 
 _FULL_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _SHORT_ADDRESS = re.compile(r"[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
@@ -294,6 +298,17 @@ def as_device(target: HostDevice | str | Path) -> HostDevice:
     if not isinstance(target, str | Path):
         raise TypeError(f"a device is a HostDevice, or a name or Path of one, not {type(target).__name__}")
     return find_device(str(target))
+
+
+def as_devices(targets: Iterable[HostDevice | str | Path] | HostDevice | str | Path) -> tuple[HostDevice, ...]:
+    """The devices that a caller means, or the one, each once, looked up afresh.
+
+    Raises:
+        DeviceNotFoundError, TypeError: As for `as_device`.
+    """
+    if isinstance(targets, HostDevice | str | Path):
+        return (as_device(targets),)
+    return tuple(dict.fromkeys(map(as_device, iterate(targets, DEVICES))))
 
 
 def _groups() -> Path:

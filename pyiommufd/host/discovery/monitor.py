@@ -10,6 +10,7 @@ from typing import Any
 from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, DeviceNotFoundError
 from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, from_sys_path, udev_context
+from pyiommufd.iterables import iterate
 from pyiommufd.printable import OneLine
 
 # Written by udevd as long as it runs; without it, as in a small guest, only the kernel's own events come.
@@ -59,10 +60,7 @@ class Monitor(Closing):
 
     def __init__(self, subsystems: Collection[str] | None = None) -> None:
         known = (*SUBSYSTEMS, "vfio-dev")
-        try:
-            wanted = known if subsystems is None else tuple(subsystems)
-        except NotImplementedError:  # what a memoryview of several dimensions answers
-            raise TypeError("subsystems are names") from None
+        wanted = known if subsystems is None else tuple(iterate(subsystems, "subsystems are names"))
         for subsystem in wanted:
             if subsystem not in known:
                 raise ValueError(f"subsystem {subsystem!r} is none of {', '.join(known)}")

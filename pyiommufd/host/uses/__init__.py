@@ -14,6 +14,7 @@ from pyiommufd.host.uses.network import interfaces, is_elsewhere, network_refusa
 from pyiommufd.host.uses.nodes import PARENTLESS, node_refusals
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 from pyiommufd.host.uses.storage import blocks, hidden_refusals, shared_nodes, storage_refusals
+from pyiommufd.iterables import iterate
 
 KINDS = (
     "root",
@@ -56,7 +57,7 @@ def forced(kinds: Iterable[str]) -> frozenset[str]:
     Raises:
         ValueError: One of them is not a kind, or cannot be forced.
     """
-    kinds = frozenset([kinds] if isinstance(kinds, str) else kinds)
+    kinds = frozenset([kinds] if isinstance(kinds, str) else iterate(kinds, "force names kinds of refusals"))
     if unknown := sorted(map(str, kinds.difference(FORCIBLE))):
         raise ValueError(f"force names {', '.join(unknown)}; what can be forced is {', '.join(FORCIBLE)}")
     return kinds

@@ -13,6 +13,7 @@ from pyiommufd import uapi
 from pyiommufd.diagnose.device_requests import no_interrupt_error
 from pyiommufd.diagnose.interrupts import set_irqs_error
 from pyiommufd.errors import ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
+from pyiommufd.iterables import iterate
 from pyiommufd.kernel.interrupts.eventfd import EventFD
 from pyiommufd.kernel.interrupts.interrupt import Interrupt, IRQFlag, UnmaskEvent
 from pyiommufd.uapi import device_ioctls
@@ -144,7 +145,7 @@ class IRQ:
         """
         if eventfds is not None and count is not None:
             raise TypeError("either a number of vectors, or the eventfds that they are to signal")
-        given = None if eventfds is None else list(eventfds)
+        given = None if eventfds is None else list(iterate(eventfds, "eventfds are EventFD objects, fds or None"))
         count = operator.index(1 if count is None else count) if given is None else len(given)
         least = count if minimum is None else operator.index(minimum)
         with self._interrupts._lock:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Protocol, SupportsIndex
 
 from pyiommufd import uapi
+from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.uapi.ioctls import CHAR_ARRAY, View, from_buffer
 
@@ -64,14 +65,12 @@ def check_range(iova: int, length: int) -> tuple[int, int]:
 
 def ranges_allowed(ranges: Iterable[IOVARange | tuple[int, int]]) -> list[tuple[int, int]]:
     """What `IOAS.allow_iovas` was given, as first and inclusive last addresses."""
-    if isinstance(ranges, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
-        raise TypeError("ranges are IOVARange objects or pairs of addresses, and no memory")
     pairs = []
-    for one in ranges:
+    for one in iterate(ranges, "ranges are IOVARange objects or pairs of addresses"):
         try:
-            start, last = (one.start, one.last) if isinstance(one, IOVARange) else one
+            start, last = (one.start, one.last) if isinstance(one, IOVARange) else iterate(one, "two ints")
             start, last = operator.index(start), operator.index(last)
-        except (TypeError, ValueError, NotImplementedError):  # the last from a memoryview of several dimensions
+        except (TypeError, ValueError):
             raise TypeError(f"a range is an IOVARange or a pair of addresses, not {one!r:.60}") from None
         if not 0 <= start <= last <= U64_MAX:
             raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")

@@ -7,13 +7,14 @@ import itertools
 import mmap
 import operator
 from array import array
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.mapping import map_error, map_file_error
 from pyiommufd.diagnose.mapping_rows import HOLE
 from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, ioctl_error
+from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
 from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
@@ -203,15 +204,14 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
 def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> array[int]:
     """What `IOAS.map_many` was given for a memory of that size in bytes, as `map_pieces` takes it."""
     numbers = array("Q")
-    if isinstance(pieces, memoryview):  # to go through a released one leaves CPython 3.11 with an exception set
-        raise TypeError("pieces are (offset, length, iova), one after the other, and no memory")
-    for piece in pieces:
+    for piece in iterate(pieces, "pieces are (offset, length, iova), one after the other"):
         try:
-            offset, length, iova = piece
+            values: Iterator[Any] = iterate(piece, "three ints")
+            offset, length, iova = values
             # Not those of NumPy, which overflow.
             offset, length = operator.index(offset), operator.index(length)
             iova = None if iova is None else operator.index(iova)
-        except (TypeError, ValueError, NotImplementedError):  # the last from a memoryview of several dimensions
+        except (TypeError, ValueError):
             raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
         if not 0 <= offset <= size or not 0 < length <= size - offset:
             raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")

@@ -173,7 +173,7 @@ def test_wrong_ranges_to_allow(ioas: IOAS) -> None:
         with pytest.raises(TypeError, match="an IOVARange or a pair of addresses, not "):
             ioas.allow_iovas(no_ranges)
     for memory in (many, gone):
-        with pytest.raises(TypeError, match="no memory"):
+        with pytest.raises(TypeError, match="ranges are"):
             ioas.allow_iovas(memory)
     with pytest.raises(IoctlError) as caught:
         ioas.allow_iovas([(0, 2 * PAGE), (PAGE, 3 * PAGE)])

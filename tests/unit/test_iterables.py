@@ -1,0 +1,42 @@
+"""Arguments that are gone through: what is no list of them is a TypeError that says what to give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pyiommufd import plan_claim, release
+from pyiommufd.host.claims.rebind import plan_rebind
+from pyiommufd.iterables import iterate
+from pyiommufd.vmm import Handover
+
+MANY = memoryview(bytes(8)).cast("B", shape=[4, 2])
+GONE = memoryview(bytes(8))
+GONE.release()
+
+
+@pytest.mark.parametrize("wrong", [MANY, GONE, memoryview(b"12")], ids=["several dimensions", "released", "bytes"])
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (plan_claim, "devices are HostDevice objects, names or paths"),
+        (lambda wrong: plan_claim(["0000:00:01.0"], force=wrong), "force names kinds of refusals"),
+        (plan_rebind, "devices are HostDevice objects, names or paths"),
+        (release, "devices are HostDevice objects, names or paths"),
+        (lambda wrong: release(leave=wrong), "devices are HostDevice objects, names or paths"),
+        (Handover.open, "devices are HostDevice objects, names or paths"),
+    ],
+    ids=["plan_claim", "force", "plan_rebind", "release", "leave", "Handover.open"],
+)
+def test_a_memoryview_is_no_list(call: Callable[[Any], object], expected: str, wrong: memoryview) -> None:
+    with pytest.raises(TypeError, match=expected):
+        call(wrong)
+
+
+def test_what_is_iterable() -> None:
+    assert list(iterate({"a": 1, "b": 2}, "")) == ["a", "b"]
+    assert list(iterate((number for number in (1, 2)), "")) == [1, 2]
+    with pytest.raises(TypeError, match="not iterable"):
+        iterate(5, "")  # type: ignore[arg-type]
