@@ -1,1 +1,1 @@
-"""What this machine has: devices, IOMMU groups, drivers, who uses them. Nothing here issues an ioctl."""
+"""What this machine has, and who uses it: devices, groups, drivers. Issues no ioctl on iommufd or VFIO."""
