@@ -32,10 +32,7 @@ from pyiommufd import (
 )
 from pyiommufd.testing.drivers import edu as edu_module
 from pyiommufd.testing.drivers.edu import EduDriver
-
-IOVA = 0x100000
-PIECE = 64
-"""Bytes of a transfer whose only point is whether it arrives."""
+from tests.guest.dma import IOVA, PIECE, Arrives
 
 
 def _is_edu(device: HostDevice) -> bool:
@@ -181,7 +178,7 @@ _fresh = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def arrives() -> Callable[[EduDriver, DMABuffer], bool]:
+def arrives() -> Arrives:
     """Whether a device's DMA to `IOVA` changes a buffer.
 
     Each call fills the memory anew, with a byte that no device has been given to copy: what is there afterwards and

@@ -81,7 +81,7 @@ def quick(options: Sequence[str]) -> list[Work]:
         options: More for pytest.
     """
     given = (*options, *QUICK)
-    rooms = (("core", "stress", "testing", "vmm"), ("cli", "host"), ("diagnose", "facts", "kernel"))
+    rooms = (("core", "stress", "testing", "vmm"), ("cli", "host"), ("diagnose", "kernel"))
     jobs = [
         *(
             Job(f"guest, {', '.join(some)}", tuple(f"tests/guest/{room}" for room in some), DEFAULT, given)
@@ -145,7 +145,7 @@ class Everything:
             yield self._job("stress", ("tests/guest/stress",), DEFAULT)
             yield self._job("claims", ("tests/guest/claims",), CLAIMS)
         yield self._job("vmm", ("tests/guest/vmm",), DEFAULT)
-        yield self._job("kernel", ("tests/guest/kernel", "tests/guest/facts"), DEFAULT)
+        yield self._job("kernel", ("tests/guest/kernel",), DEFAULT)
         yield self._job("host", ("tests/guest/host",), DEFAULT)
         yield self._job("fixtures", ("tests/guest/testing",), DEFAULT)
         yield self._job("commands", ("tests/guest/cli", "tests/guest/diagnose"), DEFAULT)

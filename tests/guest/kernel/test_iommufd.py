@@ -38,13 +38,15 @@ from pyiommufd import (
     NotFoundError,
     Verdict,
     find_device,
+    find_group,
     uapi,
 )
 from pyiommufd.host import drivers
 from pyiommufd.uapi import raw
+from tests.guest.dma import IOVA
+from tests.guest.kernel.members import on_driver
 from tests.opcodes import opcodes
 
-IOVA = 0x100000
 NOBODY = 65534
 
 
@@ -184,9 +186,9 @@ def test_alloc_ioas_asks_the_kernel(iommufd: IOMMUFD) -> None:
     assert iommufd.objects == (second, first)
     buffer = DMABuffer(4096)
     for ioas in (first, second):
-        ioas.map(buffer, iova=0x100000)
+        ioas.map(buffer, iova=IOVA)
         with pytest.raises(AlreadyMappedError):
-            ioas.map(buffer, iova=0x100000)
+            ioas.map(buffer, iova=IOVA)
 
 
 def test_bind_says_what_it_takes(iommufd: IOMMUFD) -> None:
@@ -232,36 +234,28 @@ def test_bind_of_no_device(iommufd: IOMMUFD) -> None:
         iommufd.bind("0000:7f:00.0")
     with pytest.raises(DeviceNotFoundError):
         iommufd.bind("/dev/vfio/devices/vfio99")
-    with pytest.raises(TypeError):
-        iommufd.bind(5)  # type: ignore[arg-type]
 
 
 def test_refused_bind_names_the_member_on_a_host_driver_and_leaves_the_file_open(
-    claimed: Claim, iommufd: IOMMUFD, first: HostDevice, neighbour: HostDevice
+    claimed: Claim, iommufd: IOMMUFD, first: HostDevice, peer: HostDevice, neighbour: HostDevice
 ) -> None:
     assert neighbour.driver is not None
-    away = neighbour.refreshed()
-    drivers.unbind(away)
-    drivers.set_driver_override(away, None)
-    drivers.bind(away, neighbour.driver)
-    try:
+    with on_driver(neighbour, neighbour.driver):
         file = DeviceFile(first)
-        with pytest.raises(GroupNotViableError) as caught:
-            iommufd.bind(file)
-        assert caught.value.errno == errno.EPERM
-        assert [blocker.name for blocker in caught.value.blockers] == [neighbour.name]
-        assert neighbour.name in str(caught.value)
-        assert neighbour.driver in str(caught.value)
+        targets: tuple[DeviceFile | HostDevice, ...] = (file, peer)
+        for target in targets:
+            with pytest.raises(GroupNotViableError) as caught:
+                iommufd.bind(target)
+            assert caught.value.errno == errno.EPERM
+            assert [blocker.name for blocker in caught.value.blockers] == [neighbour.name]
+            assert neighbour.name in str(caught.value)
+            assert neighbour.driver in str(caught.value)
         assert iommufd.devices == ()
         # The way out, once somebody takes it, leads there by the same file.
         drivers.unbind(neighbour)
         device = iommufd.bind(file)
         assert device.bind_change.kind is ChangeKind.FIRST
         device.close()
-    finally:
-        drivers.unbind(neighbour)
-        drivers.set_driver_override(neighbour, "vfio-pci")
-        drivers.bind(neighbour, "vfio-pci")
 
 
 def test_refused_bind_by_name_leaves_nothing_open(
@@ -276,12 +270,22 @@ def test_refused_bind_by_name_leaves_nothing_open(
     assert kernel_fds() == before
 
 
-def test_member_of_a_group_that_another_iommufd_owns(device: Device, peer: HostDevice) -> None:
-    with IOMMUFD() as other, pytest.raises(AccessDeniedError) as caught:
-        other.bind(peer)
-    assert not isinstance(caught.value, GroupNotViableError)
-    assert "owned by another iommufd" in str(caught.value)
-    assert f"pid {os.getpid()}" in str(caught.value)
+def test_member_of_a_group_that_another_iommufd_owns(
+    device: Device, first: HostDevice, peer: HostDevice, neighbour: HostDevice
+) -> None:
+    """No member is on a host driver: a viable group is not yet one that can be bound."""
+    assert first.group_id is not None
+    with IOMMUFD() as other:
+        for one in (peer, neighbour):
+            assert find_group(first.group_id).viable
+            with pytest.raises(AccessDeniedError) as caught:
+                other.bind(one)
+            assert caught.value.errno == errno.EPERM
+            assert not isinstance(caught.value, GroupNotViableError)
+            assert "owned by another iommufd" in str(caught.value)
+            assert f"pid {os.getpid()}" in str(caught.value)
+        device.close()
+        other.bind(peer).close()
 
 
 @pytest.mark.parametrize("token", [b"short", "no uuid"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from pyiommufd import (
     IOAS,
     IOMMUFD,
+    ChangeKind,
     Claim,
     ClosedError,
     Command,
@@ -24,11 +26,12 @@ from pyiommufd import (
     Window,
     find_device,
 )
+from pyiommufd.host import drivers, sysfs
 from pyiommufd.kernel.interrupts.interrupts import Interrupts
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import IOVA, Arrives
+from tests.guest.kernel.members import on_driver
 from tests.opcodes import opcodes
-
-IOVA = 0x100000
 
 
 def test_close_unbinds(claimed: Claim, iommufd: IOMMUFD, first: HostDevice, ioas: IOAS) -> None:
@@ -54,6 +57,63 @@ def test_close_of_one_leaves_the_peer_bound(device: Device, peer_device: Device,
     again = iommufd.bind(device.host)
     # The group was not given up in between.
     assert again.bind_change.devices == ()
+
+
+def test_a_later_bind_changes_nothing_and_the_device_shares_the_table_of_its_peers(
+    device: Device,
+    edu: EduDriver,
+    iommufd: IOMMUFD,
+    ioas: IOAS,
+    buffer: DMABuffer,
+    mapping: DMAMapping,
+    arrives: Arrives,
+    peer: HostDevice,
+) -> None:
+    device.attach(ioas)
+    bound = iommufd.bind(peer)
+    assert (bound.bind_change.kind, bound.bind_change.devices) == (ChangeKind.NOOP, ())
+    assert arrives(edu, buffer)
+    bound.bus_master = True
+    with EduDriver(bound) as other:
+        assert bound.page_table is None
+        assert arrives(other, buffer)
+
+
+def test_the_third_bind_of_a_blocked_group_leaves_it_blocked(
+    device: Device,
+    peer_device: Device,
+    third_device: Device,
+    edu: EduDriver,
+    peer_edu: EduDriver,
+    buffer: DMABuffer,
+    mapping: DMAMapping,
+    arrives: Arrives,
+) -> None:
+    kinds = [one.bind_change.kind for one in (device, peer_device, third_device)]
+    assert kinds == [ChangeKind.FIRST, ChangeKind.NOOP, ChangeKind.NOOP]
+    assert [one.bind_change.devices for one in (peer_device, third_device)] == [(), ()]
+    assert not arrives(edu, buffer)
+    assert not arrives(peer_edu, buffer)
+
+
+def test_host_drivers_fail_to_probe_until_the_last_bound_device_closes(
+    device: Device, peer_device: Device, neighbour: HostDevice
+) -> None:
+    bus = sysfs.SYS / "bus/pci"
+
+    def refused(path: Path) -> int:
+        with pytest.raises(OSError, match=str(path)) as caught:
+            sysfs.write(path, neighbour.name)
+        return caught.value.errno or 0
+
+    with on_driver(neighbour, None):
+        drivers.set_driver_override(neighbour, None)
+        for bound in (device, peer_device):
+            assert refused(bus / "drivers/virtio-pci/bind") == errno.EBUSY
+            assert refused(bus / "drivers_probe") == errno.EINVAL
+            bound.close()
+        sysfs.write(bus / "drivers_probe", neighbour.name)
+        assert drivers.driver_of(neighbour) == "virtio-pci"
 
 
 def test_with_block_closes(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
@@ -175,17 +235,11 @@ def test_attach_to_a_closed_address_space(device: Device, ioas: IOAS) -> None:
             action(ioas)
 
 
-def test_page_tables_by_pasid(device: Device, ioas: IOAS) -> None:
-    assert device.page_tables == {}
-    device.attach(ioas)
-    assert device.page_tables == {None: ioas}
-
-
 def test_bound_device_gives_no_memory_after_the_group_is_given_up(
     claimed: Claim,
     first: HostDevice,
     buffer: DMABuffer,
-    arrives: Callable[[EduDriver, DMABuffer], bool],
+    arrives: Arrives,
 ) -> None:
     """A new bind starts from blocked, whatever the last one had mapped."""
     with IOMMUFD() as iommufd:

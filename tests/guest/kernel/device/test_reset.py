@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, HostDevice, IoctlError
+from tests.guest.kernel.members import on_driver
 from tests.patience import patience
 
 
@@ -55,12 +56,9 @@ def test_hot_reset_is_carried_out(device: Device, peer_device: Device) -> None:
         window.write32(0x64, 1)
 
 
-def test_refused_hot_reset_names_who_is_not_owned(claimed: Claim, device: Device, peer: HostDevice) -> None:
+def test_refused_hot_reset_names_who_is_not_owned(device: Device, peer: HostDevice) -> None:
     """The peer is on no driver: it is in nobody's hands."""
-    from pyiommufd.host import drivers
-
-    drivers.unbind(peer)
-    try:
+    with on_driver(peer, None):
         assert [one.name for one in device.hot_reset_info().not_owned] == [peer.name]
         with pytest.raises(IoctlError) as caught:
             device.hot_reset()
@@ -69,8 +67,6 @@ def test_refused_hot_reset_names_who_is_not_owned(claimed: Claim, device: Device
         assert cause.summary == f"{peer.name} would be reset too, and is not bound to this iommufd"
         assert cause.evidence == "it is on no driver"
         assert "plan_claim" in cause.fix
-    finally:
-        drivers.bind(peer, "vfio-pci")
     device.hot_reset()
 
 

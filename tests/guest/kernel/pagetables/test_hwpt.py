@@ -55,7 +55,7 @@ def test_it_shows_what_is_mapped_into_its_address_space(
     assert not arrives(edu, buffer)
 
 
-def test_replace_under_a_live_device_has_no_gap(
+def test_replace_by_a_page_table_of_the_same_address_space(
     device: Device, edu: EduDriver, ioas: IOAS, buffer: DMABuffer, arrives: Arrives
 ) -> None:
     ioas.map(buffer, iova=IOVA)

@@ -67,10 +67,12 @@ def unbound_edu(host: HostDevice) -> Iterator[EduDriver]:
         config.write(bytes([before[0] | 0x06, before[1]]))
         config.seek(4)
         assert config.read(1)[0] & 0x06 == 0x06
-        with EduDriver(cast("Device", _UnboundDevice(host))) as driver:
-            yield driver
-        config.seek(4)
-        config.write(before)
+        try:
+            with EduDriver(cast("Device", _UnboundDevice(host))) as driver:
+                yield driver
+        finally:
+            config.seek(4)
+            config.write(before)
 
 
 @contextmanager
