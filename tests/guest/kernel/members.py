@@ -43,11 +43,13 @@ class _Registers:
 class _UnboundDevice:
     """As much of a `Device` as `EduDriver` uses, for a device that is bound to no iommufd."""
 
-    bus_master = True
-
     def __init__(self, host: HostDevice) -> None:
         self.name = host.name
         self._host = host
+
+    @property
+    def bus_master(self) -> bool:
+        return self._host.sys_path.joinpath("config").read_bytes()[4] & 0x04 != 0
 
     def region(self, index: int) -> _UnboundDevice:
         assert index == 0
