@@ -13,9 +13,8 @@ from pyiommufd.testing.drivers.e1000e import E1000eDriver
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.testing.drivers.nvme import NvmeDriver
 from pyiommufd.testing.drivers.virtio_blk import VirtioBlkDriver
+from tests.guest.dma import IOVA
 from tests.patience import until
-
-IOVA = 0x100000
 
 
 def _edu(device: Device, ioas: IOAS) -> None:

@@ -30,12 +30,12 @@ from pyiommufd import (
     plan_claim,
 )
 from pyiommufd.host import drivers
+from tests.guest.dma import IOVA
 from tests.runner.causes import Produced, Prover
 
 BIND, ATTACH = "VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 MAP, MAP_FILE = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE"
 PAGE = mmap.PAGESIZE
-IOVA = 0x100000
 MSI = 0xFEE00000
 NOBODY = 65534
 

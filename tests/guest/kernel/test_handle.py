@@ -11,6 +11,7 @@ import pytest
 
 from pyiommufd import IOAS, IOMMUFD, Claim, Device, DeviceFile, DMABuffer, DMAMapping, ForkedError, HostDevice
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import Arrives
 
 InChild = Callable[[Callable[[], Any]], Any]
 
@@ -65,7 +66,7 @@ def test_closing_in_a_child_leaves_the_parents(
     mapping: DMAMapping,
     first: HostDevice,
     in_child: InChild,
-    arrives: Callable[[EduDriver, DMABuffer], bool],
+    arrives: Arrives,
 ) -> None:
     device.attach(ioas)
     numbers = device.fileno(), iommufd.fileno()

@@ -17,8 +17,7 @@ from pyiommufd import (
     UnsupportedError,
 )
 from tests.escapes import invisible
-
-IOVA = 0x100000
+from tests.guest.dma import IOVA
 
 
 def check(made: object, *names: object) -> None:

@@ -33,10 +33,8 @@ from pyiommufd import (
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import raw
 from tests import by_id
+from tests.guest.dma import IOVA, Arrives
 from tests.opcodes import opcodes
-
-IOVA = 0x100000
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from pyiommufd import IOMMUFDError
+from tests.guest.dma import IOVA
 
 PAGE = mmap.PAGESIZE
-IOVA = 0x100000
 REFUSALS = (TypeError, ValueError, IOMMUFDError)
 
 Values = st.SearchStrategy[Any]

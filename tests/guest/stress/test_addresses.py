@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-from collections.abc import Callable
 
 import pytest
 
@@ -19,12 +18,9 @@ from pyiommufd import (
     Verdict,
 )
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import IOVA, Arrives
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
-
 TOP = 1 << 64
 
 

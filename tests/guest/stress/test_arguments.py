@@ -32,7 +32,8 @@ from pyiommufd import (
 )
 from pyiommufd.testing.checks.leaks import LeakCheck, kernel_fds
 from pyiommufd.testing.mock import MockIOMMUFD, commands
-from tests.guest.stress.hammer import IOVA, PAGE, TEXTS, Hammer, Values, integers, pick
+from tests.guest.dma import IOVA
+from tests.guest.stress.hammer import PAGE, TEXTS, Hammer, Values, integers, pick
 
 
 def elsewhere(from_fd: Callable[[Any], Any]) -> Callable[[Any], Any]:

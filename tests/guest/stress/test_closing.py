@@ -36,9 +36,9 @@ from pyiommufd import (
 from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.memory.mapping import DMAMappings
 from pyiommufd.testing.checks.leaks import LeakCheck
+from tests.guest.dma import IOVA
 from tests.sweeps import sample
 
-IOVA = 0x100000
 PAGE = 4096
 
 

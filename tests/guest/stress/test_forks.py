@@ -6,7 +6,6 @@ import faulthandler
 import os
 import resource
 import signal
-from collections.abc import Callable
 
 import pytest
 
@@ -20,10 +19,7 @@ from pyiommufd import (
     HostDevice,
 )
 from pyiommufd.testing.drivers.edu import EduDriver
-
-IOVA = 0x100000
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
+from tests.guest.dma import IOVA, Arrives
 
 
 def crash() -> None:

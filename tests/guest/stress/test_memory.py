@@ -8,7 +8,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -24,11 +23,9 @@ from pyiommufd import (
     Verdict,
 )
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import IOVA, Arrives
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 LIMITED = """
 import errno, os, resource, sys

@@ -37,10 +37,10 @@ from pyiommufd.kernel.memory import mapping_requests as mapping_steps
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.uapi import raw
 from tests import by_id
+from tests.guest.dma import IOVA
 from tests.opcodes import opcodes
 from tests.sweeps import sample
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
 FILES = ("pyiommufd/kernel/", "pyiommufd/uapi/")
 

@@ -21,9 +21,9 @@ from pyiommufd._uapi import lib
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import device_ioctls, ioctls
+from tests.guest.dma import IOVA
 from tests.sweeps import amount, sample
 
-IOVA = 0x100000
 PAGE = 4096
 
 

@@ -20,8 +20,8 @@ from pyiommufd import (
     Verdict,
 )
 from tests.by_id import destroy
+from tests.guest.dma import IOVA
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
 
 

@@ -21,11 +21,9 @@ from pyiommufd import (
 from pyiommufd.kernel.memory.mapping import DMAMappings
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import IOVA, Arrives
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
 @pytest.mark.long

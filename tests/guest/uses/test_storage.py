@@ -16,11 +16,11 @@ from pyiommufd.host import uses
 from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.testing.drivers.nvme import NvmeDriver
+from tests.guest.dma import IOVA
 from tests.guest.uses.disks import node_of
 from tests.guest.uses.types import Driven, Refused, Runner
 from tests.patience import until
 
-IOVA = 0x100000
 TEXT = b"kept where it belongs\n" * 1000
 
 

@@ -16,11 +16,11 @@ from pyiommufd import IOMMUFD, Claim, ClosedError, Device, DMABuffer, HostDevice
 from pyiommufd.host import drivers
 from pyiommufd.host import worker as helper
 from pyiommufd.host.holders import holders
+from tests.guest.dma import IOVA
 from tests.patience import patience, until
 
 LIMIT = 5.0
 """Seconds within which a device that is held goes."""
-IOVA = 0x100000
 
 HOLDER = """
 import signal, sys, time

@@ -19,8 +19,8 @@ from pyiommufd import (
     IOVARange,
 )
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import IOVA
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
 U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 

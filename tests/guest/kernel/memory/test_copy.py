@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 
 import pytest
 
@@ -17,11 +16,9 @@ from pyiommufd import (
     NotFoundError,
 )
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import IOVA, Arrives
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
 def test_copy_is_the_same_memory(

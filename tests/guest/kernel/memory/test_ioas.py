@@ -23,12 +23,10 @@ from pyiommufd import (
 )
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import ioctls
+from tests.guest.dma import IOVA, Arrives
 from tests.opcodes import opcodes
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
 def test_map_and_unmap_are_seen_by_the_device(

@@ -25,11 +25,9 @@ from pyiommufd import (
 )
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
+from tests.guest.dma import IOVA, Arrives
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
 @pytest.fixture

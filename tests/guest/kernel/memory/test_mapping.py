@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, Device, DMABuffer, DMAMapping
 from pyiommufd.testing.drivers.edu import EduDriver
-
-IOVA = 0x100000
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
+from tests.guest.dma import IOVA, Arrives
 
 
 def test_buffer_can_neither_be_closed_nor_resized_while_it_is_mapped(buffer: DMABuffer, mapping: DMAMapping) -> None:

@@ -13,8 +13,8 @@ from pyiommufd.kernel.memory import mapping_requests as mapping_steps
 from pyiommufd.kernel.memory.mapping_table import MappingTable
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import ioctls
+from tests.guest.dma import IOVA
 
-IOVA = 0x100000
 PAGE = 4096
 
 

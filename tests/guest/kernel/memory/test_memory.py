@@ -27,8 +27,8 @@ from pyiommufd import (
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import raw
 from tests import by_id
+from tests.guest.dma import IOVA
 
-IOVA = 0x100000
 PAGE = mmap.PAGESIZE
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
-from collections.abc import Callable
 
 import pytest
 
@@ -28,12 +27,10 @@ from pyiommufd import (
 )
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
+from tests.guest.dma import IOVA, Arrives
 
-IOVA = 0x100000
 MOCK_IOVA = commands.APERTURE_START
 PAGE = mmap.PAGESIZE
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 
 
 # As a page table
