@@ -40,7 +40,7 @@ def _is_edu(device: HostDevice) -> bool:
 
 
 @dataclass(frozen=True)
-class Machine:
+class DefaultMachine:
     """The devices as they were before the first test.
 
     Attributes:
@@ -54,16 +54,21 @@ class Machine:
     alone: HostDevice
 
 
-@pytest.fixture(scope="session", autouse=True)
-def machine() -> Machine:
-    """The devices; on a machine that these tests are not for, the end of the run."""
+@pytest.fixture(scope="session")
+def default_machine() -> DefaultMachine:
+    """The devices of the default guest; on a machine that lacks them, the end of the run."""
     recover()
     groups = [(group, tuple(filter(_is_edu, group.devices))) for group in list_groups()]
     shared = [(group, edus) for group, edus in groups if len(edus) > 1 and group.blockers]
     lone = [edus[0] for group, edus in groups if len(edus) == len(group.devices) == 1]
     if not Path("/dev/iommu").exists() or not shared or not lone:
         pytest.exit("this machine lacks what the tests need; run: pyiommufd guest -- python -m pytest tests/guest", 3)
-    return Machine(*shared[0], lone[0])
+    return DefaultMachine(*shared[0], lone[0])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def right_machine(default_machine: DefaultMachine) -> None:
+    """The tests are on the machine that they are for. Tests for another one override this."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,33 +77,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def first(machine: Machine) -> HostDevice:
+def first(default_machine: DefaultMachine) -> HostDevice:
     """An edu device of the shared group, as it was at the start: without a driver."""
-    return machine.edus[0]
+    return default_machine.edus[0]
 
 
 @pytest.fixture(scope="session")
-def peer(machine: Machine) -> HostDevice:
+def peer(default_machine: DefaultMachine) -> HostDevice:
     """The other edu device of the shared group."""
-    return machine.edus[1]
+    return default_machine.edus[1]
 
 
 @pytest.fixture(scope="session")
-def neighbour(machine: Machine) -> HostDevice:
+def neighbour(default_machine: DefaultMachine) -> HostDevice:
     """The member of the shared group that is on a host driver."""
-    return next(device for device in machine.shared.devices if device in machine.shared.blockers)
+    return next(device for device in default_machine.shared.devices if device in default_machine.shared.blockers)
 
 
 @pytest.fixture(scope="session")
-def bridge(machine: Machine) -> HostDevice:
+def bridge(default_machine: DefaultMachine) -> HostDevice:
     """The bridge that makes the shared group one."""
-    return next(device for device in machine.shared.devices if device.is_bridge)
+    return next(device for device in default_machine.shared.devices if device.is_bridge)
 
 
 @pytest.fixture(scope="session")
-def alone(machine: Machine) -> HostDevice:
+def alone(default_machine: DefaultMachine) -> HostDevice:
     """The edu device that is alone in its group."""
-    return machine.alone
+    return default_machine.alone
 
 
 @pytest.fixture(scope="session")
@@ -239,7 +244,7 @@ def kernel_fds() -> Callable[[], dict[int, str]]:
 
 
 @pytest.fixture(autouse=True)
-def leaves_nothing_open(machine: Machine, kernel_fds: Callable[[], dict[int, str]]) -> Iterator[None]:
+def leaves_nothing_open(kernel_fds: Callable[[], dict[int, str]]) -> Iterator[None]:
     """Every test closes what it has opened, or has it closed."""
     before = kernel_fds()
     yield

@@ -71,8 +71,8 @@ def _edus() -> tuple[HostDevice, ...]:
     return tuple(device for device in list_devices("pci") if (device.vendor_id, device.device_id) == ids)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def machine() -> CoreMachine:
+@pytest.fixture(scope="session")
+def core_machine() -> CoreMachine:
     described = os.environ.get(CONFIGURATION_VARIABLE)
     if described is None:
         pytest.exit("these tests are for a guest; run: pyiommufd guest -- python -m pytest tests/guest/core", 3)
@@ -94,15 +94,20 @@ def machine() -> CoreMachine:
     return CoreMachine(kind, edus, lone[0] if lone else None, shared[0] if shared else None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def right_machine(core_machine: CoreMachine) -> None:
+    """Any guest will do."""
+
+
 @pytest.fixture
-def kind(machine: CoreMachine) -> str:
+def kind(core_machine: CoreMachine) -> str:
     """The kind of this machine's IOMMU."""
-    return machine.kind
+    return core_machine.kind
 
 
 @pytest.fixture
-def all_edus(machine: CoreMachine) -> tuple[HostDevice, ...]:
-    return machine.edus
+def all_edus(core_machine: CoreMachine) -> tuple[HostDevice, ...]:
+    return core_machine.edus
 
 
 @pytest.fixture
@@ -117,11 +122,11 @@ def members() -> Callable[[Group], dict[str, tuple[str | None, str | None]]]:
 
 
 @pytest.fixture
-def lone(machine: CoreMachine) -> HostDevice:
+def lone(core_machine: CoreMachine) -> HostDevice:
     """An edu device alone in its group, on no driver."""
-    if machine.alone is None:
+    if core_machine.alone is None:
         pytest.skip("no edu device here is alone in an IOMMU group")
-    return machine.alone
+    return core_machine.alone
 
 
 @pytest.fixture
@@ -146,16 +151,16 @@ def edu(device: Device) -> Iterator[EduDriver]:
 
 
 @pytest.fixture
-def shared(machine: CoreMachine) -> Group:
+def shared(core_machine: CoreMachine) -> Group:
     """A group with several edu devices and one that is on a host driver."""
-    if machine.shared is None:
+    if core_machine.shared is None:
         pytest.skip("no IOMMU group here has several edu devices")
-    return machine.shared
+    return core_machine.shared
 
 
 @pytest.fixture
-def shared_edus(shared: Group, machine: CoreMachine) -> tuple[HostDevice, ...]:
-    return tuple(device for device in machine.edus if device in shared.devices)
+def shared_edus(shared: Group, core_machine: CoreMachine) -> tuple[HostDevice, ...]:
+    return tuple(device for device in core_machine.edus if device in shared.devices)
 
 
 @pytest.fixture
@@ -166,11 +171,11 @@ def host_driven(shared: Group) -> HostDevice:
 
 
 @pytest.fixture(scope="session")
-def bridged_dma(machine: CoreMachine) -> None:
+def bridged_dma(core_machine: CoreMachine) -> None:
     """DMA from behind the PCIe-to-PCI bridge, which not every machine has: asked of the host driver's device there."""
-    if machine.shared is None:
+    if core_machine.shared is None:
         pytest.skip("no IOMMU group here has several edu devices")
-    (host_driven,) = machine.shared.blockers
+    (host_driven,) = core_machine.shared.blockers
     code = "print(len(open('/dev/hwrng', 'rb', 0).read(16)))"
     with (
         KernelLog(from_start=True) as log,

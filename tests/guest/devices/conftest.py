@@ -11,8 +11,8 @@ from tests.guest.devices.factories import Binder, Claimer
 
 
 @pytest.fixture(scope="session", autouse=True)
-def machine() -> None:
-    """These tests ask for single devices, and not for the layout that those above need."""
+def right_machine() -> None:
+    """These tests ask for single devices, and not for those of the default guest."""
     recover()
 
 

@@ -17,8 +17,8 @@ from tests.patience import until
 
 
 @pytest.fixture(scope="session", autouse=True)
-def machine() -> None:
-    """These tests ask for disks and cards, and not for the layout that those above need."""
+def right_machine() -> None:
+    """These tests ask for disks and cards, and not for the devices of the default guest."""
     if not list(Path("/sys/class/block").glob("vda1")):
         pytest.skip("this guest lacks the disks and cards that these tests are of: run tests/boot/test_uses.py")
     recover()
@@ -91,16 +91,16 @@ def _with_serial(kind: str, serial: str) -> HostDevice:
 
 
 @pytest.fixture(scope="session")
-def neighbour() -> HostDevice:
+def shared_disk() -> HostDevice:
     """An NVMe disk that shares its group with an edu device."""
     return _with_serial("nvme", "shared")
 
 
 @pytest.fixture(scope="session")
-def edu(neighbour: HostDevice) -> HostDevice:
+def edu_beside_disk(shared_disk: HostDevice) -> HostDevice:
     """That edu device."""
-    assert neighbour.group is not None
-    return next(one for one in neighbour.group.devices if one.vendor_id == 0x1234)
+    assert shared_disk.group is not None
+    return next(one for one in shared_disk.group.devices if one.vendor_id == 0x1234)
 
 
 @pytest.fixture(scope="session")

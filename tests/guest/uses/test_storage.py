@@ -25,10 +25,10 @@ TEXT = b"kept where it belongs\n" * 1000
 
 
 @pytest.fixture(autouse=True)
-def idle_after(disk: HostDevice, neighbour: HostDevice) -> Iterator[None]:
+def idle_after(disk: HostDevice, shared_disk: HostDevice) -> Iterator[None]:
     """No test leaves a use behind."""
     yield
-    assert uses.refusals(disk) == uses.refusals(neighbour) == ()
+    assert uses.refusals(disk) == uses.refusals(shared_disk) == ()
 
 
 @contextmanager
@@ -43,26 +43,26 @@ def mounted(run: Runner, node: Path, point: Path) -> Iterator[Path]:
 
 
 def test_neighbour_with_a_mounted_filesystem(
-    neighbour: HostDevice,
-    edu: HostDevice,
+    shared_disk: HostDevice,
+    edu_beside_disk: HostDevice,
     run: Runner,
     refused: Refused,
     driven: Driven,
     tmp_path: Path,
 ) -> None:
     """The disk is not named, and in the group of what is: the claim would take the disk along."""
-    node = until(lambda: node_of(neighbour))
+    node = until(lambda: node_of(shared_disk))
     assert node is not None
     run("mkfs.ext4", "-q", node)
     with mounted(run, node, tmp_path / "a blank") as point:
         (point / "file").write_bytes(TEXT)
-        expected = [(neighbour.name, "mounted", f"it holds the filesystem mounted on {point}")]
-        assert refused(edu) == refused(neighbour) == expected
+        expected = [(shared_disk.name, "mounted", f"it holds the filesystem mounted on {point}")]
+        assert refused(edu_beside_disk) == refused(shared_disk) == expected
         standing = standings(list_devices())
-        assert standing[edu] == standing[neighbour] == Standing.IN_USE
-    assert standings(list_devices())[edu] == Standing.CLAIMABLE
-    with driven(edu) as (device, ioas):
-        assert find_device(neighbour.name).driver == "vfio-pci"
+        assert standing[edu_beside_disk] == standing[shared_disk] == Standing.IN_USE
+    assert standings(list_devices())[edu_beside_disk] == Standing.CLAIMABLE
+    with driven(edu_beside_disk) as (device, ioas):
+        assert find_device(shared_disk.name).driver == "vfio-pci"
         buffer = DMABuffer(4096)
         mapping = ioas.map(buffer, iova=IOVA)
         with EduDriver(device) as driver:
@@ -72,7 +72,7 @@ def test_neighbour_with_a_mounted_filesystem(
             driver.copy_out(IOVA, 64)
         assert buffer[:64] == b"x" * 64
         mapping.unmap()
-    node = until(lambda: node_of(neighbour))
+    node = until(lambda: node_of(shared_disk))
     assert node is not None
     with mounted(run, node, tmp_path / "again") as point:
         assert (point / "file").read_bytes() == TEXT
@@ -176,10 +176,10 @@ def test_filesystem_of_another_mount_namespace(
 
 
 def test_journal_of_another_disks_filesystem(
-    disk: HostDevice, neighbour: HostDevice, node: Path, run: Runner, refused: Refused, tmp_path: Path
+    disk: HostDevice, shared_disk: HostDevice, node: Path, run: Runner, refused: Refused, tmp_path: Path
 ) -> None:
     """Nothing shows it but that the kernel has the disk for itself."""
-    other = until(lambda: node_of(neighbour))
+    other = until(lambda: node_of(shared_disk))
     assert other is not None
     run("mkfs.ext4", "-q", "-O", "journal_dev", node)
     run("mkfs.ext4", "-q", "-J", f"device={node}", other)

@@ -95,7 +95,7 @@ def holders_of_anything() -> list[str]:
 
 
 @pytest.fixture
-def state(machine: object, first: HostDevice, alone: HostDevice) -> Callable[[], State]:
+def state(first: HostDevice, alone: HostDevice) -> Callable[[], State]:
     """Driver and override of every member of the two groups."""
     names = [device for at in (first, alone) for device in (at.group.devices if at.group else ())]
 

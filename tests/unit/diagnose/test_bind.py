@@ -24,7 +24,7 @@ MSI = ReservedRegion(0xFEE00000, 0xFEEFFFFF, "msi")
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def host_facts(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A machine with a group of the test's choice, and holders."""
     state: dict[str, object] = {"group": Group(5, "DMA", (TARGET,), (MSI,)), "holders": ()}
     monkeypatch.setattr(HostDevice, "group", property(lambda device: state["group"]))
@@ -32,9 +32,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return state
 
 
-def test_members_on_host_drivers_are_named(machine: dict[str, object]) -> None:
+def test_members_on_host_drivers_are_named(host_facts: dict[str, object]) -> None:
     blocker = member("0000:02:03.0", "nvme")
-    machine["group"] = Group(5, "DMA", (TARGET, blocker, member("0000:02:04.0", None)), ())
+    host_facts["group"] = Group(5, "DMA", (TARGET, blocker, member("0000:02:04.0", None)), ())
     error = bind_error(errno.EPERM, TARGET, 9)
     assert isinstance(error, GroupNotViableError)
     assert error.blockers == (blocker,)
@@ -44,15 +44,15 @@ def test_members_on_host_drivers_are_named(machine: dict[str, object]) -> None:
     assert "0000:02:04.0" not in error.causes[0].summary
 
 
-def test_owner_of_a_viable_group_is_named(machine: dict[str, object]) -> None:
-    machine["holders"] = (Holder(4711, "qemu", "/dev/vfio/devices/vfio1", "fd 20"),)
+def test_owner_of_a_viable_group_is_named(host_facts: dict[str, object]) -> None:
+    host_facts["holders"] = (Holder(4711, "qemu", "/dev/vfio/devices/vfio1", "fd 20"),)
     error = bind_error(errno.EPERM, TARGET, 9)
     assert not isinstance(error, GroupNotViableError)
     assert "4711 (qemu)" in error.causes[0].evidence
 
 
 def test_interrupts_that_are_not_remapped_come_first(
-    machine: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    host_facts: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bind, "unsafe_interrupts_allowed", lambda: False)
     for isolated, evidence in ((False, "/proc/interrupts"), (None, "no other cause"), (True, "no other cause")):
@@ -61,7 +61,7 @@ def test_interrupts_that_are_not_remapped_come_first(
         assert evidence in cause.evidence
         assert "allow_unsafe_interrupts" in cause.fix
     monkeypatch.setattr(bind, "interrupts_isolated", lambda: False)
-    machine["group"] = Group(5, "DMA", (TARGET, member("0000:02:03.0", "nvme")), ())
+    host_facts["group"] = Group(5, "DMA", (TARGET, member("0000:02:03.0", "nvme")), ())
     error = bind_error(errno.EPERM, TARGET, 9)
     assert isinstance(error, GroupNotViableError)
     assert ["interrupts" in cause.summary for cause in error.causes] == [True, False]
@@ -70,15 +70,15 @@ def test_interrupts_that_are_not_remapped_come_first(
     assert [cause.summary[:12] for cause in bind_error(errno.EPERM, TARGET, 9).causes] == ["0000:02:03.0"]
 
 
-def test_second_open_is_named(machine: dict[str, object]) -> None:
-    machine["holders"] = (Holder(4711, "qemu", "/dev/vfio/devices/vfio0", "fd 20"),)
+def test_second_open_is_named(host_facts: dict[str, object]) -> None:
+    host_facts["holders"] = (Holder(4711, "qemu", "/dev/vfio/devices/vfio0", "fd 20"),)
     (cause,) = bind_error(errno.EINVAL, TARGET, 9).causes
     assert "another fd" in cause.summary
     assert "4711" in cause.evidence
 
 
-def test_legacy_user_is_named(machine: dict[str, object]) -> None:
-    machine["holders"] = (
+def test_legacy_user_is_named(host_facts: dict[str, object]) -> None:
+    host_facts["holders"] = (
         Holder(1, "a", "/dev/vfio/5", "fd 3"),
         Holder(2, "b", "/dev/vfio/devices/vfio0", "fd 3"),
     )
@@ -86,22 +86,22 @@ def test_legacy_user_is_named(machine: dict[str, object]) -> None:
     assert "pid 1" in cause.evidence
 
 
-def test_firmwares_own_mappings_are_named(machine: dict[str, object]) -> None:
-    machine["group"] = Group(
+def test_firmwares_own_mappings_are_named(host_facts: dict[str, object]) -> None:
+    host_facts["group"] = Group(
         5, "DMA", (TARGET,), (MSI, ReservedRegion(0x1000, 0x1FFF, "direct"), ReservedRegion(0, 1, "direct-relaxable"))
     )
     (cause,) = bind_error(errno.EINVAL, TARGET, 9).causes
     assert "0x1000..0x1fff" in cause.evidence
 
 
-def test_token(machine: dict[str, object]) -> None:
+def test_token(host_facts: dict[str, object]) -> None:
     (cause,) = bind_error(errno.EACCES, TARGET, 9).causes
     assert "token" in cause.summary
 
 
 @pytest.mark.parametrize("code", [errno.ENODEV, errno.EAGAIN, errno.EBADF, errno.EPERM])
-def test_errno_is_kept_where_nothing_is_found(machine: dict[str, object], code: int) -> None:
-    machine["group"] = None
+def test_errno_is_kept_where_nothing_is_found(host_facts: dict[str, object], code: int) -> None:
+    host_facts["group"] = None
     error = bind_error(code, TARGET, 9)
     assert isinstance(error, IoctlError)
     assert (error.errno, error.request, error.target) == (code, "VFIO_DEVICE_BIND_IOMMUFD", "0000:02:01.0")
