@@ -11,7 +11,7 @@ from tests.runner.core_tests import LIMITS, REQUIRED, limits, shortfalls
 from tests.runner.reports import Case
 
 NEW = (7, 3, 4)
-FOLDER = Path(__file__).resolve().parents[1] / "guest/core"
+FOLDER = Path(__file__).resolve().parents[2] / "guest/core"
 
 
 def test_all_core_tests_are_listed_once() -> None:
