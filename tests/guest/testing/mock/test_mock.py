@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,17 +38,6 @@ pytest_plugins = ["pytester"]
 
 IOVA = commands.APERTURE_START + 0x10000
 PAGE = 4096
-
-
-@pytest.fixture
-def iommufd() -> Iterator[MockIOMMUFD]:
-    with MockIOMMUFD() as iommufd:
-        yield iommufd
-
-
-@pytest.fixture
-def device(iommufd: MockIOMMUFD, ioas: IOAS) -> MockDevice:
-    return iommufd.mock_device(ioas)
 
 
 def names() -> list[str]:

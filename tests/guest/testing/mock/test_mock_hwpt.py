@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +66,6 @@ def destroy(iommufd: MockIOMMUFD, *ids: int) -> None:
 def invalidate(iommufd: MockIOMMUFD, target: int, kind: int, data: Any) -> None:
     fields = {"hwpt_id": target, "data_type": kind, "data_uptr": where(data), "entry_len": len(data), "entry_num": 1}
     issue(iommufd, "IOMMU_HWPT_INVALIDATE", "iommu_hwpt_invalidate", **fields)
-
-
-@pytest.fixture
-def iommufd() -> Iterator[MockIOMMUFD]:
-    with MockIOMMUFD() as iommufd:
-        yield iommufd
-
-
-@pytest.fixture
-def device(iommufd: MockIOMMUFD, ioas: IOAS) -> MockDevice:
-    return iommufd.mock_device(ioas)
 
 
 @pytest.fixture
