@@ -26,13 +26,16 @@ from pyiommufd import (
     DMAMapping,
     Group,
     HostDevice,
+    find_group,
     list_groups,
     plan_claim,
     recover,
 )
+from pyiommufd.host import drivers
 from pyiommufd.testing.drivers import edu as edu_module
 from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.dma import IOVA, PIECE, Arrives
+from tests.guest.types import DriverState, ReadDriverState
 
 
 def _is_edu(device: HostDevice) -> bool:
@@ -198,6 +201,17 @@ def arrives() -> Arrives:
         return buffer[:PIECE] != before
 
     return arrives
+
+
+@pytest.fixture
+def driver_state(first: HostDevice, alone: HostDevice) -> ReadDriverState:
+    """Driver and override of every member of the shared group and of that of the device alone, as they are now."""
+
+    def driver_state() -> DriverState:
+        members = [device for at in (first, alone) for device in find_group(at.group_id or 0).devices]
+        return {device.name: (device.driver, drivers.driver_override(device)) for device in members}
+
+    return driver_state
 
 
 @pytest.fixture(scope="session")

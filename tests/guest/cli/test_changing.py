@@ -18,7 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pyiommufd import ClaimRefusedError, DeviceFile, HostDevice, find_group, plan_claim
+from pyiommufd import ClaimRefusedError, DeviceFile, HostDevice, plan_claim
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand
 from pyiommufd.host import drivers
@@ -27,8 +27,7 @@ from pyiommufd.host.claims.at_boot import plan_again
 from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.persistent import boot_unit, claim_file
 from tests import version_1
-
-State = dict[str, tuple[str | None, str | None]]
+from tests.guest.types import DriverState, ReadDriverState
 
 NOBODY = 65534
 IOMMU = Path("/dev/iommu")
@@ -64,25 +63,14 @@ def dry_and_real(*arguments: str) -> list[str]:
     return dry.splitlines()
 
 
-@pytest.fixture
-def state(first: HostDevice, alone: HostDevice) -> Callable[[], State]:
-    """Driver and override of every member of the groups."""
-
-    def state() -> State:
-        members = [device for at in (first, alone) for device in find_group(at.group_id or 0).devices]
-        return {device.name: (device.driver, drivers.driver_override(device)) for device in members}
-
-    return state
-
-
 @pytest.fixture(autouse=True)
-def as_before(state: Callable[[], State]) -> Iterator[State]:
+def as_before(driver_state: ReadDriverState) -> Iterator[DriverState]:
     """Every test leaves drivers, nodes, records and files as they were."""
-    before, mode = state(), IOMMU.stat().st_mode
+    before, mode = driver_state(), IOMMU.stat().st_mode
     SYSTEMD.mkdir(parents=True, exist_ok=True)
     yield before
     shutil.rmtree(SYSTEMD)
-    assert state() == before
+    assert driver_state() == before
     assert IOMMU.stat().st_mode == mode
     assert access.granted(IOMMU, NOBODY) is None
     assert journal.records() == []
@@ -92,7 +80,7 @@ def as_before(state: Callable[[], State]) -> Iterator[State]:
 
 
 def test_claim_lasts_until_it_is_released(
-    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State]
+    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: DriverState, driver_state: ReadDriverState
 ) -> None:
     plan = json.loads(run("plan", first.name, "--json").stdout)
     steps = dry_and_real("claim", first.name)
@@ -101,7 +89,7 @@ def test_claim_lasts_until_it_is_released(
         assert line.startswith(f"{step['device']}: ")
         assert (step["value"] or "") in line
     for device in (first, peer, neighbour):
-        assert state()[device.name] == ("vfio-pci", "vfio-pci")
+        assert driver_state()[device.name] == ("vfio-pci", "vfio-pci")
     (entry,) = journal.records()
     assert entry.state is ClaimState.KEPT
     # Whole: recover has nothing to do.
@@ -111,17 +99,17 @@ def test_claim_lasts_until_it_is_released(
     assert refused.stdout == ""
     # By any of its members.
     assert len(dry_and_real("release", peer.name)) == 10
-    assert state() == as_before
+    assert driver_state() == as_before
     assert "no kept claim has" in run("release", peer.name, status=1).stderr
     assert dry_and_real("release", "--all") == []
 
 
 @pytest.mark.long
-def test_driver_that_is_named_is_kept(alone: HostDevice, as_before: State, state: Callable[[], State]) -> None:
+def test_driver_that_is_named_is_kept(alone: HostDevice, as_before: DriverState, driver_state: ReadDriverState) -> None:
     plan = json.loads(run("plan", alone.name, "--driver", "vfio_pci", "--json").stdout)
     assert plan["moves"][0]["after"] == "vfio-pci"
     assert len(dry_and_real("claim", alone.name, "--driver", "vfio_pci", "--persist")) == 4
-    assert state()[alone.name] == ("vfio-pci", "vfio-pci")
+    assert driver_state()[alone.name] == ("vfio-pci", "vfio-pci")
     (file,) = claim_file.files()
     assert claim_file.read(file).driver == "vfio_pci"
     # Already on the driver that is named.
@@ -129,16 +117,16 @@ def test_driver_that_is_named_is_kept(alone: HostDevice, as_before: State, state
     with pytest.raises(ClaimRefusedError, match="claimed already"):
         plan_again(claim_file.read(file))
     run("release", alone.name)
-    assert state() == as_before
+    assert driver_state() == as_before
 
 
-def test_undo_commands_undo_it(first: HostDevice, as_before: State, state: Callable[[], State]) -> None:
+def test_undo_commands_undo_it(first: HostDevice, as_before: DriverState, driver_state: ReadDriverState) -> None:
     """By hand, as `plan` says; the record is then of a claim that has nothing left to give back."""
     undo = json.loads(run("plan", first.name, "--json").stdout)["undo"]
     run("claim", first.name)
-    assert state() != as_before
+    assert driver_state() != as_before
     subprocess.run(["sh", "-e", "-c", "\n".join(undo)], check=True)
-    assert state() == as_before
+    assert driver_state() == as_before
     assert dry_and_real("release", first.name) == []
 
 
@@ -156,7 +144,7 @@ def test_keys_of_plan_are_those_documented(first: HostDevice) -> None:
 
 @pytest.mark.long
 def test_everything_that_a_claim_can_have(
-    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State]
+    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: DriverState, driver_state: ReadDriverState
 ) -> None:
     steps = dry_and_real("claim", first.name, "--persist", "--user", "nobody")
     names = [first.name, peer.name, neighbour.name]
@@ -179,11 +167,11 @@ def test_everything_that_a_claim_can_have(
         f"{first.name}: no longer let nobody open it",
     ]
     assert back[-1] == f"{boot_unit.file()}: disable and remove"
-    assert state() == as_before
+    assert driver_state() == as_before
 
 
 @pytest.mark.long
-def test_environment_of_a_user_is_not_run_at_boot(alone: HostDevice, as_before: State) -> None:
+def test_environment_of_a_user_is_not_run_at_boot(alone: HostDevice, as_before: DriverState) -> None:
     """As the user has made it: this one's interpreter and packages, in a folder that is the user's."""
     home = Path("/home/of-a-user")
     try:
@@ -334,20 +322,20 @@ def test_entry_of_an_administrator_stays(alone: HostDevice) -> None:
 
 
 def test_node_that_is_not_there_fails_the_whole_claim(
-    first: HostDevice, as_before: State, state: Callable[[], State]
+    first: HostDevice, as_before: DriverState, driver_state: ReadDriverState
 ) -> None:
     IOMMU.rename("/dev/elsewhere")
     try:
         result = run("claim", first.name, "--persist", "--user", "nobody", status=1)
         assert "there is no node /dev/iommu that nobody could be given" in result.stderr
-        assert state() == as_before
+        assert driver_state() == as_before
     finally:
         Path("/dev/elsewhere").rename(IOMMU)
 
 
 @pytest.mark.long
 def test_file_that_cannot_be_written_fails_the_whole_claim(
-    first: HostDevice, as_before: State, state: Callable[[], State]
+    first: HostDevice, as_before: DriverState, driver_state: ReadDriverState
 ) -> None:
     claim_file.FOLDER.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", claim_file.FOLDER], check=True)
@@ -356,10 +344,10 @@ def test_file_that_cannot_be_written_fails_the_whole_claim(
     finally:
         subprocess.run(["umount", claim_file.FOLDER], check=True)
     assert f"{first.name}.toml: write: Read-only file system" in result.stderr
-    assert state() == as_before
+    assert driver_state() == as_before
 
 
-def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice, as_before: State) -> None:
+def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice, as_before: DriverState) -> None:
     run("claim", alone.name, "--persist", "--user", "nobody")
     with DeviceFile(alone) as file:
         failed = run("release", alone.name, status=1)
@@ -375,7 +363,7 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(alone: HostDevice
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_signal_undoes_a_claim(
-    first: HostDevice, as_before: State, state: Callable[[], State], number: signal.Signals
+    first: HostDevice, as_before: DriverState, driver_state: ReadDriverState, number: signal.Signals
 ) -> None:
     """Sent while the command waits to print its third step: the pipe that it prints to is full until then."""
     lines = run("claim", first.name, "--persist", "--dry-run").stdout.splitlines(keepends=True)
@@ -400,7 +388,7 @@ def test_signal_undoes_a_claim(
     assert printed.startswith("".join(lines[:2]))
     assert lines[4] not in printed
     assert "unbind from vfio-pci" in printed
-    assert state() == as_before
+    assert driver_state() == as_before
 
 
 @pytest.mark.parametrize(
@@ -503,7 +491,7 @@ def test_claims_of_a_process_that_is_gone(alone: HostDevice) -> None:
 
 @pytest.mark.long
 def test_claim_of_the_version_before_is_released(
-    first: HostDevice, alone: HostDevice, as_before: State, state: Callable[[], State]
+    first: HostDevice, alone: HostDevice, as_before: DriverState, driver_state: ReadDriverState
 ) -> None:
     run("claim", first.name, "--persist", "--user", "nobody")
     run("claim", alone.name)
@@ -514,4 +502,4 @@ def test_claim_of_the_version_before_is_released(
     assert access.granted(IOMMU, NOBODY) is None
     assert claim_file.files() == []
     run("release", alone.name)
-    assert state() == as_before
+    assert driver_state() == as_before

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import HostDevice, recover
-from pyiommufd.host import drivers
+from pyiommufd import recover
 from pyiommufd.host.claims import journal
 from tests.guest.forked import start_cli
+from tests.guest.types import DriverState, ReadDriverState
 from tests.patience import patience
 
 STANDIN = Path(__file__).with_name("standin.py")
 RUN = [sys.executable, "-m", "pyiommufd.cli", "run"]
-
-State = dict[str, tuple[str | None, str | None]]
 
 
 def named(folder: Path, name: str) -> Path:
@@ -94,24 +92,13 @@ def holders_of_anything() -> list[str]:
     return found
 
 
-@pytest.fixture
-def state(first: HostDevice, alone: HostDevice) -> Callable[[], State]:
-    """Driver and override of every member of the two groups."""
-    names = [device for at in (first, alone) for device in (at.group.devices if at.group else ())]
-
-    def state() -> State:
-        return {device.name: (device.refreshed().driver, drivers.driver_override(device)) for device in names}
-
-    return state
-
-
 @pytest.fixture(autouse=True)
-def as_before(state: Callable[[], State]) -> Iterator[State]:
+def as_before(driver_state: ReadDriverState) -> Iterator[DriverState]:
     """Every test leaves drivers, overrides and the record as they were, and nothing open."""
     recover()
-    before = state()
+    before = driver_state()
     yield before
-    assert state() == before
+    assert driver_state() == before
     assert journal.records() == []
     assert holders_of_anything() == []
 

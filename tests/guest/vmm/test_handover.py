@@ -13,7 +13,8 @@ import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, DeviceFile, HandoverError, HostDevice, IoctlError, plan_claim
 from pyiommufd.vmm import VMM, Handover, hostdev_xml
-from tests.guest.vmm.conftest import STANDIN, State, holders_of_anything
+from tests.guest.types import DriverState
+from tests.guest.vmm.conftest import STANDIN, holders_of_anything
 
 MEMLOCK = 8 << 20
 
@@ -44,7 +45,7 @@ with handover:
 
 
 @pytest.fixture
-def claim(alone: HostDevice, as_before: State) -> Iterator[Claim]:
+def claim(alone: HostDevice, as_before: DriverState) -> Iterator[Claim]:
     with plan_claim(alone).apply() as claim:
         yield claim
 

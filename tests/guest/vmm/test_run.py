@@ -17,7 +17,8 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.holders import holders
 from tests.guest.forked import run_cli
-from tests.guest.vmm.conftest import RUN, STANDIN, Started, State, holders_of_anything, named
+from tests.guest.types import DriverState, ReadDriverState
+from tests.guest.vmm.conftest import RUN, STANDIN, Started, holders_of_anything, named
 from tests.patience import patience, until
 
 Start = Callable[..., Started]
@@ -58,13 +59,13 @@ STEPS = [
     ],
 )
 def test_devices_come_back(
-    start: Start, first: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State],
-    whom: str, number: signal.Signals, status: int,
+    start: Start, first: HostDevice, neighbour: HostDevice, as_before: DriverState,
+    driver_state: ReadDriverState, whom: str, number: signal.Signals, status: int,
 ) -> None:  # fmt: skip
     assert as_before[neighbour.name] == ("virtio-pci", None)
     run = start(first.name, "--", "fds", "wait")
     (pid,) = map(int, run.until("ready"))
-    assert state()[neighbour.name] == ("vfio-pci", "vfio-pci")
+    assert driver_state()[neighbour.name] == ("vfio-pci", "vfio-pci")
     # The monitor has the device, and nobody else: not even the one that opened it.
     assert {holder.pid for holder in holders(first.refreshed())} == {pid}
     assert all(f"/proc/{pid}/" in held for held in holders_of_anything())
@@ -74,12 +75,12 @@ def test_devices_come_back(
     if (whom, number) == ("run", signal.SIGKILL):
         # The monitor dies with it; what is on record is for `recover`.
         until(lambda: not Path(f"/proc/{pid}").exists() and not holders_of_anything())
-        assert state()[neighbour.name] == ("vfio-pci", "vfio-pci")
+        assert driver_state()[neighbour.name] == ("vfio-pci", "vfio-pci")
         assert neighbour.name in recover()
     else:
         assert f"pyiommufd run: {neighbour.name}: bind to virtio-pci" in said
         assert said[-1].startswith("pyiommufd run: given back: ")
-    assert state() == as_before
+    assert driver_state() == as_before
     assert holders_of_anything() == []
     with open("/dev/hwrng", "rb") as generator:
         assert len(generator.read(16)) == 16
@@ -144,17 +145,17 @@ sys.exit(7)
 
 @pytest.mark.long
 def test_hangup_of_the_terminal_reaches_the_monitor(
-    alone: HostDevice, tmp_path: Path, state: Callable[[], State]
+    alone: HostDevice, tmp_path: Path, driver_state: ReadDriverState
 ) -> None:
     """The kernel tells the leader of the session alone, which is `run` where nothing is between it and the terminal."""
-    before, marker, program = state(), tmp_path / "marker", tmp_path / "program"
+    before, marker, program = driver_state(), tmp_path / "marker", tmp_path / "program"
     program.write_text(WAITS_FOR_HANGUP)  # a file, as `run` says what it runs, and that is not to have the word in it
     monitor = [sys.executable, str(program), str(marker)]
     command = [sys.executable, "-c", HUNG_UP, "--", *RUN, alone.name, "--", *monitor]
     done = subprocess.run(command, check=False, timeout=patience(), stdin=subprocess.DEVNULL)
     assert marker.read_text() == "SIGHUP"
     assert done.returncode == 7
-    assert state() == before
+    assert driver_state() == before
 
 
 @pytest.mark.long
@@ -204,22 +205,22 @@ def test_exit_status_is_the_monitors(start: Start, alone: HostDevice) -> None:
     assert said[-1] == f"pyiommufd run: given back: {alone.name}"
 
 
-def test_what_cannot_be_started(alone: HostDevice, tmp_path: Path, state: Callable[[], State]) -> None:
-    before = state()
+def test_what_cannot_be_started(alone: HostDevice, tmp_path: Path, driver_state: ReadDriverState) -> None:
+    before = driver_state()
     (tmp_path / "broken").write_text("#!/nowhere/program\n")
     (tmp_path / "broken").chmod(0o755)
     for program, message in ((tmp_path / "none", "there is no program"), (tmp_path / "broken", "cannot start")):
         done = run_cli("run", alone.name, "--", str(program))
         assert done.returncode == 125
         assert f"{message} {program}" in done.stderr
-        assert state() == before
+        assert driver_state() == before
 
 
 def test_limit_that_may_not_be_set_is_refused_before_anything_is_claimed(
-    alone: HostDevice, state: Callable[[], State]
+    alone: HostDevice, driver_state: ReadDriverState
 ) -> None:
     """Without CAP_SYS_RESOURCE, by a hard limit of 8 MiB."""
-    before = state()
+    before = driver_state()
     drop = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
     limited = ["prlimit", f"--memlock={8 << 20}", *drop, *RUN, alone.name]
     for memlock in ("9", "unlimited"):
@@ -229,7 +230,7 @@ def test_limit_that_may_not_be_set_is_refused_before_anything_is_claimed(
             assert done.returncode == 125
             assert "is more than the 8 MiB that this process may set (ulimit -Hl)" in done.stderr
             assert len(done.stderr.splitlines()) == 1  # no step
-    assert state() == before
+    assert driver_state() == before
     subprocess.run([*limited, "--memlock", "8", "--", "true"], check=True)
 
 
@@ -291,14 +292,14 @@ def test_printed_line_works_in_a_shell(alone: HostDevice, tmp_path: Path) -> Non
     assert done.stdout.splitlines() == ["ids iommufd0 vfio0", f"bound {alone.name}", "dma moved"]
 
 
-def test_dry_run(first: HostDevice, neighbour: HostDevice, state: Callable[[], State]) -> None:
-    before = state()
+def test_dry_run(first: HostDevice, neighbour: HostDevice, driver_state: ReadDriverState) -> None:
+    before = driver_state()
     done = run_cli("run", "--dry-run", first.name, "--", "sh")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     own = [line for line in lines if line.startswith(f"{neighbour.name}: ") or line == "sh"]
     assert own == [f"{neighbour.name}: {step}" if step != "sh" else step for step in STEPS]
-    assert state() == before
+    assert driver_state() == before
 
 
 @pytest.mark.long

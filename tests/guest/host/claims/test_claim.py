@@ -21,44 +21,31 @@ from pyiommufd import (
     DeviceFile,
     ForkedError,
     HostDevice,
-    find_group,
     plan_claim,
 )
 from pyiommufd.host import drivers
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimState
-
-State = dict[str, tuple[str | None, str | None]]
-
-
-@pytest.fixture
-def state(first: HostDevice, alone: HostDevice) -> Callable[[], State]:
-    """Driver and override of every member of the groups."""
-
-    def state() -> State:
-        members = [device for at in (first, alone) for device in find_group(at.group_id or 0).devices]
-        return {device.name: (device.driver, drivers.driver_override(device)) for device in members}
-
-    return state
+from tests.guest.types import DriverState, ReadDriverState
 
 
 @pytest.fixture(autouse=True)
-def as_before(state: Callable[[], State]) -> Iterator[State]:
+def as_before(driver_state: ReadDriverState) -> Iterator[DriverState]:
     """Every test gives back what it has taken, and leaves no record."""
-    before = state()
+    before = driver_state()
     yield before
-    assert state() == before
+    assert driver_state() == before
     assert journal.records() == []
 
 
 def test_claim_takes_the_group_and_release_gives_it_back(
-    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: State, state: Callable[[], State]
+    first: HostDevice, peer: HostDevice, neighbour: HostDevice, as_before: DriverState, driver_state: ReadDriverState
 ) -> None:
     assert as_before[neighbour.name] == ("virtio-pci", None)
     assert as_before[first.name] == (None, None)
     with plan_claim(first).apply() as claim:
         for device in (first, peer, neighbour):
-            assert state()[device.name] == ("vfio-pci", "vfio-pci")
+            assert driver_state()[device.name] == ("vfio-pci", "vfio-pci")
             assert device.refreshed().vfio_cdev
         (entry,) = journal.records()
         assert entry.state is ClaimState.SESSION
@@ -66,7 +53,7 @@ def test_claim_takes_the_group_and_release_gives_it_back(
         assert [before.name for before in entry.devices] == [move.device.name for move in claim.plan.moves]
         assert first.name in repr(claim)
     assert claim.released
-    assert state() == as_before
+    assert driver_state() == as_before
     claim.release()
 
 
@@ -86,24 +73,24 @@ def test_host_driver_works_again_after_release(neighbour: HostDevice) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("override", ["pci-stub", "virtio-pci"])
 def test_override_of_before_stays(
-    first: HostDevice, neighbour: HostDevice, override: str, state: Callable[[], State]
+    first: HostDevice, neighbour: HostDevice, override: str, driver_state: ReadDriverState
 ) -> None:
     """On a driver as well as without one; also where it would not let the device on the driver that it is on."""
     try:
         for device in (first, neighbour):
             drivers.set_driver_override(device, override)
-        before = state()
+        before = driver_state()
         assert before[neighbour.name] == ("virtio-pci", override)
         with plan_claim(first).apply():
-            assert state()[neighbour.name] == ("vfio-pci", "vfio-pci")
-        assert state() == before
+            assert driver_state()[neighbour.name] == ("vfio-pci", "vfio-pci")
+        assert driver_state() == before
     finally:
         for device in (first, neighbour):
             drivers.set_driver_override(device, None)
 
 
 def test_step_that_fails_rolls_back_those_before_it(
-    first: HostDevice, neighbour: HostDevice, tmp_path: Path, as_before: State, state: Callable[[], State]
+    first: HostDevice, neighbour: HostDevice, tmp_path: Path, as_before: DriverState, driver_state: ReadDriverState
 ) -> None:
     """The third device's override cannot be written: the first two have been moved by then."""
     plan = plan_claim(first)
@@ -121,7 +108,7 @@ def test_step_that_fails_rolls_back_those_before_it(
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EROFS
     assert f"{neighbour.name}: set driver_override to vfio-pci: Read-only" in str(caught.value)
-    assert state() == as_before
+    assert driver_state() == as_before
 
 
 def test_claim_of_what_is_claimed_is_refused(first: HostDevice, peer: HostDevice) -> None:
@@ -159,11 +146,11 @@ def test_plan_that_the_machine_has_left_behind_is_refused(first: HostDevice, nei
 
 
 def test_release_of_a_held_device_says_who_and_can_be_repeated(
-    first: HostDevice, neighbour: HostDevice, state: Callable[[], State]
+    first: HostDevice, neighbour: HostDevice, driver_state: ReadDriverState
 ) -> None:
     claim = plan_claim(first).apply()
     file = DeviceFile(first)
-    held = state()
+    held = driver_state()
     with pytest.raises(CloseError, match="nothing was changed") as caught:
         claim.release()
     # Without each other's drivers the members of a group would be of no use, were the device bound.
@@ -174,7 +161,7 @@ def test_release_of_a_held_device_says_who_and_can_be_repeated(
     )
     assert "Error" not in str(caught.value)
     assert not claim.released
-    assert state() == held
+    assert driver_state() == held
     (record,) = journal.records()
     assert record.state is ClaimState.SESSION
     file.close()
@@ -210,10 +197,10 @@ def test_claims_at_the_same_time(first: HostDevice, alone: HostDevice) -> None:
 
 
 def test_claim_in_a_forked_child(
-    alone: HostDevice, state: Callable[[], State], in_child: Callable[[Callable[[], Any]], Any]
+    alone: HostDevice, driver_state: ReadDriverState, in_child: Callable[[Callable[[], Any]], Any]
 ) -> None:
     with plan_claim(alone).apply() as claim:
-        taken = state()
+        taken = driver_state()
 
         def child() -> str:
             claim.release()
@@ -224,7 +211,7 @@ def test_claim_in_a_forked_child(
             return "allowed"
 
         assert "process that made it" in in_child(child)
-        assert state() == taken
+        assert driver_state() == taken
         assert not claim.released
 
 
