@@ -7,13 +7,13 @@ import operator
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from pyiommufd import HWPT, IOAS, IOMMUFD, ClosedError, DMABuffer, IOMMUFDError, NotFoundError
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
+from tests.guest.threads import run_all
 from tests.patience import patience, until
 
 PAGE = mmap.PAGESIZE
@@ -21,26 +21,6 @@ THREADS = 8
 ROUNDS = 60
 SLICE = 64
 """Pages of the address space that each thread has to itself."""
-
-
-def run_all(works: list[Callable[[], None]]) -> None:
-    """Run each in a thread of its own; the first exception of one is this function's. None may hang."""
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(600)
-    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
-    if errors:
-        raise errors[0]
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["automatic", "explicit"])

@@ -6,6 +6,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -22,6 +23,7 @@ from pyiommufd.kernel.memory.mapping import DMAMappings
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.dma import IOVA, Arrives
+from tests.guest.threads import run_all
 
 PAGE = mmap.PAGESIZE
 
@@ -37,52 +39,37 @@ def test_eight_threads_map_while_another_attaches_and_replaces(
 ) -> None:
     other = iommufd.alloc_ioas()
     tables = (ioas, other)
-    failures: list[str] = []
     end = time.monotonic() + 4
     turns = [0] * 9
 
     def work(number: int) -> None:
-        try:
-            buffer = DMABuffer(8 * PAGE)
-            base = (16 + number) * 16 * IOVA
-            kept: list[tuple[DMAMapping, int]] = []
-            while time.monotonic() < end or turns[number] < 10:
-                table = tables[turns[number] % 2]
-                here = [table.map(buffer, iova=base + at * 8 * PAGE) for at in range(4)]
-                many = table.map_many(buffer, [(at * PAGE, PAGE, base + IOVA + 2 * at * PAGE) for at in range(8)])
-                chosen = table.map(buffer, below=1 << 28)
-                made: list[DMAMapping | DMAMappings] = [*here, many, chosen]
-                for one in made:
-                    assert one.mapped
-                    one.unmap()
-                    assert not one.mapped
-                turns[number] += 1
-            kept.append((ioas.map(buffer, iova=base), base))
-            assert kept[0][0].iova == base
-        except BaseException as error:
-            failures.append(f"{number}: {error!r}")
+        buffer = DMABuffer(8 * PAGE)
+        base = (16 + number) * 16 * IOVA
+        while time.monotonic() < end or turns[number] < 10:
+            table = tables[turns[number] % 2]
+            here = [table.map(buffer, iova=base + at * 8 * PAGE) for at in range(4)]
+            many = table.map_many(buffer, [(at * PAGE, PAGE, base + IOVA + 2 * at * PAGE) for at in range(8)])
+            chosen = table.map(buffer, below=1 << 28)
+            made: list[DMAMapping | DMAMappings] = [*here, many, chosen]
+            for one in made:
+                assert one.mapped
+                one.unmap()
+                assert not one.mapped
+            turns[number] += 1
+        assert ioas.map(buffer, iova=base).iova == base
 
     def attach() -> None:
-        try:
-            while time.monotonic() < end or turns[8] < 10:
-                device.attach(ioas)
-                peer_device.attach(ioas)
-                device.replace(other)
-                assert peer_device.page_table is other
-                peer_device.detach()
-                device.replace(ioas)
-                device.detach()
-                turns[8] += 1
-        except BaseException as error:
-            failures.append(f"attach: {error!r}")
+        while time.monotonic() < end or turns[8] < 10:
+            device.attach(ioas)
+            peer_device.attach(ioas)
+            device.replace(other)
+            assert peer_device.page_table is other
+            peer_device.detach()
+            device.replace(ioas)
+            device.detach()
+            turns[8] += 1
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    threads.append(threading.Thread(target=attach))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    run_all([*(partial(work, number) for number in range(8)), attach])
     assert min(turns) >= 10, turns
     assert len(ioas.mappings) == 8
     assert other.mappings == ()
@@ -97,6 +84,12 @@ def test_eight_threads_map_while_another_attaches_and_replaces(
 
 def test_threads_that_close_at_the_same_time(claimed: Claim, first: HostDevice, peer: HostDevice) -> None:
     """Each of eight threads closes everything in an order of its own; once is what happens."""
+
+    def close_all(closes: list[Callable[[], None]], number: int, barrier: threading.Barrier) -> None:
+        barrier.wait()
+        for at in range(len(closes)):
+            closes[(at + number) % len(closes)]()
+
     for _ in range(8):
         with LeakCheck():
             iommufd = IOMMUFD()
@@ -107,27 +100,7 @@ def test_threads_that_close_at_the_same_time(claimed: Claim, first: HostDevice, 
             mapping = ioas.map(buffer, iova=IOVA)
             window = devices[0].region(0).map()
             closes: list[Callable[[], None]] = [window.close, *(d.close for d in devices), iommufd.close, mapping.unmap]
-            failures: list[BaseException] = []
             barrier = threading.Barrier(8)
-
-            def run(
-                number: int,
-                closes: list[Callable[[], None]] = closes,
-                failures: list[BaseException] = failures,
-                barrier: threading.Barrier = barrier,
-            ) -> None:
-                barrier.wait()
-                for at in range(len(closes)):
-                    try:
-                        closes[(at + number) % len(closes)]()
-                    except BaseException as error:
-                        failures.append(error)
-
-            threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert failures == []
+            run_all([partial(close_all, closes, number, barrier) for number in range(8)])
             assert iommufd.closed
             buffer.close()

@@ -28,7 +28,8 @@ from pyiommufd import (
 from pyiommufd.kernel.interrupts.interrupt import IRQFlag, IRQIndex
 from pyiommufd.kernel.interrupts.irq import IRQ
 from pyiommufd.testing.drivers.edu import EduDriver
-from tests.patience import patience, until
+from tests.guest.threads import ends_of_waiters
+from tests.patience import patience
 from tests.sweeps import amount
 
 SHORT = 0.02
@@ -277,23 +278,8 @@ def test_fileno_is_for_select(device: Device) -> None:
 def test_close_of_the_device_wakes_those_who_wait(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
     device = iommufd.bind(first)
     (vector,) = device.interrupts.msi.enable()
-    ended: list[object] = []
-
-    def wait() -> None:
-        try:
-            ended.append(vector.wait())
-        except ClosedError as error:
-            ended.append(type(error))
-
-    threads = [threading.Thread(target=wait) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    until(lambda: vector._file.users == 3, "all threads wait")
     fd = vector.fileno()
-    device.close()
-    for thread in threads:
-        thread.join(patience())
-    assert ended == [ClosedError] * 3
+    assert ends_of_waiters(vector.wait, lambda: vector._file.users == 3, device.close) == [ClosedError] * 3
     assert not Path(f"/proc/self/fd/{fd}").exists()
     for use in (lambda: device.interrupts.msi.enable(), lambda: device.interrupts.msi.count, vector.trigger):
         with pytest.raises(ClosedError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -24,6 +23,7 @@ from pyiommufd import (
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import ioctls
 from tests.guest.dma import IOVA, Arrives
+from tests.guest.threads import run_all
 from tests.opcodes import opcodes
 
 PAGE = mmap.PAGESIZE
@@ -224,22 +224,12 @@ def test_use_after_close(ioas: IOAS, buffer: DMABuffer) -> None:
 
 
 def test_maps_and_unmaps_of_several_threads(ioas: IOAS) -> None:
-    failures: list[BaseException] = []
-
     def work(number: int) -> None:
-        try:
-            buffer = DMABuffer(PAGE)
-            for turn in range(50):
-                ioas.map(buffer, iova=IOVA * (number + 1) + turn * PAGE).unmap()
-                ioas.map(buffer, iova=IOVA * (number + 1) + turn * PAGE)
-        except BaseException as error:
-            failures.append(error)
+        buffer = DMABuffer(PAGE)
+        for turn in range(50):
+            ioas.map(buffer, iova=IOVA * (number + 1) + turn * PAGE).unmap()
+            ioas.map(buffer, iova=IOVA * (number + 1) + turn * PAGE)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    run_all([partial(work, number) for number in range(4)])
     assert len(ioas.mappings) == 200
     assert ioas.unmap_all() == 200 * PAGE

@@ -24,7 +24,7 @@ from pyiommufd import (
     uapi,
 )
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
-from tests.patience import patience, until
+from tests.guest.threads import ends_of_waiters
 
 
 @pytest.fixture
@@ -77,22 +77,7 @@ def test_who_waits_is_woken(faulting: MockDevice, queue: FaultQueue) -> None:
 
 
 def test_close_wakes_who_waits(mock: MockIOMMUFD, queue: FaultQueue) -> None:
-    ended: list[object] = []
-
-    def wait() -> None:
-        try:
-            ended.append(queue.read())
-        except ClosedError as error:
-            ended.append(type(error))
-
-    threads = [threading.Thread(target=wait) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    until(lambda: queue._queue._file.users == 3, "all threads wait")
-    queue.close()
-    for thread in threads:
-        thread.join(patience())
-    assert ended == [ClosedError] * 3
+    assert ends_of_waiters(queue.read, lambda: queue._queue._file.users == 3, queue.close) == [ClosedError] * 3
     assert mock.objects == ()
 
 
