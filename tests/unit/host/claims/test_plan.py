@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -70,14 +70,11 @@ def test_device_that_mediated_devices_are_made_of_is_not_taken(fake: FakeSysfs) 
         plan_claim(NAME)
 
 
-def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, on_record: Callable[[ClaimRecord], None]) -> None:
     fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
     entry = ClaimRecord.begin([7], [NAME])
     entry.state = ClaimState.KEPT
-    run = tmp_path / "run"
-    run.mkdir()
-    monkeypatch.setattr(journal, "RUN", run)
-    journal.write(entry)
+    on_record(entry)
     for force in ((), FORCIBLE):
         (refusal,) = plan_claim(NAME, force=force).refusals
         assert (refusal.device, refusal.kind) == (NAME, "claimed")
@@ -85,23 +82,20 @@ def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, tmp_path: Path, mo
 
 
 def test_device_that_the_kernel_is_at_is_not_looked_at(
-    fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch, on_record: Callable[[ClaimRecord], None]
 ) -> None:
     """Its attributes cannot be read meanwhile: not even root could end a process that tried."""
     fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
     fake.pci("0000:01:00.1", driver="igb", group=7, sriov_totalvfs="7", sriov_numvfs="0")
     entry = ClaimRecord.begin([7], [NAME, "0000:01:00.1"])
     entry.waiting = {"0000:01:00.1": [os.getpid(), start_time(os.getpid()) or 0]}
-    run = tmp_path / "run"
-    run.mkdir()
-    monkeypatch.setattr(journal, "RUN", run)
-    journal.write(entry)
+    on_record(entry)
     looked: list[Path] = []
     monkeypatch.setattr(plan_module, "look", looked.append)
     assert {refusal.kind for refusal in plan_claim(NAME).refusals} == {"claimed"}
     assert looked == []
     entry.waiting = {}
-    journal.write(entry)
+    on_record(entry)
     plan_claim(NAME)
     assert [path.name for path in looked] == ["0000:01:00.1"]
 
@@ -167,14 +161,9 @@ def test_what_is_behind_vmd_goes_with_it(fake: FakeSysfs) -> None:
     assert [device.name for device in plan.endpoints] == ["0000:00:0e.0"]
 
 
-def test_claim_of_what_is_behind_vmd_is_in_the_way(
-    fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claim_of_what_is_behind_vmd_is_in_the_way(fake: FakeSysfs, on_record: Callable[[ClaimRecord], None]) -> None:
     fake.vmd()
-    run = tmp_path / "run"
-    run.mkdir()
-    monkeypatch.setattr(journal, "RUN", run)
-    journal.write(ClaimRecord.begin([7], ["10000:01:00.0"]))
+    on_record(ClaimRecord.begin([7], ["10000:01:00.0"]))
     refusals = plan_claim("0000:00:0e.0").refusals
     assert [(refusal.device, refusal.kind) for refusal in refusals] == [("10000:01:00.0", "claimed")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,16 +87,13 @@ def test_bus_whose_devices_have_no_other_driver(fake: FakeSysfs) -> None:
         plan_rebind(name)
 
 
-def test_member_of_a_group_that_is_claimed(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_member_of_a_group_that_is_claimed(fake: FakeSysfs, on_record: Callable[[ClaimRecord], None]) -> None:
     """The claim has left it as it was, on vfio-pci: with it on a host driver the group could not be bound."""
     fake.pci(NAME, driver="vfio-pci", cdev=0, group=7)
     fake.pci("0000:01:00.1", driver="vfio-pci", cdev=1, group=7)
     entry = ClaimRecord.begin([7], ["0000:01:00.1"])
     entry.state = ClaimState.KEPT
-    run = tmp_path / "run"
-    run.mkdir()
-    monkeypatch.setattr(journal, "RUN", run)
-    journal.write(entry)
+    on_record(entry)
     for force in ((), FORCIBLE):
         (refusal,) = plan_rebind(NAME, force=force).refusals
         assert (refusal.device, refusal.kind) == ("0000:01:00.1", "claimed")
