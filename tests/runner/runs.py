@@ -317,12 +317,4 @@ def compile_everything() -> None:
         ["pytest", "--collect-only", "-qq", "tests/conformance"],
     ):
         # What is wrong with a test is said where it runs.
-        subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            check=False,
-        )
+        _command([sys.executable, "-m", *command], environment)
