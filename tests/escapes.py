@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NASTY = "x\x1b]0;owned\x07\x1b[2K\r\nforged: all is well\x7f\x9b31m\x85\u2028\u202e\udcffend"
+CONTROL_TEXT = "x\x1b]0;owned\x07\x1b[2K\r\nforged: all is well\x7f\x9b31m\x85\u2028\u202e\udcffend"
 """Sets a title, clears a line, starts a line of its own; direction marks, and a byte that is not UTF-8."""
 
 

@@ -25,4 +25,4 @@ def test_each_cause_is_named_first_and_its_fix_works(kernel: CachedKernel, machi
     rows, output, status = run_machine(machine, kernel.folder / "bzImage", tmp_path)
     assert status == 0, output
     assert rows
-    assert all(row.good for row in rows), output
+    assert all(row.as_expected for row in rows), output

@@ -176,7 +176,7 @@ def test_results_are_kept_and_nothing_else_is_writable(tmp_path: Path) -> None:
     assert sorted(path.name for path in results.iterdir()) == ["file", "folder", "second"]
 
 
-MISCHIEF = r"""
+MAKE_SPECIAL_FILES = r"""
 import os, socket, stat, time
 os.umask(0)
 os.mkdir("/results/folder")
@@ -202,7 +202,7 @@ print("done", flush=True)
 time.sleep(600)
 """
 
-LOOK = r"""
+LIST_FILES = r"""
 import os, stat, subprocess
 os.chdir("/results/folder")
 for name in sorted(os.listdir(".")):
@@ -211,7 +211,7 @@ for name in sorted(os.listdir(".")):
 print(os.readlink("out"), open("device").read(), subprocess.check_output("./inside", text=True), end="", flush=True)
 """
 
-LOOKS = """\
+EXPECTED_LIST = """\
 device crw-rw-rw- 0 1
 disk brw-rw-rw- 0 1
 fifo prw-rw-rw- 0 1
@@ -232,7 +232,7 @@ def test_results_give_nobody_rights_here(tmp_path: Path) -> None:
     results = tmp_path / "results"
     umask = os.umask(0o027)
     try:
-        with launched(tmp_path, "--results", str(results), "--", "python", "-c", MISCHIEF) as process:
+        with launched(tmp_path, "--results", str(results), "--", "python", "-c", MAKE_SPECIAL_FILES) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "done\n"
             process.stdout.readline()  # nothing where the guest was refused the rest
@@ -245,8 +245,8 @@ def test_results_give_nobody_rights_here(tmp_path: Path) -> None:
     folders = dict.fromkeys(("folder", "set-gid"), ("drwxr-x---", *ids))
     assert kinds == dict.fromkeys(names, ("-rw-r-----", *ids)) | folders
     assert (results / "folder/out").read_text() == "/etc/passwd"
-    again = guest("--results", str(results), "--", "python", "-c", LOOK)
-    assert again.stdout == LOOKS.replace(" 0 ", f" {ids[0]} "), again.stderr
+    again = guest("--results", str(results), "--", "python", "-c", LIST_FILES)
+    assert again.stdout == EXPECTED_LIST.replace(" 0 ", f" {ids[0]} "), again.stderr
 
 
 def test_unused_results_folder_is_removed(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ _ORDER = ("VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT", "IOMMU_IO
 
 
 @dataclass(slots=True)
-class Produced:
+class CauseRow:
     """A row of the table.
 
     Attributes:
@@ -37,8 +37,8 @@ class Produced:
         errno: What the kernel answered, by name.
         cause: What was made to be in the way.
         produced: Whether the kernel refused, with this errno.
-        first: Whether the cause was named first.
-        mended: Whether the kernel accepted the same request after the stated fix.
+        named_first: Whether the cause was named first.
+        fix_works: Whether the kernel accepted the same request after the stated fix.
         lacks: Why this kernel cannot be asked, where it cannot.
     """
 
@@ -47,14 +47,14 @@ class Produced:
     errno: str
     cause: str
     produced: bool = False
-    first: bool = False
-    mended: bool = False
+    named_first: bool = False
+    fix_works: bool = False
     lacks: str = ""
 
     @property
-    def good(self) -> bool:
+    def as_expected(self) -> bool:
         """Whether everything came out as it should, or this kernel cannot be asked."""
-        return bool(self.lacks) or (self.produced and self.first and self.mended)
+        return bool(self.lacks) or (self.produced and self.named_first and self.fix_works)
 
 
 class Prover:
@@ -64,7 +64,7 @@ class Prover:
         table: The rows so far.
     """
 
-    def __init__(self, table: list[Produced]) -> None:
+    def __init__(self, table: list[CauseRow]) -> None:
         self.table = table
 
     def __call__(
@@ -77,8 +77,8 @@ class Prover:
         *,
         cause: str,
         says: str,
-    ) -> Produced:
-        """Produce a refusal, and mend it.
+    ) -> CauseRow:
+        """Produce a refusal, and do what its fix says.
 
         Args:
             name: The cause, for the table.
@@ -89,7 +89,7 @@ class Prover:
             cause: A text in the first cause's summary.
             says: A text in its fix.
         """
-        row = Produced(os.uname().release, ioctl, errno.errorcode[code], name)
+        row = CauseRow(os.uname().release, ioctl, errno.errorcode[code], name)
         self.table.append(row)
         with pytest.raises(IoctlError) as caught:
             attempt()
@@ -98,29 +98,29 @@ class Prover:
         row.produced = True
         first = error.causes[0]
         assert cause in first.summary, error
-        row.first = True
+        row.named_first = True
         assert says in first.fix, first
         again = fix(first)
         (attempt if again is None else again)()
-        row.mended = True
+        row.fix_works = True
         return row
 
     def lacks(self, name: str, ioctl: str, code: int, reason: str) -> None:
         """Note that this kernel cannot be asked, and skip."""
-        self.table.append(Produced(os.uname().release, ioctl, errno.errorcode[code], name, lacks=reason))
+        self.table.append(CauseRow(os.uname().release, ioctl, errno.errorcode[code], name, lacks=reason))
         pytest.skip(reason)
 
-    def add(self, row: Produced) -> None:
+    def add(self, row: CauseRow) -> None:
         """Note what a child has proved."""
         self.table.append(row)
-        assert row.good, row
+        assert row.as_expected, row
 
 
-def lines(rows: Iterable[Produced]) -> list[str]:
+def lines(rows: Iterable[CauseRow]) -> list[str]:
     """The table as Markdown, a row a cause; kernels side by side."""
     rows = list(rows)
     kernels = list(dict.fromkeys(row.kernel for row in rows))
-    by_cause: dict[tuple[str, str, str], dict[str, Produced]] = {}
+    by_cause: dict[tuple[str, str, str], dict[str, CauseRow]] = {}
     for row in rows:
         by_cause.setdefault((row.ioctl, row.errno, row.cause), {})[row.kernel] = row
     head = ["ioctl", "errno", "cause", *(f"{kernel}: produced, first, fix works" for kernel in kernels)]
@@ -132,7 +132,9 @@ def lines(rows: Iterable[Produced]) -> list[str]:
             if one is None or one.lacks:
                 cells.append("not run" if one is None else f"this kernel has {one.lacks}")
             else:
-                cells.append(", ".join("yes" if said else "NO" for said in (one.produced, one.first, one.mended)))
+                cells.append(
+                    ", ".join("yes" if said else "NO" for said in (one.produced, one.named_first, one.fix_works))
+                )
         result.append(f"| {' | '.join(cells)} |")
     return result
 
@@ -171,7 +173,7 @@ MACHINES = (
 )  # fmt: skip
 
 
-def run_machine(machine: Machine, kernel: Path, folder: Path) -> tuple[list[Produced], str, int]:
+def run_machine(machine: Machine, kernel: Path, folder: Path) -> tuple[list[CauseRow], str, int]:
     """Run the tests of one machine on one kernel: their rows, pytest's output and its exit status."""
     with Guest(
         iommu=machine.iommu,
@@ -183,20 +185,20 @@ def run_machine(machine: Machine, kernel: Path, folder: Path) -> tuple[list[Prod
     ) as guest:
         result = guest.run([*PYTEST, "-q", f"{FOLDER}/{machine.file}"], env=ENVIRONMENT, timeout=patience(600))
     report = folder / "causes.json"
-    rows = [Produced(**row) for row in json.loads(report.read_text())] if report.exists() else []
+    rows = [CauseRow(**row) for row in json.loads(report.read_text())] if report.exists() else []
     return rows, (result.stdout + result.stderr).decode(errors="replace"), result.returncode
 
 
 def main(machines: Sequence[Machine] = MACHINES) -> int:
     """Print the table of all machines on all kernels in the cache; 0 if all of it is as it should be."""
-    rows: list[Produced] = []
+    rows: list[CauseRow] = []
     failed = False
     for kernel in reversed(cached_kernels(cache_folder())):
         for machine in machines:
             with tempfile.TemporaryDirectory() as folder:
                 found, output, status = run_machine(machine, kernel.folder / "bzImage", Path(folder))
             rows += found
-            if status or not found or not all(row.good for row in found):
+            if status or not found or not all(row.as_expected for row in found):
                 failed = True
                 print(output)
     print("\n".join(lines(rows)))

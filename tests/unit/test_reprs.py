@@ -58,7 +58,7 @@ from pyiommufd.host.overview.details import device_details
 from pyiommufd.host.overview.topology import look_at_topology
 from pyiommufd.kernel.device.device_info import ZPCIUtil
 from pyiommufd.printable import listed, shortened
-from tests.escapes import NASTY, invisible
+from tests.escapes import CONTROL_TEXT, invisible
 from tests.fake_sysfs import FakeSysfs
 
 LONGEST = 160
@@ -159,8 +159,8 @@ def test_values(value: object, text: str) -> None:
         *[value for value, _ in VALUES],
         Refusal("0000:02:03.0", "held", LONG),
         Cause(LONG, LONG, LONG),
-        Finding("reset", State.MISSING, LONG, LONG, LONG, (NASTY, "0000:02:03.0") * 40),
-        Holder(1, NASTY, LONG, NASTY),
+        Finding("reset", State.MISSING, LONG, LONG, LONG, (CONTROL_TEXT, "0000:02:03.0") * 40),
+        Holder(1, CONTROL_TEXT, LONG, CONTROL_TEXT),
         HotResetInfo((DependentDevice("0000:02:03.0", False, None),) * 99),
         SparseMmap((MmapArea(1 << 60, 1 << 60),) * 99),
         DeviceInfo(DeviceFlag(0xFFFFFFFF), 9, 5, (UnknownCapability(1, 1, bytes(99)),) * 99),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.runner.causes import Produced, Prover, lines
+from tests.runner.causes import CauseRow, Prover, lines
 
-_TABLE = pytest.StashKey[list[Produced]]()
+_TABLE = pytest.StashKey[list[CauseRow]]()
 
 
 @pytest.fixture

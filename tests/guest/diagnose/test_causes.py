@@ -31,7 +31,7 @@ from pyiommufd import (
 )
 from pyiommufd.host import drivers
 from tests.guest.dma import IOVA
-from tests.runner.causes import Produced, Prover
+from tests.runner.causes import CauseRow, Prover
 
 BIND, ATTACH = "VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 MAP, MAP_FILE = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE"
@@ -262,7 +262,7 @@ def test_mapped_file_that_is_too_short(prove: Prover, device: Device, ioas: IOAS
 def test_limit_on_locked_memory_at_the_attach(
     prove: Prover, claimed: Claim, first: HostDevice, in_child: InChild
 ) -> None:
-    def child() -> Produced:
+    def child() -> CauseRow:
         with limited_user(first) as (device, ioas, raise_limit):
             ioas.map(DMABuffer(16 * PAGE))
             return prove("the limit on locked memory, at the attach", ATTACH, errno.ENOMEM,
@@ -341,7 +341,7 @@ def test_read_only_memory(prove: Prover, device: Device, ioas: IOAS) -> None:
 
 
 def test_limit_on_locked_memory(prove: Prover, claimed: Claim, first: HostDevice, in_child: InChild) -> None:
-    def child() -> Produced:
+    def child() -> CauseRow:
         with limited_user(first) as (device, ioas, raise_limit):
             device.attach(ioas)
 

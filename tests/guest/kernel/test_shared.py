@@ -38,7 +38,7 @@ from tests.opcodes import opcodes
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportedChange:
     """What a `DMAChange` says."""
 
     kind: str
@@ -46,14 +46,14 @@ class Told:
     devices: tuple[str, ...]
 
     @classmethod
-    def by(cls, change: DMAChange) -> Told:
+    def from_change(cls, change: DMAChange) -> ReportedChange:
         return cls(change.kind, change.verdict, tuple(one.name for one in change.devices))
 
 
 class Other(Protocol):
     """Whoever else uses the iommufd: it has bound the peer, and attaches it to what is ``vfio_ioas`` by then."""
 
-    def __call__(self, action: str) -> Told:
+    def __call__(self, action: str) -> ReportedChange:
         """Do it: bind_change, attach, replace, detach."""
 
 
@@ -64,11 +64,11 @@ class Local:
         self._iommufd = iommufd
         self._device = iommufd.bind(peer)
 
-    def __call__(self, action: str) -> Told:
+    def __call__(self, action: str) -> ReportedChange:
         if action == "bind_change":
-            return Told.by(self._device.bind_change)
+            return ReportedChange.from_change(self._device.bind_change)
         arguments = () if action == "detach" else (self._iommufd.vfio_ioas,)
-        return Told.by(getattr(self._device, action)(*arguments))
+        return ReportedChange.from_change(getattr(self._device, action)(*arguments))
 
 
 class Process:
@@ -86,10 +86,10 @@ class Process:
         socket.send_fds(self._ours, [b"f"], [iommufd.fileno()])
         self._answers = stack.enter_context(self._ours.makefile())
 
-    def __call__(self, action: str) -> Told:
+    def __call__(self, action: str) -> ReportedChange:
         self._ours.sendall(action.encode() + b"\n")
         kind, verdict, devices = json.loads(self._answers.readline())
-        return Told(kind, verdict, tuple(devices))
+        return ReportedChange(kind, verdict, tuple(devices))
 
 
 HOLDERS = ("the same object", "a second object", "a second process")
@@ -154,17 +154,17 @@ def test_what_is_reported_and_what_is_true(
 
     reports: list[tuple[str, str, bool]] = []
 
-    def act(action: Callable[[], Told]) -> tuple[bool, bool]:
+    def act(action: Callable[[], ReportedChange]) -> tuple[bool, bool]:
         """One action, and where the DMA goes afterwards; what is said to be known has to be so."""
         before = reached()
-        told = action()
+        reported = action()
         after = reached()
-        assert set(told.devices) in (set(), members)
-        if told.verdict == KNOWN:
-            assert (before != after) == bool(told.devices), told
+        assert set(reported.devices) in (set(), members)
+        if reported.verdict == KNOWN:
+            assert (before != after) == bool(reported.devices), reported
         else:
-            assert told.devices, "what may have changed is named"
-        reports.append((told.kind, told.verdict, bool(told.devices)))
+            assert reported.devices, "what may have changed is named"
+        reports.append((reported.kind, reported.verdict, bool(reported.devices)))
         return after
 
     # The bind of the peer was made by the fixture: the first device was bound by then, and blocked.
@@ -178,7 +178,7 @@ def test_what_is_reported_and_what_is_true(
     assert act(lambda: other("replace")) == (False, True)
     # The worst case: the peer leaves, and the first device's DMA goes on.
     assert act(lambda: other("detach")) == (False, True)
-    assert act(lambda: Told.by(device.detach())) == (False, False)
+    assert act(lambda: ReportedChange.from_change(device.detach())) == (False, False)
     assert reports == TABLE[holder]
 
 

@@ -15,33 +15,33 @@ _SPREAD = 0x9E37_79B9_7F4A_7C15
 
 
 @dataclass(frozen=True)
-class Whole:
+class IntRange:
     """A whole number from the first to the last."""
 
     first: int
     last: int
 
-    def take(self, number: int) -> tuple[int, int]:
+    def decode(self, number: int) -> tuple[int, int]:
         """Decode a value from a number. Returns it, and the rest of the number."""
         rest, digit = divmod(number, self.last - self.first + 1)
         return self.first + digit, rest
 
 
 @dataclass(frozen=True)
-class Several:
-    """One tuple of numbers up to so many."""
+class TupleList:
+    """One to ``most`` tuples of numbers."""
 
     most: int
-    of: tuple[Whole, ...]
+    of: tuple[IntRange, ...]
 
-    def take(self, number: int) -> tuple[list[tuple[int, ...]], int]:
+    def decode(self, number: int) -> tuple[list[tuple[int, ...]], int]:
         """Decode up to ``most`` tuples from a number. Returns them, and the rest of the number."""
         number, more = divmod(number, self.most)
         found = []
         for _ in range(1 + more):
             one = []
-            for whole in self.of:
-                value, number = whole.take(number)
+            for one_range in self.of:
+                value, number = one_range.decode(number)
                 one.append(value)
             found.append(tuple(one))
         return found, number
@@ -57,11 +57,11 @@ class Action(NamedTuple):
         return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
 
 
-REST = Action("rest", {})
+NO_ACTION = Action("no_action", {})
 """Does nothing. The simplest numbers decode to it, of which hypothesis tries hundreds first."""
 
 
-def action(**kinds: Whole | Several) -> Callable[[Method], Method]:
+def action(**kinds: IntRange | TupleList) -> Callable[[Method], Method]:
     """Have a method be an action, with arguments of these kinds."""
 
     def mark(method: Method) -> Method:
@@ -77,13 +77,13 @@ def actions_of(machine: type) -> st.SearchStrategy[Action]:
 
     def decode(high: int, low: int) -> Action:
         if not high | low:
-            return REST
+            return NO_ACTION
         # Small numbers are drawn more often; all of their digits shall be as likely.
         number, which = divmod((high << 24 | low) * _SPREAD % (1 << 48), len(marked))
         name, kinds = marked[which]
         arguments = {}
         for argument, kind in kinds.items():
-            arguments[argument], number = kind.take(number)
+            arguments[argument], number = kind.decode(number)
         return Action(name, arguments)
 
     @st.composite

@@ -21,7 +21,7 @@ from pyiommufd import (
 )
 from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
-from tests.guest.stress.actions import Several, Whole, action
+from tests.guest.stress.actions import IntRange, TupleList, action
 from tests.guest.stress.model import Area, Page, Space, Table
 
 PAGE = 4096
@@ -31,12 +31,12 @@ PAGES = 24
 BUFFERS, BUFFER_PAGES = 3, 8
 MOST_TABLES = 6
 
-SPACES, DEVICES = Whole(0, 2), Whole(0, 1)
-MEMORY = Whole(0, BUFFERS * BUFFER_PAGES - 1)
-START, COUNT = Whole(0, PAGES - 1), Whole(1, 4)
-PLACE = Whole(0, 2 * PAGES - 1)
+SPACES, DEVICES = IntRange(0, 2), IntRange(0, 1)
+MEMORY = IntRange(0, BUFFERS * BUFFER_PAGES - 1)
+START, COUNT = IntRange(0, PAGES - 1), IntRange(1, 4)
+PLACE = IntRange(0, 2 * PAGES - 1)
 """A page, or where something is mapped."""
-ANY, SWITCH = Whole(0, 839), Whole(0, 1)
+ANY, SWITCH = IntRange(0, 839), IntRange(0, 1)
 """One of those that there are then; off or on."""
 
 
@@ -44,7 +44,7 @@ def iova_of(page: int) -> int:
     return BASE + page * PAGE
 
 
-class Bench(RuleBasedStateMachine):
+class MockMachine(RuleBasedStateMachine):
     """A state machine of three address spaces and two mock devices, with a model that predicts each outcome."""
 
     ran: ClassVar[Counter[str]] = Counter()
@@ -59,7 +59,7 @@ class Bench(RuleBasedStateMachine):
         self.hwpts: dict[int, tuple[HWPT, Space]] = {}
         self.made = 0
 
-    def begin(self) -> None:
+    def create_objects(self) -> None:
         for _ in range(3):
             self.spaces.append((self.new_space(), Space()))
         for _ in range(2):
@@ -83,12 +83,12 @@ class Bench(RuleBasedStateMachine):
         which, first = number % BUFFERS, number // BUFFERS % (BUFFER_PAGES - count + 1)
         return self.buffers[which], first, tuple((which, first + n) for n in range(count))
 
-    def begun(self, space: Space, number: int) -> int:
+    def start_page(self, space: Space, number: int) -> int:
         """A page: any, or half the time one where a mapping begins."""
         begins = sorted(area.start for area in space.areas)
         return begins[number % len(begins)] if number >= PAGES and begins else number % PAGES
 
-    def beside(self, space: Space, number: int) -> int:
+    def end_page(self, space: Space, number: int) -> int:
         """A page: any, or half the time the one behind a mapping."""
         ends = sorted(area.end for area in space.areas if area.end < PAGES)
         return ends[number % len(ends)] if number >= PAGES and ends else number % PAGES
@@ -99,7 +99,7 @@ class Bench(RuleBasedStateMachine):
     def map(self, where: int, memory: int, start: int, count: int) -> None:
         self.count("map")
         ioas, space = self.space(where)
-        start = self.beside(space, start)
+        start = self.end_page(space, start)
         buffer, first, pages = self.piece(memory, count)
         view = memoryview(buffer)[first * PAGE : (first + count) * PAGE]
         if space.map(Area(start, pages)):
@@ -112,7 +112,7 @@ class Bench(RuleBasedStateMachine):
     def map_file(self, where: int, memory: int, start: int, count: int) -> None:
         self.count("map_file")
         ioas, space = self.space(where)
-        start = self.beside(space, start)
+        start = self.end_page(space, start)
         buffer, first, pages = self.piece(memory, count)
         if space.map(Area(start, pages)):
             ioas.map_file(buffer, count * PAGE, start=first * PAGE, iova=iova_of(start))
@@ -120,7 +120,7 @@ class Bench(RuleBasedStateMachine):
             with pytest.raises(AlreadyMappedError):
                 ioas.map_file(buffer, count * PAGE, start=first * PAGE, iova=iova_of(start))
 
-    @action(where=SPACES, memory=MEMORY, places=Several(4, (START, Whole(1, 2))))
+    @action(where=SPACES, memory=MEMORY, places=TupleList(4, (START, IntRange(1, 2))))
     def map_many(self, where: int, memory: int, places: list[tuple[int, int]]) -> None:
         self.count("map_many")
         ioas, space = self.space(where)
@@ -138,11 +138,11 @@ class Bench(RuleBasedStateMachine):
             areas.append(area)
         assert len(ioas.map_many(buffer, pieces)) == len(places)
 
-    @action(where=SPACES, start=PLACE, count=Whole(1, 8))
+    @action(where=SPACES, start=PLACE, count=IntRange(1, 8))
     def unmap(self, where: int, start: int, count: int) -> None:
         self.count("unmap")
         ioas, space = self.space(where)
-        start = self.begun(space, start)
+        start = self.start_page(space, start)
         done = space.unmap(start, count)
         if done is None:
             with pytest.raises(NotFoundError):
@@ -170,7 +170,7 @@ class Bench(RuleBasedStateMachine):
         self.count("copy")
         ioas, space = self.space(to)
         source, source_space = self.space(of)
-        start = self.begun(source_space, start)
+        start = self.start_page(source_space, start)
         wrong = space.copy(source_space, start, count, at)
         arguments: dict[str, Any] = {"iova": iova_of(start), "length": count * PAGE, "dst_iova": iova_of(at)}
         if wrong is None:
@@ -194,7 +194,7 @@ class Bench(RuleBasedStateMachine):
 
     # Page tables
 
-    @action(where=SPACES, device=DEVICES, tracks=Whole(0, 3))
+    @action(where=SPACES, device=DEVICES, tracks=IntRange(0, 3))
     def alloc_hwpt(self, where: int, device: int, tracks: int) -> None:
         if len(self.hwpts) == MOST_TABLES:
             return
@@ -274,7 +274,7 @@ class Bench(RuleBasedStateMachine):
             table.dirty.clear()
         table.on = bool(on)
 
-    @action(which=DEVICES, numbers=Several(6, (START,)))
+    @action(which=DEVICES, numbers=TupleList(6, (START,)))
     def write(self, which: int, numbers: list[tuple[int]]) -> None:
         if not self.on:
             return
@@ -298,7 +298,7 @@ class Bench(RuleBasedStateMachine):
         self.count("dirty bitmap")
         number, (hwpt, space) = tracking[which % len(tracking)]
         table = space.tables[number]
-        start = self.begun(space, start)
+        start = self.start_page(space, start)
         if space.memory(start, count) is None:
             with pytest.raises(ValueError, match="not mapped throughout"):
                 hwpt.dirty_bitmap(iova_of(start), count * PAGE, clear=bool(clear))

@@ -22,19 +22,19 @@ from hypothesis.stateful import (
 
 from pyiommufd.testing.checks.leaks import LeakCheck
 from tests import sweeps
-from tests.guest.stress.actions import REST, Action, actions_of
-from tests.guest.stress.bench import Bench
+from tests.guest.stress.actions import NO_ACTION, Action, actions_of
+from tests.guest.stress.bench import MockMachine
 from tests.guest.stress.model import Area
 
 STEPS_A_RUN = 200
 # PYIOMMUFD_STRESS_SHRINK: look for the shortest program that fails, which takes many minutes.
 PHASES = tuple(Phase) if os.environ.get("PYIOMMUFD_STRESS_SHRINK") else (Phase.generate,)
 
-ACTIONS = actions_of(Bench)
-NAMES = sorted(name for name, method in vars(Bench).items() if hasattr(method, "kinds"))
+ACTIONS = actions_of(MockMachine)
+NAMES = sorted(name for name, method in vars(MockMachine).items() if hasattr(method, "kinds"))
 
 
-class Machine(Bench):
+class Machine(MockMachine):
     """All of it in random order; what is made is closed again."""
 
     def __init__(self) -> None:
@@ -45,15 +45,15 @@ class Machine(Bench):
     def start(self, without: set[str]) -> None:
         """Each run does without some of the actions: what is rare beside them is not, then."""
         self.without = without
-        self.begin()
+        self.create_objects()
 
     @rule(action=ACTIONS)
     def act(self, action: Action) -> None:
-        if action is not REST and action.name not in self.without:
+        if action is not NO_ACTION and action.name not in self.without:
             getattr(self, action.name)(**action.arguments)
 
 
-class Forgetful(Machine):
+class MachineWithWrongModel(Machine):
     """A machine with a deliberate error in its model: it takes a copy of two mappings for one."""
 
     ran: ClassVar[Counter[str]] = Counter()
@@ -107,7 +107,7 @@ def test_a_wrong_model_is_caught_and_caught_again() -> None:
     failures = []
     for _ in range(2):
         with pytest.raises(AssertionError) as caught:
-            run(Forgetful, 20_000, 20261122)  # a few hundred do
+            run(MachineWithWrongModel, 20_000, 20261122)  # a few hundred do
         text = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
         failures.append([line.strip() for line in text.splitlines() if line.strip().startswith("state.")])
     # The program that fails is printed, and is the same one.

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import HostDevice, list_devices
-from tests.escapes import NASTY, invisible
+from tests.escapes import CONTROL_TEXT, invisible
 from tests.guest.uses.disks import node_of
 from tests.guest.uses.types import Runner
 from tests.patience import until
 
-POINT = NASTY.encode(errors="surrogateescape")
+POINT = CONTROL_TEXT.encode(errors="surrogateescape")
 NAME = b"e\x1b]0;o\x07\x9b1m\xff"
 COMM = b"\x1b]0;x\x07\n\x9b\xff"
 
@@ -108,7 +108,7 @@ def test_name_of_an_interface(run: Runner) -> None:
         run("ip", "link", "set", name, "name", before)
 
 
-def test_holder_of_an_unspeakable_name(disk: HostDevice) -> None:
+def test_holder_with_control_characters_in_its_name(disk: HostDevice) -> None:
     node = until(lambda: node_of(disk))
     assert node is not None
     code = (

@@ -18,11 +18,11 @@ from pyiommufd.errors import Refusal
 from pyiommufd.host import uses
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.overview import topology as topology_module
-from tests.escapes import NASTY, invisible
+from tests.escapes import CONTROL_TEXT, invisible
 from tests.fake_sysfs import FakeSysfs
 
 COMMAND = [sys.executable, "-m", "pyiommufd.cli"]
-LINE = f"{NASTY}".replace("\n", "")  # as the kernel gives it, whose attributes end at a newline
+LINE = f"{CONTROL_TEXT}".replace("\n", "")  # as the kernel gives it, whose attributes end at a newline
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     fake.pci("0000:01:00.1", group=2, driver="vfio-pci", cdev=0, iommu="dmar0")
     for device in ("0000:01:00.0", "0000:01:00.1"):
         (fake.root / f"devices/pci0000:00/{device}/driver_override").write_bytes(os.fsencode(f"{LINE}\n"))
-    held = (Holder(7, NASTY, "/dev/vfio/devices/vfio0", "fd 3"),)
+    held = (Holder(7, CONTROL_TEXT, "/dev/vfio/devices/vfio0", "fd 3"),)
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.host.overview.details.holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.host.claims.refusals.holders", lambda *devices: held)
@@ -43,7 +43,9 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     monkeypatch.setattr(
         uses,
         "refusals",
-        lambda *devices: tuple(Refusal(one.name, "mounted", f"it holds the filesystem on {NASTY}") for one in devices),
+        lambda *devices: tuple(
+            Refusal(one.name, "mounted", f"it holds the filesystem on {CONTROL_TEXT}") for one in devices
+        ),
     )
     return fake
 
@@ -65,15 +67,15 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
         ["topology", "--json"],
         ["explain", "bind", "EINVAL", "01:00.1"],
         ["run", "01:00.0", "--dry-run", "--", "true"],
-        [NASTY],
-        ["show", NASTY],
-        ["show", f"/sys/{NASTY}"],
-        ["list", NASTY],
-        ["list", f"--{NASTY}"],
-        ["list", "--group", NASTY],
-        ["claim", "01:00.0", "--user", NASTY],
-        ["run", "01:00.0", "--", NASTY],
-        ["topology", "--svg", f"/nowhere/{NASTY}"],
+        [CONTROL_TEXT],
+        ["show", CONTROL_TEXT],
+        ["show", f"/sys/{CONTROL_TEXT}"],
+        ["list", CONTROL_TEXT],
+        ["list", f"--{CONTROL_TEXT}"],
+        ["list", "--group", CONTROL_TEXT],
+        ["claim", "01:00.0", "--user", CONTROL_TEXT],
+        ["run", "01:00.0", "--", CONTROL_TEXT],
+        ["topology", "--svg", f"/nowhere/{CONTROL_TEXT}"],
     ],
     ids=lambda arguments: ascii(" ".join(arguments)),
 )
@@ -91,7 +93,7 @@ def test_nothing_invisible_is_printed(machine: FakeSysfs, arguments: list[str], 
 
 
 def test_json_has_the_very_text(capsys: pytest.CaptureFixture[str]) -> None:
-    value = {"text": NASTY, "names": ["é", "\U000e0001"]}
+    value = {"text": CONTROL_TEXT, "names": ["é", "\U000e0001"]}
     for indent in (None, 2):
         output.print_json(value, indent=indent)
         text = capsys.readouterr().out
@@ -109,7 +111,7 @@ def test_a_line_on_a_terminal_is_not_broken_by_what_is_in_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    output.print_indented("seen", NASTY, 2)
+    output.print_indented("seen", CONTROL_TEXT, 2)
     assert invisible(capsys.readouterr().out) == ""
 
 
@@ -117,9 +119,9 @@ def test_what_is_logged_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.Logger("test")
     logger.addHandler(output._Said())
     try:
-        raise OSError(28, NASTY)
+        raise OSError(28, CONTROL_TEXT)
     except OSError:
-        logger.warning("%s has failed", NASTY.replace("\n", ""), exc_info=True)
+        logger.warning("%s has failed", CONTROL_TEXT.replace("\n", ""), exc_info=True)
     said = capsys.readouterr().err
     assert invisible(said) == ""
     assert "Traceback" not in said
