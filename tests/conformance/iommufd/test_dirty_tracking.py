@@ -134,7 +134,7 @@ def test_device_dirty_capability(tracked: Tracked) -> None:
         assert HWCapability.DIRTY_TRACKING in tracked.device.hw_info().capabilities
 
 
-# The bitmap
+# Dirty bitmap
 
 
 def bits(pattern: str, count: int) -> bytes:

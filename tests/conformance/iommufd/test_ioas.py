@@ -44,7 +44,7 @@ def check_mapped(space: Space, memory: memoryview, iova: int) -> None:
         access.pin(iova, memory).unpin()
 
 
-# Its life
+# Create and destroy
 
 
 @twin("iommufd_ioas.ioas_auto_destroy", Route.PUBLIC)

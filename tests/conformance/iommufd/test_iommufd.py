@@ -110,7 +110,7 @@ def test_global_options(iommufd: MockIOMMUFD) -> None:
             issue(iommufd, uapi.IOMMU_OPTION, "iommu_option", option_id=uapi.IOMMU_OPTION_HUGE_PAGES, op=operation)
 
 
-# The container interface of VFIO, without anything that it could stand for
+# VFIO's container interface, without an address space set
 
 
 @twin("iommufd.simple_ioctls", Route.RAW)

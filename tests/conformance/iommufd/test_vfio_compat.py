@@ -75,7 +75,7 @@ def test_option_huge_pages(container: Container) -> None:
     assert container.ioas.huge_pages is True
 
 
-# What it says of itself
+# VFIO_IOMMU_GET_INFO
 
 
 def get_info(container: Container, size: int, room: int = 1 << 16) -> tuple[bytearray, int, int, int, int]:

@@ -93,7 +93,7 @@ class MockMachine(RuleBasedStateMachine):
         ends = sorted(area.end for area in space.areas if area.end < PAGES)
         return ends[number % len(ends)] if number >= PAGES and ends else number % PAGES
 
-    # Memory
+    # Mappings
 
     @action(where=SPACES, memory=MEMORY, start=PLACE, count=COUNT)
     def map(self, where: int, memory: int, start: int, count: int) -> None:
@@ -315,7 +315,7 @@ class MockMachine(RuleBasedStateMachine):
     def pages(self, bitmap: DirtyBitmap) -> set[int]:
         return {page for page in range(PAGES + 8) if iova_of(page) in bitmap}
 
-    # What holds after each step
+    # Invariants
 
     @invariant()
     def the_record_is_the_model(self) -> None:

@@ -237,7 +237,7 @@ def test_a_copy_and_what_it_is_of(ioas: IOAS, buffer: DMABuffer) -> None:
     assert copy.mapped
 
 
-# Another process
+# Handover to another process
 
 
 def _pinned(pid: int | str = "self") -> int:
@@ -285,7 +285,7 @@ def test_change_process_names_what_is_not_of_a_file(iommufd: IOMMUFD, ioas: IOAS
     iommufd.change_process()
 
 
-# The container interface's address space
+# IOMMUFD.vfio_ioas
 
 
 def test_vfio_ioas(iommufd: IOMMUFD) -> None:

@@ -33,7 +33,7 @@ MOCK_IOVA = commands.APERTURE_START
 PAGE = mmap.PAGESIZE
 
 
-# As a page table
+# Attach and replace
 
 
 def test_it_shows_what_is_mapped_into_its_address_space(
@@ -137,7 +137,7 @@ def test_wrong_arguments(device: Device, ioas: IOAS, mock_ioas: IOAS) -> None:
         device.attach(0)  # type: ignore[arg-type]
 
 
-# As an object
+# Users and destruction
 
 
 def test_who_uses_what(device: Device, ioas: IOAS) -> None:
@@ -181,7 +181,7 @@ def test_the_kernel_has_destroyed_it(iommufd: IOMMUFD, device: Device, ioas: IOA
     assert again.closed
 
 
-# With the mock IOMMU's own data, and with PASIDs
+# Driver data and PASIDs, on the mock IOMMU
 
 
 def test_data_of_the_driver_is_handed_on(huge_pages: None, mock_ioas: IOAS, mock_device: MockDevice) -> None:

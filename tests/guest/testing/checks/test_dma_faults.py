@@ -106,7 +106,7 @@ def test_waiting_for_the_rate_limit_lets_the_next_line_through(
     assert faults.wait(seconds=patience(60)) is not None
 
 
-# The fixture
+# The fixture dma_faults
 
 
 @pytest.mark.long

@@ -138,7 +138,7 @@ def test_blocked_dma_moves_nothing_while_dmesg_looks_on(
     dmesg.close()
 
 
-# The fixture
+# The fixture dmesg
 
 
 def test_fixture_fails_a_test_whose_kernel_warned(run: Callable[[str], pytest.RunResult]) -> None:

@@ -128,7 +128,7 @@ def test_device_of_another_iommufd(iommufd: MockIOMMUFD) -> None:
         iommufd.mock_device(other.alloc_ioas())
 
 
-# Where its DMA goes
+# Page table checks
 
 
 def test_reaches(ioas: IOAS, device: MockDevice, buffer: DMABuffer) -> None:
@@ -238,7 +238,7 @@ def test_access_goes_to_another_address_space(iommufd: MockIOMMUFD, ioas: IOAS) 
             other.close()
 
 
-# The end
+# Close
 
 
 def test_iommufd_closes_all_that_is_mock(ioas: IOAS) -> None:
@@ -293,7 +293,7 @@ def test_fixture_gives_a_device_on_the_fixtures_address_space(pytester: pytest.P
     assert names() == []
 
 
-# The command itself
+# Errors of the test command
 
 
 def test_error_names_the_operation_and_the_object(iommufd: MockIOMMUFD) -> None:
@@ -301,7 +301,7 @@ def test_error_names_the_operation_and_the_object(iommufd: MockIOMMUFD) -> None:
         commands.mock_domain(iommufd.fileno(), 4711)
 
 
-# Failures on demand, and the memory limit, which shows in how many steps there are to fail
+# Fault injection and memory limit
 
 
 def map_once(iommufd: MockIOMMUFD, ioas: IOAS, buffer: DMABuffer) -> int:

@@ -195,7 +195,7 @@ def test_without_dev_iommu_tests_are_skipped(run: Run, monkeypatch: pytest.Monke
     result.stdout.fnmatch_lines(["*open on /dev/iommu: ENOENT*", "*pyiommufd guest*"])
 
 
-# Leaks
+# no_leaks
 
 
 @pytest.mark.long
