@@ -6,9 +6,11 @@ import errno
 import itertools
 import mmap
 import operator
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.mapping import map_error, map_file_error
@@ -20,75 +22,115 @@ from pyiommufd.kernel.memory.iova import IOVARange, first_fit
 from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
 from pyiommufd.kernel.memory.mapping_table import OF_FILE
 from pyiommufd.uapi import ioctls
-from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, Piece, View, ioas_map, ioas_map_file
+from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, View, ioas_map, ioas_map_file
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS
 
-_Place = TypeVar("_Place", int, int | None)
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 
+@dataclass(eq=False)
+class _MapRequest(ABC):
+    """A request that maps one piece of memory.
+
+    Attributes:
+        mapping: What it makes.
+        held: What keeps the memory alive.
+        length: Bytes.
+        flags: Of the ioctl, without IOMMU_IOAS_MAP_FIXED_IOVA.
+    """
+
+    mapping: DMAMapping
+    held: object
+    length: int
+    flags: int
+
+    @abstractmethod
+    def issue(self, flags: int, iova: int) -> int:
+        """Issue the request. Returns 0 or a negative errno."""
+
+    @abstractmethod
+    def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
+        """The exception for an errno of `issue`, or for want of room below an address."""
+
+    def map_at(self, iova: int | None) -> int:
+        """Map at this address; None: the kernel chooses. Returns 0 or the errno.
+
+        Recorded before the request; if an exception is raised, nothing stays mapped.
+        """
+        mapping, table = self.mapping, self.mapping._ioas._table
+        flags, place = (self.flags, 0) if iova is None else (self.flags | _FIXED, iova)
+        try:
+            table[mapping] = self.held
+            if not (result := self.issue(flags, place)):
+                return 0
+        except BaseException:
+            mapping.unmap()  # a signal handler raised, maybe after the kernel had mapped it
+            raise
+        table.pop(mapping, None)  # unless the address space was closed meanwhile
+        return -result
+
+    def map_below(self, below: int) -> None:
+        """Map at the lowest free address such that the last byte is below ``below``."""
+        if below <= 0:
+            raise ValueError(f"nothing is below {below}")
+        ioas = self.mapping._ioas
+        reachable, alignment = ioas._ask(ioctls.ioas_iova_ranges)
+        # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
+        ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
+        alignment = max(alignment, mmap.PAGESIZE)
+        taken = ioas._table.places()
+        while True:
+            iova = first_fit(ranges, taken, self.length, below, alignment)
+            if iova is None:
+                raise self.error(errno.ENOSPC, None, below)
+            if not (code := self.map_at(iova)):
+                return
+            if code != errno.EEXIST:
+                raise self.error(code, iova, below)
+            # Another thread was quicker, or a process that shares this iommufd has something there.
+            taken.append((iova, alignment))
+
+
+class _MapBuffer(_MapRequest):
+    """IOMMU_IOAS_MAP."""
+
+    held: View
+
+    def issue(self, flags: int, iova: int) -> int:
+        return ioas_map(self.mapping._ioas._c, self.mapping._piece, flags, self.held, self.length, iova)
+
+    def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
+        return map_failed(self.mapping._ioas, code, self.held, self.length, iova, below=below)
+
+
+@dataclass(eq=False)
+class _MapFile(_MapRequest):
+    """IOMMU_IOAS_MAP_FILE."""
+
+    file: int
+    start: int
+
+    def issue(self, flags: int, iova: int) -> int:
+        ioas, piece = self.mapping._ioas, self.mapping._piece
+        return ioas_map_file(ioas._c, piece, flags, self.file, self.start, self.length, iova)
+
+    def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
+        error = refused(self.mapping._ioas, code, "IOMMU_IOAS_MAP_FILE", self.length, iova, below)
+        return map_file_error(error, self.file, self.start, self.length, iova)
+
+
 def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
-    """Map at the lowest free address such that the last byte is below ``below``."""
-    length = len(held)
-
-    def issue(piece: Piece, place: int) -> int:
-        return ioas_map(ioas._c, piece, flags | _FIXED, held, length, place)
-
-    def failed(code: int, place: int | None) -> Exception:
-        return map_failed(ioas, code, held, length, place, below=below)
-
+    """Map a buffer at the lowest free address such that the last byte is below ``below``."""
     mapping = DMAMapping(ioas)
     try:
-        _map_first_free(mapping, held, length, below, issue, failed)
+        _MapBuffer(mapping, held, len(held), flags).map_below(below)
         return mapping
     except BaseException:
         mapping.unmap()
         let_go(ioas, mapping, held)
         raise
-
-
-def _map_first_free(
-    mapping: DMAMapping,
-    held: object,
-    length: int,
-    below: int,
-    issue: Callable[[Piece, int], int],
-    failed: Callable[[int, int | None], Exception],
-) -> None:
-    ioas = mapping._ioas
-    if below <= 0:
-        raise ValueError(f"nothing is below {below}")
-    reachable, alignment = ioas._ask(ioctls.ioas_iova_ranges)
-    # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
-    ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
-    alignment = max(alignment, mmap.PAGESIZE)
-    taken = ioas._table.places()
-    while True:
-        place = first_fit(ranges, taken, length, below, alignment)
-        if place is None:
-            raise failed(errno.ENOSPC, None)
-        if not (code := _issue(mapping, held, issue, place)):
-            return
-        if code != errno.EEXIST:
-            raise failed(code, place)
-        # Another thread was quicker, or a process that shares this iommufd has something there.
-        taken.append((place, alignment))
-
-
-def _issue(mapping: DMAMapping, held: object, issue: Callable[[Piece, _Place], int], place: _Place) -> int:
-    """Map, recorded before the call. Returns 0 or the errno; if an exception is raised, nothing stays mapped."""
-    table = mapping._ioas._table
-    try:
-        table[mapping] = held
-        if not (result := issue(mapping._piece, place)):
-            return 0
-    except BaseException:
-        mapping.unmap()  # a signal handler raised, maybe after the kernel had mapped it
-        raise
-    table.pop(mapping, None)  # unless the address space was closed meanwhile
-    return -result
 
 
 def map_file(
@@ -106,23 +148,14 @@ def map_file(
     for name, number in (("start", start), ("length", length), ("iova", iova or 0)):
         if number % mmap.PAGESIZE:
             raise ValueError(f"the {name} {number:#x} is not on a page boundary of {mmap.PAGESIZE} bytes")
-
-    def issue(piece: Piece, place: int | None) -> int:
-        place_flags, at = (flags, 0) if place is None else (flags | _FIXED, place)
-        return ioas_map_file(ioas._c, piece, place_flags, file, start, length, at)
-
-    def failed(code: int, place: int | None) -> Exception:
-        error = refused(ioas, code, "IOMMU_IOAS_MAP_FILE", length, place, below)
-        return map_file_error(error, file, start, length, place)
-
-    mapping = DMAMapping(ioas)
+    request = _MapFile(DMAMapping(ioas), OF_FILE, length, flags, file, start)
     if below is not None:
         if iova is not None:
             raise ValueError("iova says where, below lets the address be chosen: not both")
-        _map_first_free(mapping, OF_FILE, length, operator.index(below), issue, failed)
-    elif code := _issue(mapping, OF_FILE, issue, iova):
-        raise failed(code, iova)
-    return mapping
+        request.map_below(operator.index(below))
+    elif code := request.map_at(iova):
+        raise request.error(code, iova)
+    return request.mapping
 
 
 def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:
