@@ -24,7 +24,7 @@ from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.kernel.pagetables.attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
 from pyiommufd.kernel.pagetables.hw_info import HWInfo, hw_info
-from pyiommufd.kernel.pagetables.hwpt import HWPT, alloc_hwpt
+from pyiommufd.kernel.pagetables.hwpt import HWPT, HWPTOptions, alloc_hwpt
 from pyiommufd.kernel.pagetables.trial import try_page_table, unfit_mappings
 from pyiommufd.uapi import ioctls
 
@@ -407,8 +407,8 @@ class Attachable(Handle):
             self._live()
             if not isinstance(ioas, IOAS):
                 raise TypeError(f"a page table is made for an IOAS, not for {type(ioas).__name__}")
-            options = {"nest_parent": nest_parent, "dirty_tracking": dirty_tracking, "pasid": pasid}
-            return alloc_hwpt(self, ioas, options, fault_queue, data_type, data)
+            options = HWPTOptions(nest_parent, dirty_tracking, pasid, fault_queue)
+            return alloc_hwpt(self, ioas, options, data_type, data)
 
 
 def _checked_pasid(pasid: int | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -165,31 +166,45 @@ _FLAGS: dict[str, int] = {
 }
 
 
-def alloc_hwpt(
-    device: Attachable, ioas: IOAS, wanted: dict[str, bool], queue: FaultQueue | None, data_type: int, data: bytes
-) -> HWPT:
-    """Allocate a page table; see `Attachable.alloc_hwpt`. The iommufd's lock is held.
+@dataclass(frozen=True)
+class HWPTOptions:
+    """The options of `Attachable.alloc_hwpt` that set a flag of the request."""
 
-    wanted: whether each flag option of `_FLAGS` is requested, by argument name.
-    """
+    nest_parent: bool
+    dirty_tracking: bool
+    pasid: bool
+    fault_queue: FaultQueue | None
+
+    @property
+    def names(self) -> list[str]:
+        """The options that are on."""
+        return [name for name in _FLAGS if getattr(self, name)]
+
+    @property
+    def flags(self) -> int:
+        """Their flags."""
+        return sum(_FLAGS[name] for name in self.names)
+
+
+def alloc_hwpt(device: Attachable, ioas: IOAS, options: HWPTOptions, data_type: int, data: bytes) -> HWPT:
+    """Allocate a page table; see `Attachable.alloc_hwpt`. The iommufd's lock is held."""
     data_type, data = operator.index(data_type), bytes(memoryview(data))
     if not 0 <= data_type < 1 << 32:
         raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
+    queue = options.fault_queue
     if queue is not None and not isinstance(queue, FaultQueue):
         raise TypeError(f"page requests go to a FaultQueue, not to {type(queue).__name__}")
     for used in (ioas,) if queue is None else (ioas, queue):
         used._live()
         if used.iommufd._context is not device.iommufd._context:
             raise ValueError(f"{used!r} belongs to another IOMMUFD than {device.name}")
-    names = [name for name, on in wanted.items() if on]
-    names += ["fault_queue"] if queue is not None else []
     uses = {"dev_id": device._c, "pt_id": ioas._c} | ({} if queue is None else {"fault_id": queue._c})
-    flags = sum(_FLAGS[name] for name in names)
+    flags = options.flags
     hwpt = HWPT(device.iommufd, ioas, device.host, flags, queue)
     try:
         hwpt._make(partial(ioctls.hwpt_alloc, uses=uses, flags=flags, data_type=data_type, data=data))
     except IoctlError as error:
         code = error.errno or 0
-        unfit = unfit_mappings(device, ioas, code)
-        raise hwpt_alloc_error(code, device.host, repr(ioas), names, list(map(str, unfit))) from None
+        unfit = list(map(str, unfit_mappings(device, ioas, code)))
+        raise hwpt_alloc_error(code, device.host, repr(ioas), options.names, unfit) from None
     return hwpt
