@@ -26,7 +26,7 @@ from pyiommufd.kernel.memory.arguments import (
     unshared,
 )
 from pyiommufd.kernel.memory.iova import IOVARange, joined
-from pyiommufd.kernel.memory.mapping import DMAMapping, DMAMappings
+from pyiommufd.kernel.memory.mapping import BaseMapping, DMAMapping, DMAMappings
 from pyiommufd.kernel.memory.mapping_requests import (
     copy_range,
     let_go,
@@ -87,7 +87,7 @@ class IOAS(KernelObject):
     @property
     def mappings(self) -> tuple[DMAMapping | DMAMappings, ...]:
         """What this process has mapped here, by address."""
-        return self._table.ordered()
+        return cast("tuple[DMAMapping | DMAMappings, ...]", self._table.ordered())
 
     @property
     def hwpts(self) -> tuple[HWPT, ...]:
@@ -409,7 +409,7 @@ class IOAS(KernelObject):
                 self._table.forget_unmapped(touched)
         raise AssertionError("not reached")
 
-    def _not_unmapped(self, mapping: DMAMapping | DMAMappings, code: int) -> None:
+    def _not_unmapped(self, mapping: BaseMapping, code: int) -> None:
         """A mapping could not be unmapped: raise why, unless it is gone with the address space."""
         if mapping in self._table:
             self._live()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from pyiommufd.printable import counted
 from pyiommufd.uapi import ioctls
-from pyiommufd.uapi.ioctls import PIECE, ioas_unmap
+from pyiommufd.uapi.ioctls import PIECE, Piece, ioas_unmap
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS
@@ -18,7 +18,44 @@ PIECES_A_CALL = 1024
 """Pieces per map or unmap call at most, so that a signal is handled within milliseconds."""
 
 
-class DMAMapping:
+class BaseMapping:
+    """What the kinds of mappings have in common: the interface that `MappingTable` uses, and unmapping by ``with``."""
+
+    __slots__ = ("__weakref__", "_ioas")
+
+    def __init__(self, ioas: IOAS) -> None:
+        self._ioas = ioas
+
+    def unmap(self) -> None:
+        """Take the memory away from the devices."""
+        raise NotImplementedError
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Where it is: iova and length in bytes of each piece that is mapped."""
+        raise NotImplementedError
+
+    def _mapped_pieces(self) -> list[Piece]:
+        """Those of its pieces that are mapped."""
+        raise NotImplementedError
+
+    def _gone(self) -> bool:
+        """Whether it is not mapped, nor going to be."""
+        raise NotImplementedError
+
+    def _was_mapped(self) -> bool:
+        """Whether it has been mapped at any time."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.unmap()
+
+
+class DMAMapping(BaseMapping):
     """Memory that the devices of an address space reach. Made by `IOAS.map`, `map_file` and `copy_from`.
 
     A context manager that unmaps. Dropping it does not unmap: a device may be writing there. As long as it is
@@ -27,11 +64,11 @@ class DMAMapping:
     Thread safety: `unmap` may be called from any thread; whoever calls it second waits until it is unmapped.
     """
 
-    __slots__ = ("__weakref__", "_ioas", "_piece")
+    __slots__ = ("_piece",)
 
-    # IOAS.map, the hot path, sets these by itself.
+    # IOAS.map, the hot path, does this by itself.
     def __init__(self, ioas: IOAS) -> None:
-        self._ioas = ioas
+        super().__init__(ioas)
         self._piece = ioctls.new(ioctls.A_PIECE)
 
     @property
@@ -67,30 +104,19 @@ class DMAMapping:
         """Whether it is still mapped."""
         return self._piece.state != 0 and self in self._ioas._table
 
-    def _mapped_pieces(self) -> list[ioctls.Piece]:
-        """Those of its pieces that are mapped."""
+    def _mapped_pieces(self) -> list[Piece]:
         return [self._piece] if self._piece.state else []
 
     def _gone(self) -> bool:
-        """Whether it is not mapped, nor going to be."""
         return not self._piece.state
 
     def _was_mapped(self) -> bool:
-        """Whether it has been mapped at any time."""
         return ioctls.was_mapped(self._piece)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
         if self.mapped:
             yield self._piece.iova, self._piece.length
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unmap()
 
     def __repr__(self) -> str:
         state = "" if self.mapped else ", unmapped"
@@ -107,15 +133,6 @@ class _Pieces:
         self.c = ioctls.pieces_of(numbers)
         self.making = True  # more of them may be mapped, whatever has become of those that are
 
-    def made(self, mapping: DMAMappings | CopiedMapping) -> None:
-        """No more of them will be mapped. Those that were may be unmapped again, by another thread."""
-        self.making = False
-        mapping._ioas._table.forget_unmapped((mapping,))
-
-    def mapped(self) -> list[ioctls.Piece]:
-        """Those that are mapped."""
-        return [ioctls.piece_at(self.c, at) for at, state in enumerate(self.numbers[3::PIECE]) if state]
-
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where those are that are mapped: iova and length in bytes."""
         numbers = self.numbers
@@ -123,30 +140,60 @@ class _Pieces:
             if state:
                 yield iova, length
 
-    def unmap(self, mapping: DMAMappings | CopiedMapping) -> None:
-        """Unmap those that are mapped, and forget the mapping."""
-        ioas, count = mapping._ioas, len(self.numbers) // PIECE
-        if self.gone() and mapping not in ioas._table:
+
+class _InPieces(BaseMapping):
+    """What `DMAMappings` and `CopiedMapping` have in common. Without slots, as the latter is a `DMAMapping`, too."""
+
+    __slots__ = ()
+
+    _pieces: _Pieces
+
+    def _made(self) -> None:
+        """No more pieces will be mapped. Those that were may be unmapped again, by another thread."""
+        self._pieces.making = False
+        self._ioas._table.forget_unmapped((self,))
+
+    def unmap(self) -> None:
+        """Take all pieces away from the devices (IOMMU_IOAS_UNMAP for each). Does nothing the second time.
+
+        Raises:
+            IoctlError: The kernel refused; the pieces from that one on are still mapped, and are what is left here.
+            ForkedError: This is a forked child.
+        """
+        ioas, count = self._ioas, len(self._pieces.numbers) // PIECE
+        if self._gone() and self not in ioas._table:
             return
         try:
             for start in range(0, count, PIECES_A_CALL):
                 part = min(PIECES_A_CALL, count - start)
-                if result := ioctls.ioas_unmap_many(self.c, start, part):
-                    ioas._not_unmapped(mapping, -result)
+                if result := ioctls.ioas_unmap_many(self._pieces.c, start, part):
+                    ioas._not_unmapped(self, -result)
                     return
         finally:
-            ioas._table.forget_unmapped((mapping,))
+            ioas._table.forget_unmapped((self,))
 
-    def gone(self) -> bool:
-        """Whether none is mapped, nor going to be."""
-        return not self.making and not any(self.numbers[3::PIECE])
+    @property
+    def mapped(self) -> bool:
+        """Whether any of it is still mapped."""
+        return any(self._pieces.numbers[3::PIECE]) and self in self._ioas._table
 
-    def were_mapped(self) -> bool:
-        """Whether any has been mapped, if for a moment."""
-        return any(self.numbers[4::PIECE])
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Where it is: iova and length in bytes of each piece that is mapped."""
+        if self in self._ioas._table:
+            yield from self._pieces.ranges()
+
+    def _mapped_pieces(self) -> list[Piece]:
+        states = self._pieces.numbers[3::PIECE]
+        return [ioctls.piece_at(self._pieces.c, at) for at, state in enumerate(states) if state]
+
+    def _gone(self) -> bool:
+        return not self._pieces.making and not any(self._pieces.numbers[3::PIECE])
+
+    def _was_mapped(self) -> bool:
+        return any(self._pieces.numbers[4::PIECE])
 
 
-class DMAMappings:
+class DMAMappings(_InPieces):
     """Many pieces of one buffer, mapped and unmapped as one. Made by `IOAS.map_many`.
 
     A context manager that unmaps; as for `DMAMapping`, dropping it does not.
@@ -154,10 +201,10 @@ class DMAMappings:
     Thread safety: `unmap` may be called from any thread; whoever calls it second waits until all is unmapped.
     """
 
-    __slots__ = ("__weakref__", "_ioas", "_pieces")
+    __slots__ = ("_pieces",)
 
     def __init__(self, ioas: IOAS, numbers: array[int]) -> None:
-        self._ioas = ioas
+        super().__init__(ioas)
         self._pieces = _Pieces(numbers)
 
     @property
@@ -174,57 +221,21 @@ class DMAMappings:
         numbers = self._pieces.numbers
         return list(self._pieces.ranges()) or list(zip(numbers[2::PIECE], numbers[1::PIECE], strict=True))
 
-    def unmap(self) -> None:
-        """Take all pieces away from the devices (IOMMU_IOAS_UNMAP for each). Does nothing the second time.
-
-        Raises:
-            IoctlError: The kernel refused; the pieces from that one on are still mapped, and are what is left here.
-            ForkedError: This is a forked child.
-        """
-        self._pieces.unmap(self)
-
-    @property
-    def mapped(self) -> bool:
-        """Whether any of it is still mapped."""
-        return any(self._pieces.numbers[3::PIECE]) and self in self._ioas._table
-
-    def _mapped_pieces(self) -> list[ioctls.Piece]:
-        return self._pieces.mapped()
-
-    def _gone(self) -> bool:
-        return self._pieces.gone()
-
-    def _was_mapped(self) -> bool:
-        return self._pieces.were_mapped()
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Where it is: iova and length in bytes of each piece that is mapped."""
-        if self in self._ioas._table:
-            yield from self._pieces.ranges()
-
     def __len__(self) -> int:
         return len(self._places())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.unmap()
 
     def __repr__(self) -> str:
         state = "" if self.mapped else ", unmapped"
         return f"<DMAMappings of {counted(len(self), 'piece')}, {self.length:#x} bytes{state}>"
 
 
-class CopiedMapping(DMAMapping):
+class CopiedMapping(_InPieces, DMAMapping):
     """A copy made by `IOAS.copy_from`. The kernel has one mapping per source mapping; `IOAS.unmap` can unmap each."""
 
     __slots__ = ("_pieces",)
 
     def __init__(self, ioas: IOAS, numbers: array[int]) -> None:
-        self._ioas = ioas
+        BaseMapping.__init__(self, ioas)  # without the single piece of a DMAMapping
         self._pieces = _Pieces(numbers)
 
     @property
@@ -236,26 +247,3 @@ class CopiedMapping(DMAMapping):
     def length(self) -> int:
         """Bytes."""
         return sum(self._pieces.numbers[1::PIECE])
-
-    @property
-    def mapped(self) -> bool:
-        """Whether any of it is still mapped."""
-        return any(self._pieces.numbers[3::PIECE]) and self in self._ioas._table
-
-    def unmap(self) -> None:
-        """Take the memory away from the devices. See `DMAMapping.unmap`."""
-        self._pieces.unmap(self)
-
-    def _mapped_pieces(self) -> list[ioctls.Piece]:
-        return self._pieces.mapped()
-
-    def _gone(self) -> bool:
-        return self._pieces.gone()
-
-    def _was_mapped(self) -> bool:
-        return self._pieces.were_mapped()
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Where it still is: iova and length in bytes of each piece."""
-        if self in self._ioas._table:
-            yield from self._pieces.ranges()

@@ -19,7 +19,7 @@ from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, ioctl_error
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
-from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
+from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, BaseMapping, CopiedMapping, DMAMapping, DMAMappings
 from pyiommufd.kernel.memory.mapping_table import OF_FILE
 from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, View, ioas_map, ioas_map_file
@@ -193,10 +193,10 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             iova=dst_iova or 0,
             changes=changes,
         )
-        mapping._pieces.made(mapping)
+        mapping._made()
         return mapping
     except BaseException as error:
-        mapping._pieces.made(mapping)
+        mapping._made()
         mapping.unmap()
         if not isinstance(error, IoctlError):
             raise  # a signal handler's
@@ -224,9 +224,9 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
                 at = PIECE * (start + done)
                 offset, length, iova = numbers[at : at + 3]
                 raise map_failed(ioas, -result, held, length, None if iova == ANYWHERE else iova, offset)
-        mappings._pieces.made(mappings)
+        mappings._made()
     except BaseException:
-        mappings._pieces.made(mappings)
+        mappings._made()
         mappings.unmap()
         let_go(ioas, mappings, held)
         del held  # also where it was mapped in part, and is not released
@@ -256,7 +256,7 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
     return numbers
 
 
-def let_go(ioas: IOAS, mapping: DMAMapping | DMAMappings, held: View) -> None:
+def let_go(ioas: IOAS, mapping: BaseMapping, held: View) -> None:
     """Release a buffer that was never mapped, which the exception's traceback would keep held.
 
     Left to the garbage collector, it may be in a cycle with a memoryview, where CPython 3.11 crashes (gh-77894). If it

@@ -10,13 +10,13 @@ from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from pyiommufd.kernel.memory.mapping import DMAMapping, DMAMappings
+    from pyiommufd.kernel.memory.mapping import BaseMapping
 
 OF_FILE = "a file"
 """What holds the memory of a mapping of a file: the kernel does, by the file."""
 
 
-class MappingTable(dict["DMAMapping | DMAMappings", object]):
+class MappingTable(dict["BaseMapping", object]):
     """The mappings of an address space, each with the object that keeps its memory alive.
 
     Keyed by mapping, since an iova may belong to another mapping by now. Whether and where one is mapped is stored in
@@ -25,7 +25,7 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
 
     __slots__ = ()
 
-    def ordered(self) -> tuple[DMAMapping | DMAMappings, ...]:
+    def ordered(self) -> tuple[BaseMapping, ...]:
         """The mappings by address, without those that the kernel is working on."""
         placed = [(next(mapping.ranges(), None), mapping) for mapping in list(self)]
         return tuple(mapping for place, mapping in sorted((p for p in placed if p[0]), key=operator.itemgetter(0)))
@@ -38,7 +38,7 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
         """The places that a range touches."""
         return [(start, size) for start, size in self.places() if start < iova + length and iova < start + size]
 
-    def _touched(self, iova: int, length: int) -> list[DMAMapping | DMAMappings]:
+    def _touched(self, iova: int, length: int) -> list[BaseMapping]:
         """The mappings that a range touches. Does not hold their memory: another thread may unmap and close it."""
         return [
             mapping
@@ -51,18 +51,18 @@ class MappingTable(dict["DMAMapping | DMAMappings", object]):
         found = [self.get(mapping) for mapping in self._touched(iova, length)]
         return tuple(memory for memory in found if memory is not None)
 
-    def pieces(self, iova: int, length: int) -> tuple[list[DMAMapping | DMAMappings], list[ioctls.Piece]]:
+    def pieces(self, iova: int, length: int) -> tuple[list[BaseMapping], list[ioctls.Piece]]:
         """The mappings that a range touches, and those of their pieces that are mapped."""
         touched = self._touched(iova, length)
         return touched, [piece for mapping in touched for piece in mapping._mapped_pieces()]
 
-    def forget_unmapped(self, touched: Iterable[DMAMapping | DMAMappings]) -> None:
+    def forget_unmapped(self, touched: Iterable[BaseMapping]) -> None:
         """Drop mappings that were mapped and no longer are; one that is about to be mapped stays."""
         for mapping in touched:
             if mapping._gone():
                 self.pop(mapping, None)
 
-    def of_memory(self) -> list[DMAMapping | DMAMappings]:
+    def of_memory(self) -> list[BaseMapping]:
         """Those that are of this process' memory, and not of a file."""
 
         def of_file(memory: object) -> bool:
