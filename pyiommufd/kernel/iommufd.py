@@ -190,7 +190,7 @@ class IOMMUFD(Handle):
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
         ioas = IOAS(self)
-        ioas._make(ioctls.ioas_alloc)
+        ioas._create(ioctls.ioas_alloc)
         return ioas
 
     def alloc_fault_queue(self) -> FaultQueue:
@@ -202,7 +202,7 @@ class IOMMUFD(Handle):
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
         queue = FaultQueue(self)
-        queue._make(partial(ioctls.fault_queue_alloc, queue=queue._queue._file))
+        queue._create(partial(ioctls.fault_queue_alloc, queue=queue._queue._file))
         return queue
 
     @property
@@ -265,7 +265,7 @@ class IOMMUFD(Handle):
             raise TypeError(f"the container interface works on an IOAS, not on {type(ioas).__name__}")
         if ioas.iommufd._context is not self._context:
             raise ValueError(f"{ioas!r} belongs to another IOMMUFD")
-        ioas._ask(ioctls.set_vfio_ioas)
+        ioas._call(ioctls.set_vfio_ioas)
 
     def change_process(self) -> None:
         """Account what is mapped to this process (IOMMU_IOAS_CHANGE_PROCESS; since Linux 6.14).
@@ -386,7 +386,7 @@ class IOMMUFD(Handle):
                                 errors[-1] = ioctl_error(
                                     error.request, error.errno or 0, error.target, (Cause("others use it", "", _STAYS),)
                                 )
-                        made._let_go()
+                        made._release()
                 attempt(self._close_fd)
             finally:
                 self._closing = False  # after an exception of a signal handler it stays usable
@@ -402,7 +402,7 @@ class IOMMUFD(Handle):
             stack.callback(super().__del__)
             if hasattr(self, "_registry"):
                 for ioas in self._ioases():
-                    stack.callback(ioas._table.clear if self.in_child else ioas._let_go)
+                    stack.callback(ioas._table.clear if self.in_child else ioas._release)
                 for device in self.devices if not self.in_child else ():
                     stack.callback(device.__del__)
 

@@ -30,7 +30,7 @@ class KernelObject(Closing):
         self._borrowed = False
         self._c = ioctls.new_object(iommufd._file)
 
-    def _make(self, request: Callable[[ioctls.Object], None]) -> None:
+    def _create(self, request: Callable[[ioctls.Object], None]) -> None:
         """Create the kernel object. It is recorded before the request, and stays so while the kernel has it.
 
         If a signal handler raises after the request, the object exists until it or the iommufd is closed.
@@ -46,7 +46,7 @@ class KernelObject(Closing):
             # An object that had this id is gone: its owner, a process that shares the iommufd, has destroyed it.
             for other in list(self._iommufd._context.objects()):
                 if other is not self and other.id == self.id:
-                    other._let_go()
+                    other._release()
 
     @property
     def id(self) -> int:
@@ -59,7 +59,7 @@ class KernelObject(Closing):
             raise ClosedError(f"this {type(self).__name__} {self.id} is closed")
         return self._iommufd._live()
 
-    def _ask(
+    def _call(
         self, call: Callable[Concatenate[ioctls.Object, _P], _T], *arguments: _P.args, **keywords: _P.kwargs
     ) -> _T:
         """Call a function of `ioctls` on this object. Raises as `_live` does, also if it is closed meanwhile."""
@@ -118,7 +118,7 @@ class KernelObject(Closing):
             finally:
                 # Also where a signal handler raises once the kernel has destroyed it.
                 if self.closed or self._borrowed:
-                    self._let_go()
+                    self._release()
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
         """What keeps it from being closed: its users, and those of what it owns."""
@@ -137,7 +137,7 @@ class KernelObject(Closing):
         except IoctlError as error:
             raise ioctl_error("IOMMU_DESTROY", error.errno or 0, repr(self)) from None
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         """Release what belongs to it, once the kernel has destroyed it, or before the iommufd's close does."""
         ioctls.abandon(self._c)
         self._iommufd._forget(self)

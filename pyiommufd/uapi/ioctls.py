@@ -252,7 +252,7 @@ def _offset(command: Any, field: str) -> int:
     return int(dict(ffi.typeof(command).item.fields or [])[field].offset)
 
 
-def _make(
+def _create_object(
     made: Object,
     request: str,
     command: Any,
@@ -273,7 +273,7 @@ def _make(
     _check(lib.pyiommufd_make(made, number, command, at, ids, len(ids), owner, fd_at), request)
 
 
-def _ask(made: Object, request: str, command: Any, field: str) -> int:
+def _object_ioctl(made: Object, request: str, command: Any, field: str) -> int:
     """An ioctl of the iommufd about an object, whose id the field is to have. EBADF: it is not there."""
     command.size = ffi.sizeof(ffi.typeof(command).item)
     number, at = getattr(uapi, request), _offset(command, field)
@@ -297,7 +297,7 @@ def ioas_unmap_left(ioas: Object, piece: Piece) -> bool:
 
 def ioas_alloc(made: Object) -> None:
     """IOMMU_IOAS_ALLOC: a new address space."""
-    _make(made, "IOMMU_IOAS_ALLOC", ffi.new("struct iommu_ioas_alloc *"), "out_ioas_id")
+    _create_object(made, "IOMMU_IOAS_ALLOC", ffi.new("struct iommu_ioas_alloc *"), "out_ioas_id")
 
 
 PIECE = 5
@@ -391,7 +391,7 @@ def ioas_allow_iovas(ioas: Object, ranges: Sequence[tuple[int, int]]) -> None:
     allowed = ffi.new("struct iommu_iova_range[]", [{"start": start, "last": last} for start, last in ranges])
     given = {"num_iovas": len(ranges), "allowed_iovas": address(allowed)}
     command = ffi.new("struct iommu_ioas_allow_iovas *", given)
-    _check(_ask(ioas, "IOMMU_IOAS_ALLOW_IOVAS", command, "ioas_id"), "IOMMU_IOAS_ALLOW_IOVAS")
+    _check(_object_ioctl(ioas, "IOMMU_IOAS_ALLOW_IOVAS", command, "ioas_id"), "IOMMU_IOAS_ALLOW_IOVAS")
 
 
 def option(of: File | Object, option_id: int, value: int | None = None) -> int:
@@ -402,7 +402,7 @@ def option(of: File | Object, option_id: int, value: int | None = None) -> int:
     if hasattr(of, "fd"):
         result = lib.pyiommufd_ioctl(_c(of), uapi.IOMMU_OPTION, command)
     else:
-        result = _ask(of, "IOMMU_OPTION", command, "object_id")
+        result = _object_ioctl(of, "IOMMU_OPTION", command, "object_id")
     _check(result, "IOMMU_OPTION")
     return int(command.val64)
 
@@ -417,7 +417,7 @@ def vfio_ioas(fd: Fd, op: int) -> int:
 def set_vfio_ioas(ioas: Object) -> None:
     """IOMMU_VFIO_IOAS: set it to this one."""
     command = ffi.new("struct iommu_vfio_ioas *", {"op": uapi.IOMMU_VFIO_IOAS_SET})
-    _check(_ask(ioas, "IOMMU_VFIO_IOAS", command, "ioas_id"), "IOMMU_VFIO_IOAS")
+    _check(_object_ioctl(ioas, "IOMMU_VFIO_IOAS", command, "ioas_id"), "IOMMU_VFIO_IOAS")
 
 
 def ioas_change_process(fd: Fd) -> None:
@@ -430,7 +430,7 @@ def ioas_change_process(fd: Fd) -> None:
 def ioas_noiommu_get_pa(ioas: Object, iova: int, length: int) -> tuple[int, int]:
     """IOMMU_IOAS_NOIOMMU_GET_PA: the physical address, and how many bytes are contiguous there."""
     command = ffi.new("struct iommu_ioas_noiommu_get_pa *", {"iova": iova, "length": length})
-    _check(_ask(ioas, "IOMMU_IOAS_NOIOMMU_GET_PA", command, "ioas_id"), "IOMMU_IOAS_NOIOMMU_GET_PA")
+    _check(_object_ioctl(ioas, "IOMMU_IOAS_NOIOMMU_GET_PA", command, "ioas_id"), "IOMMU_IOAS_NOIOMMU_GET_PA")
     return int(command.out_phys), int(command.length)
 
 
@@ -442,19 +442,19 @@ def hwpt_alloc(made: Object, uses: Mapping[str, Object], *, flags: int, data_typ
     held = ffi.from_buffer(data)
     at = address(held) if data else 0
     given = {"flags": flags, "data_type": data_type, "data_len": len(data), "data_uptr": at}
-    _make(made, "IOMMU_HWPT_ALLOC", ffi.new("struct iommu_hwpt_alloc *", given), "out_hwpt_id", uses)
+    _create_object(made, "IOMMU_HWPT_ALLOC", ffi.new("struct iommu_hwpt_alloc *", given), "out_hwpt_id", uses)
 
 
 def fault_queue_alloc(made: Object, queue: File) -> None:
     """IOMMU_FAULT_QUEUE_ALLOC: a queue, with its fd."""
     command = ffi.new("struct iommu_fault_alloc *")
-    _make(made, "IOMMU_FAULT_QUEUE_ALLOC", command, "out_fault_id", queue=queue, fd_field="out_fault_fd")
+    _create_object(made, "IOMMU_FAULT_QUEUE_ALLOC", command, "out_fault_id", queue=queue, fd_field="out_fault_fd")
 
 
 def hwpt_set_dirty_tracking(hwpt: Object, flags: int) -> None:
     """IOMMU_HWPT_SET_DIRTY_TRACKING."""
     command = ffi.new("struct iommu_hwpt_set_dirty_tracking *", {"flags": flags})
-    _check(_ask(hwpt, "IOMMU_HWPT_SET_DIRTY_TRACKING", command, "hwpt_id"), "IOMMU_HWPT_SET_DIRTY_TRACKING")
+    _check(_object_ioctl(hwpt, "IOMMU_HWPT_SET_DIRTY_TRACKING", command, "hwpt_id"), "IOMMU_HWPT_SET_DIRTY_TRACKING")
 
 
 def hwpt_get_dirty_bitmap(hwpt: Object, flags: int, iova: int, length: int, page_size: int, bitmap: bytearray) -> None:
@@ -462,7 +462,7 @@ def hwpt_get_dirty_bitmap(hwpt: Object, flags: int, iova: int, length: int, page
     held = ffi.from_buffer("uint64_t[]", bitmap, require_writable=True)
     given = {"flags": flags, "iova": iova, "length": length, "page_size": page_size, "data": address(held)}
     command = ffi.new("struct iommu_hwpt_get_dirty_bitmap *", given)
-    _check(_ask(hwpt, "IOMMU_HWPT_GET_DIRTY_BITMAP", command, "hwpt_id"), "IOMMU_HWPT_GET_DIRTY_BITMAP")
+    _check(_object_ioctl(hwpt, "IOMMU_HWPT_GET_DIRTY_BITMAP", command, "hwpt_id"), "IOMMU_HWPT_GET_DIRTY_BITMAP")
 
 
 def get_hw_info(device: Object, data_type: int | None) -> tuple[int, int, int, bytes]:
@@ -472,7 +472,7 @@ def get_hw_info(device: Object, data_type: int | None) -> tuple[int, int, int, b
     while True:
         data = ffi.new("char[]", room)
         command = ffi.new("struct iommu_hw_info *", {"data_len": room, "data_uptr": address(data), **typed})
-        _check(_ask(device, "IOMMU_GET_HW_INFO", command, "dev_id"), "IOMMU_GET_HW_INFO")
+        _check(_object_ioctl(device, "IOMMU_GET_HW_INFO", command, "dev_id"), "IOMMU_GET_HW_INFO")
         if command.data_len <= room:
             width, length = int(command.out_max_pasid_log2), int(command.data_len)
             return int(command.out_data_type), width, int(command.out_capabilities), bytes(ffi.buffer(data, length))
@@ -486,7 +486,7 @@ def ioas_iova_ranges(ioas: Object) -> tuple[list[tuple[int, int]], int]:
         ranges = ffi.new("struct iommu_iova_range[]", room)
         given = {"num_iovas": room, "allowed_iovas": address(ranges)}
         command = ffi.new("struct iommu_ioas_iova_ranges *", given)
-        result = _ask(ioas, "IOMMU_IOAS_IOVA_RANGES", command, "ioas_id")
+        result = _object_ioctl(ioas, "IOMMU_IOAS_IOVA_RANGES", command, "ioas_id")
         if result == 0:
             found = [(int(ranges[i].start), int(ranges[i].last)) for i in range(command.num_iovas)]
             return found, int(command.out_iova_alignment)

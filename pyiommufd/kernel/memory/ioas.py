@@ -108,7 +108,7 @@ class IOAS(KernelObject):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: As for `map`.
         """
-        ranges, _ = self._ask(ioctls.ioas_iova_ranges)
+        ranges, _ = self._call(ioctls.ioas_iova_ranges)
         return tuple(IOVARange(start, last) for start, last in ranges)
 
     @property
@@ -118,7 +118,7 @@ class IOAS(KernelObject):
         Raises:
             IoctlError, ClosedError, ForkedError: As for `iova_ranges`.
         """
-        return self._ask(ioctls.ioas_iova_ranges)[1]
+        return self._call(ioctls.ioas_iova_ranges)[1]
 
     def allow_iovas(self, ranges: Iterable[IOVARange | tuple[int, int]]) -> None:
         """Keep addresses for mappings (IOMMU_IOAS_ALLOW_IOVAS).
@@ -140,7 +140,7 @@ class IOAS(KernelObject):
         pairs = ranges_allowed(ranges)
         try:
             with self._iommufd._lock:
-                self._ask(ioctls.ioas_allow_iovas, pairs)
+                self._call(ioctls.ioas_allow_iovas, pairs)
                 self._allowed = joined(IOVARange(*pair) for pair in pairs)
         except IoctlError as error:
             wanted = ", ".join(str(IOVARange(*pair)) for pair in pairs)
@@ -155,12 +155,12 @@ class IOAS(KernelObject):
             TypeError: Set to neither True nor False.
             ClosedError, ForkedError: As for `map`.
         """
-        return bool(self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES))
+        return bool(self._call(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES))
 
     @huge_pages.setter
     def huge_pages(self, on: bool) -> None:
         try:
-            self._ask(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES, int(check_bool(on, "huge_pages")))
+            self._call(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES, int(check_bool(on, "huge_pages")))
         except IoctlError as error:
             code = error.errno or 0
             causes = (HUGE_PAGES_IN_USE.general,) if code == errno.EINVAL else ()
@@ -438,7 +438,7 @@ class IOAS(KernelObject):
         self._live()
         iova, length = check_range(iova, length)
         try:
-            return PhysicalRange(*self._ask(ioctls.ioas_noiommu_get_pa, iova, length))
+            return PhysicalRange(*self._call(ioctls.ioas_noiommu_get_pa, iova, length))
         except IoctlError as error:
             target = f"{self!r}, {IOVARange(iova, iova + length - 1)}"
             raise ioctl_error("IOMMU_IOAS_NOIOMMU_GET_PA", error.errno or 0, target) from None
@@ -460,7 +460,7 @@ class IOAS(KernelObject):
         self._kept = False  # as said before by a close that was interrupted
         super()._destroy()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         # It stays in the kernel if it is borrowed, or used by another's device: its memory is unmapped all the same.
         if self._c.state:
             self._kept = True
@@ -471,4 +471,4 @@ class IOAS(KernelObject):
                 self._table.pop(mapping, None)
         if self._table:
             _kept_for_good.append(self._table)
-        super()._let_go()  # last: after an exception in between it must still be registered
+        super()._release()  # last: after an exception in between it must still be registered

@@ -76,7 +76,7 @@ class _MapRequest(ABC):
         if below <= 0:
             raise ValueError(f"nothing is below {below}")
         ioas = self.mapping._ioas
-        reachable, alignment = ioas._ask(ioctls.ioas_iova_ranges)
+        reachable, alignment = ioas._call(ioctls.ioas_iova_ranges)
         # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
         ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
         alignment = max(alignment, mmap.PAGESIZE)

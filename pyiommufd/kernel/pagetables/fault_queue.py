@@ -221,9 +221,9 @@ class FaultQueue(KernelObject):
         self._queue.close()
         super()._destroy()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._queue.close()
-        super()._let_go()
+        super()._release()
 
 
 class _QueueFile(Handle):

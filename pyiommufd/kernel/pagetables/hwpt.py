@@ -80,7 +80,7 @@ class HWPT(KernelObject):
         """
         flags = uapi.IOMMU_HWPT_DIRTY_TRACKING_ENABLE if check_bool(on, "on") else 0
         try:
-            self._ask(ioctls.hwpt_set_dirty_tracking, flags)
+            self._call(ioctls.hwpt_set_dirty_tracking, flags)
         except IoctlError as error:
             raise self._failed(error, "IOMMU_HWPT_SET_DIRTY_TRACKING") from None
 
@@ -128,7 +128,7 @@ class HWPT(KernelObject):
     def _read_dirty(self, iova: int, length: int, page_size: int, flags: int) -> bytearray:
         memory = bytearray(-(-length // page_size // 64) * 8)
         try:
-            self._ask(ioctls.hwpt_get_dirty_bitmap, flags, iova, length, page_size, memory)
+            self._call(ioctls.hwpt_get_dirty_bitmap, flags, iova, length, page_size, memory)
         except IoctlError as error:
             where = f", {IOVARange(iova, iova + length - 1)}"
             raise self._failed(error, "IOMMU_HWPT_GET_DIRTY_BITMAP", where) from None
@@ -141,7 +141,7 @@ class HWPT(KernelObject):
         if as_of == changes and found.start <= iova and where.last <= found.last and not self._iommufd.shared:
             return
         try:
-            hole = self.ioas._ask(ioctls.ioas_first_hole, iova, length)
+            hole = self.ioas._call(ioctls.ioas_first_hole, iova, length)
         except IoctlError as error:
             raise self._failed(error, error.request, f", {where}") from None
         if hole is not None:
@@ -202,7 +202,7 @@ def alloc_hwpt(device: Attachable, ioas: IOAS, options: HWPTOptions, data_type: 
     flags = options.flags
     hwpt = HWPT(device.iommufd, ioas, device.host, flags, queue)
     try:
-        hwpt._make(partial(ioctls.hwpt_alloc, uses=uses, flags=flags, data_type=data_type, data=data))
+        hwpt._create(partial(ioctls.hwpt_alloc, uses=uses, flags=flags, data_type=data_type, data=data))
     except IoctlError as error:
         code = error.errno or 0
         unfit = list(map(str, unfit_mappings(device, ioas, code)))

@@ -58,6 +58,6 @@ def test_shared_iommufd_says_unknown_of_what_it_cannot_see(device: Device, peer:
         assert not mapping.mapped
         with pytest.raises(NotFoundError):
             victim.close()
-        victim._let_go()
+        victim._release()
         with pytest.raises(BusyError):
             destroy(iommufd, mine.id)
