@@ -85,7 +85,7 @@ class Handle(Closing):
         _open[id(self)] = (self._file, weakref.ref(self))
         self._file.fd = fd
 
-    def _own(self, call: Callable[..., None], *arguments: object) -> None:
+    def _open_with(self, call: Callable[..., None], *arguments: object) -> None:
         """Open its file. If a signal handler raises, the file is closed again, as the caller never gets this object."""
         try:
             call(self._file, *arguments)

@@ -63,7 +63,7 @@ class IOMMUFD(Handle):
         node = os.fsdecode(path)  # a TypeError for what is no path
         self._prepare()
         try:
-            self._own(self._open, node)
+            self._open_with(self._open, node)
         except IoctlError as error:
             if error.request != "open":
                 raise
@@ -167,8 +167,8 @@ class IOMMUFD(Handle):
             self._live()
             device = Device(self, host)
             device._forks = file._forks  # the fd is the file's
-            if file._given:
-                device._give()
+            if file._fd_shared:
+                device._mark_fd_shared()
             try:
                 # On record before it is bound: an exception from a signal leaves it there until the iommufd is closed.
                 self._remember(device)

@@ -42,13 +42,13 @@ class Attachable(Handle):
             group's first.
     """
 
-    __slots__ = ("_before_bind", "_c", "_device", "_given", "_iommufd", "_pasid_width", "_state", "bind_change")
+    __slots__ = ("_before_bind", "_c", "_device", "_fd_shared", "_iommufd", "_pasid_width", "_state", "bind_change")
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         super().__init__()  # its fd comes with the bind
         self._iommufd = iommufd
         self._device = host
-        self._given = False
+        self._fd_shared = False
         self._state = iommufd._context.group(host)
         self._pasid_width: int | None = None
         self._c = ioctls.new_object(iommufd._file)
@@ -60,7 +60,7 @@ class Attachable(Handle):
 
     def _check_bind_change(self) -> None:
         """After the bind: make `bind_change` unknown if a signal handler bound or closed others meanwhile."""
-        self.bind_change = self._as_of((self._before_bind, self._iommufd.shared), self.bind_change)
+        self.bind_change = self._completed_change((self._before_bind, self._iommufd.shared), self.bind_change)
 
     @property
     def id(self) -> int:
@@ -73,12 +73,12 @@ class Attachable(Handle):
         Raises:
             ClosedError, ForkedError: As for `attach`.
         """
-        self._give()
+        self._mark_fd_shared()
         return super().fileno()
 
-    def _give(self) -> None:
+    def _mark_fd_shared(self) -> None:
         """Note that others may have its fd, and so may attach or detach it."""
-        self._given = True
+        self._fd_shared = True
         self._iommufd._context.shared = True
 
     def _what(self) -> str:
@@ -155,7 +155,7 @@ class Attachable(Handle):
 
     def _attach(self, page_table: PageTable, pasid: int | None) -> DMAChange:
         attachment = self._state.attachment(pasid)
-        before, certain = self._now(), self._joins_for_certain(attachment)
+        before, certain = self._state_stamp(), self._joins_for_certain(attachment)
         change = self._change(self._kind(page_table, pasid), certain=certain)
         attachment.tables[page_table.id] = page_table
         try:
@@ -164,15 +164,15 @@ class Attachable(Handle):
             self._live()  # these raise where one of the two was closed meanwhile
             page_table._live()
             raise self._attach_refused(error.errno or 0, page_table, pasid) from None
-        return self._as_of(before, change)
+        return self._completed_change(before, change)
 
-    def _now(self) -> tuple[int, bool]:
+    def _state_stamp(self) -> tuple[int, bool]:
         """The group's state, to detect a change between a check and a request."""
         return self._state.changes, self._iommufd.shared
 
-    def _as_of(self, before: tuple[int, bool], change: DMAChange) -> DMAChange:
+    def _completed_change(self, before: tuple[int, bool], change: DMAChange) -> DMAChange:
         """The change of a completed request; unknown if a signal handler changed the group in between."""
-        same = self._now() == before
+        same = self._state_stamp() == before
         self._state.changes += 1
         return change if same else DMAChange(change.kind, _members(self._device), Verdict.UNKNOWN)
 
@@ -208,10 +208,10 @@ class Attachable(Handle):
             attachment = self._state.attached(self, pasid)
             if attachment is None:
                 return DMAChange(ChangeKind.NOOP, ())
-            before, certain = self._now(), self._certain_peers(attachment)
+            before, certain = self._state_stamp(), self._certain_peers(attachment)
             change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
             ioctls.detach(self._live(), pasid, attachment.cell(self))
-            return self._as_of(before, change)
+            return self._completed_change(before, change)
 
     def preview_attach(self, page_table: PageTable, pasid: int | None = None) -> AttachPreview:
         """What `attach`, or `replace` where the device is attached, would do. Changes nobody's DMA.
@@ -233,12 +233,12 @@ class Attachable(Handle):
                     moved = "this iommufd is shared: others may have moved the group to this page table"
                     return AttachPreview(Verdict.UNKNOWN, kind, (), (*reasons, moved))
                 return AttachPreview(Verdict.REFUSED, kind, (), reasons)
-            verdict, reasons = self._foresee(page_table, pasid, kind)
+            verdict, reasons = self._predict(page_table, pasid, kind)
             certain = self._joins_for_certain(self._state.attachment(pasid))
             changes = () if verdict is Verdict.REFUSED else self._change(kind, certain=certain).devices
             return AttachPreview(verdict, kind, changes, reasons)
 
-    def _foresee(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
+    def _predict(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
         """The predicted outcome of an attach with which no peer in this process conflicts."""
         if self._iommufd.shared:
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
@@ -316,11 +316,11 @@ class Attachable(Handle):
 
     def _certain_peers(self, attachment: Attachment) -> list[Attachable]:
         """The other attached devices, without those whose fd others may have."""
-        return [peer for peer in attachment.devices if peer is not self and not peer._given]
+        return [peer for peer in attachment.devices if peer is not self and not peer._fd_shared]
 
     def _joins_for_certain(self, attachment: Attachment) -> bool:
         """Whether an attach of it cannot be the group's first; nor a replace, where others could have attached it."""
-        return not self._given and bool(self._certain_peers(attachment))
+        return not self._fd_shared and bool(self._certain_peers(attachment))
 
     def _conflicting_peers(self, page_table: PageTable, pasid: int | None) -> tuple[Attachable, ...]:
         attachment = self._state.attachment(pasid)

@@ -281,7 +281,7 @@ class Device(Attachable):
                 errors += self._close_children()
                 ioctls.abandon(self._c)
                 if self._left_to_a_child:
-                    self._give()  # the kernel unbinds it when that child has closed it, too
+                    self._mark_fd_shared()  # the kernel unbinds it when that child has closed it, too
                 self._close_fd()
             except OSError as error:
                 errors.append(error)

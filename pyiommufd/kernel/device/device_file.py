@@ -29,7 +29,7 @@ class DeviceFile(Handle):
         TypeError: The target is none of these.
     """
 
-    __slots__ = ("_device", "_given")
+    __slots__ = ("_device", "_fd_shared")
 
     def __init__(self, target: HostDevice | str | Path) -> None:
         device = as_device(target)
@@ -37,9 +37,9 @@ class DeviceFile(Handle):
             raise ioctl_error("open", errno.ENOENT, device.name, open_cdev_causes(errno.ENOENT, device))
         super().__init__()
         self._device = device
-        self._given = False  # whether others have its fd, who could attach the device once bound
+        self._fd_shared = False  # whether others have its fd, who could attach the device once bound
         try:
-            self._own(ioctls.file_open, device.vfio_cdev, os.O_RDWR)
+            self._open_with(ioctls.file_open, device.vfio_cdev, os.O_RDWR)
         except IoctlError as error:
             code = error.errno or 0
             raise ioctl_error("open", code, device.vfio_cdev, open_cdev_causes(code, device)) from None
@@ -63,7 +63,7 @@ class DeviceFile(Handle):
         self = cls.__new__(cls)
         Handle.__init__(self)
         self._device = from_sys_path((node / "device").resolve())
-        self._given = True
+        self._fd_shared = True
         self._file.fd = fd
         return self
 
@@ -74,7 +74,7 @@ class DeviceFile(Handle):
             ClosedError: It has been closed, or bound.
             ForkedError: This is a forked child.
         """
-        self._given = True
+        self._fd_shared = True
         return super().fileno()
 
     def _what(self) -> str:

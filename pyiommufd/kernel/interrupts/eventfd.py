@@ -65,10 +65,10 @@ class EventFD(Handle):
         super().__init__()
         self.lent = eventfd is not None
         if eventfd is None:
-            self._own(ioctls.file_eventfd)
+            self._open_with(ioctls.file_eventfd)
         else:
             number = _number(eventfd)
-            self._own(ioctls.file_duplicate, eventfd._live() if isinstance(eventfd, EventFD) else number)
+            self._open_with(ioctls.file_duplicate, eventfd._live() if isinstance(eventfd, EventFD) else number)
 
     def fileno(self) -> int:
         """The file descriptor: readable when there has been a signal.
@@ -152,8 +152,8 @@ class EventFD(Handle):
         # Duplicates: an event loop allows one reader per fd, and these stay open if the eventfd is closed meanwhile.
         with Handle() as signals, Handle() as end, contextlib.ExitStack() as readers:
             try:
-                signals._own(ioctls.file_duplicate, self._live())
-                end._own(partial(ioctls.file_waker, self._file))
+                signals._open_with(ioctls.file_duplicate, self._live())
+                end._open_with(partial(ioctls.file_waker, self._file))
             except IoctlError:
                 self._live()  # raises where it was closed meanwhile
                 raise

@@ -28,13 +28,13 @@ from pyiommufd.kernel.memory.arguments import (
 from pyiommufd.kernel.memory.iova import IOVARange, joined
 from pyiommufd.kernel.memory.mapping import BaseMapping, DMAMapping, DMAMappings
 from pyiommufd.kernel.memory.mapping_requests import (
+    buffer_map_error,
     copy_range,
-    let_go,
     map_below,
-    map_failed,
     map_file,
     map_pieces,
     piece_numbers,
+    release_unmapped,
 )
 from pyiommufd.kernel.memory.mapping_table import MappingTable
 from pyiommufd.uapi import ioctls
@@ -231,15 +231,15 @@ class IOAS(KernelObject):
                     return mapping
         except BaseException as error:
             mapping.unmap()
-            let_go(self, mapping, held)
+            release_unmapped(self, mapping, held)
             if isinstance(error, OverflowError):
                 raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
             raise
         self._table.pop(mapping, None)  # unless it was closed meanwhile
         try:
-            raise map_failed(self, -result, held, len(held), iova)
+            raise buffer_map_error(self, -result, held, len(held), iova)
         finally:
-            let_go(self, mapping, held)
+            release_unmapped(self, mapping, held)
 
     def map_many(
         self,

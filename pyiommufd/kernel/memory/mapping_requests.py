@@ -102,7 +102,7 @@ class _MapBuffer(_MapRequest):
         return ioas_map(self.mapping._ioas._c, self.mapping._piece, flags, self.held, self.length, iova)
 
     def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
-        return map_failed(self.mapping._ioas, code, self.held, self.length, iova, below=below)
+        return buffer_map_error(self.mapping._ioas, code, self.held, self.length, iova, below=below)
 
 
 @dataclass(eq=False)
@@ -117,7 +117,7 @@ class _MapFile(_MapRequest):
         return ioas_map_file(ioas._c, piece, flags, self.file, self.start, self.length, iova)
 
     def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
-        error = refused(self.mapping._ioas, code, "IOMMU_IOAS_MAP_FILE", self.length, iova, below)
+        error = refusal_error(self.mapping._ioas, code, "IOMMU_IOAS_MAP_FILE", self.length, iova, below)
         return map_file_error(error, self.file, self.start, self.length, iova)
 
 
@@ -129,7 +129,7 @@ def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
         return mapping
     except BaseException:
         mapping.unmap()
-        let_go(ioas, mapping, held)
+        release_unmapped(ioas, mapping, held)
         raise
 
 
@@ -208,7 +208,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
             hole = Cause(HOLE.summary, f"mapped: {source._table.words(iova, length) or 'nothing of it'}", HOLE.fix)
             raise ioctl_error("IOMMU_IOAS_COPY", code, target, (hole,) if code == errno.ENOENT else ()) from None
-        raise refused(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
+        raise refusal_error(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
 
 
 def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMappings:
@@ -223,12 +223,12 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
             if result:
                 at = PIECE * (start + done)
                 offset, length, iova = numbers[at : at + 3]
-                raise map_failed(ioas, -result, held, length, None if iova == ANYWHERE else iova, offset)
+                raise buffer_map_error(ioas, -result, held, length, None if iova == ANYWHERE else iova, offset)
         mappings._made()
     except BaseException:
         mappings._made()
         mappings.unmap()
-        let_go(ioas, mappings, held)
+        release_unmapped(ioas, mappings, held)
         del held  # also where it was mapped in part, and is not released
         raise
     return mappings
@@ -256,7 +256,7 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
     return numbers
 
 
-def let_go(ioas: IOAS, mapping: BaseMapping, held: View) -> None:
+def release_unmapped(ioas: IOAS, mapping: BaseMapping, held: View) -> None:
     """Release a buffer that was never mapped, which the exception's traceback would keep held.
 
     Left to the garbage collector, it may be in a cycle with a memoryview, where CPython 3.11 crashes (gh-77894). If it
@@ -266,16 +266,18 @@ def let_go(ioas: IOAS, mapping: BaseMapping, held: View) -> None:
         ioctls.release(held)
 
 
-def map_failed(
+def buffer_map_error(
     ioas: IOAS, code: int, held: View, length: int, iova: int | None, offset: int = 0, below: int | None = None
 ) -> Exception:
     """The exception for a map that failed, by the negative of its result."""
     if code == -NOT_ON_PAGES:
         return misaligned(ioctls.address(held) + offset, length, iova)
-    return refused(ioas, code, "IOMMU_IOAS_MAP", length, iova, below)
+    return refusal_error(ioas, code, "IOMMU_IOAS_MAP", length, iova, below)
 
 
-def refused(ioas: IOAS, code: int, request: str, length: int, iova: int | None, below: int | None = None) -> IoctlError:
+def refusal_error(
+    ioas: IOAS, code: int, request: str, length: int, iova: int | None, below: int | None = None
+) -> IoctlError:
     """The exception for a map or copy that was refused: by the kernel, or for want of room below an address.
 
     Raises ClosedError if the kernel was not asked, since the address space is closed.

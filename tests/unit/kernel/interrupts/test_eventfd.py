@@ -99,7 +99,7 @@ def test_close_is_no_signal_to_whoever_reads_it_elsewhere() -> None:
     """The kernel does, which would take it for an order: to write a register, to unmask, to interrupt a VM."""
     event = EventFD()
     with Handle() as elsewhere:
-        elsewhere._own(ioctls.file_duplicate, event._live())
+        elsewhere._open_with(ioctls.file_duplicate, event._live())
 
         def wait() -> None:
             with pytest.raises(ClosedError):
