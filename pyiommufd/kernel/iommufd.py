@@ -90,7 +90,7 @@ class IOMMUFD(Handle):
         check_unowned(fd)
         self = cls.__new__(cls)
         self._prepare()
-        self._context = Context.of(self, fd)
+        self._context = Context.for_iommufd(self, fd)
         self._context.shared = True
         self._file.fd = self._number = fd
         return self
@@ -99,7 +99,7 @@ class IOMMUFD(Handle):
         ioctls.file_open(file, node, os.O_RDWR)
         self._number = file.fd
         _check_iommufd(character_device(file.fd)[1], node)
-        self._context = Context.of(self, file.fd)
+        self._context = Context.for_iommufd(self, file.fd)
 
     def _prepare(self) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 _T = TypeVar("_T")
 
 
-def _living(references: dict[int, weakref.ref[_T]]) -> list[_T]:
+def _existing(references: dict[int, weakref.ref[_T]]) -> list[_T]:
     """The objects that still exist; dead weak references are dropped."""
     found = []
     for key, reference in list(references.items()):
@@ -63,15 +63,15 @@ class Context:
         self.shared = False
 
     @classmethod
-    def of(cls, iommufd: IOMMUFD, fd: int) -> Context:
+    def for_iommufd(cls, iommufd: IOMMUFD, fd: int) -> Context:
         """The context of another object of this process on the same iommufd, or a new one.
 
         Where the kernel does not say which fds are the same (before 6.10, in some containers), each has its own; they
         are shared all the same, since the program must have asked the other one for its fd.
         """
         with _lock:
-            for context in _living(_contexts):
-                if any(ioctls.file_same(member._file, fd) for member in _living(context._members)):
+            for context in _existing(_contexts):
+                if any(ioctls.file_same(member._file, fd) for member in _existing(context._members)):
                     break
             else:
                 context = cls()
@@ -86,12 +86,12 @@ class Context:
 
     def devices(self) -> Iterator[Device]:
         """Every device that this process has bound to it."""
-        for member in _living(self._members):
+        for member in _existing(self._members):
             yield from member.devices
 
     def objects(self) -> Iterator[KernelObject]:
         """Every other object of it that this process has made, or borrows."""
-        for member in _living(self._members):
+        for member in _existing(self._members):
             yield from member._objects_in_order()
 
     def object(self, object_id: int) -> KernelObject | None:

@@ -241,7 +241,7 @@ class Device(Attachable):
             raise TypeError(f"{callback!r} cannot be called")
         with self.interrupts._lock:
             self._live()
-            if self._removal is None or self._removal.ended:
+            if self._removal is None or self._removal.is_idle:
                 self._removal = RemovalWaiter(self)
             return self._removal.add(callback)
 

@@ -33,7 +33,7 @@ class RemovalWatch(Closing):
 
     def __repr__(self) -> str:
         state = f"calls {self.callback!r}" if self.callback is not None else "closes it"
-        if not self._waiter.has(self):
+        if not self._waiter.is_active(self):
             state = "ended"
         return f"<RemovalWatch of {self._waiter.device.name}: {state}>"
 
@@ -44,31 +44,31 @@ class RemovalWaiter:
     It has no lock of its own: what it holds changes under the lock of the device's interrupts.
     """
 
-    __slots__ = ("_request", "_told", "_watches", "device")
+    __slots__ = ("_all_called", "_request", "_watches", "device")
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._watches: tuple[RemovalWatch, ...] = ()
         self._request: Interrupt | None = None
-        self._told = False
+        self._all_called = False
 
     @property
-    def ended(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether the thread is not waiting: not started yet, or ended."""
         return self._request is None or self._request.closed
 
-    def has(self, watch: RemovalWatch) -> bool:
-        """Whether the watch is among those that are told."""
-        return watch in self._watches and not self.ended
+    def is_active(self, watch: RemovalWatch) -> bool:
+        """Whether the watch has not ended."""
+        return watch in self._watches and not self.is_idle
 
     def add(self, callback: Callable[[Device], object] | None) -> RemovalWatch:
         """Add a watch; the first one starts the thread. The lock is held."""
-        if self._told:
+        if self._all_called:
             raise ClosedError(f"{self.device!r} is about to be closed: the host wants it back")
         watch = RemovalWatch(self, callback)
         try:
             self._watches = (*self._watches, watch)
-            if self.ended:
+            if self.is_idle:
                 self._start()
         except BaseException:
             self.remove(watch)
@@ -106,18 +106,18 @@ class RemovalWaiter:
                 request.wait()
             except ClosedError:
                 return
-            if self._watches:  # the last one may end while it is told
+            if self._watches:  # the last one may end at the same moment
                 break
         try:
-            self._tell(())
+            self._call_watches(())
         finally:
             self.device.close()
 
-    def _tell(self, told: tuple[RemovalWatch, ...]) -> None:
+    def _call_watches(self, called: tuple[RemovalWatch, ...]) -> None:
         """Call every callback, whatever the others raise: latest first; watches added meanwhile are called last."""
         with self.device.interrupts._lock:
-            watches = [watch for watch in self._watches if watch not in told]
-            self._told = not watches
+            watches = [watch for watch in self._watches if watch not in called]
+            self._all_called = not watches
         if watches:
             try:
                 with contextlib.ExitStack() as stack:
@@ -125,4 +125,4 @@ class RemovalWaiter:
                         if watch.callback is not None:
                             stack.callback(watch.callback, self.device)
             finally:
-                self._tell((*told, *watches))
+                self._call_watches((*called, *watches))

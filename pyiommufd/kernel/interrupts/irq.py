@@ -71,13 +71,13 @@ class IRQ:
             one of s390; a plain int where the type has no name.
     """
 
-    __slots__ = ("_events", "_interrupts", "_log", "device", "index")
+    __slots__ = ("_events", "_interrupts", "_recorded", "device", "index")
 
     def __init__(self, interrupts: Interrupts, device: Device, index: int) -> None:
         self._interrupts = interrupts
         # The states by change number; the highest one counts. Its first state is on record; the others are those that
         # the kernel may have until it has answered.
-        self._log: dict[int, list[_State]] = {0: [_OFF]}
+        self._recorded: dict[int, list[_State]] = {0: [_OFF]}
         # Each eventfd that may be open, and whether it has been in a state: none is lost on its way to the record, or
         # from there to its end.
         self._events: dict[EventFD, bool] = {}
@@ -107,12 +107,12 @@ class IRQ:
     @property
     def vectors(self) -> tuple[Interrupt, ...]:
         """Those that are enabled, in the order of their numbers; none where it is off."""
-        return tuple(self._now().vectors.values())
+        return tuple(self._current_state().vectors.values())
 
     @property
     def enabled(self) -> bool:
         """Whether it is on."""
-        return bool(self._now().vectors)
+        return bool(self._current_state().vectors)
 
     # On and off
 
@@ -149,7 +149,7 @@ class IRQ:
         count = operator.index(1 if count is None else count) if given is None else len(given)
         least = count if minimum is None else operator.index(minimum)
         with self._interrupts._lock:
-            state = self._begin()
+            state = self._settled_state()
             if state.vectors:
                 raise InUseError(f"{self._target} is on already; resize() and open() change its vectors", self.vectors)
             self._check(count)
@@ -187,7 +187,7 @@ class IRQ:
         """
         vector = operator.index(vector)
         with self._interrupts._lock:
-            state = self._begin()
+            state = self._settled_state()
             if self._check(1) <= vector or vector < 0:
                 raise ValueError(f"{self._target} has no vector {vector}")
             if vector in state.vectors:
@@ -212,7 +212,7 @@ class IRQ:
         """
         count = operator.index(count)
         with self._interrupts._lock:
-            state = self._begin()
+            state = self._settled_state()
             self._check(count)
             self._check_enabled()
             new = dict.fromkeys(range(max(state.vectors) + 1, count))
@@ -227,7 +227,7 @@ class IRQ:
             ClosedError, ForkedError: As for `enable`.
         """
         with self._interrupts._lock:
-            state = self._begin()
+            state = self._settled_state()
             if state.vectors:
                 self._change(state, (), {}, 0)
 
@@ -246,7 +246,7 @@ class IRQ:
         """
         start = operator.index(start)
         with self._interrupts._lock:
-            vectors = self._begin().vectors
+            vectors = self._settled_state().vectors
             self._check_enabled()
             end = max(vectors) + 1
             count = end - start if count is None else operator.index(count)
@@ -273,7 +273,7 @@ class IRQ:
 
     def _set_mask(self, action: int) -> None:
         with self._interrupts._lock:
-            self._begin()
+            self._settled_state()
             self._check_maskable()
             self._set(action, 0, 1)
 
@@ -288,7 +288,7 @@ class IRQ:
             UnsupportedError, ValueError, TypeError, IoctlError, ClosedError, ForkedError: As for `mask` and `enable`.
         """
         with self._interrupts._lock:
-            state = self._begin()
+            state = self._settled_state()
             self._check_maskable()
             if state.unmask is not None:
                 raise InUseError(f"{self._target} has an unmask event already", (state.unmask,))
@@ -296,7 +296,7 @@ class IRQ:
             try:
                 new.append(event := UnmaskEvent(self, eventfd))
                 self._events[event] = False
-                self._become(state, state._replace(unmask=event))
+                self._switch(state, state._replace(unmask=event))
             finally:
                 self._close_rest(new)
             return event
@@ -334,18 +334,18 @@ class IRQ:
             raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self._target}, which cannot be masked")
         self._check_enabled()
 
-    # Changes. The lock is held, but for `_now`, and `_last` and `_states` that it looks at.
+    # Changes. The lock is held, except in `_current_state`, and in `_last` and `_states`, which it calls.
 
     def _last(self) -> tuple[int, list[_State]]:
         """The last change."""
-        return max(list(self._log.items()))
+        return max(list(self._recorded.items()))
 
-    def _replace(self, number: int, states: list[_State]) -> bool:
+    def _record_change(self, number: int, states: list[_State]) -> bool:
         """Record a change after the one of this number, unless a signal handler has recorded one since."""
-        if self._log.setdefault(number + 1, states) is not states:
+        if self._recorded.setdefault(number + 1, states) is not states:
             return False
-        if self._log.pop(number, None) is None:  # there were more than one
-            del self._log[number + 1]
+        if self._recorded.pop(number, None) is None:  # there were more than one
+            del self._recorded[number + 1]
             return False
         return True
 
@@ -353,14 +353,14 @@ class IRQ:
     def _states(self) -> list[_State]:
         return self._last()[1]
 
-    def _now(self) -> _State:
+    def _current_state(self) -> _State:
         """The current state, without the lock: waits for another thread's change, and settles an interrupted one."""
         if len(self._states) > 1:
             with self._interrupts._lock:
                 self._settle()
         return self._states[0]
 
-    def _begin(self) -> _State:
+    def _settled_state(self) -> _State:
         """What is on, once what an interrupted change has left is settled. Raises as `Interrupts._live` does."""
         self._interrupts._live()
         self._settle()
@@ -375,12 +375,12 @@ class IRQ:
             for number, eventfd in new.items():
                 vectors[number] = vector = Interrupt(self, number, eventfd)
                 self._events[vector] = False
-            self._become(before, _State(dict(sorted(vectors.items())), span, before.unmask) if vectors else _OFF)
+            self._switch(before, _State(dict(sorted(vectors.items())), span, before.unmask) if vectors else _OFF)
         finally:
             self._close_rest(vectors.values())
         return tuple(vectors[number] for number in sorted(vectors))
 
-    def _become(self, before: _State, wanted: _State) -> None:
+    def _switch(self, before: _State, wanted: _State) -> None:
         """Switch to this state, in the record and in the kernel; if interrupted, stay in the previous one.
 
         InUseError: a signal handler has changed it since it was in the first state.
@@ -390,10 +390,10 @@ class IRQ:
         number, current = self._last()
         attempt = [wanted, before]
         # Each change of a list below is one step, which no signal handler comes between.
-        if current != [before] or not self._replace(number, attempt):
+        if current != [before] or not self._record_change(number, attempt):
             raise InUseError(f"{self._target} was changed by a signal handler meanwhile", self.vectors)
         try:
-            self._tell(before, wanted)
+            self._apply(before, wanted)
             del attempt[1:]
         except BaseException:
             attempt[:] = [before, wanted]
@@ -416,7 +416,7 @@ class IRQ:
                 continue
             try:
                 for other in others:
-                    self._tell(other, state, settle=True)
+                    self._apply(other, state, settle=True)
             except (IoctlError, ClosedError):  # the latter where one of its eventfds is closed
                 with contextlib.suppress(ClosedError):
                     self._turn_off(settle=True)
@@ -428,7 +428,7 @@ class IRQ:
                 theirs.extend((state, *others))
         self._close_rest()
 
-    def _tell(self, before: _State, wanted: _State, *, settle: bool = False) -> None:
+    def _apply(self, before: _State, wanted: _State, *, settle: bool = False) -> None:
         """Bring the kernel from one state to another, or, to settle, from either of them to the second.
 
         What stays is not touched, unless the type has to be turned off for it.
@@ -492,10 +492,10 @@ class IRQ:
         if event.closed or event.in_child or self.device.closed:
             return
         with self._interrupts._lock:
-            state = self._begin()
+            state = self._settled_state()
             if event in state.events():
                 try:
-                    self._become(state, state.without(event))
+                    self._switch(state, state.without(event))
                 finally:
                     self._close_rest()
 
@@ -503,7 +503,7 @@ class IRQ:
         """The device is about to be closed, which turns everything off."""
         off = [_OFF]
         with self._interrupts._lock:
-            while not self._replace(self._last()[0], off):
+            while not self._record_change(self._last()[0], off):
                 pass
             self._close_rest(list(self._events))
 

@@ -75,20 +75,20 @@ class _Batch:
 
     Attributes:
         memory: Room for requests.
-        there: How many bytes there are; 0 until they have been read.
+        length: Bytes that have been read; 0 until then.
     """
 
-    __slots__ = ("_devices", "_offsets", "memory", "there")
+    __slots__ = ("_devices", "_offsets", "length", "memory")
 
     def __init__(self, room: int, devices: dict[int, Device]) -> None:
         self.memory = bytearray(room * _REQUEST.size)
-        self.there = ioctls.new_cell("uint64_t")
+        self.length = ioctls.new_cell("uint64_t")
         self._offsets = itertools.count(0, _REQUEST.size)
         self._devices = devices  # by the ids that they have now
 
     def take(self) -> PageRequest | None:
         """The next one; None: there are no more, or none yet."""
-        if not self.there[0] or (offset := next(self._offsets)) >= self.there[0]:
+        if not self.length[0] or (offset := next(self._offsets)) >= self.length[0]:
             return None
         flags, device, pasid, group, permissions, _, address, length, cookie = _REQUEST.unpack_from(self.memory, offset)
         return PageRequest(
@@ -159,14 +159,14 @@ class FaultQueue(KernelObject):
             batch = _Batch(room, devices)
             try:
                 self._batches[batch] = None
-                ioctls.file_readinto(file, batch.memory, batch.there)
+                ioctls.file_readinto(file, batch.memory, batch.length)
             except IoctlError:
                 self._queue._live()  # raises where it was closed meanwhile
                 raise
             finally:
-                if not batch.there[0]:
+                if not batch.length[0]:
                     self._batches.pop(batch, None)
-            if batch.there[0] or room >= _MOST or not ioctls.file_readable(file):
+            if batch.length[0] or room >= _MOST or not ioctls.file_readable(file):
                 return
             room *= 8
 
@@ -176,7 +176,7 @@ class FaultQueue(KernelObject):
             request = batch.take()
             if request is not None:
                 return request
-            if batch.there[0]:
+            if batch.length[0]:
                 self._batches.pop(batch, None)
         return None
 
