@@ -9,14 +9,14 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
         .flags = token ? VFIO_DEVICE_BIND_FLAG_TOKEN : 0,
         .token_uuid_ptr = (uintptr_t)token,
     };
-    int fd = hold(cdev), result;
+    int fd = file_get(cdev), result;
 
     if (fd < 0)
         return fd;
-    result = command.iommufd = hold(device->file);
+    result = command.iommufd = file_get(device->file);
     if (result >= 0) {
-        result = (int)with_reason(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &command));
-        let_go(device->file);
+        result = (int)result_or_errno(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &command));
+        file_put(device->file);
     }
     if (!result) {
         int unbound = fd;
@@ -24,13 +24,13 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
         device->id = command.out_devid;
         /* The fd changes hands; unless it is being closed, which waits for this and then unbinds. */
         if (__atomic_compare_exchange_n(&cdev->fd, &unbound, -1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-            own(owner, fd);
+            file_set_fd(owner, fd);
             STORE(&device->state, LIVE);
         } else {
             result = -EBADF;
         }
     }
-    let_go(cdev);
+    file_put(cdev);
     return result;
 }
 
@@ -43,7 +43,7 @@ int pyiommufd_attach(struct pyiommufd_file *cdev, struct pyiommufd_object *table
         .flags = pasid < 0 ? 0 : VFIO_DEVICE_ATTACH_PASID,
         .pasid = pasid < 0 ? 0 : (uint32_t)pasid,
     };
-    int result = use(table);
+    int result = object_get(table);
 
     if (result < 0)
         return result;
@@ -53,7 +53,7 @@ int pyiommufd_attach(struct pyiommufd_file *cdev, struct pyiommufd_object *table
         *group_on = table->id;
         *attached = 1;
     }
-    used(table);
+    object_put(table);
     return result;
 }
 
@@ -79,7 +79,7 @@ int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t w
         .flags = width,
         .offset = offset,
         .data = value,
-        .fd = eventfd ? hold(eventfd) : -1,
+        .fd = eventfd ? file_get(eventfd) : -1,
     };
     int result;
 
@@ -89,7 +89,7 @@ int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t w
     if (!result)
         *on = eventfd != NULL;
     if (eventfd)
-        let_go(eventfd);
+        file_put(eventfd);
     return result;
 }
 
@@ -101,7 +101,7 @@ int pyiommufd_set_irqs(struct pyiommufd_file *cdev, struct vfio_irq_set *command
     int result = 0;
 
     for (at = 0; at < count; at++) {
-        fd = eventfds[at] ? hold(eventfds[at]) : -1;
+        fd = eventfds[at] ? file_get(eventfds[at]) : -1;
         if (eventfds[at] && fd < 0) {
             result = fd;
             break;
@@ -112,6 +112,6 @@ int pyiommufd_set_irqs(struct pyiommufd_file *cdev, struct vfio_irq_set *command
         result = pyiommufd_ioctl(cdev, VFIO_DEVICE_SET_IRQS, command);
     while (at--)
         if (eventfds[at])
-            let_go(eventfds[at]);
+            file_put(eventfds[at]);
     return result;
 }

@@ -19,27 +19,27 @@
 #define ADD(at, value) __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST)
 
 /* Back off between two checks for the end of another thread's call, which may be a long system call. */
-static void look_again(unsigned int *looks)
+static void back_off(unsigned int *tries)
 {
     static const struct timespec pause = { .tv_nsec = 100000 };
 
-    if (++*looks < 64)
+    if (++*tries < 64)
         sched_yield();
     else
         nanosleep(&pause, NULL);
 }
 
-/* The result of a call, with the reason where it has failed, as entry.h says. */
-static int64_t with_reason(int64_t result)
+/* The result of a system call; the negative errno if it failed, as entry.h says. */
+static int64_t result_or_errno(int64_t result)
 {
     return result < 0 ? -errno : result;
 }
 
 /*
- * close() waits for the calls under way, and every later one finds that there is no fd: so none of them can reach
- * what gets the same number next.
+ * Begin to use a file, and return its fd. close() waits for the calls under way, and every later one finds that there
+ * is no fd: so none of them can reach what gets the same number next.
  */
-static int hold(struct pyiommufd_file *file)
+static int file_get(struct pyiommufd_file *file)
 {
     int fd;
 
@@ -52,12 +52,12 @@ static int hold(struct pyiommufd_file *file)
     return fd;
 }
 
-static void let_go(struct pyiommufd_file *file)
+static void file_put(struct pyiommufd_file *file)
 {
     ADD(&file->users, -1);
 }
 
-static int own(struct pyiommufd_file *file, int fd)
+static int file_set_fd(struct pyiommufd_file *file, int fd)
 {
     if (fd < 0)
         return -errno;
@@ -67,35 +67,35 @@ static int own(struct pyiommufd_file *file, int fd)
 
 int pyiommufd_file_open(struct pyiommufd_file *file, const char *path, int flags)
 {
-    return own(file, open(path, flags | O_CLOEXEC));
+    return file_set_fd(file, open(path, flags | O_CLOEXEC));
 }
 
 int pyiommufd_file_eventfd(struct pyiommufd_file *file)
 {
-    return own(file, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    return file_set_fd(file, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
 int pyiommufd_file_memfd(struct pyiommufd_file *file, const char *name, unsigned int flags, int64_t length)
 {
-    int fd = (int)syscall(SYS_memfd_create, name, flags), result = own(file, fd);
+    int fd = (int)syscall(SYS_memfd_create, name, flags), result = file_set_fd(file, fd);
 
-    return result ? result : (int)with_reason(ftruncate(fd, length));
+    return result ? result : (int)result_or_errno(ftruncate(fd, length));
 }
 
 int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file *other)
 {
-    int fd = hold(other), result;
+    int fd = file_get(other), result;
 
     if (fd < 0)
         return fd;
-    result = own(file, fcntl(fd, F_DUPFD_CLOEXEC, 0));
-    let_go(other);
+    result = file_set_fd(file, fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    file_put(other);
     return result;
 }
 
 /*
  * The fd that wakes waiting threads: a separate eventfd, since a write to the file itself, if that is an eventfd,
- * would signal its reader, such as the kernel. It is made by the first wait. The caller holds the file.
+ * would signal its reader, such as the kernel. It is made by the first wait. The caller uses the file.
  */
 static int waker(struct pyiommufd_file *file)
 {
@@ -115,7 +115,7 @@ static int waker(struct pyiommufd_file *file)
 int pyiommufd_file_close(struct pyiommufd_file *file)
 {
     int fd = SWAP(&file->fd, -1), inherited = SWAP(&file->inherited, -1), wake;
-    unsigned int looks = 0;
+    unsigned int tries = 0;
     const uint64_t one = 1;
 
     if (inherited >= 0)
@@ -132,7 +132,7 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
             sched_yield();
         if (!users)
             break;
-        look_again(&looks);
+        back_off(&tries);
     }
     if (fd < 0)
         return 0;
@@ -140,10 +140,10 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
     if (wake >= 0)
         close(wake);
     STORE(&file->closing, -1);
-    return (int)with_reason(close(fd));
+    return (int)result_or_errno(close(fd));
 }
 
-/* Other threads do not exist in a forked child: drop their holds, and finish a close that one of them had begun. */
+/* Other threads do not exist in a forked child: drop their uses, and finish a close that one of them had begun. */
 void pyiommufd_file_forked(struct pyiommufd_file *file)
 {
     if (file->closing >= 0) {
@@ -160,7 +160,7 @@ void pyiommufd_file_forked(struct pyiommufd_file *file)
 
 int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *other)
 {
-    const int one = hold(file), two = hold(other);
+    const int one = file_get(file), two = file_get(other);
     int result = 0;
 
     if (one >= 0 && two >= 0) {
@@ -171,82 +171,82 @@ int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *othe
             result = syscall(SYS_kcmp, getpid(), getpid(), 0, (unsigned long)one, (unsigned long)two) == 0;
     }
     if (one >= 0)
-        let_go(file);
+        file_put(file);
     if (two >= 0)
-        let_go(other);
+        file_put(other);
     return result;
 }
 
 int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
 {
-    struct pollfd waiting[2] = { { .fd = hold(file), .events = POLLIN }, { .events = POLLIN } };
+    struct pollfd waiting[2] = { { .fd = file_get(file), .events = POLLIN }, { .events = POLLIN } };
     int result = waiting[0].fd;
 
     if (result < 0)
         return result;
-    /* While the file is held, close waits. If no wake fd could be made (fd limit), poll in slices of 100 ms. */
+    /* While the file is in use, close waits. If no wake fd could be made (fd limit), poll in slices of 100 ms. */
     waiting[1].fd = waker(file);
     if (waiting[1].fd < 0 && (milliseconds < 0 || milliseconds > 100))
         milliseconds = 100;
-    result = (int)with_reason(poll(waiting, 2, milliseconds));
-    let_go(file);
+    result = (int)result_or_errno(poll(waiting, 2, milliseconds));
+    file_put(file);
     return result;
 }
 
 int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *copy)
 {
-    int result = hold(file);
+    int result = file_get(file);
 
     if (result < 0)
         return result;
     result = waker(file);
     if (result >= 0)
-        result = own(copy, fcntl(result, F_DUPFD_CLOEXEC, 0));
-    let_go(file);
+        result = file_set_fd(copy, fcntl(result, F_DUPFD_CLOEXEC, 0));
+    file_put(file);
     return result;
 }
 
 int pyiommufd_file_readable(struct pyiommufd_file *file)
 {
-    struct pollfd look = { .fd = hold(file), .events = POLLIN };
+    struct pollfd look = { .fd = file_get(file), .events = POLLIN };
     int result = look.fd;
 
     if (result < 0)
         return result;
-    result = (int)with_reason(poll(&look, 1, 0));
-    let_go(file);
+    result = (int)result_or_errno(poll(&look, 1, 0));
+    file_put(file);
     return result;
 }
 
 int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset, uint64_t *done)
 {
-    int fd = hold(file);
+    int fd = file_get(file);
     int64_t result;
 
     if (fd < 0)
         return fd;
-    result = with_reason(offset < 0 ? read(fd, memory, length) : pread(fd, memory, length, offset));
+    result = result_or_errno(offset < 0 ? read(fd, memory, length) : pread(fd, memory, length, offset));
     if (done)
         *done = result < 0 ? 0 : (uint64_t)result;
-    let_go(file);
+    file_put(file);
     return result;
 }
 
 int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset)
 {
-    int fd = hold(file);
+    int fd = file_get(file);
     int64_t result;
 
     if (fd < 0)
         return fd;
-    result = with_reason(offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset));
-    let_go(file);
+    result = result_or_errno(offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset));
+    file_put(file);
     return result;
 }
 
 int pyiommufd_file_change16(struct pyiommufd_file *file, int64_t offset, uint16_t bits, int on)
 {
-    int fd = hold(file);
+    int fd = file_get(file);
     unsigned char bytes[2];
     ssize_t done;
     int result = 0;
@@ -261,22 +261,22 @@ int pyiommufd_file_change16(struct pyiommufd_file *file, int64_t offset, uint16_
     }
     if (done != 2)
         result = done < 0 ? -errno : -EIO;
-    let_go(file);
+    file_put(file);
     return result;
 }
 
 int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *argument)
 {
-    int fd = hold(file), result;
+    int fd = file_get(file), result;
 
     if (fd < 0)
         return fd;
-    result = (int)with_reason(ioctl(fd, request, argument));
-    let_go(file);
+    result = (int)result_or_errno(ioctl(fd, request, argument));
+    file_put(file);
     return result;
 }
 
 int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument)
 {
-    return (int)with_reason(ioctl(fd, request, argument));
+    return (int)result_or_errno(ioctl(fd, request, argument));
 }

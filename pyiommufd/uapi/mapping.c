@@ -1,22 +1,22 @@
 /* Mappings: C code behind entry.h. */
 
 /*
- * A piece is claimed before it is unmapped on its own, so that two threads unmap it once and the second one waits
- * until it is gone. A call on one piece uses its address space (see `use`). A call on many pieces, which depends on
- * the caller's list of what is mapped, takes exclusive use of the address space (see `seize`).
+ * A piece is locked before it is unmapped on its own, so that two threads unmap it once and the second one waits
+ * until it is gone. A call on one piece uses its address space (see `object_get`). A call on many pieces, which depends
+ * on the caller's list of what is mapped, takes exclusive use of the address space (see `object_lock`).
  */
-static int claim(struct pyiommufd_piece *piece)
+static int piece_lock(struct pyiommufd_piece *piece)
 {
-    unsigned int looks = 0;
+    unsigned int tries = 0;
     uint64_t state;
 
     for (;;) {
         state = LIVE;
-        if (__atomic_compare_exchange_n(&piece->state, &state, TAKEN, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        if (__atomic_compare_exchange_n(&piece->state, &state, LOCKED, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
             return 1;
         if (state == GONE)
             return 0;
-        look_again(&looks);
+        back_off(&tries);
     }
 }
 
@@ -57,12 +57,12 @@ static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
 int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags,
                        const void *user_va, uint64_t length, uint64_t iova)
 {
-    int fd = use(ioas), result;
+    int fd = object_get(ioas), result;
 
     if (fd < 0)
         return fd;
     result = map(fd, ioas, piece, flags, user_va, length, iova);
-    used(ioas);
+    object_put(ioas);
     return result;
 }
 
@@ -78,14 +78,14 @@ int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piec
         .length = length,
         .iova = iova,
     };
-    int fd = use(ioas), result;
+    int fd = object_get(ioas), result;
 
     if (fd < 0)
         return fd;
-    result = (int)with_reason(ioctl(fd, IOMMU_IOAS_MAP_FILE, &command));
+    result = (int)result_or_errno(ioctl(fd, IOMMU_IOAS_MAP_FILE, &command));
     if (!result)
         mapped(piece, ioas, length, command.iova);
-    used(ioas);
+    object_put(ioas);
     return result;
 }
 
@@ -108,24 +108,24 @@ static int copy_range(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src
     return 0;
 }
 
-/* Seize the source, which the caller sets back to LIVE, and use the target. Returns the fd or a negative errno. */
-static int take_both(struct pyiommufd_object *source, struct pyiommufd_object *ioas)
+/* Lock the source, which the caller sets back to LIVE, and use the target. Returns the fd or a negative errno. */
+static int lock_and_get(struct pyiommufd_object *source, struct pyiommufd_object *ioas)
 {
     int fd = 0;
 
     if (ioas < source)
-        fd = use(ioas);
+        fd = object_get(ioas);
     if (fd < 0)
         return fd;
-    if (!seize(source)) {
+    if (!object_lock(source)) {
         if (ioas < source)
-            used(ioas);
+            object_put(ioas);
         return -EBADF;
     }
     if (ioas == source)
-        fd = hold(source->file);
+        fd = file_get(source->file);
     else if (ioas > source)
-        fd = use(ioas);
+        fd = object_get(ioas);
     if (fd < 0)
         STORE(&source->state, LIVE);
     return fd;
@@ -135,7 +135,7 @@ int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *p
                         struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova,
                         unsigned int changes)
 {
-    int fd = take_both(source, ioas), result = -EAGAIN;
+    int fd = lock_and_get(source, ioas), result = -EAGAIN;
     uint64_t at;
 
     if (fd < 0)
@@ -146,16 +146,16 @@ int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *p
         mapped(&pieces[at], ioas, pieces[at].length, dst_iova + pieces[at].offset);
     STORE(&source->state, LIVE);
     if (ioas == source)
-        let_go(source->file);
+        file_put(source->file);
     else
-        used(ioas);
+        object_put(ioas);
     return result;
 }
 
 int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
                             uint32_t flags, const void *memory, uint64_t *done)
 {
-    int fd = use(ioas), result = 0;
+    int fd = object_get(ioas), result = 0;
 
     if (fd < 0)
         return fd;
@@ -168,7 +168,7 @@ int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piec
         if (result)
             break;
     }
-    used(ioas);
+    object_put(ioas);
     return result;
 }
 
@@ -182,7 +182,7 @@ static int unmap(int fd, const struct pyiommufd_object *ioas, uint64_t iova, uin
     };
     int result;
 
-    result = (int)with_reason(ioctl(fd, IOMMU_IOAS_UNMAP, &command));
+    result = (int)result_or_errno(ioctl(fd, IOMMU_IOAS_UNMAP, &command));
     if (!result)
         *length = command.length;
     return result;
@@ -195,11 +195,11 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
 
     if (LOAD(&piece->state) == GONE)
         return 0;
-    fd = use(piece->ioas);
+    fd = object_get(piece->ioas);
     if (fd < 0)
         return fd;
     result = 0;
-    if (claim(piece)) {
+    if (piece_lock(piece)) {
         result = unmap(fd, piece->ioas, piece->iova, &length);
         /* A process that shares this iommufd has unmapped it; it is gone, as was wanted. */
         if (result == -ENOENT)
@@ -208,7 +208,7 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
         /* Counted after the state change: a concurrent reader may see the piece, or already another at its iova. */
         ADD(&piece->ioas->changes, 1);
     }
-    used(piece->ioas);
+    object_put(piece->ioas);
     return result;
 }
 
@@ -240,9 +240,9 @@ int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uin
     int fd, result = -EAGAIN;
     uint64_t at;
 
-    if (!seize(ioas))
+    if (!object_lock(ioas))
         return -EBADF;
-    fd = hold(ioas->file);
+    fd = file_get(ioas->file);
     if (fd < 0) {
         STORE(&ioas->state, LIVE);
         return fd;
@@ -267,7 +267,7 @@ int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uin
         ADD(&ioas->changes, 1); /* also where it failed, having unmapped a part */
     }
     STORE(&ioas->state, LIVE);
-    let_go(ioas->file);
+    file_put(ioas->file);
     return result;
 }
 
@@ -278,7 +278,7 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
 
     if (LOAD(&piece->state) == GONE)
         return 0;
-    fd = hold(ioas->file);
+    fd = file_get(ioas->file);
     if (fd < 0)
         return fd;
     result = unmap(fd, ioas, piece->iova, &length);
@@ -287,7 +287,7 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
         result = 0;
     if (!result)
         STORE(&piece->state, GONE);
-    let_go(ioas->file);
+    file_put(ioas->file);
     return result;
 }
 
@@ -297,7 +297,7 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
  */
 int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length, uint64_t *hole)
 {
-    int fd = use(ioas), result;
+    int fd = object_get(ioas), result;
     int64_t scratch;
 
     if (fd < 0)
@@ -322,7 +322,7 @@ int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint
     }
     if (scratch >= 0)
         destroy(fd, scratch);
-    used(ioas);
+    object_put(ioas);
     return result;
 }
 
@@ -339,14 +339,14 @@ static int try_page_table(int fd, uint32_t device_id, uint32_t ioas_id)
 int pyiommufd_try_page_table(struct pyiommufd_object *device, struct pyiommufd_object *ioas, uint64_t iova,
                              uint64_t length, uint64_t dst_iova)
 {
-    int fd = use(device), result;
+    int fd = object_get(device), result;
     int64_t scratch;
 
     if (fd < 0)
         return fd;
-    result = use(ioas);
+    result = object_get(ioas);
     if (result < 0) {
-        used(device);
+        object_put(device);
         return result;
     }
     if (!length) {
@@ -361,7 +361,7 @@ int pyiommufd_try_page_table(struct pyiommufd_object *device, struct pyiommufd_o
             result = try_page_table(fd, device->id, scratch);
         destroy(fd, scratch);
     }
-    used(ioas);
-    used(device);
+    object_put(ioas);
+    object_put(device);
     return result;
 }

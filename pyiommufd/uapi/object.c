@@ -1,17 +1,17 @@
 /* Objects of an iommufd: C code behind entry.h. */
 
 /* The states of an object or piece: see entry.h. */
-enum { GONE, LIVE, TAKEN };
+enum { GONE, LIVE, LOCKED };
 
-/* Hold the object and return its fd for a call: destroy waits for it, so the call cannot hit a reused id. */
-static int use(struct pyiommufd_object *object)
+/* Begin to use the object, and return its iommufd's fd: destroy waits for it, so the call cannot hit a reused id. */
+static int object_get(struct pyiommufd_object *object)
 {
-    unsigned int looks = 0, state;
+    unsigned int tries = 0, state;
     int fd;
 
     /* Bounded: the call that wants it may be in this thread, interrupted by the signal handler that runs this. */
-    while (LOAD(&object->wanted) && looks < 100)
-        look_again(&looks);
+    while (LOAD(&object->wanted) && tries < 100)
+        back_off(&tries);
     for (;;) {
         ADD(&object->users, 1);
         state = LOAD(&object->state);
@@ -21,9 +21,9 @@ static int use(struct pyiommufd_object *object)
         /* Also in a forked child, where no other thread finishes what it had begun. */
         if (state == GONE || LOAD(&object->file->fd) < 0)
             return -EBADF;
-        look_again(&looks);
+        back_off(&tries);
     }
-    fd = hold(object->file);
+    fd = file_get(object->file);
     if (fd < 0)
         ADD(&object->users, -1);
     return fd;
@@ -32,76 +32,76 @@ static int use(struct pyiommufd_object *object)
 /*
  * Take exclusive use: waits for calls in progress, and none begins until the state is set again. 0: it does not exist.
  *
- * Lock order: a call that takes one object and uses another goes by their addresses. A call that uses several in
- * another order, or that takes one permanently, holds the iommufd's lock.
+ * Lock order: a call that locks one object and uses another goes by their addresses. A call that uses several in
+ * another order, or that locks one for good, holds the iommufd's lock.
  */
-static int seize(struct pyiommufd_object *object)
+static int object_lock(struct pyiommufd_object *object)
 {
-    unsigned int looks = 0, live;
+    unsigned int tries = 0, live;
 
     for (;;) {
         live = LIVE;
-        if (__atomic_compare_exchange_n(&object->state, &live, TAKEN, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        if (__atomic_compare_exchange_n(&object->state, &live, LOCKED, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
             break;
         if (live == GONE || LOAD(&object->file->fd) < 0)
             return 0;
-        look_again(&looks);
+        back_off(&tries);
     }
     while (LOAD(&object->users)) {
         /* A forked child, where no other thread finishes what it had begun. */
         if (LOAD(&object->file->fd) < 0)
             break;
-        look_again(&looks);
+        back_off(&tries);
     }
     return 1;
 }
 
-static void used(struct pyiommufd_object *object)
+static void object_put(struct pyiommufd_object *object)
 {
-    let_go(object->file);
+    file_put(object->file);
     ADD(&object->users, -1);
 }
 
 int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void *command, uint64_t id_at,
                    const struct pyiommufd_id *uses, uint64_t count, struct pyiommufd_file *queue, uint64_t fd_at)
 {
-    int fd = hold(object->file), result = 0;
+    int fd = file_get(object->file), result = 0;
     uint64_t held = 0;
 
     if (fd < 0)
         return fd;
-    /* Any order is safe: an exclusive user takes no other object, or holds the iommufd's lock, as this caller does. */
+    /* Any order is safe: who has locked an object locks no other, or holds the iommufd's lock, as this caller does. */
     for (; held < count; held++) {
-        result = use(uses[held].object);
+        result = object_get(uses[held].object);
         if (result < 0)
             break;
         memcpy((char *)command + uses[held].at, &uses[held].object->id, sizeof(object->id));
     }
     if (result >= 0)
-        result = (int)with_reason(ioctl(fd, request, command));
+        result = (int)result_or_errno(ioctl(fd, request, command));
     while (held)
-        used(uses[--held].object);
+        object_put(uses[--held].object);
     if (result >= 0) {
         memcpy(&object->id, (char *)command + id_at, sizeof(object->id));
         STORE(&object->state, LIVE);
         if (queue) {
             memcpy(&fd, (char *)command + fd_at, sizeof(fd));
-            own(queue, fd);
+            file_set_fd(queue, fd);
         }
     }
-    let_go(object->file);
+    file_put(object->file);
     return result;
 }
 
 int pyiommufd_object_ioctl(struct pyiommufd_object *object, unsigned long request, void *command, uint64_t id_at)
 {
-    int fd = use(object), result;
+    int fd = object_get(object), result;
 
     if (fd < 0)
         return fd;
     memcpy((char *)command + id_at, &object->id, sizeof(object->id));
-    result = (int)with_reason(ioctl(fd, request, command));
-    used(object);
+    result = (int)result_or_errno(ioctl(fd, request, command));
+    object_put(object);
     return result;
 }
 
@@ -109,19 +109,19 @@ static int destroy(int fd, uint32_t id)
 {
     struct iommu_destroy command = { .size = sizeof(command), .id = id };
 
-    return (int)with_reason(ioctl(fd, IOMMU_DESTROY, &command));
+    return (int)result_or_errno(ioctl(fd, IOMMU_DESTROY, &command));
 }
 
 int pyiommufd_destroy(struct pyiommufd_object *object)
 {
     int fd, result;
 
-    if (!seize(object))
+    if (!object_lock(object))
         return 0;
-    result = fd = hold(object->file);
+    result = fd = file_get(object->file);
     if (fd >= 0) {
         result = destroy(fd, object->id);
-        let_go(object->file);
+        file_put(object->file);
     }
     STORE(&object->state, result ? LIVE : GONE);
     return result;
@@ -129,7 +129,7 @@ int pyiommufd_destroy(struct pyiommufd_object *object)
 
 void pyiommufd_abandon(struct pyiommufd_object *object)
 {
-    if (seize(object))
+    if (object_lock(object))
         STORE(&object->state, GONE);
 }
 

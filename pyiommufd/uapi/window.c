@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 
 /*
- * The guard.
+ * The SIGBUS guard.
  *
  * A mapped BAR raises SIGBUS while the device's memory decode is off or the device sleeps. Checking first
  * is not enough, as another thread can reset the device between check and access. So each access runs under
@@ -23,9 +23,9 @@
 
 static __thread sigjmp_buf guard;
 static __thread volatile sig_atomic_t guarded;
-static struct sigaction below[LAYERS]; /* what each layer has been set upon */
-static atomic_int top; /* the layer that was the process's handler when an access last asked */
-static atomic_flag setting = ATOMIC_FLAG_INIT;
+static struct sigaction replaced[LAYERS]; /* the handler that each layer has replaced */
+static atomic_int current_layer; /* the layer that was the process's handler when an access last asked */
+static atomic_flag install_lock = ATOMIC_FLAG_INIT;
 
 static void on_sigbus(const struct sigaction *next, int number, siginfo_t *info, void *context)
 {
@@ -55,7 +55,7 @@ static void on_sigbus(const struct sigaction *next, int number, siginfo_t *info,
 #define LAYER(layer)                                                          \
     static void on_sigbus_##layer(int number, siginfo_t *info, void *context) \
     {                                                                         \
-        on_sigbus(&below[layer], number, info, context);                      \
+        on_sigbus(&replaced[layer], number, info, context);                   \
     }
 LAYER(0) LAYER(1) LAYER(2) LAYER(3) LAYER(4) LAYER(5) LAYER(6) LAYER(7)
 
@@ -73,7 +73,7 @@ static const int layer_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
 static void set_layer(void)
 {
     struct sigaction current, ours = { .sa_flags = layer_flags };
-    int layer, last = atomic_load(&top);
+    int layer, last = atomic_load(&current_layer);
 
     sigaction(SIGBUS, NULL, &current);
     for (layer = 0; layer < LAYERS && current.sa_sigaction != layers[layer];)
@@ -81,38 +81,38 @@ static void set_layer(void)
     if (layer == LAYERS) {
         int standard = current.sa_handler == SIG_DFL || current.sa_handler == SIG_IGN;
 
-        /* If there is no handler below, none forwards to a layer, so any layer will do. */
+        /* If no handler is replaced, none forwards to a layer, so any layer will do. */
         for (layer = 0; !standard && layer <= last && layer < LAYERS; layer++)
-            if (below[layer].sa_flags == current.sa_flags && below[layer].sa_sigaction == current.sa_sigaction)
+            if (replaced[layer].sa_flags == current.sa_flags && replaced[layer].sa_sigaction == current.sa_sigaction)
                 break;
         if (layer == LAYERS) {
             /* More foreign handlers than layers: from now on they are no longer called. */
             layer = LAYERS - 1;
             current = (struct sigaction){ .sa_handler = SIG_DFL };
         }
-        below[layer] = current;
+        replaced[layer] = current;
     }
     ours.sa_sigaction = layers[layer];
     sigemptyset(&ours.sa_mask);
     sigaction(SIGBUS, &ours, NULL);
-    atomic_store(&top, layer);
+    atomic_store(&current_layer, layer);
 }
 
 static void ensure_guard(void)
 {
     struct sigaction current;
 
-    if (!sigaction(SIGBUS, NULL, &current) && current.sa_sigaction == layers[atomic_load(&top)] &&
+    if (!sigaction(SIGBUS, NULL, &current) && current.sa_sigaction == layers[atomic_load(&current_layer)] &&
         (current.sa_flags & layer_flags) == layer_flags)
         return;
-    while (atomic_flag_test_and_set(&setting))
+    while (atomic_flag_test_and_set(&install_lock))
         sched_yield();
     set_layer();
-    atomic_flag_clear(&setting);
+    atomic_flag_clear(&install_lock);
 }
 
 /*
- * Windows.
+ * Mapped windows.
  *
  * Made and mapped in two steps, as Python may run a signal handler, and raise from it, after each call: what is
  * mapped then has an owner already, which unmaps it.
@@ -151,14 +151,14 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
 
     if (!advance(window, NEW, MAPPING))
         return -ECANCELED;
-    fd = hold(file);
+    fd = file_get(file);
     if (fd < 0) {
         result = fd;
     } else {
         base = mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset);
         if (base == MAP_FAILED)
             result = -errno;
-        let_go(file);
+        file_put(file);
     }
     if (result) {
         atomic_store(&window->state, UNMAPPED);
@@ -179,7 +179,7 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
  */
 int pyiommufd_window_unmap(struct pyiommufd_window *window)
 {
-    unsigned int turns = 0;
+    unsigned int tries = 0;
 
     if (advance(window, NEW, UNMAPPED))
         return 0;
@@ -188,19 +188,19 @@ int pyiommufd_window_unmap(struct pyiommufd_window *window)
             int result;
 
             while (atomic_load(&window->users))
-                look_again(&turns);
-            result = (int)with_reason(munmap(window->base, window->length));
+                back_off(&tries);
+            result = (int)result_or_errno(munmap(window->base, window->length));
             atomic_store(&window->state, UNMAPPED);
             return result;
         }
-        look_again(&turns);
+        back_off(&tries);
     }
     return 0;
 }
 
 void pyiommufd_window_forget(struct pyiommufd_window *window)
 {
-    atomic_flag_clear(&setting); /* a thread of the parent's may have had it */
+    atomic_flag_clear(&install_lock); /* a thread of the parent may have held it */
     atomic_store(&window->state, UNMAPPED);
 }
 
