@@ -125,7 +125,7 @@ class IOMMUFD(Handle):
         """See "Locks" in CONTRIBUTING.md."""
         return self._context.lock
 
-    # What it makes
+    # Create
 
     def bind(
         self, target: DeviceFile | HostDevice | str | Path, *, token: uuid.UUID | str | bytes | None = None
@@ -309,7 +309,7 @@ class IOMMUFD(Handle):
         """
         return (*self.devices, *reversed(self._objects_in_order()))
 
-    # What its objects ask of it
+    # For its objects
 
     def _objects_in_order(self) -> list[KernelObject]:
         return [made for made in list(self._registry) if isinstance(made, KernelObject) and not made.closed]
@@ -336,7 +336,7 @@ class IOMMUFD(Handle):
         if isinstance(made, Device):
             made._state.forget(made)
 
-    # The end
+    # Close
 
     def _mark_forked(self) -> None:
         super()._mark_forked()

@@ -349,7 +349,7 @@ class Attachable(Handle):
             if self in attachment.devices
         }
 
-    # The IOMMU
+    # IOMMU information and page tables
 
     def hw_info(self, data_type: int | None = None) -> HWInfo:
         """Type and capabilities of the device's IOMMU (IOMMU_GET_HW_INFO; since Linux 6.6).

@@ -59,7 +59,7 @@ class Device(Attachable):
         """
         return read_device_info(self._live())
 
-    # Registers
+    # Regions
 
     def region(self, index: int) -> Region:
         """A region by its number; a PCI device's by `RegionIndex` as well. One that is not there may have 0 bytes.
@@ -245,7 +245,7 @@ class Device(Attachable):
                 self._removal = RemovalWaiter(self)
             return self._removal.add(callback)
 
-    # What it owns
+    # Close
 
     def _close_children(self) -> list[BaseException]:
         """Close windows and eventfds; returns the errors."""
@@ -256,8 +256,6 @@ class Device(Attachable):
             except OSError as error:
                 errors.append(error)
         return errors
-
-    # The end
 
     def close(self) -> None:
         """Unbind: close the windows, the eventfds and the cdev, which detaches. Does nothing the second time.

@@ -125,7 +125,7 @@ class Window(Closing):
         """
         self._write(offset, 8, value)
 
-    # Many bytes
+    # Bulk copies
 
     def read(self, offset: int, length: int) -> bytes:
         """Read many bytes. Without the GIL, and not interruptible by signals.
@@ -204,6 +204,21 @@ class Window(Closing):
             finally:
                 release(held)
 
+    # Close
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been unmapped."""
+        return not window_mapped(self._handle)
+
+    def close(self) -> None:
+        """Unmap. Does nothing the second time, nor in a forked child, which never had the mapping.
+
+        Where another thread is closing it, this waits until it is unmapped.
+        """
+        window_unmap(self._handle)
+        self._region.device._children.pop(self, None)
+
     # Internal
 
     def _mark_forked(self) -> None:
@@ -258,19 +273,6 @@ class Window(Closing):
         if self.closed:
             return self._closed_error()
         return ValueError(f"{length} bytes at {offset:#x} are not within the window's {self.length:#x}")
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has been unmapped."""
-        return not window_mapped(self._handle)
-
-    def close(self) -> None:
-        """Unmap. Does nothing the second time, nor in a forked child, which never had the mapping.
-
-        Where another thread is closing it, this waits until it is unmapped.
-        """
-        window_unmap(self._handle)
-        self._region.device._children.pop(self, None)
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""

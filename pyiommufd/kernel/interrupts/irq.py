@@ -114,7 +114,7 @@ class IRQ:
         """Whether it is on."""
         return bool(self._current_state().vectors)
 
-    # On and off
+    # Enable and disable
 
     def enable(
         self,
@@ -231,7 +231,7 @@ class IRQ:
             if state.vectors:
                 self._change(state, (), {}, 0)
 
-    # What can be done with it meanwhile
+    # Trigger and mask
 
     def trigger(self, start: int = 0, count: int | None = None) -> None:
         """Signal vectors as the device would, without the device; each that is on exactly once.
@@ -301,7 +301,11 @@ class IRQ:
                 self._close_rest(new)
             return event
 
-    # Checks
+    # Internal
+
+    @property
+    def _target(self) -> str:
+        return f"{self.name} of {self.device.name}"
 
     def _info(self) -> tuple[int, int]:
         fd = self.device._live()
@@ -334,7 +338,7 @@ class IRQ:
             raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self._target}, which cannot be masked")
         self._check_enabled()
 
-    # Changes. The lock is held, except in `_current_state`, and in `_last` and `_states`, which it calls.
+    # Internal: changes. The lock is held, except in `_current_state`, and in `_last` and `_states`, which it calls.
 
     def _last(self) -> tuple[int, list[_State]]:
         """The last change."""
@@ -511,12 +515,6 @@ class IRQ:
         """Close a forked child's copies of the fds."""
         for event in list(self._events):
             EventFD.close(event)
-
-    # What it is called
-
-    @property
-    def _target(self) -> str:
-        return f"{self.name} of {self.device.name}"
 
     def __repr__(self) -> str:
         numbers = [vector.vector for vector in self.vectors]

@@ -99,7 +99,7 @@ class IOAS(KernelObject):
         """This address space itself, for code that takes an IOAS or an `HWPT`; see `HWPT.ioas`."""
         return self
 
-    # Where mappings can be
+    # Address ranges and options
 
     def iova_ranges(self) -> tuple[IOVARange, ...]:
         """Where mappings can be (IOMMU_IOAS_IOVA_RANGES). Every attach and detach may change it.
@@ -415,6 +415,8 @@ class IOAS(KernelObject):
             self._live()
             raise ioctl_error("IOMMU_IOAS_UNMAP", code, f"{self!r}, {mapping!r}")
 
+    # Physical addresses
+
     def physical_address(self, iova: int, length: int = 1) -> PhysicalRange:
         """Where in the machine's memory something is mapped (IOMMU_IOAS_NOIOMMU_GET_PA; since Linux 7.3).
 
@@ -443,7 +445,7 @@ class IOAS(KernelObject):
             target = f"{self!r}, {IOVARange(iova, iova + length - 1)}"
             raise ioctl_error("IOMMU_IOAS_NOIOMMU_GET_PA", error.errno or 0, target) from None
 
-    # The end
+    # Close
 
     def close(self) -> None:
         """Destroy the address space with its mappings and page tables (IOMMU_DESTROY). Does nothing the second time.

@@ -66,7 +66,7 @@ class MockDevice(Device):
         except KeyError:
             raise ValueError(f"{self.name} is not attached") from None
 
-    # The same as a device file's, by the test command
+    # Attach and detach by the test command
 
     def _request_attach(self, page_table: PageTable, pasid: int | None, attachment: Attachment) -> None:
         self.attach_to_id(page_table.id, pasid, replace=self in attachment.devices)
@@ -101,7 +101,7 @@ class MockDevice(Device):
             self._state.attachment(pasid).cell(self)[0] = 0
             return change
 
-    # What only a mock can be asked
+    # Mock only
 
     def reaches(self, memory: object, iova: int) -> bool:
         """Whether its DMA from an iova on goes to exactly this memory (MD_CHECK_MAP).
@@ -187,7 +187,7 @@ class MockDevice(Device):
         """Whether an entry of its translation cache has a value (DEV_CHECK_CACHE); 0 once it was invalidated."""
         return holds(lambda: commands.dev_check_cache(self._live().fd, self.id, entry, value))
 
-    # The end
+    # Close
 
     def close(self) -> None:
         """Detach, unbind, and take the device out of the machine. Does nothing the second time.
