@@ -124,7 +124,7 @@ ATTACH: Rows = {
     (REQUEST, errno.EINVAL): (
         Row("a peer of the same IOMMU group is attached to another page table",
             "attach to the same page table, or detach that peer first", _peers_held),
-        Row("what is mapped does not fit the device: off page boundaries, a file of no memory, or past a file's end",
+        Row("what is mapped does not fit the device: off page boundaries, a non-memory file, or past a file's end",
             "map whole pages; files of memory only (IOAS.map_file), and of a file no more than it has"),
         Row("the page table was made for another IOMMU", "make one for this device: alloc_hwpt"),
         Row("the PASID is more than the device has, or the page table was not made for PASIDs",

@@ -32,9 +32,9 @@ _OF_MANY = {
     ),
     errno_module.E2BIG: (Row("this kernel's structure is shorter, and what it lacks was not zero", "leave that out"),),
     errno_module.ENOENT: (Row("there is no object of that id, or it is of another type", "give one that is open"),),
-    errno_module.EFAULT: (Row("a pointer that was given leads nowhere", "give memory that is there"),),
+    errno_module.EFAULT: (Row("a given pointer is invalid", "give the address of valid memory"),),
     errno_module.ENOMEM: (Row("the kernel has too little memory", "try again with less"),),
-    errno_module.EINTR: (Row("a signal came", "try again"),),
+    errno_module.EINTR: (Row("a signal interrupted the request", "try again"),),
     errno_module.EBADF: (Row("the fd is closed", "give an open one"),),
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def find_errno(text: str) -> int:
         code = next((number for number, name in errno_module.errorcode.items() if name == wanted), 0)
         code = code or _OTHER_NAMES.get(wanted, 0)
     if not code:
-        raise ValueError(f"{text!r} is no errno; give a name such as EINVAL, or a number")
+        raise ValueError(f"{text!r} is not an errno; give a name such as EINVAL, or a number")
     return code
 
 

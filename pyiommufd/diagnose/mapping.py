@@ -80,7 +80,7 @@ def map_file_error(error: IoctlError, file: int, start: int, length: int, iova: 
         errno.EBADF: Cause(f"fd {file} is not open, or by O_PATH alone", "", "keep the file open until it is mapped"),
         errno.ENODEV: Cause("the dma-buf was revoked", what, "export it anew once the device is awake and decodes"),
         errno.EOPNOTSUPP: Cause(
-            "the exporter of this dma-buf does not lend its memory to an iommufd", what, "only vfio-pci does"
+            "the exporter of this dma-buf does not let an iommufd map it", what, "only vfio-pci does"
         ),
     }
     causes = error.causes
@@ -91,7 +91,7 @@ def map_file_error(error: IoctlError, file: int, start: int, length: int, iova: 
         end = start + length
         if size is None:
             file_cause = Cause(
-                "this is no memfd, no file of tmpfs or hugetlbfs, and no dma-buf",
+                "this is not a memfd, a file of tmpfs or hugetlbfs, or a dma-buf",
                 what,
                 "use DMABuffer(size, memfd=True)",
             )

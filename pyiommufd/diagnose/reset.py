@@ -11,7 +11,7 @@ from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.discovery.reset import reset_methods
 from pyiommufd.host.holders import holders
 
-_NO_WAY = "nothing but the machine's own reset resets it: quiet it by its registers"
+_NO_WAY = "only a reset of the machine resets it: stop it through its registers"
 
 
 def reset_error(code: int, device: HostDevice, together: Sequence[str]) -> IoctlError:
@@ -70,9 +70,9 @@ def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], req
     elif code == errno.ENOTTY:
         causes = (
             Cause(
-                "the reset was carried out, and the kernel waited in vain for the device or its link to come back",
+                "the reset was done, but the device or its link did not come back in time",
                 "dmesg says which",
-                "if the device answers, go on with it; QEMU's root ports say so of devices that are well",
+                "if the device answers, keep using it; QEMU's root ports report this for working devices",
             ),
         )
     elif code == errno.EBUSY:

@@ -51,7 +51,7 @@ def character_device(fd: int) -> tuple[int, str]:
     try:
         status = os.fstat(fd)
     except OverflowError:
-        raise ValueError(f"{fd} is no file descriptor") from None
+        raise ValueError(f"{fd} is not a file descriptor") from None
     except OSError as error:
         raise ioctl_error("fstat", error.errno or 0, f"fd {fd}") from None
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"

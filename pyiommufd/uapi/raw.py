@@ -65,7 +65,7 @@ class Struct:
         except AttributeError:
             raise AttributeError(f"{self._type.cname} has no field {field!r}") from None
         if not isinstance(value, int):
-            raise AttributeError(f"the field {field!r} is no integer: read it from memory")
+            raise AttributeError(f"the field {field!r} is not an integer: read it from memory")
         return value
 
     def __setattr__(self, field: str, value: int) -> None:

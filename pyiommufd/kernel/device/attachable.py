@@ -260,11 +260,11 @@ class Attachable(Handle):
             return Verdict.ACCEPTED, ()
         code = try_page_table(self, page_table)
         if code in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOENT):
-            return Verdict.UNKNOWN, ("this kernel or device has no way to try whether what is mapped fits",)
+            return Verdict.UNKNOWN, ("this kernel or device cannot check whether the mappings fit",)
         if code:
             unfit = ", ".join(map(str, unfit_mappings(self, page_table, code)))
             return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: mapped {unfit}",)
-        return Verdict.ACCEPTED, ("a page table made on trial holds what is mapped",)
+        return Verdict.ACCEPTED, ("a trial page table can hold the mappings",)
 
     def _check(self, page_table: PageTable, pasid: int | None) -> int | None:
         self._live()

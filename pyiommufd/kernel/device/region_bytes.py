@@ -58,7 +58,7 @@ class RegionBytes:
     def __init__(self, device: Device, index: int) -> None:
         index = operator.index(index)
         if not 0 <= index <= 0xFFFF_FFFF:
-            raise ValueError(f"{index} is no index of a region")
+            raise ValueError(f"{index} is not an index of a region")
         flags, self.size, self.file_offset, self._chain = device_ioctls.region_info(device._live(), index)
         self.flags = RegionFlag(flags)
         self.device = device

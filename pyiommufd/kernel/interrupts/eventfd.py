@@ -21,7 +21,7 @@ def _number(eventfd: EventFD | int) -> int:
     """The number of an open eventfd's fd, which the caller owns. Raises as `EventFD` does."""
     fd = eventfd.fileno() if isinstance(eventfd, EventFD) else operator.index(eventfd)
     if not 0 <= fd < 1 << 31:
-        raise ValueError(f"{fd} is no file descriptor")
+        raise ValueError(f"{fd} is not a file descriptor")
     try:
         os.fstat(fd)
     except OSError as error:
@@ -29,7 +29,7 @@ def _number(eventfd: EventFD | int) -> int:
     # EINVAL from the kernel has other reasons as well, so look at /proc; without /proc, rely on the kernel.
     with contextlib.suppress(OSError):
         if (link := str(Path(f"/proc/self/fd/{fd}").readlink())) != "anon_inode:[eventfd]":
-            raise ValueError(f"fd {fd} is no eventfd but {link}")
+            raise ValueError(f"fd {fd} is not an eventfd but {link}")
     return fd
 
 
@@ -58,7 +58,7 @@ class EventFD(Handle):
             eventfd: Make another fd of this one, which stays the caller's; None: a new one.
 
         Raises:
-            ValueError, TypeError: That is no number of an fd, or not of an eventfd.
+            ValueError, TypeError: It is not the number of an fd, or not of an eventfd.
             IoctlError: EBADF: it is not open.
             ClosedError, ForkedError: It is closed, or belongs to the parent process.
         """
@@ -93,7 +93,7 @@ class EventFD(Handle):
         """
         reader = "the eventfd's owner" if self.lent else self._reader
         if reader and not self.closed:
-            raise ValueError(f"{self!r}: its signals are not to be read here, but by {reader}")
+            raise ValueError(f"{self!r}: only {reader} may read its signals")
         try:
             return int.from_bytes(ioctls.file_read(self._live(), 8), sys.byteorder)
         except IoctlError as error:
@@ -132,7 +132,7 @@ class EventFD(Handle):
         """
         count = operator.index(count)
         if not 0 < count < (1 << 64) - 1:
-            raise ValueError(f"{count} is no number of signals")
+            raise ValueError(f"{count} is not a number of signals")
         try:
             ioctls.file_write(self._live(), count.to_bytes(8, sys.byteorder))
         except IoctlError:

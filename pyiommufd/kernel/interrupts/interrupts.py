@@ -52,7 +52,7 @@ class Interrupts:
         """
         index = operator.index(index)
         if not 0 <= index <= 0xFFFF_FFFF:
-            raise ValueError(f"{index} is no index of a type of interrupt")
+            raise ValueError(f"{index} is not an index of a type of interrupt")
         with self._lock:
             irq = self._irqs.get(index)
             if irq is None:

@@ -154,12 +154,12 @@ class IRQ:
                 raise InUseError(f"{self._target} is on already; resize() and open() change its vectors", self.vectors)
             self._check(count)
             if not 1 <= least <= count:
-                raise ValueError(f"at least {least} of {count} vectors is no choice")
+                raise ValueError(f"minimum has to be from 1 to {count} vectors, not {least}")
             new: dict[int, EventFD | int | None] = dict(enumerate([None] * count if given is None else given))
             if given is not None:
                 new = {number: eventfd for number, eventfd in new.items() if eventfd is not None}
             if not new:
-                raise ValueError(f"{count} times no eventfd: that enables no vector of {self._target}")
+                raise ValueError(f"all {count} eventfds are None: no vector of {self._target} would be enabled")
             while True:
                 try:
                     return self._change(state, (), new, count)

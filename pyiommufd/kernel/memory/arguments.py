@@ -59,7 +59,7 @@ def check_range(iova: int, length: int) -> tuple[int, int]:
     """A range of addresses, which is not empty, as plain ints: those of NumPy overflow when they are added."""
     iova, length = operator.index(iova), operator.index(length)
     if not 0 <= iova <= U64_MAX or not 0 < length <= U64_MAX:
-        raise ValueError(f"iova {iova} and length {length} are no range of 64-bit addresses")
+        raise ValueError(f"iova {iova} and length {length} are not a range of 64-bit addresses")
     return iova, length
 
 
@@ -73,7 +73,7 @@ def ranges_allowed(ranges: Iterable[IOVARange | tuple[int, int]]) -> list[tuple[
         except (TypeError, ValueError):
             raise TypeError(f"a range is an IOVARange or a pair of addresses, not {one!r:.60}") from None
         if not 0 <= start <= last <= U64_MAX:
-            raise ValueError(f"{start:#x}..{last:#x} is no range of 64-bit addresses")
+            raise ValueError(f"{start:#x}..{last:#x} is not a range of 64-bit addresses")
         pairs.append((start, last))
     return pairs
 
@@ -103,7 +103,7 @@ def file_number(file: SupportsFileno | int) -> int:
     """The number of an fd, or of the fd that an object has."""
     number = operator.index(file) if isinstance(file, SupportsIndex) else _fileno(file)
     if not 0 <= number <= 0x7FFF_FFFF:
-        raise ValueError(f"{number} is no file descriptor")
+        raise ValueError(f"{number} is not a file descriptor")
     return number
 
 
@@ -111,4 +111,4 @@ def _fileno(file: object) -> int:
     try:
         return operator.index(file.fileno())  # type: ignore[attr-defined]
     except AttributeError:
-        raise TypeError(f"a file is an fd or has one, which {type(file).__name__} has not") from None
+        raise TypeError(f"a file is an fd or an object with fileno(), not {type(file).__name__}") from None

@@ -47,7 +47,7 @@ class DMABuffer(mmap.mmap):
         if huge_page_size is not None:
             unit = operator.index(huge_page_size)
             if unit <= mmap.PAGESIZE or unit & (unit - 1) or unit.bit_length() > 63:
-                raise ValueError(f"{unit} bytes is no size of huge pages; they have 2 << 20 or 1 << 30 bytes, say")
+                raise ValueError(f"{unit} bytes is not a size of huge pages; they have 2 << 20 or 1 << 30 bytes, say")
             encoded = (unit.bit_length() - 1) << _HUGE_SHIFT
         length = -(-size // unit) * unit
         if length.bit_length() > 63:

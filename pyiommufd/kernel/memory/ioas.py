@@ -213,7 +213,7 @@ class IOAS(KernelObject):
             raise unshared(error, buffer) from None
         if below is not None:
             if iova is not None:
-                raise ValueError("iova says where, below lets the address be chosen: not both")
+                raise ValueError("iova and below exclude each other")
             return map_below(self, held, operator.index(below), flags)
         mapping = _new(DMAMapping)
         mapping._ioas = self

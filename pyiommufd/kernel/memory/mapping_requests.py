@@ -74,7 +74,7 @@ class _MapRequest(ABC):
     def map_below(self, below: int) -> None:
         """Map at the lowest free address such that the last byte is below ``below``."""
         if below <= 0:
-            raise ValueError(f"nothing is below {below}")
+            raise ValueError(f"below has to be positive, not {below}")
         ioas = self.mapping._ioas
         reachable, alignment = ioas._call(ioctls.ioas_iova_ranges)
         # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
@@ -139,7 +139,7 @@ def map_file(
     """Map a range of a file."""
     start, length = operator.index(start), operator.index(length)
     if start < 0 or not 0 < length <= U64_MAX - start:
-        raise ValueError(f"start {start} and length {length} are no range of a file")
+        raise ValueError(f"start {start} and length {length} are not a range of a file")
     if iova is not None:
         iova = operator.index(iova)
         if not 0 <= iova <= U64_MAX:
@@ -151,7 +151,7 @@ def map_file(
     request = _MapFile(DMAMapping(ioas), OF_FILE, length, flags, file, start)
     if below is not None:
         if iova is not None:
-            raise ValueError("iova says where, below lets the address be chosen: not both")
+            raise ValueError("iova and below exclude each other")
         request.map_below(operator.index(below))
     elif code := request.map_at(iova):
         raise request.error(code, iova)

@@ -146,7 +146,7 @@ class HWPT(KernelObject):
             raise self._failed(error, error.request, f", {where}") from None
         if hole is not None:
             raise ValueError(
-                f"{where} of {self.ioas!r} is not mapped throughout: nothing is mapped at {hole:#x}, and the kernel "
+                f"{where} of {self.ioas!r} is not mapped completely: nothing is mapped at {hole:#x}, and the kernel "
                 "would report all pages from there on as clean; ask for each mapping by itself (DMAMapping.ranges)"
             )
         self._mapped = where, changes

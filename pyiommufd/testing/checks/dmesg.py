@@ -180,7 +180,7 @@ class UnexpectedKernelMessageError(AssertionError):
     def __str__(self) -> str:
         parts = []
         if self.troubles:
-            parts.append("the kernel logged, unexpected (dmesg.expect(regex) says that it may):")
+            parts.append("unexpected kernel messages (dmesg.expect(regex) allows them):")
             parts += [f"  {line}" for trouble in self.troubles for line in trouble]
         parts += [f"the kernel did not log what was required: {pattern!r}" for pattern in self.missing]
         return "\n".join(parts)

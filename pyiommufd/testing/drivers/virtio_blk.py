@@ -92,7 +92,7 @@ class VirtioBlkDriver(QueueDriver):
         common.write8(at + _DEVICE_STATUS, _ACKNOWLEDGE | _DRIVER)
         common.write32(at + _FEATURE_SELECT, 1)
         if common.read32(at + _FEATURES) & _WANTED != _WANTED:
-            raise ValueError(f"{self.device.name} goes around the IOMMU: QEMU's iommu_platform=on has it not do so")
+            raise ValueError(f"{self.device.name} bypasses the IOMMU: QEMU's iommu_platform=on prevents that")
         for half, features in ((0, 0), (1, _WANTED)):
             common.write32(at + _OUR_FEATURE_SELECT, half)
             common.write32(at + _OUR_FEATURES, features)

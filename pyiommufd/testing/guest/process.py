@@ -117,7 +117,7 @@ class GuestProcess:
         status = self._process.returncode if self._process else None
         said = (self._work / "qemu.log").read_text(errors="replace").strip()
         if failure is not None:
-            reason = f"its agent sent something that is no answer ({failure})"
+            reason = f"its agent sent something that is not an answer ({failure})"
         elif "Kernel panic" in console:
             reason = next(line for line in console.splitlines() if "Kernel panic" in line).strip()
         elif last := [line for line in console.splitlines() if line.startswith("guest: ")]:

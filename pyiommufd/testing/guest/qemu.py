@@ -60,7 +60,7 @@ def find_qemu(option: str | None = None, environment: Mapping[str, str] | None =
         if program:
             path = shutil.which(program, path=environment.get("PATH"))
             if path is None:
-                raise GuestMissingError(f"{origin}: {program} is no program that can be run")
+                raise GuestMissingError(f"{origin}: {program} is not a program that can be run")
             return _checked(path)
     for program in _PROGRAMS:
         if path := shutil.which(program, path=environment.get("PATH")):

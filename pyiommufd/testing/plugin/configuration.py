@@ -139,7 +139,7 @@ def misfits(wishes: Mapping[str, Any], environment: Mapping[str, str]) -> list[s
     if "iommu" in wishes and have["iommu"] != want.iommu:
         result.append(f"the IOMMU is {have['iommu']}, not {want.iommu}")
     if want.devices is not None and have["devices"] != device_arguments(want.devices):
-        result.append("the devices are others")
+        result.append("the devices differ")
     if want.kernel is not None and not _is_kernel(want.kernel, have["kernel"]):
         result.append(f"the kernel is {have['kernel'] or 'the default one'}, not {want.kernel}")
     for name in ("memory", "cpus"):
@@ -147,7 +147,7 @@ def misfits(wishes: Mapping[str, Any], environment: Mapping[str, str]) -> list[s
             result.append(f"{name} is {have[name]}, not {wishes[name]}")
     for name in ("kernel_arguments", "qemu_arguments"):
         if name in wishes and have[name] != list(wishes[name]):
-            result.append(f"{name} are others")
+            result.append(f"{name} differ")
     return result
 
 

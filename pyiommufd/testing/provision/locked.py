@@ -24,6 +24,6 @@ def locked(path: Path, progress: Progress, waiting_for: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.step(f"another process is at {waiting_for}; waiting for it")
+            progress.step(f"waiting for another process that uses {waiting_for}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -131,7 +131,7 @@ def fetch(
             progress.step("\n".join([*refusals, f"using QEMU {earlier[0].version}, fetched earlier"]))
             return earlier[0]
     raise GuestMissingError(
-        "\n  ".join(["there is no newer QEMU to be had; name one with --qemu or PYIOMMUFD_QEMU:", *refusals])
+        "\n  ".join(["there is no newer QEMU available; name one with --qemu or PYIOMMUFD_QEMU:", *refusals])
     )
 
 

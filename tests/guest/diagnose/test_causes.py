@@ -380,7 +380,7 @@ def test_file_of_another_kind(prove: Prover, device: Device, ioas: IOAS) -> None
     with open(__file__, "rb") as file:  # a file of tmpfs would do as well as a memfd
         prove(*what, lambda: ioas.map_file(file.fileno(), PAGE, writeable=False),
               lambda cause: lambda: ioas.map_file(memory, PAGE),
-              cause="no memfd", says="DMABuffer(size, memfd=True)")  # fmt: skip
+              cause="not a memfd", says="DMABuffer(size, memfd=True)")  # fmt: skip
 
 
 def test_file_past_its_end(prove: Prover, device: Device, ioas: IOAS) -> None:

@@ -300,7 +300,7 @@ class MockMachine(RuleBasedStateMachine):
         table = space.tables[number]
         start = self.start_page(space, start)
         if space.memory(start, count) is None:
-            with pytest.raises(ValueError, match="not mapped throughout"):
+            with pytest.raises(ValueError, match="not mapped completely"):
                 hwpt.dirty_bitmap(iova_of(start), count * PAGE, clear=bool(clear))
             if not space.areas:
                 return

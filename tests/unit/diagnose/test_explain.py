@@ -115,7 +115,7 @@ def test_errnos(text: str, code: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "EWHAT", "0", "errorcode", "x"])
 def test_no_errno(text: str) -> None:
-    with pytest.raises(ValueError, match="no errno"):
+    with pytest.raises(ValueError, match="not an errno"):
         find_errno(text)
 
 

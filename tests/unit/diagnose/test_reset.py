@@ -56,7 +56,7 @@ def test_methods_that_do_not_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "word"), [(errno.ENODEV, "neither the bus"), (errno.EBUSY, "registers"), (errno.ENOTTY, "waited in vain")]
+    ("code", "word"), [(errno.ENODEV, "neither the bus"), (errno.EBUSY, "registers"), (errno.ENOTTY, "in time")]
 )
 def test_hot_reset(tmp_path: Path, code: int, word: str) -> None:
     device = make(tmp_path, "0000:01:00.0", None)

@@ -62,7 +62,7 @@ def test_wrong_names_and_values() -> None:
         command.id = 1.5  # type: ignore[assignment]
     with pytest.raises(AttributeError, match="has no field 'name'"):
         command.end_of("name")
-    with pytest.raises(AttributeError, match="no integer"):
+    with pytest.raises(AttributeError, match="not an integer"):
         raw.struct("vfio_iommu_type1_info_cap_iova_range").header  # noqa: B018
 
 

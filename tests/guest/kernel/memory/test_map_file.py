@@ -92,7 +92,7 @@ def test_below_and_chosen_by_the_kernel(ioas: IOAS, buffer: DMABuffer) -> None:
     next_low = ioas.map_file(buffer, PAGE, below=1 << 20)
     assert low.iova + PAGE <= next_low.iova < 1 << 20
     assert {chosen, low, next_low} == set(ioas.mappings)
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="exclude each other"):
         ioas.map_file(buffer, PAGE, iova=0, below=1 << 20)
     with pytest.raises(IoctlError) as caught:
         ioas.map_file(buffer, 2 * PAGE, below=PAGE)
@@ -112,7 +112,7 @@ def test_files_that_cannot_be_mapped(device: Device, ioas: IOAS, buffer: DMABuff
     with pytest.raises(IoctlError, match="after the end of the file") as caught:
         ioas.map_file(buffer, 2 * PAGE, start=3 * PAGE, iova=IOVA)
     assert caught.value.errno == errno.EINVAL
-    with open(sys.executable, "rb") as file, pytest.raises(IoctlError, match="no memfd"):
+    with open(sys.executable, "rb") as file, pytest.raises(IoctlError, match="not a memfd"):
         ioas.map_file(file, PAGE, iova=IOVA)
     with pytest.raises(IoctlError, match="not open") as caught:
         ioas.map_file(987654, PAGE, iova=IOVA)
@@ -149,7 +149,7 @@ def test_what_is_no_file_of_memory_is_called_that(device: Device, ioas: IOAS, ki
         os.close(file) if isinstance(file, int) else file.close()
     assert caught.value.errno == errno.EINVAL
     first, *others = caught.value.causes
-    assert "no memfd" in first.summary
+    assert "not a memfd" in first.summary
     assert "fd " in first.evidence
     # Addresses that the kernel chooses are not to blame.
     assert len(others) == (iova is not None)

@@ -36,7 +36,7 @@ def test_signals_are_counted(event: EventFD) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, (1 << 64) - 1])
 def test_no_number_of_signals(event: EventFD, count: int) -> None:
-    with pytest.raises(ValueError, match="no number of signals"):
+    with pytest.raises(ValueError, match="not a number of signals"):
         event.signal(count)
 
 

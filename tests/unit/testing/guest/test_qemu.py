@@ -44,7 +44,7 @@ def test_too_old_a_qemu(tmp_path: Path) -> None:
 def test_what_is_no_qemu(tmp_path: Path) -> None:
     with pytest.raises(GuestMissingError, match="/false --version: "):
         find_qemu(shutil.which("false"))
-    with pytest.raises(GuestMissingError, match="PYIOMMUFD_QEMU: no-such is no program"):
+    with pytest.raises(GuestMissingError, match="PYIOMMUFD_QEMU: no-such is not a program"):
         find_qemu(None, {"PATH": str(tmp_path), "PYIOMMUFD_QEMU": "no-such"})
 
 

@@ -50,7 +50,7 @@ def test_misfits() -> None:
     found = misfits({"iommu": "amd", "devices": [], "kernel": "/other", "cpus": 8}, environment)
     assert found == [
         "the IOMMU is intel, not amd",
-        "the devices are others",
+        "the devices differ",
         "the kernel is /k, not /other",
         "cpus is 2, not 8",
     ]

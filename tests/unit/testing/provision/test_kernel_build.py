@@ -194,7 +194,10 @@ def test_several_at_once_build_once(
     assert len({result.folder for result in results}) == 1
     assert len(results) == 3
     assert (tmp_path / "count").read_text() == "run\n"
-    assert sum("another process is at kernel 7.3-" in progress.text.getvalue() for progress in reports) == 2
+    assert (
+        sum("waiting for another process that uses kernel 7.3-" in progress.text.getvalue() for progress in reports)
+        == 2
+    )
 
 
 def test_leftovers_of_a_killed_build_are_no_hindrance(
