@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 # With these options QEMU would outlive the process that started it: it daemonizes, or it changes its user, which
 # clears PR_SET_PDEATHSIG.
-_ESCAPES = {
+_REFUSED = {
     "daemonize": "QEMU would leave for another process, and the devices be taken from it; leave it out",
     "runas": "QEMU would outlive whoever started it; leave it out, and use --user",
 }
@@ -49,7 +49,7 @@ def _check(arguments: Sequence[str]) -> None:
     for number, argument in enumerate(arguments):
         option = argument.lstrip("-") if argument.startswith("-") else ""
         value = arguments[number + 1] if number + 1 < len(arguments) else ""
-        if option in _ESCAPES:
-            raise ValueError(f"{argument}: {_ESCAPES[option]}")
+        if option in _REFUSED:
+            raise ValueError(f"{argument}: {_REFUSED[option]}")
         if option == "run-with" and re.search(r"(^|,)user=", value):
-            raise ValueError(f"{argument} {value}: {_ESCAPES['runas']}")
+            raise ValueError(f"{argument} {value}: {_REFUSED['runas']}")
