@@ -7,7 +7,16 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import COLOURS, ReadingCommand, echo, json_option, print_indented, print_json, style, waiting
+from pyiommufd.cli.output import (
+    COLOURS,
+    ReadingCommand,
+    echo,
+    json_option,
+    print_indented,
+    print_json,
+    show_progress,
+    style,
+)
 from pyiommufd.cli.status import MISSING
 from pyiommufd.host.checks.finding import State
 from pyiommufd.host.checks.readiness import readiness
@@ -27,7 +36,7 @@ def check(as_json: bool) -> None:
 
     Exit status 3 where something is missing.
     """
-    with waiting("looking at this machine"):
+    with show_progress("looking at this machine"):
         findings = readiness()
     ready = all(finding.state is not State.MISSING for finding in findings)
     if as_json:

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DeviceName
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, style, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, show_progress, style
 from pyiommufd.diagnose.explain import explain as find_causes
 from pyiommufd.diagnose.explain import find_errno, find_request, requests
 from pyiommufd.host.discovery.devices import find_device
@@ -66,7 +66,7 @@ def explain(request: str, errno: int, device: str | None, as_json: bool) -> None
     comes first; what cannot be seen from outside follows.
     """
     target = None if device is None else find_device(device)
-    with waiting("looking at this machine"):
+    with show_progress("looking at this machine"):
         causes = find_causes(request, errno, target)
     name = errno_module.errorcode.get(errno, str(errno))
     if as_json:

@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, style, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, show_progress, style
 from pyiommufd.cli.status import MISSING
 from pyiommufd.host.discovery.devices import HostDevice, find_group, list_groups
 from pyiommufd.host.discovery.groups import Group, is_safe
@@ -25,7 +25,7 @@ def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
     A group is viable when no member is on a host driver. A claim makes it so. The addresses shown are those that
     mappings have to avoid.
     """
-    with waiting("looking at the groups"):
+    with show_progress("looking at the groups"):
         found = [find_group(number) for number in numbers] if numbers else list_groups()
         chosen = [group for group in found if not shared or len(group.devices) > 1]
         standing = standings(device for group in chosen for device in group.devices)

@@ -8,7 +8,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook, show_progress
 from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.host.holders import holders as find_holders
 
@@ -25,7 +25,7 @@ def holders(device: str, whole_group: bool, as_json: bool) -> None:
     """
     target = find_device(device)
     group = target.group if whole_group else None
-    with waiting("looking at the processes"):
+    with show_progress("looking at the processes"):
         found = find_holders(*(group.devices if group is not None else [target]))
     say_outlook()
     if as_json:

@@ -7,7 +7,7 @@ import re
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, say_outlook, waiting
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, say_outlook, show_progress
 from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, list_devices
 from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.overview.standing import Standing, standings
@@ -62,7 +62,7 @@ def list_command(
     no-group        no IOMMU covers it, whether in use or not
     no-vfio-driver  no vfio driver takes over devices of its bus
     """  # noqa: D301 - click's mark for lines to keep
-    with waiting("looking at the devices"):
+    with show_progress("looking at the devices"):
         # Of all, also where some are shown: how one stands depends on its group.
         found = standings(list_devices())
     say_outlook()

@@ -230,7 +230,7 @@ def say_outlook() -> None:
 
 
 @contextlib.contextmanager
-def waiting(for_what: str) -> Iterator[None]:
+def show_progress(for_what: str) -> Iterator[None]:
     """Say on a terminal what is being done, once it has taken a second."""
     if not sys.stderr.isatty():
         yield

@@ -8,7 +8,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, say_outlook, waiting
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, say_outlook, show_progress
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.printable import printable
@@ -53,7 +53,7 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
 
     Exit status 1 where it would be refused.
     """
-    with waiting("looking at the devices"):
+    with show_progress("looking at the devices"):
         made = plan_claim(find_devices(devices), driver=driver, force=force)
     say_outlook()
     if as_json:

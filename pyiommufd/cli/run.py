@@ -24,7 +24,7 @@ from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.printable import printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
 from pyiommufd.vmm.removal import RemovalNotices
-from pyiommufd.vmm.signals import held_back, wait_forwarding, waiting
+from pyiommufd.vmm.signals import blocked_signals, pending_signal, wait_forwarding
 from pyiommufd.vmm.stragglers import adopt_orphans, end_stragglers
 from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, check_token, token_fds
 from pyiommufd.vmm.vmm import check_memlock, check_start, inherited_fds, with_groups
@@ -202,9 +202,9 @@ class _Run:
         """Claim, run, give back. Returns the exit status."""
         if _is_kept(self._plan):
             # Claimed by `pyiommufd claim`, and that claim's to give back.
-            with held_back() as mask:
+            with blocked_signals() as mask:
                 return self._serve(mask)
-        with self._plan.apply(report=_tell) as claim, held_back() as mask:
+        with self._plan.apply(report=_tell) as claim, blocked_signals() as mask:
             try:
                 return self._serve(mask)
             finally:
@@ -214,7 +214,7 @@ class _Run:
         adopt_orphans()
         devices = tuple(device.refreshed() for device in self._plan.devices)
         with Handover.open(devices, vf_token=self._vf_token) as handover:
-            if (number := waiting()) is not None:
+            if (number := pending_signal()) is not None:
                 return 128 + number
             line = command_line(
                 self._command,

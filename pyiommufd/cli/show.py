@@ -6,7 +6,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, say_outlook, waiting
+from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, say_outlook, show_progress
 from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.host.discovery.groups import is_safe
 from pyiommufd.host.discovery.pci_ids import pci_ids
@@ -54,7 +54,7 @@ def show(device: str, as_json: bool) -> None:
 
     DEVICE is a name such as 0000:02:01.0, 02:01.0 or 1234:11e8, or a path under /sys or /dev/vfio/devices.
     """
-    with waiting("looking at the device"):
+    with show_progress("looking at the device"):
         details = device_details(find_device(device))
     say_outlook()
     if as_json:

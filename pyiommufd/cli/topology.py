@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import COLOURS, Clean, ReadingCommand, echo, json_option, print_json, style, waiting
+from pyiommufd.cli.output import COLOURS, Clean, ReadingCommand, echo, json_option, print_json, show_progress, style
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.cli.topology_dot import dot as describe
 from pyiommufd.host.discovery.pci_ids import pci_ids
@@ -45,7 +45,7 @@ def topology(svg: Path | None, as_dot: bool, as_json: bool) -> None:
 
     Below the tree, or in the group's box, stands what a claim of one of the group's devices would take.
     """
-    with waiting("looking at the devices"):
+    with show_progress("looking at the devices"):
         found = look_at_topology()
     if as_json:
         print_json(_record(found))
@@ -63,7 +63,7 @@ def _draw(found: Topology, file: Path) -> None:
     except ModuleNotFoundError:
         echo("pyiommufd topology: --svg needs graphviz: pip install 'pyiommufd[cli]'", err=True)
         sys.exit(MISSING)
-    with waiting("drawing"):
+    with show_progress("drawing"):
         try:
             picture = graphviz.Source(describe(found, pci_ids())).pipe(format="svg")
         except graphviz.ExecutableNotFound:

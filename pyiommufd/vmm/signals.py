@@ -22,7 +22,7 @@ def forwarded() -> frozenset[signal.Signals]:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[set[signal.Signals | int]]:
+def blocked_signals() -> Iterator[set[signal.Signals | int]]:
     """Block these signals: for `wait_forwarding`, or until the end of the block, where pending ones are dropped.
 
     What comes while devices are given back does not interrupt that. For the main thread, before other threads are
@@ -43,13 +43,13 @@ def held_back() -> Iterator[set[signal.Signals | int]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def waiting() -> signal.Signals | None:
-    """A pending signal, or None; inside `held_back`, before the monitor is started: a reason not to start it."""
+def pending_signal() -> signal.Signals | None:
+    """A pending signal, or None; inside `blocked_signals`, before the monitor is started: a reason not to start it."""
     return min(signal.sigpending() & forwarded(), default=None)
 
 
 def wait_forwarding(vmm: VMM) -> int:
-    """Wait until a monitor ends, and pass on to it what signals come; inside of `held_back`.
+    """Wait until a monitor ends, and pass on to it what signals come; inside of `blocked_signals`.
 
     Returns:
         Its exit status: -N where signal N has ended it.

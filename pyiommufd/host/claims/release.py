@@ -11,7 +11,7 @@ from pyiommufd.errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUF
 from pyiommufd.host import durable
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState
-from pyiommufd.host.claims.signals import HeldBack
+from pyiommufd.host.claims.signals import DeferredSignals
 from pyiommufd.host.claims.steps import Report
 from pyiommufd.host.claims.transaction import Exclusive, Transaction, exclusive
 from pyiommufd.host.discovery.devices import DEVICES, HostDevice, as_device
@@ -115,7 +115,7 @@ def unmade(records: Iterable[ClaimRecord]) -> Iterator[tuple[ClaimRecord, Persis
 def _looking() -> Iterator[Exclusive]:
     """Hold the lock, so that no claim is in progress; if there is no record folder, do not create one."""
     with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Helper() as helper:
-        yield Exclusive(helper, HeldBack())
+        yield Exclusive(helper, DeferredSignals())
 
 
 def _undo_all(

@@ -13,7 +13,7 @@ from pyiommufd.errors import ClaimError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class HeldBack:
+class DeferredSignals:
     """The signals received while deferred."""
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class HeldBack:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[HeldBack]:
-    """Hold SIGINT and SIGTERM back: the first that comes takes effect at the end of the block.
+def deferred_signals() -> Iterator[DeferredSignals]:
+    """Defer SIGINT and SIGTERM: the first that comes takes effect at the end of the block.
 
     In the main thread only, as Python's signals are; elsewhere this does nothing. What is ignored stays ignored.
     """
-    held = HeldBack()
+    deferred = DeferredSignals()
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
@@ -53,11 +53,11 @@ def held_back() -> Iterator[HeldBack]:
             # None: the handler was not set by Python and could not be restored.
             if handler is not None and handler is not signal.SIG_IGN:
                 before[number] = handler
-                signal.signal(number, held.note)
+                signal.signal(number, deferred.note)
     try:
-        yield held
+        yield deferred
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if held.signal is not None:
-            signal.raise_signal(held.signal)
+        if deferred.signal is not None:
+            signal.raise_signal(deferred.signal)

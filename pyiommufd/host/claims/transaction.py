@@ -15,7 +15,7 @@ from pyiommufd.host.claims import access, journal, restore
 from pyiommufd.host.claims.perform import perform
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, DeviceState, GivenNode, start_time
 from pyiommufd.host.claims.refusals import bound_elsewhere
-from pyiommufd.host.claims.signals import HeldBack, held_back
+from pyiommufd.host.claims.signals import DeferredSignals, deferred_signals
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
 from pyiommufd.host.discovery.devices import HostDevice, find_group, from_sys_path
 from pyiommufd.host.discovery.vfs import virtual_functions
@@ -39,7 +39,7 @@ class Exclusive:
     """
 
     helper: Helper
-    signals: HeldBack
+    signals: DeferredSignals
     told: set[str] = field(default_factory=set)
 
 
@@ -54,7 +54,7 @@ def exclusive(*, patient: bool = False) -> Iterator[Exclusive]:
         ClaimError: The record cannot be written, it takes too long, or a signal has come.
     """
     with (
-        held_back() as signals,
+        deferred_signals() as signals,
         journal.locked(check=(lambda: None) if patient else signals.check) as lock,
         Helper(keep=[lock]) as helper,
     ):

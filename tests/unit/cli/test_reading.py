@@ -228,11 +228,11 @@ def test_every_reading_command_is_here() -> None:
 
 def test_words_to_those_who_wait(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(output, "_AFTER", 0.01)
-    with output.waiting("reading"):
+    with output.show_progress("reading"):
         pass
     assert capsys.readouterr().err == ""  # no terminal
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with output.waiting("reading"):
+    with output.show_progress("reading"):
         assert "reading …" in until(lambda: capsys.readouterr().err, "the words")
 
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from pyiommufd import ClaimError
-from pyiommufd.host.claims.signals import held_back
+from pyiommufd.host.claims.signals import deferred_signals
 
 
 def send(number: signal.Signals) -> None:
@@ -22,7 +22,7 @@ def test_interrupt_waits_for_the_end() -> None:
     done = []
 
     def work() -> None:
-        with held_back() as held:
+        with deferred_signals() as held:
             held.check()
             send(signal.SIGINT)
             assert held.pending
@@ -40,7 +40,7 @@ def test_first_of_several_takes_effect_by_the_handler_of_before() -> None:
     seen = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
-        with held_back() as held:
+        with deferred_signals() as held:
             send(signal.SIGTERM)
             send(signal.SIGINT)
             assert seen == []
@@ -52,7 +52,7 @@ def test_first_of_several_takes_effect_by_the_handler_of_before() -> None:
 
 def test_it_takes_effect_beside_an_error() -> None:
     def work() -> None:
-        with held_back():
+        with deferred_signals():
             send(signal.SIGINT)
             raise ClaimError("failed")
 
@@ -64,7 +64,7 @@ def test_it_takes_effect_beside_an_error() -> None:
 def test_what_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with held_back() as held:
+        with deferred_signals() as held:
             send(signal.SIGINT)
             assert not held.pending
     finally:
@@ -75,7 +75,7 @@ def test_other_threads_hold_nothing_back() -> None:
     seen = []
 
     def work() -> None:
-        with held_back() as held:
+        with deferred_signals() as held:
             seen.append((signal.getsignal(signal.SIGINT), held.pending))
 
     thread = threading.Thread(target=work)
