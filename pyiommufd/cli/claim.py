@@ -19,7 +19,7 @@ from pyiommufd.cli.changing import (
     show_step,
     show_steps,
 )
-from pyiommufd.cli.output import say_outlook
+from pyiommufd.cli.output import print_visibility_note
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
 from pyiommufd.host.claims.at_boot import claim_persistent
@@ -92,7 +92,7 @@ def claim(
         raise click.UsageError("no DEVICE", ctx)
     with ended_by_signals():
         plan = plan_claim(find_devices(devices), driver=driver, force=force)
-        say_outlook()
+        print_visibility_note()
         for refusal in plan.forced:
             say(f"in spite of: {refusal}")
         if dry_run:

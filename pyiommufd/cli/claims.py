@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, print_visibility_note
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.claims.overview import ClaimStatus, list_claims
 
@@ -35,7 +35,7 @@ def claims(as_json: bool) -> None:
     Takes root, whose the record is. Exit status 1 where a file among the records is none.
     """
     found, errors = list_claims()
-    say_outlook()
+    print_visibility_note()
     if as_json:
         print_json([asdict(one) | {"since": _time(one)} for one in found])
     elif found:

@@ -8,7 +8,15 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook, show_progress
+from pyiommufd.cli.output import (
+    ReadingCommand,
+    echo,
+    json_option,
+    print_json,
+    print_table,
+    print_visibility_note,
+    show_progress,
+)
 from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.host.holders import holders as find_holders
 
@@ -27,7 +35,7 @@ def holders(device: str, whole_group: bool, as_json: bool) -> None:
     group = target.group if whole_group else None
     with show_progress("looking at the processes"):
         found = find_holders(*(group.devices if group is not None else [target]))
-    say_outlook()
+    print_visibility_note()
     if as_json:
         print_json([records.holder_record(holder) for holder in found])
     elif found:

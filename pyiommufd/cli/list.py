@@ -7,7 +7,14 @@ import re
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_table, say_outlook, show_progress
+from pyiommufd.cli.output import (
+    ReadingCommand,
+    json_option,
+    print_json,
+    print_table,
+    print_visibility_note,
+    show_progress,
+)
 from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, list_devices
 from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.overview.standing import Standing, standings
@@ -65,7 +72,7 @@ def list_command(
     with show_progress("looking at the devices"):
         # Of all, also where some are shown: how one stands depends on its group.
         found = standings(list_devices())
-    say_outlook()
+    print_visibility_note()
 
     def chosen(device: HostDevice) -> bool:
         return (

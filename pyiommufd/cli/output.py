@@ -24,7 +24,7 @@ import click
 
 from pyiommufd.cli.status import MISSING, status_of
 from pyiommufd.errors import IOMMUFDError
-from pyiommufd.host.namespaces import outlook
+from pyiommufd.host.namespaces import visibility_note
 from pyiommufd.printable import printable
 
 _AFTER = 1.0
@@ -77,7 +77,7 @@ class ReadingCommand(click.Command):
         super().format_epilog(ctx, formatter)
 
 
-class Clean(str):
+class EscapedText(str):
     """Text that is escaped already; unprintable characters left in it are ours, such as colour sequences."""
 
     __slots__ = ()
@@ -87,27 +87,27 @@ def echo(*words: object, sep: str = "", err: bool = False) -> None:
     """Print and flush one or more lines, with unprintable characters other than newlines escaped.
 
     Args:
-        words: What is printed; `Clean` text as it is.
+        words: What is printed; `EscapedText` as it is.
         sep: What stands between two of them.
         err: Print to standard error. A write error there is ignored, since it cannot be reported.
 
     Raises:
         OSError: The standard output cannot be written to; it is not tried again.
     """
-    text = sep.join(word if isinstance(word, Clean) else printable(str(word), keep="\n") for word in words)
+    text = sep.join(word if isinstance(word, EscapedText) else printable(str(word), keep="\n") for word in words)
     try:
         click.echo(text, err=err)
     except OSError:
         if not err:
             raise
-        _give_up(sys.stderr)
+        _redirect_to_null(sys.stderr)
 
 
-def style(word: object, **how: Any) -> Clean:
+def style(word: object, **how: Any) -> EscapedText:
     """A word in its colour, or as `click.style` is told; off a terminal `click.echo` takes the colour away."""
     text = printable(str(word))
     how = how or {"fg": COLOURS.get(text)}
-    return Clean(click.style(text, **how) if any(how.values()) else text)
+    return EscapedText(click.style(text, **how) if any(how.values()) else text)
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
@@ -116,11 +116,11 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
     echo(*map(_escaped, lines), sep="\n")
 
 
-def _escaped(line: str) -> Clean:
+def _escaped(line: str) -> EscapedText:
     # With JSON's escapes, so that a parser gets the exact text; json.dumps leaves U+2028, for one, unescaped.
     if line.isprintable():
-        return Clean(line)
-    return Clean("".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line))
+        return EscapedText(line)
+    return EscapedText("".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -131,7 +131,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in table:
         padded = zip(row, map(str.ljust, row, widths), strict=True)
         cells = (style(cell) + text[len(cell) :] if cell in COLOURS else text for cell, text in padded)
-        lines.append(Clean("  ".join(cells).rstrip()))
+        lines.append(EscapedText("  ".join(cells).rstrip()))
     echo(*lines, sep="\n")
 
 
@@ -171,8 +171,8 @@ def streams() -> Iterator[None]:
     encoding = sys.stdout.encoding
     sys.stdout = _Output(cast(io.TextIOWrapper, sys.stdout).detach(), encoding, "backslashreplace", line_buffering=True)
     cast(io.TextIOWrapper, sys.stderr).reconfigure(errors="backslashreplace")
-    sys.excepthook = _say_traceback
-    logging.getLogger().addHandler(_Said(logging.WARNING))
+    sys.excepthook = _print_traceback
+    logging.getLogger().addHandler(_EchoHandler(logging.WARNING))
     try:
         yield
     except IOMMUFDError as error:
@@ -189,49 +189,49 @@ class _Output(io.TextIOWrapper):
     """Standard output. A write error is reported once: the interpreter would flush, and fail, again at exit."""
 
     def write(self, text: str, /) -> int:
-        with self._tried():
+        with self._name_stream_in_errors():
             return super().write(text)
 
     def flush(self) -> None:
-        with self._tried():
+        with self._name_stream_in_errors():
             super().flush()
 
     @contextlib.contextmanager
-    def _tried(self) -> Iterator[None]:
+    def _name_stream_in_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            _give_up(self)
+            _redirect_to_null(self)
             raise OSError(error.errno, error.strerror, _STDOUT) from error
 
 
-def _give_up(stream: TextIO) -> None:
+def _redirect_to_null(stream: TextIO) -> None:
     """Redirect all further output of a stream to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class _Said(logging.Handler):
-    """Says what is logged, without a traceback."""
+class _EchoHandler(logging.Handler):
+    """Prints log messages on standard error, without tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
+        """Print one."""
         error = record.exc_info[1] if record.exc_info else None
         echo(record.getMessage() if error is None else f"{record.getMessage()}: {error}", err=True)
 
 
-def _say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     echo("".join(traceback.format_exception(kind, error, trace)).rstrip(), err=True)
 
 
-def say_outlook() -> None:
-    """Say on the standard error what is not seen of the machine from here, if this process is in a container."""
-    if text := outlook():
+def print_visibility_note() -> None:
+    """Print on standard error what this process, being in a container, cannot see of the machine."""
+    if text := visibility_note():
         echo(f"pyiommufd: {text}", err=True)
 
 
 @contextlib.contextmanager
-def show_progress(for_what: str) -> Iterator[None]:
-    """Say on a terminal what is being done, once it has taken a second."""
+def show_progress(activity: str) -> Iterator[None]:
+    """On a terminal, print what is being done once it has taken a second."""
     if not sys.stderr.isatty():
         yield
         return
@@ -239,7 +239,7 @@ def show_progress(for_what: str) -> Iterator[None]:
 
     def show() -> None:
         shown.set()
-        sys.stderr.write(f"\r{printable(for_what)} …")
+        sys.stderr.write(f"\r{printable(activity)} …")
         sys.stderr.flush()
 
     timer = threading.Timer(_AFTER, show)

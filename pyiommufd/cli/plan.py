@@ -8,7 +8,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, say_outlook, show_progress
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_visibility_note, show_progress
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.printable import printable
@@ -55,7 +55,7 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
     """
     with show_progress("looking at the devices"):
         made = plan_claim(find_devices(devices), driver=driver, force=force)
-    say_outlook()
+    print_visibility_note()
     if as_json:
         print_json(_record(made))
     else:

@@ -15,7 +15,7 @@ from pyiommufd.cli.changing import (
     show_step,
     show_steps,
 )
-from pyiommufd.cli.output import say_outlook
+from pyiommufd.cli.output import print_visibility_note
 from pyiommufd.host.claims.rebind import plan_rebind
 
 
@@ -38,7 +38,7 @@ def rebind(devices: tuple[str, ...], force: tuple[str, ...], dry_run: bool) -> N
     """
     with ended_by_signals():
         plan = plan_rebind(find_devices(devices), force=force)
-        say_outlook()
+        print_visibility_note()
         for device in plan.home:
             say(f"{device.name} is on {device.driver} already: nothing to do")
         if dry_run:

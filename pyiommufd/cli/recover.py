@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
-from pyiommufd.cli.output import say_outlook
+from pyiommufd.cli.output import print_visibility_note
 from pyiommufd.host.claims.release import recover as undo
 
 
@@ -18,7 +18,7 @@ def recover(dry_run: bool) -> None:
 
     Steps are printed to the standard output, one a line, each before it is taken.
     """
-    say_outlook()
+    print_visibility_note()
     with ended_by_signals():
         names = undo(report=show_step, dry_run=dry_run)
     if not dry_run:

@@ -6,7 +6,7 @@ import click
 
 from pyiommufd.cli.arguments import DeviceName
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
-from pyiommufd.cli.output import say_outlook
+from pyiommufd.cli.output import print_visibility_note
 from pyiommufd.host.claims.release import release as give_back
 
 
@@ -37,7 +37,7 @@ def release(
         raise click.UsageError("name a DEVICE, or --all for every claim: pyiommufd claims lists them", ctx)
     if everything and devices:
         raise click.UsageError("--all is every claim: name no DEVICE besides, or leave --all out", ctx)
-    say_outlook()
+    print_visibility_note()
     with ended_by_signals():
         wanted = None if everything else [*devices, *leave]
         names = give_back(wanted, leave=leave or None, report=show_step, dry_run=dry_run)

@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option
-from pyiommufd.cli.output import echo, say_outlook
+from pyiommufd.cli.output import echo, print_visibility_note
 from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
@@ -151,7 +151,7 @@ def run(
         raise click.UsageError(str(error), ctx) from None
     try:
         plan = plan_claim(devices, force=force)
-        say_outlook()
+        print_visibility_note()
         for refusal in plan.forced:
             _tell(f"in spite of: {refusal}")
         check_token(plan.devices, vf_token)

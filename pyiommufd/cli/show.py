@@ -6,7 +6,14 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
-from pyiommufd.cli.output import ReadingCommand, json_option, print_json, print_pairs, say_outlook, show_progress
+from pyiommufd.cli.output import (
+    ReadingCommand,
+    json_option,
+    print_json,
+    print_pairs,
+    print_visibility_note,
+    show_progress,
+)
 from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.host.discovery.groups import is_safe
 from pyiommufd.host.discovery.pci_ids import pci_ids
@@ -56,7 +63,7 @@ def show(device: str, as_json: bool) -> None:
     """
     with show_progress("looking at the device"):
         details = device_details(find_device(device))
-    say_outlook()
+    print_visibility_note()
     if as_json:
         print_json(_record(details))
     else:

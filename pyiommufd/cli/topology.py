@@ -9,7 +9,16 @@ from pathlib import Path
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import COLOURS, Clean, ReadingCommand, echo, json_option, print_json, show_progress, style
+from pyiommufd.cli.output import (
+    COLOURS,
+    EscapedText,
+    ReadingCommand,
+    echo,
+    json_option,
+    print_json,
+    show_progress,
+    style,
+)
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.cli.topology_dot import dot as describe
 from pyiommufd.host.discovery.pci_ids import pci_ids
@@ -121,7 +130,7 @@ def _print_branches(nodes: Sequence[Node], before: str) -> None:
         _print_branches(node.children, before + ("    " if last else "│   "))
 
 
-def _words(node: Node) -> Iterator[Clean]:
+def _words(node: Node) -> Iterator[EscapedText]:
     device = node.device
     yield style(device.name, bold=True)
     if (ids := records.ids(device)) is not None:

@@ -14,7 +14,7 @@ from pyiommufd.cli.changing import (
     show_step,
     show_steps,
 )
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, say_outlook
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, print_visibility_note
 from pyiommufd.host.claims.vfs import set_vfs, vfs_refusals, vfs_steps
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.discovery.vfs import VFs, vfs_of
@@ -49,7 +49,7 @@ def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, a
     if count is None:
         _show(target, vfs_of(target), as_json)
         return
-    say_outlook()
+    print_visibility_note()
     with ended_by_signals():
         if dry_run:
             show_steps(vfs_steps(target, count))

@@ -46,8 +46,8 @@ def foreign_namespaces() -> tuple[str, ...]:
     return tuple(found)
 
 
-def outlook() -> str:
-    """What this process does not see of the machine, being in another namespace than init, in a sentence; or empty."""
+def visibility_note() -> str:
+    """A sentence on what this process cannot see, being in another namespace than the machine's init; or empty."""
     foreign = foreign_namespaces()
     if not foreign:
         return ""

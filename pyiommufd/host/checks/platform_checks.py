@@ -10,7 +10,7 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.checks.finding import Finding, Machine, State
 from pyiommufd.host.drivers import module_file
 from pyiommufd.host.limits import lockable_memory
-from pyiommufd.host.namespaces import namespace, outlook
+from pyiommufd.host.namespaces import namespace, visibility_note
 from pyiommufd.host.running_kernel import has_cdevs, interrupts_isolated, kernel_option, unsafe_interrupts_allowed
 from pyiommufd.host.uses.processes import look_at_processes
 from pyiommufd.printable import counted
@@ -164,7 +164,7 @@ def namespaces(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all 
     """Whether this process sees what the host does with its devices."""
     evidence = ", ".join(namespace("self", kind) or f"{kind} unknown" for kind in ("pid", "mnt", "net"))
     unseen = look_at_processes(mappings=False).unseen
-    if text := outlook():
+    if text := visibility_note():
         fix = "look, claim and release from the host"
         yield Finding("namespaces", State.WARNING, text, evidence, fix)
     elif unseen:

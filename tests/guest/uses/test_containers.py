@@ -14,7 +14,7 @@ import pytest
 
 from pyiommufd import IOMMUFD, HostDevice, list_devices, plan_claim
 from pyiommufd.host import uses
-from pyiommufd.host.namespaces import foreign_namespaces, outlook
+from pyiommufd.host.namespaces import foreign_namespaces, visibility_note
 from tests.guest.uses.disks import node_of
 from tests.guest.uses.test_storage import mounted
 from tests.guest.uses.types import Runner
@@ -65,7 +65,7 @@ def planned(device: HostDevice, *force: str, flags: tuple[str, ...] = CONTAINER,
 
 def test_guest_itself_sees_all(disk: HostDevice) -> None:
     assert foreign_namespaces() == ()
-    assert outlook() == ""
+    assert visibility_note() == ""
 
 
 def test_idle_disk(disk: HostDevice, node: Path) -> None:

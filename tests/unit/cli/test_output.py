@@ -117,7 +117,7 @@ def test_a_line_on_a_terminal_is_not_broken_by_what_is_in_it(
 
 def test_what_is_logged_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.Logger("test")
-    logger.addHandler(output._Said())
+    logger.addHandler(output._EchoHandler())
     try:
         raise OSError(28, CONTROL_TEXT)
     except OSError:

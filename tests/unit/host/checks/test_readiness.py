@@ -46,7 +46,7 @@ def test_processes_that_cannot_be_looked_at(
     fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch, unseen: list[tuple[str, str]]
 ) -> None:
     """In no other namespace than init's."""
-    monkeypatch.setattr(platform_checks, "outlook", lambda: "")
+    monkeypatch.setattr(platform_checks, "visibility_note", lambda: "")
     monkeypatch.setattr(platform_checks, "look_at_processes", lambda *, mappings: Processes(unseen=unseen))
     finding = only("namespaces", State.WARNING if unseen else State.OK)
     assert ("what other users' processes and some do with devices is not seen" in finding.summary) == bool(unseen)
