@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import durable
-from pyiommufd.host.claims import earlier, living
+from pyiommufd.host.claims import claim_locks, record_migration
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, boot_id, parse, start_time
 from pyiommufd.host.namespaces import namespace
 
@@ -164,7 +164,7 @@ def _clear() -> None:
             if record is not None and record.boot != boot_id() and record.state is not ClaimState.NEWER:
                 _log.warning("%s is of an earlier boot, whose claims ended with it: removed", path)
                 path.unlink(missing_ok=True)
-    earlier.join(RUN / "kept", lambda: read_all()[0], write)
+    record_migration.join(RUN / "kept", lambda: read_all()[0], write)
 
 
 def write(record: ClaimRecord) -> None:
@@ -172,16 +172,16 @@ def write(record: ClaimRecord) -> None:
     path = _path(record.id)
     durable.write(path, record.text(), 0o600)
     if record.pid == os.getpid() and record.state is not ClaimState.KEPT:
-        living.hold(path)
+        claim_locks.hold(path)
     else:
-        living.let_go(path)
+        claim_locks.let_go(path)
 
 
 def remove(record: ClaimRecord) -> None:
     """Take a claim off the record."""
     path = _path(record.id)
     path.unlink(missing_ok=True)
-    living.let_go(path)
+    claim_locks.let_go(path)
 
 
 def records() -> list[ClaimRecord]:
@@ -237,7 +237,7 @@ def is_alive(record: ClaimRecord) -> bool:
     """Whether the process whose claim it is still runs."""
     if record.pid_namespace in (None, namespace("self", "pid")):
         return start_time(record.pid) == record.start_time
-    return living.is_held(_path(record.id))  # a pid of another PID namespace has no meaning here
+    return claim_locks.is_held(_path(record.id))  # a pid of another PID namespace has no meaning here
 
 
 def who(record: ClaimRecord) -> str:

@@ -18,7 +18,7 @@ from pyiommufd.host.namespaces import namespace
 
 VERSION = 2
 """Of the format. Version 1 had no such key, no `DeviceState.power`, and what belongs to a kept claim besides its
-devices in files of its own (`earlier`)."""
+devices in files of its own (`record_migration`)."""
 
 
 class ClaimState(StrEnum):

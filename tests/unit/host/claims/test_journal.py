@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyiommufd import ClaimError
-from pyiommufd.host.claims import journal, living
+from pyiommufd.host.claims import claim_locks, journal
 from pyiommufd.host.claims.record import VERSION, ClaimRecord, ClaimState, DeviceState, parse, start_time
 from tests.patience import until
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(journal, "RUN", folder)
     yield folder
     for path in folder.glob("*.json"):
-        living.let_go(path)
+        claim_locks.let_go(path)
 
 
 def entry(pid: int | None = None) -> ClaimRecord:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyiommufd.host.claims import living
+from pyiommufd.host.claims import claim_locks
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def files(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         path.touch()
     yield one, other
     for path in (one, other):
-        living.let_go(path)
+        claim_locks.let_go(path)
 
 
 def open_files() -> int:
@@ -40,19 +40,19 @@ def in_child(work: Callable[[], Any]) -> Any:
 def test_claim_is_held_until_it_is_let_go(files: tuple[Path, Path]) -> None:
     one, other = files
     before = open_files()
-    assert not living.is_held(one)
-    living.hold(one)
-    living.hold(other)
+    assert not claim_locks.is_held(one)
+    claim_locks.hold(one)
+    claim_locks.hold(other)
     for _ in range(2):
         # Neither look loses the locks, from here or from another process.
-        assert living.is_held(one)
-        assert in_child(lambda: living.is_held(one))
-    living.let_go(one)
-    living.let_go(one)
-    assert not living.is_held(one)
-    assert in_child(lambda: living.is_held(other))
-    living.let_go(other)
-    assert not in_child(lambda: living.is_held(other))
+        assert claim_locks.is_held(one)
+        assert in_child(lambda: claim_locks.is_held(one))
+    claim_locks.let_go(one)
+    claim_locks.let_go(one)
+    assert not claim_locks.is_held(one)
+    assert in_child(lambda: claim_locks.is_held(other))
+    claim_locks.let_go(other)
+    assert not in_child(lambda: claim_locks.is_held(other))
     assert open_files() == before
 
 
@@ -61,7 +61,7 @@ def test_lock_dies_with_its_process_and_not_with_a_child_of_it(files: tuple[Path
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        living.hold(one)
+        claim_locks.hold(one)
         if not os.fork():
             os.write(writer, f"{os.getpid()}\n".encode())
         signal.pause()
@@ -69,35 +69,35 @@ def test_lock_dies_with_its_process_and_not_with_a_child_of_it(files: tuple[Path
     with open(reader) as pipe:
         grandchild = int(pipe.readline())
     try:
-        assert living.is_held(one)
+        assert claim_locks.is_held(one)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         # Its own child is still there, with a copy of the fd.
-        assert not living.is_held(one)
+        assert not claim_locks.is_held(one)
     finally:
         os.kill(grandchild, signal.SIGKILL)
 
 
 def test_forked_child_has_none_of_it(files: tuple[Path, Path]) -> None:
     one, _ = files
-    living.hold(one)
+    claim_locks.hold(one)
 
     def child() -> bool:
         open_ones = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and fd.readlink() == one]
-        return not open_ones and living.is_held(one)
+        return not open_ones and claim_locks.is_held(one)
 
     assert in_child(child)
-    assert living.is_held(one)
+    assert claim_locks.is_held(one)
 
 
 def test_lock_of_a_file_that_was_replaced_is_taken_again(files: tuple[Path, Path]) -> None:
     one, other = files
     before = open_files()
-    living.hold(one)
+    claim_locks.hold(one)
     other.replace(one)
-    assert not in_child(lambda: living.is_held(one))
-    living.hold(one)
-    assert in_child(lambda: living.is_held(one))
-    living.let_go(one)
-    assert not living.is_held(one)
+    assert not in_child(lambda: claim_locks.is_held(one))
+    claim_locks.hold(one)
+    assert in_child(lambda: claim_locks.is_held(one))
+    claim_locks.let_go(one)
+    assert not claim_locks.is_held(one)
     assert open_files() == before
