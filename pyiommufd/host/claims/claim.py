@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from pyiommufd.errors import ClaimError, ClaimRefusedError, ForkedError
 from pyiommufd.host.claims import journal, transaction
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState
-from pyiommufd.host.claims.refusals import claimed
+from pyiommufd.host.claims.refusals import claimed_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
 from pyiommufd.host.discovery.devices import HostDevice
@@ -89,7 +89,7 @@ class Claim:
             # By the record as it is now: somebody else may have released a kept claim, or recovered this one.
             record = journal.find(self._id)
             if record is not None and record.state is ClaimState.NEWER:
-                raise ClaimError(f"{self!r} is on record as made by {journal.who(record)}")
+                raise ClaimError(f"{self!r} is on record as made by {journal.describe_owner(record)}")
             if record is not None:
                 Transaction(mine, record, report).release()
         self._released = True
@@ -125,7 +125,7 @@ def carry_out(
     try:
         with exclusive() as mine:
             # The cheap check first: if many processes want one device, all but one are refused while the others wait.
-            if taken := tuple(claimed(plan.names)):
+            if taken := tuple(claimed_refusals(plan.names)):
                 raise ClaimRefusedError(taken)
             plan = plan.afresh()
             if plan.refusals:
@@ -165,7 +165,7 @@ def claim_steps(plan: ClaimPlan, *, persist: bool = False, user: User | None = N
 def _persistent(plan: ClaimPlan, user: User | None) -> PersistentClaim:
     environment.check()
     # What a dead process was making or releasing under a name is undone later, by that name.
-    reserved = [record.file for record in journal.visible() if record.file is not None]
+    reserved = [record.file for record in journal.readable_records() if record.file is not None]
     return persistent_claim(plan, None if user is None else user.name, reserved=reserved)
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 _held: dict[Path, int] = {}
 
 
-def hold(record: Path) -> None:
-    """Take the lock of a record's current file, until `let_go` or the end of this process.
+def acquire(record: Path) -> None:
+    """Take the lock of a record's current file, until `release` or the end of this process.
 
     Raises:
         OSError: The file cannot be opened.
     """
     fd = os.open(record, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    let_go(record)  # that of the file that was there before
+    release(record)  # that of the file that was there before
     _held[record] = fd
 
 
-def let_go(record: Path) -> None:
+def release(record: Path) -> None:
     """Release the lock, if this process holds it."""
     fd = _held.pop(record, None)
     if fd is not None:

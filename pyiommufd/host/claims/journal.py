@@ -164,7 +164,7 @@ def _clear() -> None:
             if record is not None and record.boot != boot_id() and record.state is not ClaimState.NEWER:
                 _log.warning("%s is of an earlier boot, whose claims ended with it: removed", path)
                 path.unlink(missing_ok=True)
-    record_migration.join(RUN / "kept", lambda: read_all()[0], write)
+    record_migration.migrate(RUN / "kept", lambda: read_all()[0], write)
 
 
 def write(record: ClaimRecord) -> None:
@@ -172,16 +172,16 @@ def write(record: ClaimRecord) -> None:
     path = _path(record.id)
     durable.write(path, record.text(), 0o600)
     if record.pid == os.getpid() and record.state is not ClaimState.KEPT:
-        claim_locks.hold(path)
+        claim_locks.acquire(path)
     else:
-        claim_locks.let_go(path)
+        claim_locks.release(path)
 
 
 def remove(record: ClaimRecord) -> None:
     """Take a claim off the record."""
     path = _path(record.id)
     path.unlink(missing_ok=True)
-    claim_locks.let_go(path)
+    claim_locks.release(path)
 
 
 def records() -> list[ClaimRecord]:
@@ -197,7 +197,7 @@ def records() -> list[ClaimRecord]:
     return found
 
 
-def visible() -> list[ClaimRecord]:
+def readable_records() -> list[ClaimRecord]:
     """All claims on record; none for a user, who may not look.
 
     Raises:
@@ -240,8 +240,8 @@ def is_alive(record: ClaimRecord) -> bool:
     return claim_locks.is_held(_path(record.id))  # a pid of another PID namespace has no meaning here
 
 
-def who(record: ClaimRecord) -> str:
-    """Whose a claim is, for messages."""
+def describe_owner(record: ClaimRecord) -> str:
+    """Whose a claim is, and what to do with it, for messages."""
     if record.state is ClaimState.NEWER:
         return "a newer pyiommufd: use that one"
     if record.state is ClaimState.KEPT:

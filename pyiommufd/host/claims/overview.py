@@ -87,7 +87,7 @@ def _status(record: ClaimRecord) -> ClaimStatus:
         groups=tuple(record.groups),
         state=str(record.state),
         pid=record.pid if alive else None,
-        who=journal.who(record),
+        who=journal.describe_owner(record),
         since=record.since or None,
         file=record.file,
         user=record.user,

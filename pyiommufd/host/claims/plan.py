@@ -11,7 +11,7 @@ from pyiommufd.errors import ClaimError, DeviceNotFoundError, Refusal
 from pyiommufd.host import drivers, uses
 from pyiommufd.host.checks.bindable import bind_refusals
 from pyiommufd.host.claims.claim import Claim, carry_out
-from pyiommufd.host.claims.refusals import bound_elsewhere, claimed, held, stuck
+from pyiommufd.host.claims.refusals import blocked_devices, bound_elsewhere, claimed_refusals, holder_refusals
 from pyiommufd.host.claims.restore import look, steps_back
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
@@ -355,14 +355,14 @@ def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]
 
 def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]) -> Iterator[Refusal]:
     # Two records of one device could not both be restored: nothing forces this.
-    yield from claimed(_names(groups, moves))
+    yield from claimed_refusals(_names(groups, moves))
     # The uses of what is below a device are among its own; virtual functions are beside it.
     moved = [device for move in moves for device in (move.device, *move.vfs)]
     yield from uses.refusals(*moved)
     yield from bind_refusals(wanted)
     # A process that holds one member owns the group: the group can then be neither bound nor partly released.
     members = [device for group in groups for device in group.devices if device.on_vfio]
-    yield from held(dict.fromkeys([*moved, *members]))
+    yield from holder_refusals(dict.fromkeys([*moved, *members]))
     yield from bound_elsewhere(device for group in groups for device in group.devices)
 
 
@@ -385,9 +385,9 @@ def _steps(moves: Sequence[Move]) -> Iterator[Step]:
 
 
 def _undo(moves: Sequence[Move]) -> Iterator[Step]:
-    there = stuck()
+    blocked = blocked_devices()
     for move in reversed(moves):
-        if not there.isdisjoint(device.name for device in (move.device, *move.gone)):
+        if not blocked.isdisjoint(device.name for device in (move.device, *move.gone)):
             continue  # reading its attributes would block as well; the plan is refused, since the device is claimed
         before = look(move.device.sys_path)
         if before is None:

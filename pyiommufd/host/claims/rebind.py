@@ -9,7 +9,7 @@ from pathlib import Path
 from pyiommufd.errors import ClaimError, ClaimRefusedError, Refusal
 from pyiommufd.host import drivers, sysfs, uses
 from pyiommufd.host.claims.record import ClaimRecord
-from pyiommufd.host.claims.refusals import bound_elsewhere, claimed, stuck
+from pyiommufd.host.claims.refusals import blocked_devices, bound_elsewhere, claimed_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
 from pyiommufd.host.claims.vfs import vfs_refusals, vfs_steps
@@ -132,7 +132,7 @@ def _check_kind(device: HostDevice) -> None:
 
 
 def _steps(device: HostDevice) -> Iterator[Step]:
-    if device.name in stuck():
+    if device.name in blocked_devices():
         return  # reading its attributes would block; the plan is refused, since the device is claimed
     if drivers.driver_override(device) is not None:
         yield device_step(device, Action.CLEAR_OVERRIDE)
@@ -146,7 +146,7 @@ def _refusals(device: HostDevice, force: frozenset[str]) -> Iterator[Refusal]:
     group = device.group
     members = {device, *(() if group is None else group.devices)}
     # With a member on a host driver, a claim of the group would be of no use any more: nothing forces this.
-    yield from claimed({member.name for member in members})
+    yield from claimed_refusals({member.name for member in members})
     yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
     if device.driver is not None:
         yield from vfs_refusals(device, 0, force=force)

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _KeptRecord:
+class _Version1File:
     """One version 1 file. ``entry``: id of the claim, once made; ``earlier``: ids of claims that existed before it."""
 
     id: str
@@ -54,7 +54,7 @@ class _KeptRecord:
         return None
 
 
-def join(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable[[ClaimRecord], None]) -> None:
+def migrate(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable[[ClaimRecord], None]) -> None:
     """Merge all version 1 files into their records; files that cannot be parsed are left in place.
 
     Args:
@@ -69,16 +69,16 @@ def join(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable[[C
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for path in sorted(folder.glob("*.json")):
             try:
-                kept: _KeptRecord = decode(_KeptRecord, json.loads(path.read_text(encoding="utf-8")))
+                kept: _Version1File = decode(_Version1File, json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, RecursionError) as error:
                 _log.warning("%s is no record of a kept claim (%s); look at it and remove it", path, error)
                 continue
             if kept.boot == boot_id():
-                write(_joined(kept, read()))
+                write(_migrated(kept, read()))
             path.unlink(missing_ok=True)
 
 
-def _joined(kept: _KeptRecord, records: list[ClaimRecord]) -> ClaimRecord:
+def _migrated(kept: _Version1File, records: list[ClaimRecord]) -> ClaimRecord:
     record = kept.find(records)
     if record is None:
         # Its devices were released, or never taken; the rest of the claim has to be undone.

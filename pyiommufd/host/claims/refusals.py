@@ -12,19 +12,19 @@ from pyiommufd.host.holders import holders
 from pyiommufd.host.namespaces import sees_all_processes
 
 
-def stuck() -> set[str]:
+def blocked_devices() -> set[str]:
     """The names of devices for which a claim's sysfs write blocks in the kernel, as far as this user may read."""
-    return {name for record in journal.visible() for name in record.stuck}
+    return {name for record in journal.readable_records() for name in record.stuck}
 
 
-def claimed(names: Collection[str]) -> Iterator[Refusal]:
+def claimed_refusals(names: Collection[str]) -> Iterator[Refusal]:
     """The devices that a claim has already, as far as this user may know."""
-    for record in journal.visible():
+    for record in journal.readable_records():
         for name in sorted(record.names & set(names)):
-            yield Refusal(name, "claimed", f"it is claimed already, by {journal.who(record)}")
+            yield Refusal(name, "claimed", f"it is claimed already, by {journal.describe_owner(record)}")
 
 
-def held(devices: Collection[HostDevice]) -> Iterator[Refusal]:
+def holder_refusals(devices: Collection[HostDevice]) -> Iterator[Refusal]:
     """The devices that a process has open, or whose group's node it has."""
     # Scanning all processes is slow: one scan for all devices, and one per device only if that finds a holder.
     for device in devices if holders(*devices) else ():

@@ -172,7 +172,7 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
         # An unreadable file is left for the administrator.
         errors = [claim for _, claim in others if isinstance(claim, ClaimError)]
         errors += [
-            ClaimError(f"{', '.join(sorted(record.names))}: claimed by {journal.who(record)}")
+            ClaimError(f"{', '.join(sorted(record.names))}: claimed by {journal.describe_owner(record)}")
             for record in records
             if record.state is ClaimState.NEWER
         ]
@@ -183,10 +183,10 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
         having = [record for record in kept if name in record.names]
         having += [record for record, claim in others if _is_of(claim, Path(record.file or ""), name, target)]
         if not having:
-            who = next((f": it is claimed by {journal.who(record)}" for record in records if name in record.names), "")
-            if not who:
+            owner = next((journal.describe_owner(record) for record in records if name in record.names), None)
+            if owner is None:
                 as_device(target)  # says what is wrong with the name
-            raise ClaimError(f"no kept claim has {name}{who}")
+            raise ClaimError(f"no kept claim has {name}" + ("" if owner is None else f": it is claimed by {owner}"))
         chosen += [record for record in having if record not in chosen]
     return chosen, []
 

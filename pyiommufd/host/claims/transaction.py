@@ -384,7 +384,7 @@ class Transaction:
             devices = [from_sys_path(path) for path in virtual_functions(step.folder)]
             names = {device.name for device in devices}
             found += [
-                f"{name}: it is claimed by {journal.who(other)}"
+                f"{name}: it is claimed by {journal.describe_owner(other)}"
                 for other in (self._others() if names else ())
                 for name in sorted(names & other.names)
             ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pyiommufd.errors import ClaimError, ClaimRefusedError, Refusal
 from pyiommufd.host import uses
 from pyiommufd.host.claims.record import ClaimRecord
-from pyiommufd.host.claims.refusals import claimed, held
+from pyiommufd.host.claims.refusals import claimed_refusals, holder_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive
 from pyiommufd.host.discovery.devices import HostDevice, as_device
@@ -49,9 +49,9 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
     kinds = uses.forced(force)
     device = as_device(device)
     functions = vfs_of(device).devices if vfs_steps(device, count) else ()
-    found = [*uses.refusals(*functions), *held(functions)]
+    found = [*uses.refusals(*functions), *holder_refusals(functions)]
     return (
-        *claimed([one.name for one in (device, *functions)] if functions else ()),
+        *claimed_refusals([one.name for one in (device, *functions)] if functions else ()),
         *(refusal for refusal in found if refusal.kind not in kinds),
     )
 

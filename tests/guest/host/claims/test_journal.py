@@ -173,7 +173,7 @@ def test_claim_of_a_process_in_another_pid_namespace_is_left_alone(alone: HostDe
         assert holder.stdout is not None
         assert holder.stdout.readline() == "claimed\n"
         (record,) = journal.records()
-        assert journal.who(record) == f"process {record.pid} of another PID namespace"
+        assert journal.describe_owner(record) == f"process {record.pid} of another PID namespace"
         assert recover() == []
         assert alone.refreshed().driver == "vfio-pci"
         holder.kill()

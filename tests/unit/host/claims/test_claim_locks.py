@@ -21,7 +21,7 @@ def files(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         path.touch()
     yield one, other
     for path in (one, other):
-        claim_locks.let_go(path)
+        claim_locks.release(path)
 
 
 def open_files() -> int:
@@ -41,17 +41,17 @@ def test_claim_is_held_until_it_is_let_go(files: tuple[Path, Path]) -> None:
     one, other = files
     before = open_files()
     assert not claim_locks.is_held(one)
-    claim_locks.hold(one)
-    claim_locks.hold(other)
+    claim_locks.acquire(one)
+    claim_locks.acquire(other)
     for _ in range(2):
         # Neither look loses the locks, from here or from another process.
         assert claim_locks.is_held(one)
         assert in_child(lambda: claim_locks.is_held(one))
-    claim_locks.let_go(one)
-    claim_locks.let_go(one)
+    claim_locks.release(one)
+    claim_locks.release(one)
     assert not claim_locks.is_held(one)
     assert in_child(lambda: claim_locks.is_held(other))
-    claim_locks.let_go(other)
+    claim_locks.release(other)
     assert not in_child(lambda: claim_locks.is_held(other))
     assert open_files() == before
 
@@ -61,7 +61,7 @@ def test_lock_dies_with_its_process_and_not_with_a_child_of_it(files: tuple[Path
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        claim_locks.hold(one)
+        claim_locks.acquire(one)
         if not os.fork():
             os.write(writer, f"{os.getpid()}\n".encode())
         signal.pause()
@@ -80,7 +80,7 @@ def test_lock_dies_with_its_process_and_not_with_a_child_of_it(files: tuple[Path
 
 def test_forked_child_has_none_of_it(files: tuple[Path, Path]) -> None:
     one, _ = files
-    claim_locks.hold(one)
+    claim_locks.acquire(one)
 
     def child() -> bool:
         open_ones = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink() and fd.readlink() == one]
@@ -93,11 +93,11 @@ def test_forked_child_has_none_of_it(files: tuple[Path, Path]) -> None:
 def test_lock_of_a_file_that_was_replaced_is_taken_again(files: tuple[Path, Path]) -> None:
     one, other = files
     before = open_files()
-    claim_locks.hold(one)
+    claim_locks.acquire(one)
     other.replace(one)
     assert not in_child(lambda: claim_locks.is_held(one))
-    claim_locks.hold(one)
+    claim_locks.acquire(one)
     assert in_child(lambda: claim_locks.is_held(one))
-    claim_locks.let_go(one)
+    claim_locks.release(one)
     assert not claim_locks.is_held(one)
     assert open_files() == before

@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(journal, "RUN", folder)
     yield folder
     for path in folder.glob("*.json"):
-        claim_locks.let_go(path)
+        claim_locks.release(path)
 
 
 def entry(pid: int | None = None) -> ClaimRecord:
@@ -124,7 +124,7 @@ def test_record_of_a_newer_version_is_left_alone(run: Path) -> None:
     (newer,) = journal.records()
     assert (newer.id, newer.state) == ("abc", ClaimState.NEWER)
     assert newer.names == {"0000:02:01.0", "0000:02:03.0"}
-    assert "newer pyiommufd: use that one" in journal.who(newer)
+    assert "newer pyiommufd: use that one" in journal.describe_owner(newer)
     # Nor is it removed when its boot is over; that is for the newer one to do.
     path.write_text(json.dumps(data | {"version": VERSION + 1, "boot": "of yesterday"}))
     with journal.locked():
@@ -362,15 +362,15 @@ def test_lock_is_given_up_though_a_child_has_it_open() -> None:
 
 def test_whose_it_is() -> None:
     one = entry()
-    assert journal.who(one) == f"this process (pid {os.getpid()})"
+    assert journal.describe_owner(one) == f"this process (pid {os.getpid()})"
     one.start_time -= 1
-    assert "recover" in journal.who(one)
+    assert "recover" in journal.describe_owner(one)
     one.state = ClaimState.KEPT
-    assert "release" in journal.who(one)
-    assert "`pyiommufd release 0000:02:01.0`" in journal.who(one)
+    assert "release" in journal.describe_owner(one)
+    assert "`pyiommufd release 0000:02:01.0`" in journal.describe_owner(one)
     one.take_over()
     one.pid = 0
-    assert "could not be given back whole; `pyiommufd release 0000:02:01.0`" in journal.who(one)
+    assert "could not be given back whole; `pyiommufd release 0000:02:01.0`" in journal.describe_owner(one)
     assert not journal.is_alive(one)
     one.take_over()
     assert (one.state, journal.is_alive(one)) == (ClaimState.IN_PROGRESS, True)
