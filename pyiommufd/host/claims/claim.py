@@ -11,7 +11,7 @@ from pyiommufd.host.claims import journal, transaction
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.claims.refusals import claimed_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
-from pyiommufd.host.claims.transaction import Transaction, exclusive
+from pyiommufd.host.claims.transaction import Transaction, exclusive_access
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.persistent import boot_unit, claim_file, environment
 from pyiommufd.host.persistent.claim_file import PersistentClaim, persistent_claim
@@ -85,13 +85,13 @@ class Claim:
         """
         if self._released or os.getpid() != self._pid:
             return
-        with exclusive(patient=True) as mine:
+        with exclusive_access(interruptible=False) as access:
             # By the record as it is now: somebody else may have released a kept claim, or recovered this one.
             record = journal.find(self._id)
             if record is not None and record.state is ClaimState.NEWER:
                 raise ClaimError(f"{self!r} is on record as made by {journal.describe_owner(record)}")
             if record is not None:
-                Transaction(mine, record, report).release()
+                Transaction(access, record, report).release()
         self._released = True
 
     def __enter__(self) -> Self:
@@ -123,7 +123,7 @@ def carry_out(
     user = find_user(str(user)) if isinstance(user, str | int) else user
     claim = None
     try:
-        with exclusive() as mine:
+        with exclusive_access() as access:
             # The cheap check first: if many processes want one device, all but one are refused while the others wait.
             if taken := tuple(claimed_refusals(plan.names)):
                 raise ClaimRefusedError(taken)
@@ -141,7 +141,7 @@ def carry_out(
             if persistent is not None:
                 record.file = str(persistent.file)
                 record.unit = str(boot_unit.file()) if boot_unit.has_systemd() else None
-            work = Transaction(mine, record, report, force=plan.force)
+            work = Transaction(access, record, report, force=plan.force)
             steps = _steps(plan, user, persistent if persist else None)
             work.carry_out(steps, "the claim", ClaimState.KEPT if keep else ClaimState.SESSION)
             claim = Claim(plan, record)

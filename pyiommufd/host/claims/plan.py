@@ -12,7 +12,7 @@ from pyiommufd.host import drivers, uses
 from pyiommufd.host.checks.bindable import bind_refusals
 from pyiommufd.host.claims.claim import Claim, carry_out
 from pyiommufd.host.claims.refusals import blocked_devices, bound_elsewhere, claimed_refusals, holder_refusals
-from pyiommufd.host.claims.restore import look, steps_back
+from pyiommufd.host.claims.restore import device_state, restore_steps
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.groups import Group, is_safe
@@ -389,12 +389,12 @@ def _undo(moves: Sequence[Move]) -> Iterator[Step]:
     for move in reversed(moves):
         if not blocked.isdisjoint(device.name for device in (move.device, *move.gone)):
             continue  # reading its attributes would block as well; the plan is refused, since the device is claimed
-        before = look(move.device.sys_path)
+        before = device_state(move.device.sys_path)
         if before is None:
             continue
         override = before.driver_override if move.driver is None else move.driver
         count = None if before.numvfs is None else 0
-        yield from steps_back(
+        yield from restore_steps(
             before, replace(before, driver=move.driver, driver_override=override, numvfs=count, vfs=[])
         )
 

@@ -11,7 +11,7 @@ from pyiommufd.host import drivers, sysfs, uses
 from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.claims.refusals import blocked_devices, bound_elsewhere, claimed_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
-from pyiommufd.host.claims.transaction import Transaction, exclusive
+from pyiommufd.host.claims.transaction import Transaction, exclusive_access
 from pyiommufd.host.claims.vfs import vfs_refusals, vfs_steps
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.vfs import vfs_of
@@ -59,7 +59,7 @@ class RebindPlan(OneLine):
             ClaimError: No driver of the host's takes a device, another step failed, or the caller is not root.
             DeviceNotFoundError: A device has gone since the plan was made.
         """
-        with exclusive() as mine:
+        with exclusive_access() as access:
             now = plan_rebind(self.devices, force=self.force)
             if now.steps != self.steps:
                 raise ClaimError("the machine has changed since the plan was made; plan again")
@@ -67,7 +67,7 @@ class RebindPlan(OneLine):
                 raise ClaimRefusedError(now.refusals, "the rebind")
             for device in (device for device in now.devices if device not in now.home):
                 steps = [step for step in now.steps if step.target == device.name]
-                work = Transaction(mine, ClaimRecord.begin(), report, force=self.force)
+                work = Transaction(access, ClaimRecord.begin(), report, force=self.force)
                 work.carry_out(steps, f"the rebind of {device.name}")
         return tuple(device.refreshed() for device in self.devices)
 

@@ -13,7 +13,7 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.claims.signals import DeferredSignals
 from pyiommufd.host.claims.steps import Report
-from pyiommufd.host.claims.transaction import Exclusive, Transaction, exclusive
+from pyiommufd.host.claims.transaction import ExclusiveAccess, Transaction, exclusive_access
 from pyiommufd.host.discovery.devices import DEVICES, HostDevice, as_device
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.persistent.claim_file import NewerFileError, PersistentClaim
@@ -48,13 +48,13 @@ def release(
         CloseError: Something could not be restored; the rest is. Where nothing can be, nothing is changed.
         DeviceNotFoundError: There is no such device, and no claim of one.
     """
-    with _looking() if dry_run else exclusive() as mine:
+    with _dry_run_access() if dry_run else exclusive_access() as access:
         chosen, errors = _chosen(None if devices is None else _named(devices))
         left = [] if leave is None else [*map(_name, _named(leave))]
         for name in left:
             if not any(name in record.names for record in chosen):
                 raise ClaimError(f"{name} is not among what is to be released")
-        return _undo_all(mine, chosen, report, errors, dry_run=dry_run, leave=left, whole=True)
+        return _undo_all(access, chosen, report, errors, dry_run=dry_run, leave=left, whole=True)
 
 
 def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]:
@@ -73,7 +73,7 @@ def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]
         CloseError: Something could not be restored; the rest is.
         ClaimError: The caller is not root; or a file among the records is none: the others' claims are undone.
     """
-    with _looking() if dry_run else exclusive() as mine:
+    with _dry_run_access() if dry_run else exclusive_access() as access:
         records, errors = _latest_first()
         left = []
         for record in records:
@@ -87,8 +87,8 @@ def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]
         if not any(record.unit for record in left):
             stray = ClaimRecord.begin()
             stray.unit = str(boot_unit.file())
-            left += [stray] if any(Transaction(mine, stray).unit_back()) else []
-        names = _undo_all(mine, left, report, errors, dry_run=dry_run)
+            left += [stray] if any(Transaction(access, stray).unit_back()) else []
+        names = _undo_all(access, left, report, errors, dry_run=dry_run)
         if not dry_run:
             durable.remove_drafts(claim_file.FOLDER)
             boot_unit.remove_draft()
@@ -112,14 +112,14 @@ def unmade(records: Iterable[ClaimRecord]) -> Iterator[tuple[ClaimRecord, Persis
 
 
 @contextlib.contextmanager
-def _looking() -> Iterator[Exclusive]:
+def _dry_run_access() -> Iterator[ExclusiveAccess]:
     """Hold the lock, so that no claim is in progress; if there is no record folder, do not create one."""
     with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Helper() as helper:
-        yield Exclusive(helper, DeferredSignals())
+        yield ExclusiveAccess(helper, DeferredSignals())
 
 
 def _undo_all(
-    mine: Exclusive,
+    access: ExclusiveAccess,
     records: Iterable[ClaimRecord],
     report: Report | None,
     errors: Iterable[ClaimError],
@@ -133,7 +133,7 @@ def _undo_all(
     failures: list[BaseException] = []
     nothing = True
     for record in records:
-        work = Transaction(mine, record, report, dry_run=dry_run)
+        work = Transaction(access, record, report, dry_run=dry_run)
         try:
             names += work.release(leave) if whole else work.undo()
             nothing = False

@@ -14,7 +14,7 @@ from pyiommufd.host.discovery.vfs import virtual_functions
 Read = Callable[[Path], str | None]
 
 
-def look(path: Path, read: Read = sysfs.read) -> DeviceState | None:
+def device_state(path: Path, read: Read = sysfs.read) -> DeviceState | None:
     """The current state of a device, as the record describes it; None if the device is gone.
 
     Args:
@@ -28,7 +28,7 @@ def look(path: Path, read: Read = sysfs.read) -> DeviceState | None:
     vendor, device = (sysfs.read(path / name) for name in ("vendor", "device"))
     count = read(path / "sriov_numvfs") if (path / "sriov_totalvfs").exists() else None
     autoprobe = sysfs.read(path / "sriov_drivers_autoprobe")
-    functions = [look(link, read) for link in virtual_functions(path)] if count not in (None, "0") else []
+    functions = [device_state(link, read) for link in virtual_functions(path)] if count not in (None, "0") else []
     return DeviceState(
         name=path.name,
         subsystem=subsystem,
@@ -43,7 +43,7 @@ def look(path: Path, read: Read = sysfs.read) -> DeviceState | None:
     )
 
 
-def steps_back(before: DeviceState, now: DeviceState) -> Iterator[Step]:
+def restore_steps(before: DeviceState, now: DeviceState) -> Iterator[Step]:
     """The steps from the current to the recorded state, however far a claim or a release has got.
 
     Args:
@@ -58,15 +58,15 @@ def steps_back(before: DeviceState, now: DeviceState) -> Iterator[Step]:
             count = 0
         yield device_step(before, Action.UNBIND, driver)
         driver = None
-    yield from _onto(before, driver, override)
+    yield from _restore_driver(before, driver, override)
     # vfio-pci sets it to a value of its own, and so may the host driver on probe.
     if before.power is not None and (now.driver != before.driver or now.power != before.power):
         yield device_step(before, Action.SET_POWER, before.power)
     if before.numvfs is not None:
-        yield from _functions_back(before, now, count)
+        yield from _restore_functions(before, now, count)
 
 
-def _onto(before: DeviceState, driver: str | None, override: str | None) -> Iterator[Step]:
+def _restore_driver(before: DeviceState, driver: str | None, override: str | None) -> Iterator[Step]:
     """From no driver, or the right one, to driver and override as they were."""
     if before.driver is not None and driver is None:
         # An override set while the device was on another driver would not let it back there. And these drivers take a
@@ -81,7 +81,7 @@ def _onto(before: DeviceState, driver: str | None, override: str | None) -> Iter
         yield _override(before, before.driver_override)
 
 
-def _functions_back(before: DeviceState, now: DeviceState, count: int) -> Iterator[Step]:
+def _restore_functions(before: DeviceState, now: DeviceState, count: int) -> Iterator[Step]:
     autoprobe = now.autoprobe
     if count != before.numvfs:
         if count:
@@ -93,12 +93,12 @@ def _functions_back(before: DeviceState, now: DeviceState, count: int) -> Iterat
                 autoprobe = False
             yield device_step(before, Action.SET_VFS, str(before.numvfs))
             for function in before.vfs:
-                yield from steps_back(function, replace(function, driver=None, driver_override=None, power="on"))
+                yield from restore_steps(function, replace(function, driver=None, driver_override=None, power="on"))
     else:
         there = {function.name: function for function in now.vfs}
         for function in before.vfs:
             if function.name in there:
-                yield from steps_back(function, there[function.name])
+                yield from restore_steps(function, there[function.name])
     if before.autoprobe is not None and autoprobe != before.autoprobe:
         yield device_step(before, Action.SET_AUTOPROBE, str(int(before.autoprobe)))
 

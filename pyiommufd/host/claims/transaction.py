@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from pyiommufd.errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
 from pyiommufd.host import drivers, durable, sysfs, uses
-from pyiommufd.host.claims import access, journal, restore
+from pyiommufd.host.claims import journal, restore
+from pyiommufd.host.claims.access import READ_WRITE, grant, granted
 from pyiommufd.host.claims.perform import perform
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, DeviceState, GivenNode, start_time
 from pyiommufd.host.claims.refusals import bound_elsewhere
@@ -29,43 +30,43 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Exclusive:
+class ExclusiveAccess:
     """Exclusive access to the machine's claims: the journal lock is held and signals are deferred.
 
     Attributes:
         helper: Does what may block; it also holds the lock, until its current access is complete.
         signals: Those that have come.
-        told: What dry runs have reported as undone: ids of claims, and paths of files.
+        reported: What dry runs have reported as undone: ids of claims, and paths of files.
     """
 
     helper: Helper
     signals: DeferredSignals
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
-def exclusive(*, patient: bool = False) -> Iterator[Exclusive]:
+def exclusive_access(*, interruptible: bool = True) -> Iterator[ExclusiveAccess]:
     """Wait until nobody else changes the machine by claims.
 
     Args:
-        patient: Do not let signals end the wait for the lock.
+        interruptible: Whether a signal ends the wait for the lock.
 
     Raises:
         ClaimError: The record cannot be written, it takes too long, or a signal has come.
     """
     with (
         deferred_signals() as signals,
-        journal.locked(check=(lambda: None) if patient else signals.check) as lock,
+        journal.locked(check=signals.check if interruptible else lambda: None) as lock,
         Helper(keep=[lock]) as helper,
     ):
-        yield Exclusive(helper, signals)
+        yield ExclusiveAccess(helper, signals)
 
 
 class Transaction:
     """The steps under one claim's record.
 
     Args:
-        mine: The exclusive access under which the steps are taken.
+        access: The exclusive access under which the steps are taken.
         record: What is on record.
         report: Told of each step before it is taken.
         force: The kinds of uses that are no reason not to take a device from its host driver.
@@ -74,14 +75,14 @@ class Transaction:
 
     def __init__(
         self,
-        mine: Exclusive,
+        access: ExclusiveAccess,
         record: ClaimRecord,
         report: Report | None = None,
         *,
         force: Collection[str] = (),
         dry_run: bool = False,
     ) -> None:
-        self._mine = mine
+        self._access = access
         self.record = record
         self._report = report
         self._force = force
@@ -98,15 +99,15 @@ class Transaction:
         """
         try:
             for step in steps:
-                self.take(step)
+                self.apply_step(step)
             if state is None:
-                self.end()
+                self.remove_record()
             else:
-                self.mark(state)
+                self.set_state(state)
         except BaseException as error:
             self.fail(error, what)
 
-    def take(self, step: Step) -> None:
+    def apply_step(self, step: Step) -> None:
         """Record how what it changes is, unless that has been done, and take the step.
 
         Raises:
@@ -114,7 +115,7 @@ class Transaction:
             OSError: It cannot be recorded.
         """
         # Only a step that undoes nothing can be interrupted.
-        helper, signals = self._mine.helper, self._mine.signals
+        helper, signals = self._access.helper, self._access.signals
         signals.check()
         helper.stop = lambda: signals.pending
         try:
@@ -124,21 +125,21 @@ class Transaction:
                 step.action not in (Action.LOAD_DRIVER, *FILE_ACTIONS)
                 and step.target not in (state.name for state in self.record.devices)
             ):  # fmt: skip
-                before = restore.look(step.folder, helper.read)
+                before = restore.device_state(step.folder, helper.read)
                 if before is None:
                     raise DeviceNotFoundError(f"{step.target} has gone since the plan was made")
                 self.record.devices.append(before)
-            self._do(step)
+            self._perform(step)
         finally:
             helper.stop = lambda: False
 
-    def mark(self, state: ClaimState) -> None:
+    def set_state(self, state: ClaimState) -> None:
         """Record what the claim is from now on.
 
         Raises:
             ClaimError: A signal has come: it is to be undone.
         """
-        self._mine.signals.check()
+        self._access.signals.check()
         before = self.record.state, self.record.doing
         self.record.state, self.record.doing = state, ""
         try:
@@ -147,7 +148,7 @@ class Transaction:
             self.record.state, self.record.doing = before
             raise
 
-    def end(self) -> None:
+    def remove_record(self) -> None:
         """Take the record away."""
         durable.commit("remove the record", lambda: journal.remove(self.record))
 
@@ -172,8 +173,8 @@ class Transaction:
             CloseError: Something could not be given back; the rest is, and it stays on record.
             ClaimError: It cannot be recorded that this is begun, and nothing is done.
         """
-        ways, errors = self._look(leave)
-        self.untouched = bool(errors) and not ways and not leave and self.record.state is not ClaimState.IN_PROGRESS
+        plans, errors = self._plan_undo(leave)
+        self.untouched = bool(errors) and not plans and not leave and self.record.state is not ClaimState.IN_PROGRESS
         if self.untouched:
             raise CloseError("nothing was changed:", tuple(errors))
         # A record that says "in progress" already will do, should there be no room to write it again.
@@ -191,10 +192,10 @@ class Transaction:
         names: list[str] = []
         # First remove what would make the claim again at boot, whatever happens afterwards.
         errors += self._undo_files([*self._file_back(), *self._nodes_back()])
-        for before, way in ways:
+        for before, steps in plans:
             try:
-                for step in way:
-                    self._do(step)
+                for step in steps:
+                    self._perform(step)
             except IOMMUFDError as error:
                 if step.action is Action.LOAD_DRIVER:
                     error = ClaimError(
@@ -211,9 +212,9 @@ class Transaction:
             self._write("record what is left")
             raise CloseError("not everything could be given back to the host:", tuple(errors))
         if self._dry_run:
-            self._mine.told.add(self.record.id)
+            self._access.reported.add(self.record.id)
         else:
-            self.end()
+            self.remove_record()
         return names[::-1]
 
     def fail(self, error: BaseException, what: str) -> NoReturn:
@@ -232,32 +233,32 @@ class Transaction:
             raise ClaimError(f"{what} {outcome}: {error}") from error.__cause__ or error
         raise error
 
-    def _look(self, leave: Collection[str]) -> tuple[list[tuple[DeviceState, list[Step]]], list[BaseException]]:
+    def _plan_undo(self, leave: Collection[str]) -> tuple[list[tuple[DeviceState, list[Step]]], list[BaseException]]:
         """For each device, last first: the steps that restore it, or the error why it is left as it is."""
-        ways: list[tuple[DeviceState, list[Step]]] = []
+        plans: list[tuple[DeviceState, list[Step]]] = []
         errors: list[BaseException] = []
         devices = [state for state in reversed(self.record.devices) if state.name not in leave]
         held = _held_groups(devices)
         for before in devices:
             try:
                 check_not_stuck(self.record, before)
-                way = way_back(before, self._mine.helper.read)
-                if way and (users := held.get(before.name)):
+                steps = restore_plan(before, self._access.helper.read)
+                if steps and (users := held.get(before.name)):
                     raise ClaimError(f"{before.name} stays as it is: {'; '.join(users)}; end that, and try again")
-                for step in way:
+                for step in steps:
                     self._check_unused(step, before.name)
-                ways.append((before, way))
+                plans.append((before, steps))
             except OSError as error:
                 errors.append(ClaimError(f"{before.name}: {error}"))
             except IOMMUFDError as error:
                 errors.append(error)
-        return ways, errors
+        return plans, errors
 
     def _undo_files(self, back: Iterable[Step]) -> list[BaseException]:
         errors: list[BaseException] = []
         for step in back:
             try:
-                self._do(step)
+                self._perform(step)
             except IOMMUFDError as error:
                 errors.append(error)
         return errors
@@ -265,7 +266,7 @@ class Transaction:
     def _file_back(self) -> Iterator[Step]:
         file = self.record.file
         if file is not None and self.record.removes_file and Path(file).exists():
-            self._mine.told.add(file)
+            self._access.reported.add(file)
             yield Step(file, Action.REMOVE)
 
     def _nodes_back(self) -> Iterator[Step]:
@@ -289,19 +290,19 @@ class Transaction:
             ):
                 continue
             with contextlib.suppress(OSError):
-                if access.granted(path, uid) == node.before:
+                if granted(path, uid) == node.before:
                     continue  # this step was not reached, or is undone already
             yield Step(place, Action.REVOKE, self.record.user, node.device or "")
 
     def unit_back(self) -> Iterator[Step]:
         """The step that removes the systemd unit, if no persistent claim is left."""
         unit = self.record.unit
-        left = [file for file in claim_file.files() if not (self._dry_run and str(file) in self._mine.told)]
+        left = [file for file in claim_file.files() if not (self._dry_run and str(file) in self._access.reported)]
         if unit is not None and not left and boot_unit.file().exists() and boot_unit.is_ours():
             yield Step(unit, Action.DISABLE)
 
     def _others(self) -> list[ClaimRecord]:
-        gone = {self.record.id, *self._mine.told}
+        gone = {self.record.id, *self._access.reported}
         return [one for one in journal.read_all()[0] if one.id not in gone]
 
     def _note_node(self, step: Step) -> None:
@@ -313,21 +314,21 @@ class Transaction:
             of = "" if device is None else f" of {device.name}"
             raise ClaimError(f"there is no node {node}{of} that {record.user} could be given; pyiommufd check says why")
         uid = record.uid or 0
-        before = access.granted(node, uid)
+        before = granted(node, uid)
         for other in self._others():
             for given in other.nodes:
                 if other.uid == uid and (given.path, given.device) == (str(node), step.sys_path or None):
                     before = given.before  # what there was before any claim gave more
         record.nodes.append(GivenNode(str(node), step.sys_path or None, before))
 
-    def _do(self, step: Step) -> None:
+    def _perform(self, step: Step) -> None:
         """Take a step.
 
         Raises:
             IOMMUFDError: It has failed, or is not taken, as something uses the device.
             OSError: It cannot be recorded; while undoing, it is taken all the same.
         """
-        self._tell(step)
+        self._report_step(step)
         if self._dry_run:
             return
         self.record.doing = str(step)
@@ -337,7 +338,7 @@ class Transaction:
             if step.action in FILE_ACTIONS:
                 self._do_file(step)
             else:
-                durable.commit(str(step), lambda: perform(step, self._mine.helper))
+                durable.commit(str(step), lambda: perform(step, self._access.helper))
         except OSError as error:
             if isinstance(error, StuckError):
                 # Until that process has ended, the kernel may still carry out the write.
@@ -361,8 +362,8 @@ class Transaction:
             case _:
                 node = next(one for one in self.record.nodes if (one.device or "") == step.sys_path)
                 uid, gives = self.record.uid or 0, step.action is Action.GRANT
-                permissions = access.READ_WRITE if gives else node.before
-                durable.commit(str(step), lambda: access.grant(Path(node.path), uid, permissions))
+                permissions = READ_WRITE if gives else node.before
+                durable.commit(str(step), lambda: grant(Path(node.path), uid, permissions))
                 if not gives:
                     self.record.nodes.remove(node)
 
@@ -403,7 +404,7 @@ class Transaction:
         record.wanted = [wanted for wanted in record.wanted if wanted != name]
         record.waiting.pop(name, None)
 
-    def _tell(self, step: Step) -> None:
+    def _report_step(self, step: Step) -> None:
         if self._report is None:
             return
         try:
@@ -444,23 +445,23 @@ def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
         )
 
 
-def way_back(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]:
+def restore_plan(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]:
     """The steps that give a device back, from how it is now; none where it is gone, or another is in its place."""
-    now = restore.look(Path(before.sys_path), read)
+    now = restore.device_state(Path(before.sys_path), read)
     if now is None:
         _log.warning("%s is gone, and with it what there was to restore", before.name)
         return []
     if before.identity is not None and now.identity != before.identity:
         _log.warning("%s is another device by now, %s: it is left as it is", before.name, now.identity)
         return []
-    way = list(restore.steps_back(before, now))
+    steps = list(restore.restore_steps(before, now))
     # Load first, so that a device whose driver cannot be loaded any more stays on its current one.
     loads = [
         replace(step, action=Action.LOAD_DRIVER)
-        for step in way
+        for step in steps
         if step.action is Action.BIND and not drivers.is_loaded(step.subsystem, step.value or "")
     ]
-    return [*dict.fromkeys(loads), *way]
+    return [*dict.fromkeys(loads), *steps]
 
 
 def _held_groups(states: Iterable[DeviceState]) -> dict[str, list[str]]:

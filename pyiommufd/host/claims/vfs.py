@@ -10,7 +10,7 @@ from pyiommufd.host import uses
 from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.claims.refusals import claimed_refusals, holder_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
-from pyiommufd.host.claims.transaction import Transaction, exclusive
+from pyiommufd.host.claims.transaction import Transaction, exclusive_access
 from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.host.discovery.vfs import VFs, vfs_of
 
@@ -84,11 +84,11 @@ def set_vfs(
         ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
     """
     device = as_device(device)
-    with exclusive() as mine:
+    with exclusive_access() as access:
         steps = vfs_steps(device, count)
         if refusals := vfs_refusals(device, count, force=force):
             raise ClaimRefusedError(refusals, f"the change of {device.name}'s virtual functions")
         if steps:
-            work = Transaction(mine, ClaimRecord.begin(), report, force=force)
+            work = Transaction(access, ClaimRecord.begin(), report, force=force)
             work.carry_out(steps, f"setting the number of virtual functions of {device.name}")
     return vfs_of(device)

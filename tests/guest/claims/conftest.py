@@ -41,7 +41,7 @@ def state() -> Callable[[], State]:
     """How every device of the machine is: driver, override, virtual functions and theirs."""
 
     def state() -> State:
-        devices = {device.name: restore.look(device.sys_path) for device in list_devices("pci")}
+        devices = {device.name: restore.device_state(device.sys_path) for device in list_devices("pci")}
         return {name: device for name, device in devices.items() if device is not None}
 
     return state

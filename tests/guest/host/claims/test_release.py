@@ -44,7 +44,7 @@ def state(first: HostDevice, alone: HostDevice) -> Callable[[], State]:
 
     def state() -> State:
         members = [device for at in (first, alone) for device in find_group(at.group_id or 0).devices]
-        return {device.name: restore.look(device.sys_path) for device in members}
+        return {device.name: restore.device_state(device.sys_path) for device in members}
 
     return state
 

@@ -91,7 +91,7 @@ def test_device_that_the_kernel_is_at_is_not_looked_at(
     entry.waiting = {"0000:01:00.1": [os.getpid(), start_time(os.getpid()) or 0]}
     on_record(entry)
     looked: list[Path] = []
-    monkeypatch.setattr(plan_module, "look", looked.append)
+    monkeypatch.setattr(plan_module, "device_state", looked.append)
     assert {refusal.kind for refusal in plan_claim(NAME).refusals} == {"claimed"}
     assert looked == []
     entry.waiting = {}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyiommufd.host.claims.record import DeviceState
-from pyiommufd.host.claims.restore import steps_back
+from pyiommufd.host.claims.restore import restore_steps
 from pyiommufd.host.claims.steps import Action, Step
 
 HOME = "virtio-pci"
@@ -26,7 +26,7 @@ def device(
 
 
 def words(before: DeviceState, now: DeviceState) -> list[str]:
-    return [str(step).replace("pf: ", "") for step in steps_back(before, now)]
+    return [str(step).replace("pf: ", "") for step in restore_steps(before, now)]
 
 
 class Machine:
@@ -154,12 +154,12 @@ def test_every_way_back_arrives_also_when_it_is_begun_anew_halfway(
 ) -> None:
     """After any number of its steps, the rest is found again from how the device is then."""
     machine = Machine(now)
-    for step in itertools.islice(steps_back(before, _copy(now)), cut):
+    for step in itertools.islice(restore_steps(before, _copy(now)), cut):
         machine.take(step)
-    for step in list(steps_back(before, _copy(machine.pf))):
+    for step in list(restore_steps(before, _copy(machine.pf))):
         machine.take(step)
     assert machine.pf == before
-    assert list(steps_back(before, machine.pf)) == []
+    assert list(restore_steps(before, machine.pf)) == []
 
 
 def _copy(device: DeviceState) -> DeviceState:
