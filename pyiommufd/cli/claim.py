@@ -124,7 +124,7 @@ def _at_boot(dry_run: bool) -> None:
         if outcome.error is not None:
             say(f"{outcome.file or 'what was left half done'}: nothing is done: {failed(outcome.error)}")
         else:
-            done = "claimed already" if outcome.there else "would be claimed" if dry_run else "claimed"
+            done = "claimed already" if outcome.already_claimed else "would be claimed" if dry_run else "claimed"
             say(f"{outcome.file}: {done}: {' '.join(outcome.devices)}")
     if any(outcome.error is not None for outcome in outcomes):
         sys.exit(FAILED)

@@ -39,7 +39,7 @@ def rebind(devices: tuple[str, ...], force: tuple[str, ...], dry_run: bool) -> N
     with ended_by_signals():
         plan = plan_rebind(find_devices(devices), force=force)
         print_visibility_note()
-        for device in plan.home:
+        for device in plan.on_host_driver:
             say(f"{device.name} is on {device.driver} already: nothing to do")
         if dry_run:
             check_refusals(plan.refusals, "the rebind")
@@ -47,5 +47,5 @@ def rebind(devices: tuple[str, ...], force: tuple[str, ...], dry_run: bool) -> N
             return
         if plan.steps or plan.refusals:
             for device in plan.apply(report=show_step):
-                if device not in plan.home:
+                if device not in plan.on_host_driver:
                     say(f"{device.name} is on {device.driver}")

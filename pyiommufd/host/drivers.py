@@ -70,7 +70,7 @@ def driver_of(device: HostDevice) -> str | None:
     return sysfs.link_name(device.sys_path / "driver")
 
 
-def is_home(device: HostDevice) -> bool:
+def is_on_host_driver(device: HostDevice) -> bool:
     """Whether the device is on a host driver, rather than on none, pci-stub or a vfio driver."""
     return device.driver is not None and not device.on_vfio and device.driver != "pci-stub"
 

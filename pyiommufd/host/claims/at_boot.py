@@ -19,23 +19,23 @@ from pyiommufd.host.users import find_user
 
 
 @dataclass(frozen=True, slots=True)
-class AtBoot:
+class BootOutcome:
     """The outcome of one persistent claim at boot.
 
     Attributes:
         file: Its file; None for what an earlier run had left half done.
         devices: The names of the devices that were asked for.
         error: Why nothing of it is done, or None.
-        there: Whether it had been made already.
+        already_claimed: Whether it had been made already.
     """
 
     file: Path | None
     devices: tuple[str, ...] = ()
     error: Exception | None = None
-    there: bool = False
+    already_claimed: bool = False
 
 
-def claim_persistent(*, report: Report | None = None, dry_run: bool = False) -> list[AtBoot]:
+def claim_persistent(*, report: Report | None = None, dry_run: bool = False) -> list[BootOutcome]:
     """Make all persistent claims. Of each, all is done or nothing.
 
     What died halfway before is undone first. One that has been made already is left as it is.
@@ -47,12 +47,12 @@ def claim_persistent(*, report: Report | None = None, dry_run: bool = False) -> 
     Raises:
         ClaimError: A signal has come.
     """
-    found: list[AtBoot] = []
+    found: list[BootOutcome] = []
     try:
         recover(report=report, dry_run=dry_run)
     except (OSError, IOMMUFDError) as error:
-        found.append(AtBoot(None, error=error))
-    return found + [_make(file, report, dry_run) for file in claim_file.files()]
+        found.append(BootOutcome(None, error=error))
+    return found + [_claim_at_boot(file, report, dry_run) for file in claim_file.files()]
 
 
 def plan_again(claim: PersistentClaim) -> ClaimPlan:
@@ -80,13 +80,13 @@ def plan_again(claim: PersistentClaim) -> ClaimPlan:
     return plan
 
 
-def _make(file: Path, report: Report | None, dry_run: bool) -> AtBoot:
+def _claim_at_boot(file: Path, report: Report | None, dry_run: bool) -> BootOutcome:
     try:
         claim = claim_file.read(file)
         names = tuple(identity.name for identity in claim.wanted)
         for record in journal.records():
             if record.file == str(file) and record.state is ClaimState.KEPT:
-                return AtBoot(file, names, there=True)
+                return BootOutcome(file, names, already_claimed=True)
         plan = plan_again(claim)
         user = None if claim.user is None else find_user(claim.user)
         if not dry_run:
@@ -94,6 +94,6 @@ def _make(file: Path, report: Report | None, dry_run: bool) -> AtBoot:
         elif report is not None:
             for step in claim_steps(plan, user=user):
                 report(step)
-        return AtBoot(file, tuple(device.name for device in plan.devices))
+        return BootOutcome(file, tuple(device.name for device in plan.devices))
     except (OSError, IOMMUFDError) as error:
-        return AtBoot(file, error=error)
+        return BootOutcome(file, error=error)

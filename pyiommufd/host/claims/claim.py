@@ -127,7 +127,7 @@ def carry_out(
             # The cheap check first: if many processes want one device, all but one are refused while the others wait.
             if taken := tuple(claimed_refusals(plan.names)):
                 raise ClaimRefusedError(taken)
-            plan = plan.afresh()
+            plan = plan.recomputed()
             if plan.refusals:
                 raise ClaimRefusedError(plan.refusals)
             record = ClaimRecord.begin([group.id for group in plan.groups], [device.name for device in plan.devices])

@@ -81,7 +81,7 @@ def _probe(step: Step, helper: Helper) -> None:
             reason = str(error)
     if _driver(step) is not None:
         _past_added_ids(step, helper)
-    if not _is_home(step):
+    if not _is_on_host_driver(step):
         known = f", though {step.value} announce it" if step.value else ""
         raise ClaimError(f"no driver of the host's takes {step.target}{known}" + (f" ({reason})" if reason else ""))
 
@@ -96,7 +96,7 @@ def _past_added_ids(step: Step, helper: Helper) -> None:
     known = (step.value or "").split(", ")
     others = [path for path in _drivers(step).iterdir() if path.name != "pci-stub" and "vfio" not in path.name]
     for path in sorted(others, key=lambda path: (path.name not in known, path.name)):
-        if _is_home(step):
+        if _is_on_host_driver(step):
             return
         if (driver := _driver(step)) is not None:
             helper.write(_drivers(step) / driver / "unbind", step.target)
@@ -155,8 +155,8 @@ def _named(step: Step) -> str:
     return drivers.loaded_name(step.subsystem, step.value or "") or step.value or ""
 
 
-def _is_home(step: Step) -> bool:
-    return drivers.is_home(from_sys_path(step.folder))
+def _is_on_host_driver(step: Step) -> bool:
+    return drivers.is_on_host_driver(from_sys_path(step.folder))
 
 
 def _wait_for_node(folder: Path) -> None:

@@ -17,7 +17,7 @@ from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.groups import Group, is_safe
 from pyiommufd.host.discovery.vfs import vfs_of
-from pyiommufd.host.uses.folders import devices_below, goes_with
+from pyiommufd.host.uses.folders import devices_below, is_removed_with
 from pyiommufd.printable import OneLine, counted, listed
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class ClaimPlan(OneLine):
         """
         return carry_out(self, keep=keep, persist=persist, user=user, report=report)
 
-    def afresh(self) -> ClaimPlan:
+    def recomputed(self) -> ClaimPlan:
         """The same plan over the machine as it is now.
 
         What the caller was shown is what is done: where the groups have other members by now, or a member another
@@ -282,7 +282,7 @@ def _moves(
     gone = _gone(members, wanted)
     for device in (device for device in members if device not in gone):
         named = drivers.vfio_driver_for(device, driver) if driver is not None and device in wanted else None
-        if stays_put(device, device in wanted) and named in (None, device.driver):
+        if is_left_as_is(device, device in wanted) and named in (None, device.driver):
             stays.append(device)
             continue
         if device in wanted and device.is_bridge:
@@ -310,7 +310,7 @@ def _gone(members: Collection[HostDevice], wanted: Collection[HostDevice]) -> se
     functions = {
         function: device
         for device in members
-        if device not in parents and not stays_put(device, device in wanted)
+        if device not in parents and not is_left_as_is(device, device in wanted)
         for function in vfs_of(device).devices
     }
     for device in wanted:
@@ -333,7 +333,7 @@ def parents_among(members: Iterable[HostDevice], wanted: Collection[HostDevice] 
 
     Args:
         members: The devices, such as a whole group.
-        wanted: Those that the claim names; see `stays_put`.
+        wanted: Those that the claim names; see `is_left_as_is`.
     """
     by_path = {str(device.sys_path): device for device in members}
     # Nearly all members are as far from the top as the others, and none is below another.
@@ -342,7 +342,7 @@ def parents_among(members: Iterable[HostDevice], wanted: Collection[HostDevice] 
     found = {}
     for path, device in by_path.items() if heads else ():
         for above in _above(path, heads) if path.count("/") > depth else ():
-            if goes_with(device, above) and not stays_put(above, above in wanted):
+            if is_removed_with(device, above) and not is_left_as_is(above, above in wanted):
                 found[device] = above
     return found
 
@@ -399,7 +399,7 @@ def _undo(moves: Sequence[Move]) -> Iterator[Step]:
         )
 
 
-def stays_put(device: HostDevice, wanted: bool) -> bool:
+def is_left_as_is(device: HostDevice, wanted: bool) -> bool:
     """Whether a claim leaves this member of a group as it is."""
     if device.on_vfio:
         return True

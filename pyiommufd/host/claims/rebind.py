@@ -25,7 +25,7 @@ class RebindPlan(OneLine):
 
     Attributes:
         devices: The devices that were asked for, each after the bridges that it is behind.
-        home: Those of them that are on a host driver already: nothing is done with them.
+        on_host_driver: Those of them that are on a host driver already: nothing is done with them.
         steps: Every single change to the machine that `apply` makes, in order. The value of the last one of a device
             says which drivers announce it, as far as the kernel's module aliases have them.
         refusals: What speaks against it and was not named to ``force``.
@@ -33,7 +33,7 @@ class RebindPlan(OneLine):
     """
 
     devices: tuple[HostDevice, ...]
-    home: tuple[HostDevice, ...]
+    on_host_driver: tuple[HostDevice, ...]
     steps: tuple[Step, ...]
     refusals: tuple[Refusal, ...]
     force: frozenset[str] = frozenset()
@@ -65,7 +65,7 @@ class RebindPlan(OneLine):
                 raise ClaimError("the machine has changed since the plan was made; plan again")
             if now.refusals:
                 raise ClaimRefusedError(now.refusals, "the rebind")
-            for device in (device for device in now.devices if device not in now.home):
+            for device in (device for device in now.devices if device not in now.on_host_driver):
                 steps = [step for step in now.steps if step.target == device.name]
                 work = Transaction(access, ClaimRecord.begin(), report, force=self.force)
                 work.carry_out(steps, f"the rebind of {device.name}")
@@ -94,8 +94,8 @@ def plan_rebind(
     wanted = sorted(as_devices(devices), key=lambda device: str(device.sys_path))
     if not wanted:
         raise ValueError("no device to rebind was named")
-    home = [device for device in wanted if drivers.is_home(device)]
-    moved = [device for device in wanted if device not in home]
+    on_host_driver = [device for device in wanted if drivers.is_on_host_driver(device)]
+    moved = [device for device in wanted if device not in on_host_driver]
     functions = {function: device for device in moved if device.driver for function in vfs_of(device).devices}
     for device in wanted:
         if device in functions:
@@ -107,7 +107,7 @@ def plan_rebind(
         _check_kind(device)
     return RebindPlan(
         devices=tuple(wanted),
-        home=tuple(home),
+        on_host_driver=tuple(on_host_driver),
         steps=tuple(step for device in moved for step in _steps(device)),
         refusals=tuple(dict.fromkeys(refusal for device in moved for refusal in _refusals(device, kinds))),
         force=kinds,

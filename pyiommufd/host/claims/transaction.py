@@ -380,7 +380,7 @@ class Transaction:
         found: list[object] = []
         devices = []
         if step.action is Action.UNBIND:
-            devices = [device for device in [from_sys_path(step.folder)] if drivers.is_home(device)]
+            devices = [device for device in [from_sys_path(step.folder)] if drivers.is_on_host_driver(device)]
         elif step.action is Action.SET_VFS:
             devices = [from_sys_path(path) for path in virtual_functions(step.folder)]
             names = {device.name for device in devices}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyiommufd.host.claims.plan import parents_among, stays_put
+from pyiommufd.host.claims.plan import is_left_as_is, parents_among
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.holders import Holder, holders
 from pyiommufd.host.overview.standing import REFUSED, Standing, standings
@@ -131,7 +131,7 @@ def _groups(
         claimable = [device for device in group if standing[device] in (Standing.CLAIMABLE, *REFUSED)]
         parents = parents_among(group)
         # Where only one can be claimed, that is the one that is named.
-        moved = [device for device in group if not stays_put(device, claimable == [device])]
+        moved = [device for device in group if not is_left_as_is(device, claimable == [device])]
         yield GroupBox(
             id=number,
             devices=tuple(group),

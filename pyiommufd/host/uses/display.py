@@ -9,7 +9,7 @@ from pathlib import Path
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.uses.folders import listed
+from pyiommufd.host.uses.folders import join_words
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 _SCREEN = re.compile(r"fb[0-9]+|card[0-9]+")
@@ -46,14 +46,14 @@ def display_refusals(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[
     if _is_boot_display(device) or any(map(_is_marked, shown)):
         names = names or {*(screen.name for screen in _screens_of_firmware()), *_text_consoles()}
         if names:
-            yield Refusal(device.name, "boot-display", f"it is the boot display, in use as {listed(sorted(names))}")
+            yield Refusal(device.name, "boot-display", f"it is the boot display, in use as {join_words(sorted(names))}")
         return
     # Which framebuffer the console is on the kernel does not tell: it may be on each.
     names = {name for name in names if name.startswith("fb")}
     if not names and _is_display(device):
         names = _framebuffers_of_firmware()
     if names and _has_console(_FRAMEBUFFER) and not _is_known():
-        where = f"the host's console may be on it, by {listed(sorted(names))}"
+        where = f"the host's console may be on it, by {join_words(sorted(names))}"
         yield Refusal(device.name, "boot-display", f"{where}: the kernel names no boot display")
 
 

@@ -45,11 +45,11 @@ def devices_below(device: HostDevice, folders: Iterable[Path] | None = None) -> 
                 found = from_sys_path(folder)
             except DeviceNotFoundError:
                 continue  # gone since
-            if goes_with(found, device):
+            if is_removed_with(found, device):
                 yield found
 
 
-def goes_with(device: HostDevice, above: HostDevice) -> bool:
+def is_removed_with(device: HostDevice, above: HostDevice) -> bool:
     """Whether a device that is below another in sysfs goes away when that one leaves its driver.
 
     A platform device below one of another bus may be what firmware has described, and not that driver's.
@@ -108,7 +108,7 @@ def node_name(folder: Path | str) -> str:
     return f"/dev/{Path(folder).name.replace('!', '/')}"
 
 
-def listed(names: list[str], most: int = 3) -> str:
+def join_words(names: list[str], most: int = 3) -> str:
     """Names for a sentence: ``a``, ``a and b``, ``a, b, c and 12 more``."""
     if len(names) > most + 1:
         return f"{', '.join(names[:most])} and {len(names) - most} more"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.uses.folders import devices_below, listed
+from pyiommufd.host.uses.folders import devices_below, join_words
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 
@@ -28,4 +28,4 @@ def function_refusals(device: HostDevice, snapshot: MachineSnapshot) -> Iterator
 
 
 def _listed(drivers: dict[str, str]) -> str:
-    return listed(sorted(f"{name} ({driver})" for name, driver in drivers.items()))
+    return join_words(sorted(f"{name} ({driver})" for name, driver in drivers.items()))

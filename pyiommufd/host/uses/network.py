@@ -12,7 +12,7 @@ from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.namespaces import foreign_namespaces, sees_all_processes
-from pyiommufd.host.uses.folders import listed
+from pyiommufd.host.uses.folders import join_words
 from pyiommufd.host.uses.netlink import Link
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 from pyiommufd.printable import printable
@@ -121,8 +121,8 @@ def _unseen(device: HostDevice, found: dict[int, Interface]) -> Iterator[Refusal
     names = [str(one) for one in found.values() if one.link is None and one.name == one.lowest and one.folder.is_dir()]
     if names:
         reason = (
-            f"what {listed(names)} does cannot be seen from here: its network namespace is not that of this process; "
-            f"look {_from_the_host()}"
+            f"what {join_words(names)} does cannot be seen from here: its network namespace is not that of this "
+            f"process; look {_from_the_host()}"
         )
         yield Refusal(device.name, "unseen", reason)
 
@@ -154,10 +154,10 @@ def _traffic(device: HostDevice, interface: Interface, link: Link) -> Iterator[R
         yield Refusal(device.name, "default-route", f"{which} leaves by {interface}")
     if link.routes:
         which, verb = ("routes", "leave") if len(link.routes) > 1 else ("a route", "leaves")
-        yield Refusal(device.name, "route", f"{which} {verb} by {interface}: {listed(list(link.routes))}")
+        yield Refusal(device.name, "route", f"{which} {verb} by {interface}: {join_words(list(link.routes))}")
     if link.is_up and link.addresses:
         plural = "es" if len(link.addresses) > 1 else ""
-        reason = f"{interface} is up, with the address{plural} {listed(link.addresses)}"
+        reason = f"{interface} is up, with the address{plural} {join_words(link.addresses)}"
         yield Refusal(device.name, "address", reason)
     if link.is_up and link.hardware in _WITHOUT_ADDRESS:
         yield Refusal(device.name, "held", f"{interface} is up, as {_WITHOUT_ADDRESS[link.hardware]} interface")
@@ -173,12 +173,12 @@ def _sockets(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, Int
             inodes = bound.get(index) if interface.link is not None else None
             if inodes:
                 holders = sorted({holder for inode in inodes if (holder := snapshot.socket_holders.get(inode))})
-                by = f", of {listed(holders)}" if holders else ""
+                by = f", of {join_words(holders)}" if holders else ""
                 yield Refusal(device.name, "held", f"{what} is bound to {interface}{by}")
     up = _up(found)
     if sockets.unlisted and up:
         reason = (
-            f"whether an AF_XDP socket is bound to {listed(up)} cannot be seen: the kernel does not list "
+            f"whether an AF_XDP socket is bound to {join_words(up)} cannot be seen: the kernel does not list "
             f"{sockets.unlisted} of them, for want of CONFIG_XDP_SOCKETS_DIAG, or since the interface of one is gone"
         )
         yield Refusal(device.name, "unseen", reason)
@@ -195,7 +195,7 @@ def _messages(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, In
             unknown = unknown or f"{printable(name)}, which they should, is not the name of an interface here"
     up = _up(found)
     if unknown and up:
-        reason = f"whether the kernel's messages go by {listed(up)} (netconsole) cannot be seen: {unknown}"
+        reason = f"whether the kernel's messages go by {join_words(up)} (netconsole) cannot be seen: {unknown}"
         yield Refusal(device.name, "unseen", reason)
 
 
@@ -219,8 +219,10 @@ def _hidden_layers(device: HostDevice, snapshot: MachineSnapshot, found: dict[in
             yield Refusal(device.name, "held", reason)
     up = _up(found)
     if up and snapshot.foreign_links.unseen:
-        whose = printable(listed(snapshot.foreign_links.unseen))
-        reason = f"whether an interface of another network namespace stands above {listed(up)} cannot be seen: {whose}"
+        whose = printable(join_words(snapshot.foreign_links.unseen))
+        reason = (
+            f"whether an interface of another network namespace stands above {join_words(up)} cannot be seen: {whose}"
+        )
         yield Refusal(device.name, "unseen", f"{reason}; look on the host, as root")
 
 

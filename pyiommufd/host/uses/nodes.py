@@ -10,7 +10,7 @@ from pathlib import Path
 from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.uses.folders import is_below, listed, node_name
+from pyiommufd.host.uses.folders import is_below, join_words, node_name
 from pyiommufd.host.uses.processes import char_path, console_names
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 
@@ -37,7 +37,7 @@ def node_refusals(device: HostDevice, snapshot: MachineSnapshot, above: Iterable
             name = node_name(path) if file.is_node else path
             holders.setdefault(name, []).append(file.holder)
     for name, processes in sorted(holders.items()):
-        yield Refusal(device.name, "held", f"{name} is held open by {listed(processes)}")
+        yield Refusal(device.name, "held", f"{name} is held open by {join_words(processes)}")
     yield from _paravirtual_console(device, snapshot)
     yield from _dma_channels(device, snapshot)
 
@@ -72,11 +72,11 @@ def _dma_channels(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Ref
     channels = [folder for folder in snapshot.folders(device) if folder.parent.name == "dma"]
     names = sorted(folder.name for folder in channels if sysfs.number(folder / "in_use"))
     if names:
-        yield Refusal(device.name, "held", f"the kernel has DMA channels of it in use: {listed(names)}")
+        yield Refusal(device.name, "held", f"the kernel has DMA channels of it in use: {join_words(names)}")
 
 
 def _paravirtual_console(device: HostDevice, snapshot: MachineSnapshot) -> Iterator[Refusal]:
     """A console of virtio: the kernel does not say which of its consoles hvc0, hvc1 … goes by which device."""
     names = [name for name in console_names() if name.startswith("hvc")]
     if names and any(sysfs.link_name(folder / "driver") == "virtio_console" for folder in snapshot.folders(device)):
-        yield Refusal(device.name, "held", f"the kernel's console {listed(names)} may go by it")
+        yield Refusal(device.name, "held", f"the kernel's console {join_words(names)} may go by it")

@@ -16,7 +16,7 @@ from pyiommufd.host.uses.folders import (
     fibre_channel_controllers,
     fibre_channel_ports,
     is_below,
-    listed,
+    join_words,
     node_name,
     number_of,
 )
@@ -63,7 +63,7 @@ class Block:
     def by_way_of(self) -> str:
         """For a sentence: through which layers."""
         layers = (*self.below, self.name)
-        return f", by way of {listed(list(layers), most=9)}" if len(layers) > 1 else ""
+        return f", by way of {join_words(list(layers), most=9)}" if len(layers) > 1 else ""
 
 
 def blocks(device: HostDevice, snapshot: MachineSnapshot) -> dict[str, Block]:
@@ -127,7 +127,7 @@ def storage_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[
     for holding in _filesystems(numbers, snapshot).values():
         yield _mounted(device, [mount for mount, _ in holding], holding[0][1][0].by_way_of)
     if untold := _untold(found, snapshot):
-        names = listed([block.label for block in untold])
+        names = join_words([block.label for block in untold])
         yield Refusal(device.name, "mounted", f"a filesystem of btrfs that is mounted is on {names}")
     yield from _shares(device, snapshot)
     for path, number in snapshot.swaps if numbers else ():
@@ -166,7 +166,7 @@ def _layers(device: HostDevice, found: dict[str, Block]) -> Iterator[Refusal]:
     for (kind, below), names in built.items():
         what = {"md": "a member of the RAID array", "dm": "under device mapper's"}.get(kind, "under")
         plural = "s" if kind == "md" and len(names) > 1 else ""
-        yield Refusal(device.name, kind, f"{found[below].label} is {what}{plural} {listed(names)}")
+        yield Refusal(device.name, kind, f"{found[below].label} is {what}{plural} {join_words(names)}")
 
 
 def _filesystems(
@@ -207,7 +207,7 @@ def _untold(found: dict[str, Block], snapshot: MachineSnapshot) -> list[Block]:
 
 def _mounted(device: HostDevice, mounts: list[Mount], by_way_of: str = "") -> Refusal:
     """The refusal for one filesystem."""
-    points = listed(sorted({mount.place for mount in mounts}, key=lambda place: (len(place), place)))
+    points = join_words(sorted({mount.place for mount in mounts}, key=lambda place: (len(place), place)))
     if any(mount.is_root for mount in mounts):
         return Refusal(device.name, "root", f"it holds the root filesystem, mounted on {points}{by_way_of}")
     return Refusal(device.name, "mounted", f"it holds the filesystem mounted on {points}{by_way_of}")

@@ -25,7 +25,7 @@ def test_claims_are_made_again_at_boot() -> None:
     assert [outcome.error for outcome in claim_persistent()] == [None, None]
     assert [entry.wanted for entry in journal.records()] == [[name] for name in NAMES]
     # Once more changes nothing.
-    assert [outcome.there for outcome in claim_persistent()] == [True, True]
+    assert [outcome.already_claimed for outcome in claim_persistent()] == [True, True]
     assert len(journal.records()) == 2
     release([NAMES[0]])
     reboot()

@@ -49,7 +49,7 @@ def test_device_at_home_and_order(fake: FakeSysfs) -> None:
     fake.pci(NAME, parent="0000:00:01.0", driver="pci-stub", group=7)
     fake.pci("0000:00:00.0", driver="igb", group=2, driver_override="vfio-pci")
     plan = plan_rebind([NAME, "0000:00:00.0", "0000:00:01.0"])
-    assert [device.name for device in plan.home] == ["0000:00:00.0"]
+    assert [device.name for device in plan.on_host_driver] == ["0000:00:00.0"]
     assert [str(step) for step in plan.steps] == [
         "0000:00:01.0: let its host driver take it: which one, the kernel decides",
         f"{NAME}: unbind from pci-stub",

@@ -26,7 +26,7 @@ def test_claim_of_the_version_before_is_released(known: bool) -> None:
     joined = journal.find(record.id)
     assert joined is not None
     assert (joined.state, joined.file, joined.unit) == (record.state, record.file, record.unit)
-    assert [outcome.there for outcome in claim_persistent()] == [True, True]
+    assert [outcome.already_claimed for outcome in claim_persistent()] == [True, True]
     release([NAMES[0]])
     assert there() == ["record: kept", f"{NAMES[1]}.toml", *WHOLE[2:]]
     release()
