@@ -95,7 +95,7 @@ class Helper(Closing):
         if not sys.executable:
             sysfs.write(path, text)
             return
-        status, _ = self._ask("w", path, text, seconds, f"writing {text.strip()!r} to {path}")
+        status, _ = self._request("w", path, text, seconds, f"writing {text.strip()!r} to {path}")
         if status:
             raise OSError(status, os.strerror(status), str(path))
 
@@ -111,10 +111,10 @@ class Helper(Closing):
         """
         if not sys.executable:
             return sysfs.read(path)
-        status, data = self._ask("r", path, "", seconds, f"reading {path}")
+        status, data = self._request("r", path, "", seconds, f"reading {path}")
         return None if status else os.fsdecode(data.strip())
 
-    def _ask(self, kind: str, path: Path, text: str, seconds: float | None, what: str) -> tuple[int, bytes]:
+    def _request(self, kind: str, path: Path, text: str, seconds: float | None, what: str) -> tuple[int, bytes]:
         seconds = SECONDS if seconds is None else seconds
         process = self._process = self._process or self._start()
         assert process.stdin is not None  # noqa: S101 (what Popen was asked for)

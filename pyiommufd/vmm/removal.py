@@ -43,9 +43,9 @@ class RemovalNotices(Closing):
                 return
             event = self._monitor.poll(0)
             if event is not None:
-                self._look_at(event)
+                self._handle(event)
 
-    def _look_at(self, event: DeviceEvent) -> None:
+    def _handle(self, event: DeviceEvent) -> None:
         if event.subsystem == "vfio-dev":
             # …/0000:02:01.0/vfio-dev/vfio0
             device = self._devices.get(event.sys_path.parent.parent)

@@ -56,10 +56,10 @@ def foreign_links(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
 
     # A thread that ends with this: it does not come back from where it goes.
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_ask_all, namespaces).result()
+        return pool.submit(_all_links_above_ours, namespaces).result()
 
 
-def _ask_all(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
+def _all_links_above_ours(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
     result = ForeignLinks()
     with _opened(f"{sysfs.PROC}/self/ns/net") as ours:
         seen = {_inode(ours)}
@@ -69,7 +69,9 @@ def _ask_all(namespaces: Iterable[tuple[str, str]]) -> ForeignLinks:
                     if ours is None or fd is None or _inode(fd) in seen:
                         continue
                     seen.add(_inode(fd))
-                    result.found += [ForeignLink(f"{link.name} of {whose}", link.below) for link in _ask(fd, ours)]
+                    result.found += [
+                        ForeignLink(f"{link.name} of {whose}", link.below) for link in _links_above_ours(fd, ours)
+                    ]
             except OSError as error:
                 result.unseen.append(f"{whose} ({error.strerror})")
     return result
@@ -104,7 +106,7 @@ def _inode(fd: int | None) -> int | None:
     return None if fd is None else os.fstat(fd).st_ino
 
 
-def _ask(namespace: int, ours: int) -> list[netlink.Link]:
+def _links_above_ours(namespace: int, ours: int) -> list[netlink.Link]:
     """The interfaces in a network namespace, which this thread enters, that stand above one of ours."""
     import ctypes  # likewise
 

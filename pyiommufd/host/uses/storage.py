@@ -126,8 +126,8 @@ def storage_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[
     yield from _layers(device, found)
     for holding in _filesystems(numbers, snapshot).values():
         yield _mounted(device, [mount for mount, _ in holding], holding[0][1][0].by_way_of)
-    if untold := _untold(found, snapshot):
-        names = join_words([block.label for block in untold])
+    if unlisted := _unlisted_btrfs(found, snapshot):
+        names = join_words([block.label for block in unlisted])
         yield Refusal(device.name, "mounted", f"a filesystem of btrfs that is mounted is on {names}")
     yield from _shares(device, snapshot)
     for path, number in snapshot.swaps if numbers else ():
@@ -197,12 +197,12 @@ def _spans() -> dict[int, set[int]]:
     return found
 
 
-def _untold(found: dict[str, Block], snapshot: MachineSnapshot) -> list[Block]:
-    """Disks of btrfs filesystems of which no mount table tells: the kernel lists those that are mounted anywhere."""
+def _unlisted_btrfs(found: dict[str, Block], snapshot: MachineSnapshot) -> list[Block]:
+    """Disks of mounted btrfs filesystems that are in no mount table; the kernel lists all disks of mounted ones."""
     numbers = {block.number: block for block in found.values() if block.number is not None}
-    told = {block.name for holding in _filesystems(numbers, snapshot).values() for _, on in holding for block in on}
+    listed = {block.name for holding in _filesystems(numbers, snapshot).values() for _, on in holding for block in on}
     members = set(_spans() if numbers else ())
-    return [block for number, block in numbers.items() if number in members and block.name not in told]
+    return [block for number, block in numbers.items() if number in members and block.name not in listed]
 
 
 def _mounted(device: HostDevice, mounts: list[Mount], by_way_of: str = "") -> Refusal:
@@ -256,7 +256,7 @@ def hidden_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[s
     numbers = {block.number: block for block in found.values() if block.number is not None}
     used = {block.name for holding in _filesystems(numbers, snapshot).values() for _, on in holding for block in on}
     used |= {numbers[number].name for _, number in snapshot.swaps if number in numbers}
-    used |= {block.name for block in _untold(found, snapshot)}
+    used |= {block.name for block in _unlisted_btrfs(found, snapshot)}
     opened = {file.sys_path for file in snapshot.open_files}
     used |= {name for name, block in found.items() if str(block.folder) in opened}
     # A layer in use makes everything below it used; what else is built on that is not thereby used.
@@ -265,12 +265,12 @@ def hidden_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[s
         # If the exclusive open of a whole disk succeeds, its partitions are unused as well.
         if block.name in used or (block.below and block.is_own and block.below[-1] not in used):
             continue
-        if block.number is not None and (refusal := _ask(device, block)):
+        if block.number is not None and (refusal := _probe_exclusive_open(device, block)):
             yield refusal
 
 
-def _ask(device: HostDevice, block: Block) -> Refusal | None:
-    """Whether the kernel has a disk for itself, by opening it exclusively."""
+def _probe_exclusive_open(device: HostDevice, block: Block) -> Refusal | None:
+    """Check whether the kernel holds a disk exclusively, by opening it so."""
     node = node_name(block.folder)
     end = time.monotonic() + _PATIENCE
     while True:
