@@ -18,9 +18,9 @@ _KEYS = {
     "groups": "the numbers of the IOMMU groups",
     "state": "kept (until a release), session (of a process), in progress (or left half done), newer (made by a newer "
     "pyiommufd), not made (on record for every boot, and not made now)",
-    "pid": "the process whose it is, or null: it is nobody's, or the process is gone",
-    "who": "whose it is, in words",
-    "since": "when it was begun, as ISO 8601 has it, or null",
+    "pid": "the owning process, or null if there is none or it has ended",
+    "who": "the owner, in words",
+    "since": "when it was begun, in ISO 8601 format, or null",
     "file": "the file that has it made at every boot, or null",
     "user": "the user who may open the devices, or null",
     "stuck": "what is not as it should be, a sentence each",
@@ -32,7 +32,7 @@ _KEYS = {
 def claims(as_json: bool) -> None:
     """Show what is claimed now: by whom, since when, whether at every boot, and what of it is stuck.
 
-    Takes root, whose the record is. Exit status 1 where a file among the records is none.
+    Requires root, who owns the record. Exit status 1 if a file in the record's folder is not a record.
     """
     found, errors = list_claims()
     print_visibility_note()

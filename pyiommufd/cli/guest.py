@@ -112,7 +112,7 @@ def guest(
         if kernel is not None:
             raise click.UsageError("--kernel and --build-kernel exclude each other", ctx)
         if build != NEWEST and not re.fullmatch(r"\d+(\.\d+)+[\w.+~-]*", build):
-            raise click.UsageError(f"--build-kernel: {build} is no version; put -- before COMMAND", ctx)
+            raise click.UsageError(f"--build-kernel: {build} is not a version; put -- before COMMAND", ctx)
         kernel = str(_build(build, alone=not command))
     if not command:
         echo(kernel)

@@ -27,7 +27,7 @@ def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, .
     for text in value:
         if not _IDS.fullmatch(text.lower()):
             raise click.BadParameter(
-                f"{printable(text)} is no vendor:device, such as 8086:10fb, 8086: or :10fb", ctx, param
+                f"{printable(text)} is not a vendor:device, such as 8086:10fb, 8086: or :10fb", ctx, param
             )
     return value
 
@@ -42,7 +42,7 @@ def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, .
     "wanted",
     multiple=True,
     type=click.Choice([one.value for one in Standing]),
-    help="That stand so to a claim.",
+    help="With this standing.",
 )
 @json_option(records.DEVICE)
 def list_command(

@@ -92,7 +92,7 @@ def _print(made: ClaimPlan) -> None:
     sections: list[tuple[str, list[str]]] = [
         ("a claim takes these steps:", list(map(str, made.steps))),
         ("to undo them by hand, as root:", list(made.undo_commands)),
-        ("in spite of:", list(map(str, made.forced))),
+        ("forced:", list(map(str, made.forced))),
         ("it would be refused; --force KIND overrides any kind but claimed:", list(map(str, made.refusals))),
     ]
     lines = list(made.outline)

@@ -153,7 +153,7 @@ def run(
         plan = plan_claim(devices, force=force)
         print_visibility_note()
         for refusal in plan.forced:
-            _tell(f"in spite of: {refusal}")
+            _tell(f"forced: {refusal}")
         check_token(plan.devices, vf_token)
         if vf_token is not None and command and (chosen or kind_of(command[0])) is Kind.QEMU:
             _tell("QEMU, as of 11.1, makes no use of a VF token with iommufd: the kernel may refuse it the device")

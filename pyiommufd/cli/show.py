@@ -24,8 +24,8 @@ _KEYS = (
     records.DEVICE
     | {
         "class": "its class in words, or null",
-        "subsystem_vendor_id": "who made the board, or null",
-        "subsystem_device_id": "which board, or null",
+        "subsystem_vendor_id": "vendor id of the board, or null",
+        "subsystem_device_id": "device id of the board, or null",
         "revision": "of the hardware, two hexadecimal digits, or null",
         "driver_override": "the driver it was told to take, or null",
         "aliases": "the PCI addresses that its DMA can carry",

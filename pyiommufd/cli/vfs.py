@@ -37,11 +37,11 @@ _KEYS = {
 @dry_run_option
 @json_option(_KEYS)
 def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Show the virtual functions of DEVICE, or have it have COUNT of them.
+    """Show the virtual functions of DEVICE, or set their number to COUNT.
 
     Those that it has go away first, unless it is that many already. What the host, a claim or a process uses is
     refused, and so is taking them from a DEVICE that is claimed; one that has none may be claimed and then given
-    some. Where a step fails it has those of before again.
+    some. If a step fails, the previous ones are restored.
 
     Steps are printed, one a line, each before it is taken; with --json, to the standard error.
     """

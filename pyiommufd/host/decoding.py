@@ -38,8 +38,8 @@ def decode(kind: Any, value: Any) -> Any:
         return kind(value)
     elif type(value) is kind or (kind is float and type(value) is int):
         return value
-    raise ValueError(f"{repr(value)[:60]} is no {_KINDS.get(origin or kind, 'table')}")
+    raise ValueError(f"{repr(value)[:60]} is not {_KINDS.get(origin or kind, 'a table')}")
 
 
-_KINDS = {str: "string", int: "whole number", float: "number", bool: "true or false", list: "array"}
-"""What is said of a value that is none. What is not here is a table, as TOML calls it; JSON says object."""
+_KINDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "an array"}
+"""How messages name the types. What is not here is a table, as TOML calls it; JSON says object."""

@@ -126,9 +126,9 @@ def _vfio_driver_named(device: HostDevice, named: str, general: str) -> str:
         if wanted in (_plain(module), _plain(driver)):
             return driver
     there = loaded_name(bus, named) is not None or module_file(named) is not None
-    what = f"the driver {named} is no vfio driver" if there else f"there is no driver {named} here"
+    what = f"the driver {named} is not a vfio driver" if there else f"there is no driver {named} here"
     choice = ", ".join(dict.fromkeys(known.values())) or "none"
-    raise ClaimError(f"{device.name}: {what}; the vfio drivers to be had for the bus {bus}: {choice}")
+    raise ClaimError(f"{device.name}: {what}; the vfio drivers available for the bus {bus}: {choice}")
 
 
 def host_drivers_for(device: HostDevice) -> tuple[str, ...]:

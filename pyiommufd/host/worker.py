@@ -128,7 +128,7 @@ class Helper(Closing):
             raise StuckError(f"{what} {how}: something still uses the device", process.pid)
         if not answer.endswith(b"\n"):
             self.close()
-            raise OSError(errno.ECHILD, "the process that was to do it has been killed", str(path))
+            raise OSError(errno.ECHILD, "the helper process has been killed", str(path))
         status, _, data = answer.decode().strip().partition(" ")
         return int(status), bytes.fromhex(data)
 

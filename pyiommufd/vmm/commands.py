@@ -83,7 +83,7 @@ def command_line(
             raise ValueError("Cloud Hypervisor has no option for a VF token: its --device takes none")
         return cloud_hypervisor.command_line(command, fds[0], fds[1:], options)
     if options:
-        raise ValueError(f"{command[0]} is no monitor whose device options are known: put them into its arguments")
+        raise ValueError(f"{command[0]} is not a monitor whose device options are known: put them into its arguments")
     places = {"{iommufd}": str(fds[0]), **{f"{{device{number}}}": str(fd) for number, fd in enumerate(fds[1:])}}
     if token is not None:
         places["{vf-token}"] = str(token)
@@ -98,7 +98,7 @@ def command_line(
 def _check_option(option: str) -> None:
     """Refuse what the monitor would only refuse once it has the devices, or what would name others."""
     if not re.match(r"[^=,]+=", option):
-        raise ValueError(f"{option!r} is no option of a device: KEY=VALUE")
+        raise ValueError(f"{option!r} is not an option of a device: KEY=VALUE")
     # A comma in a value is two.
     for key in re.findall(r"(?:^|(?<!,),)([^=,]+)=", option):
         if key in _OURS:
@@ -115,7 +115,7 @@ def _check_wrapper(command: Sequence[str]) -> None:
         known = kind_of(words[0]) if words else Kind.OTHER
         if known is not Kind.OTHER:
             raise ValueError(
-                f"{command[0]} is no monitor that is known by its name, so that {words[0]} would get no devices: "
+                f"{command[0]} is not a monitor that is known by its name, so that {words[0]} would get no devices: "
                 f"say that it starts one, and takes further arguments for it, with --vmm {known}; or, for a program "
                 f"that finds its fds itself, --vmm {Kind.OTHER}"
             )

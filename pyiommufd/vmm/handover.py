@@ -172,7 +172,7 @@ class Handover(Closing):
                 taken.close()
             _close(left)
             if isinstance(error, ValueError):
-                raise HandoverError(f"what was handed over is of no use: {error}") from error
+                raise HandoverError(f"what was handed over cannot be used: {error}") from error
             raise
         return cls(iommufds[0], devices, vf_token=vf_token)
 

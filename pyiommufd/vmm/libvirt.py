@@ -25,7 +25,7 @@ def hostdev_xml(device: HostDevice, *, managed: bool = False) -> str:
     """
     match = _ADDRESS.fullmatch(device.name) if device.subsystem == "pci" else None
     if match is None:
-        raise ValueError(f"{device.name} is no PCI device")
+        raise ValueError(f"{device.name} is not a PCI device")
     domain, bus, slot, function = match.groups()
     element = ElementTree.Element("hostdev", mode="subsystem", type="pci", managed="yes" if managed else "no")
     ElementTree.SubElement(element, "driver", name="vfio", iommufd="yes")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 # With these options QEMU would outlive the process that started it: it daemonizes, or it changes its user, which
 # clears PR_SET_PDEATHSIG.
 _REFUSED = {
-    "daemonize": "QEMU would leave for another process, and the devices be taken from it; leave it out",
-    "runas": "QEMU would outlive whoever started it; leave it out, and use --user",
+    "daemonize": "QEMU would continue in another process, without the devices; leave this option out",
+    "runas": "QEMU would outlive the process that started it; leave this option out, and use --user",
 }
 
 

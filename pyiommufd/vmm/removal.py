@@ -51,8 +51,8 @@ class RemovalNotices(Closing):
             device = self._devices.get(event.sys_path.parent.parent)
             if device is not None and event.action == "remove":
                 self._note(device, leaving=True)
-                held = "; ".join(map(str, holders(device))) or f"{self._given_to} has let go already"
-                self._tell(f"the host takes {device.name} back, and the kernel asks for it: {held}")
+                held = "; ".join(map(str, holders(device))) or f"{self._given_to} has released it already"
+                self._tell(f"the host removes {device.name}, and the kernel asks for its release: {held}")
             return
         device = self._devices.get(event.sys_path)
         if device is not None and event.action in ("remove", "unbind"):

@@ -34,7 +34,7 @@ def as_token(token: uuid.UUID | str | None) -> uuid.UUID | None:
     try:
         return uuid.UUID(token)
     except ValueError:
-        raise ValueError(f"{token!r} is no UUID, as a VF token is") from None
+        raise ValueError(f"{token!r} is not a UUID, which a VF token has to be") from None
 
 
 def takes_token(device: HostDevice) -> bool:

@@ -171,7 +171,9 @@ def test_hot_unplug(guest: Guest, plugged: tuple[str, str], how: str) -> None:
     program = Program(guest, address, "--", "python", STANDIN, "fds", *(["remove"] if how == "serves" else []), "wait")
     pid = program.wait_for("ready ")
     guest.unplug(name, timeout=patience() if how == "serves" else 0)
-    assert f"pid {pid} (python" in program.wait_for(f"the host takes {address} back, and the kernel asks for it: ")
+    assert f"pid {pid} (python" in program.wait_for(
+        f"the host removes {address}, and the kernel asks for its release: "
+    )
     guest.run(["kill", "-TERM", pid], check=True)
     assert program.end() == 115, program.errors.decode()
     if how == "ignores":

@@ -40,7 +40,7 @@ def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
         if firmware := firmware_regions(device.group_id):
             reason = (
                 f"every bind is refused, as firmware keeps memory mapped for IOMMU group {device.group_id} "
-                f"({firmware}): see whether its setup can let go of it"
+                f"({firmware}): see whether its setup can release it"
             )
             yield Refusal(device.name, "reserved", reason)
 

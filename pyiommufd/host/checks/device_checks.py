@@ -24,7 +24,7 @@ def reserved(machine: Machine) -> Iterator[Finding]:
             State.WARNING,
             f"firmware keeps memory mapped for IOMMU group {group.id}: its devices cannot be bound",
             f"{regions} (direct)",
-            "see whether the firmware can let go of it (a device used for management, or as the boot display)",
+            "see whether the firmware can release it (a device used for management, or as the boot display)",
             tuple(device.name for device in group.devices),
         )
     if machine.groups and not found:
@@ -114,7 +114,7 @@ def reset(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "reset",
             State.WARNING,
-            "some devices cannot be reset: what one VM left in them the next one finds",
+            "some devices cannot be reset: state left by one VM is visible to the next",
             f"no reset_method: {', '.join(without)}",
             "give such a device to one user only, or reboot in between",
             without,
@@ -133,7 +133,7 @@ def mixed_group(machine: Machine) -> Iterator[Finding]:
             yield Finding(
                 "mixed-group",
                 State.WARNING,
-                f"IOMMU group {group.id} is half given away: none of it can be bound",
+                f"IOMMU group {group.id} is only partly on vfio: none of it can be bound",
                 f"on vfio: {', '.join(map(str, given))}; on host drivers: "
                 + ", ".join(f"{device.name} ({device.driver})" for device in group.blockers),
                 f"claim the whole group: plan_claim({given[0].name!r}).apply()",

@@ -139,7 +139,7 @@ def isolated_msi(machine: Machine) -> Iterator[Finding]:
             State.UNKNOWN,
             "whether interrupts are isolated from each other",
             "the kernel has no attribute for it",
-            "bind a device: EPERM with no other cause says no",
+            "bind a device: EPERM with no other cause means no",
         )
     elif allowed:
         yield Finding(
@@ -147,7 +147,7 @@ def isolated_msi(machine: Machine) -> Iterator[Finding]:
             State.WARNING,
             "devices can raise each other's interrupts, and iommufd was told to accept that",
             "no IR- controller in /proc/interrupts; iommufd.allow_unsafe_interrupts=1",
-            "turn interrupt remapping on in the firmware (QEMU's intel-iommu: intremap=on), then the exception off",
+            "turn interrupt remapping on in the firmware (QEMU's intel-iommu: intremap=on), then that setting off",
         )
     else:
         yield Finding(

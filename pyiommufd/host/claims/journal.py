@@ -116,7 +116,7 @@ class _Queued:
                 who = f"this process (pid {pid})" if pid == str(os.getpid()) else f"process {pid}"
                 raise ClaimError(
                     f"another claim, release or recovery has not ended within {seconds:g} s: {path} is locked "
-                    f"by {who}, or by one that waits in the kernel for a device that it was to unbind"
+                    f"by {who}, or by a helper process that blocks in an unbind"
                 )
 
     def _wait(self) -> None:
@@ -247,9 +247,9 @@ def describe_owner(record: ClaimRecord) -> str:
     if record.state is ClaimState.KEPT:
         return f"a kept claim; `pyiommufd release {record.example}` gives it back"
     if not record.pid:
-        return f"a claim that could not be given back whole; `pyiommufd release {record.example}` goes on with it"
+        return f"a claim that was not given back completely; `pyiommufd release {record.example}` continues it"
     if not is_alive(record):
-        return "a process that is gone; `pyiommufd recover` gives it back"
+        return "a process that has ended; `pyiommufd recover` gives it back"
     if record.pid_namespace not in (None, namespace("self", "pid")):
         return f"process {record.pid} of another PID namespace"
     return f"this process (pid {record.pid})" if record.pid == os.getpid() else f"process {record.pid}"
@@ -280,13 +280,13 @@ def _read(path: Path) -> ClaimRecord | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ClaimError(f"{path} is no record of a claim ({error.strerror}); look at it and remove it") from error
+        raise ClaimError(f"{path} is not a record of a claim ({error.strerror}); look at it and remove it") from error
     with open(fd, "rb") as file:
         _check_owner(path, os.fstat(fd), stat.S_ISREG)
         try:
             record = parse(json.loads(file.read()))
         except (ValueError, RecursionError) as error:
-            raise ClaimError(f"{path} is no record of a claim ({error}); look at it and remove it") from error
+            raise ClaimError(f"{path} is not a record of a claim ({error}); look at it and remove it") from error
     if record.state is ClaimState.NEWER:
         _log.debug("%s is of a newer version", path)
         record.id = path.stem

@@ -83,7 +83,7 @@ def _probe(step: Step, helper: Helper) -> None:
         _past_added_ids(step, helper)
     if not _is_on_host_driver(step):
         known = f", though {step.value} announce it" if step.value else ""
-        raise ClaimError(f"no driver of the host's takes {step.target}{known}" + (f" ({reason})" if reason else ""))
+        raise ClaimError(f"no host driver takes {step.target}{known}" + (f" ({reason})" if reason else ""))
 
 
 def _past_added_ids(step: Step, helper: Helper) -> None:

@@ -290,8 +290,8 @@ def _moves(
         below = tuple(sorted(devices_below(device), key=str))
         if mediated := [one.name for one in below if one.subsystem == "mdev"]:
             raise ClaimError(
-                f"{device.name} is what the mediated devices {', '.join(mediated)} are made of: they would be "
-                "destroyed, and could not be given back; remove them first"
+                f"{device.name} is the parent of the mediated devices {', '.join(mediated)}: they would be "
+                "destroyed, and could not be restored; remove them first"
             )
         target = None if device.is_bridge else named or drivers.vfio_driver_for(device)
         moves.append(Move(device, target, vfs_of(device).devices, below))

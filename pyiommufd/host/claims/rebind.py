@@ -56,7 +56,7 @@ class RebindPlan(OneLine):
 
         Raises:
             ClaimRefusedError: A process, a claim or the host uses one of the devices; nothing is done.
-            ClaimError: No driver of the host's takes a device, another step failed, or the caller is not root.
+            ClaimError: No host driver takes a device, another step failed, or the caller is not root.
             DeviceNotFoundError: A device has gone since the plan was made.
         """
         with exclusive_access() as access:

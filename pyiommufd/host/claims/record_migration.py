@@ -71,7 +71,7 @@ def migrate(folder: Path, read: Callable[[], list[ClaimRecord]], write: Callable
             try:
                 kept: _Version1File = decode(_Version1File, json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, RecursionError) as error:
-                _log.warning("%s is no record of a kept claim (%s); look at it and remove it", path, error)
+                _log.warning("%s is not a record of a kept claim (%s); look at it and remove it", path, error)
                 continue
             if kept.boot == boot_id():
                 write(_migrated(kept, read()))

@@ -39,5 +39,5 @@ def bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
         # vfio-pci enables a device when it is bound and no longer (Linux 7.3, drivers/vfio/pci/vfio_pci_core.c,
         # vfio_pci_core_enable).
         if device.on_vfio and sysfs.read(device.sys_path / "enable") not in (None, "0") and not holders(device):
-            reason = "a vfio user has it bound, who is not among the processes seen here: look from the host"
+            reason = "it is bound by a process that is not visible here: look from the host"
             yield Refusal(device.name, "held", reason)

@@ -91,7 +91,7 @@ class Step(OneLine):
     text: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.target}: {_WORDS[self.action].format(self.value or 'which one, the kernel decides')}"
+        return f"{self.target}: {_WORDS[self.action].format(self.value or 'the one that the kernel chooses')}"
 
     @property
     def command(self) -> str:

@@ -413,7 +413,7 @@ class Transaction:
             if not self._undoing:
                 raise
             # Restoring the devices comes first: continue, without further reports.
-            _log.warning("whoever is told of the steps has failed; the release goes on", exc_info=True)
+            _log.warning("the report callback has failed; the release continues", exc_info=True)
             self._report = None
 
     def _write(self, what: str) -> None:
@@ -425,7 +425,7 @@ class Transaction:
             if not self._undoing:
                 raise
             # The record has the original state, from which the restore steps can be computed at any point.
-            _log.warning("the record cannot be written (%s); the release goes on", error)
+            _log.warning("the record cannot be written (%s); the release continues", error)
 
 
 def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
@@ -440,8 +440,8 @@ def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
             continue
         pid, _ = record.waiting[name]
         raise ClaimError(
-            f"{name}: what was asked of the kernel earlier has not returned (process {pid} waits for it); something "
-            "still uses the device: once that is closed, `pyiommufd recover` does the rest"
+            f"{name}: an earlier write to sysfs still blocks in the kernel (process {pid}); something "
+            "still uses the device: once that is closed, `pyiommufd recover` completes it"
         )
 
 

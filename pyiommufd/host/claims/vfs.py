@@ -65,7 +65,7 @@ def set_vfs(
 ) -> VFs:
     """Set the number of virtual functions of a physical function.
 
-    Those that it has go away first, unless it is that many already. Where a step fails, it has those of before again.
+    Those that it has go away first, unless it is that many already. If a step fails, the previous ones are restored.
 
     Args:
         device: The physical function.

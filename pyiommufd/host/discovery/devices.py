@@ -241,7 +241,7 @@ def find_device(name: str) -> HostDevice:
         raise TypeError(f"the name of a device is a str, not {type(name).__name__}")
     text = name.strip()
     if "\0" in text or not text:
-        raise DeviceNotFoundError(f"{name!r} is no name of a device")
+        raise DeviceNotFoundError(f"{name!r} is not the name of a device")
     if text.startswith("/"):
         return _by_path(text)
     text = text.lower()

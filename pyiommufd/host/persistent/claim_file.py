@@ -78,12 +78,12 @@ class PersistentClaim:
         """What its file holds.
 
         Raises:
-            ClaimError: A string is no text, as a name of bytes that are no UTF-8.
+            ClaimError: A string is not text, as a name of bytes that are not UTF-8.
         """
         try:
             return self._toml()
         except UnicodeEncodeError as error:
-            raise ClaimError(f"{self.file} cannot hold {error.object!r}: that is no text") from None
+            raise ClaimError(f"{self.file} cannot hold {error.object!r}: that is not text") from None
 
     def _toml(self) -> str:
         lines = [_HEAD, f"version = {_VERSION}", f"force = {_toml(list(self.force))}"]
@@ -116,8 +116,8 @@ def persistent_claim(
         folder: Where it is to be on record; None: `FOLDER`.
 
     Raises:
-        ClaimError: A device is no PCI device, or is in a persistent claim already; or what it is known by, or the
-            user's name, is no text.
+        ClaimError: A device is not a PCI device, or is in a persistent claim already; or what it is known by, or the
+            user's name, is not text.
     """
     folder = FOLDER if folder is None else folder
     taken, among = plan.endpoints, list_devices("pci")
@@ -157,7 +157,7 @@ def read(file: Path) -> PersistentClaim:
         # Root acts on what it says.
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise ClaimError(
-                f"{file} can be written by others than root: it is not used; look at it, then chmod and chown"
+                f"{file} can be written by users other than root: it is not used; look at it, then chmod and chown"
             )
         data = _parsed(file.read_text(encoding="utf-8"))
         version = data.pop("version", None)
@@ -176,7 +176,7 @@ def read(file: Path) -> PersistentClaim:
         if data or not claim.wanted:
             raise ValueError(f"unknown key {min(data)}" if data else "no device")
     except (OSError, ValueError) as error:
-        raise ClaimError(f"{file} is no persistent claim ({error}); look at it and remove it") from error
+        raise ClaimError(f"{file} is not a persistent claim ({error}); look at it and remove it") from error
     return claim
 
 
@@ -210,5 +210,5 @@ def _free_name(folder: Path, name: str, reserved: Collection[str]) -> Path:
 def _toml(value: str | list[str]) -> str:
     # TOML's basic strings and arrays of them are written as JSON writes them, but for DEL, which TOML wants escaped.
     text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    text.encode()  # half of a surrogate pair is no text
+    text.encode()  # half of a surrogate pair is not text
     return text

@@ -64,7 +64,7 @@ def check() -> None:
         return
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise ClaimError(
-        f"others than root can change what root is to run at each boot: {', '.join(found[:_SHOWN])}{more}; install "
+        f"users other than root can change what root runs at each boot: {', '.join(found[:_SHOWN])}{more}; install "
         "pyiommufd where only root can write, such as in a venv that root makes below /opt, or for the distribution's "
         "Python, and run claim --persist from there"
     )
@@ -114,7 +114,7 @@ def _asked() -> tuple[list[str], dict[str, list[str]]]:
 
 
 def writable_by_others(places: Iterable[Path]) -> list[str]:
-    """What others than root can write of these, or of the folders above them, and why: a phrase each.
+    """What users other than root can write of these, or of the folders above them, and why: a phrase each.
 
     Where that is a folder, what is below is not listed besides.
 

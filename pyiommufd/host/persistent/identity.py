@@ -99,10 +99,10 @@ def identify(device: HostDevice, among: Sequence[HostDevice] | None = None) -> I
         among: All PCI devices of this machine, as for `Identity.find`.
 
     Raises:
-        ClaimError: It is no PCI device, which alone have what it takes.
+        ClaimError: It is not a PCI device, which alone have what it takes.
     """
     if device.subsystem != "pci":
-        raise ClaimError(f"{device.name} is no PCI device: there is nothing to know it by at the next boot")
+        raise ClaimError(f"{device.name} is not a PCI device: there is nothing to know it by at the next boot")
     ids, serial, path = _ids(device), serial_number(device), pci_path(device)
     alike = [other for other in (list_devices("pci") if among is None else among) if _is_of(other, ids)]
     if serial is not None:

@@ -190,12 +190,12 @@ def _messages(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, In
     unknown = snapshot.netconsole.unseen
     for name in snapshot.netconsole.interfaces:
         if name in seen:
-            yield Refusal(device.name, "held", f"the kernel's messages go by {seen[name]} (netconsole)")
+            yield Refusal(device.name, "held", f"netconsole sends the kernel's messages by {seen[name]}")
         elif all(link.name != name for link in snapshot.links.values()):
-            unknown = unknown or f"{printable(name)}, which they should, is not the name of an interface here"
+            unknown = unknown or f"its interface {printable(name)} does not exist here"
     up = _up(found)
     if unknown and up:
-        reason = f"whether the kernel's messages go by {join_words(up)} (netconsole) cannot be seen: {unknown}"
+        reason = f"whether netconsole sends the kernel's messages by {join_words(up)} cannot be seen: {unknown}"
         yield Refusal(device.name, "unseen", reason)
 
 

@@ -280,10 +280,10 @@ def _probe_exclusive_open(device: HostDevice, block: Block) -> Refusal | None:
                 return None
         except OSError as error:
             if error.errno != errno.EBUSY:
-                reason = f"whether the kernel has {node} for itself cannot be seen: {error.strerror}"
+                reason = f"whether the kernel holds {node} exclusively cannot be seen: {error.strerror}"
                 where = "; look from the host, as root" if error.errno in (errno.EACCES, errno.EPERM) else ""
                 return Refusal(device.name, "unseen", reason + where)
         # Another process may be making the same check right now.
         if time.monotonic() > end:
-            return Refusal(device.name, "held", f"the kernel has {node} for itself, and does not show what for")
+            return Refusal(device.name, "held", f"the kernel holds {node} exclusively, and does not show what for")
         time.sleep(0.02)

@@ -134,7 +134,7 @@ def test_what_no_driver_takes_is_put_back(
     try:
         left = state()
         failed = run("rebind", alone.name, status=1)
-        assert f"no driver of the host's takes {alone.name}" in failed.stderr
+        assert f"no host driver takes {alone.name}" in failed.stderr
         assert "rolled back" in failed.stderr
         assert state() == left
         # Each by itself: what has gone home stays there, as the host may be at work with it.

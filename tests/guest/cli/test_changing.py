@@ -281,9 +281,9 @@ def test_file_that_is_none_hinders_no_other(alone: HostDevice) -> None:
     broken = claim_file.FOLDER / "broken.toml"
     broken.write_text("version = 0\n")
     result = run("claim", "--persistent", status=1)
-    assert "broken.toml is no persistent claim" in result.stderr
+    assert "broken.toml is not a persistent claim" in result.stderr
     assert "claimed already" in result.stderr
-    assert "broken.toml is no persistent claim" in run("release", "--all", status=1).stderr
+    assert "broken.toml is not a persistent claim" in run("release", "--all", status=1).stderr
     assert claim_file.files() == [broken]
     assert dry_and_real("release", "broken")[0] == f"{broken}: remove"
 
@@ -471,7 +471,7 @@ def test_claims_are_listed(first: HostDevice, neighbour: HostDevice, alone: Host
     assert f"{first.name}: it has not been made" in run("claims").stdout
     (journal.RUN / "x.json").write_text("{}")
     (journal.RUN / "x.json").chmod(0o600)
-    assert "x.json is no record of a claim" in run("claims", status=1).stderr
+    assert "x.json is not a record of a claim" in run("claims", status=1).stderr
     (journal.RUN / "x.json").unlink()
     run("release", first.name)
 

@@ -140,7 +140,7 @@ def test_mounted_disk(disk: HostDevice, node: Path, run: Runner, tmp_path: Path,
     run("mkfs.ext4", "-q", node)
     with mounted(run, node, tmp_path / "point") as point:
         before = f"umount {point}\n" + ("" if there else "mount -t tmpfs none /dev; mknod /dev/null c 1 3")
-        kept = ("held", f"the kernel has {node} for itself, and does not show what for")
+        kept = ("held", f"the kernel holds {node} exclusively, and does not show what for")
         assert planned(disk, before=before) == [PROCESSES, kept]
         assert planned(disk, "unseen", before=before) == [kept]
 
@@ -152,7 +152,7 @@ def test_disk_that_cannot_be_opened(disk: HostDevice, node: Path) -> None:
     assert two[0] == "unseen"
     assert (
         two[1]
-        == f"whether the kernel has {node} for itself cannot be seen: Permission denied; look from the host, as root"
+        == f"whether the kernel holds {node} exclusively cannot be seen: Permission denied; look from the host, as root"
     )
 
 
@@ -169,7 +169,7 @@ def test_loop_device_without_nodes(disk: HostDevice, node: Path, run: Runner) ->
 def test_device_that_somebody_outside_has_bound(disk: HostDevice, node: Path) -> None:
     """Whose claim is not on record in there, nor is the process to be seen: the driver's state tells."""
     own_run = "mount -t tmpfs none /run"
-    reason = "a vfio user has it bound, who is not among the processes seen here: look from the host"
+    reason = "it is bound by a process that is not visible here: look from the host"
     with plan_claim(disk).apply():
         assert planned(disk, before=own_run) == []
         with IOMMUFD() as iommufd, iommufd.bind(disk):

@@ -495,7 +495,7 @@ def test_netconsole(card: HostDevice, up: str, refused: Refused, lists: Lists) -
             (target / name).write_text(value)
         assert uses.refusals(card) == ()
         (target / "enabled").write_text("1")
-        assert refused(card) == [(card.name, "held", f"the kernel's messages go by {up} (netconsole)")]
+        assert refused(card) == [(card.name, "held", f"netconsole sends the kernel's messages by {up}")]
         assert lists(card)
         (target / "enabled").write_text("0")
     finally:

@@ -184,7 +184,7 @@ def test_journal_of_another_disks_filesystem(
     run("mkfs.ext4", "-q", "-O", "journal_dev", node)
     run("mkfs.ext4", "-q", "-J", f"device={node}", other)
     with mounted(run, other, tmp_path / "point"):
-        expected = [(disk.name, "held", f"the kernel has {node} for itself, and does not show what for")]
+        expected = [(disk.name, "held", f"the kernel holds {node} exclusively, and does not show what for")]
         assert refused(disk) == expected
 
 

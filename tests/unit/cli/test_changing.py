@@ -114,10 +114,8 @@ def test_refusals_end_plan_and_dry_run_alike() -> None:
 def test_force_goes_ahead_and_says_in_spite_of_what() -> None:
     result = run("claim", "01:00.1", "--force", "mounted", "--dry-run")
     assert result.stdout.splitlines() == STEPS
-    assert result.stderr == "in spite of: 0000:01:00.0: it holds /home [mounted]\n"
-    assert (
-        "in spite of:\n  0000:01:00.0: it holds /home [mounted]" in run("plan", "01:00.1", "--force", "mounted").stdout
-    )
+    assert result.stderr == "forced: 0000:01:00.0: it holds /home [mounted]\n"
+    assert "forced:\n  0000:01:00.0: it holds /home [mounted]" in run("plan", "01:00.1", "--force", "mounted").stdout
     run("plan", "01:00.1", "--force", "swap", status=1)
 
 
@@ -126,7 +124,7 @@ def test_persistent_claim_by_what_others_can_write(machine: FakeSysfs, monkeypat
     for arguments in (["--dry-run"], []):
         result = run("claim", "01:00.0", "--persist", *arguments, status=1)
         assert result.stdout == ""
-        assert "change what root is to run at each boot: /home/a, /home/b, /home/c and 2 more; install" in result.stderr
+        assert "change what root runs at each boot: /home/a, /home/b, /home/c and 2 more; install" in result.stderr
     assert journal.records() == []
     assert claim_file.files() == []
 

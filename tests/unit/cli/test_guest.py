@@ -17,7 +17,7 @@ from pyiommufd.cli.group import COMMANDS, cli
     ("arguments", "message"),
     [
         ([], "no COMMAND"),
-        (["--build-kernel", "true"], "true is no version; put -- before COMMAND"),
+        (["--build-kernel", "true"], "true is not a version; put -- before COMMAND"),
         (["--build-kernel", "6.12", "--kernel", "x"], "exclude each other"),
         (["--iommu", "smmu", "--", "true"], "intel-first-stage"),
         (["--cpus", "0", "--", "true"], "--cpus"),

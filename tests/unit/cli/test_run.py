@@ -40,10 +40,10 @@ def run(*arguments: str, status: int = 0) -> Result:
         ([DEVICE, "--memlock", "99999999999999999999", "--", "true"], "at most 8796093022207 MiB, or unlimited"),
         ([DEVICE, "--memlock", "9" * 5000, "--", "true"], "Invalid value for '--memlock'"),
         ([DEVICE, "--option", "bus", "--", "qemu-kvm"], "KEY=VALUE"),
-        ([DEVICE, "--vf-token", "x", "--", "true"], "Invalid value for '--vf-token': 'x' is no UUID"),
+        ([DEVICE, "--vf-token", "x", "--", "true"], "Invalid value for '--vf-token': 'x' is not a UUID"),
         ([DEVICE, "--vf-token", UUID, "--", "cloud-hypervisor"], "Cloud Hypervisor has no option for a VF token"),
         ([DEVICE, "--vmm", "xen", "--", "true"], "cloud-hypervisor"),
-        ([DEVICE, "--", "qemu-system-x86_64", "-daemonize"], "-daemonize: QEMU would leave"),
+        ([DEVICE, "--", "qemu-system-x86_64", "-daemonize"], "-daemonize: QEMU would continue"),
         ([DEVICE, "--option", "a=b", "--", "true"], "put them into its arguments"),
     ],
 )

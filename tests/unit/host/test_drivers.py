@@ -99,7 +99,7 @@ def test_driver_that_is_named(fake: FakeSysfs, device: HostDevice, aliases: None
 def test_driver_that_is_named_and_none(fake: FakeSysfs, device: HostDevice, aliases: None) -> None:
     (fake.root / "bus/pci/drivers/pci-stub").mkdir()
     for name in ("nvme", "pci-stub"):
-        with pytest.raises(ClaimError, match=f"the driver {name} is no vfio driver; .*: vfio-pci, mlx5_vfio_pci, "):
+        with pytest.raises(ClaimError, match=f"the driver {name} is not a vfio driver; .*: vfio-pci, mlx5_vfio_pci, "):
             drivers.vfio_driver_for(device, name)
     for name in ("vfio-no-such", "", "../drivers/vfio-pci"):
         with pytest.raises(ClaimError, match=f"there is no driver {name} here"):
@@ -107,7 +107,7 @@ def test_driver_that_is_named_and_none(fake: FakeSysfs, device: HostDevice, alia
     with pytest.raises(TypeError, match="int"):
         drivers.vfio_driver_for(device, 5)  # type: ignore[arg-type]
     odd = dataclasses.replace(device, subsystem="platform")
-    with pytest.raises(ClaimError, match="no vfio driver; the vfio drivers to be had for the bus platform: none"):
+    with pytest.raises(ClaimError, match="not a vfio driver; the vfio drivers available for the bus platform: none"):
         drivers.vfio_driver_for(odd, "vfio-pci")
 
 

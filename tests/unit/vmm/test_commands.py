@@ -136,7 +136,7 @@ def test_kind_may_be_named() -> None:
     ],
 )
 def test_monitor_behind_another_program_is_not_left_without_devices(command: list[str]) -> None:
-    with pytest.raises(ValueError, match=f"{command[0]} is no monitor that is known by its name.*--vmm other"):
+    with pytest.raises(ValueError, match=f"{command[0]} is not a monitor that is known by its name.*--vmm other"):
         command_line(command, [7, 8])
     assert command_line(command, [7, 8], kind=Kind.OTHER) == command
     assert command_line([*command, "{device0}"], [7, 8])[-1] == "8"

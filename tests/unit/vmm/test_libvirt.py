@@ -26,5 +26,5 @@ def test_pci_device(fake: FakeSysfs) -> None:
 
 def test_other_buses_are_refused(fake: FakeSysfs) -> None:
     device = dataclasses.replace(from_sys_path(fake.pci("0000:00:02.0")), subsystem="mdev")
-    with pytest.raises(ValueError, match="is no PCI device"):
+    with pytest.raises(ValueError, match="is not a PCI device"):
         hostdev_xml(device)

@@ -50,13 +50,13 @@ def test_missing_or_needless(devices: Devices) -> None:
 
 def test_what_is_no_token() -> None:
     assert as_token(str(TOKEN)) == as_token(TOKEN) == TOKEN
-    with pytest.raises(ValueError, match="'x' is no UUID"):
+    with pytest.raises(ValueError, match="'x' is not a UUID"):
         as_token("x")
     with pytest.raises(TypeError, match="not bytes"):
         as_token(TOKEN.bytes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no UUID"):
+    with pytest.raises(ValueError, match="not a UUID"):
         Handover.open(["0000:01:00.1"], vf_token=str(TOKEN)[1:])
-    with pytest.raises(HandoverError, match="PYIOMMUFD_VF_TOKEN: 'x' is no UUID"):
+    with pytest.raises(HandoverError, match="PYIOMMUFD_VF_TOKEN: 'x' is not a UUID"):
         Handover.inherited({"PYIOMMUFD_FDS": "998 999", "PYIOMMUFD_VF_TOKEN": "x"})
 
 

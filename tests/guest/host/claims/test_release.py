@@ -267,10 +267,10 @@ def test_corrupt_record_is_named_and_the_others_recovered(
     path.chmod(0o600)
     try:
         for refused in (lambda: plan_claim(first), lambda: dry_run(recover), lambda: release()):
-            with pytest.raises(ClaimError, match=r"corrupt\.json is no record"):
+            with pytest.raises(ClaimError, match=r"corrupt\.json is not a record"):
                 refused()
         assert alone.refreshed().driver == "vfio-pci"
-        with pytest.raises(ClaimError, match=r"corrupt\.json is no record"):
+        with pytest.raises(ClaimError, match=r"corrupt\.json is not a record"):
             recover()
         assert alone.refreshed().driver is None
     finally:

@@ -115,5 +115,5 @@ def test_claim_that_is_released_before_its_turn_is_not_made_at_boot(monkeypatch:
 
     monkeypatch.setattr(at_boot, "carry_out", release_first)
     (outcome,) = claim_persistent()
-    assert "toml is no persistent claim" in str(outcome.error)
+    assert "toml is not a persistent claim" in str(outcome.error)
     assert there() == []

@@ -72,7 +72,7 @@ def test_draft_that_was_not_finished_leaves_the_entry(run: Path) -> None:
 def test_file_that_is_no_record_is_named(run: Path, text: str) -> None:
     run.mkdir(mode=0o700)
     (run / "x.json").write_text(text)
-    with pytest.raises(ClaimError, match=r"x\.json is no record"):
+    with pytest.raises(ClaimError, match=r"x\.json is not a record"):
         journal.records()
 
 
@@ -101,7 +101,7 @@ def test_record_of_a_wrong_shape_is_named(run: Path, wrong: dict[str, Any]) -> N
     journal.write(one)
     path = run / "abc.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
-    with pytest.raises(ClaimError, match=r"abc\.json is no record of a claim \(.+\); look at it and remove it"):
+    with pytest.raises(ClaimError, match=r"abc\.json is not a record of a claim \(.+\); look at it and remove it"):
         journal.records()
 
 
@@ -370,7 +370,7 @@ def test_whose_it_is() -> None:
     assert "`pyiommufd release 0000:02:01.0`" in journal.describe_owner(one)
     one.take_over()
     one.pid = 0
-    assert "could not be given back whole; `pyiommufd release 0000:02:01.0`" in journal.describe_owner(one)
+    assert "was not given back completely; `pyiommufd release 0000:02:01.0`" in journal.describe_owner(one)
     assert not journal.is_alive(one)
     one.take_over()
     assert (one.state, journal.is_alive(one)) == (ClaimState.IN_PROGRESS, True)

@@ -250,7 +250,7 @@ def test_driver_that_is_named_is_for_the_devices_that_are(variants: FakeSysfs) -
     assert moves("vfio-pci") == moves("vfio_pci") == ["vfio-pci", "own_vfio_pci"]
     assert moves("own-vfio-pci") == ["own_vfio_pci", "own_vfio_pci"]
     assert plan_claim(NAME, driver="vfio_pci").driver == "vfio_pci"
-    with pytest.raises(ClaimError, match="igb is no vfio driver"):
+    with pytest.raises(ClaimError, match="igb is not a vfio driver"):
         plan_claim(NAME, driver="igb")
     with pytest.raises(ClaimError, match="there is no driver nothing here"):
         plan_claim(NAME, driver="nothing")

@@ -51,9 +51,9 @@ def test_device_at_home_and_order(fake: FakeSysfs) -> None:
     plan = plan_rebind([NAME, "0000:00:00.0", "0000:00:01.0"])
     assert [device.name for device in plan.on_host_driver] == ["0000:00:00.0"]
     assert [str(step) for step in plan.steps] == [
-        "0000:00:01.0: let its host driver take it: which one, the kernel decides",
+        "0000:00:01.0: let its host driver take it: the one that the kernel chooses",
         f"{NAME}: unbind from pci-stub",
-        f"{NAME}: let its host driver take it: which one, the kernel decides",
+        f"{NAME}: let its host driver take it: the one that the kernel chooses",
     ]
     assert plan_rebind("0000:00:00.0").steps == ()
     with pytest.raises(ValueError, match="no device"):

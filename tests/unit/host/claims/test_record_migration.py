@@ -51,7 +51,7 @@ def test_file_of_the_version_before_that_is_none_is_named(caplog: pytest.LogCapt
     (journal.RUN / "kept").mkdir(mode=0o700)
     (journal.RUN / "kept/x.json").write_text('{"id": 5}')
     release()
-    assert "kept/x.json is no record of a kept claim" in caplog.text
+    assert "kept/x.json is not a record of a kept claim" in caplog.text
 
 
 def test_version_before_that_is_at_work_is_left_alone() -> None:

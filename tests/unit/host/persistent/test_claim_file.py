@@ -83,7 +83,7 @@ def test_whatever_is_in_a_string_is_read_again(some_file: Path, texts: list[str]
 
 def test_name_that_is_no_text(machine: FakeSysfs) -> None:
     """Of bytes that are no UTF-8: known before anything is done."""
-    with pytest.raises(ClaimError, match=r"0000:00:03\.0\.toml cannot hold .*al\\udcffice.*no text"):
+    with pytest.raises(ClaimError, match=r"0000:00:03\.0\.toml cannot hold .*al\\udcffice.*not text"):
         persistent_claim(plan_claim("0000:00:03.0"), os.fsdecode(b"al\xffice"))
 
 
@@ -145,7 +145,7 @@ def test_file_that_others_may_write_is_not_used(machine: FakeSysfs, mode: int) -
     claim = persistent_claim(plan_claim("0000:00:03.0"))
     put(claim)
     claim.file.chmod(mode)
-    with pytest.raises(ClaimError, match="can be written by others"):
+    with pytest.raises(ClaimError, match="can be written by users other than root"):
         read(claim.file)
 
 
@@ -159,18 +159,18 @@ def test_file_that_others_may_write_is_not_used(machine: FakeSysfs, mode: int) -
         ("version = '2'", "version '2'"),
         ("version = 1", "no device"),
         ("version = 1\ndevice = []", "no device"),
-        ("version = 1\ndevice = 3", "3 is no array"),
-        ("version = 1\ndevice = [3]", "3 is no table"),
-        ("version = 1\n[device]\nname = 'x'", "{'name': 'x'} is no array"),
-        ("version = 1\ndevice = [[['name', 'x'], ['path', 'y']]]", "is no table"),
+        ("version = 1\ndevice = 3", "3 is not an array"),
+        ("version = 1\ndevice = [3]", "3 is not a table"),
+        ("version = 1\n[device]\nname = 'x'", "{'name': 'x'} is not an array"),
+        ("version = 1\ndevice = [[['name', 'x'], ['path', 'y']]]", "is not a table"),
         ("version = 1\n[[device]]\nname = 'x'", "no path"),
-        ("version = 1\n[[device]]\nname = 1979-05-27", "is no string"),
-        (WHOLE.replace('vendor=""', "vendor=[{}]", 1), "[{}] is no string"),
-        (f"{WHOLE}companion = 'x'", "'x' is no array"),
-        (f"{WHOLE}force = 'mounted'", "'mounted' is no array"),
-        (f"{WHOLE}force = [['mounted']]", "['mounted'] is no string"),
-        (f"{WHOLE}user = 1000", "1000 is no string"),
-        (f"{WHOLE}driver = {{}}", "{} is no string"),
+        ("version = 1\n[[device]]\nname = 1979-05-27", "is not a string"),
+        (WHOLE.replace('vendor=""', "vendor=[{}]", 1), "[{}] is not a string"),
+        (f"{WHOLE}companion = 'x'", "'x' is not an array"),
+        (f"{WHOLE}force = 'mounted'", "'mounted' is not an array"),
+        (f"{WHOLE}force = [['mounted']]", "['mounted'] is not a string"),
+        (f"{WHOLE}user = 1000", "1000 is not a string"),
+        (f"{WHOLE}driver = {{}}", "{} is not a string"),
         (f"{WHOLE}more = 1", "unknown key more"),
         ("version = [", "Invalid"),
         ("\0", "Invalid"),
@@ -180,7 +180,7 @@ def test_file_that_others_may_write_is_not_used(machine: FakeSysfs, mode: int) -
     ],
 )
 def test_file_that_is_none_is_named(machine: FakeSysfs, text: str, reason: str) -> None:
-    with pytest.raises(ClaimError, match=r"x\.toml is no persistent claim") as caught:
+    with pytest.raises(ClaimError, match=r"x\.toml is not a persistent claim") as caught:
         read(write(text))
     assert reason in str(caught.value)
 
@@ -188,11 +188,11 @@ def test_file_that_is_none_is_named(machine: FakeSysfs, text: str, reason: str) 
 def test_file_that_is_no_text(machine: FakeSysfs) -> None:
     file = write(WHOLE)
     file.write_bytes(WHOLE.encode("utf-16"))
-    with pytest.raises(ClaimError, match=r"x\.toml is no persistent claim .*utf-8"):
+    with pytest.raises(ClaimError, match=r"x\.toml is not a persistent claim .*utf-8"):
         read(file)
     file.unlink()
     file.mkdir(0o755)
-    with pytest.raises(ClaimError, match=r"x\.toml is no persistent claim .*directory"):
+    with pytest.raises(ClaimError, match=r"x\.toml is not a persistent claim .*directory"):
         read(file)
 
 
@@ -207,7 +207,7 @@ def test_what_is_not_understood_is_not_passed_over(machine: FakeSysfs, line: str
     claim = persistent_claim(plan_claim("0000:00:03.0"))
     put(claim)
     text = claim.file.read_text().replace("twins = []", line)
-    with pytest.raises(ClaimError, match="is no persistent claim"):
+    with pytest.raises(ClaimError, match="is not a persistent claim"):
         read(write(text))
     with pytest.raises(ClaimError, match="unknown key more"):
         read(write(claim.file.read_text().replace("force", "more = 1\nforce")))

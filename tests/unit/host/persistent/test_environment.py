@@ -131,7 +131,7 @@ def test_environment_that_is_somebody_s_in_part(venv: Path, top: Path, given: st
     assert faults(top) == []
     os.lchown(top / given, ALICE, 0)
     assert faults(top) == [fault]
-    with pytest.raises(ClaimError, match="others than root can change what root is to run at each boot: ") as caught:
+    with pytest.raises(ClaimError, match="users other than root can change what root runs at each boot: ") as caught:
         environment.check()
     assert "run claim --persist from there" in str(caught.value)
 

@@ -181,5 +181,5 @@ def test_what_is_no_pci_device(fake: FakeSysfs) -> None:
     folder = fake.root / "devices/platform/thing"
     folder.mkdir(parents=True)
     fake.link("devices/platform/thing/subsystem", fake.root / "bus/platform")
-    with pytest.raises(ClaimError, match="no PCI device"):
+    with pytest.raises(ClaimError, match="not a PCI device"):
         identify(find_device(str(folder)))

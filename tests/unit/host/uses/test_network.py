@@ -208,7 +208,7 @@ def target(folder: Path, name: str, device: str, *, enabled: bool = True) -> Non
     (folder / name / "dev_name").write_text(f"{device}\n")
 
 
-HELD = [("held", "the kernel's messages go by eth0 (netconsole)")]
+HELD = [("held", "netconsole sends the kernel's messages by eth0")]
 
 
 def test_netconsole_by_configfs(host: Host, messages: Path) -> None:
@@ -248,7 +248,7 @@ def test_netconsole_of_the_command_line_that_configfs_shows(host: Host, messages
     ("case", "reason"),
     [
         ("no configfs", "mount configfs on /sys/kernel/config, or look on the host"),
-        ("renamed", "eth9, which they should, is not the name of an interface here"),
+        ("renamed", "its interface eth9 does not exist here"),
         (
             "module",
             "one that its module was loaded with shows after mkdir /sys/kernel/config/netconsole/cmdline0",
@@ -267,7 +267,7 @@ def test_netconsole_whose_targets_do_not_show(
         messages.rmdir()
     if case == "static module":
         monkeypatch.setattr("os.path.ismount", lambda path: str(path).endswith("/sys/kernel/config"))
-    unseen = ("unseen", f"whether the kernel's messages go by eth0 (netconsole) cannot be seen: {reason}")
+    unseen = ("unseen", f"whether netconsole sends the kernel's messages by eth0 cannot be seen: {reason}")
     assert host.refusals() == [unseen]
     host.link("eth0").is_up = False
     assert host.refusals() == []

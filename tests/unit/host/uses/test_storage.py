@@ -86,7 +86,7 @@ def test_what_only_an_exclusive_open_shows(host: Host, nvme: Path, monkeypatch: 
     monkeypatch.setattr(storage, "_PATIENCE", 0)
     for name in ("nvme0n1", "nvme0n1p1", "nvme0n1p2", "dm-0", "dm-1"):
         host.unopened[f"/dev/{name}"] = errno.EBUSY
-    assert host.refusals() == [("held", "the kernel has /dev/nvme0n1 for itself, and does not show what for")]
+    assert host.refusals() == [("held", "the kernel holds /dev/nvme0n1 exclusively, and does not show what for")]
     assert host.opened == ["/dev/nvme0n1"]
     for number in range(2):
         (host.above(first, name=f"dm-{number}", number=f"253:{number}") / "dm").mkdir()
@@ -207,7 +207,7 @@ def test_port_that_serves_nvme_disks_over_fibre_channel(host: Host, adapter: Hos
 def test_disk_that_does_not_let_itself_be_asked(host: Host, nvme: Path, number: int) -> None:
     """Only an open that succeeds says that nobody has it."""
     host.unopened["/dev/nvme0n1"] = number
-    reason = f"whether the kernel has /dev/nvme0n1 for itself cannot be seen: {os.strerror(number)}"
+    reason = f"whether the kernel holds /dev/nvme0n1 exclusively cannot be seen: {os.strerror(number)}"
     where = "; look from the host, as root" if number in (errno.EACCES, errno.EPERM) else ""
     assert host.refusals() == [("unseen", reason + where)]
 
