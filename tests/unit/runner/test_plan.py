@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,9 +86,16 @@ def test_the_table_of_folders_is_complete(every_file: set[str]) -> None:
     for row in re.findall(r"^\| (`tests/.*?) \|", text, re.MULTILINE):
         first, *others = re.findall(r"`(.*?)`", row)
         named |= {first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)}
+    package = ROOT / "pyiommufd"
+    packages = {str(module.parent.relative_to(package)) for module in package.rglob("*.py")}
     for file in every_file:
         parts = file.split("/")
         folder = "/".join(parts[: 3 if parts[1] == "guest" else 2])
         assert folder in named, folder
+        if parts[1] in ("unit", "guest"):
+            # Below tests/unit it may also be a folder of tests that is tested.
+            mirrored = str(Path(*parts[2:-1]))
+            above = "tests" if parts[1] == "unit" else "tests/guest"
+            assert mirrored in packages or f"{above}/{mirrored}" in named, file
     assert {"tests/runner", "tests/benchmarks"} < named
     assert all((ROOT / folder).is_dir() for folder in named)
