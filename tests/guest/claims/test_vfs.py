@@ -188,7 +188,7 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         # What could be given back has been; nobody touches the other as long as the kernel is at it.
         assert alone.refreshed().driver is None
         assert len(journal.records()) == 1
-        with pytest.raises(CloseError, match=rf"{pf.name}: what was asked .* has not returned \(process"):
+        with pytest.raises(CloseError, match=rf"{pf.name}: an earlier write .* still blocks .* \(process"):
             recover()
     for process in helper._abandoned:
         process.wait(patience())
