@@ -14,7 +14,7 @@ class Closing:
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what it holds. Does nothing the second time."""
+        """Release what it holds. Does nothing the second time."""
 
     def __enter__(self) -> Self:
         return self

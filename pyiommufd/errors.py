@@ -18,7 +18,7 @@ from pyiommufd.printable import Sentences, printable, shortened
 
 
 class DeviceLike(Protocol):
-    """What an exception needs of a device: `pyiommufd.HostDevice` has it."""
+    """The protocol of a device in an exception; `pyiommufd.HostDevice` has it."""
 
     @property
     def subsystem(self) -> str:
@@ -58,7 +58,7 @@ class Cause(Sentences):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Refusal(Sentences):
-    """Why a device is not taken from the host.
+    """One reason not to take a device from the host.
 
     Attributes:
         device: The name of the device.
@@ -75,7 +75,7 @@ class Refusal(Sentences):
 
 
 class IOMMUFDError(Exception):
-    """Base of all that pyiommufd raises, wrong arguments aside.
+    """The base class of all exceptions that pyiommufd raises, except for wrong arguments.
 
     Its text, and the notes that are added to it, are safe to print: see `pyiommufd.printable`.
     """

@@ -21,6 +21,8 @@ class KernelObject(Closing):
     """An object of an iommufd that is destroyed by its id (IOMMU_DESTROY).
 
     Closing is safe to repeat, and does nothing in a forked child: the object is the parent's.
+
+    Thread safety: everything here may be used from any thread.
     """
 
     __slots__ = ("__weakref__", "_borrowed", "_c", "_iommufd")

@@ -25,7 +25,7 @@ _HEADER_SIZE, _STANDARD_SIZE = 0x40, 0x100
 
 
 class Command(IntFlag):
-    """The bits of the command register."""
+    """The bits of a PCI device's command register."""
 
     IO = 0x0001
     MEMORY = 0x0002
@@ -41,7 +41,7 @@ class Command(IntFlag):
 
 
 class CapabilityID(IntEnum):
-    """Capabilities of the first 256 bytes."""
+    """The ids of PCI capabilities, in the first 256 bytes of the configuration space."""
 
     PM = 0x01
     AGP = 0x02
@@ -63,7 +63,7 @@ class CapabilityID(IntEnum):
 
 
 class ExtendedCapabilityID(IntEnum):
-    """Capabilities of PCI Express, from 0x100 on."""
+    """The ids of PCI Express's extended capabilities, from 0x100 on."""
 
     AER = 0x0001
     VIRTUAL_CHANNEL = 0x0002

@@ -20,6 +20,8 @@ class DeviceFile(Handle):
 
     Before the bind the kernel answers nothing but the bind, and the device cannot leave its vfio driver.
 
+    Thread safety: everything here may be used from any thread.
+
     Args:
         target: The device: a `HostDevice`, a name as for `find_device`, or the path of its node. Looked up afresh.
 

@@ -14,7 +14,7 @@ from pyiommufd.uapi.ioctls import Fd
 
 
 class DeviceFlag(IntFlag):
-    """What kind of device it is, and what it can do (VFIO_DEVICE_FLAGS_*)."""
+    """The kind of a device, and what it can do (VFIO_DEVICE_FLAGS_*)."""
 
     RESET = uapi.VFIO_DEVICE_FLAGS_RESET
     PCI = uapi.VFIO_DEVICE_FLAGS_PCI
@@ -74,7 +74,7 @@ class ZPCIBase(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ZPCIGroup(OneLine):
-    """What zPCI functions of a group share (struct vfio_device_info_cap_zpci_group)."""
+    """The properties of a group of zPCI functions (struct vfio_device_info_cap_zpci_group)."""
 
     dasm: int
     msi_addr: int
@@ -116,14 +116,14 @@ class MmapArea(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SparseMmap(OneLine):
-    """Only these parts of the region can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP)."""
+    """The only parts of a region that can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP)."""
 
     areas: tuple[MmapArea, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RegionType(OneLine):
-    """What a region is that is no BAR (VFIO_REGION_INFO_CAP_TYPE)."""
+    """The type of a region that is not a BAR (VFIO_REGION_INFO_CAP_TYPE)."""
 
     type: int
     subtype: int
@@ -131,7 +131,7 @@ class RegionType(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class MSIXMappable(OneLine):
-    """The page that holds the MSI-X table can be mapped like the rest (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE)."""
+    """The mark of a region that can be mapped with its MSI-X table's page (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE)."""
 
 
 RegionCapability = SparseMmap | RegionType | MSIXMappable | UnknownCapability
@@ -139,13 +139,13 @@ RegionCapability = SparseMmap | RegionType | MSIXMappable | UnknownCapability
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DeviceInfo(OneLine):
-    """A device as it describes itself (VFIO_DEVICE_GET_INFO).
+    """The kind, regions and interrupts of a bound device (VFIO_DEVICE_GET_INFO). Returned by `Device.info`.
 
     Attributes:
-        flags: What kind of device it is, and whether it can be reset alone.
+        flags: Its kind, and whether it can be reset alone.
         num_regions: How many regions it has, counting empty ones.
         num_irqs: How many types of interrupt it has, counting those without an interrupt.
-        capabilities: What more it tells.
+        capabilities: Further properties.
     """
 
     flags: DeviceFlag

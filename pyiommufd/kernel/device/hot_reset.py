@@ -12,7 +12,7 @@ from pyiommufd.uapi.ioctls import Fd
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DependentDevice(OneLine):
-    """A device that a hot reset takes along.
+    """A device that a hot reset resets: the one asked for, or another on its bus or slot.
 
     Attributes:
         name: Its PCI address.
@@ -30,7 +30,7 @@ class DependentDevice(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class HotResetInfo(OneLine):
-    """What a hot reset resets (VFIO_DEVICE_GET_PCI_HOT_RESET_INFO).
+    """The devices that a hot reset resets (VFIO_DEVICE_GET_PCI_HOT_RESET_INFO).
 
     Attributes:
         devices: Every device, the asked one included. Those owned and not bound are reset, too.

@@ -26,7 +26,7 @@ class Region(RegionBytes):
     Thread safety: everything here may be used from any thread.
 
     Attributes:
-        capabilities: What more the kernel tells of it: `SparseMmap`, `RegionType`, `MSIXMappable`.
+        capabilities: Further properties: `SparseMmap`, `RegionType`, `MSIXMappable`.
     """
 
     __slots__ = ("capabilities",)

@@ -19,6 +19,8 @@ class RemovalWatch(Closing):
     """A watch for the host's request to remove a device. Made by `Device.watch_removal`.
 
     A context manager that ends the watch; so does closing the device.
+
+    Thread safety: everything here may be used from any thread, the callback's among them.
     """
 
     __slots__ = ("_waiter", "callback")

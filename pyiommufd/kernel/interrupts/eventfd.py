@@ -34,7 +34,7 @@ def _number(eventfd: EventFD | int) -> int:
 
 
 class EventFD(Handle):
-    """A counter of signals, to wait for.
+    """An eventfd (eventfd(2)): a counter of signals, to wait for.
 
     A wait returns how many signals have come since the last one, and resets the count to 0: no signal is lost or
     reported twice. If several threads or tasks wait, each signal is reported to one of them.

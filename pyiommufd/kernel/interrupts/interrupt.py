@@ -54,6 +54,8 @@ class Interrupt(EventFD):
 
     If it signals an eventfd of the caller's, wait on that one: `wait` and `take` raise ValueError here.
 
+    Thread safety: as for `EventFD`.
+
     Attributes:
         irq: The type of interrupt that it is of.
         vector: Its number.
@@ -93,6 +95,8 @@ class UnmaskEvent(EventFD):
     """An eventfd each signal of which unmasks INTx. Made by `IRQ.unmask_event`.
 
     The kernel reads it, so that nobody can wait here (ValueError).
+
+    Thread safety: as for `EventFD`.
     """
 
     __slots__ = ("_irq",)

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class IOEventFD(EventFD):
-    """An eventfd each signal of which writes a value to a register. Made by `Region.ioeventfd`.
+    """An eventfd each signal of which writes a value to a register (VFIO_DEVICE_IOEVENTFD). Made by `Region.ioeventfd`.
 
     The kernel reads it, so that nobody can wait here (ValueError). Several signals before that are one write. Nothing
     is written while memory decode is off.
 
     The device owns it: it is closed with the device. Where it is an eventfd of the caller's, that one stays open.
+
+    Thread safety: as for `EventFD`.
 
     Attributes:
         region: The region.

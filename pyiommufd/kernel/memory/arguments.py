@@ -93,7 +93,7 @@ def misaligned(address: int, length: int, iova: int | None) -> ValueError:
 
 
 class SupportsFileno(Protocol):
-    """What has a file descriptor."""
+    """The protocol of objects that have a file descriptor."""
 
     def fileno(self) -> int:
         """The file descriptor."""

@@ -28,10 +28,10 @@ class DMABuffer(mmap.mmap):
         size: Bytes; rounded up to whole pages, or whole huge pages.
         huge_page_size: Back it with huge pages of that size in bytes, such as ``2 << 20``. They must have been
             reserved under ``/sys/kernel/mm/hugepages``.
-        memfd: Back it with a memfd: for `IOAS.map_file`, and to share with processes that are no children.
+        memfd: Back it with a memfd: for `IOAS.map_file`, and to share with processes that are not children.
 
     Raises:
-        ValueError: A size that is not positive or does not fit, or a huge page size that is none.
+        ValueError: A size that is not positive or does not fit, or an invalid huge page size.
         TypeError: A size that is no int.
         IoctlError: There is no memory, or not enough huge pages of that size are free; or the machine has none.
     """

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class PhysicalRange(NamedTuple):
-    """Contiguous memory of the machine.
+    """A contiguous range of the machine's physical memory. Returned by `IOAS.physical_address`.
 
     Attributes:
         address: The physical address of the first byte.

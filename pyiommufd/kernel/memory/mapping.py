@@ -56,7 +56,7 @@ class BaseMapping:
 
 
 class DMAMapping(BaseMapping):
-    """Memory that the devices of an address space reach. Made by `IOAS.map`, `map_file` and `copy_from`.
+    """A mapping: memory that the devices of an address space reach. Made by `IOAS.map`, `map_file` and `copy_from`.
 
     A context manager that unmaps. Dropping it does not unmap: a device may be writing there. As long as it is
     mapped, the buffer is kept alive and cannot be closed or resized.
@@ -194,7 +194,7 @@ class _InPieces(BaseMapping):
 
 
 class DMAMappings(_InPieces):
-    """Many pieces of one buffer, mapped and unmapped as one. Made by `IOAS.map_many`.
+    """A mapping of many pieces of one buffer, unmapped as one. Made by `IOAS.map_many`.
 
     A context manager that unmaps; as for `DMAMapping`, dropping it does not.
 

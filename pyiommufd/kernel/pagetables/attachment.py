@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ChangeKind(StrEnum):
-    """What a bind, attach, replace or detach does to its IOMMU group."""
+    """The kinds of change that a bind, attach, replace or detach makes to its IOMMU group."""
 
     FIRST = "first"
     """The group's first: it moves every member."""
@@ -46,7 +46,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DMAChange:
-    """Whose DMA an action has changed.
+    """The members of an IOMMU group whose DMA a bind, attach, replace or detach has changed.
 
     Attributes:
         kind: What the action was to the group, as far as this process knows.
@@ -66,7 +66,7 @@ class DMAChange:
 
 @dataclass(frozen=True, slots=True)
 class AttachPreview:
-    """What an attach, or the replace of an attached device, would do.
+    """The predicted outcome of an attach, or of a replace. Returned by `Device.preview_attach`.
 
     Attributes:
         verdict: Whether the kernel would accept it; unknown where user space cannot know.

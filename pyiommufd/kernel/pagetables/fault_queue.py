@@ -28,7 +28,7 @@ _MOST = 1 << 18
 
 
 class PagePermission(IntFlag):
-    """What a device wants to do with a page."""
+    """The kinds of access that a device asks for (IOMMU_PGFAULT_PERM_*)."""
 
     READ = uapi.IOMMU_PGFAULT_PERM_READ
     WRITE = uapi.IOMMU_PGFAULT_PERM_WRITE
@@ -38,17 +38,17 @@ class PagePermission(IntFlag):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PageRequest(OneLine):
-    """A device asks for a page (struct iommu_hwpt_pgfault).
+    """A device's request for a page (struct iommu_hwpt_pgfault). Read from a `FaultQueue`.
 
     Attributes:
-        device: Which; None where this process has not bound it.
-        pasid: With which PASID; None: without one.
+        device: The device; None where this process has not bound it.
+        pasid: The PASID of its access; None: without one.
         group: The number of its group of requests, by the device; they are answered together.
-        permissions: What it wants to do there.
-        address: Where.
+        permissions: The kinds of access that it asks for.
+        address: The address that it wants to access.
         length: Bytes that it may want from there on; 0 where it does not say.
         last: Whether it is the last one of its group: the group can be answered now.
-        cookie: What the kernel knows the group by.
+        cookie: The kernel's number of the group.
     """
 
     device: Device | None
@@ -104,7 +104,7 @@ class _Batch:
 
 
 class FaultQueue(KernelObject):
-    """Where page requests of devices arrive (IOMMU_FAULT_QUEUE_ALLOC; since Linux 6.11).
+    """A queue of page requests of devices (IOMMU_FAULT_QUEUE_ALLOC; since Linux 6.11).
 
     Made by `IOMMUFD.alloc_fault_queue`, and given to page tables by ``Device.alloc_hwpt(…, fault_queue=)``. A device
     that waits for a page waits until it is answered; what is not is refused by the kernel when the queue is closed.

@@ -21,7 +21,7 @@ class HWInfoType(IntEnum):
 
 
 class HWCapability(IntFlag):
-    """What the IOMMU can do for this device. Numbers that are not here are of a newer kernel, and are kept."""
+    """The capabilities of an IOMMU for a device. Bits of newer kernels that have no name here are kept."""
 
     DIRTY_TRACKING = uapi.IOMMU_HW_CAP_DIRTY_TRACKING
     """`Device.alloc_hwpt` takes ``dirty_tracking=True``."""
@@ -35,7 +35,7 @@ class HWCapability(IntFlag):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class IntelVTd(OneLine):
-    """struct iommu_hw_info_vtd: registers of VT-d (Intel Virtualization Technology for Directed I/O, 11.4).
+    """The registers of VT-d (struct iommu_hw_info_vtd; Intel Virtualization Technology for Directed I/O, 11.4).
 
     Attributes:
         flags: IOMMU_HW_INFO_VTD_…: errata.
@@ -60,7 +60,7 @@ class IntelVTd(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ArmSMMUv3(OneLine):
-    """struct iommu_hw_info_arm_smmuv3: registers of the SMMU (Arm IHI 0070, 6.3).
+    """The registers of an SMMU (struct iommu_hw_info_arm_smmuv3; Arm IHI 0070, 6.3).
 
     Attributes:
         flags: IOMMU_HW_INFO_ARM_SMMUV3_…: errata.
@@ -77,7 +77,7 @@ class ArmSMMUv3(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Tegra241CMDQV(OneLine):
-    """struct iommu_hw_info_tegra241_cmdqv: the command queues that NVIDIA's SMMU gives to VMs.
+    """The command queues that NVIDIA's SMMU gives to VMs (struct iommu_hw_info_tegra241_cmdqv).
 
     Attributes:
         flags: None are defined.
@@ -94,7 +94,7 @@ class Tegra241CMDQV(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AMD(OneLine):
-    """struct iommu_hw_info_amd: registers of the AMD IOMMU (AMD I/O Virtualization Technology, 3.4).
+    """The registers of an AMD IOMMU (struct iommu_hw_info_amd; AMD I/O Virtualization Technology, 3.4).
 
     Attributes:
         efr: The extended feature register.
@@ -110,7 +110,7 @@ class HWInfo(OneLine):
     """Type and capabilities of a device's IOMMU (IOMMU_GET_HW_INFO). A snapshot, from `Device.hw_info`.
 
     Attributes:
-        type: Whose IOMMU it is: a `HWInfoType`, or the plain number where this library does not know it.
+        type: The type of the IOMMU: a `HWInfoType`, or the plain number where this library does not know it.
         capabilities: What it can do for the device.
         pasid_width: Bits of the PASIDs that the device may use; 0 where it may use none.
         data: The vendor's data as the kernel gave it.
