@@ -23,8 +23,9 @@ from tests.sweeps import sample
 FILES = [
     f"pyiommufd/{name}.py"
     for name in (
-        *(f"kernel/{each}" for each in ("irq", "interrupts", "interrupt", "eventfd", "ioeventfd", "removal", "region")),
-        *("kernel/device", "uapi/device_ioctls"),
+        *(f"kernel/interrupts/{each}" for each in ("irq", "interrupts", "interrupt", "eventfd", "ioeventfd")),
+        *(f"kernel/device/{each}" for each in ("device", "region", "removal")),
+        "uapi/device_ioctls",
     )
 ]
 PLACE = (0, 2, 1)
