@@ -6,6 +6,7 @@ import dis
 import functools
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -33,6 +34,11 @@ def _never(code: CodeType) -> frozenset[int]:
     return frozenset(found)
 
 
+@functools.cache
+def _is_there(file: str) -> bool:
+    return (Path(__file__).parents[1] / file).exists()
+
+
 def opcodes(
     operation: Callable[[], object],
     files: Collection[str],
@@ -45,14 +51,19 @@ def opcodes(
 
     Args:
         operation: What to run. What it raises itself is raised here, but for `Interruption`.
-        files: Parts of the paths of the source files whose opcodes count.
+        files: The source files, or folders of them, whose opcodes count; relative to the project.
         stop: The number of the opcode, from 0 on; None: run to the end.
         handler: What the signal handler does before it raises.
         raises: Whether it does; otherwise the operation goes on.
 
     Returns:
         How many opcodes came before the end or the interruption, and where that was.
+
+    Raises:
+        FileNotFoundError: One of the files is not there, so none of its opcodes would count.
     """
+    if missing := [file for file in files if not _is_there(file)]:
+        raise FileNotFoundError(f"there is no {', '.join(missing)} whose opcodes could count")
     count, where = 0, "the end"
 
     def each(frame: FrameType, event: str, _: Any) -> Any:

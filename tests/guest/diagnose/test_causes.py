@@ -371,7 +371,7 @@ def limited_user(host: HostDevice) -> Iterator[tuple[Device, IOAS, Callable[[], 
 
 def test_file_of_another_kind(prove: Prover, device: Device, ioas: IOAS) -> None:
     device.attach(ioas)
-    what = ("a file that is no memfd", MAP_FILE, errno.EINVAL)
+    what = ("a file that is not a memfd", MAP_FILE, errno.EINVAL)
     memory = DMABuffer(PAGE, memfd=True)
     try:
         ioas.map_file(memory, PAGE).unmap()

@@ -171,7 +171,7 @@ def test_to_look_for_what_is_mapped_holds_no_memory(ioas: IOAS) -> None:
         mapping.unmap()
         other.close()
 
-    look, files = partial(ioas._table.pieces, IOVA, 4 * IOVA), ["kernel/memory/mapping_table.py"]
+    look, files = partial(ioas._table.pieces, IOVA, 4 * IOVA), ["pyiommufd/kernel/memory/mapping_table.py"]
     other = DMABuffer(PAGE)
     mapping = ioas.map(other, iova=2 * IOVA)
     every, _ = opcodes(look, files)
