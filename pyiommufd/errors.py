@@ -305,7 +305,7 @@ def explain_with(function: Callable[[str, int], tuple[Cause, ...]]) -> None:
 
 
 def ioctl_error(request: str, errno: int, target: str = "", causes: tuple[Cause, ...] = ()) -> IoctlError:
-    """The exception for an errno: the only place that maps errnos to exception classes."""
+    """The exception for an errno, where no more special class fits."""
     if not causes and _explain is not None:
         causes = _explain(request, errno)
     return _BY_ERRNO.get(errno, IoctlError)(request, errno, target, causes)

@@ -1,4 +1,4 @@
-"""Arguments that are gone through."""
+"""Iteration over arguments that hold several things."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ _T = TypeVar("_T")
 def iterate(argument: Iterable[_T], expected: str) -> Iterator[_T]:
     """An iterator over an argument that holds several things.
 
-    A memoryview is refused: to iterate over one of several dimensions is a NotImplementedError, and over a released one
-    leaves CPython 3.11 with an exception set.
+    A memoryview of several dimensions, or a released one, is refused: to iterate over the first is a
+    NotImplementedError, and over the second leaves CPython 3.11 with an exception set.
 
     Args:
         argument: What was given.
         expected: What should have been, as a sentence for the error.
 
     Raises:
-        TypeError: It is a memoryview, or not iterable.
+        TypeError: It is such a memoryview, or not iterable.
     """
-    if isinstance(argument, memoryview):
+    if isinstance(argument, memoryview) and not _is_iterable(argument):
         raise TypeError(expected)
     return iter(argument)
+
+
+def _is_iterable(memory: memoryview) -> bool:
+    try:
+        return memory.ndim == 1
+    except ValueError:  # it is released
+        return False

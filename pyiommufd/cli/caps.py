@@ -29,7 +29,7 @@ _KEYS = {
     "hw_info.pasid_width": "bits of the PASIDs that the device may use; 0: none",
     "hw_info.address_widths": "address widths in bits of its second-stage page tables, or null",
     "hw_info.nesting": "whether page tables can be nested, or null where the type does not tell",
-    "hw_info.data": "the vendor's data as returned by the kernel, hexadecimal",
+    "hw_info.data": "the IOMMU's registers as returned by the kernel, hexadecimal",
     "why_not": "why hw_info of DEVICE is not available, or empty",
 }
 
@@ -81,8 +81,8 @@ def _bind_obstacle(device: HostDevice) -> str:
     """Why the device cannot be bound for IOMMU_GET_HW_INFO; empty if it can."""
     if device.vfio_cdev is None:
         return (
-            f"{device.name} is on {device.driver or 'no driver'}: the kernel reports its IOMMU only while it is bound, "
-            "which requires a claim"
+            f"{device.name} is on {device.driver or 'no driver'}: the kernel reports its IOMMU only while the device "
+            "is bound, which requires a claim"
         )
     held = holders(device)
     if held:

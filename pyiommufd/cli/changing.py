@@ -31,7 +31,7 @@ force_option = click.option(
     multiple=True,
     type=click.Choice(FORCIBLE),
     metavar="KIND",
-    help="Override all refusals of this kind, for any of the devices; may be repeated. Kinds: "
+    help="Override all refusals of this kind, of any member of the groups; may be repeated. Kinds: "
     + ", ".join(FORCIBLE)
     + ".",
 )

@@ -10,7 +10,7 @@ import click
 
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, print_visibility_note
 from pyiommufd.cli.status import FAILED
-from pyiommufd.host.claims.overview import ClaimStatus, list_claims
+from pyiommufd.host.claims.status import ClaimStatus, list_claims
 
 _KEYS = {
     "devices": "the names of the devices that were asked for, or are left of these",

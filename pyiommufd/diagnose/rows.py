@@ -44,8 +44,8 @@ class Row:
     Attributes:
         summary: What is wrong, in general.
         fix: What helps, in general.
-        look: Checks this machine for the reason: the causes found, none if it does not apply, or None if that cannot
-            be determined. Without it the reason can never be checked.
+        look: Checks this machine for the reason: the causes found, an empty tuple if it does not apply, or None if
+            that cannot be determined. Without it the reason can never be checked.
     """
 
     summary: str

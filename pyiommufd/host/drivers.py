@@ -12,7 +12,7 @@ from pyiommufd.errors import ClaimError
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.programs import system_program
-from pyiommufd.host.worker import SECONDS, Helper
+from pyiommufd.host.worker import SECONDS, Worker
 
 _MODPROBE_SECONDS = 60.0
 
@@ -45,7 +45,7 @@ def unbind(device: HostDevice, seconds: float = SECONDS) -> None:
     if sysfs.link_name(device.sys_path / "driver") is None:
         return
     try:
-        with Helper() as helper:
+        with Worker() as helper:
             helper.write(device.sys_path / "driver/unbind", device.name, seconds)
     except OSError as error:
         # It left between the look and the write: that is what was wanted.

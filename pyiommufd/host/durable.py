@@ -1,4 +1,4 @@
-"""Atomic, durable writes of small files: after a power cut a file is complete or absent.
+"""Durable changes: small files that are complete or absent after a power cut, and `commit`.
 
 Thread safety: concurrent writers of one file need a lock of their own.
 """

@@ -72,7 +72,7 @@ class _Wanted:
     """What to look for.
 
     A device that is being removed has no node any more, in sysfs or in /dev, while a process that holds it blocks the
-    removal: such holders are found by the device's folder, which fdinfo shows, or by the last part of the node's name.
+    removal: such holders are found by the device's folder, which fdinfo shows, or by the path that its node had.
     """
 
     nodes: dict[int, str]

@@ -62,7 +62,7 @@ class StuckError(TimeoutError):
         self.pid = pid
 
 
-class Helper(Closing):
+class Worker(Closing):
     """Reads and writes attributes from a process of its own, which is started when it is first needed.
 
     A process that blocks in an unbind cannot be interrupted, not even by SIGKILL. After its time limit an access is

@@ -397,7 +397,7 @@ class IOMMUFD(Handle):
         # The object, its devices and address spaces are finalized in any order; callbacks run last first, each even if
         # others raised. No device, of this or of another process that shares the iommufd, may reach memory that has
         # been released. And the tables of mappings are cleared before the memory is released:
-        # CPython 3.11 crashes where it collects a memoryview and what holds it at once (gh-77894, mended in 2024).
+        # CPython 3.11 crashes where it collects a memoryview and what holds it at once (gh-77894, fixed in 2024).
         with contextlib.ExitStack() as stack:
             stack.callback(super().__del__)
             if hasattr(self, "_registry"):

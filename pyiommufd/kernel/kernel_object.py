@@ -45,7 +45,7 @@ class KernelObject(Closing):
             finally:
                 if self.closed:
                     self._iommufd._forget(self)
-            # An object that had this id is gone: its owner, a process that shares the iommufd, has destroyed it.
+            # An object that had this id is gone: a process that shares the iommufd has destroyed it.
             for other in list(self._iommufd._context.objects()):
                 if other is not self and other.id == self.id:
                     other._release()
@@ -103,7 +103,7 @@ class KernelObject(Closing):
     def close(self) -> None:
         """Destroy it (IOMMU_DESTROY). Does nothing the second time, nor in a forked child.
 
-        What another process made, and is only borrowed here (`IOMMUFD.vfio_ioas`), is let go of and not destroyed.
+        What another process made, and is only borrowed here (`IOMMUFD.vfio_ioas`), is released and not destroyed.
 
         Raises:
             InUseError: Something uses it, as a device that is attached does; nothing has been destroyed.
@@ -124,8 +124,9 @@ class KernelObject(Closing):
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
         """What keeps it from being closed: its users, and those of what it owns."""
-        owned = self._owned()
-        return tuple(user for made in (self, *owned) for user in made.users if user not in owned)
+        users = (user for made in (self, *self._owned()) for user in made.users)
+        # By owner, not by a list of what is owned: a signal handler may make one more meanwhile, which is closed, too.
+        return tuple(user for user in users if not (isinstance(user, KernelObject) and user._owner is self))
 
     def _in_use(self, users: tuple[object, ...], way_out: str) -> InUseError:
         names = ", ".join(getattr(user, "name", repr(user)) for user in users)

@@ -98,7 +98,7 @@ def irq_info(fd: Fd, index: int) -> tuple[int, int]:
 def set_irqs(
     fd: Fd, index: int, action: int, start: int, count: int, eventfds: Sequence[File | None] | None = None
 ) -> int:
-    """VFIO_DEVICE_SET_IRQS: 0; or how many vectors are to be had, where fewer than asked for: then none is enabled.
+    """VFIO_DEVICE_SET_IRQS: 0; or how many vectors are available, if fewer than requested: then none is on.
 
     eventfds: what the action is bound to, one an interrupt, or None for nothing; without them it is carried out now. A
     count of 0 with the trigger action and without eventfds turns the type off.

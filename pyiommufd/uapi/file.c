@@ -95,7 +95,7 @@ int pyiommufd_file_duplicate(struct pyiommufd_file *file, struct pyiommufd_file 
 
 /*
  * The fd that wakes waiting threads: a separate eventfd, since a write to the file itself, if that is an eventfd,
- * would signal its reader, such as the kernel. It is made by the first wait. The caller uses the file.
+ * would signal its reader, such as the kernel. It is made by the first wait. The caller has the file in use (file_get).
  */
 static int waker(struct pyiommufd_file *file)
 {
@@ -127,7 +127,7 @@ int pyiommufd_file_close(struct pyiommufd_file *file)
         const unsigned int users = LOAD(&file->users);
 
         wake = fd < 0 || inherited >= 0 ? -1 : LOAD(&file->wake);
-        /* Again without users, for waiters on a duplicate of the wake fd. If the eventfd is full it fails: as good. */
+        /* Also without users: others may wait on a duplicate of the wake fd. If it is full it is readable already. */
         if (wake >= 0 && write(wake, &one, sizeof(one)) < 0)
             sched_yield();
         if (!users)

@@ -205,7 +205,7 @@ int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
         if (result == -ENOENT)
             result = 0;
         STORE(&piece->state, result ? LIVE : GONE);
-        /* Counted after the state change: a concurrent reader may see the piece, or already another at its iova. */
+        /* Counted after the state change: a call whose list of pieces is older than that gets EAGAIN. */
         ADD(&piece->ioas->changes, 1);
     }
     object_put(piece->ioas);

@@ -70,7 +70,7 @@ int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void 
 
     if (fd < 0)
         return fd;
-    /* Any order is safe: who has locked an object locks no other, or holds the iommufd's lock, as this caller does. */
+    /* Any order is safe: a call that has locked an object locks no other, or holds the iommufd's lock, as this caller does. */
     for (; held < count; held++) {
         result = object_get(uses[held].object);
         if (result < 0)

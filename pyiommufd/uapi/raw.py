@@ -28,7 +28,7 @@ _SIZE_FIELDS = ("size", "argsz")
 class Struct:
     """One of the kernel's structs, with its fields as attributes. Made by `struct`.
 
-    Fields are read and set as integers; those that are no integers are to be had by `memory` only.
+    Fields are read and set as integers; those that are not integers can be read from `memory` only.
 
     Attributes:
         memory: All of it, the tail included, as a writable `memoryview` of bytes.

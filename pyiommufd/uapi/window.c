@@ -164,7 +164,7 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
         atomic_store(&window->state, UNMAPPED);
         return result;
     }
-    /* A forked child that inherited the mapping would keep the device bound after its owner let go. */
+    /* A forked child that inherited the mapping would keep the device bound after its owner has closed it. */
     madvise(base, length, MADV_DONTFORK);
     window->base = base;
     window->length = length;

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 # With these options QEMU would outlive the process that started it: it daemonizes, or it changes its user, which
 # clears PR_SET_PDEATHSIG.
 _REFUSED = {
-    "daemonize": "QEMU would continue in another process, without the devices; leave this option out",
+    "daemonize": "QEMU would continue in another process, which ends when the devices are given back; leave this out",
     "runas": "QEMU would outlive the process that started it; leave this option out, and use --user",
 }
 

@@ -14,7 +14,7 @@ from pyiommufd.host.holders import holders
 
 
 class RemovalNotices(Closing):
-    """Reports when the host removes devices that another process uses. A context manager that stops watching.
+    """Reports when the host takes away devices that another process uses. A context manager that stops watching.
 
     When a device leaves its vfio driver, by hot-unplug or by an unbind, the kernel removes its node, sends REQ to the
     process that has it open, which has to close it, and waits. This class watches the nodes.
@@ -52,7 +52,9 @@ class RemovalNotices(Closing):
             if device is not None and event.action == "remove":
                 self._note(device, leaving=True)
                 held = "; ".join(map(str, holders(device))) or f"{self._given_to} has released it already"
-                self._tell(f"the host removes {device.name}, and the kernel asks for its release: {held}")
+                self._tell(
+                    f"the host takes {device.name} from its vfio driver, and the kernel asks for its release: {held}"
+                )
             return
         device = self._devices.get(event.sys_path)
         if device is not None and event.action in ("remove", "unbind"):

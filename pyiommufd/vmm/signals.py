@@ -26,7 +26,7 @@ def blocked_signals() -> Iterator[set[signal.Signals | int]]:
     """Block these signals: for `wait_forwarding`, or until the end of the block, where pending ones are dropped.
 
     What comes while devices are given back does not interrupt that. For the main thread, before other threads are
-    started: those have them wait as well.
+    started, which inherit the blocked signals.
 
     Yields:
         The signals that were blocked before, for `VMM`.

@@ -172,7 +172,7 @@ def test_hot_unplug(guest: Guest, plugged: tuple[str, str], how: str) -> None:
     pid = program.wait_for("ready ")
     guest.unplug(name, timeout=patience() if how == "serves" else 0)
     assert f"pid {pid} (python" in program.wait_for(
-        f"the host removes {address}, and the kernel asks for its release: "
+        f"the host takes {address} from its vfio driver, and the kernel asks for its release: "
     )
     guest.run(["kill", "-TERM", pid], check=True)
     assert program.end() == 115, program.errors.decode()

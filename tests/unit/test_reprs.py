@@ -49,9 +49,9 @@ from pyiommufd import (
 from pyiommufd.host.checks.finding import Finding, State
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
-from pyiommufd.host.claims.overview import ClaimStatus
 from pyiommufd.host.claims.rebind import plan_rebind
 from pyiommufd.host.claims.record import ClaimRecord
+from pyiommufd.host.claims.status import ClaimStatus
 from pyiommufd.host.discovery.vfs import VFs
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.overview.details import device_details

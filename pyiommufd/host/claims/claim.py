@@ -125,9 +125,9 @@ def carry_out(
     try:
         with exclusive_access() as access:
             # The cheap check first: if many processes want one device, all but one are refused while the others wait.
-            if taken := tuple(claimed_refusals(plan.names)):
+            if taken := tuple(claimed_refusals(plan._names)):
                 raise ClaimRefusedError(taken)
-            plan = plan.recomputed()
+            plan = plan._recomputed()
             if plan.refusals:
                 raise ClaimRefusedError(plan.refusals)
             record = ClaimRecord.begin([group.id for group in plan.groups], [device.name for device in plan.devices])

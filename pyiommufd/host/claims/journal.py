@@ -143,7 +143,7 @@ class _Queued:
 
 
 def _check_owner(path: Path, status: os.stat_result, is_kind: Callable[[int], bool]) -> None:
-    """Refuse a record that users other than root can write.
+    """Refuse a record, its folder or the lock if users other than root can write it.
 
     Raises:
         ClaimError: They can.

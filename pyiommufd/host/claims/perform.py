@@ -12,7 +12,7 @@ from pyiommufd.errors import ClaimError
 from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.discovery.devices import from_sys_path
-from pyiommufd.host.worker import Helper, StuckError
+from pyiommufd.host.worker import StuckError, Worker
 
 _log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 _NODE_SECONDS = 5.0
 
 
-def perform(step: Step, helper: Helper) -> None:
-    """Carry out a step in a helper process, since the kernel may block for ever.
+def perform(step: Step, helper: Worker) -> None:
+    """Carry out a step; what may block for ever in the kernel is done by the helper process.
 
     Raises:
         StuckError: The kernel has not answered in time; it may still do as asked.
@@ -31,17 +31,17 @@ def perform(step: Step, helper: Helper) -> None:
     _STEPS[step.action](step, helper)
 
 
-def _load_driver(step: Step, _helper: Helper) -> None:
+def _load_driver(step: Step, _helper: Worker) -> None:
     driver, alias = step.value or "", sysfs.read(step.folder / "modalias")
     # By a device's own alias its host driver would be loaded, and take a device that has none.
     drivers.load_driver(step.subsystem, driver, f"vfio_{alias}" if alias and "vfio" in driver else alias)
 
 
-def _override(step: Step, helper: Helper) -> None:
+def _override(step: Step, helper: Worker) -> None:
     helper.write(step.folder / "driver_override", f"{_named(step) if step.value else ''}\n")
 
 
-def _unbind(step: Step, helper: Helper) -> None:
+def _unbind(step: Step, helper: Worker) -> None:
     try:
         helper.write(step.folder / "driver/unbind", step.target)
     except OSError as error:
@@ -53,7 +53,7 @@ def _unbind(step: Step, helper: Helper) -> None:
         raise OSError(errno.EBUSY, f"{step.target} is on {driver} after its unbind", str(step.folder / "driver"))
 
 
-def _bind(step: Step, helper: Helper) -> None:
+def _bind(step: Step, helper: Worker) -> None:
     driver = _named(step)
     path = _drivers(step) / driver / "bind"
     try:
@@ -67,7 +67,7 @@ def _bind(step: Step, helper: Helper) -> None:
     _wait_for_node(step.folder)
 
 
-def _probe(step: Step, helper: Helper) -> None:
+def _probe(step: Step, helper: Worker) -> None:
     reason = ""
     if alias := sysfs.read(step.folder / "modalias"):
         reason = drivers.modprobe(alias, helper.keep)
@@ -86,8 +86,8 @@ def _probe(step: Step, helper: Helper) -> None:
         raise ClaimError(f"no host driver takes {step.target}{known}" + (f" ({reason})" if reason else ""))
 
 
-def _past_added_ids(step: Step, helper: Helper) -> None:
-    """Move a device that the kernel bound to vfio-pci or pci-stub again to its host driver.
+def _past_added_ids(step: Step, helper: Worker) -> None:
+    """Put a device on its host driver that the kernel has bound to vfio-pci or pci-stub once more.
 
     They take it without an override where its ids were added to theirs (``new_id``; ``vfio-pci.ids=``), if they come
     before the host's driver in the kernel's list. So each of the others is asked; one whose ids are not the device's
@@ -108,7 +108,7 @@ def _past_added_ids(step: Step, helper: Helper) -> None:
             continue
 
 
-def _vfs(step: Step, helper: Helper) -> None:
+def _vfs(step: Step, helper: Worker) -> None:
     path = step.folder / "sriov_numvfs"
     try:
         helper.write(path, step.value or "")
@@ -123,12 +123,12 @@ def _vfs(step: Step, helper: Helper) -> None:
         raise OSError(errno.EIO, f"{step.target} has {count} virtual functions, not {step.value}", str(path))
 
 
-def _attribute(step: Step, helper: Helper) -> None:
+def _attribute(step: Step, helper: Worker) -> None:
     name = "power/control" if step.action is Action.SET_POWER else "sriov_drivers_autoprobe"
     helper.write(step.folder / name, step.value or "")
 
 
-_STEPS: dict[Action, Callable[[Step, Helper], None]] = {
+_STEPS: dict[Action, Callable[[Step, Worker], None]] = {
     Action.LOAD_DRIVER: _load_driver,
     Action.SET_OVERRIDE: _override,
     Action.CLEAR_OVERRIDE: _override,

@@ -109,7 +109,7 @@ class ClaimPlan(OneLine):
     forced: tuple[Refusal, ...] = ()
 
     @property
-    def names(self) -> set[str]:
+    def _names(self) -> set[str]:
         """The names of all devices that it is about."""
         return _names(self.groups, self.moves)
 
@@ -166,7 +166,7 @@ class ClaimPlan(OneLine):
         """
         return carry_out(self, keep=keep, persist=persist, user=user, report=report)
 
-    def recomputed(self) -> ClaimPlan:
+    def _recomputed(self) -> ClaimPlan:
         """The same plan over the machine as it is now.
 
         What the caller was shown is what is done: where the groups have other members by now, or a member another

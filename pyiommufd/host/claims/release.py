@@ -14,10 +14,10 @@ from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from pyiommufd.host.claims.signals import DeferredSignals
 from pyiommufd.host.claims.steps import Report
 from pyiommufd.host.claims.transaction import ExclusiveAccess, Transaction, exclusive_access
-from pyiommufd.host.discovery.devices import DEVICES, HostDevice, as_device
+from pyiommufd.host.discovery.devices import DEVICES_EXPECTED, HostDevice, as_device
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.persistent.claim_file import NewerFileError, PersistentClaim
-from pyiommufd.host.worker import Helper
+from pyiommufd.host.worker import Worker
 from pyiommufd.iterables import iterate
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def recover(*, report: Report | None = None, dry_run: bool = False) -> list[str]
                 )
             elif not _is_held(record):
                 left.append(record)
-        # A unit left without any persistent claim, as after a power cut, is removed with no claim, so remove it here.
+        # A unit without any persistent claim, as after a power cut: the undo of no claim removes it, so this does.
         if not any(record.unit for record in left):
             stray = ClaimRecord.begin()
             stray.unit = str(boot_unit.file())
@@ -114,7 +114,7 @@ def unmade(records: Iterable[ClaimRecord]) -> Iterator[tuple[ClaimRecord, Persis
 @contextlib.contextmanager
 def _dry_run_access() -> Iterator[ExclusiveAccess]:
     """Hold the lock, so that no claim is in progress; if there is no record folder, do not create one."""
-    with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Helper() as helper:
+    with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Worker() as helper:
         yield ExclusiveAccess(helper, DeferredSignals())
 
 
@@ -155,7 +155,7 @@ def _latest_first() -> tuple[list[ClaimRecord], list[ClaimError]]:
 
 
 def _is_held(record: ClaimRecord) -> bool:
-    # A claim in progress holds the lock, which this process holds: its process is gone.
+    # Whoever carries a claim out holds the lock. This process has it, so one in progress was left behind.
     return record.state in (ClaimState.KEPT, ClaimState.NEWER) or (
         record.state is ClaimState.SESSION and journal.is_alive(record)
     )
@@ -210,7 +210,7 @@ def _is_of(claim: PersistentClaim | ClaimError, file: Path, name: str, target: H
 def _named(devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path) -> list[HostDevice | str | Path]:
     if isinstance(devices, HostDevice | str | Path):
         return [devices]
-    return list(iterate(devices, DEVICES))
+    return list(iterate(devices, DEVICES_EXPECTED))
 
 
 def _name(device: HostDevice | str | Path) -> str:

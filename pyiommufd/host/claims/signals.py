@@ -14,11 +14,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class DeferredSignals:
-    """The signals received while deferred."""
+    """What came while signals are deferred."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """The first of them."""
+        """The first one; None: none came."""
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Remember one; a handler as of `signal.signal`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from pyiommufd.printable import OneLine
 if TYPE_CHECKING:
     from pyiommufd.host.claims.record import DeviceState
     from pyiommufd.host.discovery.devices import HostDevice
-
-_log = logging.getLogger(__name__)
 
 
 class Action(StrEnum):

@@ -22,7 +22,7 @@ from pyiommufd.host.discovery.devices import HostDevice, find_group, from_sys_pa
 from pyiommufd.host.discovery.vfs import virtual_functions
 from pyiommufd.host.holders import holders
 from pyiommufd.host.persistent import boot_unit, claim_file
-from pyiommufd.host.worker import Helper, StuckError
+from pyiommufd.host.worker import StuckError, Worker
 
 IOMMU_NODE = Path("/dev/iommu")
 
@@ -33,13 +33,15 @@ _log = logging.getLogger(__name__)
 class ExclusiveAccess:
     """Exclusive access to the machine's claims: the journal lock is held and signals are deferred.
 
+    In a dry run no signal is deferred, and there is no lock if there is no record.
+
     Attributes:
         helper: Does what may block; it also holds the lock, until its current access is complete.
         signals: Those that have come.
         reported: What dry runs have reported as undone: ids of claims, and paths of files.
     """
 
-    helper: Helper
+    helper: Worker
     signals: DeferredSignals
     reported: set[str] = field(default_factory=set)
 
@@ -57,7 +59,7 @@ def exclusive_access(*, interruptible: bool = True) -> Iterator[ExclusiveAccess]
     with (
         deferred_signals() as signals,
         journal.locked(check=signals.check if interruptible else lambda: None) as lock,
-        Helper(keep=[lock]) as helper,
+        Worker(keep=[lock]) as helper,
     ):
         yield ExclusiveAccess(helper, signals)
 
@@ -242,7 +244,7 @@ class Transaction:
         for before in devices:
             try:
                 check_not_stuck(self.record, before)
-                steps = restore_plan(before, self._access.helper.read)
+                steps = steps_to_restore(before, self._access.helper.read)
                 if steps and (users := held.get(before.name)):
                     raise ClaimError(f"{before.name} stays as it is: {'; '.join(users)}; end that, and try again")
                 for step in steps:
@@ -445,7 +447,7 @@ def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
         )
 
 
-def restore_plan(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]:
+def steps_to_restore(before: DeviceState, read: restore.Read = sysfs.read) -> list[Step]:
     """The steps that give a device back, from how it is now; none where it is gone, or another is in its place."""
     now = restore.device_state(Path(before.sys_path), read)
     if now is None:

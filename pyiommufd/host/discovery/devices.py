@@ -14,14 +14,14 @@ from typing import Any
 from pyiommufd.errors import DeviceNotFoundError, MissingLibraryError
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.aliases import dma_aliases
-from pyiommufd.host.discovery.groups import Group, reserved_regions
+from pyiommufd.host.discovery.groups import Group, groups_folder, reserved_regions
 from pyiommufd.iterables import iterate
 from pyiommufd.printable import printable
 
 # The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio).
 SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
 
-DEVICES = "devices are HostDevice objects, names or paths"
+DEVICES_EXPECTED = "devices are HostDevice objects, names or paths"
 """What an argument that names several takes, for errors."""
 
 _FULL_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
@@ -308,11 +308,7 @@ def as_devices(targets: Iterable[HostDevice | str | Path] | HostDevice | str | P
     """
     if isinstance(targets, HostDevice | str | Path):
         return (as_device(targets),)
-    return tuple(dict.fromkeys(map(as_device, iterate(targets, DEVICES))))
-
-
-def _groups() -> Path:
-    return sysfs.SYS / "kernel/iommu_groups"
+    return tuple(dict.fromkeys(map(as_device, iterate(targets, DEVICES_EXPECTED))))
 
 
 def find_group(group_id: int) -> Group:
@@ -322,7 +318,7 @@ def find_group(group_id: int) -> Group:
         DeviceNotFoundError: There is no such group.
         TypeError: The number is not an int.
     """
-    path = _groups() / str(operator.index(group_id))
+    path = groups_folder() / str(operator.index(group_id))
     try:
         links = sorted((path / "devices").iterdir())
     except OSError:
@@ -343,10 +339,10 @@ def find_group(group_id: int) -> Group:
 
 def list_groups() -> list[Group]:
     """Every IOMMU group, by number; none where no IOMMU is in use."""
-    if not _groups().is_dir():
+    if not groups_folder().is_dir():
         return []
     groups = []
-    for number in sorted(int(path.name) for path in _groups().iterdir() if path.name.isdigit()):
+    for number in sorted(int(path.name) for path in groups_folder().iterdir() if path.name.isdigit()):
         try:
             groups.append(find_group(number))
         except DeviceNotFoundError:

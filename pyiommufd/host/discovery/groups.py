@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyiommufd.host import sysfs
@@ -74,6 +75,11 @@ def is_safe(device: HostDevice) -> bool:
     return device.driver is None or device.driver in SAFE_DRIVERS or device.on_vfio
 
 
+def groups_folder() -> Path:
+    """The folder in sysfs that has one folder a group."""
+    return sysfs.SYS / "kernel/iommu_groups"
+
+
 def reserved_regions(group_id: int, kind: str = "") -> tuple[ReservedRegion, ...]:
     """What the addresses of a group's members must avoid; nothing where there is no such group.
 
@@ -82,7 +88,7 @@ def reserved_regions(group_id: int, kind: str = "") -> tuple[ReservedRegion, ...
         kind: Only regions of this type.
     """
     found = []
-    for line in sysfs.lines(f"{sysfs.SYS}/kernel/iommu_groups/{group_id}/reserved_regions"):
+    for line in sysfs.lines(str(groups_folder() / str(group_id) / "reserved_regions")):
         if line.endswith(kind):
             start, last, kind_of_it = line.split()
             found.append(ReservedRegion(int(start, 16), int(last, 16), kind_of_it))

@@ -99,7 +99,7 @@ def identify(device: HostDevice, among: Sequence[HostDevice] | None = None) -> I
         among: All PCI devices of this machine, as for `Identity.find`.
 
     Raises:
-        ClaimError: It is not a PCI device, which alone have what it takes.
+        ClaimError: It is not a PCI device: only those have what identifies them at the next boot.
     """
     if device.subsystem != "pci":
         raise ClaimError(f"{device.name} is not a PCI device: there is nothing to know it by at the next boot")

@@ -55,6 +55,7 @@ def forced(kinds: Iterable[str]) -> frozenset[str]:
     """The kinds of refusals that a caller goes ahead in spite of.
 
     Raises:
+        TypeError: They are not names.
         ValueError: One of them is not a kind, or cannot be forced.
     """
     kinds = frozenset([kinds] if isinstance(kinds, str) else iterate(kinds, "force names kinds of refusals"))

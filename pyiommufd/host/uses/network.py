@@ -192,7 +192,7 @@ def _messages(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, In
         if name in seen:
             yield Refusal(device.name, "held", f"netconsole sends the kernel's messages by {seen[name]}")
         elif all(link.name != name for link in snapshot.links.values()):
-            unknown = unknown or f"its interface {printable(name)} does not exist here"
+            unknown = unknown or f"no interface here has the name {printable(name)}, which it was given"
     up = _up(found)
     if unknown and up:
         reason = f"whether netconsole sends the kernel's messages by {join_words(up)} cannot be seen: {unknown}"

@@ -273,7 +273,7 @@ class Device(Attachable):
         errors: list[BaseException] = []
         with self._iommufd._lock:  # a second caller waits until it is unbound
             if self.closed:
-                self._close_children()  # those made by, or left by, a signal handler the first time
+                self._close_children()  # also what a signal handler made, or its exception left open
                 return
             try:
                 errors += self._close_children()

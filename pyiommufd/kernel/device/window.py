@@ -189,7 +189,7 @@ class Window(Closing):
     def _copy(
         self, copy: Callable[[WindowHandle, int, View, int, Cell], int], offset: int, memory: memoryview[int]
     ) -> int:
-        with memory, memory.cast("B") as plain:  # let go of at once, also where a traceback has them
+        with memory, memory.cast("B") as plain:  # released at once, also where a traceback has them
             offset = operator.index(offset)
             held = from_buffer(CHAR_ARRAY, plain, False)
             try:

@@ -348,7 +348,7 @@ class IRQ:
         """Record a change after the one of this number, unless a signal handler has recorded one since."""
         if self._recorded.setdefault(number + 1, states) is not states:
             return False
-        if self._recorded.pop(number, None) is None:  # there were more than one
+        if self._recorded.pop(number, None) is None:  # a signal handler has recorded several since
             del self._recorded[number + 1]
             return False
         return True

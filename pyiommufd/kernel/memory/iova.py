@@ -39,7 +39,7 @@ def joined(ranges: Iterable[IOVARange]) -> tuple[IOVARange, ...]:
 def first_fit(
     allowed: Iterable[IOVARange], taken: Iterable[tuple[int, int]], length: int, below: int, alignment: int
 ) -> int | None:
-    """The lowest free address for a range of ``length`` bytes that ends below ``below``; None: there is none.
+    """The lowest free address for ``length`` bytes, the last of which is below ``below``; None: there is none.
 
     Never 0, which drivers take for "no address". taken: iova and length in bytes of each; alignment: a power of two.
     """

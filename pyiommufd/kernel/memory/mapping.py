@@ -142,7 +142,10 @@ class _Pieces:
 
 
 class _InPieces(BaseMapping):
-    """What `DMAMappings` and `CopiedMapping` have in common. Without slots, as the latter is a `DMAMapping`, too."""
+    """What `DMAMappings` and `CopiedMapping` have in common.
+
+    It has no slots: `CopiedMapping` is a `DMAMapping`, too, and two bases with slots cannot be combined.
+    """
 
     __slots__ = ()
 

@@ -48,14 +48,14 @@ class _MapRequest(ABC):
 
     @abstractmethod
     def issue(self, flags: int, iova: int) -> int:
-        """Issue the request. Returns 0 or a negative errno."""
+        """Issue the request. Returns 0, a negative errno, or NOT_ON_PAGES."""
 
     @abstractmethod
     def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
-        """The exception for an errno of `issue`, or for want of room below an address."""
+        """The exception for a result of `map_at`, or for want of room below an address."""
 
     def map_at(self, iova: int | None) -> int:
-        """Map at this address; None: the kernel chooses. Returns 0 or the errno.
+        """Map at this address; None: the kernel chooses. Returns 0, the errno, or -NOT_ON_PAGES.
 
         Recorded before the request; if an exception is raised, nothing stays mapped.
         """
@@ -280,7 +280,7 @@ def refusal_error(
 ) -> IoctlError:
     """The exception for a map or copy that was refused: by the kernel, or for want of room below an address.
 
-    Raises ClosedError if the kernel was not asked, since the address space is closed.
+    Raises ClosedError or ForkedError instead if the address space is closed by now, or is the parent's.
     """
     ioas._live()
     there = "" if iova is None else ioas._table.words(iova, length)

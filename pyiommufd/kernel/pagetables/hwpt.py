@@ -136,7 +136,8 @@ class HWPT(KernelObject):
 
     def _refuse_hole(self, iova: int, length: int) -> None:
         where, changes = IOVARange(iova, iova + length - 1), self.ioas._c.changes
-        # The check takes longer than reading the bits if there are many mappings, so its last result is kept.
+        # The check takes longer than reading the bits if there are many mappings, so its last result is kept. It holds
+        # while `changes` is the same, unless others share the iommufd, who may unmap.
         found, as_of = self._mapped
         if as_of == changes and found.start <= iova and where.last <= found.last and not self._iommufd.shared:
             return

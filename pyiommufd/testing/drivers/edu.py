@@ -34,7 +34,7 @@ _TO_MEMORY = 2
 
 
 class EduDriver(Closing):
-    """Drives a bound edu device. A context manager that lets its registers go.
+    """Drives a bound edu device. A context manager that releases its registers.
 
     It neither binds nor attaches, and leaves bus mastering as it is: that is what a test wants to choose.
 
@@ -118,5 +118,5 @@ class EduDriver(Closing):
             time.sleep(0.005)
 
     def close(self) -> None:
-        """Let the registers go; the device stays bound."""
+        """Release the registers; the device stays bound."""
         self._registers.close()

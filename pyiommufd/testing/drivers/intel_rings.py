@@ -1,6 +1,6 @@
 """What the drivers of Intel's network controllers have in common: reset, and a ring of descriptors each way.
 
-Registers, at the same offsets in both: Intel 82574 datasheet, chapter 10; Intel 82576 datasheet, chapter 8.
+Their registers are at the same offsets in the 82574 (datasheet, chapter 10) and the 82576 (datasheet, chapter 8).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class QueueDriver(Closing):
         return vector
 
     def close(self) -> None:
-        """Stop it, and let registers, interrupt and memory go; the device stays bound."""
+        """Stop it, and release registers, interrupt and memory; the device stays bound."""
         try:
             if any(not window.closed for window in self._windows.values()):
                 self._stop()

@@ -47,7 +47,7 @@ class VirtioBlkDriver(QueueDriver):
         ioas: Where its queue is mapped.
 
     Raises:
-        ValueError: It is another device, or one that goes around the IOMMU.
+        ValueError: It is another device, or one that bypasses the IOMMU.
         TimeoutError: It does not start.
         IoctlError: The kernel refused something.
 

@@ -75,7 +75,7 @@ class Edu:
         return _device("edu", {"id": self.id, "dma_mask": mask}, place)
 
 
-# Without iommu_platform a virtio device goes around the IOMMU; a legacy one cannot have it.
+# Without iommu_platform a virtio device bypasses the IOMMU; a legacy one cannot have it.
 _THROUGH_IOMMU: dict[str, str | int | None] = {"iommu_platform": "on", "disable-legacy": "on"}
 
 

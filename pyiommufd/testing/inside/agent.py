@@ -65,7 +65,8 @@ def _encode_value(value: Any, parts: list[bytes]) -> None:
 def decode(buffer: bytearray) -> dict[str, Any] | None:
     """Take the first message off the buffer, or None where it is not complete yet.
 
-    As `wire.decode` for JSON: this module imports nothing of ours, and `wire` is not to load this one.
+    `wire.decode` does the same for JSON. The code is there twice, as this module imports nothing of ours, and `wire`
+    must not load this one.
 
     Raises:
         ValueError: The buffer does not hold a frame.

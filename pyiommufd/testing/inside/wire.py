@@ -35,7 +35,7 @@ def encode(message: dict[str, Any]) -> bytes:
 def decode(buffer: bytearray) -> dict[str, Any] | None:
     """Take the first message off the buffer, or None where it is not complete yet.
 
-    As `agent.decode`: to load that long module would delay each pytest in a guest.
+    `agent.decode` does the same for its own encoding. To load that long module would delay each pytest in a guest.
 
     Raises:
         ValueError: The buffer does not hold a frame.

@@ -7,7 +7,6 @@ PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from pyiommufd.testing.plugin.marker import MARKER, wishes
 
 IOMMUS = ("intel", "intel-first-stage", "amd", "virtio", "none")
 
-if importlib.util.find_spec("pyiommufd.testing.plugin.fixtures") is not None:
-    pytest_plugins = ["pyiommufd.testing.plugin.fixtures"]
+pytest_plugins = ["pyiommufd.testing.plugin.fixtures"]
 
 
 def _seconds(text: str) -> float:

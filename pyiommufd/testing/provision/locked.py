@@ -17,13 +17,13 @@ def locked(path: Path, progress: Progress, waiting_for: str) -> Iterator[None]:
     Args:
         path: The file; it and its folder are made.
         progress: Is told if another process has the lock.
-        waiting_for: What that process is then at.
+        waiting_for: What that process is then working on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.step(f"waiting for another process that uses {waiting_for}")
+            progress.step(f"waiting for another process that is working on {waiting_for}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -17,7 +17,7 @@ from pyiommufd.host import drivers, durable, sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimState, DeviceState
 from pyiommufd.host.claims.release import release
-from pyiommufd.host.worker import Helper
+from pyiommufd.host.worker import Worker
 from tests.sweeps import sample
 
 State = dict[str, DeviceState]
@@ -110,7 +110,7 @@ def die_during(what: str) -> None:
     elif what.startswith("remove"):
         Path.unlink = die  # type: ignore[method-assign]
     else:
-        Helper._answer = die  # type: ignore[method-assign]
+        Worker._answer = die  # type: ignore[method-assign]
 
 
 def kind(what: str) -> str:

@@ -19,8 +19,7 @@ from pyiommufd import (
     plan_claim,
     recover,
 )
-from pyiommufd.host import drivers, sysfs
-from pyiommufd.host import worker as helper
+from pyiommufd.host import drivers, sysfs, worker
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.rebind import plan_rebind
 from pyiommufd.host.claims.record import ClaimRecord, DeviceState
@@ -179,7 +178,7 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         limit = patience(1)
 
         def hurry(step: Step) -> None:
-            monkeypatch.setattr(helper, "SECONDS", limit if step.action is Action.SET_VFS else patience())
+            monkeypatch.setattr(worker, "SECONDS", limit if step.action is Action.SET_VFS else patience())
 
         start = time.monotonic()
         with pytest.raises(ClaimError, match=f"not all of it could be rolled back.*did not return within {limit:g} s"):
@@ -190,7 +189,7 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
         assert len(journal.records()) == 1
         with pytest.raises(CloseError, match=rf"{pf.name}: an earlier write .* still blocks .* \(process"):
             recover()
-    for process in helper._abandoned:
+    for process in worker._abandoned:
         process.wait(patience())
     monkeypatch.undo()
     assert recover() == [pf.name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 import pytest
 
@@ -20,10 +19,7 @@ from pyiommufd import (
     Verdict,
 )
 from pyiommufd.testing.drivers.edu import EduDriver
-
-IOVA = 0x100000
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
+from tests.guest.dma import IOVA, Arrives
 
 
 @pytest.mark.long

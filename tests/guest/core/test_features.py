@@ -10,8 +10,8 @@ import pytest
 from pyiommufd import IOAS, IOMMUFD, Device, DMABuffer, HWCapability, HWInfoType, UnsupportedError
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.testing.provision.kernels import release_order
+from tests.guest.dma import IOVA
 
-IOVA = 0x100000
 SINCE: dict[str, tuple[int, int]] = {"IOMMU_IOAS_MAP_FILE": (6, 13), "IOMMU_IOAS_CHANGE_PROCESS": (6, 14)}
 """The first kernel with each ioctl, as in Linux' history of include/uapi/linux/iommufd.h."""
 

@@ -7,8 +7,7 @@ import errno
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, AccessDeniedError, AlreadyMappedError, DMABuffer, IoctlError, NotFoundError
-
-IOVA = 0x100000
+from tests.guest.dma import IOVA
 
 
 def test_map_at_an_address_and_where_the_kernel_likes(ioas: IOAS, buffer: DMABuffer) -> None:

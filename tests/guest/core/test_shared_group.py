@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, ChangeKind, Device, DMABuffer, Group, GroupConflictError, Verdict
 from pyiommufd.testing.drivers.edu import EduDriver
+from tests.guest.dma import IOVA, Arrives
 
-IOVA = 0x100000
-
-Arrives = Callable[[EduDriver, DMABuffer], bool]
 Pair = tuple[Device, Device]
 Edus = tuple[EduDriver, EduDriver]
 

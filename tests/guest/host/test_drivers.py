@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import ClaimError, DeviceFile, HostDevice
-from pyiommufd.host import drivers
-from pyiommufd.host import worker as helper
+from pyiommufd.host import drivers, worker
 from tests.patience import patience, until
 
 
@@ -61,7 +60,7 @@ def test_unbind_of_a_held_device_is_not_waited_for_without_end(on_vfio: HostDevi
     drivers.bind(on_vfio, "vfio-pci")
     with DeviceFile(on_vfio):
         pass
-    assert helper._abandoned.pop().wait(patience()) is not None
+    assert worker._abandoned.pop().wait(patience()) is not None
 
 
 def test_vfio_driver_of_a_device(alone: HostDevice, neighbour: HostDevice) -> None:

@@ -80,11 +80,11 @@ def unbound_edu(host: HostDevice) -> Iterator[EduDriver]:
 @contextmanager
 def on_driver(host: HostDevice, driver: str | None) -> Iterator[None]:
     """A claimed device on another driver than vfio-pci, and back on it."""
-    drivers.unbind(host)
-    if driver is not None:
-        drivers.set_driver_override(host, driver)
-        drivers.bind(host, driver)
     try:
+        drivers.unbind(host)
+        if driver is not None:
+            drivers.set_driver_override(host, driver)
+            drivers.bind(host, driver)
         yield
     finally:
         drivers.unbind(host)

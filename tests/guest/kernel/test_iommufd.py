@@ -429,6 +429,7 @@ def test_what_a_signal_handler_makes_while_it_is_closed(claimed: Claim, first: H
         iommufd.alloc_ioas()
         if every == 1:
             every, _ = opcodes(iommufd.close, files)
+            assert every > 100
             continue
         opcodes(iommufd.close, files, stop, handler, raises=False)
         stop += 7

@@ -30,12 +30,13 @@ def test_maps_beside_attaches_and_replaces(explicit: bool) -> None:
         ioas, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
         device = iommufd.mock_device(other)
         left: dict[int, tuple[DMABuffer, int]] = {}
-        finished = threading.Event()
+        moved, finished = threading.Event(), threading.Event()
         moves = 0
 
         def mapper(number: int) -> None:
             buffer = DMABuffer(4 * PAGE)
             start = commands.APERTURE_START + number * SLICE * PAGE
+            assert moved.wait(patience())
             for turn in range(ROUNDS):
                 iova = start + turn % (SLICE // 4) * 4 * PAGE
                 mapping = ioas.map(buffer, iova=iova)
@@ -55,6 +56,7 @@ def test_maps_beside_attaches_and_replaces(explicit: bool) -> None:
                 device.detach()
                 device.attach(page_table)
                 moves += 4
+                moved.set()
 
         def guarded_mover() -> None:
             try:

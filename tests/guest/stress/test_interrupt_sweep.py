@@ -24,7 +24,7 @@ FILES = [
     f"pyiommufd/{name}.py"
     for name in (
         *(f"kernel/interrupts/{each}" for each in ("irq", "interrupts", "interrupt", "eventfd", "ioeventfd")),
-        *(f"kernel/device/{each}" for each in ("device", "region", "removal")),
+        *(f"kernel/device/{each}" for each in ("device", "region", "region_bytes", "removal")),
         "uapi/device_ioctls",
     )
 ]

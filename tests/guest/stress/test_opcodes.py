@@ -32,8 +32,7 @@ from pyiommufd import (
     UnsupportedError,
     uapi,
 )
-from pyiommufd.kernel.memory import mapping
-from pyiommufd.kernel.memory import mapping_requests as mapping_steps
+from pyiommufd.kernel.memory import mapping, mapping_requests
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.uapi import raw
 from tests import by_id
@@ -42,7 +41,7 @@ from tests.opcodes import opcodes
 from tests.sweeps import sample
 
 PAGE = mmap.PAGESIZE
-FILES = ("pyiommufd/kernel/", "pyiommufd/uapi/")
+FILES = ("pyiommufd/kernel/", "pyiommufd/uapi/", "pyiommufd/closing.py", "pyiommufd/iterables.py")
 
 
 @dataclass
@@ -288,7 +287,7 @@ def test_a_handler_before_any_opcode(
     prepare, action, repeated = OPERATIONS[name]
     handler, raises = MODES[mode]
     monkeypatch.setattr(mapping, "PIECES_A_CALL", 2)
-    monkeypatch.setattr(mapping_steps, "PIECES_A_CALL", 2)
+    monkeypatch.setattr(mapping_requests, "PIECES_A_CALL", 2)
     leaks = LeakCheck()
 
     def once(stop: int | None) -> int:

@@ -372,7 +372,7 @@ def test_device_that_the_host_takes_back(start: Start, alone: HostDevice) -> Non
     run.process.send_signal(signal.SIGTERM)
     said = run.end()
     assert run.process.returncode == 115
-    told = [line for line in said if f"the host removes {alone.name}" in line]
+    told = [line for line in said if f"the host takes {alone.name} from" in line]
     assert len(told) == 1
     assert f"pid {pid} (python" in told[0]
     assert f"pyiommufd run: {alone.name} has left its vfio driver" in said

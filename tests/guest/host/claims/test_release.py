@@ -27,8 +27,7 @@ from pyiommufd import (
     recover,
     release,
 )
-from pyiommufd.host import drivers, sysfs
-from pyiommufd.host import worker as helper
+from pyiommufd.host import drivers, sysfs, worker
 from pyiommufd.host.claims import journal, restore
 from pyiommufd.host.claims.record import VERSION, DeviceState
 from pyiommufd.host.claims.steps import Action, Step
@@ -218,9 +217,9 @@ def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
     def open_it(step: Step) -> None:
         if step.target == first.name and step.action is Action.UNBIND:
             opened.append(DeviceFile(first))
-            monkeypatch.setattr(helper, "SECONDS", limit)
+            monkeypatch.setattr(worker, "SECONDS", limit)
         else:
-            monkeypatch.setattr(helper, "SECONDS", patience())
+            monkeypatch.setattr(worker, "SECONDS", patience())
 
     start = time.monotonic()
     with pytest.raises(
@@ -239,7 +238,7 @@ def test_unbind_that_hangs_is_told_of_in_time_and_the_rest_given_back(
     with plan_claim(alone).apply():
         pass
     opened[0].close()
-    for process in helper._abandoned:
+    for process in worker._abandoned:
         process.wait(patience())
     claim.release()
     assert claim.released

@@ -17,6 +17,7 @@ from pyiommufd import (
     DMABuffer,
     DMAMapping,
     GroupConflictError,
+    HostDevice,
     IoctlError,
     Verdict,
 )
@@ -58,10 +59,9 @@ def test_replace_wants_an_attached_device(device: Device, ioas: IOAS) -> None:
 
 def test_a_refused_replace_keeps_the_old_table_for_every_device(
     device: Device,
-    peer_device: Device,
-    third_device: Device,
+    peer: HostDevice,
+    neighbour: HostDevice,
     edu: EduDriver,
-    peer_edu: EduDriver,
     iommufd: IOMMUFD,
     ioas: IOAS,
     buffer: DMABuffer,
@@ -72,7 +72,8 @@ def test_a_refused_replace_keeps_the_old_table_for_every_device(
     # The window that interrupts are written to: accepted while nothing is attached, refused by the attach.
     other.map(DMABuffer(4096), iova=0xFEE0_0000)
     attached: list[Device] = []
-    for joining in (device, peer_device, third_device):
+    for host in (None, peer, neighbour):  # first alone, then beside others that are bound and attached
+        joining = device if host is None else iommufd.bind(host)
         joining.attach(ioas)
         attached.append(joining)
         for one in attached:
@@ -85,7 +86,9 @@ def test_a_refused_replace_keeps_the_old_table_for_every_device(
             assert "0xfee00000" in str(caught.value)
         assert [one.page_table for one in attached] == [ioas] * len(attached)
         assert arrives(edu, buffer)
-    assert arrives(peer_edu, buffer)
+    attached[1].bus_master = True
+    with EduDriver(attached[1]) as peer_edu:
+        assert arrives(peer_edu, buffer)
     other.close()
 
 

@@ -178,6 +178,7 @@ def test_command_register_that_a_signal_handler_changes_meanwhile(device: Device
         ran.append(True)
 
     every, _ = opcodes(act, files)
+    assert every > 20
     for stop in range(every):
         device.memory_decode, device.bus_master = False, True
         ran: list[bool] = []

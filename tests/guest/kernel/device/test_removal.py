@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyiommufd import IOMMUFD, Claim, ClosedError, Device, DMABuffer, HostDevice, InUseError
-from pyiommufd.host import drivers
-from pyiommufd.host import worker as helper
+from pyiommufd.host import drivers, worker
 from pyiommufd.host.holders import holders
 from tests.guest.dma import IOVA
 from tests.patience import patience, until
@@ -90,7 +89,7 @@ def test_program_that_ignores_req_is_named(rebound: HostDevice) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     until(lambda: drivers.driver_of(rebound) is None, "the driver lets go")
-    for writer in helper._abandoned:
+    for writer in worker._abandoned:
         writer.wait(patience())
 
 

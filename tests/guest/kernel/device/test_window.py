@@ -31,13 +31,14 @@ from pyiommufd import (
 )
 from pyiommufd.host.holders import holders
 from pyiommufd.kernel.device import region as region_module
+from pyiommufd.kernel.device import region_bytes as region_bytes_module
 from pyiommufd.kernel.device import window as window_module
 from pyiommufd.uapi import device_ioctls
 from tests.patience import patience, until
 from tests.sweeps import sample
 
 IDENTIFICATION, LIVENESS, SOURCE = 0x00, 0x04, 0x80
-MAP_MODULES = (region_module, window_module)
+MAP_MODULES = (region_module, region_bytes_module, window_module)
 
 
 def test_registers_answer_by_4_bytes(device: Device) -> None:

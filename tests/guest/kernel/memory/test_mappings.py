@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyiommufd import IOAS, IOMMUFD, AlreadyMappedError, Device, DMABuffer, DMAMapping
-from pyiommufd.kernel.memory import mapping_requests as mapping_steps
+from pyiommufd.kernel.memory import mapping_requests
 from pyiommufd.kernel.memory.mapping_table import MappingTable
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.uapi import ioctls
@@ -129,7 +129,7 @@ def test_pieces_that_are_unmapped_while_others_are_mapped(
 ) -> None:
     """What is mapped afterwards keeps its memory, and is unmapped with the rest."""
     between(monkeypatch, ioctls, "ioas_map_many", ioas.unmap_all)
-    monkeypatch.setattr(mapping_steps, "PIECES_A_CALL", 2)
+    monkeypatch.setattr(mapping_requests, "PIECES_A_CALL", 2)
     mappings = ioas.map_many(buffer, [(at * PAGE, PAGE, IOVA + at * PAGE) for at in range(4)])
     assert list(mappings.ranges()) == [(IOVA + 2 * PAGE, PAGE), (IOVA + 3 * PAGE, PAGE)]
     assert mappings.mapped

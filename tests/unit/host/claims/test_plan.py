@@ -157,7 +157,7 @@ def test_what_is_behind_vmd_goes_with_it(fake: FakeSysfs) -> None:
     )
     assert [device.name for device in plan.companions] == ["10000:00:01.0", "10000:01:00.0"]
     assert plan.stays == ()
-    assert plan.names == {"0000:00:0e.0", "10000:00:01.0", "10000:01:00.0"}
+    assert plan._names == {"0000:00:0e.0", "10000:00:01.0", "10000:01:00.0"}
     assert [device.name for device in plan.endpoints] == ["0000:00:0e.0"]
 
 

@@ -248,7 +248,7 @@ def test_netconsole_of_the_command_line_that_configfs_shows(host: Host, messages
     ("case", "reason"),
     [
         ("no configfs", "mount configfs on /sys/kernel/config, or look on the host"),
-        ("renamed", "its interface eth9 does not exist here"),
+        ("renamed", "no interface here has the name eth9, which it was given"),
         (
             "module",
             "one that its module was loaded with shows after mkdir /sys/kernel/config/netconsole/cmdline0",

@@ -99,7 +99,8 @@ def _stuck(record: ClaimRecord, alive: bool) -> Iterator[str]:
     if record.state is ClaimState.NEWER:
         return
     for name in sorted(record.stuck):
-        yield f"{name}: process {record.waiting[name][0]} waits in the kernel: something still uses the device"
+        pid, _ = record.waiting[name]
+        yield f"{name}: an earlier write to sysfs still blocks in the kernel (process {pid}): something uses the device"
     if record.state in (ClaimState.SESSION, ClaimState.IN_PROGRESS) and not alive:
         why = "its process is gone" if record.pid else "not all of it could be given back"
         yield f"{why}: pyiommufd release {record.example} gives it back"

@@ -10,7 +10,7 @@ import pytest
 
 from pyiommufd import plan_claim
 from pyiommufd.host.claims import journal
-from pyiommufd.host.claims.overview import list_claims
+from pyiommufd.host.claims.status import list_claims
 from tests.unit.host.claims.kept import NAMES, keep
 
 pytestmark = pytest.mark.usefixtures("vfio_machine")
