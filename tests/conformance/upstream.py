@@ -107,7 +107,7 @@ PROGRAMS = (
         device=f"{igb.VENDOR_ID:04x}:{igb.DEVICE_ID:04x}",
         devices=(RootPort(Igb()),),
         newer_qemu=True,
-        # A GiB for the programs' region, and a page of one GiB, which is to be had at boot only.
+        # A GiB for the programs' region, and a page of one GiB, which is available at boot only.
         memory=4096,
         kernel_arguments=("hugepagesz=1G", "hugepages=1", "transparent_hugepage_shmem=always"),
         left_out=tuple(mode + memory for mode in _CONTAINERS for memory in _MEMORY),
@@ -227,7 +227,7 @@ def build(program: Program, kernel: CachedKernel, *, cache: Path | None = None) 
 
     Raises:
         ProgramError: The kernel's source is not there, or does not compile; it says why.
-        KernelBuildError: Its source lacks a part, which is no longer to be had.
+        KernelBuildError: Its source lacks a part, which is no longer available.
     """
     complete_source(kernel, cache=cache)
     plan = _Build(program, kernel)

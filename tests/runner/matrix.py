@@ -87,7 +87,7 @@ def older_kernel() -> CachedKernel:
     """The older of the two kernels, made where it is not in the cache; by one compiler, as tests run beside it.
 
     Raises:
-        GuestError: It is not to be had.
+        GuestError: It is not available.
     """
     return build_kernel(OLDER_KERNEL, jobs=1)
 
@@ -101,7 +101,7 @@ def newer_qemu() -> QEMU:
     """The newer of the two, fetched where it is not in the cache.
 
     Raises:
-        GuestError: It is not to be had.
+        GuestError: It is not available.
     """
     return find_qemu(str(fetch().program))
 

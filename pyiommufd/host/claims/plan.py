@@ -90,7 +90,7 @@ class ClaimPlan(OneLine):
         moves: Each device that changes its driver, in the order in which it is done.
         stays: Members that are left as they are, being safe beside a bound device.
         refusals: What speaks against it and was not named to ``force``.
-        force: The kinds of refusals that the plan goes ahead in spite of.
+        force: The kinds of refusals that the plan overrides.
         driver: The vfio driver that the devices asked for were to have; None: each the one that is chosen by itself.
         steps: Every single change to the devices that `apply` makes, in order.
         undo: The steps that undo them, in order.
@@ -223,11 +223,11 @@ def plan_claim(
         driver: The vfio driver for these, such as ``vfio-pci`` where a variant driver is not wanted, with dashes or
             underscores; also for one that is on another vfio driver. Other members of the groups get the one that is
             chosen by default; with None all do (`pyiommufd.host.drivers.vfio_driver_for`).
-        force: The kinds of refusals to go ahead in spite of (`pyiommufd.errors.Refusal.kind`), such as
+        force: The kinds of refusals to override (`pyiommufd.errors.Refusal.kind`), such as
             ``mounted``. Each has to be named.
 
     Raises:
-        ClaimError: No vfio driver takes a device; or the driver that was named is not to be had here, or is none of
+        ClaimError: No vfio driver takes a device; or the driver that was named is not available here, or is not one of
             vfio's.
         DeviceNotFoundError: There is no such device.
         TypeError: The name of the driver is not a string, or what was named is no device.

@@ -29,7 +29,7 @@ class RebindPlan(OneLine):
         steps: Every single change to the machine that `apply` makes, in order. The value of the last one of a device
             says which drivers announce it, as far as the kernel's module aliases have them.
         refusals: What speaks against it and was not named to ``force``.
-        force: The kinds of refusals that the plan goes ahead in spite of.
+        force: The kinds of refusals that the plan overrides.
     """
 
     devices: tuple[HostDevice, ...]
@@ -82,7 +82,7 @@ def plan_rebind(
 
     Args:
         devices: What is to go back: `HostDevice` objects, names or paths; or one of these.
-        force: The kinds of refusals to go ahead in spite of, as of `plan_claim`.
+        force: The kinds of refusals to override, as of `plan_claim`.
 
     Raises:
         ClaimError: A device has no host driver to go to by its kind, or would go away with another one of these.

@@ -70,7 +70,7 @@ def set_vfs(
     Args:
         device: The physical function.
         count: How many.
-        force: The kinds of refusals to go ahead in spite of, as of `plan_claim`.
+        force: The kinds of refusals to override, as of `plan_claim`.
         report: Called with each step before it is taken.
 
     Returns:

@@ -45,7 +45,7 @@ class PersistentClaim:
         file: Where it is on record.
         wanted: The devices that were asked for.
         companions: The other devices of their groups, but for bridges.
-        force: The kinds of refusals that it goes ahead in spite of.
+        force: The kinds of refusals that it overrides.
         user: The name of the user who is given the nodes, or None.
         driver: The vfio driver for the devices that were asked for; None: the one that is chosen by itself.
     """

@@ -52,7 +52,7 @@ _USED_BY = ("block", "net", "nvme", "drm", "graphics", "fc_host", "dma")
 
 
 def forced(kinds: Iterable[str]) -> frozenset[str]:
-    """The kinds of refusals that a caller goes ahead in spite of.
+    """The kinds of refusals that a caller overrides.
 
     Raises:
         TypeError: They are not names.

@@ -1,7 +1,7 @@
 """Temporary folders of guests, and the removal of those whose maker was killed before it could remove them.
 
 Each is locked, by flock() of itself, as long as its maker lives, and QEMU, which inherits the file descriptor. The
-kernel gives the lock up however these end: a folder whose lock is to be had was left over.
+kernel gives the lock up however these end: a folder whose lock is free was left over.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def run(*arguments: str, status: int = 0) -> Result:
 
 @pytest.fixture
 def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
-    """A group of two behind a bridge, one of them with virtual functions to be had."""
+    """A group of two behind a bridge, one of them able to have virtual functions."""
     monkeypatch.setattr(journal, "RUN", tmp_path / "run")
     monkeypatch.setattr(claim_file, "FOLDER", tmp_path / "claims.d")
     monkeypatch.setattr(boot_unit, "FOLDER", tmp_path / "system")

@@ -61,12 +61,12 @@ def test_while_working_every_room_of_the_guest_is_entered(every_file: set[str]) 
 
 def test_what_cannot_be_done_is_a_failure_and_the_others_go_on() -> None:
     def fail() -> list[Run]:
-        raise OSError("no kernel is to be had")
+        raise OSError("no kernel is available")
 
     works = [Work("first", fail), Work("second", lambda: [Run("second", passed=1)])]
     with ThreadPoolExecutor(1) as pool:
         first, second = carry_out(works, pool)
-    assert (first.name, first.failures) == ("first", ["OSError: no kernel is to be had"])
+    assert (first.name, first.failures) == ("first", ["OSError: no kernel is available"])
     assert (second.name, second.passed) == ("second", 1)
 
 

@@ -406,7 +406,7 @@ def test_power_is_given_back(neighbour: HostDevice, alone: HostDevice, state: Ca
 
 @pytest.fixture
 def driver_gone(first: HostDevice, neighbour: HostDevice, as_before: State) -> Iterator[HostDevice]:
-    """A claimed device whose host driver is not to be had any more, by the record."""
+    """A claimed device whose host driver is no longer available, by the record."""
     plan_claim(first).apply(keep=True)
     (record,) = journal.records()
     next(device for device in record.devices if device.name == neighbour.name).driver = "gone_driver"
