@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
 from types import TracebackType
@@ -18,7 +19,7 @@ PIECES_A_CALL = 1024
 """Pieces per map or unmap call at most, so that a signal is handled within milliseconds."""
 
 
-class BaseMapping:
+class BaseMapping(ABC):
     """What the kinds of mappings have in common: the interface that `MappingTable` uses, and unmapping by ``with``."""
 
     __slots__ = ("__weakref__", "_ioas")
@@ -26,25 +27,25 @@ class BaseMapping:
     def __init__(self, ioas: IOAS) -> None:
         self._ioas = ioas
 
+    @abstractmethod
     def unmap(self) -> None:
         """Take the memory away from the devices."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _mapped_pieces(self) -> list[Piece]:
         """Those of its pieces that are mapped."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _gone(self) -> bool:
         """Whether it is not mapped, nor going to be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _was_mapped(self) -> bool:
         """Whether it has been mapped at any time."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
