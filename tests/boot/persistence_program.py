@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from pyiommufd import list_devices, plan_claim, release
+from pyiommufd.host import durable
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.persistent import boot_unit, claim_file
@@ -74,20 +75,20 @@ def _line_of_unit() -> str:
     return line.removeprefix("ExecStart=")
 
 
-class Points(logging.Handler):
+class Points:
     """The points at which a command can be cut: before each change, and within the writing of a persistent claim."""
 
     def __init__(self, cut: int | None) -> None:
-        super().__init__()
         self.cut = cut
         self.seen: list[str] = []
-        logger = logging.getLogger("pyiommufd.host.claims.steps")
-        logger.setLevel(logging.DEBUG)
-        logger.addHandler(self)
-        sys.addaudithook(self.audit)
+        commit = durable.commit
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.reached(record.getMessage())
+        def reach_and_commit(what: str, change: Callable[[], None]) -> None:
+            self.reached(what)
+            commit(what, change)
+
+        durable.commit = reach_and_commit
+        sys.addaudithook(self.audit)
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         # The new text is on disk under another name; it has its own name, on disk or not yet.
