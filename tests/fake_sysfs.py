@@ -124,6 +124,42 @@ class FakeSysfs:
         self._join(folder, group)
         return folder
 
+    def node(self, folder: Path, kind: str, number: str, name: str = "") -> Path:
+        """A folder with a device node.
+
+        Args:
+            folder: The folder.
+            kind: ``block`` or ``char``.
+            number: Its number, such as ``8:0``.
+            name: Its path below /dev; left out: the folder's name.
+        """
+        here = str(folder.relative_to(self.root))
+        self.file(f"{here}/dev", number)
+        self.file(f"{here}/uevent", f"MAJOR=1\nDEVNAME={name or folder.name}")
+        self.link(f"dev/{kind}/{number}", folder)
+        return folder
+
+    def disk(self, folder: Path, number: str, *, partition: bool = False) -> Path:
+        """A disk or partition with this folder."""
+        here = str(folder.relative_to(self.root))
+        self.node(folder, "block", number)
+        (folder / "holders").mkdir()
+        self.link(f"{here}/subsystem", self.root / "class/block")
+        self.link(f"class/block/{folder.name}", folder)
+        if partition:
+            self.file(f"{here}/partition", "1")
+        else:
+            self.link(f"block/{folder.name}", folder)
+        return folder
+
+    def interface(self, above: Path, name: str) -> Path:
+        """A network interface of what has this folder."""
+        folder = above / "net" / name
+        folder.mkdir(parents=True)
+        self.link(f"{folder.relative_to(self.root)}/subsystem", self.root / "class/net")
+        self.link(f"class/net/{name}", folder)
+        return folder
+
     def _join(self, folder: Path, group: int) -> None:
         """Make the device a member of an IOMMU group."""
         at = self.root / "kernel/iommu_groups" / str(group)

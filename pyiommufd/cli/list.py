@@ -15,7 +15,8 @@ from pyiommufd.cli.output import (
     print_visibility_note,
     show_progress,
 )
-from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, list_devices
+from pyiommufd.host.discovery.devices import HostDevice, list_devices
+from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.printable import printable

@@ -8,7 +8,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json
-from pyiommufd.host.discovery.devices import SUBSYSTEMS
+from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
 from pyiommufd.host.overview.standing import standings
 

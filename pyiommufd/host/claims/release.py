@@ -15,6 +15,7 @@ from pyiommufd.host.claims.signals import DeferredSignals
 from pyiommufd.host.claims.steps import Report
 from pyiommufd.host.claims.transaction import ExclusiveAccess, Transaction, exclusive_access
 from pyiommufd.host.discovery.devices import DEVICES_EXPECTED, HostDevice, as_device
+from pyiommufd.host.discovery.lookup import pci_address
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.persistent.claim_file import NewerFileError, PersistentClaim
 from pyiommufd.host.worker import Worker
@@ -218,4 +219,7 @@ def _name(device: HostDevice | str | Path) -> str:
     try:
         return as_device(device).name
     except DeviceNotFoundError:
-        return device.name if isinstance(device, HostDevice) else Path(device).name
+        if isinstance(device, HostDevice):
+            return device.name
+        domain, rest = pci_address(str(device).strip()) or (None, "")
+        return Path(device).name if domain is None else f"{domain}:{rest}"

@@ -15,19 +15,14 @@ from pyiommufd.errors import DeviceNotFoundError, MissingLibraryError
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.aliases import dma_aliases
 from pyiommufd.host.discovery.groups import Group, groups_folder, reserved_regions
+from pyiommufd.host.discovery.kernel_names import kernel_names
+from pyiommufd.host.discovery.lookup import SUBSYSTEMS, folders_by_kernel_name, folders_by_path, pci_address
 from pyiommufd.iterables import iterate
-from pyiommufd.printable import printable
-
-# The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio).
-SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
 
 DEVICES_EXPECTED = "devices are HostDevice objects, names or paths"
 """What an argument that names several takes, for errors."""
 
-_FULL_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
-_SHORT_ADDRESS = re.compile(r"[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _VENDOR_DEVICE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})")
-_CDEV = re.compile(r"/dev/vfio/devices/(vfio[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -86,6 +81,16 @@ class HostDevice:
     def aliases(self) -> tuple[str, ...]:
         """The PCI addresses that its DMA can carry; see `pyiommufd.host.discovery.aliases.dma_aliases`."""
         return dma_aliases(self)
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        """Its network interfaces as they are now, such as ``eth0``; not those in another network namespace."""
+        return kernel_names([self])[self].interfaces
+
+    @property
+    def block_devices(self) -> tuple[str, ...]:
+        """Its disks as they are now, such as ``vda`` or ``nvme0n1``, without partitions."""
+        return kernel_names([self])[self].block_devices
 
     @property
     def is_host_bridge(self) -> bool:
@@ -225,15 +230,20 @@ def list_devices(subsystem: str | None = None) -> list[HostDevice]:
 
 
 def find_device(name: str) -> HostDevice:
-    """The device of that name.
+    """The device of that name, or that a disk, an interface or a path belongs to.
 
     Args:
-        name: Its name on its bus (``0000:02:01.0``, or an mdev's UUID); a PCI address without the domain
-            (``02:01.0``) or ``vendor:device`` (``1234:11e8``) where just one device has it; or the path of
-            its folder under ``/sys`` or of its node under ``/dev/vfio/devices``.
+        name: Its name on its bus (``0000:02:01.0``, or an mdev's UUID), or, where just one device has it, a PCI address
+            without the domain (``02:01.0``, ``2:1.0``) or ``vendor:device`` (``1234:11e8``); libvirt's name
+            (``pci_0000_02_01_0``); the name of a network interface (``eth0``), disk or partition (``nvme0n1p1``), NVMe
+            controller (``nvme0``) or vfio device (``vfio0``); the path of a node (``/dev/vda``,
+            ``/dev/vfio/devices/vfio0``), or of a link to one; or any path under ``/sys`` that leads to the device's
+            folder or below it (``/sys/class/net/eth0``). What an address can be is not looked for among the names of
+            interfaces.
 
     Raises:
-        DeviceNotFoundError: No device has that name, or more than one has; the message lists them.
+        DeviceNotFoundError: No device has that name, or more than one has; the message lists them, as it does the
+            devices below what is built on several, such as a bond or a volume of LVM.
         MissingLibraryError: There is no libudev, which ``vendor:device`` is looked up by.
         TypeError: The name is not a string.
     """
@@ -242,24 +252,11 @@ def find_device(name: str) -> HostDevice:
     text = name.strip()
     if "\0" in text or not text:
         raise DeviceNotFoundError(f"{name!r} is not the name of a device")
-    if text.startswith("/"):
-        return _by_path(text)
-    text = text.lower()
-    if _FULL_ADDRESS.fullmatch(text):
-        candidates = [_by_name("pci", text)]
-    elif _SHORT_ADDRESS.fullmatch(text):
-        domains = {path.name.rsplit(":", 2)[0] for path in (sysfs.SYS / "bus/pci/devices").glob(f"*:{text}")}
-        candidates = [_by_name("pci", f"{domain}:{text}") for domain in sorted(domains)]
-    elif match := _VENDOR_DEVICE.fullmatch(text):
-        vendor, device = match.groups()
-        entries = _enumerate("pci", vendor=f"0x{vendor}", device=f"0x{device}")
-        candidates = [from_sys_path(Path(entry.sys_path)) for entry in entries]
-    else:
-        candidates = [_by_name(bus, name.strip()) for bus in SUBSYSTEMS]
-    found = [candidate for candidate in candidates if candidate is not None]
+    found = list(dict.fromkeys(_candidates(text)))
     if not found:
         raise DeviceNotFoundError(
-            f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8"
+            f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8, "
+            "or by what is on it: eth0, nvme0n1, /dev/vda"
         )
     if len(found) > 1:
         names = ", ".join(sorted(device.name for device in found))
@@ -267,23 +264,33 @@ def find_device(name: str) -> HostDevice:
     return found[0]
 
 
-def _by_name(bus: str, name: str) -> HostDevice | None:
-    if "/" in name or name in (".", ".."):
-        return None
-    path = sysfs.SYS / "bus" / bus / "devices" / name
-    try:
-        return from_sys_path(path.resolve(strict=True))
-    except (OSError, DeviceNotFoundError):
-        return None
+def _candidates(text: str) -> list[HostDevice]:
+    """The devices that a name or path can mean."""
+    if text.startswith("/"):
+        return _existing(folders_by_path(text))
+    if address := pci_address(text):
+        domain, rest = address
+        folder = sysfs.SYS / "bus/pci/devices"
+        return _existing([folder / f"{domain}:{rest}"] if domain is not None else folder.glob(f"*:{rest}"))
+    if match := _VENDOR_DEVICE.fullmatch(text.lower()):
+        vendor, device = match.groups()
+        return _existing(entry.sys_path for entry in _enumerate("pci", vendor=f"0x{vendor}", device=f"0x{device}"))
+    if "/" in text or text in (".", ".."):
+        return []
+    folders = [sysfs.SYS / "bus" / bus / "devices" for bus in SUBSYSTEMS]
+    named = _existing(folder / name for folder in folders for name in (text, text.lower()))
+    return named or _existing(folders_by_kernel_name(text))
 
 
-def _by_path(text: str) -> HostDevice:
-    node = _CDEV.fullmatch(text)
-    path = Path(text) if node is None else sysfs.SYS / "class/vfio-dev" / node[1] / "device"
-    try:
-        return from_sys_path(path.resolve(strict=True))
-    except (OSError, RuntimeError):  # the latter, before Python 3.13, for a loop of symbolic links
-        raise DeviceNotFoundError(f"there is no device at {printable(text)}") from None
+def _existing(paths: Iterable[Path | str]) -> list[HostDevice]:
+    """The devices that have these folders, without those that are not there."""
+    found = []
+    for path in paths:
+        try:
+            found.append(from_sys_path(Path(path).resolve(strict=True)))
+        except (OSError, ValueError, DeviceNotFoundError):  # a ValueError for characters that no path has
+            continue
+    return found
 
 
 def as_device(target: HostDevice | str | Path) -> HostDevice:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, DeviceNotFoundError
-from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, from_sys_path, udev_context
+from pyiommufd.host.discovery.devices import HostDevice, from_sys_path, udev_context
+from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 from pyiommufd.iterables import iterate
 from pyiommufd.printable import OneLine
 

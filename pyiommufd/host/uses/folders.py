@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.devices import SUBSYSTEMS, HostDevice, from_sys_path
+from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
+from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 
 
 def folders_below(device: HostDevice) -> Iterator[Path]:

@@ -49,25 +49,15 @@ class Host:
 
     def node(self, folder: Path, kind: str, number: str, name: str = "") -> Path:
         """A folder with a device node."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.fake.file(f"{self.at(folder)}/dev", number)
-        self.fake.file(f"{self.at(folder)}/uevent", f"MAJOR=1\nDEVNAME={name or folder.name}")
-        self.fake.link(f"dev/{kind}/{number}", folder)
-        return folder
+        return self.fake.node(folder, kind, number, name)
 
     def disk(self, folder: Path, number: str) -> Path:
         """A block device with this folder."""
-        self.node(folder, "block", number)
-        self.fake.link(f"{self.at(folder)}/subsystem", self.fake.root / "class/block")
-        self.fake.link(f"class/block/{folder.name}", folder)
-        (folder / "holders").mkdir()
-        return folder
+        return self.fake.disk(folder, number)
 
     def partition(self, disk: Path, number: str) -> Path:
         """The first partition of a disk."""
-        folder = self.disk(disk / f"{disk.name}p1", number)
-        self.fake.file(f"{self.at(folder)}/partition", "1")
-        return folder
+        return self.fake.disk(disk / f"{disk.name}p1", number, partition=True)
 
     def above(self, *disks: Path, name: str, number: str) -> Path:
         """A virtual block device, built on these."""
@@ -78,9 +68,7 @@ class Host:
 
     def interface(self, folder: Path, name: str, *addresses: str, kind: str = "", is_up: bool = True) -> Path:
         """A network interface of the device, or the virtual one, with this folder."""
-        folder = folder / "net" / name
-        folder.mkdir(parents=True)
-        self.fake.link(f"class/net/{name}", folder)
+        folder = self.fake.interface(folder, name)
         index = len(self.links) + 2
         self.fake.file(f"{self.at(folder)}/ifindex", str(index))
         parent = "" if "virtual" in folder.parts else folder.parent.parent.name
