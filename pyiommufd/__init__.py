@@ -106,6 +106,7 @@ from pyiommufd.kernel.pagetables.hw_info import (
 )
 from pyiommufd.kernel.pagetables.hwpt import HWPT
 from pyiommufd.kernel.pagetables.page_table import PageTable
+from pyiommufd.version import __version__ as __version__
 
 __all__ = [
     "AMD",

@@ -11,37 +11,39 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import status_of
 from pyiommufd.errors import IOMMUFDError
+from pyiommufd.version import __version__
 
 COMMANDS = {
-    "check": "pyiommufd.cli.check:check",
-    "list": "pyiommufd.cli.list:list_command",
-    "show": "pyiommufd.cli.show:show",
-    "groups": "pyiommufd.cli.groups:groups",
-    "holders": "pyiommufd.cli.holders:holders",
-    "topology": "pyiommufd.cli.topology:topology",
-    "caps": "pyiommufd.cli.caps:caps",
-    "explain": "pyiommufd.cli.explain:explain",
-    "watch": "pyiommufd.cli.watch:watch",
-    "plan": "pyiommufd.cli.plan:plan",
-    "claim": "pyiommufd.cli.claim:claim",
-    "claims": "pyiommufd.cli.claims:claims",
-    "release": "pyiommufd.cli.release:release",
-    "recover": "pyiommufd.cli.recover:recover",
-    "rebind": "pyiommufd.cli.rebind:rebind",
-    "vfs": "pyiommufd.cli.vfs:vfs",
-    "run": "pyiommufd.cli.run:run",
-    "guest": "pyiommufd.cli.guest:guest",
-    "man": "pyiommufd.cli.man:man",
+    "check": ("check", "Check whether this host is ready for passthrough."),
+    "list": ("list_command", "List devices, and whether they can be claimed."),
+    "show": ("show", "Show everything about a device, and what a claim would do."),
+    "groups": ("groups", "Show IOMMU groups, and who blocks them."),
+    "holders": ("holders", "Show which processes hold a device open."),
+    "topology": ("topology", "Show bridges, groups and drivers as a tree, or draw them."),
+    "caps": ("caps", "Show what this kernel's iommufd and a device's IOMMU can do."),
+    "explain": ("explain", "Explain an errno of an ioctl, with what helps."),
+    "watch": ("watch", "Watch devices come, go and change drivers."),
+    "plan": ("plan", "Show what a claim would do; change nothing."),
+    "claim": ("claim", "Take devices from the host, for passthrough."),
+    "claims": ("claims", "Show what is claimed, by whom and since when."),
+    "release": ("release", "Give claimed devices back to the host."),
+    "recover": ("recover", "Undo what processes that died have left claimed."),
+    "rebind": ("rebind", "Put devices that other tools have left back on host drivers."),
+    "vfs": ("vfs", "Show or set the number of a device's virtual functions."),
+    "run": ("run", "Run a virtual machine monitor with devices."),
+    "guest": ("guest", "Run a command or a shell in a guest with a virtual IOMMU."),
+    "man": ("man", "Print the manual page."),
 }
-"""The commands by name: where each is, as module and attribute."""
+"""The commands: the attribute of the module of that name, and what the list of commands says of it."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported one at a time: ``guest`` is not to wait for the others' imports."""
+    """A group whose commands are imported one at a time: none waits for the others' imports, nor does their list."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order in which the help shows them."""
@@ -51,10 +53,20 @@ class LazyGroup(click.Group):
         """The command of that name."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(f"pyiommufd.cli.{cmd_name}"), COMMANDS[cmd_name][0])
         assert isinstance(command, click.Command)  # noqa: S101 - COMMANDS is ours
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, a line each."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands, or the options, that begin so."""
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The group's own options."""
@@ -87,14 +99,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
     del param
     if not value or ctx.resilient_parsing:
         return
-    # Here: it takes longer to import than most commands take to run.
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        number = version("pyiommufd")
-    except PackageNotFoundError:
-        number = "unknown (not installed)"
-    echo(f"pyiommufd, version {number}")
+    echo(f"pyiommufd, version {__version__}")
     ctx.exit()
 
 

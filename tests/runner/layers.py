@@ -17,7 +17,7 @@ from tests.runner.runs import ROOT
 PACKAGE = "pyiommufd"
 
 FLOORS = {
-    "ground": "closing iterables printable < errors",
+    "ground": "closing iterables printable version < errors",
     "uapi": "uapi",
     "host": """
         host host.decoding host.durable host.programs host.sysfs
@@ -44,7 +44,7 @@ FLOORS = {
         < testing testing.edu testing.machine testing.plugin
     """,
     "cli": "cli",
-    "everything": "pyiommufd",
+    "everything": "pyiommufd < __main__",
 }
 """The floors, lowest first, and in each its rooms: those before ``<`` are below those behind it.
 

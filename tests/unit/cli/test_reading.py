@@ -249,10 +249,6 @@ def test_no_colour_where_none_is_wanted(machine: FakeSysfs) -> None:
     assert plain.output == run("list").output
 
 
-def test_version() -> None:
-    assert run("--version").output.startswith("pyiommufd, version ")
-
-
 def test_path_of_a_device(machine: FakeSysfs) -> None:
     path: Path = machine.root / "bus/pci/devices/0000:00:02.0"
     assert run_json("show", str(path))["name"] == "0000:00:02.0"

@@ -1,11 +1,13 @@
-"""The types of the installed package: type checkers find them, however it was installed."""
+"""The installed package, however it was installed: its version, and its types, which type checkers find."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import pyiommufd
 from tests.boot.packages import build_wheel, copy_source, make_environment
 from tests.type_checkers import CHECKERS, check
 
@@ -16,6 +18,13 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "wheel":
         return make_environment(folder / "venv", str(build_wheel(folder)))
     return make_environment(folder / "venv", "-e", str(copy_source(folder / "source")))
+
+
+def test_version(python: str, tmp_path: Path) -> None:
+    """The build reads it from the source without importing the package, whose extension is not there yet."""
+    code = "import importlib.metadata, pyiommufd; print(importlib.metadata.version('pyiommufd'), pyiommufd.__version__)"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [pyiommufd.__version__] * 2
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
