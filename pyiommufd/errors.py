@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import errno as errno_module
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 from pyiommufd.printable import Sentences, printable, shortened
 
@@ -33,6 +33,19 @@ class DeviceLike(Protocol):
         """The driver that the device was on."""
 
 
+class Fix(NamedTuple):
+    """What to do about a refusal, in two forms: exceptions show the first, commands the second.
+
+    Attributes:
+        python: For a caller of the library: ``plan_claim(['0000:02:01.0']).apply()``.
+        command: For a user of the command line: ``pyiommufd claim 0000:02:01.0``; of what no command does, in the
+            kernel's terms.
+    """
+
+    python: str
+    command: str
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Cause(Sentences):
     """One reason why the kernel may have refused, as found on this machine.
@@ -40,20 +53,33 @@ class Cause(Sentences):
     Attributes:
         summary: What is wrong, in a sentence.
         evidence: What was seen when the error was raised; empty where the kernel shows nothing.
-        fix: What to do about it.
+        fix: What to do about it, in Python where that is called for.
+        command: The same for a command to print; empty where it is no different.
     """
 
     summary: str
     evidence: str = ""
     fix: str = ""
+    command: str = ""
 
     def __str__(self) -> str:
+        return self._text(self.fix)
+
+    def for_command(self) -> str:
+        """Its text as a command prints it."""
+        return self._text(self.command or self.fix)
+
+    def _text(self, fix: str) -> str:
         text = self.summary
         if self.evidence:
             text += f" ({self.evidence})"
-        if self.fix:
-            text += f"; {self.fix}"
+        if fix:
+            text += f"; {fix}"
         return text
+
+
+NEVER_FORCED = "claimed"
+"""The kind of refusals that nothing overrides: a claim has the device, and two of one device do not go together."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -64,14 +90,35 @@ class Refusal(Sentences):
         device: The name of the device.
         kind: What it is doing, as named to ``force``: ``mounted``, ``swap``, ``default-route``, ``held`` …
         reason: What it is doing, in a sentence.
+        fix: What to do about it, in Python where that is called for; empty where the reason says it.
+        command: The same for a command to print; empty where it is no different.
     """
 
     device: str
     kind: str
     reason: str
+    fix: str = ""
+    command: str = ""
 
     def __str__(self) -> str:
-        return f"{self.device}: {self.reason} [{self.kind}]"
+        return self._text(self.fix)
+
+    def for_command(self) -> str:
+        """Its text as a command prints it."""
+        return self._text(self.command or self.fix)
+
+    def _text(self, fix: str) -> str:
+        return f"{self.device}: {self.reason}{f'; {fix}' if fix else ''} [{self.kind}]"
+
+
+def override(refusals: Iterable[Refusal]) -> Fix:
+    """How refusals can be overridden, or that they cannot."""
+    kinds = list(dict.fromkeys(refusal.kind for refusal in refusals))
+    if NEVER_FORCED in kinds:
+        never = f"nothing overrides {NEVER_FORCED}"
+        return Fix(never, never)
+    listed = ", ".join(f'"{kind}"' for kind in kinds)
+    return Fix(f"to override: force=[{listed}]", f"to override: {' '.join(f'--force {kind}' for kind in kinds)}")
 
 
 class IOMMUFDError(Exception):
@@ -84,12 +131,29 @@ class IOMMUFDError(Exception):
     def __str__(self) -> str:
         return printable(self._text(), keep="\n")
 
+    def for_command(self) -> str:
+        """The message as a command prints it: what it says of a way out are commands, not Python."""
+        return printable(self._text(command=True), keep="\n")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {shortened(str(self).partition(chr(10))[0])}>"
 
-    def _text(self) -> str:
-        """The message; overridden by subclasses whose message has more than their arguments."""
-        return super().__str__()
+    def _text(self, *, command: bool = False) -> str:
+        """The message; overridden by subclasses whose message has more than their arguments.
+
+        Those may be an `IOMMUFDError`, which is why, and a `Fix`: each stands in the form that is called for.
+        """
+        if not any(isinstance(one, IOMMUFDError | Fix) for one in self.args):
+            return super().__str__()
+        text = ""
+        for one in self.args:
+            if isinstance(one, Fix):
+                text += f"; {one.command if command else one.python}"
+            elif isinstance(one, BaseException):
+                text += f": {_said(one, command=command)}"
+            else:
+                text += str(one)
+        return text
 
     def add_note(self, note: str) -> None:
         """Add a note, as of any exception."""
@@ -115,7 +179,8 @@ class InUseError(IOMMUFDError):
         super().__init__(message, users)
         self.users = users
 
-    def _text(self) -> str:
+    def _text(self, *, command: bool = False) -> str:
+        del command
         return str(self.args[0])
 
 
@@ -123,9 +188,11 @@ class AlreadyAttachedError(IOMMUFDError):
     """A device that is attached was to be attached again; `Device.replace` is the way."""
 
 
-def _said(error: BaseException) -> str:
+def _said(error: BaseException, *, command: bool) -> str:
     """The message of an error; prefixed with its type if it is not one of pyiommufd's."""
-    return str(error) if isinstance(error, IOMMUFDError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, IOMMUFDError):
+        return error._text(command=command)
+    return f"{type(error).__name__}: {error}"
 
 
 class CloseError(IOMMUFDError):
@@ -139,8 +206,8 @@ class CloseError(IOMMUFDError):
         super().__init__(message, errors)
         self.errors = errors
 
-    def _text(self) -> str:
-        return "\n  ".join([str(self.args[0]), *map(_said, self.errors)])
+    def _text(self, *, command: bool = False) -> str:
+        return "\n  ".join([str(self.args[0]), *(_said(error, command=command) for error in self.errors)])
 
 
 class DeviceNotFoundError(IOMMUFDError, LookupError):
@@ -168,8 +235,10 @@ class ClaimRefusedError(ClaimError):
         self.refusals = refusals
         self.what = what
 
-    def _text(self) -> str:
-        return "\n  ".join([f"{self.what} is refused:", *map(str, self.refusals)])
+    def _text(self, *, command: bool = False) -> str:
+        way = override(self.refusals)
+        lines = [one.for_command() if command else str(one) for one in self.refusals]
+        return "\n  ".join([f"{self.what} is refused:", *lines, way.command if command else way.python])
 
 
 class HandoverError(IOMMUFDError):
@@ -208,10 +277,10 @@ class IoctlError(IOMMUFDError, OSError):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.request, self.errno, self.target, self.causes, self._details)
 
-    def _text(self) -> str:
+    def _text(self, *, command: bool = False) -> str:
         name = errno_module.errorcode.get(self.errno or 0, str(self.errno))
         text = f"{self.request}{f' on {self.target}' if self.target else ''}: {name} ({self.strerror})"
-        return "\n  ".join([text, *map(str, self.causes)])
+        return "\n  ".join([text, *(cause.for_command() if command else str(cause) for cause in self.causes)])
 
 
 class UnsupportedError(IoctlError):

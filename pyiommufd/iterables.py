@@ -23,7 +23,10 @@ def iterate(argument: Iterable[_T], expected: str) -> Iterator[_T]:
     """
     if isinstance(argument, memoryview) and not _is_iterable(argument):
         raise TypeError(expected)
-    return iter(argument)
+    try:
+        return iter(argument)
+    except TypeError as error:
+        raise TypeError(f"{expected}, not {type(argument).__name__}") from error
 
 
 def _is_iterable(memory: memoryview) -> bool:

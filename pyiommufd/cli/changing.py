@@ -15,9 +15,9 @@ from types import FrameType
 import click
 
 from pyiommufd.cli.arguments import DeviceName
-from pyiommufd.cli.output import echo
+from pyiommufd.cli.output import echo, said
 from pyiommufd.cli.status import FAILED
-from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal
+from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal, override
 from pyiommufd.host.claims.steps import Step
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.uses import FORCIBLE
@@ -71,6 +71,11 @@ def find_devices(names: Iterable[str]) -> list[HostDevice]:
     return [find_device(name) for name in names]
 
 
+def way_out(refusals: Sequence[Refusal]) -> list[str]:
+    """A line that says how refusals can be overridden; none where nothing is refused."""
+    return [override(refusals).command] if refusals else []
+
+
 def check_refusals(refusals: Sequence[Refusal], what: str = "the claim") -> None:
     """Raise, in a dry run, the refusals that the command itself would raise.
 
@@ -104,7 +109,7 @@ def ended_by_signals() -> Iterator[None]:
     except _SignalledError as error:
         # The signal made the current operation fail; its error message says what was undone.
         reason = error.__context__
-        text = str(reason) if isinstance(reason, ClaimError) else str(error)
+        text = reason.for_command() if isinstance(reason, ClaimError) else str(error)
         say(f"pyiommufd: {text}")
         sys.exit(FAILED)
     finally:
@@ -115,5 +120,5 @@ def ended_by_signals() -> Iterator[None]:
 def failed(error: Exception) -> str:
     """The error message with its notes."""
     notes = getattr(error, "__notes__", [])
-    text = str(error) if isinstance(error, IOMMUFDError | OSError) else repr(error)
+    text = said(error) if isinstance(error, IOMMUFDError | OSError) else repr(error)
     return "\n".join([text, *notes])

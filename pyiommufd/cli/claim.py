@@ -94,7 +94,7 @@ def claim(
         plan = plan_claim(find_devices(devices), driver=driver, force=force)
         print_visibility_note()
         for refusal in plan.forced:
-            say(f"forced: {refusal}")
+            say(f"forced: {refusal.for_command()}")
         if dry_run:
             check_refusals(plan.refusals)
             show_steps(claim_steps(plan, persist=persist, user=user))

@@ -50,7 +50,7 @@ def claims(as_json: bool) -> None:
     else:
         echo("nothing is claimed")
     for error in errors:
-        echo(f"pyiommufd claims: {error}", err=True)
+        echo(f"pyiommufd claims: {error.for_command()}", err=True)
     if errors:
         sys.exit(FAILED)
 

@@ -87,6 +87,6 @@ def explain(request: str, errno: int, device: str | None, as_json: bool) -> None
         echo("  no reason for this is known")
     for number, cause in enumerate(causes, 1):
         echo(f"{number:>3}. {cause.summary}")
-        for label, text in (("seen", cause.evidence), ("fix", cause.fix)):
+        for label, text in (("seen", cause.evidence), ("fix", cause.command or cause.fix)):
             if text:
                 print_indented(label, text, 5)

@@ -79,7 +79,7 @@ class LazyGroup(click.Group):
             with _usage_errors():
                 return super().invoke(ctx)
         except IOMMUFDError as error:
-            echo(f"{ctx.command_path} {ctx.invoked_subcommand}: {error}", err=True)
+            echo(f"{ctx.command_path} {ctx.invoked_subcommand}: {error.for_command()}", err=True)
             sys.exit(status_of(error))
 
 

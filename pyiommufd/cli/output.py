@@ -103,6 +103,11 @@ def echo(*words: object, sep: str = "", err: bool = False) -> None:
         _redirect_to_null(sys.stderr)
 
 
+def said(error: BaseException) -> str:
+    """The message of an error; its fixes are commands."""
+    return error.for_command() if isinstance(error, IOMMUFDError) else str(error)
+
+
 def style(word: object, **how: Any) -> EscapedText:
     """A word in its colour, or as `click.style` is told; off a terminal `click.echo` takes the colour away."""
     text = printable(str(word))
@@ -176,7 +181,7 @@ def streams() -> Iterator[None]:
     try:
         yield
     except IOMMUFDError as error:
-        echo(f"pyiommufd: {error}", err=True)
+        echo(f"pyiommufd: {error.for_command()}", err=True)
         sys.exit(status_of(error))
     except OSError as error:
         if error.filename != _STDOUT:
@@ -216,7 +221,7 @@ class _EchoHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
         error = record.exc_info[1] if record.exc_info else None
-        echo(record.getMessage() if error is None else f"{record.getMessage()}: {error}", err=True)
+        echo(record.getMessage() if error is None else f"{record.getMessage()}: {said(error)}", err=True)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

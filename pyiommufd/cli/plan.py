@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option
+from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option, way_out
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_visibility_note, show_progress
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
@@ -92,8 +92,8 @@ def _print(made: ClaimPlan) -> None:
     sections: list[tuple[str, list[str]]] = [
         ("a claim takes these steps:", list(map(str, made.steps))),
         ("to undo them by hand, as root:", list(made.undo_commands)),
-        ("forced:", list(map(str, made.forced))),
-        ("it would be refused; --force KIND overrides any kind but claimed:", list(map(str, made.refusals))),
+        ("forced:", [one.for_command() for one in made.forced]),
+        ("it would be refused:", [*(one.for_command() for one in made.refusals), *way_out(made.refusals)]),
     ]
     lines = list(made.outline)
     for title, content in sections:

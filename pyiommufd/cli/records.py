@@ -52,6 +52,7 @@ REFUSAL = {
     "device": "the name of the device",
     "kind": "the kind of refusal, as named to --force",
     "reason": "why, in a sentence",
+    "fix": "what to do about it, a command; empty where the reason says it",
 }
 STEP = {
     "device": "the name of the device",
@@ -118,7 +119,12 @@ def holder_record(holder: Holder) -> Record:
 
 def refusal_record(refusal: Refusal) -> Record:
     """What the host does with a device, by the keys of `REFUSAL`."""
-    return asdict(refusal)
+    return {
+        "device": refusal.device,
+        "kind": refusal.kind,
+        "reason": refusal.reason,
+        "fix": refusal.command or refusal.fix,
+    }
 
 
 def step_record(step: Step) -> Record:
@@ -133,7 +139,7 @@ def finding_record(finding: Finding) -> Record:
 
 def cause_record(cause: Cause) -> Record:
     """A cause, by the keys of `CAUSE`."""
-    return asdict(cause)
+    return {"summary": cause.summary, "evidence": cause.evidence, "fix": cause.command or cause.fix}
 
 
 def hexadecimal(number: int | None, digits: int) -> str | None:

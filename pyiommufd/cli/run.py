@@ -13,8 +13,8 @@ from types import FrameType
 
 import click
 
-from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option
-from pyiommufd.cli.output import echo, print_visibility_note
+from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option, way_out
+from pyiommufd.cli.output import echo, print_visibility_note, said
 from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
@@ -153,7 +153,7 @@ def run(
         plan = plan_claim(devices, force=force)
         print_visibility_note()
         for refusal in plan.forced:
-            _tell(f"forced: {refusal}")
+            _tell(f"forced: {refusal.for_command()}")
         check_token(plan.devices, vf_token)
         if vf_token is not None and command and (chosen or kind_of(command[0])) is Kind.QEMU:
             _tell("QEMU, as of 11.1, makes no use of a VF token with iommufd: the kernel may refuse it the device")
@@ -170,7 +170,7 @@ def run(
                 signal.signal(number, handler)
         sys.exit(_Run(plan, command, chosen, options, who, memlock, vf_token).run())
     except (IOMMUFDError, OSError, ValueError) as error:
-        _tell(str(error))
+        _tell(said(error))
         sys.exit(COULD_NOT_START)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -293,8 +293,8 @@ def _dry_run(
     for step in (*plan.steps, line, *plan.undo):
         echo(step)
     refusals = () if _is_kept(plan) else plan.refusals
-    for refusal in refusals:
-        echo(f"refused: {refusal}", err=True)
+    for line in [*(f"refused: {one.for_command()}" for one in refusals), *way_out(refusals)]:
+        echo(line, err=True)
     return COULD_NOT_START if refusals else 0
 
 

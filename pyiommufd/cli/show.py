@@ -6,6 +6,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import device_argument
+from pyiommufd.cli.changing import way_out
 from pyiommufd.cli.output import (
     ReadingCommand,
     json_option,
@@ -115,6 +116,7 @@ def _print(details: DeviceDetails) -> None:
         board = f"{details.subsystem_vendor_id:04x}:{details.subsystem_device_id:04x}"
         board += f" {names.vendor(details.subsystem_vendor_id) or ''}".rstrip()
     functions = details.virtual_functions
+    refusals = details.plan.refusals if details.plan else ()
     power = details.power_state
     if power and details.d3cold_allowed is not None:
         power += ", may lose power while idle" if details.d3cold_allowed else ", keeps power while idle"
@@ -156,7 +158,7 @@ def _print(details: DeviceDetails) -> None:
             ("used by the host", tuple(refusal.reason for refusal in details.uses if refusal.kind != "unseen")),
             ("not seen", tuple(refusal.reason for refusal in details.uses if refusal.kind == "unseen")),
             ("a claim would", tuple(line.strip() for line in details.plan.outline) if details.plan else None),
-            ("refused", tuple(map(str, details.plan.refusals)) if details.plan else None),
+            ("refused", (*(one.for_command() for one in refusals), *way_out(refusals))),
             ("no claim", details.no_plan),
         )
     )

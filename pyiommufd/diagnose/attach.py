@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.rows import Row, Rows, Subject
-from pyiommufd.errors import Cause, GroupConflictError, IoctlError, ioctl_error
+from pyiommufd.errors import Cause, Fix, GroupConflictError, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
 
@@ -48,7 +49,7 @@ def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence
                 f"it has mapped {which}"
                 if which
                 else f"reserved for its group: {regions or 'nothing that sysfs shows'}",
-                "map after the attach, or elsewhere: IOAS.iova_ranges() says where once a device is attached",
+                *fixes.ELSEWHERE,
             ),
         )
     if code == errno.ENOMEM:
@@ -64,7 +65,7 @@ def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence
             Cause(
                 f"memory mapped into {wanted} cannot be pinned for this access, which the first attach does",
                 f"mapped at {which}" if which else "",
-                "map read-only memory with writeable=False; device registers cannot be mapped this way",
+                *fixes.READ_ONLY,
             ),
         )
     if code == errno.EINVAL:
@@ -73,7 +74,7 @@ def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence
                 Cause(
                     f"what is mapped into {wanted} does not fit {device.name}",
                     f"mapped at {which}",
-                    "map whole pages; files of memory only (IOAS.map_file), and of a file no more than it has",
+                    *fixes.WHOLE_PAGES,
                 ),
             )
         return (
@@ -114,10 +115,11 @@ def _reserved(subject: Subject) -> tuple[Cause, ...] | None:
     where = _reserved_regions(subject.group)
     if not where:
         return None
-    return (Cause("a mapping lies where this device must not map, or cannot reach", f"reserved: {where}", _ELSEWHERE),)
+    return (
+        Cause("a mapping lies where this device must not map, or cannot reach", f"reserved: {where}", *fixes.ELSEWHERE),
+    )
 
 
-_ELSEWHERE = "map after the attach, or elsewhere: IOAS.iova_ranges() says where once a device is attached"
 _PINS = "which the first attach does"
 
 ATTACH: Rows = {
@@ -125,16 +127,18 @@ ATTACH: Rows = {
         Row("a peer of the same IOMMU group is attached to another page table",
             "attach to the same page table, or detach that peer first", _peers_held),
         Row("what is mapped does not fit the device: off page boundaries, a non-memory file, or past a file's end",
-            "map whole pages; files of memory only (IOAS.map_file), and of a file no more than it has"),
-        Row("the page table was made for another IOMMU", "make one for this device: alloc_hwpt"),
+            fixes.WHOLE_PAGES),
+        Row("the page table was made for another IOMMU",
+            Fix("make one for this device: alloc_hwpt()", "make one for this device: IOMMU_HWPT_ALLOC")),
         Row("the PASID is more than the device has, or the page table was not made for PASIDs",
-            "choose a PASID below 2 ** hw_info().pasid_width; allocate the page table for PASIDs"),
+            Fix("choose a PASID below 2 ** hw_info().pasid_width; allocate the page table for PASIDs",
+                "choose a PASID of no more bits than pyiommufd caps DEVICE says; allocate the page table for PASIDs")),
         Row("the id is that of neither an address space nor a page table", "attach to an IOAS or HWPT"),
     ),
     (REQUEST, errno.EADDRINUSE): (
         Row("a mapping or an allowed range is in a reserved region, such as that of MSIs, or out of the IOMMU's reach",
-            _ELSEWHERE, _reserved),
-        Row("a mapping is not aligned to the IOMMU's pages", "map whole pages of the IOMMU: iova_ranges has its size"),
+            fixes.ELSEWHERE, _reserved),
+        Row("a mapping is not aligned to the IOMMU's pages", fixes.IOMMU_PAGES),
     ),
     (REQUEST, errno.ENOENT): (Row("there is no object of that id", "attach to one that is not closed yet"),),
     (REQUEST, errno.ENOMEM): (
@@ -143,9 +147,12 @@ ATTACH: Rows = {
     ),
     (REQUEST, errno.EFAULT): (
         Row(f"mapped memory cannot be pinned for this access, {_PINS}",
-            "map read-only memory with writeable=False; device registers cannot be mapped this way"),
+            fixes.READ_ONLY),
     ),
-    (REQUEST, errno.EOPNOTSUPP): (Row("the device's driver has no PASIDs", "attach without pasid="),),
+    (REQUEST, errno.EOPNOTSUPP): (
+        Row("the device's driver has no PASIDs",
+            Fix("attach without pasid=", "attach without VFIO_DEVICE_ATTACH_PASID")),
+    ),
     (REQUEST, errno.EBUSY): (
         Row("a driver in the kernel uses the group's page tables", "end the use of shared virtual addressing (PASIDs)"),
     ),

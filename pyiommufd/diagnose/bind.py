@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 
+from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
-from pyiommufd.errors import Cause, GroupNotViableError, IoctlError, ioctl_error
+from pyiommufd.errors import Cause, Fix, GroupNotViableError, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
@@ -20,7 +21,10 @@ _REMAP = (
 _NO_ISOLATION = "the platform does not isolate the interrupts of devices from each other"
 _BOUND = "this fd is bound already"
 _ANEW = "use what it is bound as, or close that and open the node anew"
-_OWN = "use that Device, or close() it first: it is among the devices of the IOMMUFD object that bound it"
+_OWN = Fix(
+    "use that Device, or close() it first: it is among the devices of the IOMMUFD object that bound it",
+    "use that fd, or close it first",
+)
 _ONE_IOMMUFD = "bind all devices of a group to one iommufd, or end that use"
 
 
@@ -49,7 +53,7 @@ def _unsafe_drivers(subject: Subject) -> tuple[Cause, ...]:
         Cause(
             f"{member.name} is in the same IOMMU group and on the host driver {member.driver}",
             f"IOMMU group {subject.group.id}: {members}",
-            f"claim the group: plan_claim([{subject.device.name!r}]).apply()",
+            *fixes.claim(subject.device.name, "claim the group"),
         )
         for member in subject.group.blockers
     )
@@ -112,7 +116,7 @@ def _open_elsewhere(subject: Subject) -> tuple[Cause, ...]:
     return tuple(
         Cause("the device is open through another fd as well", str(holder), "close that one; bind takes the only one")
         if holder.own_fd is None
-        else Cause("this process has bound the device already", str(holder), _OWN)
+        else Cause("this process has bound the device already", str(holder), *_OWN)
         for holder in subject.others(subject.device)
         # The kernel counts those that are bound. Of another process's fd this cannot be seen.
         if holder.own_fd is None or _is_bound(holder.own_fd)
@@ -142,7 +146,7 @@ def _legacy(subject: Subject) -> tuple[Cause, ...]:
 
 BIND: Rows = {
     (REQUEST, errno.EPERM): (
-        Row("a member of the IOMMU group is on a host driver", "claim the group: plan_claim([DEVICE]).apply()",
+        Row("a member of the IOMMU group is on a host driver", fixes.CLAIM_GROUP,
             _seen_at_once),
         Row("the group is owned by another iommufd", _ONE_IOMMUFD, _other_owner),
         Row(_NO_ISOLATION, _REMAP, _interrupts_by_elimination),
@@ -154,7 +158,7 @@ BIND: Rows = {
         Row("firmware wants addresses of the group mapped one to one",
             "the device cannot be given to user space, unless firmware can be told otherwise", _firmware),
         Row("a VF token was given for a device without SR-IOV, or for a VF whose PF is on no vfio driver",
-            "bind without token="),
+            Fix("bind without token=", "bind without VFIO_DEVICE_BIND_FLAG_TOKEN; pyiommufd run without --vf-token")),
         Row("the fd came from the legacy group interface", "open /dev/vfio/devices/vfioN"),
     ),
     (REQUEST, errno.EBUSY): (
@@ -164,7 +168,8 @@ BIND: Rows = {
     ),
     (REQUEST, errno.EACCES): (
         Row("the VF token is missing or wrong: its physical function is on a vfio driver",
-            "bind with token= as set by the driver of the physical function"),
+            Fix("bind with token= as set by the driver of the physical function",
+                "give the token that the driver of the physical function has set: pyiommufd run --vf-token UUID")),
     ),
     (REQUEST, errno.ENODEV): (Row("the device is being removed, or its driver unloaded", "look the device up anew"),),
     (REQUEST, errno.EAGAIN): (Row("the device could not be reset at once: its bus is in use", "try again"),),

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from pyiommufd.diagnose.rows import Row, Rows, Subject
-from pyiommufd.errors import Cause, IoctlError, ioctl_error
+from pyiommufd.errors import Cause, Fix, IoctlError, ioctl_error
 from pyiommufd.host import sysfs
 
 _RESET, _HOT, _HOT_INFO = "VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
 _IOEVENTFD = "VFIO_DEVICE_IOEVENTFD"
-_HOT_OR_REBOOT = "hot_reset(), where its bus is behind a bridge; else reboot"
+_HOT_OR_REBOOT = Fix(
+    "hot_reset(), where its bus is behind a bridge; else reboot",
+    "VFIO_DEVICE_PCI_HOT_RESET, where its bus is behind a bridge; else reboot",
+)
 _NO_BUS_RESET = "neither its slot nor its bus can be reset"
 _IRQS, _FEATURE, _BIND, _UNBIND = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_FEATURE", "sysfs bind", "sysfs unbind"
 
@@ -22,13 +25,16 @@ def _no_reset(subject: Subject) -> tuple[Cause, ...]:
     if methods:
         return ()
     summary = f"{subject.device.name} has no way to be reset"
-    return (Cause(summary, "its reset_method is missing or empty", _HOT_OR_REBOOT),)
+    return (Cause(summary, "its reset_method is missing or empty", *_HOT_OR_REBOOT),)
 
 
 def _methods(subject: Subject) -> tuple[Cause, ...]:
     methods = sysfs.read(subject.device.sys_path / "reset_method")
-    fix = f"reset(): it has {', '.join(methods.split())}" if methods else "reboot: it has no reset method of its own"
-    return (Cause(_NO_BUS_RESET, f"{subject.device.name} is on {subject.device.sys_path.parent.name}", fix),)
+    seen = f"{subject.device.name} is on {subject.device.sys_path.parent.name}"
+    if not methods:
+        return (Cause(_NO_BUS_RESET, seen, "reboot: it has no reset method of its own"),)
+    has = f"it has {', '.join(methods.split())}"
+    return (Cause(_NO_BUS_RESET, seen, f"reset(): {has}", f"VFIO_DEVICE_RESET: {has}"),)
 
 
 def _bridge(subject: Subject) -> tuple[Cause, ...]:
@@ -68,13 +74,22 @@ def _no_match(subject: Subject) -> tuple[Cause, ...] | None:
     return (Cause(summary, f"driver_override is {override}", "bind that one, or clear driver_override"),)
 
 
-_NOT_BOUND = Row("the device is not bound yet: until then the kernel answers nothing else", "IOMMUFD.bind() it first")
-_NOT_BY_BUS = Row(_NO_BUS_RESET, "reset(), if it has a method of its own; else reboot", _methods)
+_NOT_BOUND = Row(
+    "the device is not bound yet: until then the kernel answers nothing else",
+    Fix("IOMMUFD.bind() it first", "bind it first"),
+)
+_BY_ITSELF = Fix(
+    "reset(), if it has a method of its own; else reboot",
+    "VFIO_DEVICE_RESET, if it has a method of its own; else reboot",
+)
+_NOT_BY_BUS = Row(_NO_BUS_RESET, _BY_ITSELF, _methods)
+
+_INFO = Fix("see its info()", "see its VFIO_DEVICE_GET_INFO")
 
 DEVICE: Rows = {
     ("VFIO_DEVICE_GET_INFO", errno.EINVAL): (_NOT_BOUND,),
-    ("VFIO_DEVICE_GET_REGION_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such region", "see its info()")),
-    ("VFIO_DEVICE_GET_IRQ_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such interrupt", "see its info()")),
+    ("VFIO_DEVICE_GET_REGION_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such region", _INFO)),
+    ("VFIO_DEVICE_GET_IRQ_INFO", errno.EINVAL): (_NOT_BOUND, Row("there is no such interrupt", _INFO)),
     (_RESET, errno.EINVAL): (Row("the device has no way to be reset", _HOT_OR_REBOOT, _no_reset),),
     (_HOT, errno.EINVAL): (
         Row("a device that would be reset too is not owned by this iommufd, or on no vfio driver",
@@ -90,11 +105,13 @@ DEVICE: Rows = {
         Row("more were asked for than the type has", "ask for no more than its count"),
     ),
     (_IOEVENTFD, errno.EEXIST): (
-        Row("an eventfd writes that value there already", "signal that one, or close() it first"),
+        Row("an eventfd writes that value there already", "signal that one, or close it first"),
     ),
     (_IOEVENTFD, errno.EINVAL): (
-        Row("the register is in no BAR", "write to it yourself: Region.write"),
-        Row("the register is in the MSI-X table", "enable(), resize() and open() of device.interrupts.msix write that"),
+        Row("the register is in no BAR", Fix("write to it yourself: Region.write()", "write to it yourself")),
+        Row("the register is in the MSI-X table",
+            Fix("enable(), resize() and open() of device.interrupts.msix write that",
+                "VFIO_DEVICE_SET_IRQS writes that")),
     ),
     (_IOEVENTFD, errno.ENOSPC): (Row("the device has as many as the kernel allows", "close one"),),
     (_FEATURE, errno.ENOTTY): (Row("the device's driver does not have the feature", "do without"),),
@@ -102,7 +119,9 @@ DEVICE: Rows = {
         Row("the feature does not do what was asked of it (get, set or probe), or not for this device", "do without"),
     ),
     (_BIND, errno.ENODEV): (
-        Row("the driver does not take this device by itself", "set driver_override first, as plan_claim() does",
+        Row("the driver does not take this device by itself",
+            Fix("set driver_override first, as plan_claim() does",
+                "set driver_override first, as pyiommufd claim does"),
             _no_match),
     ),
     (_BIND, errno.EINVAL): (
@@ -143,7 +162,14 @@ def bytes_error(request: str, code: int, target: str, *, decodes: bool | None) -
     causes: tuple[Cause, ...] = ()
     if code == errno.EIO and decodes is False:
         seen = "the command register's Memory Space Enable is 0"
-        causes = (Cause("the device's memory decode is off", seen, "set its memory_decode to True"),)
+        causes = (
+            Cause(
+                "the device's memory decode is off",
+                seen,
+                "set its memory_decode to True",
+                "turn it on in that register",
+            ),
+        )
     elif code == errno.EIO:
         causes = (Cause("the device did not answer: it sleeps or is gone"),)
     elif code == errno.EINVAL:

@@ -28,6 +28,7 @@ def set_irqs_error(code: int, target: str, name: str, enabled: Sequence[str]) ->
                 f"the device's {others[0]} is on, and of {', '.join(_EXCLUSIVE)} only one can be",
                 f"{others[0]} was enabled by this process",
                 f"disable it first: device.interrupts.{others[0].lower()}.disable()",
+                "disable it first: VFIO_DEVICE_SET_IRQS",
             ),
         )
     elif code == errno.ENODEV and name == "INTX":
@@ -57,7 +58,7 @@ def ioeventfd_error(code: int, target: str, same: str = "") -> IoctlError:
             Cause(
                 "an eventfd writes that value there already, and the kernel takes each write once",
                 f"this process has {same}" if same else "",
-                "signal that one, or close() it first",
+                "signal that one, or close it first",
             ),
         )
     return ioctl_error("VFIO_DEVICE_IOEVENTFD", code, target, causes)

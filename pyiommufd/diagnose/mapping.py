@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.mapping_rows import CUT, NOT_MAPPED
 from pyiommufd.diagnose.memory import memory_cause
 from pyiommufd.diagnose.rows import Row
@@ -34,7 +35,7 @@ def map_error(
     target = f"{ioas} ({length:#x} bytes {where})"
     allowed = f"it takes mappings at {ranges}"
     if iova is None:
-        place = Cause("address or length is not on boundaries of the IOMMU's pages", "", "see IOAS.iova_alignment")
+        place = Cause("address or length is not on boundaries of the IOMMU's pages", "", *fixes.IOMMU_PAGES)
     else:
         place = Cause("these addresses are reserved or out of the IOMMU's reach", allowed, "choose others")
     if kept:
@@ -56,7 +57,7 @@ def map_error(
         errno.EFAULT: Cause(
             "the memory cannot be pinned for this access",
             "",
-            "map read-only memory with writeable=False; device registers cannot be mapped this way",
+            *fixes.READ_ONLY,
         ),
         errno.ENOMEM: memory_cause(),
     }
@@ -94,6 +95,7 @@ def map_file_error(error: IoctlError, file: int, start: int, length: int, iova: 
                 "this is not a memfd, a file of tmpfs or hugetlbfs, or a dma-buf",
                 what,
                 "use DMABuffer(size, memfd=True)",
+                "use a memfd",
             )
             causes = (file_cause,) if iova is None else (file_cause, *causes)
         elif end > size:
@@ -114,7 +116,7 @@ def unmap_error(code: int, target: str, cut: str, shared: bool) -> IoctlError:
     rows: tuple[Row, ...] = ()
     if code == errno.ENOENT:
         rows = (CUT,) if cut else (NOT_MAPPED, CUT) if shared else (NOT_MAPPED,)
-    causes = tuple(Cause(row.summary, f"mapped: {cut}" if cut else "", row.fix) for row in rows)
+    causes = tuple(row.cause(f"mapped: {cut}" if cut else "") for row in rows)
     return ioctl_error("IOMMU_IOAS_UNMAP", code, target, causes)
 
 
@@ -128,6 +130,7 @@ def change_process_error(code: int, of_memory: Sequence[str]) -> IoctlError:
                 "memory is mapped that is not a file's, and so belongs to the process that mapped it",
                 which or "mapped by another process",
                 "map memfds by IOAS.map_file(), or unmap that first",
+                "map memfds (IOMMU_IOAS_MAP_FILE), or unmap that first",
             ),
         )
     elif code == errno.ENOMEM:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from pyiommufd.diagnose.memory import LIMIT, memory_cause
+from pyiommufd.diagnose import fixes
+from pyiommufd.diagnose.memory import memory_cause
 from pyiommufd.diagnose.rows import Row, Rows, Subject
-from pyiommufd.errors import Cause
+from pyiommufd.errors import Cause, Fix
 
 
 def _memory_of_this_user(subject: Subject) -> tuple[Cause, ...]:
@@ -24,18 +25,22 @@ HOLE = Row("not all of the source range is mapped", "copy what is mapped")
 _PLACE: dict[int, tuple[Row, ...]] = {
     errno.EEXIST: (Row("some of these addresses are mapped already", "unmap first, or let the kernel choose them"),),
     errno.EINVAL: (
-        Row("the addresses are reserved or out of the IOMMU's reach", "choose others: IOAS.iova_ranges() says which"),
+        Row("the addresses are reserved or out of the IOMMU's reach",
+            Fix("choose others: IOAS.iova_ranges() says which", "choose others: IOMMU_IOAS_IOVA_RANGES says which")),
         Row("address, length or iova is not on page boundaries, or the length is 0", "map whole pages"),
         Row("neither reading nor writing was asked for", "map readable, writeable or both"),
     ),
     errno.ENOSPC: (Row("there is no free range of that size", "unmap something, or map less"),),
     errno.EOVERFLOW: (Row("the range wraps around the end of the address space", "choose a lower iova"),),
     errno.EFAULT: (
-        Row("the memory is read-only, and was to be mapped writeable", "map it with writeable=False"),
+        Row("the memory is read-only, and was to be mapped writeable",
+            Fix("map it with writeable=False", "map it without IOMMU_IOAS_MAP_WRITEABLE")),
         Row("it is a device's registers", "share them as a dma-buf (VFIO_DEVICE_FEATURE_DMA_BUF) and map that"),
         Row("there is no memory at the address", "map memory that exists and stays"),
     ),
-    errno.ENOMEM: (Row("the limit on locked memory, or memory itself, is used up", LIMIT, _memory_of_this_user),),
+    errno.ENOMEM: (
+        Row("the limit on locked memory, or memory itself, is used up", fixes.MEMORY_LIMIT, _memory_of_this_user),
+    ),
     errno.ENOENT: (Row("there is no address space of that id", "use one that is not closed yet"),),
 }  # fmt: skip
 
@@ -55,17 +60,24 @@ MAPPING: Rows = {
         NOT_MAPPED,
         CUT,
     ),
+    (_UNMAP, errno.EOVERFLOW): (
+        Row("the range wraps around the end of the address space", "choose a lower iova, or unmap less"),
+    ),
     (_UNMAP, errno.EBUSY): (Row("the kernel uses the memory for a nested page table or queue", "close that first"),),
     (_UNMAP, errno.EDEADLK): (Row("a driver in the kernel did not let go of the memory", "close its user first"),),
     (_COPY, errno.ENOENT): (
         HOLE,
         Row("there is no address space of that id", "use ones that are not closed yet"),
     ),
-    (_COPY, errno.EPERM): (Row("the source is mapped read-only, the copy was to be writeable", "writeable=False"),),
+    (_COPY, errno.EPERM): (
+        Row("the source is mapped read-only, the copy was to be writeable",
+            Fix("writeable=False", "leave IOMMU_IOAS_MAP_WRITEABLE out")),
+    ),
     (_RANGES, errno.EMSGSIZE): (Row("there are more ranges than room was given for", "ask again with that count"),),
     (_RANGES, errno.ENOENT): _PLACE[errno.ENOENT],
     (_ALLOW, errno.EADDRINUSE): (
-        Row("a range to be allowed is reserved by an attached device", "leave that out: IOAS.iova_ranges() says which"),
+        Row("a range to be allowed is reserved by an attached device",
+            Fix("leave that out: IOAS.iova_ranges() says which", "leave that out: IOMMU_IOAS_IOVA_RANGES says which")),
     ),
     (_ALLOW, errno.EINVAL): (Row("two ranges overlap, or one is a single byte or empty", "give ranges apart"),),
 }  # fmt: skip

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pyiommufd.diagnose.fixes import MEMORY_LIMIT
 from pyiommufd.errors import Cause
 from pyiommufd.host import sysfs
 from pyiommufd.host.limits import lockable_memory
-
-LIMIT = "raise the limit on locked memory (ulimit -l), or have CAP_IPC_LOCK"
-"""What helps against the limit."""
 
 
 def memory_cause() -> Cause:
@@ -23,5 +21,5 @@ def memory_cause() -> Cause:
     return Cause(
         "the memory could not be pinned: it is over the limit on locked memory",
         f"{seen}; this process has pinned {pinned[0]}" if pinned else seen,
-        LIMIT,
+        MEMORY_LIMIT,
     )

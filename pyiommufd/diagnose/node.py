@@ -6,8 +6,9 @@ import errno
 import os
 from pathlib import Path
 
+from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.rows import Row, Rows
-from pyiommufd.errors import Cause
+from pyiommufd.errors import Cause, Fix
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims.plan import claim_obstacle
 from pyiommufd.host.discovery.devices import HostDevice
@@ -51,15 +52,15 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
             Cause(
                 f"{device.name} is not on a vfio driver",
                 f"it is on {device.driver or 'no driver'}",
-                claim_obstacle(device) or f"claim it first: plan_claim([{device.name!r}]).apply()",
+                *_claim_first(device),
             ),
         )
     if code == errno.EBUSY:
-        mine = "use or close that; if it is bound, it is among the devices of its IOMMUFD"
+        mine = Fix("use or close that; if it is bound, it is among the devices of its IOMMUFD", "use or close that")
         return tuple(
             Cause("it is open elsewhere", str(holder), "end that use")
             if holder.own_fd is None
-            else Cause("this process has it open already", str(holder), mine)
+            else Cause("this process has it open already", str(holder), *mine)
             for holder in holders(device)
         )
     if code == errno.ENOENT:
@@ -71,6 +72,11 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
             ),
         )
     return _permission_causes(code, device.vfio_cdev)
+
+
+def _claim_first(device: HostDevice) -> Fix:
+    obstacle = claim_obstacle(device)
+    return fixes.claim(device.name, "claim it first") if obstacle is None else Fix(obstacle, obstacle)
 
 
 def _permission_causes(code: int, path: str) -> tuple[Cause, ...]:
@@ -92,7 +98,8 @@ def _permission_causes(code: int, path: str) -> tuple[Cause, ...]:
 
 NODES: Rows = {
     ("open", errno.ENOENT): (
-        Row("the device is not on a vfio driver, or the kernel has no iommufd", "claim it; pyiommufd check"),
+        Row("the device is not on a vfio driver, or the kernel has no iommufd",
+            "claim it: pyiommufd claim DEVICE; pyiommufd check says what the kernel lacks"),
         Row("the node is not here", "in a container, pass /dev/iommu and /dev/vfio/devices in"),
     ),
     ("open", errno.EBUSY): (Row("it is open elsewhere", "end that use: pyiommufd holders DEVICE shows it"),),

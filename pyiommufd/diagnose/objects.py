@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 
+from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.rows import Row, Rows
+from pyiommufd.errors import Fix, IoctlError, ioctl_error
 
 _OPTION, _PROCESS, _VFIO_IOAS = "IOMMU_OPTION", "IOMMU_IOAS_CHANGE_PROCESS", "IOMMU_VFIO_IOAS"
 _HWPT, _TRACK, _BITMAP = "IOMMU_HWPT_ALLOC", "IOMMU_HWPT_SET_DIRTY_TRACKING", "IOMMU_HWPT_GET_DIRTY_BITMAP"
@@ -16,16 +18,16 @@ _DESTROY = "IOMMU_DESTROY"
 
 _MAPPED = Row("what is mapped cannot be pinned, or does not fit the IOMMU", "see the same errno of IOMMU_IOAS_MAP")
 
-WRONG_DATA = Row("the type or length of the data is not what this IOMMU takes", "give what hw_info() says of its type")
+WRONG_DATA = Row("the type or length of the data is not what this IOMMU takes", fixes.HW_INFO)
 HUGE_PAGES_IN_USE = Row(
     "huge pages cannot be turned off while memory is mapped into a page table", "turn them off before the first map"
 )
 
+_USED = Row("other objects use it: a device is attached, or a page table was made from it", "close these first")
+_OPEN_QUEUE = Row("the fd of a fault or event queue is still open", "close that fd first")
+
 OBJECTS: Rows = {
-    (_DESTROY, errno.EBUSY): (
-        Row("other objects use it: a device is attached, or a page table was made from it", "close these first"),
-        Row("the fd of a fault or event queue is still open", "close that fd first"),
-    ),
+    (_DESTROY, errno.EBUSY): (_USED, _OPEN_QUEUE),
     (_OPTION, errno.EPERM): (
         Row("accounting by process takes CAP_SYS_RESOURCE in the initial user namespace", "set it as root"),
     ),
@@ -34,7 +36,7 @@ OBJECTS: Rows = {
     ),
     (_OPTION, errno.EINVAL): (
         HUGE_PAGES_IN_USE,
-        Row("the value is neither 0 nor 1", "give True or False"),
+        Row("the value is neither 0 nor 1", Fix("give True or False", "give 0 or 1")),
     ),
     (_PROCESS, errno.EINVAL): (
         Row("a mapping is of memory, not of a file: it cannot change its process", "map memfds (IOMMU_IOAS_MAP_FILE)"),
@@ -49,7 +51,8 @@ OBJECTS: Rows = {
         Row("the parent is neither an address space nor a page table", "give an IOAS or HWPT"),
     ),
     (_HWPT, errno.EOPNOTSUPP): (
-        Row("this IOMMU has no page tables of that kind: nested, tracking, for PASIDs", "hw_info() says which it has"),
+        Row("this IOMMU has no page tables of that kind: nested, tracking, for PASIDs",
+            Fix("hw_info() says which it has", "pyiommufd caps DEVICE says which it has")),
     ),
     (_HWPT, errno.EADDRINUSE): (_MAPPED,),
     (_HWPT, errno.EFAULT): (_MAPPED,),
@@ -62,12 +65,13 @@ OBJECTS: Rows = {
     ),
     (_BITMAP, errno.EINVAL): (
         Row("the range is not aligned, or not all of it is mapped", "ask for whole mappings"),
-        Row("dirty tracking is off", "turn it on: set_dirty_tracking(True)"),
+        Row("dirty tracking is off",
+            Fix("turn it on: set_dirty_tracking(True)", "turn it on: IOMMU_HWPT_SET_DIRTY_TRACKING")),
     ),
     (_BITMAP, errno.EOPNOTSUPP): (Row("the page table was not made to track", "allocate it with dirty tracking"),),
     (_INVALIDATE, errno.EINVAL): (
         Row("the page table is not a nested one", "invalidate the nested one"),
-        Row("the type or length of an entry is not what this IOMMU takes", "give what hw_info() says of its type"),
+        Row("the type or length of an entry is not what this IOMMU takes", fixes.HW_INFO),
     ),
     (_INVALIDATE, errno.EOPNOTSUPP): (Row("an entry asks for what this IOMMU does not do", "leave that entry out"),),
     (_INFO, errno.EOPNOTSUPP): (Row("this kernel, or this IOMMU's driver, tells nothing", "use a newer kernel"),),
@@ -87,3 +91,15 @@ OBJECTS: Rows = {
     (_PA, errno.ENOENT): (Row("nothing is mapped at that address", "map it first"),),
 }  # fmt: skip
 """Every reason for a refused request about page tables, options and virtual IOMMUs."""
+
+
+def destroy_error(code: int, target: str, *, queue: bool) -> IoctlError:
+    """The exception for an object that was not destroyed.
+
+    Args:
+        code: The errno.
+        target: The object, in words.
+        queue: Whether it is one that has an fd of its own.
+    """
+    causes = (_USED.general,) if code == errno.EBUSY and not queue else ()
+    return ioctl_error(_DESTROY, code, target, causes)

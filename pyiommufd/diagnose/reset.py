@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from pyiommufd.errors import Cause, DeviceNotFoundError, IoctlError, ioctl_error
+from pyiommufd.diagnose import fixes
+from pyiommufd.errors import Cause, DeviceNotFoundError, Fix, IoctlError, ioctl_error
 from pyiommufd.host.claims.plan import claim_obstacle
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.discovery.reset import reset_methods
@@ -24,13 +25,16 @@ def reset_error(code: int, device: HostDevice, together: Sequence[str]) -> Ioctl
     """
     causes: tuple[Cause, ...] = ()
     methods = reset_methods(device)
-    fix = f"hot_reset() resets all that is on its bus: {', '.join(together)}" if together else _NO_WAY
+    fix = Fix(_NO_WAY, _NO_WAY)
+    if together:
+        all_on_bus = f"resets all that is on its bus: {', '.join(together)}"
+        fix = Fix(f"hot_reset() {all_on_bus}", f"VFIO_DEVICE_PCI_HOT_RESET {all_on_bus}")
     if code in (errno.EINVAL, errno.ENOTTY) and not methods:
         causes = (
             Cause(
                 "the device has no way to be reset alone",
                 f"{device.sys_path / 'reset_method'} names none",
-                fix,
+                *fix,
             ),
         )
     elif code in (errno.EINVAL, errno.ENOTTY):
@@ -39,7 +43,7 @@ def reset_error(code: int, device: HostDevice, together: Sequence[str]) -> Ioctl
             Cause(
                 f"the device's methods of a reset ({', '.join(methods)}) do not work",
                 f"its bus has other devices: {', '.join(others)}" if others else "the kernel tries when it is opened",
-                fix,
+                *fix,
             ),
         )
     elif code == errno.EAGAIN:
@@ -60,11 +64,13 @@ def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], req
     if code == errno.EINVAL:
         causes = tuple(_foreign(name) for name in not_owned)
     elif code == errno.ENODEV:
+        has = f"the device has {', '.join(reset_methods(device))}"
+        alone = Fix(f"use reset(): {has}", f"use VFIO_DEVICE_RESET: {has}")
         causes = (
             Cause(
                 "neither the bus nor the slot that the device is on can be reset",
                 f"{device.name} is on {device.sys_path.parent.name}",
-                f"use reset(): the device has {', '.join(methods)}" if (methods := reset_methods(device)) else _NO_WAY,
+                *(alone if reset_methods(device) else (_NO_WAY,)),
             ),
         )
     elif code == errno.ENOTTY:
@@ -88,8 +94,9 @@ def _foreign(name: str) -> Cause:
         return Cause(summary, "it has gone since", "try again")
     if not other.on_vfio:
         where = f"it is on the host driver {other.driver}" if other.driver else "it is on no driver"
-        fix = f"claim it and bind it to the same iommufd: plan_claim([{name!r}]).apply()"
-        return Cause(summary, where, claim_obstacle(other) or fix)
+        if obstacle := claim_obstacle(other):
+            return Cause(summary, where, obstacle)
+        return Cause(summary, where, *fixes.claim(name, "claim it and bind it to the same iommufd"))
     users = holders(other)
     evidence = "; ".join(map(str, users)) or f"it is on {other.driver}, and nobody holds it"
     return Cause(summary, evidence, "bind it to the same iommufd")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pyiommufd.errors import Cause
+from pyiommufd.errors import Cause, Fix
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.holders import Holder, holders
@@ -43,19 +43,23 @@ class Row:
 
     Attributes:
         summary: What is wrong, in general.
-        fix: What helps, in general.
+        fix: What helps, in general; a `Fix` where a command prints it otherwise than an exception.
         look: Checks this machine for the reason: the causes found, an empty tuple if it does not apply, or None if
             that cannot be determined. Without it the reason can never be checked.
     """
 
     summary: str
-    fix: str
+    fix: str | Fix
     look: Callable[[Subject], tuple[Cause, ...] | None] | None = None
+
+    def cause(self, evidence: str) -> Cause:
+        """The reason as a cause."""
+        return Cause(self.summary, evidence, *((self.fix,) if isinstance(self.fix, str) else self.fix))
 
     @property
     def general(self) -> Cause:
         """The reason as a cause without evidence."""
-        return Cause(self.summary, "", self.fix)
+        return self.cause("")
 
 
 Rows = Mapping[tuple[str, int], tuple[Row, ...]]

@@ -45,8 +45,8 @@ def unbind(device: HostDevice, seconds: float = SECONDS) -> None:
     if sysfs.link_name(device.sys_path / "driver") is None:
         return
     try:
-        with Worker() as helper:
-            helper.write(device.sys_path / "driver/unbind", device.name, seconds)
+        with Worker() as worker:
+            worker.write(device.sys_path / "driver/unbind", device.name, seconds)
     except OSError as error:
         # It left between the look and the write: that is what was wanted.
         if error.errno not in (errno.ENODEV, errno.ENOENT) or driver_of(device) is not None:

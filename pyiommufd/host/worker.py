@@ -1,4 +1,4 @@
-"""A helper process that reads and writes sysfs attributes, for accesses that may block for ever."""
+"""A worker process that reads and writes sysfs attributes, for accesses that may block for ever."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class Worker(Closing):
     """Reads and writes attributes from a process of its own, which is started when it is first needed.
 
     A process that blocks in an unbind cannot be interrupted, not even by SIGKILL. After its time limit an access is
-    left running, and the next one uses a new helper process. If this process dies, the helper finishes the current
+    left running, and the next one uses a new worker process. If this process dies, the worker finishes the current
     access and starts no other. A context manager; for one thread at a time.
 
     Args:
-        keep: File descriptors that the helper holds as well, such as that of a lock.
+        keep: File descriptors that the worker holds as well, such as that of a lock.
     stop: Asked while an access blocks; true: give it up after `GRACE`.
     """
 
@@ -128,12 +128,12 @@ class Worker(Closing):
             raise StuckError(f"{what} {how}: something still uses the device", process.pid)
         if not answer.endswith(b"\n"):
             self.close()
-            raise OSError(errno.ECHILD, "the helper process has been killed", str(path))
+            raise OSError(errno.ECHILD, "the worker process has been killed", str(path))
         status, _, data = answer.decode().strip().partition(" ")
         return int(status), bytes.fromhex(data)
 
     def _answer(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-        """What the helper answers; not a whole line where it has died, None where it takes too long."""
+        """What the worker answers; not a whole line where it has died, None where it takes too long."""
         assert process.stdout is not None  # noqa: S101
         end, answer, wanted = time.monotonic() + seconds, b"", True
         poll = select.poll()  # fds may be larger than select() takes

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from pyiommufd.closing import Closing
-from pyiommufd.errors import ClosedError, InUseError, IoctlError, ioctl_error
+from pyiommufd.diagnose.objects import destroy_error
+from pyiommufd.errors import ClosedError, InUseError, IoctlError
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class KernelObject(Closing):
         try:
             ioctls.destroy(self._c)
         except IoctlError as error:
-            raise ioctl_error("IOMMU_DESTROY", error.errno or 0, repr(self)) from None
+            raise destroy_error(error.errno or 0, repr(self), queue=hasattr(self, "fileno")) from None
 
     def _release(self) -> None:
         """Release what belongs to it, once the kernel has destroyed it, or before the iommufd's close does."""

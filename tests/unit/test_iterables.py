@@ -39,5 +39,5 @@ def test_what_is_iterable() -> None:
     assert list(iterate({"a": 1, "b": 2}, "")) == ["a", "b"]
     assert list(iterate((number for number in (1, 2)), "")) == [1, 2]
     assert list(iterate(memoryview(b"12"), "")) == [49, 50]
-    with pytest.raises(TypeError, match="not iterable"):
-        iterate(5, "")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="numbers, not int"):
+        iterate(5, "numbers")  # type: ignore[arg-type]

@@ -136,7 +136,7 @@ def mixed_group(machine: Machine) -> Iterator[Finding]:
                 f"IOMMU group {group.id} is only partly on vfio: none of it can be bound",
                 f"on vfio: {', '.join(map(str, given))}; on host drivers: "
                 + ", ".join(f"{device.name} ({device.driver})" for device in group.blockers),
-                f"claim the whole group: plan_claim({given[0].name!r}).apply()",
+                f"claim the whole group: pyiommufd claim {given[0].name}",
                 tuple(device.name for device in group.devices),
             )
     if machine.groups and not mixed:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pyiommufd.errors import ClaimError
+from pyiommufd.errors import ClaimError, Fix
 from pyiommufd.host import durable
 from pyiommufd.host.claims import claim_locks, record_migration
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, boot_id, parse, start_time
@@ -116,7 +116,7 @@ class _Queued:
                 who = f"this process (pid {pid})" if pid == str(os.getpid()) else f"process {pid}"
                 raise ClaimError(
                     f"another claim, release or recovery has not ended within {seconds:g} s: {path} is locked "
-                    f"by {who}, or by a helper process that blocks in an unbind"
+                    f"by {who}, or by its worker process, which blocks in an unbind"
                 )
 
     def _wait(self) -> None:
@@ -137,7 +137,7 @@ class _Queued:
                 self._close()
 
     def _close(self) -> None:
-        # Unlock explicitly: a child or a helper may have the file open as well, which would keep the lock held.
+        # Unlock explicitly: a child or a worker may have the file open as well, which would keep the lock held.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
@@ -241,18 +241,29 @@ def is_alive(record: ClaimRecord) -> bool:
 
 
 def describe_owner(record: ClaimRecord) -> str:
-    """Whose a claim is, and what to do with it, for messages."""
+    """Whose a claim is, for messages."""
     if record.state is ClaimState.NEWER:
         return "a newer pyiommufd: use that one"
     if record.state is ClaimState.KEPT:
-        return f"a kept claim; `pyiommufd release {record.example}` gives it back"
+        return "a kept claim"
     if not record.pid:
-        return f"a claim that was not given back completely; `pyiommufd release {record.example}` continues it"
+        return "a claim that was not given back completely"
     if not is_alive(record):
-        return "a process that has ended; `pyiommufd recover` gives it back"
+        return "a process that has ended"
     if record.pid_namespace not in (None, namespace("self", "pid")):
         return f"process {record.pid} of another PID namespace"
     return f"this process (pid {record.pid})" if record.pid == os.getpid() else f"process {record.pid}"
+
+
+def way_to_release(record: ClaimRecord) -> Fix | None:
+    """What gives back the devices of a claim that no process works with; None: it is not for this process to do."""
+    if record.state is ClaimState.NEWER:
+        return None
+    if record.state is ClaimState.KEPT or not record.pid:
+        python, command = f"release([{record.example!r}])", f"pyiommufd release {record.example}"
+        does = "gives it back" if record.state is ClaimState.KEPT else "continues it"
+        return Fix(f"{python} {does}", f"{command} {does}")
+    return None if is_alive(record) else Fix("recover() gives it back", "pyiommufd recover gives it back")
 
 
 def _path(claim: str) -> Path:

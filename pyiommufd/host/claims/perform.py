@@ -20,30 +20,30 @@ _log = logging.getLogger(__name__)
 _NODE_SECONDS = 5.0
 
 
-def perform(step: Step, helper: Worker) -> None:
-    """Carry out a step; what may block for ever in the kernel is done by the helper process.
+def perform(step: Step, worker: Worker) -> None:
+    """Carry out a step; what may block for ever in the kernel is done by the worker process.
 
     Raises:
         StuckError: The kernel has not answered in time; it may still do as asked.
         OSError: The kernel's errno, or ENODEV if the device ended up on another driver.
         ClaimError: A driver could not be loaded, or none of the host's takes the device.
     """
-    _STEPS[step.action](step, helper)
+    _STEPS[step.action](step, worker)
 
 
-def _load_driver(step: Step, _helper: Worker) -> None:
+def _load_driver(step: Step, _worker: Worker) -> None:
     driver, alias = step.value or "", sysfs.read(step.folder / "modalias")
     # By a device's own alias its host driver would be loaded, and take a device that has none.
     drivers.load_driver(step.subsystem, driver, f"vfio_{alias}" if alias and "vfio" in driver else alias)
 
 
-def _override(step: Step, helper: Worker) -> None:
-    helper.write(step.folder / "driver_override", f"{_named(step) if step.value else ''}\n")
+def _override(step: Step, worker: Worker) -> None:
+    worker.write(step.folder / "driver_override", f"{_named(step) if step.value else ''}\n")
 
 
-def _unbind(step: Step, helper: Worker) -> None:
+def _unbind(step: Step, worker: Worker) -> None:
     try:
-        helper.write(step.folder / "driver/unbind", step.target)
+        worker.write(step.folder / "driver/unbind", step.target)
     except OSError as error:
         # It left between the look and the write: that is what was wanted.
         if error.errno not in (errno.ENODEV, errno.ENOENT):
@@ -53,11 +53,11 @@ def _unbind(step: Step, helper: Worker) -> None:
         raise OSError(errno.EBUSY, f"{step.target} is on {driver} after its unbind", str(step.folder / "driver"))
 
 
-def _bind(step: Step, helper: Worker) -> None:
+def _bind(step: Step, worker: Worker) -> None:
     driver = _named(step)
     path = _drivers(step) / driver / "bind"
     try:
-        helper.write(path, step.target)
+        worker.write(path, step.target)
     except OSError:
         # Another probe, such as one triggered by udev, was faster.
         if _driver(step) != driver:
@@ -67,26 +67,26 @@ def _bind(step: Step, helper: Worker) -> None:
     _wait_for_node(step.folder)
 
 
-def _probe(step: Step, helper: Worker) -> None:
+def _probe(step: Step, worker: Worker) -> None:
     reason = ""
     if alias := sysfs.read(step.folder / "modalias"):
-        reason = drivers.modprobe(alias, helper.keep)
+        reason = drivers.modprobe(alias, worker.keep)
     # A driver that was just loaded may have taken the device.
     if _driver(step) is None:
         try:
-            helper.write(_drivers(step).parent / "drivers_probe", step.target)
+            worker.write(_drivers(step).parent / "drivers_probe", step.target)
         except StuckError:
             raise
         except OSError as error:
             reason = str(error)
     if _driver(step) is not None:
-        _past_added_ids(step, helper)
+        _past_added_ids(step, worker)
     if not _is_on_host_driver(step):
         known = f", though {step.value} announce it" if step.value else ""
         raise ClaimError(f"no host driver takes {step.target}{known}" + (f" ({reason})" if reason else ""))
 
 
-def _past_added_ids(step: Step, helper: Worker) -> None:
+def _past_added_ids(step: Step, worker: Worker) -> None:
     """Put a device on its host driver that the kernel has bound to vfio-pci or pci-stub once more.
 
     They take it without an override where its ids were added to theirs (``new_id``; ``vfio-pci.ids=``), if they come
@@ -99,33 +99,33 @@ def _past_added_ids(step: Step, helper: Worker) -> None:
         if _is_on_host_driver(step):
             return
         if (driver := _driver(step)) is not None:
-            helper.write(_drivers(step) / driver / "unbind", step.target)
+            worker.write(_drivers(step) / driver / "unbind", step.target)
         try:
-            helper.write(path / "bind", step.target)
+            worker.write(path / "bind", step.target)
         except StuckError:
             raise
         except OSError:
             continue
 
 
-def _vfs(step: Step, helper: Worker) -> None:
+def _vfs(step: Step, worker: Worker) -> None:
     path = step.folder / "sriov_numvfs"
     try:
-        helper.write(path, step.value or "")
+        worker.write(path, step.value or "")
     except FileNotFoundError as error:  # what the kernel answers for a driver without sriov_configure
         driver = _driver(step)
         why = f"the driver {driver} makes no virtual functions; vfio-pci does where it was loaded with enable_sriov=1"
         if driver is None:
             why = f"{step.target} has no driver that could make virtual functions"
         raise ClaimError(f"{step}: {why}") from error
-    count = helper.read(path)
+    count = worker.read(path)
     if count != step.value:
         raise OSError(errno.EIO, f"{step.target} has {count} virtual functions, not {step.value}", str(path))
 
 
-def _attribute(step: Step, helper: Worker) -> None:
+def _attribute(step: Step, worker: Worker) -> None:
     name = "power/control" if step.action is Action.SET_POWER else "sriov_drivers_autoprobe"
-    helper.write(step.folder / name, step.value or "")
+    worker.write(step.folder / name, step.value or "")
 
 
 _STEPS: dict[Action, Callable[[Step, Worker], None]] = {

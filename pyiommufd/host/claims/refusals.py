@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from pyiommufd.errors import Refusal
+from pyiommufd.errors import NEVER_FORCED, Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.discovery.devices import HostDevice
@@ -21,7 +21,8 @@ def claimed_refusals(names: Collection[str]) -> Iterator[Refusal]:
     """The devices that a claim has already, as far as this user may know."""
     for record in journal.readable_records():
         for name in sorted(record.names & set(names)):
-            yield Refusal(name, "claimed", f"it is claimed already, by {journal.describe_owner(record)}")
+            reason = f"it is claimed already, by {journal.describe_owner(record)}"
+            yield Refusal(name, NEVER_FORCED, reason, *(journal.way_to_release(record) or ()))
 
 
 def holder_refusals(devices: Collection[HostDevice]) -> Iterator[Refusal]:

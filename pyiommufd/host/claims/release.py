@@ -115,8 +115,8 @@ def unmade(records: Iterable[ClaimRecord]) -> Iterator[tuple[ClaimRecord, Persis
 @contextlib.contextmanager
 def _dry_run_access() -> Iterator[ExclusiveAccess]:
     """Hold the lock, so that no claim is in progress; if there is no record folder, do not create one."""
-    with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Worker() as helper:
-        yield ExclusiveAccess(helper, DeferredSignals())
+    with journal.locked() if journal.RUN.exists() else contextlib.nullcontext(), Worker() as worker:
+        yield ExclusiveAccess(worker, DeferredSignals())
 
 
 def _undo_all(
@@ -184,10 +184,11 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
         having = [record for record in kept if name in record.names]
         having += [record for record, claim in others if _is_of(claim, Path(record.file or ""), name, target)]
         if not having:
-            owner = next((journal.describe_owner(record) for record in records if name in record.names), None)
+            owner = next((record for record in records if name in record.names), None)
             if owner is None:
                 as_device(target)  # says what is wrong with the name
-            raise ClaimError(f"no kept claim has {name}" + ("" if owner is None else f": it is claimed by {owner}"))
+                raise ClaimError(f"no kept claim has {name}")
+            raise ClaimError(f"no kept claim has {name}: it is claimed by {journal.describe_owner(owner)}")
         chosen += [record for record in having if record not in chosen]
     return chosen, []
 

@@ -72,7 +72,7 @@ def list_claims() -> tuple[list[ClaimStatus], list[ClaimError]]:
             plan_again(claim)
             why = "it has not been made since the boot: pyiommufd claim --persistent"
         except (ClaimError, DeviceNotFoundError) as error:
-            why = str(error)
+            why = error.for_command()
         found.append(
             ClaimStatus(names, others, (), NOT_MADE, None, "nobody yet", None, record.file, claim.user, (why,))
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from pyiommufd.errors import ClaimError, CloseError, DeviceNotFoundError, IOMMUFDError
+from pyiommufd.errors import ClaimError, CloseError, DeviceNotFoundError, Fix, IOMMUFDError
 from pyiommufd.host import drivers, durable, sysfs, uses
 from pyiommufd.host.claims import journal, restore
 from pyiommufd.host.claims.access import READ_WRITE, grant, granted
@@ -36,12 +36,12 @@ class ExclusiveAccess:
     In a dry run no signal is deferred, and there is no lock if there is no record.
 
     Attributes:
-        helper: Does what may block; it also holds the lock, until its current access is complete.
+        worker: Does what may block; it also holds the lock, until its current access is complete.
         signals: Those that have come.
         reported: What dry runs have reported as undone: ids of claims, and paths of files.
     """
 
-    helper: Worker
+    worker: Worker
     signals: DeferredSignals
     reported: set[str] = field(default_factory=set)
 
@@ -59,9 +59,9 @@ def exclusive_access(*, interruptible: bool = True) -> Iterator[ExclusiveAccess]
     with (
         deferred_signals() as signals,
         journal.locked(check=signals.check if interruptible else lambda: None) as lock,
-        Worker(keep=[lock]) as helper,
+        Worker(keep=[lock]) as worker,
     ):
-        yield ExclusiveAccess(helper, signals)
+        yield ExclusiveAccess(worker, signals)
 
 
 class Transaction:
@@ -117,9 +117,9 @@ class Transaction:
             OSError: It cannot be recorded.
         """
         # Only a step that undoes nothing can be interrupted.
-        helper, signals = self._access.helper, self._access.signals
+        worker, signals = self._access.worker, self._access.signals
         signals.check()
-        helper.stop = lambda: signals.pending
+        worker.stop = lambda: signals.pending
         try:
             if step.action is Action.GRANT:
                 self._note_node(step)
@@ -127,13 +127,13 @@ class Transaction:
                 step.action not in (Action.LOAD_DRIVER, *FILE_ACTIONS)
                 and step.target not in (state.name for state in self.record.devices)
             ):  # fmt: skip
-                before = restore.device_state(step.folder, helper.read)
+                before = restore.device_state(step.folder, worker.read)
                 if before is None:
                     raise DeviceNotFoundError(f"{step.target} has gone since the plan was made")
                 self.record.devices.append(before)
             self._perform(step)
         finally:
-            helper.stop = lambda: False
+            worker.stop = lambda: False
 
     def set_state(self, state: ClaimState) -> None:
         """Record what the claim is from now on.
@@ -201,8 +201,7 @@ class Transaction:
             except IOMMUFDError as error:
                 if step.action is Action.LOAD_DRIVER:
                     error = ClaimError(
-                        f"{step.target} stays as it is: {error}; to give the rest back and leave this one: "
-                        f"pyiommufd release --leave {before.name}"
+                        f"{step.target} stays as it is", error, _leave("to give the rest back and", before.name)
                     )
                 errors.append(error)
             else:
@@ -225,14 +224,17 @@ class Transaction:
         Raises:
             ClaimError: What failed is the machine's doing.
         """
-        outcome = "failed and was rolled back"
+        outcome, way = "failed and was rolled back", []
         try:
             self.undo()
         except (OSError, IOMMUFDError) as failure:
-            outcome = "failed, and not all of it could be rolled back (`pyiommufd recover` completes it)"
+            outcome = "failed, and not all of it could be rolled back"
+            way = [Fix("recover() completes it", "pyiommufd recover completes it")]
             error.add_note(f"and the roll-back left something undone: {failure}")
         if isinstance(error, OSError | ClaimError):
-            raise ClaimError(f"{what} {outcome}: {error}") from error.__cause__ or error
+            failed = f"{what} {outcome}"
+            said = [failed, error] if isinstance(error, ClaimError) else [f"{failed}: {error}"]
+            raise ClaimError(*said, *way) from error.__cause__ or error
         raise error
 
     def _plan_undo(self, leave: Collection[str]) -> tuple[list[tuple[DeviceState, list[Step]]], list[BaseException]]:
@@ -244,9 +246,12 @@ class Transaction:
         for before in devices:
             try:
                 check_not_stuck(self.record, before)
-                steps = steps_to_restore(before, self._access.helper.read)
+                steps = steps_to_restore(before, self._access.worker.read)
                 if steps and (users := held.get(before.name)):
-                    raise ClaimError(f"{before.name} stays as it is: {'; '.join(users)}; end that, and try again")
+                    raise ClaimError(
+                        f"{before.name} stays as it is: {'; '.join(users)}",
+                        _leave("end that, and try again, or", before.name),
+                    )
                 for step in steps:
                     self._check_unused(step, before.name)
                 plans.append((before, steps))
@@ -340,7 +345,7 @@ class Transaction:
             if step.action in FILE_ACTIONS:
                 self._do_file(step)
             else:
-                durable.commit(str(step), lambda: perform(step, self._access.helper))
+                durable.commit(str(step), lambda: perform(step, self._access.worker))
         except OSError as error:
             if isinstance(error, StuckError):
                 # Until that process has ended, the kernel may still carry out the write.
@@ -394,10 +399,10 @@ class Transaction:
         if devices:
             found += [refusal for refusal in uses.refusals(*devices) if refusal.kind not in self._force]
         if found:
-            way_out = f", or leave it as it is for good: pyiommufd release --leave {name}" if name else ""
+            way = "end that, and try again"
             raise ClaimError(
-                f"{step.target} stays as it is, being in use by now: {'; '.join(map(str, found))}; end that, and try "
-                f"again{way_out}"
+                f"{step.target} stays as it is, being in use by now: {'; '.join(map(str, found))}",
+                _leave(f"{way}, or", name) if name else Fix(way, way),
             )
 
     def _forget(self, name: str) -> None:
@@ -430,6 +435,12 @@ class Transaction:
             _log.warning("the record cannot be written (%s); the release continues", error)
 
 
+def _leave(way: str, name: str) -> Fix:
+    """What to do about a device that cannot be given back; ``way`` is what comes first."""
+    text = f"{way} leave it as it is for good"
+    return Fix(f"{text}: release([{name!r}], leave=[{name!r}])", f"{text}: pyiommufd release --leave {name}")
+
+
 def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
     """Refuse a device whose lock, or a virtual function's, is held by a sysfs write that still blocks.
 
@@ -443,7 +454,8 @@ def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
         pid, _ = record.waiting[name]
         raise ClaimError(
             f"{name}: an earlier write to sysfs still blocks in the kernel (process {pid}); something "
-            "still uses the device: once that is closed, `pyiommufd recover` completes it"
+            "still uses the device",
+            Fix("once that is closed, recover() completes it", "once that is closed, pyiommufd recover completes it"),
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyiommufd.errors import ClaimError
+from pyiommufd.errors import ClaimError, Fix
 from pyiommufd.host.decoding import decode
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.persistent.identity import IDS, Identity, identify, pci_path
@@ -124,7 +124,10 @@ def persistent_claim(
     for file in files(folder):
         claim = read(file)
         for device in (device for device in taken if claim.may_take(device, among)):
-            raise ClaimError(f"{device.name} is claimed at boot already, by {file}; release it first")
+            raise ClaimError(
+                f"{device.name} is claimed at boot already, by {file}",
+                Fix(f"release([{device.name!r}]) first", f"pyiommufd release {device.name} first"),
+            )
     known = {device: identify(device, among) for device in taken}
     for device, identity in known.items():
         if (found := identity.find(among)) != device:

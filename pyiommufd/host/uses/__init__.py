@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from pyiommufd.errors import Refusal
+from pyiommufd.errors import NEVER_FORCED, Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.display import display_refusals, displays
@@ -35,12 +35,12 @@ KINDS = (
     "isolated-msi",
     "reserved",
     "cdev",
-    "claimed",
+    NEVER_FORCED,
 )
 """The kinds of refusals; the last is a claim's own."""
 
-FORCIBLE = tuple(kind for kind in KINDS if kind != "claimed")
-"""Those that ``force`` may name: nothing makes two claims of one device go together."""
+FORCIBLE = tuple(kind for kind in KINDS if kind != NEVER_FORCED)
+"""Those that ``force`` may name."""
 
 _USB = 0x0C03
 """The class of USB controllers, whose network interfaces may be in another namespace."""
@@ -51,17 +51,22 @@ _HARD_TO_SEE = frozenset({"virtio-pci", "nvidia", *PARENTLESS})
 _USED_BY = ("block", "net", "nvme", "drm", "graphics", "fc_host", "dma")
 
 
-def forced(kinds: Iterable[str]) -> frozenset[str]:
+def forced(kinds: object) -> frozenset[str]:
     """The kinds of refusals that a caller overrides.
 
     Raises:
-        TypeError: They are not names.
+        TypeError: They are not names, or one name and no list.
         ValueError: One of them is not a kind, or cannot be forced.
     """
-    kinds = frozenset([kinds] if isinstance(kinds, str) else iterate(kinds, "force names kinds of refusals"))
-    if unknown := sorted(map(str, kinds.difference(FORCIBLE))):
+    expected = 'force names kinds of refusals, as in ["mounted"]'
+    if isinstance(kinds, str | bytes) or not isinstance(kinds, Iterable):
+        raise TypeError(f"{expected}, not {kinds!r}")
+    names = [*iterate(kinds, expected)]
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"{expected}, and has no {type(wrong[0]).__name__}")
+    if unknown := sorted(set(names).difference(FORCIBLE)):
         raise ValueError(f"force names {', '.join(unknown)}; what can be forced is {', '.join(FORCIBLE)}")
-    return kinds
+    return frozenset(names)
 
 
 def refusals(*devices: HostDevice) -> tuple[Refusal, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyiommufd import uapi
 from pyiommufd.diagnose.mapping import map_error, map_file_error
 from pyiommufd.diagnose.mapping_rows import HOLE
-from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, ioctl_error
+from pyiommufd.errors import IoctlError, IOMMUFDError, ioctl_error
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
@@ -206,7 +206,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             return None
         if code in (errno.ENOENT, errno.EPERM):
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
-            hole = Cause(HOLE.summary, f"mapped: {source._table.words(iova, length) or 'nothing of it'}", HOLE.fix)
+            hole = HOLE.cause(f"mapped: {source._table.words(iova, length) or 'nothing of it'}")
             raise ioctl_error("IOMMU_IOAS_COPY", code, target, (hole,) if code == errno.ENOENT else ()) from None
         raise refusal_error(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
 

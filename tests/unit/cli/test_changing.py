@@ -100,10 +100,10 @@ def mounted(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusals_end_plan_and_dry_run_alike() -> None:
     result = run("plan", "01:00.1", status=1)
     assert result.stdout.endswith(
-        "it would be refused; --force KIND overrides any kind but claimed:\n  0000:01:00.0: it holds /home [mounted]\n"
+        "it would be refused:\n  0000:01:00.0: it holds /home [mounted]\n  to override: --force mounted\n"
     )
     assert json.loads(run("plan", "01:00.1", "--json", status=1).stdout)["refusals"] == [
-        {"device": "0000:01:00.0", "kind": "mounted", "reason": "it holds /home"}
+        {"device": "0000:01:00.0", "kind": "mounted", "reason": "it holds /home", "fix": ""}
     ]
     result = run("claim", "01:00.1", "--dry-run", status=1)
     assert result.stdout == ""

@@ -221,7 +221,7 @@ def test_group_of_host_and_passthrough_devices(fake: FakeSysfs) -> None:
     fake.pci("0000:00:04.0", group=1, driver="snd_hda_intel")
     finding = only("mixed-group", State.WARNING)
     assert "0000:00:04.0 (snd_hda_intel)" in finding.evidence
-    assert "plan_claim('0000:00:01.0')" in finding.fix
+    assert "pyiommufd claim 0000:00:01.0" in finding.fix
 
 
 def test_modules_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

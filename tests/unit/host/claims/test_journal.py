@@ -364,13 +364,18 @@ def test_whose_it_is() -> None:
     one = entry()
     assert journal.describe_owner(one) == f"this process (pid {os.getpid()})"
     one.start_time -= 1
-    assert "recover" in journal.describe_owner(one)
+    assert journal.describe_owner(one) == "a process that has ended"
+    assert journal.way_to_release(one) == ("recover() gives it back", "pyiommufd recover gives it back")
     one.state = ClaimState.KEPT
-    assert "release" in journal.describe_owner(one)
-    assert "`pyiommufd release 0000:02:01.0`" in journal.describe_owner(one)
+    assert journal.describe_owner(one) == "a kept claim"
+    released = ("release(['0000:02:01.0']) gives it back", "pyiommufd release 0000:02:01.0 gives it back")
+    assert journal.way_to_release(one) == released
     one.take_over()
     one.pid = 0
-    assert "was not given back completely; `pyiommufd release 0000:02:01.0`" in journal.describe_owner(one)
+    assert journal.describe_owner(one) == "a claim that was not given back completely"
+    way = journal.way_to_release(one)
+    assert way is not None
+    assert way.command == "pyiommufd release 0000:02:01.0 continues it"
     assert not journal.is_alive(one)
     one.take_over()
     assert (one.state, journal.is_alive(one)) == (ClaimState.IN_PROGRESS, True)

@@ -108,7 +108,7 @@ def test_power_cut_at_each_step_of_a_release() -> None:
 
 def test_claim_made_anew_where_one_died_at_its_first_step() -> None:
     assert cut_off(lambda: keep(plan_claim(NAMES[0]), persist=True), 1)
-    with pytest.raises(ClaimRefusedError, match="a process that has ended; `pyiommufd recover` gives it back"):
+    with pytest.raises(ClaimRefusedError, match=r"a process that has ended; recover\(\) gives it back"):
         keep(plan_claim(NAMES[0]), persist=True)
     recover()
     keep(plan_claim(NAMES[0]), persist=True)

@@ -1,0 +1,37 @@
+"""What mends several refusals: in Python, and for commands to print, as a command or in the kernel's terms."""
+
+from __future__ import annotations
+
+from pyiommufd.errors import Fix
+
+
+def claim(device: str, why: str) -> Fix:
+    """To take a device from the host; ``why`` comes before it."""
+    return Fix(f"{why}: plan_claim([{device!r}]).apply()", f"{why}: pyiommufd claim {device}")
+
+
+CLAIM_GROUP = Fix("claim the group: plan_claim([DEVICE]).apply()", "claim the group: pyiommufd claim DEVICE")
+
+ELSEWHERE = Fix(
+    "map after the attach, or elsewhere: IOAS.iova_ranges() says where once a device is attached",
+    "map after the attach, or elsewhere: IOMMU_IOAS_IOVA_RANGES says where once a device is attached",
+)
+READ_ONLY = Fix(
+    "map read-only memory with writeable=False; device registers cannot be mapped this way",
+    "map read-only memory without IOMMU_IOAS_MAP_WRITEABLE; device registers cannot be mapped this way",
+)
+WHOLE_PAGES = Fix(
+    "map whole pages; files of memory only (IOAS.map_file), and of a file no more than it has",
+    "map whole pages; files of memory only (IOMMU_IOAS_MAP_FILE), and of a file no more than it has",
+)
+IOMMU_PAGES = Fix(
+    "map whole pages of the IOMMU: IOAS.iova_alignment is their size",
+    "map whole pages of the IOMMU: out_iova_alignment of IOMMU_IOAS_IOVA_RANGES is their size",
+)
+HW_INFO = Fix("give what hw_info() says of its type", "give what pyiommufd caps DEVICE says of its type")
+
+MEMORY_LIMIT = (
+    "raise the limit on locked memory (ulimit -l; LimitMEMLOCK= of a systemd unit; pyiommufd run --memlock), or have "
+    "CAP_IPC_LOCK"
+)
+"""What helps against the limit on locked memory."""
