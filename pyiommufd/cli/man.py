@@ -11,21 +11,22 @@ import click
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand, echo
 
-_COMPLETION = (
+COMPLETION = (
     "bash, zsh and fish complete words, device names among them, once the shell has run what this prints, with the "
     "shell's own name in it: _PYIOMMUFD_COMPLETE=bash_source pyiommufd. For example in ~/.bashrc: "
     'eval "$(_PYIOMMUFD_COMPLETE=bash_source pyiommufd)".'
 )
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "NO_COLOR": "Set to anything: no colours. There are none off a terminal.",
     "PYIOMMUFD_KERNEL, PYIOMMUFD_QEMU": "The kernel image and the QEMU of pyiommufd guest.",
 }
-_STATUS = {
+STATUS = {
     "0": "Done.",
     "1": "Refused, or failed.",
     "2": "Wrong usage.",
     "3": "This machine lacks something.",
 }
+STATUS_OF_OTHERS = "run and guest end with the status of their own command, or 125 where that could not be started."
 
 
 @click.command()
@@ -54,12 +55,12 @@ def _page() -> Iterator[str]:
             if command is not None and not command.hidden:
                 yield from _command(context, name, command)
     yield ".SH EXIT STATUS"
-    yield from _definitions(_STATUS)
-    yield _text("run and guest end with the status of their own command, or 125 where that could not be started.")
+    yield from _definitions(STATUS)
+    yield _text(STATUS_OF_OTHERS)
     yield ".SH ENVIRONMENT"
-    yield from _definitions(_ENVIRONMENT)
+    yield from _definitions(ENVIRONMENT)
     yield ".SH COMPLETION"
-    yield _text(_COMPLETION)
+    yield _text(COMPLETION)
 
 
 def _command(parent: click.Context, name: str, command: click.Command) -> Iterator[str]:
