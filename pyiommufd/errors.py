@@ -124,7 +124,7 @@ def override(refusals: Iterable[Refusal]) -> Fix:
 class IOMMUFDError(Exception):
     """The base class of all exceptions that pyiommufd raises, except for wrong arguments.
 
-    Its text, and the notes that are added to it, are safe to print: see `pyiommufd.printable`.
+    Its text, and the notes that are added to it, are safe to print: what is not printable is written as its number.
     """
 
     @final
@@ -304,11 +304,7 @@ class AccessDeniedError(IoctlError):
 
 
 class VectorsUnavailableError(IoctlError):
-    """Fewer interrupt vectors are available than were requested (ENOSPC); none has been enabled.
-
-    Attributes:
-        available: How many there are.
-    """
+    """Fewer interrupt vectors are available than were requested (ENOSPC); none has been enabled."""
 
     @property
     def available(self) -> int:
@@ -317,11 +313,7 @@ class VectorsUnavailableError(IoctlError):
 
 
 class GroupNotViableError(IoctlError):
-    """A bind was refused because of another member of the device's IOMMU group.
-
-    Attributes:
-        blockers: The members that are on a host driver.
-    """
+    """A bind was refused because of another member of the device's IOMMU group."""
 
     @property
     def blockers(self) -> tuple[DeviceLike, ...]:
@@ -330,11 +322,7 @@ class GroupNotViableError(IoctlError):
 
 
 class GroupConflictError(IoctlError):
-    """An attach was refused because a member of the group is attached to another page table.
-
-    Attributes:
-        peers: Those members.
-    """
+    """An attach was refused because a member of the group is attached to another page table."""
 
     @property
     def peers(self) -> tuple[DeviceLike, ...]:

@@ -211,12 +211,10 @@ class IOMMUFD(Handle):
 
         Raises:
             IoctlError: The kernel refused.
+            AccessDeniedError: Set without CAP_SYS_RESOURCE in the initial user namespace.
+            BusyError: Set after something has been made from this iommufd.
+            TypeError: Set to neither True nor False.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
-
-        Raises, when set:
-            AccessDeniedError: It takes CAP_SYS_RESOURCE in the initial user namespace.
-            BusyError: Something has been made from this iommufd already.
-            TypeError: Neither True nor False.
         """
         return bool(ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE))
 
@@ -237,7 +235,7 @@ class IOMMUFD(Handle):
 
         Raises:
             IoctlError: The kernel refused.
-            TypeError, ValueError, when set: That is no address space of this iommufd.
+            TypeError, ValueError: Set to what is no address space of this iommufd.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
         with self._lock:

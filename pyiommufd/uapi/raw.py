@@ -10,7 +10,7 @@ Only the kernel judges what is asked here. Addresses go to it as they are: their
 kernel uses it, for a mapping until it is unmapped. Of what is made or destroyed in this way the library's objects know
 nothing.
 
-With `ioctls` and `device_ioctls` this is all that touches C. Everything may be called from any thread.
+Thread safety: everything may be called from any thread.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ class VMM:
             timeout: Seconds to wait; None: as long as it takes.
 
         Returns:
-            Its exit status: -N where signal N has ended it.
+            Its exit status; -N where signal N has ended it.
 
         Raises:
             TimeoutError: It has not ended in time.

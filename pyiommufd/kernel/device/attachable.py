@@ -394,7 +394,7 @@ class Attachable(Handle):
             dirty_tracking: It can note which pages devices write to (since Linux 6.7; `HWInfo.capabilities`).
             pasid: It can be attached with a PASID, or beside attachments with PASIDs (since Linux 6.15).
             fault_queue: Where page requests of its devices arrive (since Linux 6.11).
-            data_type: IOMMU_HWPT_DATA_…: what ``data`` is.
+            data_type: ``IOMMU_HWPT_DATA_…``: what ``data`` is.
             data: The IOMMU driver's own data.
 
         Raises:

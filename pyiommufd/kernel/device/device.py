@@ -109,7 +109,7 @@ class Device(Attachable):
 
         Raises:
             UnsupportedError: It is not a PCI device.
-            TypeError, when set: Neither True nor False.
+            TypeError: Set to neither True nor False.
             IoctlError, ClosedError, ForkedError: As for `region`.
         """
         return bool(self.config.command & Command.MASTER)

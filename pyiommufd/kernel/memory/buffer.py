@@ -18,7 +18,7 @@ _HUGE_SHIFT = 26
 class DMABuffer(mmap.mmap):
     """Page-aligned memory that can be mapped into an I/O address space.
 
-    It is an `mmap.mmap`: it has the buffer protocol, slices, `read`, `write`, `close`, and is a context manager.
+    It is an `mmap.mmap`: it has the buffer protocol, slices, ``read``, ``write``, ``close``, and is a context manager.
     As long as it is mapped for DMA it can be neither closed nor resized (`BufferError`). A forked child shares
     it: a private copy would leave one of the two on other pages than the device.
 

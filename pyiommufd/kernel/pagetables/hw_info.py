@@ -38,7 +38,7 @@ class IntelVTd(OneLine):
     """The registers of VT-d (struct iommu_hw_info_vtd; Intel Virtualization Technology for Directed I/O, 11.4).
 
     Attributes:
-        flags: IOMMU_HW_INFO_VTD_…: errata.
+        flags: ``IOMMU_HW_INFO_VTD_…``: errata.
         capabilities: The register CAP.
         extended_capabilities: The register ECAP.
     """
@@ -63,7 +63,7 @@ class ArmSMMUv3(OneLine):
     """The registers of an SMMU (struct iommu_hw_info_arm_smmuv3; Arm IHI 0070, 6.3).
 
     Attributes:
-        flags: IOMMU_HW_INFO_ARM_SMMUV3_…: errata.
+        flags: ``IOMMU_HW_INFO_ARM_SMMUV3_…``: errata.
         idr: The registers IDR0 to IDR5; what the kernel does not let through to a VM is not to be relied on.
         iidr: The register IIDR: implementer, product and revision.
         aidr: The register AIDR: the version of the architecture.
