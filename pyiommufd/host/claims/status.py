@@ -55,7 +55,7 @@ def list_claims() -> tuple[list[ClaimStatus], list[ClaimError]]:
     """All claims of this machine, the oldest first, and what is wrong with other files among their records.
 
     Raises:
-        NoAccessError: Only root may look.
+        ClaimError: Only root may look.
     """
     records, errors = journal.read_all()
     if any((journal.RUN / "kept").glob("*.json")):

@@ -24,7 +24,7 @@ def dma_aliases(device: HostDevice) -> tuple[str, ...]:
     """The PCI addresses that a device's DMA can carry: its own first, then those of the bridges on its way.
 
     A device behind Intel's VMD does DMA as VMD itself: that one's address is in place of its own. As the kernel's
-    `pci_for_each_dma_alias` (Linux 7.3, drivers/pci/search.c), apart from its list of devices known to use other
+    ``pci_for_each_dma_alias`` (Linux 7.3, drivers/pci/search.c), apart from its list of devices known to use other
     addresses. Complete for root only: the kernel shows others just the first bytes of a bridge's configuration space,
     and a bridge whose kind is not known is left out. Empty for what is no PCI device.
     """

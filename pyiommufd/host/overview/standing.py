@@ -24,7 +24,8 @@ class Standing(StrEnum):
     """This process cannot see whether the host uses it, not being root, or being in a container: a claim is refused
     unless forced."""
     UNBINDABLE = "unbindable"
-    """Every bind would be refused, for what `pyiommufd.host.checks.bindable` tells: a claim is, unless forced."""
+    """Every bind would be refused, as interrupts are not isolated, say, or firmware keeps memory mapped: a claim is,
+    unless forced."""
     WITH_PARENT = "with-parent"
     """The driver of a device above it, of its group, has made it, as VMD's does a drive: it goes away when that one is
     claimed. Claim that one."""

@@ -89,7 +89,7 @@ def refusals(*devices: HostDevice) -> tuple[Refusal, ...]:
 
     An NVMe, SCSI or other disk that seems unused is opened for a moment, exclusively and for reading, since that alone
     shows some uses (ZFS's, say); by a node of its own below /dev where there is none. Who holds a node of vfio's is not
-    among these; see `pyiommufd.host.holders`.
+    among these; see `pyiommufd.host.holders.holders`.
 
     Raises:
         OSError: The kernel does not say what its network is doing.
