@@ -79,7 +79,7 @@ class E1000eDriver(IntelRings):
         Args:
             source: The iova of what is sent.
             destination: The iova where it is to be received.
-            length: Bytes, from `SMALLEST` to `LARGEST`.
+            length: Bytes, from `intel_rings.SMALLEST` to `intel_rings.LARGEST`.
             seconds: How long to wait.
 
         Raises:

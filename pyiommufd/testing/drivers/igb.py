@@ -115,7 +115,7 @@ class IgbDriver(IntelRings):
         Args:
             source: The iova of what is sent.
             destination: The iova where it is to be received.
-            length: Bytes, from `SMALLEST` to `LARGEST`.
+            length: Bytes, from `intel_rings.SMALLEST` to `intel_rings.LARGEST`.
             count: How often; up to `MOST`. The controller is told of all of them at once.
             seconds: How long to wait.
 

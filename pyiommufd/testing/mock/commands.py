@@ -30,9 +30,9 @@ PAGE_SIZE = 2048
 HUGE_PAGE_SIZE = 512 * PAGE_SIZE
 """The page size of a page table made with `PageTableType.HUGE`, in bytes."""
 MEMORY_LIMIT = 65536
-"""What `set_temp_memory_limit` finds at boot, in bytes."""
+"""What ``set_temp_memory_limit`` finds at boot, in bytes."""
 SMALLEST_MEMORY_LIMIT = 12
-"""The least that `set_temp_memory_limit` takes, on a 64-bit machine."""
+"""The least that ``set_temp_memory_limit`` takes, on a 64-bit machine."""
 PASID_WIDTH = 20
 """Bits of a PASID, of a device that was made with `DeviceFlags.PASID`."""
 PASID_THAT_FAILS = 1024

@@ -47,7 +47,7 @@ class MockIOMMUFD(IOMMUFD):
 
         Raises:
             UnsupportedError: The kernel was built without CONFIG_IOMMUFD_TEST.
-            IoctlError: The kernel refused, as what is mapped is out of the mock IOMMU's reach (`commands`), say.
+            IoctlError: The kernel refused, as what is mapped is out of the mock IOMMU's reach (16 MiB to 2 GiB), say.
             ValueError: The page table belongs to another iommufd.
         """
         page_table._live()  # closed, or of the parent process

@@ -26,7 +26,7 @@ class Kernel:
     Attributes:
         image: The bzImage.
         boot_modules: Modules that the guest needs to find its files, in loading order.
-        modules: Modules that lie ready in the guest, in `filesystem.MODULES`.
+        modules: Modules that lie ready in the guest, in ``filesystem.MODULES``.
     """
 
     image: Path
