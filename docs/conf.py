@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 from sphinx.application import Sphinx
+
+sys.path.append(str(Path(__file__).parent / "extensions"))
+
+import docstrings
 
 project = "pyiommufd"
 author = "the pyiommufd contributors"
@@ -13,22 +19,34 @@ nitpicky = True
 
 extensions = [
     "myst_parser",
+    "commands",
+    "docstrings",
+    "fixtures",
+    "kernel_names",
+    "public_names",
     "sphinx.ext.autodoc",
     "sphinx.ext.graphviz",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.napoleon",
 ]
 
 html_theme = "furo"
 html_title = "pyiommufd"
 graphviz_output_format = "svg"
 
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": docstrings.documented_elsewhere(),
+    "member-order": "bysource",
+}
+napoleon_google_docstring = False  # `docstrings` does
+napoleon_numpy_docstring = False
+default_role = "py:obj"
+
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 # The names of Python that docstrings and types use: text, and here, so that a build needs no network.
 intersphinx_mapping = {"python": ("https://docs.python.org/3", "inventories/python.txt")}
-intersphinx_disabled_reftypes = ["*"]
 
 # Pages of the repository's root that are pages here, too: each is included by the page named.
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
