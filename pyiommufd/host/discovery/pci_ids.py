@@ -7,6 +7,7 @@ import gzip
 from pathlib import Path
 
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.pci_classes import class_words
 
 FILES = (
     Path("/usr/share/hwdata/pci.ids"),
@@ -53,17 +54,21 @@ class PciIds:
         return self._named((vendor_id, device_id), b"%04x" % vendor_id, b"\n\t%04x  " % device_id)
 
     def device_class(self, class_code: int) -> str | None:
-        """The name of a class, such as ``Ethernet controller``.
+        """The name of a class, such as ``Ethernet controller``; that of `class_words` where the database has none.
 
         Args:
             class_code: Class, subclass and interface as one number of 24 bits; the interface does not matter.
         """
         kind, subclass = class_code >> 16, class_code >> 8 & 0xFF
         key = b"C %02x" % kind
-        return self._named((kind, subclass, 0), key, b"\n\t%02x  " % subclass) or self._named((kind, 0, 0, 0), key)
+        return (
+            self._named((kind, subclass, 0), key, b"\n\t%02x  " % subclass)
+            or self._named((kind, 0, 0, 0), key)
+            or class_words(class_code)
+        )
 
     def describe(self, device: HostDevice) -> str:
-        """A device in words: vendor and name, or as much of it as there is; empty for what is no PCI device."""
+        """A device in words: vendor and name, or its class; as much of these as is known."""
         if device.vendor_id is None or device.device_id is None:
             return ""
         vendor = self.vendor(device.vendor_id)

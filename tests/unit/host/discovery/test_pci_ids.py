@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from pyiommufd import find_device
+from pyiommufd import find_device, list_devices
 from pyiommufd.host.discovery import pci_ids as module
 from pyiommufd.host.discovery.pci_ids import PciIds
 from tests.fake_sysfs import FakeSysfs
@@ -47,7 +47,10 @@ def test_classes() -> None:
     assert names.device_class(0x010802) == "Non-Volatile memory controller"
     assert names.device_class(0x010700) == "Mass storage controller"
     assert names.device_class(0x020000) == "Network controller"
-    assert names.device_class(0x030000) is None
+    # Without the database's word, our own; none for a class that says nothing.
+    assert names.device_class(0x030000) == "VGA controller"
+    assert names.device_class(0xFF0000) is None
+    assert names.device_class(0x000000) is None
 
 
 def test_description_of_a_device(fake: FakeSysfs) -> None:
@@ -58,6 +61,16 @@ def test_description_of_a_device(fake: FakeSysfs) -> None:
     assert names.describe(find_device("00:01.0")) == "Technical Corp. edu"
     assert names.describe(find_device("00:02.0")) == "Technical Corp. Non-Volatile memory controller"
     assert names.describe(find_device("00:03.0")) == ""
+
+
+def test_description_without_a_database(fake: FakeSysfs) -> None:
+    fake.pci("0000:00:01.0", class_code=0x020000)
+    fake.pci("0000:00:02.0", class_code=0x010802)
+    fake.pci("0000:00:03.0", class_code=0x048000)
+    fake.device("mdev", "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", group=1)
+    names = PciIds()
+    words = [names.describe(device) for device in list_devices()]
+    assert words == ["Ethernet controller", "NVMe controller", "Multimedia device", ""]
 
 
 def test_files(tmp_path: Path) -> None:
