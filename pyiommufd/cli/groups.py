@@ -7,11 +7,11 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, show_progress, style
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_words, show_progress, style
 from pyiommufd.cli.status import MISSING
 from pyiommufd.host.discovery.devices import HostDevice, find_group, list_groups
 from pyiommufd.host.discovery.groups import Group, is_safe
-from pyiommufd.host.discovery.pci_ids import pci_ids
+from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
 from pyiommufd.host.overview.standing import Standing, standings
 
 
@@ -29,26 +29,28 @@ def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
         found = [find_group(number) for number in numbers] if numbers else list_groups()
         chosen = [group for group in found if not shared or len(group.devices) > 1]
         standing = standings(device for group in chosen for device in group.devices)
+        names = kernel_names(standing)
     if as_json:
-        print_json([records.group_record(group, standing) for group in chosen])
+        print_json([records.group_record(group, standing, names) for group in chosen])
     elif chosen:
         for group in chosen:
-            _print(group, standing)
+            _print(group, standing, names)
     if not found:
         echo("pyiommufd groups: this machine has no IOMMU groups; pyiommufd check says why", err=True)
         sys.exit(MISSING)
 
 
-def _print(group: Group, standing: dict[HostDevice, Standing]) -> None:
+def _print(group: Group, standing: dict[HostDevice, Standing], names: dict[HostDevice, KernelNames]) -> None:
     count = len(group.devices)
     state = style("viable", fg="green") if group.viable else style("not viable", fg="yellow")
     echo(style(f"group {group.id}", bold=True), f"  {count} device{'s' if count != 1 else ''}, {group.type}, ", state)
     for device in group.devices:
-        words = [device.name, records.ids(device) or "", device.driver or "no driver", style(standing[device])]
+        words = [style(device.name)]
+        if (ids := records.ids(device)) is not None:
+            words.append(style(ids))
+        words += [style(device.driver or "no driver"), style(standing[device])]
         if not is_safe(device):
             words.append(style("blocks the group", fg="yellow"))
-        if name := pci_ids().describe(device):
-            words.append(name)
-        echo(f"  {words[0]}", *words[1:], sep="  ")
+        print_words(words, records.in_words(device, names[device]), "  ", "      ")
     for region in group.reserved_regions:
         echo(f"  reserved {region.start:#x}..{region.last:#x} ({region.type})")

@@ -16,8 +16,8 @@ from pyiommufd.cli.output import (
     show_progress,
 )
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
+from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS
-from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.printable import printable
 
@@ -54,7 +54,7 @@ def list_command(
     wanted: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """List devices, with the IOMMU group and driver of each, and whether it can be claimed.
+    """List devices, with the IOMMU group, driver, interfaces and disks of each, and whether it can be claimed.
 
     All PCI devices, and those of other buses that have an IOMMU group. Several options of one kind widen the choice,
     different ones narrow it. In VENDOR:DEVICE either number may be left out.
@@ -73,6 +73,7 @@ def list_command(
     with show_progress("looking at the devices"):
         # Of all, also where some are shown: how one stands depends on its group.
         found = standings(list_devices())
+        names = kernel_names(found)
     print_visibility_note()
 
     def chosen(device: HostDevice) -> bool:
@@ -86,16 +87,18 @@ def list_command(
 
     devices = [device for device in found if chosen(device)]
     if as_json:
-        print_json([records.device_record(device, found[device]) for device in devices])
+        print_json([records.device_record(device, found[device], names[device]) for device in devices])
         return
     if not devices:
         return
-    names = pci_ids()
     print_table(
         ("DEVICE", "ID", "DRIVER", "GROUP", "IOMMU", "STANDING", "NAME"),
         (
-            (d.name, records.ids(d), d.driver, d.group_id, d.iommu, str(found[d]), names.describe(d) or None)
-            for d in devices
+            (
+                *(one.name, records.ids(one), one.driver, one.group_id, one.iommu, str(found[one])),
+                records.in_words(one, names[one]) or None,
+            )
+            for one in devices
         ),
     )
 

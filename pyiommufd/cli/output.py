@@ -28,6 +28,8 @@ from pyiommufd.host.namespaces import visibility_note
 from pyiommufd.printable import printable
 
 _AFTER = 1.0
+_LEAST = 16
+"""The fewest columns that a description is cut to."""
 _STDOUT = "the standard output"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -129,11 +131,13 @@ def _escaped(line: str) -> EscapedText:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table: columns as wide as what is in them, but for the last. None is shown as ``-``."""
+    """A table: columns as wide as what is in them, the last one on a terminal cut to fit. None is shown as ``-``."""
     table = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
     lines = [style("  ".join(map(str.ljust, head, widths)).rstrip(), bold=True)]
+    before = sum(widths[:-1]) + 2 * len(widths[:-1])
     for row in table:
+        row[-1] = _cut(row[-1], _columns() - before)
         padded = zip(row, map(str.ljust, row, widths), strict=True)
         cells = (style(cell) + text[len(cell) :] if cell in COLOURS else text for cell, text in padded)
         lines.append(EscapedText("  ".join(cells).rstrip()))
@@ -145,21 +149,69 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     shown = [(name, value) for name, value in pairs if value not in (None, "", ())]
     width = max((len(name) for name, _ in shown), default=0) + 2
     for name, value in shown:
-        lines = list(map(style, value)) if isinstance(value, tuple) else [style(value)]
-        echo(style(name.ljust(width), bold=True), lines[0])
-        for line in lines[1:]:
-            echo(" " * width, line)
+        label = name
+        for line in value if isinstance(value, tuple) else [value]:
+            text = fitted(str(line), " " * width, " " * (width + 2))[width:]
+            echo(style(label.ljust(width), bold=True), style(text) if text in COLOURS else text)
+            label = ""
 
 
 def print_indented(label: str, text: str, indent: int) -> None:
     """A labelled text, on a terminal in lines that fit it; elsewhere in one, which can be searched for."""
-    first, later = f"{'':<{indent}}{label}: ", " " * (indent + len(label) + 2)
+    echo(fitted(text, f"{'':<{indent}}{label}: ", " " * (indent + len(label) + 2)))
+
+
+def fitted(text: str, first: str = "", later: str = "  ") -> str:
+    """A text for a terminal, in lines that fit it; for another output in one line.
+
+    Args:
+        text: The text; escaped here.
+        first: What stands before the first line.
+        later: What stands before the others.
+    """
     text = printable(text)
-    if sys.stdout.isatty():
-        width = max(shutil.get_terminal_size().columns, indent + 40)
-        echo(textwrap.fill(text, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False))
-    else:
-        echo(first, text)
+    if not _is_terminal():
+        return first + text
+    width = max(_columns(), len(later) + 40)
+    # Names and paths stay whole, to be copied.
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False, break_long_words=False
+    )
+
+
+def print_words(words: Iterable[EscapedText], description: str, first: str, later: str) -> None:
+    """A line of words, two blanks apart; on a terminal as many lines as it takes, with the description cut to fit.
+
+    Args:
+        words: The words.
+        description: What stands behind them, or nothing; escaped here.
+        first: What stands before the first line.
+        later: What stands before the others.
+    """
+    line, used, gap = first, len(first), 0
+    for word in (*words, *filter(None, [printable(description)])):
+        length = len(click.unstyle(word))
+        least = length if isinstance(word, EscapedText) else min(length, _LEAST)
+        if gap and used + gap + least > _columns():
+            echo(EscapedText(line))
+            line, used, gap = later, len(later), 0
+        text = word if isinstance(word, EscapedText) else _cut(word, _columns() - used - gap)
+        line, used, gap = f"{line}{' ' * gap}{text}", used + gap + length, 2
+    echo(EscapedText(line))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _columns() -> int:
+    """How many columns a line may take: without a terminal any number."""
+    return shutil.get_terminal_size().columns if _is_terminal() else sys.maxsize
+
+
+def _cut(text: str, width: int) -> str:
+    width = max(width, _LEAST)
+    return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pyiommufd.host.checks.finding import Finding
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Step
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
+from pyiommufd.host.discovery.kernel_names import KernelNames
 from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.overview.standing import Standing
@@ -26,7 +27,9 @@ DEVICE = {
     "vendor_id": "PCI vendor, four hexadecimal digits, or null",
     "device_id": "PCI device, likewise",
     "class_code": "PCI class, subclass and interface, six hexadecimal digits, or null",
-    "description": "vendor and device in words; empty without a PCI id database",
+    "description": "vendor and device in words, or its class; without a PCI id database the class alone",
+    "interfaces": "the names of its network interfaces, without those in another network namespace",
+    "blocks": "the names of its disks, such as nvme0n1, without partitions",
     "driver": "the driver it is on, or null",
     "group": "the number of its IOMMU group, or null",
     "iommu": "the IOMMU that translates for it, or null",
@@ -79,7 +82,7 @@ def nested(name: str, keys: Mapping[str, str]) -> dict[str, str]:
     return {f"{name}.{key}": text for key, text in keys.items()}
 
 
-def device_record(device: HostDevice, standing: Standing) -> Record:
+def device_record(device: HostDevice, standing: Standing, names: KernelNames) -> Record:
     """A device, by the keys of `DEVICE`."""
     return {
         "name": device.name,
@@ -88,6 +91,8 @@ def device_record(device: HostDevice, standing: Standing) -> Record:
         "device_id": hexadecimal(device.device_id, 4),
         "class_code": hexadecimal(device.class_code, 6),
         "description": pci_ids().describe(device),
+        "interfaces": list(names.interfaces),
+        "blocks": list(names.block_devices),
         "driver": device.driver,
         "group": device.group_id,
         "iommu": device.iommu,
@@ -97,14 +102,16 @@ def device_record(device: HostDevice, standing: Standing) -> Record:
     }
 
 
-def group_record(group: Group, standing: Mapping[HostDevice, Standing]) -> Record:
+def group_record(
+    group: Group, standing: Mapping[HostDevice, Standing], names: Mapping[HostDevice, KernelNames]
+) -> Record:
     """A group, by the keys of `GROUP`."""
     return {
         "id": group.id,
         "type": group.type,
         "viable": group.viable,
         "blockers": [device.name for device in group.blockers],
-        "devices": [device_record(device, standing[device]) for device in group.devices],
+        "devices": [device_record(device, standing[device], names[device]) for device in group.devices],
         "reserved_regions": [
             {"start": f"{region.start:#x}", "last": f"{region.last:#x}", "type": region.type}
             for region in group.reserved_regions
@@ -152,3 +159,8 @@ def ids(device: HostDevice) -> str | None:
     if device.vendor_id is None or device.device_id is None:
         return None
     return f"{device.vendor_id:04x}:{device.device_id:04x}"
+
+
+def in_words(device: HostDevice, names: KernelNames) -> str:
+    """What a device is to the host, and what it is: ``eth0: Intel Corporation 82574L``; or as much as is known."""
+    return ": ".join(filter(None, [str(names), pci_ids().describe(device)]))

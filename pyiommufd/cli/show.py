@@ -58,10 +58,7 @@ _KEYS = (
 @device_argument
 @json_option(_KEYS)
 def show(device: str, as_json: bool) -> None:
-    """Show everything about DEVICE: hardware, group and who blocks it, resets, power, holders, what a claim would do.
-
-    DEVICE is a name such as 0000:02:01.0, 02:01.0 or 1234:11e8, or a path under /sys or /dev/vfio/devices.
-    """
+    """Show everything about DEVICE: hardware, group, who blocks it, resets, power, holders, what a claim would do."""
     with show_progress("looking at the device"):
         details = device_details(find_device(device))
     print_visibility_note()
@@ -75,7 +72,7 @@ def _record(details: DeviceDetails) -> records.Record:
     device, group, plan = details.device, details.group, details.plan
     standing = standings(group.devices) if group is not None else {}
     functions = details.virtual_functions
-    return records.device_record(device, details.standing) | {
+    return records.device_record(device, details.standing, details.names[device]) | {
         "class": None if device.class_code is None else pci_ids().device_class(device.class_code),
         "subsystem_vendor_id": records.hexadecimal(details.subsystem_vendor_id, 4),
         "subsystem_device_id": records.hexadecimal(details.subsystem_device_id, 4),
@@ -92,7 +89,7 @@ def _record(details: DeviceDetails) -> records.Record:
             {"index": region.index, "start": f"{region.start:#x}", "size": region.size, "kind": region.kind}
             for region in details.regions
         ],
-        "iommu_group": None if group is None else records.group_record(group, standing),
+        "iommu_group": None if group is None else records.group_record(group, standing, details.names),
         "holders": [records.holder_record(holder) for holder in details.holders],
         "uses": [records.refusal_record(refusal) for refusal in details.uses],
         "plan": None
@@ -124,8 +121,9 @@ def _print(details: DeviceDetails) -> None:
         about_group: list[tuple[str, object]] = [("group", "none: no IOMMU covers it; pyiommufd check says why")]
     else:
         members = tuple(
-            f"{member.name}  {member.driver or 'no driver'}{'' if is_safe(member) else '  blocks the group'}"
+            "  ".join(filter(None, [member.name, member.driver or "no driver", blocks, str(details.names[member])]))
             for member in group.devices
+            for blocks in ["" if is_safe(member) else "blocks the group"]
         )
         about_group = [
             ("group", f"{group.id}, {group.type}, {'viable' if group.viable else 'not viable'}"),
@@ -135,6 +133,8 @@ def _print(details: DeviceDetails) -> None:
     print_pairs(
         (
             ("device", f"{device.name}  {names.describe(device)}".rstrip()),
+            ("interfaces", " ".join(details.names[device].interfaces)),
+            ("disks", " ".join(details.names[device].block_devices)),
             ("standing", details.standing),
             ("bus", device.subsystem),
             ("ids", records.ids(device)),

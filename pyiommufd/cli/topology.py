@@ -10,12 +10,13 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.output import (
-    COLOURS,
     EscapedText,
     ReadingCommand,
     echo,
+    fitted,
     json_option,
     print_json,
+    print_words,
     show_progress,
     style,
 )
@@ -94,7 +95,7 @@ def _record(found: Topology) -> records.Record:
                 parents |= {child.device.name: node.device.name for child in node.children}
     return {
         "devices": [
-            records.device_record(node.device, node.standing)
+            records.device_record(node.device, node.standing, node.names)
             | {
                 "parent": parents[node.device.name],
                 "holders": [records.holder_record(holder) for holder in node.holders],
@@ -120,31 +121,32 @@ def _print(found: Topology) -> None:
         echo(style(root, bold=True))
         _print_branches(nodes, "")
     for group in found.groups:
-        echo(_group_text(group))
+        echo(fitted(_group_text(group)))
 
 
 def _print_branches(nodes: Sequence[Node], before: str) -> None:
     for number, node in enumerate(nodes, 1):
         last = number == len(nodes)
-        echo(f"{before}{'└── ' if last else '├── '}", *_words(node))
-        _print_branches(node.children, before + ("    " if last else "│   "))
+        below = before + ("    " if last else "│   ")
+        further = below + ("│   " if node.children else "    ")
+        description = records.in_words(node.device, node.names)
+        print_words(_words(node), description, f"{before}{'└── ' if last else '├── '}", f"{further}  ")
+        _print_branches(node.children, below)
 
 
 def _words(node: Node) -> Iterator[EscapedText]:
     device = node.device
     yield style(device.name, bold=True)
     if (ids := records.ids(device)) is not None:
-        yield style(f"  {ids}", dim=True)
+        yield style(ids, dim=True)
     if device.group_id is not None:
-        yield style(f"  [group {device.group_id}]", fg="blue")
-    yield style(f"  {device.driver or 'no driver'}", dim=device.driver is None)
-    yield style(f"  {node.standing}", fg=COLOURS.get(node.standing))
+        yield style(f"[group {device.group_id}]", fg="blue")
+    yield style(device.driver or "no driver", dim=device.driver is None)
+    yield style(node.standing)
     if device.vfio_cdev is not None:
-        yield style(f"  {device.vfio_cdev}")
+        yield style(device.vfio_cdev)
     for holder in node.holders:
-        yield style(f"  held by pid {holder.pid} ({holder.command})", fg="magenta")
-    if name := pci_ids().describe(device):
-        yield style(f"  {name}", dim=True)
+        yield style(f"held by pid {holder.pid} ({holder.command})", fg="magenta")
 
 
 def _group_text(group: GroupBox) -> str:

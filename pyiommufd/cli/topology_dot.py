@@ -71,9 +71,10 @@ def _holders(topology: Topology) -> Iterator[str]:
 
 def _group_lines(group: GroupBox) -> Iterator[str]:
     yield f"IOMMU group {group.id}" + (f", {', '.join(group.iommus)}" if group.iommus else "")
-    if len(group.takes) > 1 or group.refused:
-        taken = f"a claim takes {len(group.takes)} devices" if len(group.takes) > 1 else "a claim"
-        yield f"{taken} and is refused" if group.refused else taken
+    if len(group.takes) > 1:
+        yield f"a claim takes {len(group.takes)} devices{' and is refused' if group.refused else ''}"
+    elif group.refused:
+        yield "a claim is refused"
 
 
 def _device(node: Node, names: PciIds) -> str:
@@ -81,7 +82,12 @@ def _device(node: Node, names: PciIds) -> str:
     ids = ""
     if device.vendor_id is not None and device.device_id is not None:
         ids = f" [{device.vendor_id:04x}:{device.device_id:04x}]"
-    lines = [f"{device.name}{ids}", _short(names.describe(device)), f"{device.driver or 'no driver'}, {node.standing}"]
+    lines = [
+        f"{device.name}{ids}",
+        _short(str(node.names)),
+        _short(names.describe(device)),
+        f"{device.driver or 'no driver'}, {node.standing}",
+    ]
     if device.vfio_cdev is not None:
         lines.append(device.vfio_cdev)
     return (

@@ -8,6 +8,7 @@ import click
 
 from pyiommufd.cli import records
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json
+from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
 from pyiommufd.host.overview.standing import standings
@@ -49,7 +50,7 @@ def _show(event: DeviceEvent, as_json: bool) -> None:
         if device is not None:
             group = device.group
             among = {device, *(group.devices if group is not None else ())}
-            record = records.device_record(device, standings(among)[device])
+            record = records.device_record(device, standings(among)[device], kernel_names([device])[device])
         print_json(
             {"time": now, "action": event.action, "subsystem": event.subsystem, "name": event.name, "device": record},
             indent=None,

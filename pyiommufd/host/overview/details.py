@@ -10,6 +10,7 @@ from pyiommufd.host import drivers, sysfs, uses
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
+from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
 from pyiommufd.host.holders import Holder, holders
 from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.printable import OneLine
@@ -38,6 +39,7 @@ class DeviceDetails(OneLine):
 
     Attributes:
         device: The device.
+        names: Of the interfaces and disks of each member of its group, or of the device alone.
         subsystem_vendor_id: Who made the board, as a number.
         subsystem_device_id: Which board, as a number.
         revision: Of the hardware.
@@ -59,6 +61,7 @@ class DeviceDetails(OneLine):
     """
 
     device: HostDevice
+    names: dict[HostDevice, KernelNames]
     subsystem_vendor_id: int | None
     subsystem_device_id: int | None
     revision: int | None
@@ -95,14 +98,16 @@ def device_details(device: HostDevice) -> DeviceDetails:
         plan = plan_claim(device)
     except ClaimError as error:
         no_plan = str(error)
+    members = group.devices if group is not None else (device,)
     cold = sysfs.read(path / "d3cold_allowed")
     return DeviceDetails(
         device=device,
+        names=kernel_names(members),
         subsystem_vendor_id=_number(path / "subsystem_vendor"),
         subsystem_device_id=_number(path / "subsystem_device"),
         revision=_number(path / "revision"),
         driver_override=drivers.driver_override(device),
-        standing=standings(group.devices if group is not None else [device])[device],
+        standing=standings(members)[device],
         group=group,
         aliases=device.aliases,
         reset_methods=tuple((sysfs.read(path / "reset_method") or "").split()),
@@ -112,7 +117,7 @@ def device_details(device: HostDevice) -> DeviceDetails:
         virtual_functions=_virtual_functions(path),
         physical_function=sysfs.link_name(path / "physfn"),
         regions=_regions(path),
-        holders=holders(*(group.devices if group is not None else [device])),
+        holders=holders(*members),
         uses=uses.refusals(device),
         plan=plan,
         no_plan=no_plan,

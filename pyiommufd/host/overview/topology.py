@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pyiommufd.host.claims.plan import is_left_as_is, parents_among
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
+from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
 from pyiommufd.host.holders import Holder, holders
 from pyiommufd.host.overview.standing import REFUSED, Standing, standings
 from pyiommufd.printable import OneLine, counted, listed
@@ -20,12 +21,14 @@ class Node(OneLine):
         device: The device.
         standing: How it stands to being claimed.
         holders: Who holds its node open.
+        names: Of its interfaces and disks.
         children: The devices behind it: those of a bridge, or what its driver has made, such as mediated devices.
     """
 
     device: HostDevice
     standing: Standing
     holders: tuple[Holder, ...]
+    names: KernelNames
     children: tuple[Node, ...]
 
     def _line(self) -> str:
@@ -94,7 +97,7 @@ def look_at_topology(devices: list[HostDevice] | None = None) -> Topology:
         devices: The devices, as `list_devices` returns them; all of this machine when left out.
     """
     devices = list_devices() if devices is None else devices
-    standing = standings(devices)
+    standing, names = standings(devices), kernel_names(devices)
     held: dict[str, list[Holder]] = {}
     for holder in holders(*devices):
         held.setdefault(holder.node, []).append(holder)
@@ -114,7 +117,7 @@ def look_at_topology(devices: list[HostDevice] | None = None) -> Topology:
 
     def node(device: HostDevice) -> Node:
         below = tuple(map(node, children.get(device, ())))
-        return Node(device, standing[device], tuple(held.get(device.vfio_cdev or "", ())), below)
+        return Node(device, standing[device], tuple(held.get(device.vfio_cdev or "", ())), names[device], below)
 
     roots = {name: tuple(map(node, found)) for name, found in sorted(tops.items())}
     return Topology(roots, tuple(_groups(devices, standing, held)))

@@ -57,7 +57,8 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     fake.pci("0000:00:03.0", driver="e1000e", ids=(0x8086, 0x0001))
     names = pci_ids.PciIds(b"1234  Makers\n\t11e8  Teacher\n8086  Others\n")
     monkeypatch.setattr("pyiommufd.cli.records.pci_ids", lambda: names)
-    monkeypatch.setattr("pyiommufd.cli.list.pci_ids", lambda: names)
+    fake.interface(fake.root / "devices/pci0000:00/0000:00:03.0", "eth0")
+    fake.disk(fake.root / "devices/pci0000:00/0000:00:01.0/0000:01:00.0/nvme/nvme0/nvme0n1", "511:0")
     return fake
 
 
@@ -87,8 +88,9 @@ def test_list_chooses(machine: FakeSysfs, options: list[str], names: list[str]) 
 def test_list_shows(machine: FakeSysfs) -> None:
     head, _, vfio, outside, *_ = run("list").stdout.splitlines()
     assert head.split() == ["DEVICE", "ID", "DRIVER", "GROUP", "IOMMU", "STANDING", "NAME"]
-    assert vfio.split(None, 6) == ["0000:00:02.0", "8086:10fb", "vfio-pci", "3", "-", "vfio", "Others"]
-    assert outside.split() == ["0000:00:03.0", "8086:0001", "e1000e", "-", "-", "no-group", "Others"]
+    words = "Others Ethernet controller"
+    assert vfio.split(None, 6) == ["0000:00:02.0", "8086:10fb", "vfio-pci", "3", "-", "vfio", words]
+    assert outside.split(None, 6) == ["0000:00:03.0", "8086:0001", "e1000e", "-", "-", "no-group", f"eth0: {words}"]
     assert run_json("list", "--driver", "nvme") == [
         {
             "name": "0000:01:00.0",
@@ -97,6 +99,8 @@ def test_list_shows(machine: FakeSysfs) -> None:
             "device_id": "11e8",
             "class_code": "020000",
             "description": "Makers Teacher",
+            "interfaces": [],
+            "blocks": ["nvme0n1"],
             "driver": "nvme",
             "group": 2,
             "iommu": "dmar0",
@@ -105,6 +109,50 @@ def test_list_shows(machine: FakeSysfs) -> None:
             "standing": "claimable",
         }
     ]
+
+
+def test_every_command_names_interfaces_and_disks(machine: FakeSysfs) -> None:
+    assert "no-group  eth0: Others Ethernet controller\n" in run("topology").stdout
+    assert "blocks the group  nvme0n1: Makers Teacher\n" in run("groups", "2").stdout
+    lines = run("show", "eth0").stdout.splitlines()
+    assert "interfaces  eth0" in [" ".join(line.split(None, 1)).replace(" ", "  ") for line in lines]
+    assert "0000:01:00.0  nvme  blocks the group  nvme0n1" in run("show", "01:00.1").stdout
+    for command, at in (("topology", ("devices",)), ("groups", (0, "devices")), ("show", ("iommu_group", "devices"))):
+        shown = run_json(command, *{"groups": ["2"], "show": ["nvme0n1"]}.get(command, []))
+        for key in at:
+            shown = shown[key]
+        found = {device["name"]: (device["interfaces"], device["blocks"]) for device in shown}
+        assert found["0000:01:00.0"] == ([], ["nvme0n1"])
+        assert found.get("0000:00:03.0", (["eth0"], [])) == (["eth0"], [])
+
+
+@pytest.mark.parametrize("command", [["list"], ["groups"], ["topology"], ["show", "eth0"], ["show", "01:00.1"]])
+@pytest.mark.parametrize("columns", [80, 100])
+def test_lines_fit_a_terminal(
+    machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch, command: list[str], columns: int
+) -> None:
+    names = pci_ids.PciIds(b"1234  " + b"A very long name of a company " * 6 + b"\n")
+    monkeypatch.setattr("pyiommufd.cli.records.pci_ids", lambda: names)
+    monkeypatch.setattr("pyiommufd.cli.show.pci_ids", lambda: names)
+    whole = run(*command).stdout
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(output, "_is_terminal", lambda: True)
+    shown = run(*command).stdout
+    assert max(map(len, whole.splitlines())) > columns
+    assert max(map(len, shown.splitlines())) <= columns
+    # No word but those of descriptions is lost.
+    assert set(shown.replace("…", " … ").split()) >= {
+        word for line in whole.splitlines() for word in line.split("A very long")[0].split()
+    } - {"Others", "Ethernet", "controller"}
+
+
+def test_show_indents_what_goes_on(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(output, "_is_terminal", lambda: True)
+    lines = run("show", "eth0").stdout.splitlines()
+    label = lines[0].index("0000:")
+    assert all(line[:label].strip() or line.startswith(" " * label) for line in lines)
+    assert any(line.startswith(" " * (label + 2)) for line in lines)
 
 
 @pytest.mark.parametrize("text", ["8086", "8086:10fbx", "x:1", "8086:10fb:1"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pyiommufd import find_device
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.topology_dot import dot
 from pyiommufd.host.discovery.pci_ids import PciIds
@@ -59,6 +60,26 @@ def test_each_device_is_described_once(machine: FakeSysfs) -> None:
     assert text.count('-> "pid 7"') == 1
     assert '"pci 0000:00:01.0" -> "pci 0000:01:00.1";' in text
     assert 'AT&amp;T \\"quoted\\" \\\\ and' in text
+
+
+def test_groups_say_what_a_claim_does(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for slot, group in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (6, 5)):
+        fake.pci(f"0000:00:0{slot}.0", group=group, driver="e1000e")
+    used = {find_device(f"00:0{slot}.0"): frozenset({"address"}) for slot in (2, 5)}
+    monkeypatch.setattr("pyiommufd.host.uses.in_use", lambda devices: used)
+    text = dot(look_at_topology(), NAMES)
+    labels = [line.split("label=")[1].split("; ")[0] for line in text.splitlines() if "IOMMU group" in line]
+    assert labels == [
+        '"IOMMU group 1"',
+        '"IOMMU group 2\\la claim is refused\\l"',
+        '"IOMMU group 3\\la claim takes 2 devices\\l"',
+        '"IOMMU group 5\\la claim takes 2 devices and is refused\\l"',
+    ]
+
+
+def test_boxes_name_interfaces_and_disks(machine: FakeSysfs) -> None:
+    machine.interface(machine.root / "devices/pci0000:00/0000:00:03.0/virtio0", 'e"th0')
+    assert 'label="0000:00:03.0 [1234:11e8]\\le\\"th0\\lAT&amp;T' in dot(look_at_topology(), NAMES)
 
 
 @pytest.mark.skipif(shutil.which("dot") is None, reason="the program dot is not here (package graphviz)")

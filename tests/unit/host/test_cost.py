@@ -12,6 +12,7 @@ from pyiommufd import list_devices
 from pyiommufd.cli.group import cli
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery import devices
+from pyiommufd.host.discovery.kernel_names import kernel_names
 from tests.fake_sysfs import FakeSysfs
 
 
@@ -55,3 +56,16 @@ def test_list_reads_each_attribute_once(fake: FakeSysfs, reads: list[str]) -> No
     assert CliRunner().invoke(cli, ["list"], catch_exceptions=False).exit_code == 0
     # The command reads no more of a device than the library, and nothing twice, however many there are.
     assert len(reads) == len(set(reads)) == one * 64
+
+
+def test_names_of_interfaces_cost_little(fake: FakeSysfs, reads: list[str]) -> None:
+    """A few reads of each interface, however many devices there are."""
+    make(fake, range(64))
+    interfaces = 8
+    for number in range(interfaces):
+        fake.interface(fake.root / f"devices/pci0000:00/0000:00:{number:02x}.1/virtio{number}", f"eth{number}")
+    devices = list_devices()
+    reads.clear()
+    names = kernel_names(devices)
+    assert sum(len(one.interfaces) for one in names.values()) == interfaces
+    assert len(reads) <= 3 * interfaces
