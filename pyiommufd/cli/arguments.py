@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import click
 from click.shell_completion import CompletionItem
 
@@ -30,5 +33,24 @@ class DeviceName(click.types.StringParamType):
         return found
 
 
-device_argument = click.argument("device", type=DeviceName())
+class DeviceArgument(click.Argument):
+    """An argument that names devices, and that the help says something of."""
+
+    help = (
+        "A PCI address (0000:02:01.0, 02:01.0), or VENDOR:DEVICE where one device alone has these; an interface "
+        "(eth0); a disk or partition (nvme0n1p1); or a path under /dev or /sys (/dev/vda, /sys/class/net/eth0)."
+    )
+
+    def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
+        text = self.help
+        super().__init__(param_decls, type=DeviceName(), **attributes)
+        self.help = text  # not as an argument, which click has from 8.5 on
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """Its line in the help, which click before 8.5 has beside those of the options."""
+        del ctx
+        return "DEVICE", self.help
+
+
+device_argument = click.argument("device", cls=DeviceArgument)
 """The device that a command is about."""

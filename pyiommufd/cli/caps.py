@@ -8,7 +8,7 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_pairs
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.discovery.devices import HostDevice, find_device
@@ -35,7 +35,7 @@ _KEYS = {
 
 
 @click.command(cls=ReadingCommand)
-@click.argument("device", required=False, type=DeviceName())
+@click.argument("device", required=False, cls=DeviceArgument)
 @json_option(_KEYS)
 def caps(device: str | None, as_json: bool) -> None:
     """Show which iommufd ioctls this kernel supports, and the capabilities of DEVICE's IOMMU.

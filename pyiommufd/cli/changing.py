@@ -14,7 +14,7 @@ from types import FrameType
 
 import click
 
-from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.output import echo, said
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal, override
@@ -22,7 +22,7 @@ from pyiommufd.host.claims.steps import Step
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.uses import FORCIBLE
 
-devices_argument = click.argument("devices", nargs=-1, required=True, type=DeviceName(), metavar="DEVICE...")
+devices_argument = click.argument("devices", nargs=-1, required=True, cls=DeviceArgument, metavar="DEVICE...")
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print the steps that would be taken, in order, and take none."
 )

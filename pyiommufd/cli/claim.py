@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.changing import (
     check_refusals,
     driver_option,
@@ -38,7 +38,7 @@ def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User
 
 
 @click.command()
-@click.argument("devices", nargs=-1, type=DeviceName(), metavar="[DEVICE]...")
+@click.argument("devices", nargs=-1, cls=DeviceArgument, metavar="[DEVICE]...")
 @click.option("--persist", is_flag=True, help="Claim them again at every boot, by what they are, not by their address.")
 @click.option(
     "--user",

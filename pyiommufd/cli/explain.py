@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pyiommufd.cli import records
-from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, show_progress, style
 from pyiommufd.diagnose.explain import explain as find_causes
 from pyiommufd.diagnose.explain import find_errno, find_request, requests
@@ -56,7 +56,7 @@ class _Errno(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.command(cls=ReadingCommand)
 @click.argument("request", metavar="IOCTL", type=_Request())
 @click.argument("errno", metavar="ERRNO", type=_Errno())
-@click.argument("device", required=False, type=DeviceName())
+@click.argument("device", required=False, cls=DeviceArgument)
 @json_option(_KEYS | records.nested("causes", records.CAUSE))
 def explain(request: str, errno: int, device: str | None, as_json: bool) -> None:
     """Explain why the kernel answered IOCTL with ERRNO, the likeliest cause first, each with what helps.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from pyiommufd.cli.arguments import DeviceName
+from pyiommufd.cli.arguments import DeviceArgument, DeviceName
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
 from pyiommufd.cli.output import print_visibility_note
 from pyiommufd.host.claims.release import release as give_back
 
 
 @click.command()
-@click.argument("devices", nargs=-1, type=DeviceName(), metavar="[DEVICE]...")
+@click.argument("devices", nargs=-1, cls=DeviceArgument, metavar="[DEVICE]...")
 @click.option("--all", "everything", is_flag=True, help="All claims that are kept, or are made at boot.")
 @click.option(
     "--leave",

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pyiommufd.cli import output
+from pyiommufd.cli.arguments import DeviceArgument, DeviceName
 from pyiommufd.cli.group import COMMANDS, cli
 from pyiommufd.cli.output import ReadingCommand
 from pyiommufd.host import holders as holders_module
@@ -282,6 +283,18 @@ def test_words_to_those_who_wait(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with output.show_progress("reading"):
         assert "reading …" in until(lambda: capsys.readouterr().err, "the words")
+
+
+def test_help_says_how_a_device_is_named() -> None:
+    with click.Context(cli) as context:
+        commands = [cli.get_command(context, name) for name in COMMANDS]
+    taking = [each for each in commands if each and any(isinstance(one, DeviceArgument) for one in each.params)]
+    assert len(taking) >= 10
+    for command in taking:
+        assert "A PCI address (0000:02:01.0, 02:01.0)" in run(command.name or "", "--help").stdout
+    assert run("man").stdout.count("A PCI address") == len(taking)
+    named = [one for each in commands if each for one in each.params if isinstance(one.type, DeviceName)]
+    assert all(isinstance(one, DeviceArgument | click.Option) for one in named)
 
 
 def test_completion_names_devices(machine: FakeSysfs) -> None:
