@@ -8,7 +8,15 @@ from dataclasses import asdict
 
 import click
 
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, print_visibility_note
+from pyiommufd.cli.output import (
+    ReadingCommand,
+    echo,
+    fitted,
+    json_option,
+    print_json,
+    print_table,
+    print_visibility_note,
+)
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.claims.status import ClaimStatus, list_claims
 
@@ -45,8 +53,9 @@ def claims(as_json: bool) -> None:
         ]
         print_table(("DEVICES", "STATE", "PID", "SINCE", "AT BOOT", "USER"), rows)
         for one in found:
-            for sentence in one.stuck:
-                echo(f"{' '.join(one.devices)}: {sentence}")
+            with_them = [f"took with it {' '.join(one.others)}"] if one.others else []
+            for sentence in (*with_them, *one.stuck):
+                echo(fitted(f"{' '.join(one.devices)}: {sentence}"))
     else:
         echo("nothing is claimed")
     for error in errors:

@@ -459,7 +459,8 @@ def test_claims_are_listed(first: HostDevice, neighbour: HostDevice, alone: Host
         assert (theirs["file"], theirs["user"]) == (None, None)
         shown = run("claims").stdout.splitlines()
         assert shown[0].split() == ["DEVICES", "STATE", "PID", "SINCE", "AT", "BOOT", "USER"]
-        assert [line.split()[0] for line in shown[1:]] == [first.name, alone.name]
+        assert [line.split()[0] for line in shown[1:3]] == [first.name, alone.name]
+        assert shown[3:] == [f"{first.name}: took with it {' '.join(ours['others'])}"]
     drivers.unbind(first)
     assert listed()[0]["stuck"] == [f"{first.name} is on no driver by now"]
     content = kept.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_claim_of_a_dead_process_is_released_by_name(vfio_machine: FakeSysfs) ->
     record.start_time -= 1
     journal.write(record)
     assert release(NAMES[0], leave=NAMES[0]) == []
+    assert there() == []
+
+
+@pytest.mark.parametrize("name", [NAMES[0], f"pci_{NAMES[0].translate(str.maketrans(':.', '__'))}", f"00{NAMES[0]}"])
+def test_device_that_is_gone_is_released_by_any_form_of_its_address(vfio_machine: FakeSysfs, name: str) -> None:
+    keep(plan_claim(NAMES[0]))
+    (vfio_machine.root / "bus/pci/devices" / NAMES[0]).unlink()
+    shutil.rmtree(vfio_machine.root / "devices/pci0000:00" / NAMES[0])
+    release(name)
     assert there() == []
 
 
