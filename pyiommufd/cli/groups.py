@@ -7,8 +7,18 @@ import sys
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_words, show_progress, style
+from pyiommufd.cli.output import (
+    ReadingCommand,
+    echo,
+    json_option,
+    print_json,
+    print_none,
+    print_words,
+    show_progress,
+    style,
+)
 from pyiommufd.cli.status import MISSING
+from pyiommufd.host.checks.lacks import no_iommu
 from pyiommufd.host.discovery.devices import HostDevice, find_group, list_groups
 from pyiommufd.host.discovery.groups import Group, is_safe
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
@@ -26,6 +36,11 @@ def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
     mappings have to avoid.
     """
     with show_progress("looking at the groups"):
+        if (lack := no_iommu()) is not None:
+            if as_json:
+                print_json([])
+            echo(f"pyiommufd groups: {lack}", err=True)
+            sys.exit(MISSING)
         found = [find_group(number) for number in numbers] if numbers else list_groups()
         chosen = [group for group in found if not shared or len(group.devices) > 1]
         standing = standings(device for group in chosen for device in group.devices)
@@ -35,9 +50,8 @@ def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
     elif chosen:
         for group in chosen:
             _print(group, standing, names)
-    if not found:
-        echo("pyiommufd groups: this machine has no IOMMU groups; pyiommufd check says why", err=True)
-        sys.exit(MISSING)
+    else:
+        print_none("no group has several devices")
 
 
 def _print(group: Group, standing: dict[HostDevice, Standing], names: dict[HostDevice, KernelNames]) -> None:

@@ -10,7 +10,9 @@ from pyiommufd.cli import records
 from pyiommufd.cli.output import (
     ReadingCommand,
     json_option,
+    print_iommu_note,
     print_json,
+    print_none,
     print_table,
     print_visibility_note,
     show_progress,
@@ -89,7 +91,9 @@ def list_command(
     if as_json:
         print_json([records.device_record(device, found[device], names[device]) for device in devices])
         return
+    print_iommu_note()
     if not devices:
+        print_none("no device of this machine, or of those asked for")
         return
     print_table(
         ("DEVICE", "ID", "DRIVER", "GROUP", "IOMMU", "STANDING", "NAME"),

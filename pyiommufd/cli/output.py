@@ -286,6 +286,19 @@ def print_visibility_note() -> None:
         echo(f"pyiommufd: {text}", err=True)
 
 
+def print_iommu_note() -> None:
+    """Print on standard error that this machine has no IOMMU, where it has none."""
+    from pyiommufd.host.checks.lacks import no_iommu  # here: not every command looks at devices
+
+    if (lack := no_iommu()) is not None:
+        echo(f"pyiommufd: {lack}", err=True)
+
+
+def print_none(what: str) -> None:
+    """Print on standard error what there is none of, where nothing else is printed."""
+    echo(f"none: {what}", err=True)
+
+
 @contextlib.contextmanager
 def show_progress(activity: str) -> Iterator[None]:
     """On a terminal, print what is being done once it has taken a second."""

@@ -9,7 +9,7 @@ import click
 from pyiommufd.cli import records
 from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option, way_out
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_visibility_note, show_progress
-from pyiommufd.cli.status import FAILED
+from pyiommufd.cli.status import status_of_refusals
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.printable import printable
 
@@ -51,7 +51,7 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
 
     A disk that seems unused is opened for a moment, exclusively and for reading, as some uses show by nothing else.
 
-    Exit status 1 where it would be refused.
+    Exit status 1 where it would be refused; 3 where that is for want of an IOMMU, or of what else this machine lacks.
     """
     with show_progress("looking at the devices"):
         made = plan_claim(find_devices(devices), driver=driver, force=force)
@@ -61,7 +61,7 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
     else:
         _print(made)
     if made.refusals:
-        sys.exit(FAILED)
+        sys.exit(status_of_refusals(made.refusals))
 
 
 def _record(made: ClaimPlan) -> records.Record:

@@ -15,6 +15,7 @@ from pyiommufd.cli.output import (
     print_visibility_note,
     show_progress,
 )
+from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu
 from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.host.discovery.groups import is_safe
 from pyiommufd.host.discovery.pci_ids import pci_ids
@@ -118,7 +119,7 @@ def _print(details: DeviceDetails) -> None:
     if power and details.d3cold_allowed is not None:
         power += ", may lose power while idle" if details.d3cold_allowed else ", keeps power while idle"
     if group is None:
-        about_group: list[tuple[str, object]] = [("group", "none: no IOMMU covers it; pyiommufd check says why")]
+        about_group: list[tuple[str, object]] = [("group", f"none; {no_iommu() or NOT_COVERED}")]
     else:
         members = tuple(
             "  ".join(filter(None, [member.name, member.driver or "no driver", blocks, str(details.names[member])]))

@@ -15,6 +15,7 @@ from pyiommufd.cli.output import (
     echo,
     fitted,
     json_option,
+    print_iommu_note,
     print_json,
     print_words,
     show_progress,
@@ -64,6 +65,7 @@ def topology(svg: Path | None, as_dot: bool, as_json: bool) -> None:
     if svg is not None:
         _draw(found, svg)
     if not as_json and not as_dot and svg is None:
+        print_iommu_note()
         _print(found)
 
 

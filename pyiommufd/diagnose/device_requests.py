@@ -9,6 +9,7 @@ from enum import IntEnum
 from pyiommufd.diagnose.rows import Row, Rows, Subject
 from pyiommufd.errors import Cause, Fix, IoctlError, ioctl_error
 from pyiommufd.host import sysfs
+from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu
 
 _RESET, _HOT, _HOT_INFO = "VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
 _IOEVENTFD = "VFIO_DEVICE_IOEVENTFD"
@@ -47,8 +48,8 @@ def _bridge(subject: Subject) -> tuple[Cause, ...]:
 def _no_group(subject: Subject) -> tuple[Cause, ...]:
     if subject.group is not None:
         return ()
-    summary = f"no IOMMU covers {subject.device.name}"
-    return (Cause(summary, "it has no iommu_group", "turn the IOMMU on; pyiommufd check says how"),)
+    lack = no_iommu() or NOT_COVERED
+    return (Cause(lack.summary, lack.evidence, lack.fix),)
 
 
 def _virtual_functions(subject: Subject) -> tuple[Cause, ...]:

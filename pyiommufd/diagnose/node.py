@@ -9,7 +9,7 @@ from pathlib import Path
 from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.rows import Row, Rows
 from pyiommufd.errors import Cause, Fix
-from pyiommufd.host import sysfs
+from pyiommufd.host.checks.lacks import KERNEL, no_iommufd
 from pyiommufd.host.claims.plan import claim_obstacle
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import holders
@@ -18,7 +18,7 @@ from pyiommufd.host.holders import holders
 def open_iommufd_causes(code: int, path: str) -> tuple[Cause, ...]:
     """Why ``/dev/iommu`` could not be opened."""
     if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        if (sysfs.SYS / "class/misc/iommu").exists():
+        if (lack := no_iommufd()) is None:
             return (
                 Cause(
                     f"the kernel has iommufd, but there is no {path} here",
@@ -26,14 +26,7 @@ def open_iommufd_causes(code: int, path: str) -> tuple[Cause, ...]:
                     "in a container, pass the device node in",
                 ),
             )
-        return (
-            Cause(
-                "this kernel has no iommufd, or its module is not loaded",
-                f"kernel {os.uname().release}; no /sys/class/misc/iommu",
-                "modprobe iommufd; else use a kernel built with CONFIG_IOMMUFD (Fedora, Arch and Ubuntu have it, "
-                "Debian does not), or run in a guest that has one: pyiommufd guest -- COMMAND",
-            ),
-        )
+        return (Cause(lack.summary, lack.evidence, lack.fix),)
     return _permission_causes(code, path)
 
 
@@ -45,7 +38,7 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
                 Cause(
                     "this kernel has no device nodes for vfio",
                     f"{device.name} is on {device.driver}, and its vfio-dev folder has no dev file",
-                    "use a kernel built with CONFIG_VFIO_DEVICE_CDEV",
+                    KERNEL,
                 ),
             )
         return (

@@ -10,22 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pyiommufd.errors import Refusal
+from pyiommufd.host.checks.lacks import KERNEL, NOT_COVERED, no_iommu
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import reserved_regions
 from pyiommufd.host.running_kernel import has_cdevs, interrupts_refused
 
-_NO_IOMMU = (
-    "no IOMMU covers it, so nothing could confine its DMA: the IOMMU is off or does not reach it (firmware: VT-d or "
-    "AMD-Vi on; kernel command line: intel_iommu=on)"
-)
 _INTERRUPTS = (
     "every bind is refused, as devices can raise each other's interrupts: turn interrupt remapping on in the firmware, "
     "or accept that by iommufd.allow_unsafe_interrupts=1"
 )
-_NO_CDEVS = (
-    "it cannot be bound, as this kernel gives vfio devices no nodes of their own: use one built with "
-    "CONFIG_VFIO_DEVICE_CDEV (6.6 or newer)"
-)
+_NO_CDEVS = f"it cannot be bound, as this kernel gives vfio devices no nodes of their own: {KERNEL}"
 
 
 def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
@@ -33,7 +27,8 @@ def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
     everywhere = dict(machine_obstacles())
     for device in devices:
         if device.group_id is None:
-            yield Refusal(device.name, "noiommu", _NO_IOMMU)
+            lack = no_iommu() or NOT_COVERED
+            yield Refusal(device.name, "noiommu", lack.summary, lack.fix)
             continue
         for kind, reason in everywhere.items():
             yield Refusal(device.name, kind, reason)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 
 from pyiommufd.host import sysfs
 from pyiommufd.host.checks.finding import Finding, Machine, State
-from pyiommufd.host.drivers import module_file
+from pyiommufd.host.checks.lacks import KERNEL, Lack, no_iommu, no_iommufd, no_module
 from pyiommufd.host.limits import lockable_memory
 from pyiommufd.host.namespaces import namespace, visibility_note
-from pyiommufd.host.running_kernel import has_cdevs, interrupts_isolated, kernel_option, unsafe_interrupts_allowed
+from pyiommufd.host.running_kernel import has_cdevs, interrupts_isolated, unsafe_interrupts_allowed
 from pyiommufd.host.uses.processes import look_at_processes
 from pyiommufd.printable import counted
-
-_GUEST = "or run in a guest that has one: pyiommufd guest -- COMMAND"
 
 
 def iommu(machine: Machine) -> Iterator[Finding]:
@@ -37,27 +34,12 @@ def iommu(machine: Machine) -> Iterator[Finding]:
                 without,
             )
         return
-    tables = sysfs.SYS / "firmware/acpi/tables"
-    table = next((name for name in ("DMAR", "IVRS", "IORT", "VIOT") if (tables / name).exists()), None)
-    command_line = sysfs.read(sysfs.PROC / "cmdline") or ""
-    given = " ".join(word for word in command_line.split() if "iommu" in word) or "nothing about an IOMMU"
-    if table is not None:
-        option = {"DMAR": "intel_iommu=on", "IVRS": "amd_iommu=on"}.get(table, "iommu.passthrough=0")
-        yield Finding(
-            "iommu",
-            State.MISSING,
-            "the IOMMU is off: firmware describes one that the kernel does not use",
-            f"ACPI table {table}, no groups; the kernel's command line has {given}",
-            f"boot with {option}; the kernel needs CONFIG_INTEL_IOMMU, CONFIG_AMD_IOMMU or that of another IOMMU",
-        )
-        return
-    yield Finding(
-        "iommu",
-        State.MISSING,
-        "there is no IOMMU",
-        f"no groups in /sys/kernel/iommu_groups, no ACPI table of an IOMMU; the kernel's command line has {given}",
-        f"turn VT-d or AMD-Vi on in the firmware; in a VM give it a virtual IOMMU, {_GUEST}",
-    )
+    if (lack := no_iommu()) is not None:
+        yield _missing("iommu", lack)
+
+
+def _missing(check: str, lack: Lack) -> Finding:
+    return Finding(check, State.MISSING, lack.summary, lack.evidence, lack.fix)
 
 
 def iommufd(machine: Machine) -> Iterator[Finding]:
@@ -75,25 +57,8 @@ def iommufd(machine: Machine) -> Iterator[Finding]:
                 "in a container, pass the node in",
             )
         return
-    yield from _module("iommufd", "iommufd", "IOMMUFD", "iommufd")
-
-
-def _module(check: str, module: str, option: str, what: str) -> Iterator[Finding]:
-    """A module that is not loaded: whether it can be."""
-    configured = kernel_option(option)
-    file = module_file(module)
-    seen = f"kernel {os.uname().release}: CONFIG_{option}={configured or 'unknown'}"
-    if file is not None:
-        fix = f"modprobe {module}; for every boot: echo {module} > /etc/modules-load.d/{module}.conf"
-        yield Finding(check, State.MISSING, f"the module of {what} is not loaded", f"{seen}; {file}", fix)
-        return
-    yield Finding(
-        check,
-        State.MISSING,
-        f"this kernel has no {what}",
-        seen,
-        f"use a kernel built with CONFIG_{option} (Fedora, Arch and Ubuntu have it), {_GUEST}",
-    )
+    if (lack := no_iommufd()) is not None:
+        yield _missing("iommufd", lack)
 
 
 def cdev(machine: Machine) -> Iterator[Finding]:
@@ -106,7 +71,7 @@ def cdev(machine: Machine) -> Iterator[Finding]:
             State.MISSING,
             "this kernel gives vfio devices no nodes of their own",
             f"{without[0]} is on a vfio driver and has no dev file" if without else "no vfio-dev in /proc/devices",
-            f"use a kernel built with CONFIG_VFIO_DEVICE_CDEV (6.6 or newer), {_GUEST}",
+            KERNEL,
             without,
         )
     elif known:
@@ -123,7 +88,7 @@ def vfio_pci(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all ch
     if folder.is_dir():
         yield Finding("vfio-pci", State.OK, "the driver vfio-pci is loaded", str(folder))
     else:
-        yield from _module("vfio-pci", "vfio-pci", "VFIO_PCI", "vfio-pci")
+        yield _missing("vfio-pci", no_module("vfio-pci", "VFIO_PCI", "boot a kernel with CONFIG_VFIO_PCI"))
 
 
 def isolated_msi(machine: Machine) -> Iterator[Finding]:

@@ -110,7 +110,7 @@ def test_vf_token_is_shown(function: str) -> None:
     ("arguments", "message"),
     [
         (["0000:00:09.0", "--", "true"], "0000:00:09.0"),
-        (["0000:00:03.0", "--", "true"], "no IOMMU covers it"),
+        (["0000:00:03.0", "--", "true"], "no IOMMU: this machine's one does not cover the device"),
         ([DEVICE, "--", "/nowhere/qemu-kvm"], "there is no program /nowhere/qemu-kvm"),
         ([DEVICE, "--user", "nobody-at-all", "--", "true"], "there is no user 'nobody-at-all'"),
         ([DEVICE, "--user", "4000000", "--", "true"], "no user '4000000' on record"),

@@ -10,7 +10,7 @@ import pytest
 
 from pyiommufd import list_devices, list_groups
 from pyiommufd.host import drivers, limits, running_kernel, sysfs
-from pyiommufd.host.checks import platform_checks
+from pyiommufd.host.checks import lacks, platform_checks
 from pyiommufd.host.checks.finding import Finding, Machine, State
 from pyiommufd.host.checks.readiness import readiness
 from pyiommufd.host.uses.processes import Processes
@@ -21,9 +21,9 @@ from tests.fake_sysfs import FakeSysfs
 def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """How the kernel is configured, and which modules it has (as ``module NAME``)."""
     options: dict[str, str] = {}
-    monkeypatch.setattr(platform_checks, "kernel_option", options.get)
+    monkeypatch.setattr(lacks, "kernel_option", options.get)
     monkeypatch.setattr(running_kernel, "kernel_option", options.get)
-    monkeypatch.setattr(platform_checks, "module_file", lambda name: options.get(f"module {name}"))
+    monkeypatch.setattr(lacks, "module_file", lambda name: options.get(f"module {name}"))
     return options
 
 
@@ -62,21 +62,33 @@ def test_iommu_that_is_on(fake: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "option"), [("DMAR", "intel_iommu=on"), ("IVRS", "amd_iommu=on"), ("IORT", "iommu.passthrough=0")]
+    ("table", "command_line", "fix"),
+    [
+        ("DMAR", "quiet", "boot with intel_iommu=on"),
+        ("IVRS", "quiet", "AMD-Vi"),
+        ("IORT", "quiet", "driver of that IOMMU"),
+        ("DMAR", "quiet intel_iommu=off splash iommu=pt", "boot without intel_iommu=off"),
+        ("IVRS", "amd_iommu=off", "boot without amd_iommu=off"),
+        (None, "iommu=off", "boot without iommu=off"),
+    ],
 )
-def test_iommu_that_is_off(fake: FakeSysfs, table: str, option: str) -> None:
+def test_iommu_that_is_off(fake: FakeSysfs, table: str | None, command_line: str, fix: str) -> None:
     fake.pci("0000:00:01.0")
-    fake.file(f"firmware/acpi/tables/{table}")
-    (fake.proc / "cmdline").write_text("quiet intel_iommu=off splash\n")
+    if table is not None:
+        fake.file(f"firmware/acpi/tables/{table}")
+    (fake.proc / "cmdline").write_text(f"{command_line}\n")
     finding = only("iommu", State.MISSING)
-    assert table in finding.evidence
-    assert "intel_iommu=off" in finding.evidence
-    assert option in finding.fix
+    assert finding.summary.startswith("no IOMMU: ")
+    assert table is None or "off" in command_line or table in finding.summary
+    for word in command_line.split():
+        assert ("iommu" in word) == (word in finding.evidence)
+    assert fix in finding.fix
 
 
 def test_no_iommu(fake: FakeSysfs) -> None:
     fake.pci("0000:00:01.0")
     finding = only("iommu", State.MISSING)
+    assert finding.summary.startswith("no IOMMU: ")
     assert "firmware" in finding.fix
     assert "pyiommufd guest" in finding.fix
 
@@ -86,7 +98,7 @@ def test_iommufd(fake: FakeSysfs, tmp_path: Path, kernel: dict[str, str]) -> Non
     kernel["IOMMUFD"] = "n"
     finding = only("iommufd", State.MISSING)
     assert "CONFIG_IOMMUFD=n" in finding.evidence
-    assert "kernel built with CONFIG_IOMMUFD" in finding.fix
+    assert "CONFIG_IOMMUFD=m and CONFIG_VFIO_DEVICE_CDEV=y (docs: hosts)" in finding.fix
     kernel |= {"IOMMUFD": "m", "module iommufd": "kernel/drivers/iommu/iommufd/iommufd.ko"}
     assert only("iommufd", State.MISSING).fix.startswith("modprobe iommufd")
     fake.file("class/misc/iommu/dev", "10:257")

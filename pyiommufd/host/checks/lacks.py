@@ -1,0 +1,97 @@
+"""What a machine as a whole lacks for passthrough, and the way out: said in these words by commands and exceptions."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from pyiommufd.host import sysfs
+from pyiommufd.host.discovery.devices import list_groups
+from pyiommufd.host.drivers import module_file
+from pyiommufd.host.running_kernel import kernel_option
+
+_GUEST = "or run in a guest that has one: pyiommufd guest -- COMMAND"
+
+KERNEL = (
+    "boot a kernel with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV (6.6 or newer): Fedora, Arch and Ubuntu have one; "
+    "Debian has none, nor have its backports: build one from its linux-source with CONFIG_IOMMUFD=m and "
+    f"CONFIG_VFIO_DEVICE_CDEV=y (docs: hosts), {_GUEST}"
+)
+"""How to get a kernel that has iommufd, and nodes for vfio devices."""
+
+# What a kernel that does not use the IOMMU it is told of has to be started with.
+_BOOT_WITH = {
+    "DMAR": "boot with intel_iommu=on",
+    "IVRS": "the kernel uses it unless it fails: dmesg has lines of AMD-Vi that say why",
+}
+_OFF = ("iommu=off", "intel_iommu=off", "amd_iommu=off")
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Something that every bind takes, and that this machine does not have.
+
+    Attributes:
+        summary: What it is.
+        evidence: What was seen.
+        fix: The way out.
+    """
+
+    summary: str
+    evidence: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.summary}; {self.fix}"
+
+
+NOT_COVERED = Lack(
+    "no IOMMU: this machine's one does not cover the device", "it has no iommu_group", "it cannot be passed through"
+)
+"""That a device has none, on a machine that has one."""
+
+
+def no_iommu() -> Lack | None:
+    """That this machine uses no IOMMU, and so has no groups; None: it uses one."""
+    if list_groups():
+        return None
+    tables = sysfs.SYS / "firmware/acpi/tables"
+    table = next((name for name in ("DMAR", "IVRS", "IORT", "VIOT") if (tables / name).exists()), None)
+    words = (sysfs.read(sysfs.PROC / "cmdline") or "").split()
+    given = " ".join(word for word in words if "iommu" in word) or "nothing about an IOMMU"
+    seen = f"no groups in /sys/kernel/iommu_groups; the kernel's command line has {given}"
+    if off := [word for word in words if word in _OFF]:
+        return Lack(
+            f"no IOMMU: the kernel was told to use none ({' '.join(off)})", seen, f"boot without {' and '.join(off)}"
+        )
+    if table is not None:
+        fix = _BOOT_WITH.get(table, "the kernel needs the driver of that IOMMU built in")
+        return Lack(f"no IOMMU: the kernel does not use the one that firmware describes ({table})", seen, fix)
+    return Lack(
+        "no IOMMU: this machine has none, or it is off in the firmware",
+        f"no ACPI table of one; {seen}",
+        "turn VT-d (Intel; then boot with intel_iommu=on) or AMD-Vi (AMD) on in the firmware; in a VM have its host "
+        f"give it a virtual one (QEMU: -device intel-iommu,intremap=on), {_GUEST}",
+    )
+
+
+def no_iommufd() -> Lack | None:
+    """That the kernel that runs has no iommufd, or has not loaded it; None: it is there."""
+    if (sysfs.SYS / "class/misc/iommu").exists():
+        return None
+    return no_module("iommufd", "IOMMUFD", KERNEL)
+
+
+def no_module(module: str, option: str, kernel: str) -> Lack:
+    """That a module is not loaded: whether it can be.
+
+    Args:
+        module: Its name.
+        option: What it is built by, without ``CONFIG_``.
+        kernel: The way out where this kernel does not have it.
+    """
+    seen = f"kernel {os.uname().release}: CONFIG_{option}={kernel_option(option) or 'unknown'}"
+    if (file := module_file(module)) is not None:
+        fix = f"modprobe {module}; for every boot: echo {module} > /etc/modules-load.d/{module}.conf"
+        return Lack(f"the module {module} is not loaded", f"{seen}; {file}", fix)
+    return Lack(f"this kernel has no {module}", seen, kernel)

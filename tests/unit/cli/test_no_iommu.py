@@ -1,0 +1,67 @@
+"""A machine without an IOMMU: every command says so in the same words, with the same way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pyiommufd.cli.group import cli
+from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu, no_iommufd
+from pyiommufd.host.claims import journal
+from tests.fake_sysfs import FakeSysfs
+
+DEVICE = "0000:00:01.0"
+
+
+@pytest.fixture(autouse=True)
+def machine(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
+    monkeypatch.setattr(journal, "RUN", tmp_path / "run")
+    fake.pci(DEVICE, driver="e1000e")
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["check"], 3),
+        (["groups"], 3),
+        (["groups", "7"], 3),
+        (["plan", DEVICE], 3),
+        (["claim", "--dry-run", DEVICE], 3),
+        (["run", DEVICE, "--", "true"], 125),
+        (["show", DEVICE], 0),
+        (["list"], 0),
+        (["topology"], 0),
+        (["explain", "sysfs-bind", "EINVAL", DEVICE], 0),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_told_one_way(arguments: list[str], status: int) -> None:
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    lack = no_iommu()
+    assert lack is not None
+    assert lack.summary in result.output
+    assert lack.fix in result.output
+    assert "pyiommufd guest -- COMMAND" in lack.fix
+
+
+def test_iommufd_is_told_one_way() -> None:
+    lack = no_iommufd()
+    assert lack is not None
+    result = CliRunner().invoke(cli, ["check"])
+    assert lack.summary in result.output
+    assert lack.fix in result.output
+
+
+def test_with_an_iommu_nothing_is_said(machine: FakeSysfs) -> None:
+    machine.pci("0000:00:02.0", group=2)
+    for arguments in (["list"], ["topology"], ["groups"], ["show", "0000:00:02.0"]):
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert result.exit_code == 0
+        assert "no IOMMU:" not in result.output
+    # Of one that it does not reach:
+    shown = CliRunner().invoke(cli, ["show", DEVICE]).output
+    assert NOT_COVERED.summary in shown
