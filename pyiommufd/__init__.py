@@ -1,112 +1,169 @@
 """Linux's iommufd from Python: discovery, claims, the bind and attach lifecycle, DMA mappings, registers."""
 
-from pyiommufd.errors import (
-    AccessDeniedError,
-    AlreadyAttachedError,
-    AlreadyMappedError,
-    BusyError,
-    Cause,
-    ClaimError,
-    ClaimRefusedError,
-    ClosedError,
-    CloseError,
-    DeviceLike,
-    DeviceNotFoundError,
-    ForkedError,
-    GroupConflictError,
-    GroupNotViableError,
-    HandoverError,
-    InUseError,
-    IoctlError,
-    IOMMUFDError,
-    MissingLibraryError,
-    NotFoundError,
-    Refusal,
-    RegionFaultError,
-    UnsupportedError,
-    VectorsUnavailableError,
-)
-from pyiommufd.host.claims.claim import Claim
-from pyiommufd.host.claims.plan import ClaimPlan, Move, plan_claim
-from pyiommufd.host.claims.release import recover, release
-from pyiommufd.host.claims.steps import Action, Report, Step
-from pyiommufd.host.discovery.devices import HostDevice, find_device, find_group, list_devices, list_groups
-from pyiommufd.host.discovery.groups import (
-    Group,
-    ReservedRegion,
-)
-from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
-from pyiommufd.host.users import User
-from pyiommufd.kernel.device.config_space import (
-    CapabilityID,
-    Command,
-    ConfigSpace,
-    ExtendedCapabilityID,
-    PCICapability,
-)
-from pyiommufd.kernel.device.device import Device
-from pyiommufd.kernel.device.device_file import DeviceFile
-from pyiommufd.kernel.device.device_info import (
-    AtomicFlag,
-    DeviceCapability,
-    DeviceFlag,
-    DeviceInfo,
-    MmapArea,
-    MSIXMappable,
-    PCIAtomics,
-    RegionCapability,
-    RegionType,
-    SparseMmap,
-    UnknownCapability,
-    ZPCIBase,
-    ZPCIGroup,
-    ZPCIPfip,
-    ZPCIUtil,
-)
-from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
-from pyiommufd.kernel.device.region import Region
-from pyiommufd.kernel.device.region_bytes import RegionFlag, RegionIndex
-from pyiommufd.kernel.device.removal import RemovalWatch
-from pyiommufd.kernel.device.window import Window
-from pyiommufd.kernel.interrupts.eventfd import EventFD
-from pyiommufd.kernel.interrupts.interrupt import (
-    APIRQIndex,
-    CCWIRQIndex,
-    Interrupt,
-    IRQFlag,
-    IRQIndex,
-    UnmaskEvent,
-)
-from pyiommufd.kernel.interrupts.interrupts import Interrupts
-from pyiommufd.kernel.interrupts.ioeventfd import IOEventFD
-from pyiommufd.kernel.interrupts.irq import IRQ
-from pyiommufd.kernel.iommufd import IOMMUFD
-from pyiommufd.kernel.kernel_object import KernelObject
-from pyiommufd.kernel.memory.arguments import SupportsFileno
-from pyiommufd.kernel.memory.buffer import DMABuffer
-from pyiommufd.kernel.memory.ioas import IOAS, PhysicalRange
-from pyiommufd.kernel.memory.iova import IOVARange
-from pyiommufd.kernel.memory.mapping import DMAMapping, DMAMappings
-from pyiommufd.kernel.pagetables.attachment import (
-    AttachPreview,
-    ChangeKind,
-    DMAChange,
-    Verdict,
-)
-from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
-from pyiommufd.kernel.pagetables.fault_queue import FaultQueue, PagePermission, PageRequest
-from pyiommufd.kernel.pagetables.hw_info import (
-    AMD,
-    ArmSMMUv3,
-    HWCapability,
-    HWInfo,
-    HWInfoType,
-    IntelVTd,
-    Tegra241CMDQV,
-)
-from pyiommufd.kernel.pagetables.hwpt import HWPT
-from pyiommufd.kernel.pagetables.page_table import PageTable
 from pyiommufd.version import __version__ as __version__
+
+TYPE_CHECKING = False  # type checkers take this name for true; typing is slow to import
+if TYPE_CHECKING:
+    from pyiommufd.errors import (
+        AccessDeniedError,
+        AlreadyAttachedError,
+        AlreadyMappedError,
+        BusyError,
+        Cause,
+        ClaimError,
+        ClaimRefusedError,
+        ClosedError,
+        CloseError,
+        DeviceLike,
+        DeviceNotFoundError,
+        ForkedError,
+        GroupConflictError,
+        GroupNotViableError,
+        HandoverError,
+        InUseError,
+        IoctlError,
+        IOMMUFDError,
+        MissingLibraryError,
+        NotFoundError,
+        Refusal,
+        RegionFaultError,
+        UnsupportedError,
+        VectorsUnavailableError,
+    )
+    from pyiommufd.host.claims.claim import Claim
+    from pyiommufd.host.claims.plan import ClaimPlan, Move, plan_claim
+    from pyiommufd.host.claims.release import recover, release
+    from pyiommufd.host.claims.steps import Action, Report, Step
+    from pyiommufd.host.discovery.devices import HostDevice, find_device, find_group, list_devices, list_groups
+    from pyiommufd.host.discovery.groups import (
+        Group,
+        ReservedRegion,
+    )
+    from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
+    from pyiommufd.host.users import User
+    from pyiommufd.kernel.device.config_space import (
+        CapabilityID,
+        Command,
+        ConfigSpace,
+        ExtendedCapabilityID,
+        PCICapability,
+    )
+    from pyiommufd.kernel.device.device import Device
+    from pyiommufd.kernel.device.device_file import DeviceFile
+    from pyiommufd.kernel.device.device_info import (
+        AtomicFlag,
+        DeviceCapability,
+        DeviceFlag,
+        DeviceInfo,
+        MmapArea,
+        MSIXMappable,
+        PCIAtomics,
+        RegionCapability,
+        RegionType,
+        SparseMmap,
+        UnknownCapability,
+        ZPCIBase,
+        ZPCIGroup,
+        ZPCIPfip,
+        ZPCIUtil,
+    )
+    from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
+    from pyiommufd.kernel.device.region import Region
+    from pyiommufd.kernel.device.region_bytes import RegionFlag, RegionIndex
+    from pyiommufd.kernel.device.removal import RemovalWatch
+    from pyiommufd.kernel.device.window import Window
+    from pyiommufd.kernel.interrupts.eventfd import EventFD
+    from pyiommufd.kernel.interrupts.interrupt import (
+        APIRQIndex,
+        CCWIRQIndex,
+        Interrupt,
+        IRQFlag,
+        IRQIndex,
+        UnmaskEvent,
+    )
+    from pyiommufd.kernel.interrupts.interrupts import Interrupts
+    from pyiommufd.kernel.interrupts.ioeventfd import IOEventFD
+    from pyiommufd.kernel.interrupts.irq import IRQ
+    from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.kernel.kernel_object import KernelObject
+    from pyiommufd.kernel.memory.arguments import SupportsFileno
+    from pyiommufd.kernel.memory.buffer import DMABuffer
+    from pyiommufd.kernel.memory.ioas import IOAS, PhysicalRange
+    from pyiommufd.kernel.memory.iova import IOVARange
+    from pyiommufd.kernel.memory.mapping import DMAMapping, DMAMappings
+    from pyiommufd.kernel.pagetables.attachment import (
+        AttachPreview,
+        ChangeKind,
+        DMAChange,
+        Verdict,
+    )
+    from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
+    from pyiommufd.kernel.pagetables.fault_queue import FaultQueue, PagePermission, PageRequest
+    from pyiommufd.kernel.pagetables.hw_info import (
+        AMD,
+        ArmSMMUv3,
+        HWCapability,
+        HWInfo,
+        HWInfoType,
+        IntelVTd,
+        Tegra241CMDQV,
+    )
+    from pyiommufd.kernel.pagetables.hwpt import HWPT
+    from pyiommufd.kernel.pagetables.page_table import PageTable
+else:
+    # The same for Python: the module that a name is in is imported when the name is first used.
+    from pyiommufd.on_demand import on_demand
+
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        {
+            "errors": """
+                AccessDeniedError AlreadyAttachedError AlreadyMappedError BusyError Cause ClaimError
+                ClaimRefusedError ClosedError CloseError DeviceLike DeviceNotFoundError ForkedError
+                GroupConflictError GroupNotViableError HandoverError InUseError IoctlError IOMMUFDError
+                MissingLibraryError NotFoundError Refusal RegionFaultError UnsupportedError VectorsUnavailableError
+            """,
+            "host.claims.claim": "Claim",
+            "host.claims.plan": "ClaimPlan Move plan_claim",
+            "host.claims.release": "recover release",
+            "host.claims.steps": "Action Report Step",
+            "host.discovery.devices": "HostDevice find_device find_group list_devices list_groups",
+            "host.discovery.groups": "Group ReservedRegion",
+            "host.discovery.monitor": "DeviceEvent Monitor",
+            "host.users": "User",
+            "kernel.device.config_space": "CapabilityID Command ConfigSpace ExtendedCapabilityID PCICapability",
+            "kernel.device.device": "Device",
+            "kernel.device.device_file": "DeviceFile",
+            "kernel.device.device_info": """
+                AtomicFlag DeviceCapability DeviceFlag DeviceInfo MmapArea MSIXMappable PCIAtomics RegionCapability
+                RegionType SparseMmap UnknownCapability ZPCIBase ZPCIGroup ZPCIPfip ZPCIUtil
+            """,
+            "kernel.device.hot_reset": "DependentDevice HotResetInfo",
+            "kernel.device.region": "Region",
+            "kernel.device.region_bytes": "RegionFlag RegionIndex",
+            "kernel.device.removal": "RemovalWatch",
+            "kernel.device.window": "Window",
+            "kernel.interrupts.eventfd": "EventFD",
+            "kernel.interrupts.interrupt": "APIRQIndex CCWIRQIndex Interrupt IRQFlag IRQIndex UnmaskEvent",
+            "kernel.interrupts.interrupts": "Interrupts",
+            "kernel.interrupts.ioeventfd": "IOEventFD",
+            "kernel.interrupts.irq": "IRQ",
+            "kernel.iommufd": "IOMMUFD",
+            "kernel.kernel_object": "KernelObject",
+            "kernel.memory.arguments": "SupportsFileno",
+            "kernel.memory.buffer": "DMABuffer",
+            "kernel.memory.ioas": "IOAS PhysicalRange",
+            "kernel.memory.iova": "IOVARange",
+            "kernel.memory.mapping": "DMAMapping DMAMappings",
+            "kernel.pagetables.attachment": "AttachPreview ChangeKind DMAChange Verdict",
+            "kernel.pagetables.dirty_bitmap": "DirtyBitmap",
+            "kernel.pagetables.fault_queue": "FaultQueue PagePermission PageRequest",
+            "kernel.pagetables.hw_info": "AMD ArmSMMUv3 HWCapability HWInfo HWInfoType IntelVTd Tegra241CMDQV",
+            "kernel.pagetables.hwpt": "HWPT",
+            "kernel.pagetables.page_table": "PageTable",
+            "uapi": "",
+        },
+    )
 
 __all__ = [
     "AMD",

@@ -2,21 +2,87 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 from types import FunctionType
+
+import pytest
 
 import pyiommufd
 
+PACKAGES = ("pyiommufd", "pyiommufd.testing")
+"""Those that import what their names stand for when a name is first used."""
+
+
+def python(code: str) -> str:
+    """What the code prints, in a process of its own."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def loaded(code: str) -> set[str]:
+    """The modules that are there after the code, without those that every Python has."""
+    listing = "import sys; print(*sys.modules)"
+    return set(python(f"{code}\n{listing}").split()) - set(python(listing).split())
+
 
 def test_import_loads_no_more_than_it_needs() -> None:
-    code = "import sys, pyiommufd; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert "pyiommufd" in loaded
-    assert loaded.isdisjoint({"click", "pytest", "pyudev", "numpy", "asyncio", "pycparser", "hypothesis"})
-    assert "pyiommufd.testing" not in done.stdout.split()
-    assert "pyiommufd.cli" not in done.stdout.split()
+    modules = loaded("import pyiommufd")
+    assert {name for name in modules if name.startswith("pyiommufd")} == {"pyiommufd", "pyiommufd.on_demand"}
+    assert modules.isdisjoint({"typing", "dataclasses", "collections", "re"})
+
+
+def test_names_load_no_more_than_they_need() -> None:
+    of_all = {name.partition(".")[0] for name in loaded("from pyiommufd import *")}
+    assert of_all.isdisjoint({"click", "pytest", "pyudev", "numpy", "asyncio", "pycparser", "hypothesis"})
+    discovery = loaded("from pyiommufd import list_devices")
+    assert {name for name in discovery if name.startswith("pyiommufd.kernel")} == set()
+    assert "_cffi_backend" not in discovery
+
+
+def places(package: str) -> dict[str, str]:
+    """The names of a package, and the module of each, by the imports that only type checkers read."""
+    file = importlib.import_module(package).__file__
+    assert file is not None
+    imports = [node for node in ast.walk(ast.parse(Path(file).read_text())) if isinstance(node, ast.ImportFrom)]
+    return {each.name: str(node.module) for node in imports for each in node.names if each.name != "on_demand"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_are_those_of_type_checkers(package: str) -> None:
+    module = importlib.import_module(package)
+    assert sorted(places(package)) == sorted(module.__all__)
+    for name, place in places(package).items():
+        assert getattr(module, name) is getattr(importlib.import_module(place), name)
+    assert set(module.__all__) <= set(dir(module))
+    assert set(module.__all__) <= set(python(f"from {package} import *; print(*dir())").split())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_module_can_be_the_first(package: str) -> None:
+    """They import each other, in the order in which a program happens to use their names."""
+    names = list({place: name for name, place in places(package).items()}.values())
+    code = f"""
+import os, {package} as package
+for name in {names}:
+    if (child := os.fork()) == 0:
+        getattr(package, name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+    assert python(code) == ""
+
+
+def test_other_names_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'pyiommufd' has no attribute 'IOMMUFDs'"):
+        pyiommufd.IOMMUFDs  # type: ignore[attr-defined]  # noqa: B018
+    assert not hasattr(pyiommufd, "__wrapped__")
+    code = "import pyiommufd; print(pyiommufd.uapi.IOMMU_IOAS_ALLOC > 0, pyiommufd.errors.IOMMUFDError is not None)"
+    assert python(code) == "True True\n"
 
 
 def test_import_configures_no_logging() -> None:

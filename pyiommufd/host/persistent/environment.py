@@ -26,7 +26,7 @@ OPTIONS = ("-I",)
 """What the interpreter is started with: the working folder, a user's modules and the environment's variables are not
 where its modules come from."""
 
-PACKAGES = ("pyiommufd", "click", "pyudev", "_cffi_backend")
+PACKAGES = ("pyiommufd", "click", "pyudev")
 """What the command imports that does not come with Python."""
 
 _SECONDS = 60.0

@@ -10,6 +10,10 @@ that the tests name may be taken; what the host is using is never taken.
 
 To watch every test of a module or folder: ``pytestmark = pytest.mark.usefixtures("dmesg", "no_leaks")``, or a
 fixture of your own with ``autouse=True`` that asks for them.
+
+Every session of pytest in the environment reads this module: what a fixture needs is imported when it is used.
+
+PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
@@ -17,21 +21,21 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from pyiommufd.errors import AccessDeniedError, ClaimError, InUseError, NotFoundError, UnsupportedError
-from pyiommufd.host.discovery.groups import Group
-from pyiommufd.kernel.device.device import Device
-from pyiommufd.kernel.iommufd import IOMMUFD
-from pyiommufd.kernel.memory.ioas import IOAS
-from pyiommufd.testing.checks.claims import Claims, devices_by_id, endpoints, shared_groups
-from pyiommufd.testing.checks.dma_faults import LOG_PATTERN, DMAFaults
-from pyiommufd.testing.checks.dmesg import Dmesg
-from pyiommufd.testing.checks.leaks import LeakCheck
-from pyiommufd.testing.drivers.edu import DEVICE_ID, VENDOR_ID, EduDriver
-from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
+if TYPE_CHECKING:
+    from pyiommufd.host.discovery.groups import Group
+    from pyiommufd.kernel.device.device import Device
+    from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.kernel.memory.ioas import IOAS
+    from pyiommufd.testing.checks.claims import Claims
+    from pyiommufd.testing.checks.dma_faults import DMAFaults
+    from pyiommufd.testing.checks.dmesg import Dmesg
+    from pyiommufd.testing.checks.leaks import LeakCheck
+    from pyiommufd.testing.drivers.edu import EduDriver
+    from pyiommufd.testing.mock import MockDevice
 
 _GUEST = "run the tests in a guest that has it: pyiommufd guest -- python -m pytest …"
 
@@ -53,6 +57,8 @@ def dmesg() -> Iterator[Dmesg]:
 
     ``dmesg.expect(regex)`` says what it may log.
     """
+    from pyiommufd.testing.checks.dmesg import Dmesg
+
     try:
         watcher = Dmesg()
     except OSError as error:
@@ -71,6 +77,8 @@ def no_leaks() -> Iterator[LeakCheck]:
     The last concerns the fixture ``iommufd``: when the test is over, and what fixtures made is closed, the next object
     must get the id that the first one got.
     """
+    from pyiommufd.testing.checks.leaks import LeakCheck
+
     check = LeakCheck()
     yield check
     check.check()
@@ -82,6 +90,8 @@ def dma_faults(request: pytest.FixtureRequest) -> Iterator[DMAFaults]:
 
     A test that asks for them judges them itself: ``dmesg`` lets them pass.
     """
+    from pyiommufd.testing.checks.dma_faults import LOG_PATTERN, DMAFaults
+
     if "dmesg" in request.fixturenames:
         request.getfixturevalue("dmesg").expect(LOG_PATTERN)
     try:
@@ -95,6 +105,11 @@ def dma_faults(request: pytest.FixtureRequest) -> Iterator[DMAFaults]:
 @pytest.fixture
 def iommufd(request: pytest.FixtureRequest) -> Iterator[IOMMUFD]:
     """An open iommufd. Where the test asks for ``mock_device`` it is a `MockIOMMUFD`."""
+    from pyiommufd.errors import AccessDeniedError, InUseError, NotFoundError
+    from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.testing.checks.leaks import LeakCheck
+    from pyiommufd.testing.mock import MockIOMMUFD
+
     _watch_first(request)
     kind = MockIOMMUFD if "mock_device" in request.fixturenames else IOMMUFD
     try:
@@ -146,6 +161,8 @@ def vfio_claims(request: pytest.FixtureRequest) -> Iterator[Claims]:
     A claim takes seconds. A project whose tests need the same devices over and over can keep them to the end, with a
     fixture of this name and ``scope="session"`` that does ``claims = Claims(); yield claims; claims.release()``.
     """
+    from pyiommufd.testing.checks.claims import Claims
+
     _watch_first(request)
     claims = Claims()
     yield claims
@@ -155,6 +172,9 @@ def vfio_claims(request: pytest.FixtureRequest) -> Iterator[Claims]:
 @pytest.fixture
 def vfio_device(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[DeviceFactory]:
     """A factory: ``vfio_device(0x1234, 0x11e8)`` claims such a device and binds it. See `DeviceFactory`."""
+    from pyiommufd.errors import ClaimError
+    from pyiommufd.testing.checks.claims import devices_by_id
+
     bound: list[Device] = []
 
     def bind(vendor: int, device: int, *, bus_master: bool = False, watch_removal: bool = False) -> Device:
@@ -208,6 +228,9 @@ def shared_group(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[BoundGroup]:
 
     At least two of its devices have no host driver. A group without such is never taken: no test has named them.
     """
+    from pyiommufd.errors import ClaimError
+    from pyiommufd.testing.checks.claims import endpoints, shared_groups
+
     reasons = []
     for group in shared_groups():
         members = endpoints(group)
@@ -231,6 +254,8 @@ def shared_group(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[BoundGroup]:
 @pytest.fixture
 def edu(vfio_device: DeviceFactory) -> Iterator[EduDriver]:
     """QEMU's edu device, driven: bound to ``iommufd``, bus mastering on, not attached."""
+    from pyiommufd.testing.drivers.edu import DEVICE_ID, VENDOR_ID, EduDriver
+
     with EduDriver(vfio_device(VENDOR_ID, DEVICE_ID, bus_master=True)) as driver:
         yield driver
 
@@ -238,6 +263,9 @@ def edu(vfio_device: DeviceFactory) -> Iterator[EduDriver]:
 @pytest.fixture
 def mock_device(iommufd: IOMMUFD, ioas: IOAS) -> Iterator[MockDevice]:
     """A device of the kernel's mock IOMMU, attached to ``ioas``. It takes a kernel with CONFIG_IOMMUFD_TEST."""
+    from pyiommufd.errors import UnsupportedError
+    from pyiommufd.testing.mock import MockIOMMUFD
+
     if not isinstance(iommufd, MockIOMMUFD):
         raise TypeError("mock_device takes an iommufd fixture that gives a MockIOMMUFD, not an IOMMUFD")
     try:
