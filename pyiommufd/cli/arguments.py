@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from pyiommufd.nearest import did_you_mean
 from pyiommufd.printable import printable
 
 
@@ -50,6 +51,18 @@ class DeviceArgument(click.Argument):
         """Its line in the help, which click before 8.5 has beside those of the options."""
         del ctx
         return "DEVICE", self.help
+
+
+class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]
+    """One of some names; what is none is answered with the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            near = did_you_mean(str(value), list(map(str, self.choices)))
+            return self.fail(f"{error.message.rstrip('.')}{near}", param, ctx)
 
 
 device_argument = click.argument("device", cls=DeviceArgument)

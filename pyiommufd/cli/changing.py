@@ -14,7 +14,7 @@ from types import FrameType
 
 import click
 
-from pyiommufd.cli.arguments import DeviceArgument
+from pyiommufd.cli.arguments import Choice, DeviceArgument
 from pyiommufd.cli.output import echo, said
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal, override
@@ -29,7 +29,7 @@ dry_run_option = click.option(
 force_option = click.option(
     "--force",
     multiple=True,
-    type=click.Choice(FORCIBLE),
+    type=Choice(FORCIBLE),
     metavar="KIND",
     help="Override all refusals of this kind, of any member of the groups; may be repeated. Kinds: "
     + ", ".join(FORCIBLE)

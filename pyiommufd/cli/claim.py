@@ -19,7 +19,7 @@ from pyiommufd.cli.changing import (
     show_step,
     show_steps,
 )
-from pyiommufd.cli.output import print_visibility_note
+from pyiommufd.cli.output import print_none, print_visibility_note
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError
 from pyiommufd.host.claims.at_boot import claim_persistent
@@ -97,7 +97,9 @@ def claim(
             say(f"forced: {refusal.for_command()}")
         if dry_run:
             check_refusals(plan.refusals)
-            show_steps(claim_steps(plan, persist=persist, user=user))
+            show_steps(steps := claim_steps(plan, persist=persist, user=user))
+            if not steps:
+                print_none(f"no step: on vfio already: {' '.join(device.name for device in plan.devices)}")
             return
         plan.apply(keep=True, persist=persist, user=user, report=show_step)
         _say_what_follows(plan, persist, user)
@@ -120,6 +122,8 @@ def _say_what_follows(plan: ClaimPlan, persist: bool, user: User | None) -> None
 
 def _at_boot(dry_run: bool) -> None:
     outcomes = claim_persistent(report=show_step, dry_run=dry_run)
+    if not outcomes:
+        print_none("no claim is on record for every boot")
     for outcome in outcomes:
         if outcome.error is not None:
             say(f"{outcome.file or 'what was left half done'}: nothing is done: {failed(outcome.error)}")

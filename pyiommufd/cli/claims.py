@@ -14,6 +14,7 @@ from pyiommufd.cli.output import (
     fitted,
     json_option,
     print_json,
+    print_none,
     print_table,
     print_visibility_note,
 )
@@ -57,7 +58,7 @@ def claims(as_json: bool) -> None:
             for sentence in (*with_them, *one.stuck):
                 echo(fitted(f"{' '.join(one.devices)}: {sentence}"))
     else:
-        echo("nothing is claimed")
+        print_none("nothing is claimed")
     for error in errors:
         echo(f"pyiommufd claims: {error.for_command()}", err=True)
     if errors:

@@ -16,6 +16,8 @@ from click.shell_completion import CompletionItem
 from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import status_of
 from pyiommufd.errors import IOMMUFDError
+from pyiommufd.nearest import did_you_mean
+from pyiommufd.printable import printable
 from pyiommufd.version import __version__
 
 COMMANDS = {
@@ -67,6 +69,15 @@ class LazyGroup(click.Group):
         """The commands, or the options, that begin so."""
         found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
         return found + click.Command.shell_complete(self, ctx, incomplete)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; one that does not exist is answered with the nearest."""
+        if (name := args[0]) not in self.list_commands(ctx) and not name.startswith("-"):
+            near = did_you_mean(name, self.list_commands(ctx)) or f"; there are {', '.join(self.list_commands(ctx))}"
+            ctx.fail(f"No such command '{printable(name)}'{near}")
+        return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The group's own options."""

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import click
 
+from pyiommufd.cli.arguments import Choice
 from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
@@ -29,7 +30,7 @@ NEWEST = "newest"
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option(
     "--iommu",
-    type=click.Choice(IOMMU_KINDS),
+    type=Choice(IOMMU_KINDS),
     default="intel",
     show_default=True,
     help="The virtual IOMMU. With amd and virtio binds take --append iommufd.allow_unsafe_interrupts=1.",

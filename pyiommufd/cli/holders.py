@@ -13,6 +13,7 @@ from pyiommufd.cli.output import (
     echo,
     json_option,
     print_json,
+    print_none,
     print_table,
     print_visibility_note,
     show_progress,
@@ -28,8 +29,7 @@ from pyiommufd.host.holders import holders as find_holders
 def holders(device: str, whole_group: bool, as_json: bool) -> None:
     """Show which processes hold DEVICE open: by its vfio node, its group's legacy node, or mapped registers.
 
-    Nothing is printed where no process does that can be seen. Run it on the host, as root: other users' processes, and
-    those outside a container, are not seen from there.
+    Run it on the host, as root: other users' processes, and those outside a container, are not seen from there.
     """
     target = find_device(device)
     group = target.group if whole_group else None
@@ -40,5 +40,7 @@ def holders(device: str, whole_group: bool, as_json: bool) -> None:
         print_json([records.holder_record(holder) for holder in found])
     elif found:
         print_table(("PID", "COMMAND", "NODE", "BY"), ((h.pid, h.command, h.node, h.how) for h in found))
+    else:
+        print_none(f"no process that is seen holds {'a member of the group of ' if whole_group else ''}{target.name}")
     if os.geteuid() != 0:
         echo("pyiommufd holders: other users' processes are not seen; run it as root", err=True)

@@ -7,6 +7,7 @@ import re
 import click
 
 from pyiommufd.cli import records
+from pyiommufd.cli.arguments import Choice
 from pyiommufd.cli.output import (
     ReadingCommand,
     json_option,
@@ -21,6 +22,7 @@ from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 from pyiommufd.host.overview.standing import Standing, standings
+from pyiommufd.nearest import did_you_mean
 from pyiommufd.printable import printable
 
 _IDS = re.compile(r"([0-9a-f]{4})?:([0-9a-f]{4})?")
@@ -39,12 +41,12 @@ def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, .
 @click.argument("ids", nargs=-1, metavar="[VENDOR:DEVICE]...", callback=_checked_ids)
 @click.option("--driver", "drivers", multiple=True, metavar="NAME", help="On this driver; none: on no driver.")
 @click.option("--group", "groups", multiple=True, type=int, metavar="N", help="In this IOMMU group.")
-@click.option("--bus", type=click.Choice(SUBSYSTEMS), help="On this bus.")
+@click.option("--bus", type=Choice(SUBSYSTEMS), help="On this bus.")
 @click.option(
     "--standing",
     "wanted",
     multiple=True,
-    type=click.Choice([one.value for one in Standing]),
+    type=Choice([one.value for one in Standing]),
     help="With this standing.",
 )
 @json_option(records.DEVICE)
@@ -93,7 +95,11 @@ def list_command(
         return
     print_iommu_note()
     if not devices:
-        print_none("no device of this machine, or of those asked for")
+        asked = [*(f"on {name}" for name in drivers), *(f"in group {number}" for number in groups)]
+        asked += [*([f"on the bus {bus}"] if bus else ()), *wanted, *ids]
+        there = {device.driver or "none" for device in found}
+        near = "".join(did_you_mean(name, there) for name in drivers if name not in there)
+        print_none(f"no device {', '.join(asked)}{near}".rstrip())
         return
     print_table(
         ("DEVICE", "ID", "DRIVER", "GROUP", "IOMMU", "STANDING", "NAME"),

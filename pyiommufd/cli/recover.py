@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
-from pyiommufd.cli.output import print_visibility_note
+from pyiommufd.cli.output import print_none, print_visibility_note
 from pyiommufd.host.claims.release import recover as undo
 
 
@@ -21,5 +21,7 @@ def recover(dry_run: bool) -> None:
     print_visibility_note()
     with ended_by_signals():
         names = undo(report=show_step, dry_run=dry_run)
-    if not dry_run:
-        say(f"given back: {' '.join(names)}" if names else "no device was left behind")
+    if not names:
+        print_none("no device was left behind")
+    elif not dry_run:
+        say(f"given back: {' '.join(names)}")

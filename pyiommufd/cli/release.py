@@ -6,7 +6,7 @@ import click
 
 from pyiommufd.cli.arguments import DeviceArgument, DeviceName
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
-from pyiommufd.cli.output import print_visibility_note
+from pyiommufd.cli.output import print_none, print_visibility_note
 from pyiommufd.host.claims.release import release as give_back
 
 
@@ -41,7 +41,9 @@ def release(
     with ended_by_signals():
         wanted = None if everything else [*devices, *leave]
         names = give_back(wanted, leave=leave or None, report=show_step, dry_run=dry_run)
-    if not dry_run:
-        for name in leave:
-            say(f"left where it is, and no longer on record: {name}; pyiommufd rebind is the way to its host driver")
-        say(f"given back: {' '.join(names)}" if names else "no device was given back")
+    for name in () if dry_run else leave:
+        say(f"left where it is, and no longer on record: {name}; pyiommufd rebind is the way to its host driver")
+    if not names:
+        print_none("no claim is kept, or made at boot" if everything else "no device was given back")
+    elif not dry_run:
+        say(f"given back: {' '.join(names)}")

@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from pyiommufd.cli.arguments import Choice
 from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option, way_out
 from pyiommufd.cli.output import echo, print_visibility_note, said
 from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
@@ -102,7 +103,7 @@ def _token(ctx: click.Context, param: click.Parameter, value: str | None) -> uui
 @click.option(
     "--vmm",
     "kind",
-    type=click.Choice([kind.value for kind in Kind]),
+    type=Choice([kind.value for kind in Kind]),
     help="Which arguments VMM takes. [by its name]",
 )
 @click.option(

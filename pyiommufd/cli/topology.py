@@ -17,6 +17,7 @@ from pyiommufd.cli.output import (
     json_option,
     print_iommu_note,
     print_json,
+    print_none,
     print_words,
     show_progress,
     style,
@@ -66,6 +67,8 @@ def topology(svg: Path | None, as_dot: bool, as_json: bool) -> None:
         _draw(found, svg)
     if not as_json and not as_dot and svg is None:
         print_iommu_note()
+        if not found.roots:
+            print_none("no device")
         _print(found)
 
 

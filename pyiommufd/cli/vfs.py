@@ -14,7 +14,15 @@ from pyiommufd.cli.changing import (
     show_step,
     show_steps,
 )
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_table, print_visibility_note
+from pyiommufd.cli.output import (
+    ReadingCommand,
+    echo,
+    json_option,
+    print_json,
+    print_none,
+    print_table,
+    print_visibility_note,
+)
 from pyiommufd.host.claims.vfs import set_vfs, vfs_refusals, vfs_steps
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.discovery.vfs import VFs, vfs_of
@@ -52,14 +60,18 @@ def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, a
     print_visibility_note()
     with ended_by_signals():
         if dry_run:
-            show_steps(vfs_steps(target, count))
+            show_steps(steps := vfs_steps(target, count))
             check_refusals(vfs_refusals(target, count, force=force))
+            if not steps and not as_json:
+                print_none(f"no step: {target.name} has {count} already")
             return
         now = set_vfs(target, count, force=force, report=say if as_json else show_step)
         if as_json:
             _show(target, now, as_json)
         elif now.devices:
             say(f"{target.name} has {now.count}: {' '.join(function.name for function in now.devices)}")
+        else:
+            print_none(f"{target.name} has no virtual functions")
 
 
 def _show(target: HostDevice, now: VFs, as_json: bool) -> None:

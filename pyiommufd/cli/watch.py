@@ -7,7 +7,8 @@ import time
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json
+from pyiommufd.cli.arguments import Choice
+from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_none
 from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 from pyiommufd.host.discovery.monitor import DeviceEvent, Monitor
@@ -23,7 +24,7 @@ _KEYS = {
 
 
 @click.command(cls=ReadingCommand)
-@click.option("--bus", "buses", multiple=True, type=click.Choice([*SUBSYSTEMS, "vfio-dev"]), help="Only of this bus.")
+@click.option("--bus", "buses", multiple=True, type=Choice([*SUBSYSTEMS, "vfio-dev"]), help="Only of this bus.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="End after that time.")
 @json_option(_KEYS)
@@ -32,6 +33,8 @@ def watch(buses: tuple[str, ...], count: int | None, timeout: float | None, as_j
     deadline = None if timeout is None else time.monotonic() + timeout
     seen = 0
     with Monitor(buses or None) as monitor:
+        if not as_json:
+            echo(f"watching {', '.join(buses) or 'devices and vfio nodes'}; Ctrl-C ends it", err=True)
         try:
             while count is None or seen < count:
                 event = monitor.poll(None if deadline is None else max(deadline - time.monotonic(), 0))
@@ -41,6 +44,8 @@ def watch(buses: tuple[str, ...], count: int | None, timeout: float | None, as_j
                 _show(event, as_json)
         except KeyboardInterrupt:
             pass  # the way to end it
+    if not seen and not as_json:
+        print_none("no event")
 
 
 def _show(event: DeviceEvent, as_json: bool) -> None:

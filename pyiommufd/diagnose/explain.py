@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as errno_module
 import re
+from collections.abc import Mapping
 from functools import cache
 
 from pyiommufd.diagnose.attach import ATTACH
@@ -15,6 +16,7 @@ from pyiommufd.diagnose.objects import OBJECTS
 from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
 from pyiommufd.errors import Cause
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.nearest import did_you_mean
 
 _OPEN = "open"
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}
@@ -72,7 +74,17 @@ def find_request(text: str) -> str:
             return found[0]
         if found:
             raise ValueError(f"{text!r} is ambiguous: it names {', '.join(found)}")
-    raise ValueError(f"there is no request {text!r}; known are {', '.join(requests())}")
+    near = did_you_mean(wanted, {**_short(ioctls), **names})
+    raise ValueError(f"there is no request {text!r}" + (near or f"; known are {', '.join(requests())}"))
+
+
+def _short(ioctls: Mapping[str, str]) -> dict[str, str]:
+    """Ioctls by what follows their family's prefix, and by the first word of that."""
+    short: dict[str, str] = {}
+    for key, name in ioctls.items():
+        rest = key.removeprefix(next(family for family in _FAMILIES if key.startswith(family)))
+        short |= {rest: name, rest.partition("_")[0]: short.get(rest.partition("_")[0], name)}
+    return short
 
 
 def find_errno(text: str) -> int:
@@ -88,7 +100,8 @@ def find_errno(text: str) -> int:
         code = next((number for number, name in errno_module.errorcode.items() if name == wanted), 0)
         code = code or _OTHER_NAMES.get(wanted, 0)
     if not code:
-        raise ValueError(f"{text!r} is not an errno; give a name such as EINVAL, or a number")
+        near = did_you_mean(wanted, [*errno_module.errorcode.values(), *_OTHER_NAMES])
+        raise ValueError(f"{text!r} is not an errno{near or '; give a name such as EINVAL, or a number'}")
     return code
 
 

@@ -13,6 +13,7 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.programs import system_program
 from pyiommufd.host.worker import SECONDS, Worker
+from pyiommufd.nearest import did_you_mean
 
 _MODPROBE_SECONDS = 60.0
 
@@ -128,7 +129,9 @@ def _vfio_driver_named(device: HostDevice, named: str, general: str) -> str:
     there = loaded_name(bus, named) is not None or module_file(named) is not None
     what = f"the driver {named} is not a vfio driver" if there else f"there is no driver {named} here"
     choice = ", ".join(dict.fromkeys(known.values())) or "none"
-    raise ClaimError(f"{device.name}: {what}; the vfio drivers available for the bus {bus}: {choice}")
+    raise ClaimError(
+        f"{device.name}: {what}{did_you_mean(named, known)}; the vfio drivers available for the bus {bus}: {choice}"
+    )
 
 
 def host_drivers_for(device: HostDevice) -> tuple[str, ...]:

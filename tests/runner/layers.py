@@ -17,7 +17,7 @@ from tests.runner.runs import ROOT
 PACKAGE = "pyiommufd"
 
 FLOORS = {
-    "ground": "closing iterables on_demand printable version < errors",
+    "ground": "closing iterables nearest on_demand printable version < errors",
     "uapi": "uapi",
     "host": """
         host host.decoding host.durable host.programs host.sysfs

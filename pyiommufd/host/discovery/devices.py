@@ -18,6 +18,7 @@ from pyiommufd.host.discovery.groups import Group, groups_folder, reserved_regio
 from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS, folders_by_kernel_name, folders_by_path, pci_address
 from pyiommufd.iterables import iterate
+from pyiommufd.nearest import did_you_mean
 
 DEVICES_EXPECTED = "devices are HostDevice objects, names or paths"
 """What an argument that names several takes, for errors."""
@@ -255,7 +256,7 @@ def find_device(name: str) -> HostDevice:
     found = list(dict.fromkeys(_candidates(text)))
     if not found:
         raise DeviceNotFoundError(
-            f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8, "
+            f"there is no device {name!r}{_near(text)}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8, "
             "or by what is on it: eth0, nvme0n1, /dev/vda"
         )
     if len(found) > 1:
@@ -280,6 +281,13 @@ def _candidates(text: str) -> list[HostDevice]:
     folders = [sysfs.SYS / "bus" / bus / "devices" for bus in SUBSYSTEMS]
     named = _existing(folder / name for folder in folders for name in (text, text.lower()))
     return named or _existing(folders_by_kernel_name(text))
+
+
+def _near(text: str) -> str:
+    """Which devices are named much like that, in words."""
+    names = {path.name: path.name for bus in SUBSYSTEMS for path in (sysfs.SYS / "bus" / bus / "devices").glob("*")}
+    short = {name.partition(":")[2]: name for name in names}
+    return did_you_mean(text, short | names)
 
 
 def _existing(paths: Iterable[Path | str]) -> list[HostDevice]:

@@ -15,6 +15,7 @@ from pyiommufd.host.uses.nodes import PARENTLESS, node_refusals
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 from pyiommufd.host.uses.storage import blocks, hidden_refusals, shared_nodes, storage_refusals
 from pyiommufd.iterables import iterate
+from pyiommufd.nearest import did_you_mean
 
 KINDS = (
     "root",
@@ -65,7 +66,8 @@ def forced(kinds: object) -> frozenset[str]:
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise TypeError(f"{expected}, and has no {type(wrong[0]).__name__}")
     if unknown := sorted(set(names).difference(FORCIBLE)):
-        raise ValueError(f"force names {', '.join(unknown)}; what can be forced is {', '.join(FORCIBLE)}")
+        near = did_you_mean(unknown[0], FORCIBLE)
+        raise ValueError(f"force names {', '.join(unknown)}{near}; what can be forced is {', '.join(FORCIBLE)}")
     return frozenset(names)
 
 

@@ -1,0 +1,55 @@
+"""Names that are nearest to one that is not there: wherever there is a list of what can be given."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from pyiommufd import DeviceNotFoundError, find_device, plan_claim
+from pyiommufd.cli.group import cli
+from pyiommufd.nearest import did_you_mean
+from tests.fake_sysfs import FakeSysfs
+
+
+def test_nearest() -> None:
+    assert did_you_mean("clam", ["plan", "claim", "claims"]) == "; did you mean claim or claims?"
+    assert did_you_mean("EINVL", ["einval"]) == "; did you mean einval?"
+    assert did_you_mean("9:9", {"9:8": "0:9:8"}) == "; did you mean 0:9:8?"
+    assert did_you_mean("xyz", ["plan"]) == ""
+    assert did_you_mean("", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["lst"], "No such command 'lst'; did you mean list?"),
+        (["qqq"], "No such command 'qqq'; there are check, list, "),
+        (["claim", "--force", "mountd", "x"], "did you mean mounted?"),
+        (["list", "--bus", "pcie"], "did you mean pci?"),
+        (["list", "--standing", "claimabel"], "did you mean claimable?"),
+        (["guest", "--iommu", "virtoi", "--", "true"], "did you mean virtio?"),
+        (["run", "--vmm", "qmu", "x", "--", "true"], "did you mean qemu?"),
+        (["explain", "IOMMU_IOAS_MP", "EINVAL"], "did you mean IOMMU_IOAS_MAP"),
+        (["explain", "bnd", "EINVAL"], "did you mean VFIO_DEVICE_BIND_IOMMUFD"),
+        (["explain", "atach", "EINVAL"], "did you mean VFIO_DEVICE_ATTACH_IOMMUFD_PT"),
+        (["explain", "map", "EINVLA"], "did you mean EINVAL"),
+    ],
+    ids=" ".join,
+)
+def test_commands_name_the_nearest(arguments: list[str], near: str) -> None:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert near in result.stderr
+
+
+def test_devices_and_drivers(fake: FakeSysfs) -> None:
+    for name in ("0000:00:01.0", "0000:2b:00.0"):
+        fake.pci(name, driver="nvme", group=1)
+    for wrong in ("0000:2b:00.1", "2b:01.0", "2c:00.0"):
+        with pytest.raises(DeviceNotFoundError, match=r"did you mean 0000:2b:00\.0"):
+            find_device(wrong)
+    result = CliRunner().invoke(cli, ["list", "--driver", "nvm"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "none: no device on nvm; did you mean nvme?" in result.stderr
+    with pytest.raises(ValueError, match="force names mountd; did you mean mounted"):
+        plan_claim("0000:2b:00.0", force=["mountd"])
