@@ -146,6 +146,9 @@ class VMM:
         mask: The signals that it starts with blocked.
         keep_fds: More fds of this process that it is to have, under the same numbers; see `inherited_fds`.
 
+    Attributes:
+        command: The program and its arguments.
+
     Raises:
         HandoverError: It could not be started, there is no such user, or this process may not set that limit.
         ClosedError: The handover is closed, or a device has been bound.

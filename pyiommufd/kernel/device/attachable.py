@@ -35,12 +35,7 @@ if TYPE_CHECKING:
 
 
 class Attachable(Handle):
-    """A device as the iommufd sees it: its id, its group's state, and the page tables that it is attached to.
-
-    Attributes:
-        bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
-            group's first.
-    """
+    """A device as the iommufd sees it: its id, its group's state, and the page tables that it is attached to."""
 
     __slots__ = ("_before_bind", "_c", "_device", "_fd_shared", "_iommufd", "_pasid_width", "_state", "bind_change")
 

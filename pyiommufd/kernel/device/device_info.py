@@ -52,14 +52,30 @@ class UnknownCapability(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PCIAtomics(OneLine):
-    """The atomic operations that the root complex completes (VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP)."""
+    """The atomic operations that the root complex completes (VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP).
+
+    Attributes:
+        flags: Their widths.
+    """
 
     flags: AtomicFlag
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ZPCIBase(OneLine):
-    """A zPCI function (struct vfio_device_info_cap_zpci_base); fields that newer kernels have added are 0 on older."""
+    """A zPCI function (struct vfio_device_info_cap_zpci_base); fields that newer kernels have added are 0 on older.
+
+    Attributes:
+        start_dma: The first DMA address that is available.
+        end_dma: The last one.
+        pchid: The physical channel's id.
+        vfn: The number of the virtual function.
+        fmb_length: Bytes of a measurement block.
+        pft: The type of the function.
+        gid: The id of its group, see `ZPCIGroup`.
+        fh: The function handle.
+        ccdf_err_length: The length of its error events (CCDF).
+    """
 
     start_dma: int
     end_dma: int
@@ -74,7 +90,18 @@ class ZPCIBase(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ZPCIGroup(OneLine):
-    """The properties of a group of zPCI functions (struct vfio_device_info_cap_zpci_group)."""
+    """The properties of a group of zPCI functions (struct vfio_device_info_cap_zpci_group).
+
+    Attributes:
+        dasm: The mask of its DMA address space.
+        msi_addr: The address that its message signalled interrupts are written to.
+        flags: Bit 0: programs may ask for a refresh of translations (VFIO_DEVICE_INFO_ZPCI_FLAG_REFRESH).
+        mui: The interval at which a measurement block is updated.
+        noi: How many message signalled interrupts there are at most.
+        maxstbl: The most bytes that one store-block instruction writes.
+        version: The version of PCI that is supported.
+        imaxstbl: As ``maxstbl``, where the instruction is interpreted.
+    """
 
     dasm: int
     msi_addr: int
@@ -88,14 +115,22 @@ class ZPCIGroup(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ZPCIUtil(OneLine):
-    """A zPCI function's utility string (VFIO_DEVICE_INFO_CAP_ZPCI_UTIL)."""
+    """A zPCI function's utility string (VFIO_DEVICE_INFO_CAP_ZPCI_UTIL).
+
+    Attributes:
+        util_str: The string, in EBCDIC: it identifies the device.
+    """
 
     util_str: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ZPCIPfip(OneLine):
-    """A zPCI function's path (VFIO_DEVICE_INFO_CAP_ZPCI_PFIP)."""
+    """A zPCI function's path (VFIO_DEVICE_INFO_CAP_ZPCI_PFIP).
+
+    Attributes:
+        pfip: The path to it within the hardware.
+    """
 
     pfip: bytes
 
@@ -105,7 +140,12 @@ DeviceCapability = PCIAtomics | ZPCIBase | ZPCIGroup | ZPCIUtil | ZPCIPfip | Unk
 
 @dataclass(frozen=True, slots=True, repr=False)
 class MmapArea(OneLine):
-    """A part of a region that can be mapped; both in bytes, the offset from the region's start."""
+    """A part of a region that can be mapped (struct vfio_region_sparse_mmap_area).
+
+    Attributes:
+        offset: Where it begins, in bytes from the start of the region.
+        length: Bytes.
+    """
 
     offset: int
     length: int
@@ -116,14 +156,23 @@ class MmapArea(OneLine):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SparseMmap(OneLine):
-    """The only parts of a region that can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP)."""
+    """The only parts of a region that can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP).
+
+    Attributes:
+        areas: These parts.
+    """
 
     areas: tuple[MmapArea, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RegionType(OneLine):
-    """The type of a region that is not a BAR (VFIO_REGION_INFO_CAP_TYPE)."""
+    """The type of a region that is not a BAR (VFIO_REGION_INFO_CAP_TYPE).
+
+    Attributes:
+        type: What kind of region it is, a number that the driver chooses; with bit 31 set, the PCI vendor's own.
+        subtype: A number that the type gives its meaning to.
+    """
 
     type: int
     subtype: int

@@ -21,6 +21,9 @@ class RemovalWatch(Closing):
     A context manager that ends the watch; so does closing the device.
 
     Thread safety: everything here may be used from any thread, the callback's among them.
+
+    Attributes:
+        callback: What is called before the device is closed, or None.
     """
 
     __slots__ = ("_waiter", "callback")
