@@ -41,6 +41,7 @@ autodoc_default_options = {
 napoleon_google_docstring = False  # `docstrings` does
 napoleon_numpy_docstring = False
 default_role = "py:obj"
+python_maximum_signature_line_length = 100
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

@@ -63,7 +63,7 @@ def _command(parent: click.Context, name: str, command: click.Command) -> Iterat
             yield _definitions(dict(records))
     if isinstance(command, ReadingCommand) and command.json_keys:
         yield nodes.rubric("", "Keys of the JSON")
-        yield _definitions(command.json_keys)
+        yield _table(command.json_keys)
 
 
 def _help(text: str) -> Iterator[nodes.Node]:
@@ -85,6 +85,22 @@ def _definitions(items: Mapping[str, str]) -> nodes.definition_list:
             for name, text in items.items()
         ),
     )
+
+
+def _table(items: Mapping[str, str]) -> nodes.table:
+    group = nodes.tgroup("", nodes.colspec(colwidth=1), nodes.colspec(colwidth=3), cols=2)
+    group += nodes.tbody(
+        "",
+        *(
+            nodes.row(
+                "",
+                nodes.entry("", nodes.paragraph("", "", nodes.literal(name, name))),
+                nodes.entry("", _paragraph(text)),
+            )
+            for name, text in items.items()
+        ),
+    )
+    return nodes.table("", group)
 
 
 def _paragraph(text: str) -> nodes.paragraph:

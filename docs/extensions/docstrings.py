@@ -43,7 +43,27 @@ def _bases(kind: type) -> Iterator[type]:
             yield from _bases(base)
 
 
+def _private_bases(kind: type) -> Iterator[type]:
+    """The bases that no reader can look up: what their docstrings say of attributes is said with the class."""
+    for base in kind.__bases__:
+        if base.__module__.partition(".")[0] == "pyiommufd" and base not in public_classes():
+            yield base
+            yield from _private_bases(base)
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """What a class's docstring says of its attributes, by their names: from each name to the next."""
+    section = re.search(r"^Attributes:\n((?:(?: .*)?(?:\n|\Z))+)", inspect.getdoc(kind) or "", re.MULTILINE)
+    entries = re.split(r"^    (?=\w)", section[1], flags=re.MULTILINE)[1:] if section else []
+    return {entry.partition(":")[0]: f"    {entry.rstrip()}" for entry in entries}
+
+
 def _process(app: Sphinx, what: Any, name: str, shown: Any, options: Any, lines: list[str]) -> None:
+    if inspect.isclass(shown):
+        own = _attributes(shown)
+        inherited = {name: text for base in _private_bases(shown) for name, text in _attributes(base).items()}
+        if more := [text for name, text in inherited.items() if name not in own]:
+            lines += ["", "Attributes:", *"\n".join(more).splitlines()]
     # As a method's: of a property's napoleon takes "The type: what it is" for a type, and reads no sections.
     what = "method" if what in {"attribute", "data", "property"} else what
     lines[:] = GoogleDocstring(lines, app.config, app, what, name, shown, options).lines()

@@ -27,8 +27,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 
 PACKAGE = "pyiommufd"
-# A single word in small letters, such as read, may be anything: a command, an argument.
-_LIKE_A_NAME = re.compile(r"(?=.*[A-Z._])[A-Za-z_][\w.]*(\(\))?")
+_LIKE_A_NAME = re.compile(r"[A-Za-z_][\w.]*(\(\))?")
 
 
 def _modules() -> Iterator[str]:
@@ -126,6 +125,11 @@ def _names(env: BuildEnvironment) -> _Names:
     return _Names(env.domains.python_domain.objects)
 
 
+def _may_be_another(text: str, entry: ObjectEntry) -> bool:
+    """A word in small letters may be a command, an argument or a fixture as well as a method; so may release."""
+    return text.islower() and "." not in text and (entry.objtype == "method" or "_" not in text)
+
+
 def _link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Code that names something public, or a command, becomes a link: pages have to read well without Sphinx, too."""
     names = _names(app.env)
@@ -137,7 +141,7 @@ def _link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             continue
         text = literal.astext()
         name = names.find(text.removesuffix("()")) if _LIKE_A_NAME.fullmatch(text) else None
-        if name is not None:
+        if name is not None and not _may_be_another(text, names.described[name]):
             entry = names.described[name]
             page, anchor = entry.docname, entry.node_id
         elif (section := commands.target(text)) is not None:
