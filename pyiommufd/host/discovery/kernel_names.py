@@ -54,7 +54,7 @@ def _names(kind: str, by_path: dict[str, HostDevice]) -> dict[str, list[str]]:
     """The names of a kind, by the folder of the device, in the order in which they are counted."""
     found: dict[str, list[str]] = {}
     for name, path in sorted(_entries(f"{sysfs.SYS}/{kind}"), key=lambda entry: (len(entry[0]), entry[0])):
-        for folder in device_folders(path, by_path):
+        for folder in device_folders(path.rpartition("/")[0], by_path):
             if folder in by_path:
                 found.setdefault(folder, []).append(name)
     return found

@@ -68,4 +68,4 @@ def test_names_of_interfaces_cost_little(fake: FakeSysfs, reads: list[str]) -> N
     reads.clear()
     names = kernel_names(devices)
     assert sum(len(one.interfaces) for one in names.values()) == interfaces
-    assert len(reads) <= 3 * interfaces
+    assert len(reads) <= 2 * interfaces
