@@ -1,4 +1,4 @@
-"""``pyiommufd guest``: run a command in a QEMU guest that has a virtual IOMMU."""
+"""``pyiommufd guest``: run a command, or a shell, in a QEMU guest that has a virtual IOMMU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import click
 
 from pyiommufd.cli.arguments import Choice
-from pyiommufd.cli.output import echo
+from pyiommufd.cli.output import echo, show_progress
 from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
 from pyiommufd.testing.guest.folders import RESULTS, make_folder
@@ -69,6 +69,14 @@ NEWEST = "newest"
 )
 @click.option("--append", default="", metavar="KERNELARGS", help="More for the kernel's command line.")
 @click.option(
+    "--qemu-arg",
+    "qemu_arguments",
+    multiple=True,
+    metavar="ARG",
+    help="One more argument for QEMU, as it is; may be repeated: --qemu-arg -device --qemu-arg usb-mouse.",
+)
+@click.option("--shell", is_flag=True, help="Run a shell on this terminal, as without COMMAND on a terminal.")
+@click.option(
     "--build-kernel",
     "build",
     is_flag=False,
@@ -91,22 +99,32 @@ def guest(
     results: str | None,
     mounts: tuple[str, ...],
     append: str,
+    qemu_arguments: tuple[str, ...],
+    shell: bool,
     build: str | None,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND in a QEMU guest with a virtual IOMMU.
+    """Run COMMAND, or a shell, in a QEMU guest with a virtual IOMMU.
 
     COMMAND runs as root in this Python environment and this folder, on a real kernel with /dev/iommu. It sees /usr,
     the Python environment and this folder at their usual paths. What it writes is lost with the guest, except in
     $PYIOMMUFD_RESULTS. Its output appears here and its exit status becomes this one's: 128+N for signal N, and 125
     where the guest could not be started or died.
 
+    It reads this command's standard input, from a terminal line by line, as with ssh; in a loop that reads a file, or
+    where what is typed is for the next command, give it </dev/null. Without COMMAND, on a terminal: a shell in the
+    guest, with job control and the terminal's size; its end is the guest's, and Ctrl-C is for what runs in it.
+
     Results come out as plain files and folders of the user who runs this (with sudo: root), with the mode that the
     umask gives; a symbolic link as a file that holds its target, a device, fifo or socket as an empty one. An archive
     keeps owners, modes and links: tar -cf $PYIOMMUFD_RESULTS/all.tar FOLDER
     """
+    if shell and command:
+        raise click.UsageError("--shell and COMMAND exclude each other", ctx)
     if not command and build is None:
-        raise click.UsageError("no COMMAND: pyiommufd guest [OPTIONS] -- COMMAND", ctx)
+        shell = True
+    if shell and not (sys.stdin.isatty() and sys.stdout.isatty()):  # noqa: TID251 - what it is, not what goes there
+        raise click.UsageError("no COMMAND, and no terminal for a shell: pyiommufd guest [OPTIONS] -- COMMAND", ctx)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     if build is not None:
@@ -114,8 +132,8 @@ def guest(
             raise click.UsageError("--kernel and --build-kernel exclude each other", ctx)
         if build != NEWEST and not re.fullmatch(r"\d+(\.\d+)+[\w.+~-]*", build):
             raise click.UsageError(f"--build-kernel: {build} is not a version; put -- before COMMAND", ctx)
-        kernel = str(_build(build, alone=not command))
-    if not command:
+        kernel = str(_build(build, alone=not command and not shell))
+    if not command and not shell:
         echo(kernel)
         return
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -128,6 +146,7 @@ def guest(
         memory=memory,
         cpus=cpus,
         kernel_arguments=append.split(),
+        qemu_arguments=qemu_arguments,
         results=results_folder,
         read_only=mounts,
         boot_timeout=120 if timeout is None else min(timeout, 120),
@@ -157,14 +176,10 @@ def _build(version: str, *, alone: bool) -> Path:
 
 def _run(machine: Guest, command: tuple[str, ...], deadline: float | None) -> int:
     try:
-        machine.start()
+        with show_progress("booting the guest"):
+            machine.start()
         left = None if deadline is None else max(deadline - time.monotonic(), 0.1)
-        result = machine.run(
-            command,
-            timeout=left,
-            stdout=_Writer(sys.stdout.buffer).write,  # noqa: TID251 - COMMAND's output, as it is
-            stderr=_Writer(sys.stderr.buffer).write,  # noqa: TID251
-        )
+        status = _run_command(machine, command, left) if command else _run_shell(machine, left)
     except GuestTimeoutError as error:
         return _failed(error, "" if deadline is None else "; that is the time limit, booting included")
     except (GuestError, OSError, ValueError) as error:
@@ -174,7 +189,27 @@ def _run(machine: Guest, command: tuple[str, ...], deadline: float | None) -> in
         return _failed(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    return result.returncode if result.returncode >= 0 else 128 - result.returncode
+    return status if status >= 0 else 128 - status
+
+
+def _run_command(machine: Guest, command: tuple[str, ...], timeout: float | None) -> int:
+    return machine.run(
+        command,
+        timeout=timeout,
+        stdin=sys.stdin,
+        stdout=_Writer(sys.stdout.buffer).write,  # noqa: TID251 - COMMAND's output, as it is
+        stderr=_Writer(sys.stderr.buffer).write,  # noqa: TID251
+    ).returncode
+
+
+def _run_shell(machine: Guest, timeout: float | None) -> int:
+    from pyiommufd.testing.guest.shell import run_shell
+
+    echo(
+        "a shell in the guest: exit or Ctrl-D ends both, and what it writes is lost, except in $PYIOMMUFD_RESULTS",
+        err=True,
+    )
+    return run_shell(machine, timeout=timeout)
 
 
 class _Writer:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-
 import pytest
 
 from tests.boot.plugin_project import Project
-from tests.patience import patience
+from tests.terminal import end_of, on_terminal
 
 pytestmark = pytest.mark.boots
 
@@ -57,39 +53,14 @@ def test_shell_at_the_first_failure(project: Project) -> None:
     assert "there is no terminal" in without.stdout
     assert "1 failed, 1 passed" in without.stdout
 
-    child, terminal = os.forkpty()
-    if child == 0:
-        try:
-            os.chdir(project.folder)
-            command = project.command("--guest", "--guest-shell", "-v", "--color=no")
-            os.execve(command[0], command, project.environ())  # noqa: S606
-        finally:
-            os._exit(127)
-    said = b""
-    steps = [
-        (b"is a shell in the guest", b""),
-        (b"# ", b"cat /tmp/flag; echo; tty; echo $((6 * 7))0\n"),
-        (b"420\r\n", b"exit\n"),
-    ]
-    deadline = time.monotonic() + patience()
-    while time.monotonic() < deadline:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:
-            break  # the last who had it open has gone
-        said += piece
-        while steps and steps[0][0] in said:
-            said = said.partition(steps[0][0])[2] if not steps[0][1] else said
-            answer = steps.pop(0)[1]
-            if answer:
-                os.write(terminal, answer)
-                break
-    else:
-        os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.close(terminal)
-    output = said.decode()
-    assert "still set up" in output
-    assert "/dev/pts/" in output
-    assert "1 failed, 1 passed" in output
-    assert status == 1
+    terminal = on_terminal(
+        "env", "-C", str(project.folder), *project.command("--guest", "--guest-shell", "-v", "--color=no"),
+        environment=project.environ(),
+    )  # fmt: skip
+    terminal.expect_exact("is a shell in the guest")
+    terminal.sendline("cat /tmp/flag; echo; tty; echo $((6 * 7))0; exit")
+    terminal.expect_exact("still set up")
+    terminal.expect_exact("/dev/pts/")
+    terminal.expect_exact("420\r\n")
+    assert end_of(terminal) == 1
+    assert "1 failed, 1 passed" in str(terminal.before)

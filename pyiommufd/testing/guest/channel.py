@@ -39,7 +39,7 @@ class Request:
 
     def deliver(self, message: dict[str, Any]) -> None:
         """Take one answer in."""
-        if message["op"] not in ("stdout", "stderr", "data"):
+        if message["op"] not in ("stdout", "stderr", "data", "more"):
             self.answer = message
             self._settled.set()
             return
@@ -47,7 +47,7 @@ class Request:
         if sink is None or self.failure is not None:
             return
         try:
-            sink(message["data"])
+            sink(message.get("data", b""))
         except BaseException as error:  # noqa: BLE001,RUF100 - raised again by whoever waits for the request
             self.fail(error)
 
@@ -114,13 +114,17 @@ class Channel:
                 raise self._closed_by
             request = Request(next(self._numbers), sinks or {})
             self._requests[request.identifier] = request
+        self.tell(op, request, **arguments)
+        return request
+
+    def tell(self, op: str, request: Request, **arguments: Any) -> None:
+        """Send what has no answer of its own, about a request."""
         try:
             with self._write_lock:
                 self._connection.sendall(encode({"op": op, "id": request.identifier, **arguments}))
         except OSError:
             # The reader sees the same hang-up and knows why; the request ends with its reason.
             pass
-        return request
 
     def fail_all(self, error: GuestError) -> None:
         """End every wait with this exception; later requests raise it at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from pyiommufd.testing.errors import GuestError, GuestTimeoutError
 from pyiommufd.testing.guest.channel import Sink
@@ -31,6 +32,7 @@ from pyiommufd.testing.guest.process import ANSWER_TIME, GuestProcess, console_t
 from pyiommufd.testing.guest.qemu import BASE_ARGUMENTS, QEMU, choose_accelerator, find_qemu, iommu_error
 from pyiommufd.testing.guest.register_trace import EVENTS as TRACE_EVENTS
 from pyiommufd.testing.guest.register_trace import RegisterAccess, parse_ranges, parse_trace
+from pyiommufd.testing.guest.standard_input import StandardInput, terminal_size
 from pyiommufd.testing.inside.agent import PORT_NAME
 from pyiommufd.testing.provision.kernels import Kernel, cache_folder, find_kernel
 
@@ -227,19 +229,25 @@ class Guest:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
+        stdin: int | IO[Any] | None = None,
         stdout: Sink | None = None,
         stderr: Sink | None = None,
+        terminal: bool = False,
         check: bool = False,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a command in the guest and wait for its end. It has no standard input.
+        """Run a command in the guest and wait for its end.
 
         Args:
             argv: The program and its arguments; the program is looked up on the environment's PATH.
             env: Added to `guest_environment`.
             cwd: The folder to run it in; None: the working folder.
             timeout: Seconds that it may take; then it is killed, and if the guest does not answer, that too.
+            stdin: Its standard input: a file descriptor, or a file that has one, which is read as fast as the command
+                reads, by a thread of its own, and up to 128 KiB further. None: ``/dev/null``.
             stdout: Called with each piece of its output as it comes; None: collected into the result.
             stderr: Likewise.
+            terminal: Run it on a terminal of its own, of the size that the one in ``stdin`` has and gets. What it
+                writes all goes to ``stdout``. To be called in the main thread.
             check: Raise for any exit status but 0.
 
         Returns:
@@ -248,22 +256,34 @@ class Guest:
         Raises:
             GuestTimeoutError: The time limit passed.
             GuestError: The guest died, or the command could not be asked for.
+            OSError: ``stdin`` cannot be read, or with ``terminal`` is none.
             subprocess.CalledProcessError: With ``check``.
         """
         argv = [os.fspath(argument) for argument in argv]
         collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        sinks = {"stdout": stdout or collected["stdout"].extend, "stderr": stderr or collected["stderr"].extend}
+        sinks: dict[str, Sink] = {name: buffer.extend for name, buffer in collected.items()}
+        sinks |= {name: sink for name, sink in (("stdout", stdout), ("stderr", stderr)) if sink is not None}
         state = self._running
-        request = state.channel.ask(
-            "run",
-            sinks=sinks,
-            argv=argv,
-            env=guest_environment() | {CONFIGURATION_VARIABLE: self.description} | dict(env or {}),
-            cwd=os.fspath(self.folder if cwd is None else cwd),
-            timeout=None if timeout is None else max(1, round(timeout * 1000)),
-        )
+        environment = guest_environment()
+        message: dict[str, Any] = {"argv": argv, "cwd": os.fspath(self.folder if cwd is None else cwd)}
+        message["timeout"] = None if timeout is None else max(1, round(timeout * 1000))
         what = f"{argv[0]} in the guest"
-        answer = state.settle(request, what, None if timeout is None else timeout + ANSWER_TIME)
+        with contextlib.ExitStack() as stack:
+            feed = None
+            if stdin is not None:
+                source = stdin if isinstance(stdin, int) else stdin.fileno()
+                feed = stack.enter_context(StandardInput(state.channel, source, follow_size=terminal))
+                sinks["more"] = feed.more
+                message["input"] = True
+                if terminal:
+                    message["terminal"] = terminal_size(source)
+                    for name in ("LINES", "COLUMNS"):  # programs would believe these and not the terminal
+                        environment.pop(name, None)
+            message["env"] = environment | {CONFIGURATION_VARIABLE: self.description} | dict(env or {})
+            request = state.channel.ask("run", sinks=sinks, **message)
+            if feed is not None:
+                feed.start(request)
+            answer = state.settle(request, what, None if timeout is None else timeout + ANSWER_TIME)
         if answer["timed_out"]:
             raise GuestTimeoutError(
                 f"{what} did not finish within {timeout:.3g} s", console=console_tail(state.console())

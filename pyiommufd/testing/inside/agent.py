@@ -8,11 +8,14 @@ A frame is a big-endian 32-bit length and one dictionary of scalars, lists and d
 our own: importing json would take a sixth of the whole boot, and marshal is not safe for the host to read. The
 host sends ``run``, ``signal``, ``put``, ``get`` and ``shutdown``, each with an ``id`` of its choice; the answers
 carry the same ``id``: ``stdout``, ``stderr`` and ``data``, which are pieces, and ``exit``, ``done`` or ``error``,
-which end it.
+which end it. A ``run`` that has standard input is also answered by ``more`` each time that the command can take a
+piece; the host then sends one as ``input``, empty at the end, and never another before the next ``more``. This and
+``resize``, of a command's terminal, carry the ``id`` of the ``run`` and have no answer.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # what signal is made of, which is slow to import
 import os
 import select
 import stat
@@ -114,7 +117,8 @@ class Command:
 
     Args:
         identifier: The host's number for it.
-        message: The ``run``: ``argv``, ``env``, ``cwd`` and, in milliseconds, ``timeout``.
+        message: The ``run``: ``argv``, ``env``, ``cwd`` and, in milliseconds, ``timeout``; ``input``, whether it has
+            standard input, or ``terminal``, the lines and columns of the one that it is to run on.
     """
 
     def __init__(self, identifier: int, message: dict[str, Any]) -> None:
@@ -123,17 +127,47 @@ class Command:
         self.timed_out = False
         timeout = message.get("timeout")
         self.deadline: float | None = None if timeout is None else time.monotonic() + timeout / 1000
-        out_read, out_write = os.pipe()
-        error_read, error_write = os.pipe()
+        self.terminal: bool = "terminal" in message
+        self.input: int | None = None
+        """Where its standard input is written to, until that is closed."""
+        self.unwritten = memoryview(b"")
+        if self.terminal:
+            theirs = self._open_terminal(message["terminal"])
+        else:
+            theirs = self._open_pipes(bool(message.get("input")))
         self.pid = os.fork()
         if self.pid == 0:
-            _execute(message, out_write, error_write)
-        os.close(out_write)
-        os.close(error_write)
-        self.pipes = {out_read: "stdout", error_read: "stderr"}
+            _execute(message, theirs)
+        for fd in theirs:
+            os.close(fd)
         for pipe in self.pipes:
             os.set_blocking(pipe, False)
         self.pidfd = os.pidfd_open(self.pid)
+
+    def _open_terminal(self, size: list[int]) -> list[int]:
+        terminal, theirs = os.openpty()
+        self.pipes = {terminal: "stdout"}
+        self.input = os.dup(terminal)  # to be polled by itself; O_NONBLOCK is that of both
+        self.resize(size)
+        return [theirs]
+
+    def _open_pipes(self, with_input: bool) -> list[int]:
+        if with_input:
+            in_read, self.input = os.pipe()
+            os.set_blocking(self.input, False)
+        else:
+            in_read = os.open(os.devnull, os.O_RDONLY)
+        out_read, out_write = os.pipe()
+        error_read, error_write = os.pipe()
+        self.pipes = {out_read: "stdout", error_read: "stderr"}
+        return [in_read, out_write, error_write]
+
+    def resize(self, size: list[int]) -> None:
+        """Give its terminal so many lines and columns."""
+        import termios  # which few commands need
+
+        if self.input is not None:
+            termios.tcsetwinsize(self.input, (size[0], size[1]))
 
     def kill(self, signal: int) -> None:
         """Send the signal to the whole process group, unless the process is gone."""
@@ -144,13 +178,18 @@ class Command:
                 os.kill(self.pid, signal)  # it has not made its process group yet
 
 
-def _execute(message: dict[str, Any], stdout: int, stderr: int) -> None:
-    """Become the command; in the forked child, so it never returns."""
+def _execute(message: dict[str, Any], fds: list[int]) -> None:
+    """Become the command, with these standard streams or this one terminal; in the forked child: it never returns."""
     try:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDONLY)
-        for target, source in enumerate((null, stdout, stderr)):
-            os.dup2(source, target)
+        if len(fds) == 1:
+            os.login_tty(fds[0])
+        else:
+            os.setsid()
+            for target, source in enumerate(fds):
+                os.dup2(source, target)
+        # Python ignores these, and a program that ignores them from its start cannot know that it should not.
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(number, _signal.SIG_DFL)
         try:
             os.chdir(message.get("cwd") or "/")
             os.execvpe(message["argv"][0], message["argv"], message["env"])  # noqa: S606 - no shell on purpose
@@ -227,10 +266,17 @@ class Agent:
                 for fd in (command.pidfd, *command.pipes):
                     self.by_fd[fd] = command
                     self.poll.register(fd, select.EPOLLIN)
+                if command.input is not None:
+                    self.send(op="more", id=identifier)
+            case "input":
+                if (of := self._command_of(identifier)) is not None:
+                    self._take_input(of, message["data"])
+            case "resize":
+                if (of := self._command_of(identifier)) is not None:
+                    of.resize(message["size"])
             case "signal":
-                for command in self.commands.values():
-                    if command.identifier == message["target"]:
-                        command.kill(message["signal"])
+                if (of := self._command_of(message["target"])) is not None:
+                    of.kill(message["signal"])
                 self.send(op="done", id=identifier)
             case "put":
                 self._put(message)
@@ -243,6 +289,43 @@ class Agent:
                 self.running = False
             case unknown:
                 self.send(op="error", id=identifier, errno=None, reason=f"no command {unknown}")
+
+    def _command_of(self, identifier: int) -> Command | None:
+        return next((one for one in self.commands.values() if one.identifier == identifier), None)
+
+    def _take_input(self, command: Command, data: bytes) -> None:
+        if command.input is None:
+            return  # it has closed its standard input since the host was asked
+        if data:
+            command.unwritten = memoryview(data)
+            self.by_fd[command.input] = command
+            self.poll.register(command.input, select.EPOLLOUT)
+        elif command.terminal:
+            command.kill(_signal.SIGHUP)  # the user's terminal is gone
+        else:
+            self._close_input(command)
+
+    def _write_input(self, command: Command, fd: int) -> None:
+        try:
+            command.unwritten = command.unwritten[os.write(fd, command.unwritten) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close_input(command)  # nobody reads it any more
+            return
+        if not command.unwritten:
+            # Where nothing is to be written, a reader that goes would be reported again and again.
+            self.poll.unregister(fd)
+            del self.by_fd[fd]
+            self.send(op="more", id=command.identifier)
+
+    def _close_input(self, command: Command) -> None:
+        fd, command.input = command.input, None
+        if fd is None:
+            return
+        if self.by_fd.pop(fd, None) is not None:
+            self.poll.unregister(fd)
+        os.close(fd)
 
     def _put(self, message: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if message.get("append") else os.O_TRUNC)
@@ -269,7 +352,9 @@ class Agent:
 
     def _command_ready(self, fd: int) -> None:
         command = self.by_fd[fd]
-        if fd != command.pidfd:
+        if fd == command.input:
+            self._write_input(command, fd)
+        elif fd != command.pidfd:
             self._forward(command, fd)
 
     def _forward(self, command: Command, pipe: int) -> bool:
@@ -278,6 +363,8 @@ class Agent:
             data = os.read(pipe, CHUNK)
         except BlockingIOError:
             return False
+        except OSError:
+            data = b""  # a terminal that nobody has open any more says EIO
         if not data:
             self._forget(pipe)
             del command.pipes[pipe]
@@ -307,6 +394,7 @@ class Agent:
         for pipe in list(command.pipes):
             while self._forward(command, pipe):
                 pass
+        self._close_input(command)
         self._forget(command.pidfd)
         command.finished = True
         code = os.waitstatus_to_exitcode(status)

@@ -18,9 +18,9 @@ import pytest
 
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.guest.guest import Guest, console_tail
-from pyiommufd.testing.guest.shell import SHELL_PORT, open_shell
 from pyiommufd.testing.inside import wire
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.plugin.guest_shell import open_shell
 from pyiommufd.testing.plugin.inner_pytest import End, InnerPytest
 from pyiommufd.testing.plugin.marker import wishes
 
@@ -98,10 +98,9 @@ class GuestSession:
     def _run_in_one_guest(self, configuration: GuestConfiguration, items: list[pytest.Item]) -> list[pytest.Item]:
         """Run the tests in a new guest; those that are left when it has gone before they had run."""
         folder, read_only = self._folders(items)
-        ports = (wire.PORT, SHELL_PORT) if self.shell else (wire.PORT,)
         with contextlib.ExitStack() as stack:
             try:
-                guest = configuration.guest(folder=folder, read_only=read_only, ports=ports)
+                guest = configuration.guest(folder=folder, read_only=read_only, ports=(wire.PORT,))
                 stack.callback(guest.close)
                 guest.start()
             except (GuestError, OSError, ValueError) as error:

@@ -11,7 +11,9 @@ from pyiommufd.cli.group import cli
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no COMMAND"),
+        ([], "no COMMAND, and no terminal for a shell"),
+        (["--shell"], "no terminal for a shell"),
+        (["--shell", "--", "true"], "--shell and COMMAND exclude each other"),
         (["--build-kernel", "true"], "true is not a version; put -- before COMMAND"),
         (["--build-kernel", "6.12", "--kernel", "x"], "exclude each other"),
         (["--iommu", "smmu", "--", "true"], "intel-first-stage"),
