@@ -245,6 +245,10 @@ class HandoverError(IOMMUFDError):
     """Devices could not be handed to another process, or taken over from one."""
 
 
+class CommandLineError(HandoverError, ValueError):
+    """The arguments of a program stand in the way of its getting devices."""
+
+
 class RegionFaultError(IOMMUFDError, OSError):
     """A device did not answer a register access: its memory decode is off, it sleeps, or it is gone.
 

@@ -16,14 +16,15 @@ import click
 from pyiommufd.cli.arguments import Choice
 from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option, way_out
 from pyiommufd.cli.output import echo, print_visibility_note, said
-from pyiommufd.errors import CloseError, HandoverError, IOMMUFDError
+from pyiommufd.errors import NEVER_FORCED, CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.claims.record import ClaimState
-from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.printable import printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
+from pyiommufd.vmm.commands import has_places
+from pyiommufd.vmm.handover import VARIABLE
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import blocked_signals, pending_signal, wait_forwarding
 from pyiommufd.vmm.stragglers import adopt_orphans, end_stragglers
@@ -35,6 +36,10 @@ COULD_NOT_START = 125
 
 _COMMAND = "pyiommufd.run.command"
 _REMOVAL_SECONDS = 10.0
+_FDS_BY_ENVIRONMENT = (
+    f"{{}} is no monitor that is known by its name: it finds the numbers of its fds in {VARIABLE}, the iommufd's first;"
+    " if it starts a monitor with the arguments that it gets: --vmm qemu, or --vmm cloud-hypervisor; else --vmm other"
+)
 
 
 class _RunCommand(click.Command):
@@ -149,7 +154,7 @@ def run(
             # For its refusals, before anything is touched; the fds' numbers come later.
             command_line(command, range(len(devices) + 1), kind=chosen, options=options, vf_token=vf_token)
     except ValueError as error:
-        raise click.UsageError(str(error), ctx) from None
+        raise click.UsageError(said(error), ctx) from None
     try:
         plan = plan_claim(devices, force=force)
         print_visibility_note()
@@ -158,10 +163,13 @@ def run(
         check_token(plan.devices, vf_token)
         if vf_token is not None and command and (chosen or kind_of(command[0])) is Kind.QEMU:
             _tell("QEMU, as of 11.1, makes no use of a VF token with iommufd: the kernel may refuse it the device")
-        if show:
-            _print(plan.devices, command, chosen, options, vf_token)
-            return
+        if command and chosen is None and kind_of(command[0]) is Kind.OTHER and not has_places(command):
+            _tell(_FDS_BY_ENVIRONMENT.format(printable(command[0])))
         who = None if user is None else with_groups(user)
+        if show:
+            _print(plan, command, chosen, options, vf_token, who, memlock)
+            return
+        _check_all_kept(plan)
         check_start(command, len(plan.devices), user=who, memlock=memlock)
         if dry_run:
             sys.exit(_dry_run(plan, command, chosen, options, vf_token))
@@ -241,6 +249,30 @@ class _Run:
         return status if status >= 0 else 128 - status
 
 
+def _kept_names() -> set[str]:
+    """The names of the devices that ``pyiommufd claim`` has; for root."""
+    with journal.locked():
+        records = journal.records()
+    return {name for record in records if record.state is ClaimState.KEPT for name in record.names}
+
+
+def _check_all_kept(plan: ClaimPlan) -> None:
+    """Refuse devices of which ``pyiommufd claim`` has some and not all.
+
+    Raises:
+        HandoverError: It has.
+    """
+    if os.geteuid() != 0 or not any(refusal.kind == NEVER_FORCED for refusal in plan.refusals):
+        return
+    kept = _kept_names()
+    have, lack = ([one.name for one in plan.devices if (one.name in kept) is there] for there in (True, False))
+    if have and lack:
+        raise HandoverError(
+            f"pyiommufd claim has taken {', '.join(have)}, and not {', '.join(lack)}: run takes devices that are all "
+            f"claimed so, or none: pyiommufd claim {' '.join(lack)}, or pyiommufd release {' '.join(have)}"
+        )
+
+
 def _is_kept(plan: ClaimPlan) -> bool:
     """Whether ``pyiommufd claim`` has all devices, so that there is nothing to take and nothing to give back.
 
@@ -250,10 +282,7 @@ def _is_kept(plan: ClaimPlan) -> bool:
         return False
     if os.geteuid() != 0:
         return True
-    with journal.locked():
-        records = journal.records()
-    kept = {name for record in records if record.state is ClaimState.KEPT for name in record.names}
-    return kept.issuperset(device.name for device in plan.devices)
+    return _kept_names().issuperset(device.name for device in plan.devices)
 
 
 def _give_back(claim: Claim) -> None:
@@ -268,18 +297,25 @@ def _give_back(claim: Claim) -> None:
 
 
 def _print(
-    devices: Sequence[HostDevice],
+    plan: ClaimPlan,
     command: Sequence[str],
     kind: Kind | None,
     options: Sequence[str],
     vf_token: uuid.UUID | None,
+    user: User | None,
+    memlock: int | None,
 ) -> None:
-    names = " ".join(device.name for device in devices)
     if command:
-        echo(f"# for a shell, once they are claimed (pyiommufd claim {names}):")
-        echo(shell_line(command, devices, kind=kind, options=options, vf_token=vf_token))
+        whose = "a shell" if user is None and memlock is None else "root's shell"
+        forced = [f"--force {refusal}" for refusal in sorted(plan.force)]
+        claim = " ".join(["pyiommufd claim", *forced, *(device.name for device in plan.devices)])
+        line = shell_line(
+            command, plan.devices, kind=kind, options=options, vf_token=vf_token, user=user, memlock=memlock
+        )
+        echo(f"# for {whose}, once they are claimed ({claim}):")
+        echo(line)
         echo("# for a domain of libvirt, likewise:")
-    for device in devices:
+    for device in plan.devices:
         echo(hostdev_xml(device))
 
 

@@ -9,7 +9,9 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import PurePath
 
+from pyiommufd.errors import CommandLineError, Fix
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.users import User
 from pyiommufd.vmm import cloud_hypervisor, qemu
 from pyiommufd.vmm.handover import VARIABLE
 from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, token_fds
@@ -102,22 +104,31 @@ def _check_option(option: str) -> None:
     # A comma in a value is two.
     for key in re.findall(r"(?:^|(?<!,),)([^=,]+)=", option):
         if key in _OURS:
-            way = "--vf-token says it" if key == "vf-token" else "which device it is comes with the fds"
-            raise ValueError(f"the option {key}= of a device: {way}; leave it out")
+            if key == "vf-token":
+                raise CommandLineError("vf-token= as an option of a device", Fix("give vf_token=", "give --vf-token"))
+            raise ValueError(f"the option {key}= of a device: which device it is comes with the fds; leave it out")
+
+
+def has_places(command: Sequence[str]) -> bool:
+    """Whether ``{iommufd}`` or ``{device0}`` and so on say where in a command line the numbers of the fds go."""
+    return any(place in argument for argument in command for place in ("{iommufd}", "{device"))
 
 
 def _check_wrapper(command: Sequence[str]) -> None:
     """Refuse what would start a monitor without its devices: ``taskset -c 2 qemu-system-x86_64 …``, say."""
-    if any(place in argument for argument in command for place in ("{iommufd}", "{device")):
+    if has_places(command):
         return
     for argument in command[1:]:
         words = argument.split()
         known = kind_of(words[0]) if words else Kind.OTHER
         if known is not Kind.OTHER:
-            raise ValueError(
-                f"{command[0]} is not a monitor that is known by its name, so that {words[0]} would get no devices: "
-                f"say that it starts one, and takes further arguments for it, with --vmm {known}; or, for a program "
-                f"that finds its fds itself, --vmm {Kind.OTHER}"
+            what = "if it starts one, and takes further arguments for it: {}; if it finds its fds itself: {}"
+            raise CommandLineError(
+                f"{command[0]} is not a monitor that is known by its name, so that {words[0]} would get no devices",
+                Fix(
+                    what.format(f"kind=Kind.{known.name}", f"kind=Kind.{Kind.OTHER.name}"),
+                    what.format(f"--vmm {known}", f"--vmm {Kind.OTHER}"),
+                ),
             )
 
 
@@ -128,10 +139,12 @@ def shell_line(
     kind: Kind | None = None,
     options: Sequence[str] = (),
     vf_token: uuid.UUID | str | None = None,
+    user: User | None = None,
+    memlock: int | None = None,
 ) -> str:
     """The line for a shell that starts a monitor by hand, once the devices are on their vfio drivers.
 
-    The shell opens the nodes, by redirections; it is for a user who may.
+    The shell opens the nodes, by redirections; it is for somebody who may: with ``user``, for root.
 
     Args:
         command: As `command_line`.
@@ -139,17 +152,31 @@ def shell_line(
         kind: As `command_line`.
         options: As `command_line`.
         vf_token: As `command_line`, for those of the devices that take one.
+        user: Whom the monitor runs as, as for `VMM`; by setpriv(1).
+        memlock: How much memory it may lock, as for `VMM`; by prlimit(1).
 
     Raises:
         ValueError, TypeError: As `command_line`.
     """
     fds = range(3, 4 + len(devices))
     takers = token_fds(fds, devices)
+    variables: dict[str, str] = {}
+    before: list[str] = []
+    if memlock is not None:
+        before.append(f"prlimit --memlock={'unlimited' if memlock < 0 else memlock}")
+    if user is not None:
+        variables = {"HOME": user.home or "/", "USER": user.name, "LOGNAME": user.name}
+        before.append(
+            f"setpriv --reuid={user.uid} --regid={user.gid} --groups={','.join(map(str, user.groups)) or user.gid} "
+            "--bounding-set=-all --no-new-privs"
+        )
     line = shlex.join(command_line(command, fds, kind=kind, options=options, vf_token=vf_token, vf_token_fds=takers))
     if (kind_of(command[0]) if kind is None else kind) is Kind.OTHER:
-        token = "" if vf_token is None else f" {TOKEN_VARIABLE}={as_token(vf_token)}"
-        line = f"{VARIABLE}={shlex.quote(' '.join(map(str, fds)))}{token} {line}"
+        variables[VARIABLE] = " ".join(map(str, fds))
+        if vf_token is not None:
+            variables[TOKEN_VARIABLE] = str(as_token(vf_token))
     # The node's number is the kernel's choice, and known once the device is on its driver.
     folders = (f"/sys/bus/{device.subsystem}/devices/{device.name}/vfio-dev" for device in devices)
     nodes = ["/dev/iommu", *(f'"/dev/vfio/devices/$(ls {shlex.quote(folder)})"' for folder in folders)]
-    return " ".join([line, *(f"{fd}<>{node}" for fd, node in zip(fds, nodes, strict=True))])
+    given = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    return " ".join([*given, *before, line, *(f"{fd}<>{node}" for fd, node in zip(fds, nodes, strict=True))])

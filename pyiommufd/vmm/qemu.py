@@ -6,12 +6,15 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from pyiommufd.errors import CommandLineError, Fix
+
 # With these options QEMU would outlive the process that started it: it daemonizes, or it changes its user, which
 # clears PR_SET_PDEATHSIG.
-_REFUSED = {
-    "daemonize": "QEMU would continue in another process, which ends when the devices are given back; leave this out",
-    "runas": "QEMU would outlive the process that started it; leave this option out, and use --user",
-}
+_DAEMONIZES = "QEMU would continue in another process, which ends when the devices are given back"
+_CHANGES_USER = "QEMU would outlive the process that started it"
+_LEAVE_OUT = Fix("leave this out", "leave this out")
+_AS_USER = Fix("leave this out, and give VMM(user=)", "leave this out, and use --user")
+_REFUSED = {"daemonize": (_DAEMONIZES, _LEAVE_OUT), "runas": (_CHANGES_USER, _AS_USER)}
 
 
 def command_line(
@@ -26,7 +29,7 @@ def command_line(
         options: More for each of the ``vfio-pci`` devices, such as ``bus=rp1``.
 
     Raises:
-        ValueError: An argument stands in the way.
+        CommandLineError: An argument stands in the way.
     """
     _check(command[1:])
     taken = set(re.findall(r"\bid=([\w.-]+)", " ".join(command))) | set(
@@ -50,6 +53,7 @@ def _check(arguments: Sequence[str]) -> None:
         option = argument.lstrip("-") if argument.startswith("-") else ""
         value = arguments[number + 1] if number + 1 < len(arguments) else ""
         if option in _REFUSED:
-            raise ValueError(f"{argument}: {_REFUSED[option]}")
+            why, fix = _REFUSED[option]
+            raise CommandLineError(f"{argument}: {why}", fix)
         if option == "run-with" and re.search(r"(^|,)user=", value):
-            raise ValueError(f"{argument} {value}: {_REFUSED['runas']}")
+            raise CommandLineError(f"{argument} {value}: {_CHANGES_USER}", _AS_USER)

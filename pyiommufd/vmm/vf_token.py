@@ -12,13 +12,15 @@ import os
 import uuid
 from collections.abc import Iterable, Sequence
 
-from pyiommufd.errors import DeviceNotFoundError, HandoverError, IoctlError
+from pyiommufd.errors import DeviceNotFoundError, Fix, HandoverError, IoctlError
 from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
 from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.uapi import ioctls
 
 TOKEN_VARIABLE = "PYIOMMUFD_VF_TOKEN"  # noqa: S105 - its name, not a secret
 """The environment variable that tells a started program the VF token, where there is one."""
+
+_LEAVE_OUT = Fix("leave vf_token= out", "leave --vf-token out")
 
 
 def as_token(token: uuid.UUID | str | None) -> uuid.UUID | None:
@@ -74,7 +76,8 @@ def check_token(devices: Sequence[HostDevice], token: uuid.UUID | None) -> None:
         names = ", ".join(device.name for device in devices)
         raise HandoverError(
             f"a VF token is for a physical function, or for a virtual function whose physical function is on a vfio "
-            f"driver; of {names} the kernel would refuse it: leave --vf-token out"
+            f"driver; of {names} the kernel would refuse it",
+            _LEAVE_OUT,
         )
     for device in takers:
         physical = _physical_function(device)
@@ -88,15 +91,15 @@ def check_token(devices: Sequence[HostDevice], token: uuid.UUID | None) -> None:
                 raise HandoverError(f"{device.name}: the VF token is not the one that {physical or device}'s user set")
         elif token is not None and physical is not None:
             raise HandoverError(
-                f"{device.name}: this kernel is an older one that takes no VF token with iommufd, and would "
-                "refuse it: leave --vf-token out"
+                f"{device.name}: this kernel is an older one that takes no VF token with iommufd, and would refuse it",
+                _LEAVE_OUT,
             )
         if answer == errno.EACCES and token is None:
             if physical is None:
                 why = "it has virtual functions in use, and they share a VF token"
             else:
                 why = f"its physical function {physical.name} is on {physical.driver}: its user has set a VF token"
-            raise HandoverError(f"{device.name}: {why}; name it by --vf-token")
+            raise HandoverError(f"{device.name}: {why}", Fix("name it by vf_token=", "name it by --vf-token"))
 
 
 def _physical_function(device: HostDevice) -> HostDevice | None:

@@ -101,4 +101,4 @@ def test_physical_function_wants_it_too_while_others_are_in_use(
 def test_device_that_takes_none(alone: HostDevice, token: uuid.UUID) -> None:
     done = run_cli("run", alone.name, "--vf-token", str(token), "--", "true")
     assert done.returncode == 125
-    assert f"of {alone} the kernel would refuse it: leave --vf-token out" in done.stderr
+    assert f"of {alone} the kernel would refuse it; leave --vf-token out" in done.stderr

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pwd
+import shlex
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from pyiommufd.cli.group import cli
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimRecord, ClaimState
 from tests.fake_sysfs import FakeSysfs
 
 DEVICE = "0000:00:02.0"
@@ -64,6 +68,52 @@ def test_print(before: list[str]) -> None:
     assert run(*before).stdout.splitlines() == lines[3:]
 
 
+def test_print_keeps_what_changes_the_meaning() -> None:
+    given = [DEVICE, "--print", "--force", "held", "--force", "unseen", "--user", "nobody", "--memlock", "64"]
+    shown = run(*given, "--option", "bus=rp1", "--vmm", "qemu", "--", "wrapper", "-m", "1G").stdout.splitlines()
+    claim = f"pyiommufd claim --force held --force unseen {DEVICE}"
+    assert shown[0] == f"# for root's shell, once they are claimed ({claim}):"
+    user = pwd.getpwnam("nobody")
+    words = shlex.split(shown[1].partition(" 3<>")[0])
+    assert words[words.index("prlimit") :][:8] == [
+        "prlimit",
+        f"--memlock={64 << 20}",
+        "setpriv",
+        f"--reuid={user.pw_uid}",
+        f"--regid={user.pw_gid}",
+        f"--groups={user.pw_gid}",
+        "--bounding-set=-all",
+        "--no-new-privs",
+    ]
+    assert "USER=nobody" in words[: words.index("prlimit")]
+    assert words[words.index("wrapper") :] == [
+        *("wrapper", "-m", "1G", "-object", "iommufd,id=iommufd0,fd=3"),
+        *("-device", "vfio-pci,id=vfio0,fd=4,iommufd=iommufd0,bus=rp1"),
+    ]
+    assert "prlimit --memlock=unlimited true" in run(DEVICE, "--print", "--memlock", "unlimited", "--", "true").stdout
+
+
+@pytest.mark.parametrize("way", ["--print", "--dry-run"])
+def test_program_that_is_not_known_is_told_how_it_gets_the_fds(way: str) -> None:
+    said = run(DEVICE, way, "--force", "unseen", "--", "true").stderr
+    assert "true is no monitor that is known by its name: it finds the numbers of its fds in PYIOMMUFD_FDS" in said
+    assert "--vmm qemu" in said
+    for known in (["--vmm", "other", "--", "true"], ["--", "true", "{device0}"], ["--vmm", "qemu", "--", "true"]):
+        assert "known by its name" not in run(DEVICE, way, "--force", "unseen", *known).stderr
+
+
+def test_devices_of_which_some_are_claimed(machine: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "RUN", tmp_path / "run")
+    machine.pci("0000:00:04.0", group=4, driver="vfio-pci", cdev=0)
+    record = ClaimRecord.begin([4], ["0000:00:04.0"])
+    record.state = ClaimState.KEPT
+    with journal.locked():
+        journal.write(record)
+    said = run("0000:00:04.0", DEVICE, "--force", "unseen", "--", "true", status=125).stderr
+    assert f"taken 0000:00:04.0, and not {DEVICE}: run takes devices that are all claimed so, or none" in said
+    assert f"pyiommufd claim {DEVICE}, or pyiommufd release 0000:00:04.0" in said
+
+
 def test_dry_run() -> None:
     shown = run(DEVICE, "--dry-run", "--", "sh", "{device0}").stdout.splitlines()
     there = ["load the driver vfio-pci", "set driver_override to vfio-pci", "unbind from e1000e", "bind to vfio-pci"]
@@ -114,7 +164,7 @@ def test_vf_token_is_shown(function: str) -> None:
         ([DEVICE, "--", "/nowhere/qemu-kvm"], "there is no program /nowhere/qemu-kvm"),
         ([DEVICE, "--user", "nobody-at-all", "--", "true"], "there is no user 'nobody-at-all'"),
         ([DEVICE, "--user", "4000000", "--", "true"], "no user '4000000' on record"),
-        ([DEVICE, "--vf-token", UUID, "--", "true"], f"of {DEVICE} the kernel would refuse it: leave --vf-token out"),
+        ([DEVICE, "--vf-token", UUID, "--", "true"], f"of {DEVICE} the kernel would refuse it; leave --vf-token out"),
     ],
 )
 def test_what_cannot_be_started(arguments: list[str], message: str, tmp_path: Path) -> None:

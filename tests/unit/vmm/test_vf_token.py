@@ -39,10 +39,12 @@ def test_who_takes_one(devices: Devices) -> None:
 def test_missing_or_needless(devices: Devices) -> None:
     """Where the kernel cannot be asked, as the node is not there yet."""
     physical, virtual, plain, other = devices
-    why = rf"{virtual}: its physical function {physical} is on vfio-pci: its user has set a VF token; .* --vf-token"
+    why = (
+        f"{virtual}: its physical function {physical} is on vfio-pci: its user has set a VF token; name it by vf_token="
+    )
     with pytest.raises(HandoverError, match=why):
         check_token([other, virtual], None)
-    with pytest.raises(HandoverError, match=f"of {plain}, {other} the kernel would refuse it: leave --vf-token out"):
+    with pytest.raises(HandoverError, match=f"of {plain}, {other} the kernel would refuse it; leave vf_token= out"):
         check_token([plain, other], TOKEN)
     check_token([virtual, other], TOKEN)
     check_token([physical, plain], None)
