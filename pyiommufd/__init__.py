@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ClaimRefusedError,
         ClosedError,
         CloseError,
+        CommandLineError,
         DeviceLike,
         DeviceNotFoundError,
         ForkedError,
@@ -119,7 +120,7 @@ else:
         {
             "errors": """
                 AccessDeniedError AlreadyAttachedError AlreadyMappedError BusyError Cause ClaimError
-                ClaimRefusedError ClosedError CloseError DeviceLike DeviceNotFoundError ForkedError
+                ClaimRefusedError ClosedError CloseError CommandLineError DeviceLike DeviceNotFoundError ForkedError
                 GroupConflictError GroupNotViableError HandoverError InUseError IoctlError IOMMUFDError
                 MissingLibraryError NotFoundError Refusal RegionFaultError UnsupportedError VectorsUnavailableError
             """,
@@ -191,6 +192,7 @@ __all__ = [
     "CloseError",
     "ClosedError",
     "Command",
+    "CommandLineError",
     "ConfigSpace",
     "DMABuffer",
     "DMAChange",
