@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.devices import list_groups
+from pyiommufd.host.discovery.groups import groups_folder
 from pyiommufd.host.drivers import module_file
 from pyiommufd.host.running_kernel import kernel_option
 
@@ -53,7 +53,7 @@ NOT_COVERED = Lack(
 
 def no_iommu() -> Lack | None:
     """That this machine uses no IOMMU, and so has no groups; None: it uses one."""
-    if list_groups():
+    if groups_folder().is_dir() and any(groups_folder().iterdir()):
         return None
     tables = sysfs.SYS / "firmware/acpi/tables"
     table = next((name for name in ("DMAR", "IVRS", "IORT", "VIOT") if (tables / name).exists()), None)

@@ -31,5 +31,6 @@ def test_idle_session_loads_the_plugin_alone(tmp_path: Path) -> None:
         "pyiommufd.testing.plugin",
         "pyiommufd.testing.plugin.fixtures",
         "pyiommufd.testing.plugin.marker",
+        "pyiommufd.version",
     }
     assert said["foreign"].split() == []
