@@ -18,7 +18,7 @@ from pyiommufd.printable import Sentences, printable, shortened
 
 
 class DeviceLike(Protocol):
-    """The protocol of a device in an exception; `pyiommufd.HostDevice` has it."""
+    """The protocol of a device in an exception; `HostDevice` has it."""
 
     @property
     def subsystem(self) -> str:

@@ -70,7 +70,7 @@ class Claim:
         """Give everything back: each driver, or none, each driver_override, the virtual functions, power/control.
 
         And what else belongs to the claim: a user may no longer open the nodes, and it is not made at boot any more.
-        What had gone away with a device, its driver makes anew by itself (`pyiommufd.host.claims.plan.Move.below`).
+        What had gone away with a device, its driver makes anew by itself (`Move.below`).
         Does nothing when called again, or in a forked child. A device that is gone by now is logged and left.
         SIGINT and SIGTERM, where this is called from the main thread, wait until it is done.
 

@@ -223,7 +223,7 @@ def plan_claim(
         driver: The vfio driver for these, such as ``vfio-pci`` where a variant driver is not wanted, with dashes or
             underscores; also for one that is on another vfio driver. Other members of the groups get the one that is
             chosen by default; with None all do (`pyiommufd.host.drivers.vfio_driver_for`).
-        force: The kinds of refusals to override (`pyiommufd.errors.Refusal.kind`), such as
+        force: The kinds of refusals to override (`Refusal.kind`), such as
             ``mounted``. Each has to be named.
 
     Raises:
