@@ -77,6 +77,8 @@ class Handle(Closing):
 
     __slots__ = ("__weakref__", "_file", "_forked", "_forks", "pid")
 
+    pid: int
+
     def __init__(self, fd: int = -1) -> None:
         self._forked = False
         self._forks = _forks

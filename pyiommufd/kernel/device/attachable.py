@@ -39,6 +39,8 @@ class Attachable(Handle):
 
     __slots__ = ("_before_bind", "_c", "_device", "_fd_shared", "_iommufd", "_pasid_width", "_state", "bind_change")
 
+    bind_change: DMAChange
+
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         super().__init__()  # its fd comes with the bind
         self._iommufd = iommufd

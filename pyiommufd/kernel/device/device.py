@@ -43,6 +43,8 @@ class Device(Attachable):
 
     __slots__ = ("_children", "_removal", "interrupts")
 
+    interrupts: Interrupts
+
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         # First: a fork in another thread may find it as soon as it is a handle.
         self._children: dict[Window, None] = {}

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from pyiommufd.diagnose.device_requests import no_region
 from pyiommufd.errors import IoctlError, UnsupportedError
 from pyiommufd.kernel.device.config_space import CapabilityID
-from pyiommufd.kernel.device.device_info import DeviceFlag, MmapArea, MSIXMappable, mappable_areas, region_capabilities
+from pyiommufd.kernel.device.device_info import (
+    DeviceFlag,
+    MmapArea,
+    MSIXMappable,
+    RegionCapability,
+    mappable_areas,
+    region_capabilities,
+)
 from pyiommufd.kernel.device.region_bytes import RegionBytes, RegionFlag, RegionIndex
 from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.eventfd import EventFD
@@ -30,6 +37,8 @@ class Region(RegionBytes):
     """
 
     __slots__ = ("capabilities",)
+
+    capabilities: tuple[RegionCapability, ...]
 
     def __init__(self, device: Device, index: int) -> None:
         super().__init__(device, index)

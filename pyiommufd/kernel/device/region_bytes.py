@@ -55,6 +55,10 @@ class RegionBytes:
 
     __slots__ = ("__weakref__", "_chain", "device", "file_offset", "flags", "index", "size")
 
+    size: int
+    flags: RegionFlag
+    file_offset: int
+
     def __init__(self, device: Device, index: int) -> None:
         index = operator.index(index)
         if not 0 <= index <= 0xFFFF_FFFF:

@@ -49,6 +49,8 @@ class EventFD(Handle):
 
     __slots__ = ("lent",)
 
+    lent: bool
+
     _reader = ""
 
     def __init__(self, eventfd: EventFD | int | None = None) -> None:
