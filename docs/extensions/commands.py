@@ -60,7 +60,7 @@ def _command(parent: click.Context, name: str, command: click.Command) -> Iterat
         records = [record for param in command.params if (record := param.get_help_record(context)) is not None]
         if records:
             yield nodes.rubric("", "Options")
-            yield _definitions(dict(records))
+            yield _definitions({option: text for option, text in records if text})
     if isinstance(command, ReadingCommand) and command.json_keys:
         yield nodes.rubric("", "Keys of the JSON")
         yield _table(command.json_keys)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon.docstring import GoogleDocstring
-from sphinx.util.typing import restify
+from sphinx.util.typing import get_type_hints, restify, stringify_annotation
 
 PACKAGES = ("pyiommufd", "pyiommufd.vmm", "pyiommufd.testing", "pyiommufd.testing.mock")
 """The packages whose ``__all__`` is what users import."""
@@ -58,6 +58,23 @@ def _attributes(kind: type) -> dict[str, str]:
     return {entry.partition(":")[0]: f"    {entry.rstrip()}" for entry in entries}
 
 
+def _types(kind: type) -> dict[str, Any]:
+    """The types of a class's attributes: as annotated, or as those of the arguments of their names."""
+    arguments = get_type_hints(kind.__init__) if inspect.isfunction(kind.__init__) else {}  # type: ignore[misc]
+    return arguments | get_type_hints(kind)
+
+
+def _with_types(lines: list[str], types: dict[str, Any]) -> Iterator[str]:
+    """An attribute's type in its head line, as a property's is, in place of a paragraph below it."""
+    for line in lines:
+        if line.startswith("   :type:"):
+            continue
+        yield line
+        name = line.removeprefix(".. attribute:: ")
+        if name != line and name in types:
+            yield f"   :type: {stringify_annotation(types[name], 'smart')}"
+
+
 def _process(app: Sphinx, what: Any, name: str, shown: Any, options: Any, lines: list[str]) -> None:
     if inspect.isclass(shown):
         own = _attributes(shown)
@@ -67,6 +84,8 @@ def _process(app: Sphinx, what: Any, name: str, shown: Any, options: Any, lines:
     # As a method's: of a property's napoleon takes "The type: what it is" for a type, and reads no sections.
     what = "method" if what in {"attribute", "data", "property"} else what
     lines[:] = GoogleDocstring(lines, app.config, app, what, name, shown, options).lines()
+    if inspect.isclass(shown):
+        lines[:] = _with_types(lines, _types(shown))
     if inspect.isclass(shown) and (bases := [base for base in _bases(shown) if base is not object]):
         lines[:0] = [f"Bases: {', '.join(restify(base, 'smart') for base in dict.fromkeys(bases))}", ""]
 

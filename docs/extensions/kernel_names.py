@@ -125,7 +125,7 @@ class Constants(Directive):
         lines = []
         for name, value in vars(uapi).items():
             if name.startswith(self.arguments[0]) and isinstance(value, int):
-                lines += [f".. py:data:: {name}", f"   :value: {value:#x}", ""]
+                lines += [f".. py:data:: {name}", f"   :value: {value:#x}", "   :no-contents-entry:", ""]
         parent = nodes.Element()
         self.state.nested_parse(StringList(lines, "pyiommufd.uapi"), self.content_offset, parent)
         return parent.children
