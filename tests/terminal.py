@@ -22,7 +22,7 @@ def on_terminal(*command: str, environment: Mapping[str, str] | None = None) -> 
         list(command[1:]),
         dimensions=(24, 80),
         encoding="utf-8",
-        timeout=patience(),
+        timeout=patience(60),
         env=os.environ | {"TERM": "xterm"} | dict(environment or {}),
     )
 

@@ -6,36 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
+from pyiommufd.cli import candidates
 from pyiommufd.nearest import did_you_mean
-from pyiommufd.printable import printable
-
-
-class DeviceName(click.types.StringParamType):
-    """The name of a device, as `pyiommufd.find_device` takes it; the shell completes those that are there."""
-
-    name = "device"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The devices whose name begins so, with or without the PCI domain."""
-        del ctx, param
-        from pyiommufd.host.discovery.devices import list_devices
-        from pyiommufd.host.discovery.pci_ids import pci_ids
-
-        found = []
-        for device in list_devices():
-            for name in (device.name, device.name.partition(":")[2]):
-                if name.startswith(incomplete.lower()) and (incomplete or name == device.name):
-                    found.append(
-                        CompletionItem(name, help=printable(pci_ids().describe(device) or device.driver or ""))
-                    )
-                    break
-        return found
 
 
 class DeviceArgument(click.Argument):
-    """An argument that names devices, and that the help says something of."""
+    """An argument that names devices, that the help says something of, and that the shell completes."""
 
     help = (
         "A PCI address (0000:02:01.0, 02:01.0), or VENDOR:DEVICE where one device alone has these; an interface "
@@ -44,7 +21,7 @@ class DeviceArgument(click.Argument):
 
     def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
         text = self.help
-        super().__init__(param_decls, type=DeviceName(), **attributes)
+        super().__init__(param_decls, **{"shell_complete": candidates.devices} | attributes)
         self.help = text  # not as an argument, which click has from 8.5 on
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:

@@ -9,20 +9,33 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 
 import click
 
+from pyiommufd.cli import candidates
 from pyiommufd.cli.arguments import Choice, DeviceArgument
-from pyiommufd.cli.output import echo, said
+from pyiommufd.cli.candidates import Completer
+from pyiommufd.cli.output import Function, echo, said
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import ClaimError, ClaimRefusedError, IOMMUFDError, Refusal, override
 from pyiommufd.host.claims.steps import Step
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.uses import FORCIBLE
 
-devices_argument = click.argument("devices", nargs=-1, required=True, cls=DeviceArgument, metavar="DEVICE...")
+
+def devices_argument(completer: Completer = candidates.claimable) -> Callable[[Function], Function]:
+    """The devices that a command is about.
+
+    Args:
+        completer: What the shell completes them with.
+    """
+    return click.argument(
+        "devices", nargs=-1, required=True, cls=DeviceArgument, metavar="DEVICE...", shell_complete=completer
+    )
+
+
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print the steps that would be taken, in order, and take none."
 )
@@ -38,6 +51,7 @@ force_option = click.option(
 driver_option = click.option(
     "--driver",
     metavar="NAME",
+    shell_complete=candidates.vfio_drivers,
     help="The vfio driver for each DEVICE, such as vfio-pci where its variant driver is not wanted. Other members of "
     "the group get the one that is chosen by default.",
 )

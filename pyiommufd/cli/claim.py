@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from pyiommufd.cli import candidates
 from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.changing import (
     check_refusals,
@@ -38,11 +39,18 @@ def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User
 
 
 @click.command()
-@click.argument("devices", nargs=-1, cls=DeviceArgument, metavar="[DEVICE]...")
+@click.argument(
+    "devices",
+    nargs=-1,
+    cls=DeviceArgument,
+    metavar="[DEVICE]...",
+    shell_complete=candidates.claimable,
+)
 @click.option("--persist", is_flag=True, help="Claim them again at every boot, by what they are, not by their address.")
 @click.option(
     "--user",
     callback=_user,
+    shell_complete=candidates.accounts,
     metavar="NAME",
     help="Let this user open /dev/iommu and the nodes of each DEVICE, not of others in their groups, while it is "
     "claimed.",

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from pyiommufd.cli import completion as completion  # registers itself with click
 from pyiommufd.cli.output import echo
 from pyiommufd.cli.status import status_of
 from pyiommufd.errors import IOMMUFDError
@@ -123,6 +124,11 @@ def cli(ctx: click.Context) -> None:
     """Linux's iommufd: see IOMMU groups, claim devices, hand them on, test in a guest.
 
     Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 this machine lacks something.
-    """
+
+    \b
+    The manual page: pyiommufd man | man -l -
+    Completion in bash, from ~/.bashrc (for zsh and fish see there):
+      eval "$(_PYIOMMUFD_COMPLETE=bash_source pyiommufd)"
+    """  # noqa: D301 - click's mark for lines to keep
     if os.environ.get("NO_COLOR"):
         ctx.color = False

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from pyiommufd.cli import records
+from pyiommufd.cli import candidates, records
 from pyiommufd.cli.output import (
     ReadingCommand,
     echo,
@@ -26,7 +26,7 @@ from pyiommufd.host.overview.standing import Standing, standings
 
 
 @click.command(cls=ReadingCommand)
-@click.argument("numbers", nargs=-1, type=int, metavar="[GROUP]...")
+@click.argument("numbers", nargs=-1, type=int, metavar="[GROUP]...", shell_complete=candidates.groups)
 @click.option("--shared", is_flag=True, help="Only groups of several devices.")
 @json_option(records.GROUP)
 def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import click
 
+from pyiommufd.cli import candidates
 from pyiommufd.cli.arguments import Choice
 from pyiommufd.cli.output import echo, show_progress
 from pyiommufd.cli.status import FAILED, MISSING
@@ -35,8 +36,13 @@ NEWEST = "newest"
     show_default=True,
     help="The virtual IOMMU. With amd and virtio binds take --append iommufd.allow_unsafe_interrupts=1.",
 )
-@click.option("--kernel", type=click.Path(), metavar="FILE", help="The kernel image to boot. [PYIOMMUFD_KERNEL]")
-@click.option("--qemu", metavar="PROGRAM", help="The QEMU to run. [PYIOMMUFD_QEMU]")
+@click.option(
+    "--kernel",
+    metavar="FILE",
+    shell_complete=candidates.kernels,
+    help="The kernel image to boot, or the version of one that --build-kernel made. [PYIOMMUFD_KERNEL]",
+)
+@click.option("--qemu", metavar="PROGRAM", help="The QEMU to run. [PYIOMMUFD_QEMU]", shell_complete=candidates.files)
 @click.option(
     "--device",
     "devices",
@@ -85,7 +91,7 @@ NEWEST = "newest"
     help="First build a kernel from the distribution's source, unless that was done before: the newest on offer, or "
     "VERSION, such as 6.12. Without COMMAND: print its path.",
 )
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, shell_complete=candidates.files)
 @click.pass_context
 def guest(
     ctx: click.Context,

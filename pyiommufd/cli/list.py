@@ -6,7 +6,7 @@ import re
 
 import click
 
-from pyiommufd.cli import records
+from pyiommufd.cli import candidates, records
 from pyiommufd.cli.arguments import Choice
 from pyiommufd.cli.output import (
     ReadingCommand,
@@ -38,9 +38,24 @@ def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, .
 
 
 @click.command("list", cls=ReadingCommand)
-@click.argument("ids", nargs=-1, metavar="[VENDOR:DEVICE]...", callback=_checked_ids)
-@click.option("--driver", "drivers", multiple=True, metavar="NAME", help="On this driver; none: on no driver.")
-@click.option("--group", "groups", multiple=True, type=int, metavar="N", help="In this IOMMU group.")
+@click.argument("ids", nargs=-1, metavar="[VENDOR:DEVICE]...", callback=_checked_ids, shell_complete=candidates.ids)
+@click.option(
+    "--driver",
+    "drivers",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=candidates.drivers,
+    help="On this driver; none: on no driver.",
+)
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="In this IOMMU group.",
+    shell_complete=candidates.groups,
+)
 @click.option("--bus", type=Choice(SUBSYSTEMS), help="On this bus.")
 @click.option(
     "--standing",

@@ -12,9 +12,11 @@ from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand, echo
 
 COMPLETION = (
-    "bash, zsh and fish complete words, device names among them, once the shell has run what this prints, with the "
-    "shell's own name in it: _PYIOMMUFD_COMPLETE=bash_source pyiommufd. For example in ~/.bashrc: "
-    'eval "$(_PYIOMMUFD_COMPLETE=bash_source pyiommufd)".'
+    "bash, zsh and fish complete commands, options and what this machine has for them, devices by any of their names, "
+    "once they have run what this prints. In ~/.bashrc: "
+    'eval "$(_PYIOMMUFD_COMPLETE=bash_source pyiommufd)". In ~/.zshrc, below compinit: '
+    'eval "$(_PYIOMMUFD_COMPLETE=zsh_source pyiommufd)". In ~/.config/fish/completions/pyiommufd.fish: '
+    "_PYIOMMUFD_COMPLETE=fish_source pyiommufd | source."
 )
 ENVIRONMENT = {
     "NO_COLOR": "Set to anything: no colours. There are none off a terminal.",

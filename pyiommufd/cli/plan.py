@@ -39,7 +39,7 @@ _KEYS = (
 
 
 @click.command(cls=ReadingCommand)
-@devices_argument
+@devices_argument()
 @driver_option
 @force_option
 @json_option(_KEYS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pyiommufd.cli import candidates
 from pyiommufd.cli.changing import (
     check_refusals,
     devices_argument,
@@ -20,7 +21,7 @@ from pyiommufd.host.claims.rebind import plan_rebind
 
 
 @click.command()
-@devices_argument
+@devices_argument(candidates.strays)
 @force_option
 @dry_run_option
 def rebind(devices: tuple[str, ...], force: tuple[str, ...], dry_run: bool) -> None:

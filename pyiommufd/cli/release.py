@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import click
 
-from pyiommufd.cli.arguments import DeviceArgument, DeviceName
+from pyiommufd.cli import candidates
+from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
 from pyiommufd.cli.output import print_none, print_visibility_note
 from pyiommufd.host.claims.release import release as give_back
 
 
 @click.command()
-@click.argument("devices", nargs=-1, cls=DeviceArgument, metavar="[DEVICE]...")
+@click.argument(
+    "devices",
+    nargs=-1,
+    cls=DeviceArgument,
+    metavar="[DEVICE]...",
+    shell_complete=candidates.claimed,
+)
 @click.option("--all", "everything", is_flag=True, help="All claims that are kept, or are made at boot.")
 @click.option(
     "--leave",
     multiple=True,
-    type=DeviceName(),
     metavar="DEVICE",
+    shell_complete=candidates.claimed,
     help="Leave this device as it is, and forget how it was; the rest of its claim is given back. May be repeated.",
 )
 @dry_run_option

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 import click
+from click.shell_completion import CompletionItem
 
+from pyiommufd.cli import candidates
 from pyiommufd.cli.arguments import Choice
 from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option, way_out
 from pyiommufd.cli.output import echo, print_visibility_note, said
@@ -48,7 +50,8 @@ class _RunCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep what follows ``--`` for the callback."""
         own = args[: args.index("--")] if "--" in args else args
-        ctx.meta[_COMMAND] = args[len(own) + 1 :]
+        if own is not args:
+            ctx.meta[_COMMAND] = args[len(own) + 1 :]
         return super().parse_args(ctx, own)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -79,8 +82,13 @@ def _token(ctx: click.Context, param: click.Parameter, value: str | None) -> uui
         raise click.BadParameter(printable(str(error)), ctx, param) from None
 
 
+def _device_or_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    complete = candidates.files if _COMMAND in ctx.meta else candidates.claimable
+    return complete(ctx, param, incomplete)
+
+
 @click.command(cls=_RunCommand)
-@devices_argument
+@devices_argument(_device_or_file)
 @click.option(
     "--option",
     "options",
@@ -88,7 +96,12 @@ def _token(ctx: click.Context, param: click.Parameter, value: str | None) -> uui
     metavar="KEY=VALUE",
     help="More for each device, as the monitor's own option takes it, such as bus=rp1 for QEMU; may be repeated.",
 )
-@click.option("--user", metavar="NAME", help="Run VMM as this user, without any privilege; it opens no node itself.")
+@click.option(
+    "--user",
+    metavar="NAME",
+    shell_complete=candidates.accounts,
+    help="Run VMM as this user, without any privilege; it opens no node itself.",
+)
 @click.option(
     "--memlock",
     callback=_bytes,
@@ -145,7 +158,7 @@ def run(
     The exit status is VMM's: 128+N for signal N, and 125 where it could not be started or the devices could not be
     given back.
     """
-    command: list[str] = ctx.meta[_COMMAND]
+    command: list[str] = ctx.meta.get(_COMMAND, [])
     if not command and not show:
         raise click.UsageError("no VMM: pyiommufd run DEVICE... -- VMM ARGS", ctx)
     chosen = None if kind is None else Kind(kind)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from pyiommufd.cli.arguments import device_argument
+from pyiommufd.cli import candidates
+from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.changing import (
     check_refusals,
     dry_run_option,
@@ -39,7 +40,7 @@ _KEYS = {
 
 
 @click.command(cls=ReadingCommand)
-@device_argument
+@click.argument("device", cls=DeviceArgument, shell_complete=candidates.physical_functions)
 @click.argument("count", required=False, type=click.IntRange(min=0))
 @force_option
 @dry_run_option

@@ -95,7 +95,7 @@ def vfio_driver_for(device: HostDevice, named: str | None = None) -> str:
         raise ClaimError(f"{device.name}: no vfio driver takes over devices of the bus {device.subsystem!r}")
     general = GENERAL[device.subsystem]
     if named is not None:
-        return _vfio_driver_named(device, named, general)
+        return _vfio_driver_named(device, named)
     alias = sysfs.read(device.sys_path / "modalias")
     if device.subsystem != "pci" or not alias:
         return general
@@ -112,17 +112,27 @@ def _vfio_driver_of(module: str) -> str:
     return GENERAL["pci"] if module == "vfio_pci" else _driver_of_module("pci", module)
 
 
-def _vfio_driver_named(device: HostDevice, named: str, general: str) -> str:
-    if not isinstance(named, str):
-        raise TypeError(f"the name of a driver is a str, not {type(named).__name__}")
-    wanted, bus = _plain(named), device.subsystem
+def vfio_drivers(bus: str) -> dict[str, str]:
+    """The vfio drivers for devices of a bus, by their own names or those of their modules.
+
+    Args:
+        bus: One of `GENERAL`.
+    """
     # Those that are there, by their names: not every kernel has aliases of what is built in (6.12 has none). And those
     # that can be loaded, by their modules' aliases.
     known = {driver: driver for driver in _loaded(bus) if "vfio" in driver}
-    if module_file(general) is not None:
-        known[general] = general
+    if module_file(GENERAL[bus]) is not None:
+        known[GENERAL[bus]] = GENERAL[bus]
     if bus == "pci":
         known |= {module: _vfio_driver_of(module) for _, module in _module_aliases("vfio_pci:")}
+    return known
+
+
+def _vfio_driver_named(device: HostDevice, named: str) -> str:
+    if not isinstance(named, str):
+        raise TypeError(f"the name of a driver is a str, not {type(named).__name__}")
+    wanted, bus = _plain(named), device.subsystem
+    known = vfio_drivers(bus)
     for module, driver in known.items():
         if wanted in (_plain(module), _plain(driver)):
             return driver

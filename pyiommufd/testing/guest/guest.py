@@ -60,7 +60,8 @@ class Guest:
     Args:
         iommu: One of `machine.IOMMU_KINDS`.
         devices: The PCI devices under test, in slot order; None: `machine.default_devices`.
-        kernel: The kernel image to boot; see `find_kernel` for what None means.
+        kernel: The kernel image to boot, or the version of one built earlier, such as ``6.12``; see `find_kernel` for
+            what None means.
         qemu: The QEMU to run; see `find_qemu` for what None means.
         memory: MiB of memory.
         cpus: The number of CPUs.
@@ -102,6 +103,7 @@ class Guest:
         self._iommu = iommu
         self._devices = default_devices(iommu) if devices is None else tuple(devices)
         self._kernel_option = None if kernel is None else os.fspath(kernel)
+        self._image: Path | None = None
         self._qemu_option = None if qemu is None else os.fspath(qemu)
         self._memory = memory
         self._cpus = cpus
@@ -135,6 +137,7 @@ class Guest:
     def _boot(self) -> None:
         qemu = find_qemu(self._qemu_option)
         kernel = find_kernel(self._kernel_option)
+        self._image = kernel.image
         files = GuestFiles.plan(folder=self.folder, results=self._results, extra=self._read_only)
         accelerator = self._accelerator or choose_accelerator(qemu, kernel.image, cache_folder())
         work, lock = make_folder(WORK)
@@ -411,10 +414,11 @@ class Guest:
     @property
     def description(self) -> str:
         """What kind of guest this is, as JSON; commands find it in `CONFIGURATION_VARIABLE`."""
+        kernel = None if self._kernel_option is None else str(self._image or Path(self._kernel_option).absolute())
         return json.dumps(
             {
                 "iommu": self._iommu,
-                "kernel": None if self._kernel_option is None else str(Path(self._kernel_option).absolute()),
+                "kernel": kernel,
                 "devices": device_arguments(self._devices),
                 "memory": self._memory,
                 "cpus": self._cpus,

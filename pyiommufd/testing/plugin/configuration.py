@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from pyiommufd.printable import counted
-from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.guest.guest import CONFIGURATION_VARIABLE, Guest
 from pyiommufd.testing.guest.machine import IOMMU_KINDS, GuestDevice, RawDevice, device_arguments
-from pyiommufd.testing.provision.kernels import cache_folder, cached_kernels
-
-_VERSION = r"\d+(\.\d+)+"
+from pyiommufd.testing.provision.kernels import VERSION, is_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +74,10 @@ class GuestConfiguration:
         ports: Sequence[str] = (),
         boot_timeout: float = 120,
     ) -> Guest:
-        """A guest of this kind, not started yet; the arguments are those of `Guest`.
-
-        Raises:
-            GuestMissingError: No kernel of that version has been built.
-        """
+        """A guest of this kind, not started yet; the arguments are those of `Guest`."""
         return Guest(
             iommu=self.iommu,
-            kernel=_kernel_path(self.kernel),
+            kernel=self.kernel,
             qemu=self.qemu,
             devices=self.devices,
             memory=self.memory,
@@ -105,17 +97,6 @@ class GuestConfiguration:
         if self.devices is not None:
             parts.append(f"{counted(len(self.devices), 'device')} of its own")
         return ", ".join(parts)
-
-
-def _kernel_path(kernel: str | None) -> str | None:
-    if kernel is None or not re.fullmatch(_VERSION, kernel):
-        return kernel
-    for cached in cached_kernels(cache_folder()):
-        if f"{cached.release}.".startswith((f"{kernel}.", f"{kernel}-")):
-            return str(cached.kernel().image)
-    raise GuestMissingError(
-        f"no kernel {kernel} has been built here: pyiommufd guest --build-kernel {kernel} makes one"
-    )
 
 
 def misfits(wishes: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
@@ -152,6 +133,6 @@ def misfits(wishes: Mapping[str, Any], environment: Mapping[str, str]) -> list[s
 
 
 def _is_kernel(wanted: str, running: str | None) -> bool:
-    if re.fullmatch(_VERSION, wanted):
-        return f"{os.uname().release}.".startswith((f"{wanted}.", f"{wanted}-"))
+    if VERSION.fullmatch(wanted):
+        return is_version(os.uname().release, wanted)
     return running is not None and Path(wanted).absolute() == Path(running)

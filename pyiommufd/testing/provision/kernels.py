@@ -18,6 +18,9 @@ from pyiommufd.testing.provision import distribution_kernel
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 
+VERSION = re.compile(r"\d+(\.\d+)+[\w.+~-]*")
+"""A kernel's version, and not its path."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -77,6 +80,22 @@ class CachedKernel:
         return Kernel(self.folder / "bzImage", modules=tuple(sorted((self.folder / "modules").glob("*.ko"))))
 
 
+def cached_releases(cache: Path) -> list[str]:
+    """The releases of the kernels built earlier, by what is on record of them alone."""
+    found = []
+    for manifest in sorted((cache / "kernels").glob(f"[!.]*/{_MANIFEST}")):
+        try:
+            found.append(str(json.loads(manifest.read_text())["release"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return found
+
+
+def is_version(release: str, version: str) -> bool:
+    """Whether a kernel of this release is one of that version, such as 6.12.117 of 6.12."""
+    return f"{release}.".startswith((f"{version}.", f"{version}-"))
+
+
 def release_order(release: str) -> tuple[int, ...]:
     """What sorts kernel releases by age."""
     return tuple(int(number) for number in re.findall(r"\d+", release)[:3])
@@ -113,7 +132,7 @@ def find_kernel(
     """The kernel to boot: the one named, ``PYIOMMUFD_KERNEL``, the newest built earlier, or this machine's own.
 
     Args:
-        option: The path of a kernel image.
+        option: The path of a kernel image, or the version of one built earlier, such as ``6.12``.
         environment: In place of this process's own.
         root: Where this machine's own kernels are looked for.
 
@@ -123,7 +142,7 @@ def find_kernel(
     environment = os.environ if environment is None else environment
     for origin, name in (("--kernel", option), ("PYIOMMUFD_KERNEL", environment.get("PYIOMMUFD_KERNEL"))):
         if name:
-            return _named(origin, Path(name).absolute())
+            return _named(origin, name, cache_folder(environment))
     damaged: list[Path] = []
     cached = cached_kernels(cache_folder(environment), damaged=damaged)
     for folder in damaged:
@@ -139,7 +158,15 @@ def find_kernel(
     )
 
 
-def _named(origin: str, image: Path) -> Kernel:
+def _named(origin: str, name: str, cache: Path) -> Kernel:
+    image = Path(name).absolute()
+    if VERSION.fullmatch(name) and not image.is_file():
+        built = next((one for one in cached_kernels(cache) if is_version(one.release, name)), None)
+        if built is not None:
+            return built.kernel()
+        raise GuestMissingError(
+            f"{origin}: no kernel {name} has been built here: pyiommufd guest --build-kernel {name} makes one"
+        )
     if not image.is_file():
         raise GuestMissingError(f"{origin}: there is no kernel image {image}")
     if image.name == "bzImage" and (image.parent / _MANIFEST).is_file():

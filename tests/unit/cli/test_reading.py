@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pyiommufd.cli import output
-from pyiommufd.cli.arguments import DeviceArgument, DeviceName
+from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.group import COMMANDS, cli
 from pyiommufd.cli.output import ReadingCommand
 from pyiommufd.host import holders as holders_module
@@ -293,14 +293,6 @@ def test_help_says_how_a_device_is_named() -> None:
     for command in taking:
         assert "A PCI address (0000:02:01.0, 02:01.0)" in run(command.name or "", "--help").stdout
     assert run("man").stdout.count("A PCI address") == len(taking)
-    named = [one for each in commands if each for one in each.params if isinstance(one.type, DeviceName)]
-    assert all(isinstance(one, DeviceArgument | click.Option) for one in named)
-
-
-def test_completion_names_devices(machine: FakeSysfs) -> None:
-    environment = {"_PYIOMMUFD_COMPLETE": "bash_complete", "COMP_WORDS": "pyiommufd show 01:", "COMP_CWORD": "2"}
-    result = CliRunner(env=environment).invoke(cli, prog_name="pyiommufd")
-    assert result.output.split() == ["plain,01:00.0", "plain,01:00.1"]
 
 
 def test_no_colour_where_none_is_wanted(machine: FakeSysfs) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd.testing import Edu, Guest, GuestMissingError, RawDevice
+from pyiommufd.testing import Edu, Guest, RawDevice
 from pyiommufd.testing.guest.guest import CONFIGURATION_VARIABLE
 from pyiommufd.testing.plugin.configuration import GuestConfiguration, misfits
 
@@ -33,12 +33,6 @@ def test_equal_wishes_are_one_configuration() -> None:
 def test_wrong_wishes(wishes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GuestConfiguration().changed(wishes)
-
-
-def test_kernel_version_that_nobody_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(GuestMissingError, match=r"--build-kernel 6\.12 makes one"):
-        GuestConfiguration(kernel="6.12").guest(folder=tmp_path)
 
 
 def test_misfits() -> None:

@@ -1,0 +1,94 @@
+"""Completion of command lines by bash, zsh and fish, as click does it, mended where words have a colon or an ``=``.
+
+bash ends a word at each of both, and replaces what is behind the last (COMP_WORDBREAKS); zsh and fish replace the whole
+word, of which click completes what is behind the ``=``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+    split_arg_string,
+)
+
+from pyiommufd.errors import IOMMUFDError
+
+# COMP_WORDS is the line up to the cursor, whose words we find ourselves; COMP_CWORD is what bash will replace.
+_BASH = """\
+%(complete_func)s() {
+    local type value
+    COMPREPLY=()
+    while IFS=, read -r type value; do
+        case $type in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain) COMPREPLY+=("$value") ;;
+        esac
+    done <<< "$(COMP_WORDS="${COMP_LINE:0:COMP_POINT}" COMP_CWORD="$2" %(complete_var)s=bash_complete "$1" 2>/dev/null)"
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+if TYPE_CHECKING:
+    _Base = ShellComplete
+else:
+    _Base = object
+
+
+class _WholeWords(_Base):
+    """Completes a word as a whole: with the option and the ``=`` before its value."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+        try:
+            items = super().get_completions(args, incomplete)
+        except (IOMMUFDError, OSError):
+            return []  # there is no place where it could be told
+        option, equals, _ = incomplete.partition("=")
+        if equals and option.startswith("-"):
+            for item in items:
+                if item.type == "plain":
+                    item.value = f"{option}={item.value}"
+        return items
+
+
+@add_completion_class
+class _Bash(_WholeWords, BashComplete):
+    source_template = _BASH
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        # The mark shows where the line ends: within its last word, in quotes or not, or behind that.
+        *args, last = split_arg_string(f"{os.environ['COMP_WORDS']}|")
+        return args[1:], last[:-1]
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+        replaced = "".join(split_arg_string(os.environ["COMP_CWORD"]))
+        if replaced in (":", "="):
+            replaced = ""  # as the completion of sudo says it, right behind one
+        kept = incomplete.removesuffix(replaced)
+        items = []
+        for item in super().get_completions(args, incomplete):
+            if item.type == "plain":
+                if item.value[: len(kept)].lower() != kept.lower():
+                    continue
+                item.value = item.value[len(kept) :]
+            items.append(item)
+        return items
+
+
+@add_completion_class
+class _Zsh(_WholeWords, ZshComplete):
+    pass
+
+
+@add_completion_class
+class _Fish(_WholeWords, FishComplete):
+    pass

@@ -1,0 +1,109 @@
+"""What the shell completes arguments with: names of this machine, those that make sense."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pyiommufd.cli.group import cli
+from pyiommufd.host import sysfs
+from pyiommufd.testing.provision.kernels import CachedKernel
+from tests.fake_sysfs import FakeSysfs
+
+
+def complete(line: str) -> list[str]:
+    """What zsh is told for the line, whose last word is the incomplete one: words and files."""
+    environment = {"_PYIOMMUFD_COMPLETE": "zsh_complete", "COMP_WORDS": line}
+    environment["COMP_CWORD"] = str(len(line.split(" ")) - 1)
+    result = CliRunner(env=environment).invoke(cli, prog_name="pyiommufd", catch_exceptions=False)
+    lines = result.output.strip().replace("\\:", ":").splitlines()
+    return [f"{kind} {name}" if kind != "plain" else name for kind, name in zip(lines[::3], lines[1::3], strict=True)]
+
+
+@pytest.fixture
+def machine(fake: FakeSysfs) -> FakeSysfs:
+    """A bridge, a disk and a device without a driver behind it, a card on vfio that has SR-IOV, and a network card."""
+    fake.pci("0000:00:01.0", group=1, driver="pcieport", class_code=0x060400, secondary_bus_number="1")
+    fake.pci("0000:01:00.0", parent="0000:00:01.0", group=2, driver="nvme")
+    fake.pci("0000:01:00.1", parent="0000:00:01.0", group=2, ids=(0x1234, 0x0001))
+    fake.pci("0000:00:02.0", group=3, driver="vfio-pci", cdev=0, ids=(0x8086, 0x10FB), sriov_totalvfs="8")
+    network = fake.pci("0000:00:03.0", driver="e1000e", ids=(0x8086, 0x0001))
+    fake.interface(network, "enp0s3")
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("show 0000:01:00.", ["0000:01:00.0", "0000:01:00.1"]),
+        ("show 01:00.", ["01:00.0", "01:00.1"]),
+        ("show en", ["enp0s3"]),
+        ("show /dev/v", ["file /dev/v"]),
+        ("show ", ["0000:00:01.0", "0000:00:02.0", "0000:00:03.0", "0000:01:00.0", "0000:01:00.1", "enp0s3"]),
+        ("claim 00:0", ["00:02.0", "00:03.0"]),
+        ("run 00:03.0 00:0", ["00:02.0", "00:03.0"]),
+        ("run 00:03.0 -- qemu -drive dis", ["file dis"]),
+        ("rebind 0", ["0000:00:02.0", "0000:01:00.1"]),
+        ("vfs 0", ["0000:00:02.0"]),
+        ("list --driver ", ["e1000e", "none", "nvme", "pcieport", "vfio-pci"]),
+        ("list --driver=nv", ["--driver=nvme"]),
+        ("list --group=", ["--group=1", "--group=2", "--group=3"]),
+        ("groups 2", ["2"]),
+        ("list 8086:", ["8086:0001", "8086:10fb"]),
+        ("list --standing cl", ["claimable"]),
+        ("plan --driver vf", ["vfio-pci"]),
+        ("explain IOMMU_IOAS_UN", ["IOMMU_IOAS_UNMAP"]),
+        ("explain bind EPER", ["EPERM"]),
+        ("guest -- python fi", ["file fi"]),
+        ("guest --kernel /bo", ["file /bo"]),
+        ("ch", ["check"]),
+        ("guest --qemu-", ["--qemu-arg"]),
+    ],
+)
+def test_names(machine: FakeSysfs, line: str, names: list[str]) -> None:
+    assert complete(f"pyiommufd {line}") == names
+
+
+@pytest.mark.parametrize("line", ["claim --user ", "run --user "])
+def test_accounts(line: str) -> None:
+    assert getpass.getuser() in complete(f"pyiommufd {line}{getpass.getuser()[:2]}")
+
+
+def test_kernels_built_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pyiommufd/kernels/6.12-a"
+    folder.mkdir(parents=True)
+    (folder / "bzImage").touch()
+    CachedKernel.write_manifest(folder, release="6.12.117")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert complete("pyiommufd guest --kernel ") == ["6.12.117"]
+
+
+def test_claims_of_those_who_may_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell at its prompt has no place for an error."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert complete("pyiommufd release ") == []
+
+
+def test_many_devices_cost_no_read_of_each(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(128):
+        fake.pci(f"0000:{number >> 3:02x}:00.{number & 7}")
+    reads: list[object] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any) -> Any:
+            reads.append(arguments[0])
+            return function(*arguments)
+
+        return wrapper
+
+    for name in ("read", "number", "link_name"):
+        monkeypatch.setattr(sysfs, name, counted(getattr(sysfs, name)))
+    assert len(complete("pyiommufd claim 0000:")) == 128
+    assert reads == []
+    assert len(complete("pyiommufd claim 0000:0f")) == 8
+    assert len(reads) <= 8 * 15
