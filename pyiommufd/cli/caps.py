@@ -82,7 +82,7 @@ def _bind_obstacle(device: HostDevice) -> str:
     if device.vfio_cdev is None:
         return (
             f"{device.name} is on {device.driver or 'no driver'}: the kernel reports its IOMMU only while the device "
-            "is bound, which requires a claim"
+            f"is bound, which takes a claim: pyiommufd claim {device.name}"
         )
     held = holders(device)
     if held:

@@ -10,6 +10,7 @@ from pyiommufd.cli import records
 from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option, way_out
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_visibility_note, show_progress
 from pyiommufd.cli.status import status_of_refusals
+from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.printable import printable
 
@@ -56,6 +57,9 @@ def plan(devices: tuple[str, ...], driver: str | None, force: tuple[str, ...], a
     with show_progress("looking at the devices"):
         made = plan_claim(find_devices(devices), driver=driver, force=force)
     print_visibility_note()
+    if (on_vfio := [device.name for device in made.stays if device.on_vfio]) and not journal.is_readable():
+        names = ", ".join(on_vfio)
+        echo(f"pyiommufd plan: whether a claim has {names} is not seen: run it, or pyiommufd claims, as root", err=True)
     if as_json:
         print_json(_record(made))
     else:

@@ -168,7 +168,7 @@ def shell_line(
         variables = {"HOME": user.home or "/", "USER": user.name, "LOGNAME": user.name}
         before.append(
             f"setpriv --reuid={user.uid} --regid={user.gid} --groups={','.join(map(str, user.groups)) or user.gid} "
-            "--bounding-set=-all --no-new-privs"
+            "--inh-caps=-all --bounding-set=-all --no-new-privs"
         )
     line = shlex.join(command_line(command, fds, kind=kind, options=options, vf_token=vf_token, vf_token_fds=takers))
     if (kind_of(command[0]) if kind is None else kind) is Kind.OTHER:

@@ -209,6 +209,15 @@ def readable_records() -> list[ClaimRecord]:
         return []
 
 
+def is_readable() -> bool:
+    """Whether this user may look at what is on record."""
+    try:
+        records()
+    except NoAccessError:
+        return False
+    return True
+
+
 def read_all() -> tuple[list[ClaimRecord], list[ClaimError]]:
     """All claims on record, the oldest first, and what is wrong with the other files.
 

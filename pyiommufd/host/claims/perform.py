@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pyiommufd.errors import ClaimError
+from pyiommufd.errors import ClaimError, Fix
 from pyiommufd.host import drivers, sysfs
 from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.discovery.devices import from_sys_path
@@ -83,7 +83,12 @@ def _probe(step: Step, worker: Worker) -> None:
         _past_added_ids(step, worker)
     if not _is_on_host_driver(step):
         known = f", though {step.value} announce it" if step.value else ""
-        raise ClaimError(f"no host driver takes {step.target}{known}" + (f" ({reason})" if reason else ""))
+        way = (
+            f"where it had none before either: echo > {step.folder}/driver_override; "
+            f"echo {step.target} > {step.folder}/driver/unbind"
+        )
+        why = f" ({reason})" if reason else ""
+        raise ClaimError(f"no host driver takes {step.target}{known}{why}", Fix(way, way))
 
 
 def _past_added_ids(step: Step, worker: Worker) -> None:

@@ -297,6 +297,9 @@ def test_user_may_use_the_device_while_it_is_claimed(alone: HostDevice, first: H
     assert IOMMU.stat().st_mode & 0o777 == 0o660
     claimed = run("claim", alone.name, "--user", "nobody")
     assert "nobody can map at most" in claimed.stderr
+    command = [*AS_NOBODY, sys.executable, "-m", "pyiommufd.cli", "plan", alone.name]
+    planned = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"whether a claim has {alone.name} is not seen: run it, or pyiommufd claims, as root" in planned.stderr
     used = use()
     assert (used.returncode, used.stdout) == (0, "used\n"), used.stderr
     # A second claim for the same user, and the end of the first: the user keeps what the second needs.
@@ -444,7 +447,7 @@ def listed() -> list[dict[str, Any]]:
 
 
 def test_claims_are_listed(first: HostDevice, neighbour: HostDevice, alone: HostDevice) -> None:
-    assert run("claims").stdout == "nothing is claimed\n"
+    assert run("claims").stderr == "none: nothing is claimed\n"
     before = datetime.datetime.now().astimezone()
     run("claim", first.name, "--persist", "--user", "nobody")
     kept = claim_file.files()[0]

@@ -318,6 +318,23 @@ def test_another_user_without_privileges(start: Start, alone: HostDevice, python
 
 
 @pytest.mark.long
+def test_printed_line_keeps_the_user_and_the_limit(alone: HostDevice, python_for_all: None) -> None:
+    given = ["--user", "nobody", "--memlock", "8", alone.name]
+    command = [sys.executable, str(STANDIN), "fds", "whoami", "dma"]
+    _, line, *_ = run_cli("run", "--print", *given, "--", *command).stdout.splitlines()
+    with plan_claim(alone).apply():
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"bound {alone.name}",
+        "user 65534 65534 65534 65534",
+        "capabilities 0 0 0 0",
+        "no new privileges 1",
+        f"memlock {8 << 20} {8 << 20}",
+        "dma moved",
+    ]
+
+
+@pytest.mark.long
 def test_killed_run_takes_another_users_monitor_along(start: Start, alone: HostDevice, python_for_all: None) -> None:
     """The change of user would take the request to be killed back."""
     run = start("--user", "nobody", alone.name, "--", "fds", "wait")
@@ -351,7 +368,7 @@ def test_kept_claim_is_used_and_left(start: Start, alone: HostDevice) -> None:
         (entry,) = journal.records()
         entry.state = ClaimState.KEPT
         journal.write(entry)
-        dry = run_cli("run", "--dry-run", alone.name, "--", "sh")
+        dry = run_cli("run", "--dry-run", "--vmm", "other", alone.name, "--", "sh")
         assert (dry.returncode, dry.stdout, dry.stderr) == (0, "sh\n", "")
         run = start(alone.name, "--", "fds", "dma")
         run.end()

@@ -75,13 +75,14 @@ def test_print_keeps_what_changes_the_meaning() -> None:
     assert shown[0] == f"# for root's shell, once they are claimed ({claim}):"
     user = pwd.getpwnam("nobody")
     words = shlex.split(shown[1].partition(" 3<>")[0])
-    assert words[words.index("prlimit") :][:8] == [
+    assert words[words.index("prlimit") :][:9] == [
         "prlimit",
         f"--memlock={64 << 20}",
         "setpriv",
         f"--reuid={user.pw_uid}",
         f"--regid={user.pw_gid}",
         f"--groups={user.pw_gid}",
+        "--inh-caps=-all",
         "--bounding-set=-all",
         "--no-new-privs",
     ]
