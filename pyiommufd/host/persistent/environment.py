@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pyiommufd.errors import ClaimError
+from pyiommufd.errors import ClaimError, Fix
 
 OPTIONS = ("-I",)
 """What the interpreter is started with: the working folder, a user's modules and the environment's variables are not
@@ -63,10 +63,13 @@ def check() -> None:
     if not found:
         return
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    install = (
+        "install pyiommufd where only root can write, such as in a venv that root makes below /opt, or for the "
+        "distribution's Python, and"
+    )
     raise ClaimError(
-        f"users other than root can change what root runs at each boot: {', '.join(found[:_SHOWN])}{more}; install "
-        "pyiommufd where only root can write, such as in a venv that root makes below /opt, or for the distribution's "
-        "Python, and run claim --persist from there"
+        f"users other than root can change what root runs at each boot: {', '.join(found[:_SHOWN])}{more}",
+        Fix(f"{install} call apply(persist=True) there", f"{install} run pyiommufd claim --persist from there"),
     )
 
 

@@ -244,7 +244,7 @@ def test_recovery_leaves_what_the_host_works_with_by_then(pf: HostDevice, state:
     (node,) = pf.sys_path.glob("nvme/nvme*")
     with open(f"/dev/{node.name}", "rb"):
         with pytest.raises(
-            CloseError, match=rf"{pf.name} stays as it is.*/dev/{node.name} is held open.*--leave {pf.name}"
+            CloseError, match=rf"{pf.name} stays as it is.*/dev/{node.name} is held open.*leave=\['{pf.name}'\]"
         ):
             recover()
         assert pf.refreshed().driver == pf.driver

@@ -204,7 +204,7 @@ def test_functions_that_somebody_has_keep_their_device_where_it_is(pf: HostDevic
         with pytest.raises(CloseError, match="nothing was changed") as caught:
             claim.release()
         assert f"{function.name}: it is claimed by this process" in str(caught.value)
-        assert f"--leave {pf.name}" in str(caught.value)
+        assert f"leave=['{pf.name}']" in str(caught.value)
     with DeviceFile(function), pytest.raises(CloseError, match=rf"{pf.name} stays as it is: this process \(pid "):
         claim.release()
     assert vfs_of(pf).count == 1

@@ -189,7 +189,7 @@ def test_environment_of_a_user_is_not_run_at_boot(alone: HostDevice, as_before: 
         )
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert f"each boot: {home} (belongs to uid 1000)" in done.stderr
-        assert "run claim --persist from there" in done.stderr
+        assert "run pyiommufd claim --persist from there" in done.stderr
         assert alone.refreshed().driver is None
     finally:
         run("release", "--all")

@@ -432,7 +432,8 @@ def test_device_whose_driver_is_gone_stays_where_it_is_and_can_be_left(
     assert ours[:2] == [Action.LOAD_DRIVER, Action.UNBIND]
     for _ in range(2):
         with pytest.raises(
-            CloseError, match=rf"{driver_gone.name} stays as it is: the driver gone_driver .*--leave {driver_gone.name}"
+            CloseError,
+            match=rf"{driver_gone.name} stays as it is: the driver gone_driver .*leave=\['{driver_gone.name}'\]",
         ):
             release()
         assert driver_gone.refreshed().driver == "vfio-pci"

@@ -133,7 +133,8 @@ def test_environment_that_is_somebody_s_in_part(venv: Path, top: Path, given: st
     assert faults(top) == [fault]
     with pytest.raises(ClaimError, match="users other than root can change what root runs at each boot: ") as caught:
         environment.check()
-    assert "run claim --persist from there" in str(caught.value)
+    assert "call apply(persist=True) there" in str(caught.value)
+    assert "run pyiommufd claim --persist from there" in caught.value.for_command()
 
 
 def test_environment_that_lacks_the_package(venv: Path) -> None:
