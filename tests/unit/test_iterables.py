@@ -35,6 +35,24 @@ def test_a_memoryview_is_no_list(call: Callable[[Any], object], expected: str, w
         call(wrong)
 
 
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: plan_claim(5), "devices are HostDevice objects, names or paths, not int"),  # type: ignore[arg-type]
+        (lambda: plan_claim([5]), "a device is a HostDevice, or a name or Path of one, not int"),  # type: ignore[list-item]
+        (lambda: plan_rebind(5), "devices are HostDevice objects, names or paths, not int"),  # type: ignore[arg-type]
+        (lambda: release(5, dry_run=True), "devices are HostDevice objects, .* not int"),  # type: ignore[arg-type]
+        (lambda: plan_claim("x", force="held"), "force names kinds of refusals, as in .*, not .held."),
+        (lambda: plan_claim("x", force=b"held"), "force names kinds of refusals"),  # type: ignore[arg-type]
+        (lambda: plan_claim("x", force=5), "force names kinds of refusals, .*, not 5"),  # type: ignore[arg-type]
+        (lambda: plan_claim("x", force=["held", 5]), "force names .*, and has no int"),  # type: ignore[list-item]
+    ],
+)
+def test_wrong_types_are_named(call: Callable[[], object], expected: str) -> None:
+    with pytest.raises(TypeError, match=expected):
+        call()
+
+
 def test_what_is_iterable() -> None:
     assert list(iterate({"a": 1, "b": 2}, "")) == ["a", "b"]
     assert list(iterate((number for number in (1, 2)), "")) == [1, 2]

@@ -11,6 +11,7 @@ from pyiommufd import HostDevice, find_device
 from pyiommufd.diagnose import explain as module
 from pyiommufd.diagnose import rows
 from pyiommufd.diagnose.explain import explain, find_errno, find_request, general_causes, requests, table
+from pyiommufd.diagnose.objects import destroy_error
 from pyiommufd.errors import ioctl_error
 from pyiommufd.host.holders import Holder
 from tests.fake_sysfs import FakeSysfs
@@ -21,7 +22,8 @@ VFIO_DEVICE_BIND_IOMMUFD EPERM EINVAL EBUSY EACCES ENODEV EAGAIN EBADF EBADFD
 VFIO_DEVICE_ATTACH_IOMMUFD_PT ENOENT EINVAL EADDRINUSE ENOMEM EFAULT EOPNOTSUPP EBUSY
 IOMMU_IOAS_MAP EEXIST EINVAL ENOSPC EOVERFLOW EFAULT ENOMEM
 IOMMU_IOAS_MAP_FILE EBADF EINVAL EOPNOTSUPP ENODEV
-IOMMU_IOAS_UNMAP ENOENT EBUSY EDEADLK
+IOMMU_IOAS_UNMAP ENOENT EOVERFLOW EBUSY EDEADLK
+IOMMU_DESTROY EBUSY
 IOMMU_IOAS_COPY ENOENT EPERM EEXIST ENOSPC
 IOMMU_IOAS_IOVA_RANGES EMSGSIZE
 IOMMU_IOAS_ALLOW_IOVAS EADDRINUSE EINVAL
@@ -172,3 +174,11 @@ def test_evidence_of_each_kind(fake: FakeSysfs, held: list[Holder]) -> None:
     assert "pid 7" in seen("bind", errno.EPERM, first)[0]
     assert folder.name == "0000:00:01.0"
     assert explain("open", errno.ENOENT, bridge)[0].evidence == "it is on no driver"
+
+
+def test_only_a_queue_is_said_to_have_an_fd() -> None:
+    (used,) = destroy_error(errno.EBUSY, "<IOAS 3>", queue=False).causes
+    assert "other objects use it" in used.summary
+    assert len(destroy_error(errno.EBUSY, "<FaultQueue 4>", queue=True).causes) == 2
+    assert "fd" in destroy_error(errno.EBUSY, "<FaultQueue 4>", queue=True).causes[1].summary
+    assert explain("IOMMU_DESTROY", errno.ENOENT) == destroy_error(errno.ENOENT, "<IOAS 3>", queue=False).causes
