@@ -21,6 +21,7 @@ from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeout
 from pyiommufd.testing.guest.folders import RESULTS, make_folder
 from pyiommufd.testing.guest.guest import Guest
 from pyiommufd.testing.guest.machine import IOMMU_KINDS, RawDevice
+from pyiommufd.testing.option_names import speak_of
 
 COULD_NOT_START = 125
 """The exit status where the command has none of its own: the guest did not start, died, or ran out of time."""
@@ -131,6 +132,7 @@ def guest(
         shell = True
     if shell and not (sys.stdin.isatty() and sys.stdout.isatty()):  # noqa: TID251 - what it is, not what goes there
         raise click.UsageError("no COMMAND, and no terminal for a shell: pyiommufd guest [OPTIONS] -- COMMAND", ctx)
+    speak_of("command")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     if build is not None:

@@ -38,7 +38,7 @@ FLOORS = {
     """,
     "vmm": "vmm",
     "testing": """
-        testing.errors testing.inside
+        testing.errors testing.inside testing.option_names
         < testing.checks testing.drivers testing.mock testing.provision
         < testing.guest
         < testing testing.edu testing.machine testing.plugin

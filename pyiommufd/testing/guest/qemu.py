@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from pyiommufd.testing.errors import GuestError, GuestMissingError
+from pyiommufd.testing.option_names import option_name
 
 OLDEST = (7, 2)
 """The oldest QEMU whose IOMMUs and devices are known to do."""
@@ -56,7 +57,7 @@ def find_qemu(option: str | None = None, environment: Mapping[str, str] | None =
         GuestMissingError: There is none, or it is too old.
     """
     environment = os.environ if environment is None else environment
-    for origin, program in (("--qemu", option), ("PYIOMMUFD_QEMU", environment.get("PYIOMMUFD_QEMU"))):
+    for origin, program in ((option_name("qemu"), option), ("PYIOMMUFD_QEMU", environment.get("PYIOMMUFD_QEMU"))):
         if program:
             path = shutil.which(program, path=environment.get("PATH"))
             if path is None:
@@ -79,7 +80,8 @@ def _checked(path: str) -> QEMU:
     if version < OLDEST:
         found, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST))
         raise GuestMissingError(
-            f"{path} is QEMU {found}, and the guest needs {wanted} or newer: name one with --qemu or PYIOMMUFD_QEMU"
+            f"{path} is QEMU {found}, and the guest needs {wanted} or newer: "
+            f"name one with {option_name('qemu')} or PYIOMMUFD_QEMU"
         )
     return QEMU(path, version)
 
@@ -162,5 +164,5 @@ def iommu_error(qemu: QEMU, missing: str) -> GuestError:
     """The error for a virtual IOMMU that this QEMU does not have."""
     version = ".".join(map(str, qemu.version))
     return GuestMissingError(
-        f"QEMU {version} ({qemu.path}) has no {missing}: name a newer one with --qemu or PYIOMMUFD_QEMU"
+        f"QEMU {version} ({qemu.path}) has no {missing}: name a newer one with {option_name('qemu')} or PYIOMMUFD_QEMU"
     )

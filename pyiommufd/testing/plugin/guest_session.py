@@ -19,6 +19,7 @@ import pytest
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.guest.guest import Guest, console_tail
 from pyiommufd.testing.inside import wire
+from pyiommufd.testing.option_names import speak_of
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
 from pyiommufd.testing.plugin.guest_shell import open_shell
 from pyiommufd.testing.plugin.inner_pytest import End, InnerPytest
@@ -40,6 +41,7 @@ class GuestSession:
         self.timeout: float = option("guest_timeout")
         self.shell: bool = option("guest_shell")
         self.stopped = ""
+        speak_of("pytest")
         self._session: pytest.Session | None = None
 
     @property

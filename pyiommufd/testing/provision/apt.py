@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
+from pyiommufd.testing.option_names import option_name
 
 STABLE_BACKPORTS = "stable-backports"
 """Debian's name for the backports of whatever release is stable by now: it saves a list of releases here."""
@@ -159,7 +160,7 @@ class Archive:
         if shutil.which("apt-get") is None:
             raise GuestMissingError(
                 "building a kernel takes its source from Debian's or Ubuntu's archive, by apt-get, which is not here: "
-                "name a kernel that has IOMMUFD and VFIO_DEVICE_CDEV with --kernel"
+                f"name a kernel that has IOMMUFD and VFIO_DEVICE_CDEV with {option_name('kernel')}"
             )
         for name in ("lists/partial", "cache/archives/partial", "empty"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,7 @@ class Archive:
         if not own:
             raise GuestMissingError(
                 f"no archive of {distribution or 'this distribution'} {codename} in {self._etc}: "
-                "name a kernel with --kernel"
+                f"name a kernel with {option_name('kernel')}"
             )
         stanzas = [source.stanza(source.suites) for source in own]
         known = {suite for source in own for suite in source.suites}

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
+from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision import kernel_config
 from pyiommufd.testing.provision.apt import Archive, Package
 from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels, release_order
@@ -80,7 +81,7 @@ def choose(packages: Sequence[Package], version: str | None) -> Package:
             return package
     seen = ", ".join(package.name.removeprefix("linux-source-") for package in packages) or "none"
     wanted = f"{oldest} or later" if version is None else f"{version} (of {oldest} or later)"
-    raise KernelBuildError(f"no linux-source {wanted} on offer, but {seen}: name a kernel with --kernel")
+    raise KernelBuildError(f"no linux-source {wanted} on offer, but {seen}: name a kernel with {option_name('kernel')}")
 
 
 def _version(package: Package) -> tuple[int, ...]:

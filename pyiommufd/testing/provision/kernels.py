@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyiommufd.testing.errors import GuestMissingError
+from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision import distribution_kernel
 
 _MANIFEST = "manifest.json"
@@ -140,13 +141,13 @@ def find_kernel(
         GuestMissingError: There is none.
     """
     environment = os.environ if environment is None else environment
-    for origin, name in (("--kernel", option), ("PYIOMMUFD_KERNEL", environment.get("PYIOMMUFD_KERNEL"))):
+    for origin, name in ((option_name("kernel"), option), ("PYIOMMUFD_KERNEL", environment.get("PYIOMMUFD_KERNEL"))):
         if name:
             return _named(origin, name, cache_folder(environment))
     damaged: list[Path] = []
     cached = cached_kernels(cache_folder(environment), damaged=damaged)
     for folder in damaged:
-        sys.stderr.write(f"pyiommufd guest: the kernel in {folder} is damaged; --build-kernel makes it anew\n")
+        sys.stderr.write(f"the kernel in {folder} is damaged; pyiommufd guest --build-kernel makes it anew\n")
     if cached:
         return cached[0].kernel()
     own = distribution_kernel.find(os.uname().release, root)
@@ -154,7 +155,7 @@ def find_kernel(
         return Kernel(own, boot_modules=distribution_kernel.boot_modules(os.uname().release, root))
     raise GuestMissingError(
         "no kernel for the guest, and this machine's own has no IOMMUFD and VFIO_DEVICE_CDEV: "
-        "pyiommufd guest --build-kernel makes one, --kernel or PYIOMMUFD_KERNEL name one"
+        f"pyiommufd guest --build-kernel makes one, {option_name('kernel')} or PYIOMMUFD_KERNEL name one"
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyiommufd.testing.errors import GuestError, GuestMissingError
+from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision.apt import Archive, os_release, read_sources
 from pyiommufd.testing.provision.kernels import cache_folder, release_order
 from pyiommufd.testing.provision.locked import locked
@@ -116,7 +117,7 @@ def fetch(
     if missing := [name for name in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(name) is None]:
         raise GuestMissingError(
             f"a newer QEMU comes from Debian's or Ubuntu's archive, by {', '.join(missing)}, which is not here: "
-            "name one with --qemu or PYIOMMUFD_QEMU"
+            f"name one with {option_name('qemu')} or PYIOMMUFD_QEMU"
         )
     distribution = release.get("ID", "")
     suites = SUITES.get(distribution, ()) if suites is None else suites
@@ -131,7 +132,9 @@ def fetch(
             progress.step("\n".join([*refusals, f"using QEMU {earlier[0].version}, fetched earlier"]))
             return earlier[0]
     raise GuestMissingError(
-        "\n  ".join(["there is no newer QEMU available; name one with --qemu or PYIOMMUFD_QEMU:", *refusals])
+        "\n  ".join(
+            [f"there is no newer QEMU available; name one with {option_name('qemu')} or PYIOMMUFD_QEMU:", *refusals]
+        )
     )
 
 

@@ -99,7 +99,7 @@ def test_named_cached_kernel_brings_its_modules(cache: Path, environment: dict[s
 
 
 def test_named_kernel_that_is_not_there(environment: dict[str, str]) -> None:
-    with pytest.raises(GuestMissingError, match="--kernel: there is no kernel image /nowhere"):
+    with pytest.raises(GuestMissingError, match=r"Guest\(kernel=…\): there is no kernel image /nowhere"):
         find_kernel("/nowhere", environment)
     with pytest.raises(GuestMissingError, match="PYIOMMUFD_KERNEL: there is no kernel image /nowhere"):
         find_kernel(None, environment | {"PYIOMMUFD_KERNEL": "/nowhere"})

@@ -1,0 +1,63 @@
+"""Errors name the options of where the user is: in a program, on the command line, in pytest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyiommufd.testing import GuestMissingError, option_names
+from pyiommufd.testing.guest.qemu import QEMU, find_qemu, iommu_error
+from pyiommufd.testing.option_names import speak_of
+from pyiommufd.testing.provision.kernels import find_kernel
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    form = option_names._form
+    yield
+    option_names._form = form
+
+
+def errors(tmp_path: Path) -> list[str]:
+    with pytest.raises(GuestMissingError) as no_kernel:
+        find_kernel(environment={"XDG_CACHE_HOME": str(tmp_path)}, root=tmp_path)
+    with pytest.raises(GuestMissingError) as no_image:
+        find_kernel("/nowhere")
+    with pytest.raises(GuestMissingError) as no_program:
+        find_qemu("no-such")
+    return [*map(str, (no_kernel.value, no_image.value, no_program.value)), str(iommu_error(QEMU("q", (8, 2)), "x"))]
+
+
+def test_names(tmp_path: Path) -> None:
+    kernel, image, program, iommu = errors(tmp_path)
+    assert "Guest(kernel=…) or PYIOMMUFD_KERNEL" in kernel
+    assert image.startswith("Guest(kernel=…): ")
+    assert program.startswith("Guest(qemu=…): ")
+    assert "Guest(qemu=…) or PYIOMMUFD_QEMU" in iommu
+    for place, start in (("command", "--"), ("pytest", "--guest-")):
+        speak_of(place)  # type: ignore[arg-type]
+        kernel, image, program, iommu = errors(tmp_path)
+        assert f", {start}kernel or PYIOMMUFD_KERNEL" in kernel
+        assert image.startswith(f"{start}kernel: ")
+        assert program.startswith(f"{start}qemu: ")
+        assert f"with {start}qemu or PYIOMMUFD_QEMU" in iommu
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["pyiommufd.cli", "guest", "--kernel=/nowhere", "--", "true"], ": --kernel: there is no kernel image"),
+        (["pytest", "--guest", "--guest-kernel=/nowhere", "test_it.py"], ": --guest-kernel: there is no kernel image"),
+    ],
+)
+def test_each_says_where_it_is(command: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").touch()
+    (tmp_path / "test_it.py").write_text("def test_it(): ...\n")
+    arguments = [sys.executable, "-m", *command]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert said in done.stdout + done.stderr
