@@ -5,8 +5,10 @@ PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
+import base64
 import os
 import select
+from collections import deque
 from collections.abc import Generator
 from typing import Any
 
@@ -35,7 +37,19 @@ _HOST_OPTIONS: dict[str, Any] = {
     "htmlpath": None,
     "basetemp": None,
     "continue_on_collection_errors": True,
+    "numprocesses": None,
+    "distload": False,
+    "dist": "no",
+    "tx": [],
+    "cov_report": {"": None},
+    "cov_fail_under": 0,
 }
+
+
+def _leave_to_the_host(options: Any) -> None:
+    for name, value in _HOST_OPTIONS.items():
+        if hasattr(options, name):
+            setattr(options, name, value)
 
 
 class _QuietReporter:
@@ -63,6 +77,8 @@ class InnerRun:
         self._number = -1
         self._session: pytest.Session | None = None
         self._pid = os.getpid()
+        self._one_by_one = False
+        self._runs: deque[tuple[int, int | None] | None] = deque()
 
     def _send(self, op: str, **message: Any) -> None:
         if os.getpid() != self._pid:
@@ -82,16 +98,18 @@ class InnerRun:
     def _obey(self, message: dict[str, Any]) -> None:
         if message["op"] == "stop" and self._session is not None:
             self._session.shouldstop = "the host's run stops"
+        elif message["op"] == "run":
+            self._runs.append((message["test"], message["next"]))
+        elif message["op"] == "end":
+            self._runs.append(None)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
         """Take the job, before any plugin acts on an option that is the host's."""
         self._send("ready", pid=self._pid)
         job = self._receive()
-        self._wanted = job["tests"]
-        for name, value in _HOST_OPTIONS.items():
-            if hasattr(config.option, name):
-                setattr(config.option, name, value)
+        self._wanted, self._one_by_one = job["tests"], job["one_by_one"]
+        _leave_to_the_host(config.option)
         config.args[:] = job["files"]
 
     @pytest.hookimpl(trylast=True)
@@ -127,6 +145,31 @@ class InnerRun:
                 missing.append(number)
         items[:] = chosen
         self._send("collected", missing=missing)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Run each test when the host says so, where it does not know them all from the start.
+
+        Raises:
+            pytest.Session.Failed: A plugin here wants no more, after a failure.
+            pytest.Session.Interrupted: A plugin here or the host wants no more.
+        """
+        if not self._one_by_one:
+            return None
+        items = {number: item for item, number in self._numbers.items()}
+        while True:
+            while not self._runs and not session.shouldstop:
+                self._obey(self._receive())
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+            if session.shouldstop:
+                raise session.Interrupted(session.shouldstop)
+            run = self._runs.popleft()
+            if run is None:
+                return True
+            item = items[run[0]]
+            following = None if run[1] is None else items.get(run[1])
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -175,9 +218,13 @@ class InnerRun:
         """Say why this run ends, where it does so by itself."""
         if reason := session.shouldstop or session.shouldfail:
             self._send("stopped", reason=str(reason))
+        if controller := getattr(session.config.pluginmanager.getplugin("_cov"), "cov_controller", None):
+            self._send("coverage", data=base64.b64encode(controller.cov.get_data().dumps()).decode())
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Connect to the host."""
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, None, None]:
+    """Connect to the host, and have no plugin act on an option that is the host's: pytest-cov looks at them here."""
     early_config.pluginmanager.register(InnerRun(wire.open_port(wire.PORT)), "pyiommufd-in-guest")
+    _leave_to_the_host(early_config.known_args_namespace)
+    yield

@@ -5,8 +5,9 @@ anyway, and the guest has little to spare. A frame that the guest has written ha
 when its kernel panics right after.
 
 The host says ``job`` (which tests), then ``go`` or ``stop`` to each failed report, and ``stop`` whenever it likes.
-The guest says ``ready``, ``collected``, for each test ``start``, ``report``… and ``finish``, and as they come
-``warning``, ``exit`` and ``stopped``.
+Where the job is to be run one by one, it says ``run`` for each test, with the one that comes next, and ``end``.
+The guest says ``ready``, ``collected``, for each test ``start``, ``report``… and ``finish``, as they come ``warning``,
+``exit`` and ``stopped``, and at last ``coverage`` where it is measured.
 
 PYTEST_DONT_REWRITE
 """

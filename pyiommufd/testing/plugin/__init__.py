@@ -71,11 +71,16 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if config.getoption("usepdb"):
         raise pytest.UsageError("--pdb does not reach into the guest: --guest-shell opens a shell there")
-    if getattr(config.option, "numprocesses", None):
-        raise pytest.UsageError("--guest and -n exclude each other: the tests of a guest run in one process there")
-    from pyiommufd.testing.plugin.guest_session import GuestSession
+    from pyiommufd.testing.plugin.guest_session import GuestController, GuestSession, GuestWorker
 
-    config.pluginmanager.register(GuestSession(config), "pyiommufd-guest-session")
+    kind: type[GuestController | GuestSession | GuestWorker] = GuestSession
+    if hasattr(config, "workerinput"):
+        kind = GuestWorker
+    elif getattr(config.option, "dist", "no") != "no" and not config.getoption("collectonly"):
+        if config.getoption("guest_shell"):
+            raise pytest.UsageError("--guest-shell and -n exclude each other: a worker has no terminal")
+        kind = GuestController
+    config.pluginmanager.register(kind(config), "pyiommufd-guest-session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

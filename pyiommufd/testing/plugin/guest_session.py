@@ -2,6 +2,8 @@
 
 The tests are collected here and grouped by the guest that they want. Each guest runs its tests by a pytest of its
 own (`in_guest`), whose reports are passed to the hooks here, as if the tests had run here.
+
+With pytest-xdist each worker has a guest of its own, in which it runs the tests as they are handed to it.
 """
 
 from __future__ import annotations
@@ -10,17 +12,19 @@ import contextlib
 import importlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from pyiommufd.printable import counted
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.guest.guest import Guest, console_tail
 from pyiommufd.testing.inside import wire
 from pyiommufd.testing.option_names import speak_of
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.plugin.guest_coverage import GuestCoverage
 from pyiommufd.testing.plugin.guest_shell import open_shell
 from pyiommufd.testing.plugin.inner_pytest import End, InnerPytest
 from pyiommufd.testing.plugin.marker import wishes
@@ -29,8 +33,8 @@ from pyiommufd.testing.plugin.marker import wishes
 _ORDERLY = (0, 1, 2, 5)
 
 
-class GuestSession:
-    """Runs the collected tests in guests; a plugin of the host's run."""
+class _GuestTests:
+    """What runs tests in guests; a plugin of the host's run."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -41,6 +45,7 @@ class GuestSession:
         self.timeout: float = option("guest_timeout")
         self.shell: bool = option("guest_shell")
         self.stopped = ""
+        self.coverage = GuestCoverage(config)
         speak_of("pytest")
         self._session: pytest.Session | None = None
 
@@ -50,26 +55,13 @@ class GuestSession:
         assert self._session is not None  # noqa: S101 - pytest starts it first
         return self._session
 
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Remember what may be stopped."""
+        self._session = session
+
     def pytest_report_header(self) -> str:
         """Say where the tests run."""
         return f"guest: {self.default}"
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """Run the tests.
-
-        Raises:
-            pytest.Session.Failed: So many tests failed that the rest is not wanted.
-            pytest.Session.Interrupted: A plugin wants no more.
-        """
-        if session.config.option.collectonly or session.testsfailed:
-            return None  # pytest's own loop knows what to do
-        self._session = session
-        for configuration, items in self._groups(session.items).items():
-            while items and not self._stopping():
-                items = self._run_in_one_guest(configuration, items)
-            self._raise_stop()
-        return True
 
     def _groups(self, items: Sequence[pytest.Item]) -> dict[GuestConfiguration, list[pytest.Item]]:
         groups: dict[GuestConfiguration, list[pytest.Item]] = {}
@@ -97,22 +89,21 @@ class GuestSession:
         more = {here, *(item.path.parent for item in items)}
         return folder, sorted(path for path in more if not path.is_relative_to(folder))
 
-    def _run_in_one_guest(self, configuration: GuestConfiguration, items: list[pytest.Item]) -> list[pytest.Item]:
-        """Run the tests in a new guest; those that are left when it has gone before they had run."""
+    def _start(self, stack: contextlib.ExitStack, configuration: GuestConfiguration, items: list[pytest.Item]) -> Guest:
+        """A new guest for the tests, running; it ends with the stack.
+
+        Raises:
+            GuestError, OSError, ValueError: It did not start.
+        """
         folder, read_only = self._folders(items)
-        with contextlib.ExitStack() as stack:
-            try:
-                guest = configuration.guest(folder=folder, read_only=read_only, ports=(wire.PORT,))
-                stack.callback(guest.close)
-                guest.start()
-            except (GuestError, OSError, ValueError) as error:
-                for item in items:
-                    self._fail(item, "setup", f"the guest ({configuration}) did not start: {error}", _sections(error))
-                    if self._stopping():
-                        break
-                return []
-            run = _Run(self, guest, items)
-            return run.run()
+        guest = configuration.guest(folder=folder, read_only=read_only, ports=(wire.PORT,))
+        stack.callback(guest.close)
+        say_booting(self.config, f"a guest ({configuration})")
+        guest.start()
+        return guest
+
+    def _fail_unstarted(self, item: pytest.Item, configuration: GuestConfiguration, error: Exception) -> None:
+        self._fail(item, "setup", f"the guest ({configuration}) did not start: {error}", _sections(error))
 
     def _fail(
         self,
@@ -143,6 +134,105 @@ class GuestSession:
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
 
+class GuestSession(_GuestTests):
+    """Runs the collected tests in guests."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Run the tests.
+
+        Raises:
+            pytest.Session.Failed: So many tests failed that the rest is not wanted.
+            pytest.Session.Interrupted: A plugin wants no more.
+        """
+        if session.config.option.collectonly or session.testsfailed:
+            return None  # pytest's own loop knows what to do
+        for configuration, items in self._groups(session.items).items():
+            while items and not self._stopping():
+                items = self._run_in_one_guest(configuration, items)
+            self._raise_stop()
+        return True
+
+    def _run_in_one_guest(self, configuration: GuestConfiguration, items: list[pytest.Item]) -> list[pytest.Item]:
+        """Run the tests in a new guest; those that are left when it has gone before they had run."""
+        with contextlib.ExitStack() as stack:
+            try:
+                guest = self._start(stack, configuration, items)
+            except (GuestError, OSError, ValueError) as error:
+                for item in items:
+                    self._fail_unstarted(item, configuration, error)
+                    if self._stopping():
+                        break
+                return []
+            return _Run(self, guest, items).run()
+
+
+class GuestController:
+    """With ``--guest``, the process of pytest-xdist that hands the tests to its workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_sessionstart(self) -> None:
+        """Say what the workers are about to do: they have no terminal."""
+        say_booting(self.config, "a guest for each worker")
+
+
+class GuestWorker(_GuestTests):
+    """With ``--guest``, a worker of pytest-xdist: which tests it is to run it hears one after the other."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        super().__init__(config)
+        self._stack = contextlib.ExitStack()
+        self._wanted: dict[pytest.Item, GuestConfiguration] = {}
+        self._configuration: GuestConfiguration | None = None
+        self._run: _Run | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Put the tests that want the same guest together, as without workers."""
+        for configuration, together in self._groups(items).items():
+            self._wanted |= dict.fromkeys(together, configuration)
+        items[:] = list(self._wanted)
+
+    # Within the wrapper of pytest-cov, which collects the coverage when the loop is over.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self) -> Generator[None, bool, bool]:
+        """End the guest with the last test."""
+        with self._stack:
+            result = yield
+            self._end()
+            return result
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        """Run a test in the guest."""
+        configuration = self._wanted[item]
+        if self._configuration != configuration:
+            self._end()
+        if self._run is None:
+            items = [each for each, wanted in self._wanted.items() if wanted == configuration]
+            try:
+                guest = self._start(self._stack, configuration, items)
+            except (GuestError, OSError, ValueError) as error:
+                self._stack.close()
+                self._fail_unstarted(item, configuration, error)
+                return True
+            self._run = _Run(self, guest, items, one_by_one=True)
+            self._configuration = configuration
+        if not self._run.run_one(item, nextitem):
+            self._run = None
+            self._stack.close()
+        return True
+
+    def _end(self) -> None:
+        """Let pytest in the guest, if there is one, come to its end."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish()
+        self._stack.close()
+
+
 class _Run:
     """One run of pytest in one guest.
 
@@ -150,9 +240,10 @@ class _Run:
         host: The host's session.
         guest: The guest, started.
         items: The tests to run, in order.
+        one_by_one: Run those only that `run_one` is called with.
     """
 
-    def __init__(self, host: GuestSession, guest: Guest, items: list[pytest.Item]) -> None:
+    def __init__(self, host: _GuestTests, guest: Guest, items: list[pytest.Item], *, one_by_one: bool = False) -> None:
         self.host = host
         self.guest = guest
         self.items = items
@@ -160,10 +251,17 @@ class _Run:
         self.current: int | None = None
         self.phase: Literal["setup", "call", "teardown"] = "setup"
         self.start = 0.0
+        self.begun = 0
+        self.missing: list[int] | None = None
         self.uncollected: list[tuple[str, bool, str]] = []
         self.stop_sent = False
         config = host.config
-        self.inner = InnerPytest(guest, config.invocation_params.args, config.invocation_params.dir, host.timeout)
+        arguments, folder = [str(each) for each in config.invocation_params.args], config.invocation_params.dir
+        self.inner = InnerPytest(guest, arguments, folder, host.timeout, host.coverage.environment)
+        self.one_by_one = one_by_one
+        self.covered = False
+        files = list(dict.fromkeys(str(item.path) for item in items))
+        self.messages = self.inner.messages(files, [item.nodeid for item in items], one_by_one=one_by_one)
 
     def run(self) -> list[pytest.Item]:
         """Run the tests.
@@ -171,18 +269,71 @@ class _Run:
         Returns:
             Those that are to run in another guest.
         """
-        files = list(dict.fromkeys(str(item.path) for item in self.items))
-        for message in self.inner.messages(files, [item.nodeid for item in self.items]):
-            getattr(self, f"_on_{message['op']}")(message)
+        while self._step():
+            pass
         end = self.inner.end
         assert end is not None  # noqa: S101 - the messages are over
         if self.current is not None:
             self._died(end)
         elif self.left and not self.host._stopping():
             self._ended_between(end)
-        elif end.status not in _ORDERLY and not self.stop_sent:
-            self.host.session.shouldfail = f"after the last test in the guest: {end}"
+        else:
+            self._check_end(end)
+        self._say_uncovered()
         return list(self.left.values())
+
+    def run_one(self, item: pytest.Item, following: pytest.Item | None) -> bool:
+        """Run one of the tests.
+
+        Returns:
+            Whether more can be run in this guest.
+        """
+        number = self.items.index(item)
+        while self.missing is None and self._step():
+            pass
+        if self.missing is not None and number in self.missing:
+            self._report_missing(number)
+            return True
+        if self.missing is not None:
+            self.inner.run(number, self.items.index(following) if following in self.items else None)
+        while number in self.left and self._step():
+            pass
+        if number not in self.left:
+            return True
+        end = self.inner.end
+        assert end is not None  # noqa: S101 - there are no more messages
+        if self.current is not None:
+            self._died(end)
+        else:
+            self._fail_unbegun(number, end)
+        self._say_uncovered()
+        return False
+
+    def finish(self) -> None:
+        """After the last `run_one`: let pytest in the guest end."""
+        self.inner.finish()
+        while self._step():
+            pass
+        assert self.inner.end is not None  # noqa: S101 - there are no more messages
+        self._check_end(self.inner.end)
+        self._say_uncovered()
+
+    def _step(self) -> bool:
+        """Deal with the next message; False when there is none any more."""
+        message = next(self.messages, None)
+        if message is not None:
+            getattr(self, f"_on_{message['op']}")(message)
+        return message is not None
+
+    def _check_end(self, end: End) -> None:
+        if end.status not in _ORDERLY and not self.stop_sent:
+            self.host.session.shouldfail = f"after the last test in the guest: {end}"
+
+    def _say_uncovered(self) -> None:
+        """Warn where the guest ended before it could send what its tests covered."""
+        if self.host.coverage.measures and self.begun and not self.covered and not self.stop_sent:
+            text = f"the guest ended early: the coverage of {counted(self.begun, 'test')} is lost"
+            self._warn(pytest.PytestWarning(text), "", str(self.items[0].path), 0)
 
     def _on_ready(self, message: dict[str, Any]) -> None:
         pass
@@ -191,13 +342,17 @@ class _Run:
         self.uncollected.append((message["nodeid"], message["skipped"], message["reason"]))
 
     def _on_collected(self, message: dict[str, Any]) -> None:
-        for number in message["missing"]:
-            item = self.left.pop(number)
-            skipped, reason = self._why_uncollected(item)
-            if skipped:
-                self._skip(item, reason)
-            else:
-                self.host._fail(item, "setup", f"not collected in the guest:\n{reason}")
+        self.missing = message["missing"]
+        for number in () if self.one_by_one else self.missing:
+            self._report_missing(number)
+
+    def _report_missing(self, number: int) -> None:
+        item = self.left.pop(number)
+        skipped, reason = self._why_uncollected(item)
+        if skipped:
+            self._skip(item, reason)
+        else:
+            self.host._fail(item, "setup", f"not collected in the guest:\n{reason}")
 
     def _why_uncollected(self, item: pytest.Item) -> tuple[bool, str]:
         """Whether the guest skipped the whole of what the test is in, and what it said."""
@@ -222,6 +377,7 @@ class _Run:
 
     def _on_start(self, message: dict[str, Any]) -> None:
         self.current, self.phase, self.start = message["test"], "setup", time.monotonic()
+        self.begun += 1
         item = self.items[message["test"]]
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
 
@@ -253,22 +409,29 @@ class _Run:
             self._answer()
 
     def _on_warning(self, message: dict[str, Any]) -> None:
-        category = _category(*message["category"])
-        warning = warnings.WarningMessage(
-            message=category(message["text"]),
-            category=category,
-            filename=message["filename"],
-            lineno=message["lineno"],
+        warning = _category(*message["category"])(message["text"])
+        self._warn(warning, message["nodeid"], message["filename"], message["lineno"], message["location"])
+
+    def _warn(
+        self, warning: Warning, nodeid: str, filename: str, lineno: int, location: Sequence[Any] | None = None
+    ) -> None:
+        """Pass a warning to the hooks here, whatever the filters make of it: those of the guest have seen to that."""
+        message = warnings.WarningMessage(
+            message=warning, category=type(warning), filename=filename, lineno=lineno, line=None if lineno else ""
         )
-        location = message["location"]
         self.host.config.hook.pytest_warning_recorded.call_historic(
             kwargs={
-                "warning_message": warning,
-                "nodeid": message["nodeid"],
+                "warning_message": message,
+                "nodeid": nodeid,
                 "when": "runtest",
                 "location": tuple(location) if location else None,
             }
         )
+
+    def _on_coverage(self, message: dict[str, Any]) -> None:
+        self.covered = True
+        if self.host.coverage.measures:
+            self.host.coverage.add(message["data"])
 
     def _on_exit(self, message: dict[str, Any]) -> None:
         pytest.exit(message["reason"], message["status"])
@@ -290,13 +453,15 @@ class _Run:
 
     def _ended_between(self, end: End) -> None:
         """Pytest in the guest ended by itself before all tests had run, and none was running."""
-        sections = self._last_words(end)
         begun = len(self.left) < len(self.items)
-        for number, item in list(self.left.items()):
-            del self.left[number]
-            self.host._fail(item, "setup", f"before this test could start in the guest: {end}", sections)
+        for number in list(self.left):
+            self._fail_unbegun(number, end)
             if begun or self.host._stopping():
                 break  # the rest has a chance in a new guest
+
+    def _fail_unbegun(self, number: int, end: End) -> None:
+        reason = f"before this test could start in the guest: {end}"
+        self.host._fail(self.left.pop(number), "setup", reason, self._last_words(end))
 
     def _last_words(self, end: End) -> list[tuple[str, str]]:
         result = []
@@ -305,6 +470,15 @@ class _Run:
         if said := bytes(self.inner.stderr).decode(errors="replace").strip():
             result.append(("Guest stderr", said))
         return result
+
+
+def say_booting(config: pytest.Config, what: str) -> None:
+    """Say on the terminal, if there is one, why nothing happens for some seconds."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and reporter.verbosity > -2:
+        if config.get_terminal_writer().width_of_current_line:
+            reporter.write_line("")
+        reporter.write_line(f"booting {what} …")
 
 
 def _sections(error: BaseException) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,14 @@ class InnerPytest:
         arguments: Pytest's arguments, as on the host.
         folder: The folder to run it in.
         timeout: Seconds that may pass while a test runs.
+        environment: Added to the guest's.
     """
 
     guest: Guest
     arguments: Sequence[str]
     folder: Path
     timeout: float
+    environment: Mapping[str, str] = field(default_factory=dict)
     end: End | None = None
     stderr: bytearray = field(default_factory=bytearray)
     _pid: int | None = None
@@ -75,12 +77,15 @@ class InnerPytest:
     _thread: threading.Thread | None = None
     _wake: tuple[int, int] = (-1, -1)
 
-    def messages(self, files: Sequence[str], tests: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def messages(
+        self, files: Sequence[str], tests: Sequence[str], *, one_by_one: bool = False
+    ) -> Iterator[dict[str, Any]]:
         """Run these tests: what pytest in the guest says, as it comes. Afterwards `end` is set.
 
         Args:
             files: The files to collect.
             tests: The node ids to run, in order.
+            one_by_one: Run none before `run` asks for it, and then that one only.
         """
         port = self.guest.port(wire.PORT)
         port.settimeout(_OTHER_TIME)  # for sending: of receiving select says when
@@ -108,7 +113,7 @@ class InnerPytest:
                         if message["op"] == "ready":
                             # Not before it reads: a job may be larger than what the socket holds.
                             self._pid = message["pid"]
-                            self._send("job", files=list(files), tests=list(tests))
+                            self._send("job", files=list(files), tests=list(tests), one_by_one=one_by_one)
                         now = time.monotonic()
                         if message["op"] in ("collected", "start", "finish"):
                             del self.stderr[:]
@@ -130,6 +135,14 @@ class InnerPytest:
                     os.close(fd)
             self._pass_output_on()
 
+    def run(self, test: int, following: int | None) -> None:
+        """Ask for a test by its number, with that of the next one, for which fixtures may stay."""
+        self._send("run", test=test, next=following)
+
+    def finish(self) -> None:
+        """Say that no more tests will be asked for."""
+        self._send("end")
+
     def answer(self, *, stop: bool) -> None:
         """Tell pytest in the guest to go on after a failure, or to stop."""
         self._send("stop" if stop else "go")
@@ -148,7 +161,7 @@ class InnerPytest:
             result = self.guest.run(
                 command,
                 cwd=self.folder,
-                env={"PYTEST_CURRENT_TEST": ""},
+                env={"PYTEST_CURRENT_TEST": "", **self.environment},
                 stdout=lambda data: self._take("stdout", data),
                 stderr=lambda data: self._take("stderr", data),
             )
