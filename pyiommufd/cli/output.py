@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import sys
 import textwrap
 import threading
@@ -28,6 +27,8 @@ from pyiommufd.host.namespaces import visibility_note
 from pyiommufd.printable import printable
 
 _AFTER = 1.0
+_USUAL = 80
+"""The columns of a terminal that does not say how many it has."""
 _LEAST = 16
 """The fewest columns that a description is cut to."""
 _STDOUT = "the standard output"
@@ -206,7 +207,14 @@ def _is_terminal() -> bool:
 
 def _columns() -> int:
     """How many columns a line may take: without a terminal any number."""
-    return shutil.get_terminal_size().columns if _is_terminal() else sys.maxsize
+    if not _is_terminal():
+        return sys.maxsize
+    # As shutil.get_terminal_size, which asks sys.__stdout__: its file is sys.stdout's by now (`streams`).
+    with contextlib.suppress(KeyError, ValueError):
+        return int(os.environ["COLUMNS"])
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _USUAL
+    return _USUAL
 
 
 def _cut(text: str, width: int) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -113,6 +118,26 @@ def test_a_line_on_a_terminal_is_not_broken_by_what_is_in_it(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     output.print_indented("seen", CONTROL_TEXT, 2)
     assert invisible(capsys.readouterr().out) == ""
+
+
+@pytest.mark.parametrize("columns", [60, 130])
+def test_lines_are_as_wide_as_the_terminal(columns: int) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    program = "from pyiommufd.cli.output import *\nwith streams(): echo(fitted('word ' * 100))"
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    with (
+        open(ours, "rb", buffering=0) as terminal,
+        subprocess.Popen([sys.executable, "-c", program], stdout=theirs, env=environment),
+    ):
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):  # EIO once the program has ended
+            while piece := terminal.read(4096):
+                text += piece
+    lines = text.decode().splitlines()
+    assert columns - len(" word") < max(map(len, lines)) <= columns
+    assert all(line.startswith("  word") for line in lines[1:])
 
 
 def test_what_is_logged_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
