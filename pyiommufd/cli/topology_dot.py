@@ -29,7 +29,8 @@ def _style() -> Iterator[str]:
     font = 'fontname="Helvetica,Arial,sans-serif"'
     yield f'  graph [rankdir=LR, ordering=out, ranksep=0.5, nodesep=0.15, {font}, fontsize=12, bgcolor="white"];'
     yield f'  node [shape=box, style="filled,rounded", fillcolor="white", margin="0.18,0.06", {font}, fontsize=12];'
-    yield f'  edge [arrowhead=none, color="#666666", {font}, fontsize=10];'
+    # From side to side: elsewhere they would go through the text of a group.
+    yield f'  edge [headport=w, tailport=e, arrowhead=none, color="#666666", {font}, fontsize=10];'
 
 
 def _body(topology: Topology, names: PciIds) -> Iterator[str]:
