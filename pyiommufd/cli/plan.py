@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import click
 
@@ -12,6 +13,7 @@ from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, 
 from pyiommufd.cli.status import status_of_refusals
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
+from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.printable import printable
 
 _KEYS = (
@@ -99,8 +101,17 @@ def _print(made: ClaimPlan) -> None:
         ("forced:", [one.for_command() for one in made.forced]),
         ("it would be refused:", [*(one.for_command() for one in made.refusals), *way_out(made.refusals)]),
     ]
-    lines = list(made.outline)
+    lines = list(_outline(made))
     for title, content in sections:
         if content:
             lines += [title, *(f"  {line}" for line in content)]
     echo(*map(printable, lines), sep="\n")
+
+
+def _outline(made: ClaimPlan) -> Iterator[str]:
+    """The outline, with the names of the interfaces and disks that each device has now."""
+    concerned = {*made.devices, *made.companions}
+    words = {f"{device.name}:": names for device, names in kernel_names(concerned).items() if str(names)}
+    for line in made.outline:
+        first = line.split(maxsplit=1)[0]
+        yield line.replace(first, f"{first[:-1]} ({words[first]}):", 1) if first in words else line

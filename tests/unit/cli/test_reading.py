@@ -117,6 +117,7 @@ def test_every_command_names_interfaces_and_disks(machine: FakeSysfs) -> None:
     assert "blocks the group  nvme0n1: Makers Teacher\n" in run("groups", "2").stdout
     lines = run("show", "eth0").stdout.splitlines()
     assert "interfaces  eth0" in [" ".join(line.split(None, 1)).replace(" ", "  ") for line in lines]
+    assert "0000:01:00.0 (nvme0n1): nvme -> vfio-pci  (companion)\n" in run("plan", "01:00.1", status=1).stdout
     assert "0000:01:00.0  nvme  blocks the group  nvme0n1" in run("show", "01:00.1").stdout
     for command, at in (("topology", ("devices",)), ("groups", (0, "devices")), ("show", ("iommu_group", "devices"))):
         shown = run_json(command, *{"groups": ["2"], "show": ["nvme0n1"]}.get(command, []))
