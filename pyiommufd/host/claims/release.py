@@ -186,11 +186,24 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
         if not having:
             owner = next((record for record in records if name in record.names), None)
             if owner is None:
-                as_device(target)  # says what is wrong with the name
+                _check_named(target)
                 raise ClaimError(f"no kept claim has {name}")
             raise ClaimError(f"no kept claim has {name}: it is claimed by {journal.describe_owner(owner)}")
         chosen += [record for record in having if record not in chosen]
     return chosen, []
+
+
+def _check_named(target: HostDevice | str | Path) -> None:
+    """Say what is wrong with the name of a device that no claim has.
+
+    Raises:
+        DeviceNotFoundError: There is no such device.
+    """
+    try:
+        as_device(target)
+    except DeviceNotFoundError as error:
+        hint = "what is claimed has no interface and no disk: it goes by its address"
+        raise DeviceNotFoundError(f"{error} ({hint})") from None
 
 
 def _is_of(claim: PersistentClaim | ClaimError, file: Path, name: str, target: HostDevice | str | Path) -> bool:

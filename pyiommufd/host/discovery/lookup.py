@@ -73,10 +73,11 @@ def folders_by_path(text: str) -> list[str]:
     try:
         # A container may have the device and not the node.
         path = os.path.realpath(sysfs.SYS / "class/vfio-dev" / node[1] if node else text, strict=True)
-        mode, number = (status := os.stat(path)).st_mode, status.st_rdev  # noqa: PTH116
+        status = Path(path).stat()
+        mode, number = status.st_mode, f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
             kind = "block" if stat.S_ISBLK(mode) else "char"
-            path = os.path.realpath(sysfs.SYS / "dev" / kind / f"{os.major(number)}:{os.minor(number)}")
+            path = os.path.realpath(sysfs.SYS / "dev" / kind / number)
         elif not f"{path}/".startswith(f"{os.path.realpath(sysfs.SYS)}/"):
             what = "folder" if stat.S_ISDIR(mode) else "file"
             raise DeviceNotFoundError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import ClaimError, CloseError, plan_claim, recover, release
+from pyiommufd import ClaimError, CloseError, DeviceNotFoundError, plan_claim, recover, release
 from pyiommufd.host import durable
 from pyiommufd.host.claims import journal, transaction
 from pyiommufd.host.claims.steps import Step
@@ -36,6 +36,8 @@ def test_release_of_what_nobody_has_claimed() -> None:
     for name in (NAMES[1], "0000:00:09.0"):
         with pytest.raises(Exception, match=name.replace(".", r"\.")):
             release([NAMES[0], name])
+    with pytest.raises(DeviceNotFoundError, match=r"'eth0'.*goes by its address"):
+        release("eth0")
     assert there() == ["record: kept"]
     release()
 
