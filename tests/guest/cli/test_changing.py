@@ -27,6 +27,7 @@ from pyiommufd.host.claims.at_boot import plan_again
 from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.persistent import boot_unit, claim_file
 from tests import version_1
+from tests.completions import completions
 from tests.guest.types import DriverState, ReadDriverState
 
 NOBODY = 65534
@@ -460,6 +461,8 @@ def test_claims_are_listed(first: HostDevice, neighbour: HostDevice, alone: Host
         assert (ours["pid"], ours["file"], ours["user"], ours["stuck"]) == (None, str(kept), "nobody", [])
         assert (theirs["devices"], theirs["state"], theirs["pid"]) == ([alone.name], "session", os.getpid())
         assert (theirs["file"], theirs["user"]) == (None, None)
+        assert completions("pyiommufd release ") == [first.name]  # the other ends with its process
+        assert completions("pyiommufd release --leave=") == [f"--leave={first.name}"]
         shown = run("claims").stdout.splitlines()
         assert shown[0].split() == ["DEVICES", "STATE", "PID", "SINCE", "AT", "BOOT", "USER"]
         assert [line.split()[0] for line in shown[1:3]] == [first.name, alone.name]

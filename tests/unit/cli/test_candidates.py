@@ -8,21 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from pyiommufd.cli.group import cli
 from pyiommufd.host import sysfs
 from pyiommufd.testing.provision.kernels import CachedKernel
+from tests.completions import completions
 from tests.fake_sysfs import FakeSysfs
-
-
-def complete(line: str) -> list[str]:
-    """What zsh is told for the line, whose last word is the incomplete one: words and files."""
-    environment = {"_PYIOMMUFD_COMPLETE": "zsh_complete", "COMP_WORDS": line}
-    environment["COMP_CWORD"] = str(len(line.split(" ")) - 1)
-    result = CliRunner(env=environment).invoke(cli, prog_name="pyiommufd", catch_exceptions=False)
-    lines = result.output.strip().replace("\\:", ":").splitlines()
-    return [f"{kind} {name}" if kind != "plain" else name for kind, name in zip(lines[::3], lines[1::3], strict=True)]
 
 
 @pytest.fixture
@@ -66,12 +56,12 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
     ],
 )
 def test_names(machine: FakeSysfs, line: str, names: list[str]) -> None:
-    assert complete(f"pyiommufd {line}") == names
+    assert completions(f"pyiommufd {line}") == names
 
 
 @pytest.mark.parametrize("line", ["claim --user ", "run --user "])
 def test_accounts(line: str) -> None:
-    assert getpass.getuser() in complete(f"pyiommufd {line}{getpass.getuser()[:2]}")
+    assert getpass.getuser() in completions(f"pyiommufd {line}{getpass.getuser()[:2]}")
 
 
 def test_kernels_built_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,13 +70,13 @@ def test_kernels_built_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (folder / "bzImage").touch()
     CachedKernel.write_manifest(folder, release="6.12.117")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert complete("pyiommufd guest --kernel ") == ["6.12.117"]
+    assert completions("pyiommufd guest --kernel ") == ["6.12.117"]
 
 
 def test_claims_of_those_who_may_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell at its prompt has no place for an error."""
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert complete("pyiommufd release ") == []
+    assert completions("pyiommufd release ") == []
 
 
 def test_many_devices_cost_no_read_of_each(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +93,7 @@ def test_many_devices_cost_no_read_of_each(fake: FakeSysfs, monkeypatch: pytest.
 
     for name in ("read", "number", "link_name"):
         monkeypatch.setattr(sysfs, name, counted(getattr(sysfs, name)))
-    assert len(complete("pyiommufd claim 0000:")) == 128
+    assert len(completions("pyiommufd claim 0000:")) == 128
     assert reads == []
-    assert len(complete("pyiommufd claim 0000:0f")) == 8
+    assert len(completions("pyiommufd claim 0000:0f")) == 8
     assert len(reads) <= 8 * 15

@@ -50,6 +50,16 @@ def test_newest_goes_first(cache: Path, environment: dict[str, str], tmp_path: P
     assert [module.name for module in kernel.modules] == ["mdev.ko"]
 
 
+def test_kernel_is_named_by_its_version(cache: Path, environment: dict[str, str]) -> None:
+    for name, release in (("7.1-a", "7.1.9"), ("6.12-b", "6.12.9"), ("6.12-c", "6.12.117"), ("6.1-d", "6.1.2-rc1")):
+        cached(cache, name, release)
+    for version, folder in (("6.12", "6.12-c"), ("6.12.9", "6.12-b"), ("7.1", "7.1-a"), ("6.1.2-rc1", "6.1-d")):
+        assert find_kernel(version, environment).image == cache / "kernels" / folder / "bzImage"
+    assert find_kernel(environment=environment | {"PYIOMMUFD_KERNEL": "7.1"}).image == cache / "kernels/7.1-a/bzImage"
+    with pytest.raises(GuestMissingError, match=r"--kernel: no kernel 6\.11 .* --build-kernel 6\.11 makes one"):
+        find_kernel("6.11", environment)
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest", "half a manifest", "no image"])
 def test_damage_is_noticed_and_passed_over(
     cache: Path, environment: dict[str, str], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
