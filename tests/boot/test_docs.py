@@ -25,8 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     doctrees, made = folder / "read", folder / "site"
     build = [sys.executable, "-m", "sphinx", "-qnW", "--keep-going", "-d", str(doctrees), str(DOCS), str(made)]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    assert done.returncode == 0
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return made
 
 
