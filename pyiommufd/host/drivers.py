@@ -139,9 +139,8 @@ def _vfio_driver_named(device: HostDevice, named: str) -> str:
     there = loaded_name(bus, named) is not None or module_file(named) is not None
     what = f"the driver {named} is not a vfio driver" if there else f"there is no driver {named} here"
     choice = ", ".join(dict.fromkeys(known.values())) or "none"
-    raise ClaimError(
-        f"{device.name}: {what}{did_you_mean(named, known)}; the vfio drivers available for the bus {bus}: {choice}"
-    )
+    near = did_you_mean(named, known)
+    raise ClaimError(f"{device.name}: {what}; the vfio drivers available for the bus {bus}: {choice}{near}")
 
 
 def host_drivers_for(device: HostDevice) -> tuple[str, ...]:

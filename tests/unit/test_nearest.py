@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from pyiommufd import DeviceNotFoundError, find_device, plan_claim
+from pyiommufd import ClaimError, DeviceNotFoundError, find_device, plan_claim
 from pyiommufd.cli.group import cli
 from pyiommufd.nearest import did_you_mean
 from tests.fake_sysfs import FakeSysfs
@@ -51,5 +51,8 @@ def test_devices_and_drivers(fake: FakeSysfs) -> None:
     result = CliRunner().invoke(cli, ["list", "--driver", "nvm"])
     assert (result.exit_code, result.stdout) == (0, "")
     assert "none: no device on nvm; did you mean nvme?" in result.stderr
-    with pytest.raises(ValueError, match="force names mountd; did you mean mounted"):
+    (fake.root / "bus/pci/drivers/vfio-pci").mkdir(parents=True)
+    with pytest.raises(ClaimError, match=r"there is no driver vfio-pic here; .*: vfio-pci; did you mean vfio-pci\?"):
+        plan_claim("0000:2b:00.0", driver="vfio-pic")
+    with pytest.raises(ValueError, match=r"force names mountd; .*; did you mean mounted"):
         plan_claim("0000:2b:00.0", force=["mountd"])

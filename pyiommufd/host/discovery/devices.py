@@ -256,8 +256,8 @@ def find_device(name: str) -> HostDevice:
     found = list(dict.fromkeys(_candidates(text)))
     if not found:
         raise DeviceNotFoundError(
-            f"there is no device {name!r}{_near(text)}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8, "
-            "or by what is on it: eth0, nvme0n1, /dev/vda"
+            f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8, "
+            f"or by what is on it: eth0, nvme0n1, /dev/vda{_near(text)}"
         )
     if len(found) > 1:
         names = ", ".join(sorted(device.name for device in found))

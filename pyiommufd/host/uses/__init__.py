@@ -67,7 +67,7 @@ def forced(kinds: object) -> frozenset[str]:
         raise TypeError(f"{expected}, and has no {type(wrong[0]).__name__}")
     if unknown := sorted(set(names).difference(FORCIBLE)):
         near = did_you_mean(unknown[0], FORCIBLE)
-        raise ValueError(f"force names {', '.join(unknown)}{near}; what can be forced is {', '.join(FORCIBLE)}")
+        raise ValueError(f"force names {', '.join(unknown)}; what can be forced is {', '.join(FORCIBLE)}{near}")
     return frozenset(names)
 
 
