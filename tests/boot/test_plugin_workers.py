@@ -1,0 +1,91 @@
+"""`pytest --guest -n 2`: each worker of pytest-xdist has a guest of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.boot.plugin_project import Project, outcome
+from tests.boot.processes import descendants, read_proc, wait_gone
+from tests.patience import until
+
+pytestmark = pytest.mark.boots
+
+TESTS = """\
+    import os
+    import pytest
+
+    @pytest.fixture(scope="module", autouse=True)
+    def module():
+        yield
+        print("module torn down")
+
+    @pytest.fixture(autouse=True)
+    def place(record_property):
+        record_property("guest", open("/proc/sys/kernel/random/boot_id").read())
+        record_property("worker", os.environ["PYTEST_XDIST_WORKER"])
+
+    def test_passes():
+        assert os.uname().nodename == "pyiommufd-guest"
+
+    @pytest.mark.skip(reason="not now")
+    def test_skipped(): ...
+
+    @pytest.mark.xfail
+    def test_fails():
+        assert 0
+
+    def test_last(ioas):
+        ioas.map(5)
+"""
+
+
+def test_each_worker_has_a_guest(project: Project) -> None:
+    project.write(test_a__py=TESTS, test_b__py=TESTS)
+    result = project.pytest("--guest", "-n", "2", "--dist=loadfile", "-q", "--durations=3")
+    assert result.returncode == 1
+    assert "2 failed, 2 passed, 2 skipped, 2 xfailed" in result.stdout, result.stdout + result.stderr
+    assert "booting a guest for each worker" in result.stdout
+    assert "slowest 3 durations" in result.stdout
+    cases = project.cases()
+    assert {name: outcome(case) for name, case in cases.items()} == {
+        f"test_{file}.{name}": kind
+        for file in "ab"
+        for name, kind in {"test_passes": "passed", "test_skipped": "skipped", "test_fails": "skipped"}.items()
+    } | {f"test_{file}.test_last": "failure" for file in "ab"}
+    ran = [case.properties for case in cases.values() if case.properties]
+    assert len(ran) == 6
+    assert len({each["guest"] for each in ran}) == len({each["worker"] for each in ran}) == 2
+    assert len({tuple(each.values()) for each in ran}) == 2
+    assert result.stdout.count("module torn down") == 2
+    # A user's error, which ends at the user's line.
+    assert result.stdout.count(">       ioas.map(5)\nE       TypeError: ") == 2
+    assert "kernel/memory" not in result.stdout
+
+
+def test_interrupted_run_leaves_no_process(project: Project) -> None:
+    project.write(**{f"test_{name}__py": "import time\ndef test_long():\n    time.sleep(1000)\n" for name in "ab"})
+
+    def guests(pid: int) -> list[int]:
+        return [one for one in descendants(pid) if "\0-kernel\0" in read_proc(f"/proc/{one}/cmdline")]
+
+    def all_of(pid: int) -> list[int]:
+        return list(descendants(pid)) if len(guests(pid)) >= 2 else []
+
+    with subprocess.Popen(
+        project.command("--guest", "-n", "2"),
+        cwd=project.folder,
+        env=project.environ(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            left = until(lambda: all_of(process.pid), "both workers start a guest")
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() == pytest.ExitCode.INTERRUPTED
+    wait_gone(*left)
