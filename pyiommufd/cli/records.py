@@ -73,7 +73,7 @@ FINDING = {
 CAUSE = {
     "summary": "what is wrong, in a sentence",
     "evidence": "what was seen, or empty",
-    "fix": "what to do about it, or empty",
+    "fix": "what to do about it, by a command where one does it, or empty",
 }
 
 

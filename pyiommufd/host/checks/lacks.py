@@ -70,8 +70,7 @@ def no_iommu() -> Lack | None:
     return Lack(
         "no IOMMU: this machine has none, or it is off in the firmware",
         f"no ACPI table of one; {seen}",
-        "turn VT-d (Intel; then boot with intel_iommu=on) or AMD-Vi (AMD) on in the firmware; in a VM have its host "
-        f"give it a virtual one (QEMU: -device intel-iommu,intremap=on), {_GUEST}",
+        f"turn VT-d (and boot with intel_iommu=on) or AMD-Vi on in the firmware, give a VM a virtual one, {_GUEST}",
     )
 
 

@@ -63,7 +63,7 @@ def iommufd(machine: Machine) -> Iterator[Finding]:
 
 def cdev(machine: Machine) -> Iterator[Finding]:
     """Whether vfio devices have nodes under ``/dev/vfio/devices``."""
-    known = has_cdevs()
+    known, lack = has_cdevs(), no_iommufd()
     without = tuple(device.name for device in machine.devices if device.on_vfio and device.vfio_cdev is None)
     if known is False or without:
         yield Finding(
@@ -71,7 +71,7 @@ def cdev(machine: Machine) -> Iterator[Finding]:
             State.MISSING,
             "this kernel gives vfio devices no nodes of their own",
             f"{without[0]} is on a vfio driver and has no dev file" if without else "no vfio-dev in /proc/devices",
-            KERNEL,
+            "as for iommufd" if lack is not None and lack.fix == KERNEL else KERNEL,
             without,
         )
     elif known:

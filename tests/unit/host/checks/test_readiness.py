@@ -110,7 +110,9 @@ def test_iommufd(fake: FakeSysfs, tmp_path: Path, kernel: dict[str, str]) -> Non
 def test_cdev(fake: FakeSysfs, kernel: dict[str, str]) -> None:
     only("cdev", State.UNKNOWN)
     kernel["VFIO_DEVICE_CDEV"] = "n"
-    assert "VFIO_DEVICE_CDEV" in only("cdev", State.MISSING).fix
+    assert only("cdev", State.MISSING).fix == "as for iommufd"
+    fake.file("class/misc/iommu/dev", "10:257")
+    assert "CONFIG_VFIO_DEVICE_CDEV=y" in only("cdev", State.MISSING).fix
     (fake.root / "module/vfio").mkdir()
     only("cdev", State.MISSING)
     (fake.proc / "devices").write_text("Character devices:\n245 vfio-dev\n246 vfio\n")
