@@ -18,7 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pyiommufd import ClaimRefusedError, DeviceFile, HostDevice, plan_claim
+from pyiommufd import IOMMUFD, ClaimRefusedError, DeviceFile, HostDevice, plan_claim
 from pyiommufd.cli.group import cli
 from pyiommufd.cli.output import ReadingCommand
 from pyiommufd.host import drivers
@@ -445,6 +445,23 @@ def listed() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(run("claims", "--json").stdout)
     assert all(set(one) == set(command.json_keys) for one in found)
     return found
+
+
+def test_fix_that_explain_prints_is_a_command_that_works(first: HostDevice, neighbour: HostDevice) -> None:
+    drivers.load_driver("pci", "vfio-pci")
+    drivers.set_driver_override(first, "vfio-pci")
+    drivers.bind(first, "vfio-pci")
+    try:
+        lines = [line.strip() for line in run("explain", "bind", "EPERM", first.name).stdout.splitlines()]
+        assert neighbour.name in lines[1]
+        (command,) = (line for line in lines if line.startswith("fix: claim the group: pyiommufd "))
+        run(*command.removeprefix("fix: claim the group: pyiommufd ").split())
+        with IOMMUFD() as iommufd, iommufd.bind(first) as device:
+            assert device.name == first.name
+        run("release", first.name)
+    finally:
+        drivers.unbind(first)
+        drivers.set_driver_override(first, None)
 
 
 def test_claims_are_listed(first: HostDevice, neighbour: HostDevice, alone: HostDevice) -> None:
