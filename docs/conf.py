@@ -31,6 +31,7 @@ extensions = [
 
 html_theme = "furo"
 html_title = "pyiommufd"
+html_show_copyright = False
 graphviz_output_format = "svg"
 
 autodoc_default_options = {

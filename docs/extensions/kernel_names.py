@@ -105,7 +105,14 @@ def _link_names(app: Sphinx, doctree: nodes.document) -> None:
         parent: nodes.Node | None = text.parent
         while parent is not None and not isinstance(parent, _NOT_IN):
             parent = parent.parent
-        if parent is None and (pieces := list(_linked(str(text)))) and text.parent is not None:
+        if parent is not None or text.parent is None:
+            continue
+        if isinstance(text.parent, nodes.literal):
+            if _NAME.fullmatch(str(text)) and (target := link(str(text))) is not None:
+                reference = nodes.reference("", refuri=target, internal=False)
+                text.parent.replace_self(reference)
+                reference += nodes.literal(str(text), str(text))
+        elif pieces := list(_linked(str(text))):
             text.parent.replace(text, pieces)
 
 
