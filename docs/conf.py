@@ -51,7 +51,7 @@ myst_heading_anchors = 3
 intersphinx_mapping = {"python": ("https://docs.python.org/3", "inventories/python.txt")}
 
 # Pages of the repository's root that are pages here, too: each is included by the page named.
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
 
 
 def _link_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -7,6 +7,7 @@ import enum
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,9 +100,13 @@ def _skip(app: Sphinx, what: str, name: str, member: object, skip: bool, options
 def _sign(
     app: Sphinx, what: str, name: str, shown: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """What a class is made from is of no interest where a method makes it."""
+    """What a class is made from is of no interest where a method makes it, as of an enumeration or a protocol."""
     del app, name, options, signature
-    if what == "class" and re.search(r"\b(Made|Returned|Read) (by|from) (an? )?`", inspect.getdoc(shown) or ""):
+    kinds = (enum.EnumType, type(typing.Protocol))
+    made = isinstance(shown, kinds) or re.search(
+        r"\b(Made|Returned|Read) (by|from) (an? )?`", inspect.getdoc(shown) or ""
+    )
+    if what == "class" and made:
         return "", returns
     return None
 
