@@ -175,7 +175,7 @@ def test_file_that_others_may_write_is_not_used(machine: FakeSysfs, mode: int) -
         ("version = [", "Invalid"),
         ("\0", "Invalid"),
         (f"x = {'[' * 100_000}", "deep"),
-        (f"{WHOLE}force = ['mountd']", "force names mountd; did you mean mounted?; what can be forced is root"),
+        (f"{WHOLE}force = ['mountd']", "force names mountd; what can be forced is root, mounted"),
         (f"{WHOLE}force = ['claimed']", "force names claimed"),
     ],
 )
