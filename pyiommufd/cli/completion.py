@@ -6,6 +6,7 @@ word, of which click completes what is behind the ``=``.
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import TYPE_CHECKING
 
@@ -84,11 +85,27 @@ class _Bash(_WholeWords, BashComplete):
         return items
 
 
+class _WithFiles(_WholeWords):
+    """Lists files behind an ``=`` itself, where the shell would look for the whole word."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+        option, equals, start = incomplete.partition("=")
+        items = super().get_completions(args, incomplete)
+        if not equals or not option.startswith("-"):
+            return items
+        for kind in {item.type for item in items} - {"plain"}:
+            for path in sorted(glob.glob(f"{glob.escape(start)}*")):  # noqa: PTH207 - as it was typed
+                folder = os.path.isdir(path)  # noqa: PTH112
+                if folder or kind == "file":
+                    items.append(CompletionItem(f"{option}={path}{'/' if folder else ''}"))
+        return [item for item in items if item.type == "plain"]
+
+
 @add_completion_class
-class _Zsh(_WholeWords, ZshComplete):
+class _Zsh(_WithFiles, ZshComplete):
     pass
 
 
 @add_completion_class
-class _Fish(_WholeWords, FishComplete):
+class _Fish(_WithFiles, FishComplete):
     pass

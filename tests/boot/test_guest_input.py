@@ -78,8 +78,12 @@ def test_command_that_leaves_its_input_alone(guest: Guest, source: int) -> None:
 
 def test_input_that_cannot_be_read(guest: Guest, tmp_path: Path) -> None:
     """A folder is none; what is open for writing only, as nohup has it, is empty."""
+    with pytest.raises(ValueError, match="a terminal as stdin"):
+        guest.run(["cat"], terminal=True)
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
+        with pytest.raises(OSError, match="Inappropriate ioctl"):
+            guest.run(["cat"], stdin=folder, terminal=True)
         with pytest.raises(IsADirectoryError, match="standard input"):
             guest.run(["cat"], stdin=folder, timeout=patience())
     finally:

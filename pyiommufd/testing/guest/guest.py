@@ -260,8 +260,11 @@ class Guest:
             GuestTimeoutError: The time limit passed.
             GuestError: The guest died, or the command could not be asked for.
             OSError: ``stdin`` cannot be read, or with ``terminal`` is none.
+            ValueError: ``terminal`` without ``stdin``.
             subprocess.CalledProcessError: With ``check``.
         """
+        if terminal and stdin is None:
+            raise ValueError("terminal=True takes a terminal as stdin, such as 0")
         argv = [os.fspath(argument) for argument in argv]
         collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         sinks: dict[str, Sink] = {name: buffer.extend for name, buffer in collected.items()}

@@ -50,10 +50,11 @@ def shell(
     program = folder / "pyiommufd"
     program.write_text(PROGRAM.format(python=sys.executable, root=str(fake.root)))
     program.chmod(0o755)
+    (folder / "pyiommufd-some").touch()
     path = f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin"
     environment = {"PATH": path, "TERM": "dumb", "HOME": str(folder), "EDITOR": "", "VISUAL": ""}
     terminal = on_terminal(*SHELLS[name], environment=environment)
-    terminal.sendline(f"{SETUP[name]}; echo rea''dy")
+    terminal.sendline(f"{SETUP[name]}; cd; echo rea''dy")
     terminal.expect_exact("ready")
     yield terminal
     terminal.sendline("exit 0")
@@ -66,6 +67,7 @@ def test_words(shell: pexpect.spawn[str]) -> None:
         ("show 00:", "show 00:03.0"),
         ("show 'en", "show enp0s3"),
         ("list --driver=nv", "list --driver=nvme"),
+        ("guest --kernel=pyiommufd-s", "guest --kernel=pyiommufd-some"),
         ("list 8086:", "list 8086:10fb"),
         ("plan 00:03.0 01:00.", "plan 00:03.0 01:00."),  # two devices
         ("explain VFIO_DEVICE_B", "explain VFIO_DEVICE_BIND_IOMMUFD"),
