@@ -20,7 +20,7 @@ from tests.boot.packages import make_environment
 from tests.release import can_cross, make_release, make_sysroot
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_IN_SDIST = (".ci/", ".gitignore", "debian/")
+NOT_IN_SDIST = (".ci/", ".gitignore", ".readthedocs.yaml", "debian/")
 WHEEL = rf"pyiommufd-{re.escape(__version__)}-cp311-abi3-manylinux_2_\d+_"
 
 
