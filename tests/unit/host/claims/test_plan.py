@@ -78,7 +78,8 @@ def test_kept_claim_is_a_refusal_of_the_plan(fake: FakeSysfs, on_record: Callabl
     for force in ((), FORCIBLE):
         (refusal,) = plan_claim(NAME, force=force).refusals
         assert (refusal.device, refusal.kind) == (NAME, "claimed")
-        assert "pyiommufd release" in refusal.reason
+        assert refusal.command == f"pyiommufd release {NAME} gives it back"
+        assert refusal.fix == f"release(['{NAME}']) gives it back"
 
 
 def test_device_that_the_kernel_is_at_is_not_looked_at(
@@ -100,7 +101,7 @@ def test_device_that_the_kernel_is_at_is_not_looked_at(
     assert [path.name for path in looked] == ["0000:01:00.1"]
 
 
-@pytest.mark.parametrize("force", ["claimed", ("mounted", "claimed"), ["everything"], {"Mounted"}])
+@pytest.mark.parametrize("force", [["claimed"], ("mounted", "claimed"), ["everything"], {"Mounted"}])
 def test_what_cannot_be_forced_is_named(fake: FakeSysfs, force: Collection[str]) -> None:
     fake.pci(NAME, driver="vfio-pci", group=7, cdev=0)
     with pytest.raises(ValueError, match=r"force names (claimed|everything|Mounted); what can be forced is root, "):
