@@ -150,7 +150,7 @@ class Everything:
         yield self._job("fixtures", ("tests/guest/testing",), DEFAULT)
         yield self._job("commands", ("tests/guest/cli", "tests/guest/diagnose"), DEFAULT)
         boot = _files("tests/boot")
-        late = {file: file for file in boot if _noun(file) in ("causes", "devices", "handover")}
+        late = {file: file for file in boot if _noun(file) in ("causes", "devices", "handover", "pages")}
         yield from self._jobs("boot", [file for file in boot if file not in late], None)
         yield self._job("unit", ("tests/unit",))
         # These wait for what is being made.
