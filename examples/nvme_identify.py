@@ -10,6 +10,7 @@ using (a mounted file system, swap …) is not taken. It takes root, an IOMMU, a
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from pyiommufd import IOMMUFD, IOMMUFDError, plan_claim
@@ -17,11 +18,11 @@ from pyiommufd.testing.drivers.nvme import NvmeDriver
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print(f"usage: {sys.argv[0]} DEVICE, such as 0000:01:00.0", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", metavar="DEVICE", help="such as 0000:01:00.0, or nvme0")
+    target = parser.parse_args().device
     try:
-        with plan_claim(sys.argv[1]).apply() as claim, IOMMUFD() as iommufd:
+        with plan_claim(target).apply() as claim, IOMMUFD() as iommufd:
             device = iommufd.bind(claim.devices[0])
             ioas = iommufd.alloc_ioas()
             device.attach(ioas)

@@ -9,6 +9,7 @@ Takes root, or the rights to write to sysfs and to open /dev/iommu.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -181,10 +182,14 @@ def at_work(device: HostDevice) -> None:
 
 
 def main() -> None:
-    names = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", metavar="DEVICE", nargs="?", help="such as 0000:02:01.0")
+    parser.add_argument("peer", metavar="PEER", nargs="?", help="another member of its group")
+    given = parser.parse_args()
+    names = (given.device, given.peer) if given.device else ("0000:02:01.0", "0000:02:02.0")
     try:
-        host = find_device(names[0] if names else "0000:02:01.0")
-        peer = find_device(names[1]) if len(names) > 1 else None if names else find_device("0000:02:02.0")
+        host = find_device(names[0])
+        peer = None if names[1] is None else find_device(names[1])
     except DeviceNotFoundError as error:
         sys.exit(f"{error}\nRun it in a guest that has these devices: pyiommufd guest -- python {sys.argv[0]}")
 

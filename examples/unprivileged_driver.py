@@ -9,6 +9,7 @@ The device is one of QEMU's edu devices; without its name, the first that is fou
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import subprocess
@@ -45,13 +46,19 @@ def drive(channel: socket.socket) -> None:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--channel"]:
-        with socket.socket(fileno=int(sys.argv[2])) as channel:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", metavar="DEVICE", nargs="?", help="an edu device, such as 00:01.0")
+    parser.add_argument("--channel", type=int, help=argparse.SUPPRESS)  # how it starts itself as nobody
+    given = parser.parse_args()
+    if given.channel is not None:
+        with socket.socket(fileno=given.channel) as channel:
             drive(channel)
         return 0
     try:
-        target = sys.argv[1] if len(sys.argv) > 1 else devices_by_id(VENDOR_ID, DEVICE_ID)[0]
-        with plan_claim(target).apply() as claim:
+        found = [given.device] if given.device else devices_by_id(VENDOR_ID, DEVICE_ID)
+        if not found:
+            raise IOMMUFDError("there is no edu device here; pyiommufd guest has some")
+        with plan_claim(found[0]).apply() as claim:
             ours, theirs = socket.socketpair()
             # setpriv, prlimit: what systemd's User= and LimitMEMLOCK= do for a service.
             prepare = ["prlimit", f"--memlock={MEMLOCK}", "setpriv", "--reuid=nobody", "--regid=nogroup"]
@@ -61,7 +68,7 @@ def main() -> int:
                 theirs.close()
                 Handover.open(claim.devices).send(ours)
             return process.returncode
-    except (IOMMUFDError, OSError, IndexError) as error:
+    except (IOMMUFDError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
