@@ -15,6 +15,7 @@ pytestmark = pytest.mark.boots
     [
         (["--guest", "--pdb"], "", "--guest-shell"),
         (["--guest-shell"], "", "with --guest only"),
+        (["--guest", "--guest-shell", "-n", "2"], "", "a worker has no terminal"),
         (["--guest", "--guest-timeout=0"], "", "--guest-timeout"),
         (["--guest", "--guest-iommu=arm"], "", "intel-first-stage"),
         (["--guest"], "@pytest.mark.guest(iomu='intel')", "test_wrong.py::test_it: guest(iomu=…): there is only iommu"),
