@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pyiommufd.testing import GuestMissingError, option_names
+from pyiommufd.testing import GuestMissingError
 from pyiommufd.testing.guest.qemu import QEMU, find_qemu, iommu_error
 from pyiommufd.testing.option_names import speak_of
 from pyiommufd.testing.provision.kernels import find_kernel
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    form = option_names._form
-    yield
-    option_names._form = form
 
 
 def errors(tmp_path: Path) -> list[str]:

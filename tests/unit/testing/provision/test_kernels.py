@@ -56,7 +56,7 @@ def test_kernel_is_named_by_its_version(cache: Path, environment: dict[str, str]
     for version, folder in (("6.12", "6.12-c"), ("6.12.9", "6.12-b"), ("7.1", "7.1-a"), ("6.1.2-rc1", "6.1-d")):
         assert find_kernel(version, environment).image == cache / "kernels" / folder / "bzImage"
     assert find_kernel(environment=environment | {"PYIOMMUFD_KERNEL": "7.1"}).image == cache / "kernels/7.1-a/bzImage"
-    with pytest.raises(GuestMissingError, match=r"--kernel: no kernel 6\.11 .* --build-kernel 6\.11 makes one"):
+    with pytest.raises(GuestMissingError, match=r"Guest\(kernel=…\): no kernel 6\.11 .* --build-kernel 6\.11 makes"):
         find_kernel("6.11", environment)
 
 
