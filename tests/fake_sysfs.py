@@ -199,6 +199,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     tree = FakeSysfs(tmp_path)
     monkeypatch.setattr(sysfs, "SYS", tree.root)
     monkeypatch.setattr(sysfs, "PROC", tree.proc)
+    # That of this machine's kernel says nothing of this one.
+    monkeypatch.setattr(sysfs, "BOOT", tmp_path / "boot")
+    monkeypatch.setattr(sysfs, "MODULES", tmp_path / "modules")
 
     def enumerate_devices(subsystem: str, **match: str) -> Iterator[Any]:
         folder = tree.root / "bus" / subsystem / "devices"

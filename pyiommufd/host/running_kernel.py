@@ -12,8 +12,8 @@ from pyiommufd.host import sysfs
 
 
 @functools.cache
-def _configuration(release: str) -> str | None:
-    for path in (sysfs.PROC / "config.gz", Path(f"/boot/config-{release}"), sysfs.MODULES / release / "config"):
+def _configuration(*files: Path) -> str | None:
+    for path in files:
         try:
             data = path.read_bytes()
             return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("ascii", "replace")
@@ -28,7 +28,10 @@ def kernel_option(name: str) -> str | None:
     Args:
         name: The option, without ``CONFIG_``.
     """
-    text = _configuration(os.uname().release)
+    release = os.uname().release
+    text = _configuration(
+        sysfs.PROC / "config.gz", sysfs.BOOT / f"config-{release}", sysfs.MODULES / release / "config"
+    )
     if text is None:
         return None
     match = re.search(rf"^CONFIG_{name}=(.*)$", text, re.MULTILINE)

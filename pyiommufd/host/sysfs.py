@@ -12,6 +12,7 @@ from pathlib import Path
 SYS = Path("/sys")
 PROC = Path("/proc")
 MODULES = Path("/lib/modules")
+BOOT = Path("/boot")
 
 _PIECE = 1 << 18
 _PAGE = 1 << 12
