@@ -24,6 +24,8 @@ ip route add default via 10.0.2.2
 @contextlib.contextmanager
 def _guest() -> Iterator[tuple[Guest, dict[str, str]]]:
     with Guest() as guest:
+        # For an example that runs as nobody: this Python may be below root's own folder.
+        guest.run(["chmod", "711", "/root"], check=True)
         yield guest, {}
 
 

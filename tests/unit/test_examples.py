@@ -56,9 +56,9 @@ def test_each_is_run_by_a_test() -> None:
 
 
 def test_commands_in_docstrings_are_on_pages() -> None:
-    """What the docstrings say to type is run as it stands there."""
+    """What the docstrings say to type is run as it stands there; in the default guest, where that is what starts one."""
     shown = "".join(block.text for page in pages() for block in blocks(page) if block.not_run is None)
     for program in PROGRAMS:
         for line in (ast.get_docstring(ast.parse(program.read_text())) or "").splitlines():
             if line.startswith("    pyiommufd guest"):
-                assert line.strip() in shown, program.name
+                assert line.strip().removeprefix("pyiommufd guest -- ") in shown, program.name

@@ -29,15 +29,3 @@ def test_passthrough_to_qemu(alone: HostDevice, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["ids iommufd0 vfio0", f"bound {alone.name}", "dma moved"], done.stderr
     assert done.returncode == 3
-
-
-@pytest.mark.long
-def test_unprivileged_driver(alone: HostDevice, python_for_all: None) -> None:
-    command = [sys.executable, "examples/unprivileged_driver.py", alone.name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    first, moved, *refused = done.stdout.splitlines()
-    assert first == "user 65534 waits for a device"
-    assert moved == f"{alone.name}: moved by DMA"
-    assert "ENOMEM" in refused[0]
-    assert "over the limit on locked memory" in refused[1]
