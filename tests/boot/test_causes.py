@@ -26,3 +26,5 @@ def test_each_cause_is_named_first_and_its_fix_works(kernel: CachedKernel, machi
     assert status == 0, output
     assert rows
     assert all(row.as_expected for row in rows), output
+    page = Path("docs/causes.md").read_text()
+    assert [row for row in rows if f"| `{row.ioctl}` | {row.errno} | {row.cause} |" not in page] == []
