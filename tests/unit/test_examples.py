@@ -56,7 +56,7 @@ def test_each_is_run_by_a_test() -> None:
 
 
 def test_commands_in_docstrings_are_on_pages() -> None:
-    """What the docstrings say to type is run as it stands there; `pyiommufd guest --`, which starts one, by the page."""
+    """What the docstrings say to type is run: by pages in a guest that runs, where it is to start one."""
     shown = "".join(block.text for page in pages() for block in blocks(page) if block.not_run is None)
     for program in PROGRAMS:
         for line in (ast.get_docstring(ast.parse(program.read_text())) or "").splitlines():
