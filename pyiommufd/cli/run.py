@@ -174,16 +174,17 @@ def run(
         for refusal in plan.forced:
             _tell(f"forced: {refusal.for_command()}")
         check_token(plan.devices, vf_token)
+        who = None if user is None else with_groups(user)
+        if not show:
+            _check_all_kept(plan)
+            check_start(command, len(plan.devices), user=who, memlock=memlock)
         if vf_token is not None and command and (chosen or kind_of(command[0])) is Kind.QEMU:
             _tell("QEMU, as of 11.1, makes no use of a VF token with iommufd: the kernel may refuse it the device")
         if command and chosen is None and kind_of(command[0]) is Kind.OTHER and not has_places(command):
             _tell(_FDS_BY_ENVIRONMENT.format(printable(command[0])))
-        who = None if user is None else with_groups(user)
         if show:
             _print(plan, command, chosen, options, vf_token, who, memlock)
             return
-        _check_all_kept(plan)
-        check_start(command, len(plan.devices), user=who, memlock=memlock)
         if dry_run:
             sys.exit(_dry_run(plan, command, chosen, options, vf_token))
         # Until the monitor is there, to which they go then. What is ignored, as under nohup, stays so.
