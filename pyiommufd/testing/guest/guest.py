@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -260,11 +261,13 @@ class Guest:
             GuestTimeoutError: The time limit passed.
             GuestError: The guest died, or the command could not be asked for.
             OSError: ``stdin`` cannot be read, or with ``terminal`` is none.
-            ValueError: ``terminal`` without ``stdin``.
+            ValueError: ``terminal`` without ``stdin``, or in another thread than the main one.
             subprocess.CalledProcessError: With ``check``.
         """
         if terminal and stdin is None:
             raise ValueError("terminal=True takes a terminal as stdin, such as 0")
+        if terminal and threading.current_thread() is not threading.main_thread():
+            raise ValueError("terminal=True takes SIGWINCH, as only the main thread can: call it there")
         argv = [os.fspath(argument) for argument in argv]
         collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
         sinks: dict[str, Sink] = {name: buffer.extend for name, buffer in collected.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import termios
@@ -40,7 +41,8 @@ def run_shell(guest: Guest, *, timeout: float | None = None) -> int:
             shell, env={"PS1": "guest:\\w# "}, stdin=0, stdout=_to_terminal, terminal=True, timeout=timeout
         )
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the terminal has hung up
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
     return result.returncode
 
 

@@ -32,7 +32,7 @@ class StandardInput:
     Args:
         channel: The connection to the agent.
         source: The file descriptor to read.
-        follow_size: Pass on the size of the terminal that it is, too, whenever that changes.
+        follow_size: Pass on the size of the terminal that it is, too, whenever that changes; in the main thread only.
     """
 
     def __init__(self, channel: Channel, source: int, *, follow_size: bool = False) -> None:
