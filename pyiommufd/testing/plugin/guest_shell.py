@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.guest.guest import Guest
 from pyiommufd.testing.guest.shell import run_shell
 
@@ -38,5 +39,7 @@ def open_shell(guest: Guest | None, config: pytest.Config, occasion: str) -> Non
             return
         say(f"{occasion}; this is a shell in the guest, its end (exit, Ctrl-D) goes on with the tests")
         run_shell(guest)
+    except (GuestError, OSError) as error:
+        say(f"the shell ended: {error}")
     finally:
         capture.resume()
