@@ -19,7 +19,8 @@ def did_you_mean(word: str, names: Iterable[str] | Mapping[str, str]) -> str:
 
     called = names if isinstance(names, Mapping) else {name: name for name in names}
     by_key = {key.lower(): name for key, name in called.items()}
-    keys = get_close_matches(word.lower(), by_key, n=2 * _MOST, cutoff=_ALIKE)
+    low = word.lower()
+    keys = [low] if low in by_key else get_close_matches(low, by_key, n=2 * _MOST, cutoff=_ALIKE)
     found = list(dict.fromkeys(by_key[key] for key in keys))[:_MOST]
     if not found:
         return ""

@@ -13,6 +13,7 @@ from tests.fake_sysfs import FakeSysfs
 
 def test_nearest() -> None:
     assert did_you_mean("clam", ["plan", "claim", "claims"]) == "; did you mean claim or claims?"
+    assert did_you_mean("Mounted", ["mounted", "route"]) == "; did you mean mounted?"
     assert did_you_mean("EINVL", ["einval"]) == "; did you mean einval?"
     assert did_you_mean("9:9", {"9:8": "0:9:8"}) == "; did you mean 0:9:8?"
     assert did_you_mean("xyz", ["plan"]) == ""
