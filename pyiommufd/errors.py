@@ -279,7 +279,7 @@ class IoctlError(IOMMUFDError, OSError):
         self._details = details
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.request, self.errno, self.target, self.causes, self._details)
+        return type(self), (self.request, self.errno), self.__dict__
 
     def _text(self, *, command: bool = False) -> str:
         name = errno_module.errorcode.get(self.errno or 0, str(self.errno))
@@ -332,17 +332,6 @@ class GroupConflictError(IoctlError):
     def peers(self) -> tuple[DeviceLike, ...]:
         """The members that are attached to another page table."""
         return tuple(self._details.get("peers", ()))
-
-
-def _rebuild(
-    kind: type[IoctlError],
-    request: str,
-    errno: int,
-    target: str,
-    causes: tuple[Cause, ...],
-    details: dict[str, Any],
-) -> IoctlError:
-    return kind(request, errno, target, causes, **details)
 
 
 _BY_ERRNO: dict[int, type[IoctlError]] = {

@@ -114,7 +114,9 @@ def test_text_needs_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_pickled_and_copied(error: Exception, clone: object) -> None:
     assert callable(clone)
+    error.add_note("and this")
     again = clone(error)
+    assert again.__notes__ == error.__notes__
     assert type(again) is type(error)
     assert str(again) == str(error)
     for name in ("errno", "request", "target", "causes", "blockers", "peers", "refusals", "users"):
