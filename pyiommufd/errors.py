@@ -132,8 +132,8 @@ class IOMMUFDError(Exception):
         return printable(self._text(), keep="\n")
 
     def for_command(self) -> str:
-        """The message as a command prints it: what it says of a way out are commands, not Python."""
-        return printable(self._text(command=True), keep="\n")
+        """The message as a command prints it, with its notes: what it says of a way out are commands, not Python."""
+        return "\n".join([printable(self._text(command=True), keep="\n"), *getattr(self, "__notes__", ())])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {shortened(str(self).partition(chr(10))[0])}>"

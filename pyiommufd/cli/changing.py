@@ -133,6 +133,6 @@ def ended_by_signals() -> Iterator[None]:
 
 def failed(error: Exception) -> str:
     """The error message with its notes."""
-    notes = getattr(error, "__notes__", [])
-    text = said(error) if isinstance(error, IOMMUFDError | OSError) else repr(error)
-    return "\n".join([text, *notes])
+    if isinstance(error, IOMMUFDError | OSError):
+        return said(error)
+    return "\n".join([repr(error), *getattr(error, "__notes__", ())])

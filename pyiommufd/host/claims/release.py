@@ -202,8 +202,8 @@ def _check_named(target: HostDevice | str | Path) -> None:
     try:
         as_device(target)
     except DeviceNotFoundError as error:
-        hint = "what is claimed has no interface and no disk: it goes by its address"
-        raise DeviceNotFoundError(f"{error} ({hint})") from None
+        error.add_note("what is claimed has no interface and no disk: it goes by its address")
+        raise
 
 
 def _is_of(claim: PersistentClaim | ClaimError, file: Path, name: str, target: HostDevice | str | Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -36,8 +37,9 @@ def test_release_of_what_nobody_has_claimed() -> None:
     for name in (NAMES[1], "0000:00:09.0"):
         with pytest.raises(Exception, match=name.replace(".", r"\.")):
             release([NAMES[0], name])
-    with pytest.raises(DeviceNotFoundError, match=r"'eth0'.*goes by its address"):
-        release("eth0")
+    with pytest.raises(DeviceNotFoundError, match="did you mean 0000:00:02") as caught:
+        release("0000:00:02.1")
+    assert re.search(r"did you mean .*\?\nwhat is claimed .* goes by its address$", caught.value.for_command())
     assert there() == ["record: kept"]
     release()
 
