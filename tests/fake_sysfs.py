@@ -110,7 +110,9 @@ class FakeSysfs:
                 self.file(f"{node}/dev", f"240:{cdev}")
         return folder
 
-    def device(self, bus: str, name: str, *, group: int, parent: Path | None = None, driver: str | None = None) -> Path:
+    def device(
+        self, bus: str, name: str, *, group: int | None, parent: Path | None = None, driver: str | None = None
+    ) -> Path:
         """A device of another bus."""
         folder = (parent or self.root / "devices/platform") / name
         folder.mkdir(parents=True)
@@ -121,7 +123,8 @@ class FakeSysfs:
         if driver is not None:
             (self.root / "bus" / bus / "drivers" / driver).mkdir(parents=True)
             self.link(f"{here}/driver", self.root / "bus" / bus / "drivers" / driver)
-        self._join(folder, group)
+        if group is not None:
+            self._join(folder, group)
         return folder
 
     def node(self, folder: Path, kind: str, number: str, name: str = "") -> Path:

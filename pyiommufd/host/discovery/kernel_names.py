@@ -52,9 +52,10 @@ def kernel_names(devices: Iterable[HostDevice]) -> dict[HostDevice, KernelNames]
 
 def _names(kind: str, by_path: dict[str, HostDevice]) -> dict[str, list[str]]:
     """The names of a kind, by the folder of the device, in the order in which they are counted."""
+    known = {path for path, device in by_path.items() if device.subsystem == "pci" or device.group_id is not None}
     found: dict[str, list[str]] = {}
     for name, path in sorted(_entries(f"{sysfs.SYS}/{kind}"), key=lambda entry: (len(entry[0]), entry[0])):
-        for folder in device_folders(path.rpartition("/")[0], by_path):
+        for folder in device_folders(path.rpartition("/")[0], known):
             if folder in by_path:
                 found.setdefault(folder, []).append(name)
     return found

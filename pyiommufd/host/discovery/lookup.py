@@ -43,6 +43,9 @@ def pci_address(text: str) -> tuple[str | None, str] | None:
 def device_folders(path: str, known: Collection[str] = ()) -> list[str]:
     """The folders of the devices that a folder or file of sysfs belongs to: the nearest above it, or itself.
 
+    That is one that `list_devices` would list, where there is any: below a PCI function may be devices of other buses
+    that do no DMA of their own, such as the slot of a card reader (Linux 7.3, drivers/misc/cardreader/rtsx_pcr.c).
+
     Several for what an NVMe subsystem has by several controllers: with native multipath its disks hang below no device
     (Linux 7.3, drivers/nvme/host/core.c, nvme_init_subsystem).
 
@@ -50,11 +53,16 @@ def device_folders(path: str, known: Collection[str] = ()) -> list[str]:
         path: The path, without links.
         known: Folders that are known to be devices'.
     """
-    above = path
+    above, without_iommu = path, ""
     while above:
-        if above in known or sysfs.link_name(f"{above}/subsystem") in SUBSYSTEMS:
+        bus = "pci" if above in known else sysfs.link_name(f"{above}/subsystem")
+        if bus == "pci" or (bus in SUBSYSTEMS and os.path.exists(f"{above}/iommu_group")):  # noqa: PTH110 (hot)
             return [above]
+        if bus in SUBSYSTEMS:
+            without_iommu = without_iommu or above
         above = above.rpartition("/")[0]
+    if without_iommu:
+        return [without_iommu]
     match = _NVME_SUBSYSTEM.match(path)
     if match is None or not os.path.isdir(match[0]):  # noqa: PTH112 (hot)
         return []

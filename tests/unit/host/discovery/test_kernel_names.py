@@ -38,6 +38,23 @@ def test_disk_of_two_controllers_belongs_to_both(fake: FakeSysfs) -> None:
     assert [str(one) for one in names.values()] == ["nvme0n1", "nvme0n1"]
 
 
+def test_names_pass_a_device_that_has_no_iommu(fake: FakeSysfs) -> None:
+    """The slot of a card reader is a device of its own below the PCI function that does its DMA."""
+    reader = fake.pci("0000:02:00.0", group=1)
+    slot = fake.device("platform", "rtsx_pci_sdmmc.0", parent=reader, group=None)
+    fake.disk(slot / "mmc_host/mmc0/mmc0:0001/block/mmcblk0", "179:0")
+    alone = fake.device("platform", "a.mmc", group=None)
+    fake.disk(alone / "block/mmcblk1", "179:8")
+    covered = fake.device("platform", "b.mmc", parent=reader, group=2)
+    fake.disk(covered / "block/mmcblk2", "179:16")
+    for disk, name in (("mmcblk0", "0000:02:00.0"), ("mmcblk1", "a.mmc"), ("mmcblk2", "b.mmc")):
+        device = find_device(disk)
+        assert device.name == name
+        assert device.block_devices == (disk,)
+    all_of_it = kernel_names([find_device("rtsx_pci_sdmmc.0"), find_device("02:00.0")])
+    assert [str(names) for names in all_of_it.values()] == ["", "mmcblk0"]
+
+
 def test_many_names_are_cut_in_a_line() -> None:
     assert str(KernelNames(("eth0",), ("sda", "sdb", "sdc", "sdd"))) == "eth0, sda, sdb and 2 more"
     assert str(KernelNames()) == ""
