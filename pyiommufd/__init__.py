@@ -113,17 +113,19 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.pagetables.page_table import PageTable
 else:
     # The same for Python: the module that a name is in is imported when the name is first used.
-    from pyiommufd.on_demand import on_demand
+    from pyiommufd.on_demand import on_demand as _on_demand
 
-    __getattr__, __dir__ = on_demand(
+    __getattr__, __dir__ = _on_demand(
         __name__,
         {
+            "diagnose": "",
             "errors": """
                 AccessDeniedError AlreadyAttachedError AlreadyMappedError BusyError Cause ClaimError
                 ClaimRefusedError ClosedError CloseError CommandLineError DeviceLike DeviceNotFoundError ForkedError
                 GroupConflictError GroupNotViableError HandoverError InUseError IoctlError IOMMUFDError
                 MissingLibraryError NotFoundError Refusal RegionFaultError UnsupportedError VectorsUnavailableError
             """,
+            "host": "",
             "host.claims.claim": "Claim",
             "host.claims.plan": "ClaimPlan Move plan_claim",
             "host.claims.release": "recover release",
@@ -132,6 +134,7 @@ else:
             "host.discovery.groups": "Group ReservedRegion",
             "host.discovery.monitor": "DeviceEvent Monitor",
             "host.users": "User",
+            "kernel": "",
             "kernel.device.config_space": "CapabilityID Command ConfigSpace ExtendedCapabilityID PCICapability",
             "kernel.device.device": "Device",
             "kernel.device.device_file": "DeviceFile",

@@ -33,6 +33,6 @@ def on_demand(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], 
         return value
 
     def names() -> list[str]:
-        return sorted({*namespace, *module_of})
+        return sorted({*namespace, *module_of, *(module for module in places if "." not in module)})
 
     return look_up, names

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
         Xhci,
     )
 else:
-    from pyiommufd.on_demand import on_demand
+    from pyiommufd.on_demand import on_demand as _on_demand
 
-    __getattr__, __dir__ = on_demand(
+    __getattr__, __dir__ = _on_demand(
         __name__,
         {
             "errors": "GuestError GuestMissingError GuestTimeoutError KernelBuildError",

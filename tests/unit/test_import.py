@@ -86,8 +86,10 @@ def test_other_names_are_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'pyiommufd' has no attribute 'IOMMUFDs'"):
         pyiommufd.IOMMUFDs  # type: ignore[attr-defined]  # noqa: B018
     assert not hasattr(pyiommufd, "__wrapped__")
-    code = "import pyiommufd; print(pyiommufd.uapi.IOMMU_IOAS_ALLOC > 0, pyiommufd.errors.IOMMUFDError is not None)"
-    assert python(code) == "True True\n"
+    modules = ("diagnose", "errors", "host", "kernel", "on_demand", "uapi")
+    assert set(modules) <= set(dir(pyiommufd))
+    for module in modules:
+        assert python(f"import pyiommufd; print(pyiommufd.{module}.__name__)") == f"pyiommufd.{module}\n"
 
 
 def test_import_configures_no_logging() -> None:
