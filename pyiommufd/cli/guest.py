@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from pyiommufd.testing.guest.folders import RESULTS, make_folder
 from pyiommufd.testing.guest.guest import Guest
 from pyiommufd.testing.guest.machine import IOMMU_KINDS, RawDevice
 from pyiommufd.testing.option_names import speak_of
+from pyiommufd.testing.provision.kernels import VERSION
 
 COULD_NOT_START = 125
 """The exit status where the command has none of its own: the guest did not start, died, or ran out of time."""
@@ -138,7 +138,7 @@ def guest(
     if build is not None:
         if kernel is not None:
             raise click.UsageError("--kernel and --build-kernel exclude each other", ctx)
-        if build != NEWEST and not re.fullmatch(r"\d+(\.\d+)+[\w.+~-]*", build):
+        if build != NEWEST and not VERSION.fullmatch(build):
             raise click.UsageError(f"--build-kernel: {build} is not a version; put -- before COMMAND", ctx)
         kernel = str(_build(build, alone=not command and not shell))
     if not command and not shell:
