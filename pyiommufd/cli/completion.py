@@ -10,6 +10,7 @@ import glob
 import os
 from typing import TYPE_CHECKING
 
+from click import ClickException
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
@@ -51,7 +52,7 @@ class _WholeWords(_Base):
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
         try:
             items = super().get_completions(args, incomplete)
-        except (IOMMUFDError, OSError):
+        except (ClickException, IOMMUFDError, OSError):
             return []  # there is no place where it could be told
         option, equals, _ = incomplete.partition("=")
         if equals and option.startswith("-"):

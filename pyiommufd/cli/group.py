@@ -75,7 +75,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that is meant; one that does not exist is answered with the nearest."""
-        if (name := args[0]) not in self.list_commands(ctx) and not name.startswith("-"):
+        name = args[0]
+        if not ctx.resilient_parsing and name not in self.list_commands(ctx) and not name.startswith("-"):
             near = did_you_mean(name, self.list_commands(ctx)) or f"; there are {', '.join(self.list_commands(ctx))}"
             ctx.fail(f"No such command '{printable(name)}'{near}")
         return super().resolve_command(ctx, args)

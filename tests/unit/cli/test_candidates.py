@@ -53,6 +53,7 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
         ("guest --kernel /bo", ["file /bo"]),
         ("ch", ["check"]),
         ("guest --qemu-", ["--qemu-arg"]),
+        ("nothing ch", ["check"]),
     ],
 )
 def test_names(machine: FakeSysfs, line: str, names: list[str]) -> None:
