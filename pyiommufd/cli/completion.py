@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from click import ClickException
@@ -47,13 +48,18 @@ else:
 
 
 class _WholeWords(_Base):
-    """Completes a word as a whole: with the option and the ``=`` before its value."""
+    """Completes a word as a whole: with the option and the ``=`` before its value.
+
+    bash puts what it is given on the line as it is: a name with a character that a shell does not take literally is
+    not offered, as whoever names an interface could have a command run.
+    """
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
         try:
             items = super().get_completions(args, incomplete)
         except (ClickException, IOMMUFDError, OSError):
             return []  # there is no place where it could be told
+        items = [item for item in items if item.type != "plain" or shlex.quote(item.value) == item.value]
         option, equals, _ = incomplete.partition("=")
         if equals and option.startswith("-"):
             for item in items:

@@ -24,6 +24,7 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
     fake.pci("0000:00:02.0", group=3, driver="vfio-pci", cdev=0, ids=(0x8086, 0x10FB), sriov_totalvfs="8")
     network = fake.pci("0000:00:03.0", driver="e1000e", ids=(0x8086, 0x0001))
     fake.interface(network, "enp0s3")
+    fake.interface(network, "enp$(x)")
     return fake
 
 

@@ -46,11 +46,13 @@ def shell(
     fake.pci("0000:01:00.1", group=2, ids=(0x1234, 0x0001))
     network = fake.pci("0000:00:03.0", group=3, driver="e1000e", ids=(0x8086, 0x10FB))
     fake.interface(network, "enp0s3")
+    fake.interface(network, "shell$(touch${IFS}made)")
     folder = tmp_path_factory.mktemp("bin")
     program = folder / "pyiommufd"
     program.write_text(PROGRAM.format(python=sys.executable, root=str(fake.root)))
     program.chmod(0o755)
     (folder / "pyiommufd-some").touch()
+    (folder / "of-others;touch made").touch()
     path = f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin"
     environment = {"PATH": path, "TERM": "dumb", "HOME": str(folder), "EDITOR": "", "VISUAL": ""}
     terminal = on_terminal(*SHELLS[name], environment=environment)
@@ -71,6 +73,9 @@ def test_words(shell: pexpect.spawn[str]) -> None:
         ("list 8086:", "list 8086:10fb"),
         ("plan 00:03.0 01:00.", "plan 00:03.0 01:00."),  # two devices
         ("explain VFIO_DEVICE_B", "explain VFIO_DEVICE_BIND_IOMMUFD"),
+        ("show she", "show she"),
+        ("guest --kernel of-o", "guest --kernel of-others;touch made"),
+        ("guest --kernel=of-o", "guest --kernel=of-others;touch made"),
     ):
         # The line is then printed in place of being run.
         shell.send(f"pyiommufd {typed}\t\x01printf '<%s>' \x05 end\r")
