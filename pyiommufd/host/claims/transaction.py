@@ -222,19 +222,22 @@ class Transaction:
         """Undo what has been done as something has failed, and raise that.
 
         Raises:
-            ClaimError: What failed is the machine's doing.
+            ClaimError: What failed is the machine's doing, or something of it could not be undone.
         """
-        outcome, way = "failed and was rolled back", []
+        outcome = "failed and was rolled back"
+        undone: list[object] = []
         try:
             self.undo()
         except (OSError, IOMMUFDError) as failure:
             outcome = "failed, and not all of it could be rolled back"
-            way = [Fix("recover() completes it", "pyiommufd recover completes it")]
-            error.add_note(f"and the roll-back left something undone: {failure}")
-        if isinstance(error, OSError | ClaimError):
+            way = Fix("recover() completes it", "pyiommufd recover completes it")
+            undone = [way, "\nthe roll-back left something undone", failure]
+            if not isinstance(error, OSError | IOMMUFDError):
+                error.add_note(f"the roll-back left something undone: {failure}")
+        if isinstance(error, OSError | ClaimError) or (undone and isinstance(error, IOMMUFDError)):
             failed = f"{what} {outcome}"
-            said = [failed, error] if isinstance(error, ClaimError) else [f"{failed}: {error}"]
-            raise ClaimError(*said, *way) from error.__cause__ or error
+            said = [failed, error] if isinstance(error, IOMMUFDError) else [f"{failed}: {error}"]
+            raise ClaimError(*said, *undone) from error.__cause__ or error
         raise error
 
     def _plan_undo(self, leave: Collection[str]) -> tuple[list[tuple[DeviceState, list[Step]]], list[BaseException]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from types import ModuleType
 
 import pytest
 
-from pyiommufd import ClaimError, ClaimRefusedError, plan_claim, recover, release
+from pyiommufd import ClaimError, ClaimRefusedError, DeviceNotFoundError, plan_claim, recover, release
+from pyiommufd.errors import Fix
 from pyiommufd.host import durable
 from pyiommufd.host.claims import access, journal, transaction
 from pyiommufd.host.claims.claim import claim_steps
+from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.users import User
 from tests.dry_run import dry_run
@@ -162,6 +165,30 @@ def test_claim_whose_last_word_cannot_be_recorded(monkeypatch: pytest.MonkeyPatc
         no_room(context, "record the claim as kept")
         with pytest.raises(ClaimError, match=r"rolled back: .*No space left"):
             keep(plan_claim(NAMES[0]), persist=persist)
+    assert there() == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_a_roll_back_leaves_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
+    def fail(self: transaction.Transaction, step: Step, name: str = "") -> None:
+        del self, name
+        if step.action is Action.DISABLE:
+            raise ClaimError("the unit stays", Fix("recover()", "pyiommufd recover"))
+        if step.action is Action.WRITE and gone:
+            raise DeviceNotFoundError("it has gone")
+
+    with monkeypatch.context() as context:
+        context.setattr(transaction.Transaction, "_check_unused", fail)
+        no_room(context, "record the claim as kept")
+        with pytest.raises(ClaimError, match="not all of it could be rolled back") as caught:
+            keep(plan_claim(NAMES[0]), persist=True)
+    why = "it has gone" if gone else "No space left"
+    left = "the roll-back left something undone: not everything could be given back to the host:\n  the unit stays"
+    assert re.search(rf"{why}.*; recover\(\) completes it\n{left}; recover\(\)$", str(caught.value))
+    assert re.search(
+        rf"{why}.*; pyiommufd recover completes it\n{left}; pyiommufd recover$", caught.value.for_command()
+    )
+    recover()
     assert there() == []
 
 
