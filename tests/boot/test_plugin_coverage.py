@@ -57,13 +57,17 @@ HERE = 1 + COVERED.splitlines().index('        return "here"')
 """The line that no guest reaches."""
 
 
-def run(project: Project, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, set[int]], set[str]]:
-    """Run pytest: what it said, the covered lines of each function, and the branches that were not taken."""
-    options = ["-q", "--cov=covered", "--cov-report=term", "--cov-report=json", "--cov-fail-under=99"]
+def run(
+    project: Project, *arguments: str
+) -> tuple[subprocess.CompletedProcess[str], dict[str, set[int]], set[str], dict[str, set[str]]]:
+    """Run pytest: what it said, the covered lines of each function, the branches not taken, and the tests by line."""
+    options = ["-q", "--cov=covered", "--cov-context=test", "--cov-report=term", "--cov-report=json"]
+    options.append("--cov-fail-under=99")
     done = project.pytest(*options, *arguments)
     (found,) = json.loads((project.folder / "coverage.json").read_text())["files"].values()
     lines = {name: set(each["executed_lines"]) for name, each in found["functions"].items()}
-    return done, lines, {str(branch) for branch in found["missing_branches"]}
+    contexts = {line: {test for test in tests if "test_it.py::" in test} for line, tests in found["contexts"].items()}
+    return done, lines, {str(branch) for branch in found["missing_branches"]}, contexts
 
 
 def test_coverage_is_that_of_a_run_here(project: Project) -> None:
@@ -72,14 +76,16 @@ def test_coverage_is_that_of_a_run_here(project: Project) -> None:
         covered__py=COVERED,
         test_it__py=TESTS,
         test_one__py="import covered\ndef test_one():\n    assert covered.size(1) == 'one'\n",
-        setup__cfg="[coverage:run]\nbranch = True\npatch = subprocess\n",
+        setup__cfg="[coverage:run]\nbranch = True\npatch = subprocess\n[coverage:json]\nshow_contexts = True\n",
     )
-    _, lines_here, branches_here = run(project, "-k", "not panic")
+    _, lines_here, branches_here, contexts_here = run(project, "-k", "not panic")
     assert lines_here["child"]
     assert not lines_here["never"]
 
     project.pytest("--cov=covered", "--cov-report=", "test_one.py")  # which the next one adds to
-    guest, lines, branches = run(project, "--guest", "-n", "2", "--dist=loadfile", "--cov-append", "test_it.py")
+    guest, lines, branches, contexts = run(
+        project, "--guest", "-n", "2", "--dist=loadfile", "--cov-append", "test_it.py"
+    )
     assert "1 failed, 3 passed" in guest.stdout, guest.stdout + guest.stderr
     assert "the guest ended early: the coverage of 1 test is lost" in guest.stdout
     assert "FAIL Required test coverage of 99" in guest.stdout
@@ -88,4 +94,6 @@ def test_coverage_is_that_of_a_run_here(project: Project) -> None:
     assert lines_here.pop("where") - lines.pop("where") == {HERE}
     assert lines == lines_here
     assert len(branches) == len(branches_here)
+    assert contexts_here.pop(str(HERE)) == {"test_it.py::test_where|run"}
+    assert {line: contexts[line] for line in contexts_here} == contexts_here
     assert sorted(path.name for path in project.folder.glob(".coverage*")) == [".coverage"]

@@ -5,7 +5,6 @@ PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
-import base64
 import os
 import select
 from collections import deque
@@ -219,7 +218,19 @@ class InnerRun:
         if reason := session.shouldstop or session.shouldfail:
             self._send("stopped", reason=str(reason))
         if controller := getattr(session.config.pluginmanager.getplugin("_cov"), "cov_controller", None):
-            self._send("coverage", data=base64.b64encode(controller.cov.get_data().dumps()).decode())
+            self._send("coverage", **measured(controller.cov.get_data()))
+
+
+def measured(data: Any) -> dict[str, Any]:
+    """What a `coverage.CoverageData` holds, for JSON: `guest_coverage.fill` puts it into another."""
+    elements = data.arcs if data.has_arcs() else data.lines
+    files = sorted(data.measured_files())
+    contexts = {}
+    for context in sorted(data.measured_contexts()):
+        data.set_query_context(context)
+        contexts[context] = {name: found for name in files if (found := elements(name))}
+    data.set_query_contexts(None)
+    return {"tracers": {name: data.file_tracer(name) or "" for name in files}, "contexts": contexts}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -431,7 +431,10 @@ class _Run:
     def _on_coverage(self, message: dict[str, Any]) -> None:
         self.covered = True
         if self.host.coverage.measures:
-            self.host.coverage.add(message["data"])
+            try:
+                self.host.coverage.add(message)
+            except ValueError as error:
+                self._warn(pytest.PytestWarning(f"{error}: it is lost"), "", str(self.items[0].path), 0)
 
     def _on_exit(self, message: dict[str, Any]) -> None:
         pytest.exit(message["reason"], message["status"])
