@@ -18,6 +18,9 @@ from pyiommufd.testing.plugin.marker import MARKER, wishes
 
 IOMMUS = ("intel", "intel-first-stage", "amd", "virtio", "none")
 
+# What is wrong with a test's marker.
+_WRONG = pytest.StashKey[str]()
+
 pytest_plugins = ["pyiommufd.testing.plugin.fixtures"]
 
 
@@ -101,9 +104,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     reasons: dict[str, pytest.MarkDecorator] = {}
     for item in items:
-        wanted = wishes(item)
-        if wanted is not None and (reason := _unable(item, wanted)):
+        try:
+            wanted = wishes(item)
+            reason = "" if wanted is None else _unable(item, wanted)
+        except pytest.UsageError as error:
+            if not hasattr(config, "workerinput"):
+                raise
+            item.stash[_WRONG] = str(error)  # raised here, it would be an internal error of the worker
+            continue
+        if reason:
             item.add_marker(reasons.setdefault(reason, pytest.mark.skip(reason=reason)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test whose marker is wrong, in a worker of pytest-xdist."""
+    if reason := item.stash.get(_WRONG, ""):
+        pytest.fail(reason, pytrace=False)
 
 
 def _unable(item: pytest.Item, wanted: dict[str, Any]) -> str:

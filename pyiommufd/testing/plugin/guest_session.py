@@ -63,15 +63,21 @@ class _GuestTests:
         """Say where the tests run."""
         return f"guest: {self.default}"
 
-    def _groups(self, items: Sequence[pytest.Item]) -> dict[GuestConfiguration, list[pytest.Item]]:
+    def _groups(
+        self, items: Sequence[pytest.Item]
+    ) -> tuple[dict[GuestConfiguration, list[pytest.Item]], dict[pytest.Item, str]]:
+        """The tests by the guest that they want, and what is wrong with the markers of others."""
         groups: dict[GuestConfiguration, list[pytest.Item]] = {}
+        wrong: dict[pytest.Item, str] = {}
         for item in items:
             try:
                 configuration = self.default.changed(wishes(item) or {})
                 groups.setdefault(configuration, []).append(item)
             except (ValueError, TypeError) as error:
-                raise pytest.UsageError(f"{item.nodeid}: {error}") from None
-        return groups
+                wrong[item] = f"{item.nodeid}: {error}"
+            except pytest.UsageError as error:
+                wrong[item] = str(error)
+        return groups, wrong
 
     def _stopping(self) -> str:
         return str(self.session.shouldfail or self.session.shouldstop or self.stopped)
@@ -144,10 +150,14 @@ class GuestSession(_GuestTests):
         Raises:
             pytest.Session.Failed: So many tests failed that the rest is not wanted.
             pytest.Session.Interrupted: A plugin wants no more.
+            pytest.UsageError: A marker is wrong.
         """
         if session.config.option.collectonly or session.testsfailed:
             return None  # pytest's own loop knows what to do
-        for configuration, items in self._groups(session.items).items():
+        groups, wrong = self._groups(session.items)
+        for reason in wrong.values():
+            raise pytest.UsageError(reason)
+        for configuration, items in groups.items():
             while items and not self._stopping():
                 items = self._run_in_one_guest(configuration, items)
             self._raise_stop()
@@ -185,15 +195,17 @@ class GuestWorker(_GuestTests):
         super().__init__(config)
         self._stack = contextlib.ExitStack()
         self._wanted: dict[pytest.Item, GuestConfiguration] = {}
+        self._wrong: dict[pytest.Item, str] = {}
         self._configuration: GuestConfiguration | None = None
         self._run: _Run | None = None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Put the tests that want the same guest together, as without workers."""
-        for configuration, together in self._groups(items).items():
+        groups, self._wrong = self._groups(items)
+        for configuration, together in groups.items():
             self._wanted |= dict.fromkeys(together, configuration)
-        items[:] = list(self._wanted)
+        items[:] = [*self._wanted, *self._wrong]
 
     # Within the wrapper of pytest-cov, which collects the coverage when the loop is over.
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -207,6 +219,9 @@ class GuestWorker(_GuestTests):
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """Run a test in the guest."""
+        if item in self._wrong:  # raised while collecting, it would be an internal error of the worker
+            self._fail(item, "setup", self._wrong[item])
+            return True
         configuration = self._wanted[item]
         if self._configuration != configuration:
             self._end()

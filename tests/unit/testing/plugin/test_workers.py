@@ -1,0 +1,33 @@
+"""Tests in workers of pytest-xdist that come to no guest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MARKERS = {
+    "guest('amd')": "the guest marker takes keyword arguments only",
+    "guest(foo=1)": "guest(foo=…): there is only iommu",
+    "guest(memory=[1])": "unhashable type",
+}
+
+
+def run(folder: Path, text: str, *arguments: str) -> str:
+    (folder / "pytest.ini").touch()
+    (folder / "test_it.py").write_text(f"import pytest\n{text}")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "1", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.parametrize("guest", [True, False])
+def test_wrong_marker_fails_its_test(tmp_path: Path, guest: bool) -> None:
+    """Raised while a worker collects, the error would end the run and not be shown."""
+    markers = MARKERS if guest else dict(list(MARKERS.items())[:1])
+    tests = "".join(f"@pytest.mark.{marker}\ndef test_{n}(): ...\n" for n, marker in enumerate(markers))
+    said = run(tmp_path, tests, *["--guest"] * guest)
+    assert f"{len(markers)} error" in said
+    for number, reason in enumerate(markers.values()):
+        assert f"test_it.py::test_{number}: {reason}" in said
