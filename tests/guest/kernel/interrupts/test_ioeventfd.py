@@ -24,7 +24,7 @@ def test_ioeventfd_writes_a_register(edu: EduDriver) -> None:
         region.ioeventfd(0x04, 4, 0x0F0F_0F0F)
     (cause,) = caught.value.causes
     assert repr(event) in cause.evidence
-    assert "close()" in cause.fix
+    assert "close it first" in cause.fix
     with region.ioeventfd(0x04, 4, 1):
         pass
     event.close()
