@@ -11,23 +11,36 @@ from pyiommufd.cli import candidates
 from pyiommufd.nearest import did_you_mean
 
 
-class DeviceArgument(click.Argument):
-    """An argument that names devices, that the help says something of, and that the shell completes."""
+class DescribedArgument(click.Argument):
+    """An argument that the help says something of.
 
-    help = (
+    Args:
+        label: What the help calls it.
+        description: What it says.
+    """
+
+    def __init__(self, param_decls: Sequence[str], *, label: str, description: str, **attributes: Any) -> None:
+        super().__init__(param_decls, **{"metavar": label} | attributes)
+        self.help = description  # not as an argument, which click has from 8.5 on
+        self._record = label, description
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """Its line in the help, which click before 8.5 has beside those of the options."""
+        del ctx
+        return self._record
+
+
+class DeviceArgument(DescribedArgument):
+    """An argument that names devices, and that the shell completes."""
+
+    description = (
         "A PCI address (0000:02:01.0, 02:01.0), or VENDOR:DEVICE where one device alone has these; an interface "
         "(eth0); a disk or partition (nvme0n1p1); or a path under /dev or /sys (/dev/vda, /sys/class/net/eth0)."
     )
 
     def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
-        text = self.help
-        super().__init__(param_decls, **{"shell_complete": candidates.devices} | attributes)
-        self.help = text  # not as an argument, which click has from 8.5 on
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        """Its line in the help, which click before 8.5 has beside those of the options."""
-        del ctx
-        return "DEVICE", self.help
+        attributes = {"shell_complete": candidates.devices, "metavar": None} | attributes
+        super().__init__(param_decls, label="DEVICE", description=self.description, **attributes)
 
 
 class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pyiommufd.cli import records
-from pyiommufd.cli.arguments import DeviceArgument
+from pyiommufd.cli.arguments import DescribedArgument, DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, show_progress, style
 from pyiommufd.diagnose.explain import explain as find_causes
 from pyiommufd.diagnose.explain import find_errno, find_request, requests
@@ -54,16 +54,21 @@ class _Errno(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 @click.command(cls=ReadingCommand)
-@click.argument("request", metavar="IOCTL", type=_Request())
-@click.argument("errno", metavar="ERRNO", type=_Errno())
+@click.argument(
+    "request",
+    cls=DescribedArgument,
+    label="IOCTL",
+    description="The kernel's name or a part of it: VFIO_DEVICE_BIND_IOMMUFD, bind, attach, map, hwpt_alloc; open for "
+    "a node; sysfs-bind for a driver's bind in sysfs.",
+    type=_Request(),
+)
+@click.argument("errno", cls=DescribedArgument, label="ERRNO", description="A name or number.", type=_Errno())
 @click.argument("device", required=False, cls=DeviceArgument)
 @json_option(_KEYS | records.nested("causes", records.CAUSE))
 def explain(request: str, errno: int, device: str | None, as_json: bool) -> None:
     """Explain why the kernel answered IOCTL with ERRNO, the likeliest cause first, each with what helps.
 
-    IOCTL is the kernel's name or a part of it: VFIO_DEVICE_BIND_IOMMUFD, bind, attach, map, hwpt_alloc; open for a
-    node; sysfs-bind for a driver's bind in sysfs. ERRNO is a name or number. With DEVICE, what this machine shows now
-    comes first; what cannot be seen from outside follows.
+    With DEVICE, what this machine shows now comes first; what cannot be seen from outside follows.
     """
     target = None if device is None else find_device(device)
     with show_progress("looking at this machine"):

@@ -92,7 +92,9 @@ NEWEST = "newest"
     help="First build a kernel from the distribution's source, unless that was done before: the newest on offer, or "
     "VERSION, such as 6.12. Without COMMAND: print its path.",
 )
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, shell_complete=candidates.files)
+@click.argument(
+    "command", nargs=-1, metavar="[-- COMMAND [ARGS]...]", type=click.UNPROCESSED, shell_complete=candidates.files
+)
 @click.pass_context
 def guest(
     ctx: click.Context,

@@ -151,9 +151,9 @@ def run(
     Any other program finds the numbers in PYIOMMUFD_FDS, the iommufd's first, or where its arguments have {iommufd},
     {device0}, {device1} and so on; and what --vf-token says in PYIOMMUFD_VF_TOKEN, or for {vf-token}.
 
-    VMM also has what fds this command was started with. Signals are VMM's. It is killed if this command is; then
-    pyiommufd recover gives the devices back. Where a wrapper such as a shell starts VMM as a process of its own, the
-    wrapper is killed in its place: have it exec VMM.
+    VMM also inherits the fds that this command was started with. Signals are passed on to VMM. It is killed if this
+    command is; then pyiommufd recover gives the devices back. Where a wrapper such as a shell starts VMM as a process
+    of its own, the wrapper is killed in its place: have it exec VMM.
 
     The exit status is VMM's: 128+N for signal N, and 125 where it could not be started or the devices could not be
     given back.

@@ -15,7 +15,7 @@ _GUEST = "or run in a guest that has one: pyiommufd guest -- COMMAND"
 KERNEL = (
     "boot a kernel with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV (6.6 or newer): Fedora, Arch and Ubuntu have one; "
     "Debian has none, nor have its backports: build one from its linux-source with CONFIG_IOMMUFD=m and "
-    f"CONFIG_VFIO_DEVICE_CDEV=y (docs: hosts), {_GUEST}"
+    f"CONFIG_VFIO_DEVICE_CDEV=y (docs/hosts.md, A kernel for Debian), {_GUEST}"
 )
 """How to get a kernel that has iommufd, and nodes for vfio devices."""
 

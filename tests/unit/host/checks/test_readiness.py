@@ -98,7 +98,7 @@ def test_iommufd(fake: FakeSysfs, tmp_path: Path, kernel: dict[str, str]) -> Non
     kernel["IOMMUFD"] = "n"
     finding = only("iommufd", State.MISSING)
     assert "CONFIG_IOMMUFD=n" in finding.evidence
-    assert "CONFIG_IOMMUFD=m and CONFIG_VFIO_DEVICE_CDEV=y (docs: hosts)" in finding.fix
+    assert "CONFIG_IOMMUFD=m and CONFIG_VFIO_DEVICE_CDEV=y (docs/hosts.md, A kernel for Debian)" in finding.fix
     kernel |= {"IOMMUFD": "m", "module iommufd": "kernel/drivers/iommu/iommufd/iommufd.ko"}
     assert only("iommufd", State.MISSING).fix.startswith("modprobe iommufd")
     fake.file("class/misc/iommu/dev", "10:257")
