@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from pyiommufd.testing.guest.qemu import find_qemu
 from tests.boot.plugin_project import Project, outcome
 from tests.boot.processes import descendants, read_proc, wait_gone
 from tests.patience import until
@@ -89,3 +90,38 @@ def test_interrupted_run_leaves_no_process(project: Project) -> None:
             os.killpg(process.pid, signal.SIGINT)
         assert process.wait() == pytest.ExitCode.INTERRUPTED
     wait_gone(*left)
+
+
+def test_guest_in_which_no_test_can_start_is_booted_once(project: Project) -> None:
+    qemu = project.folder / "qemu"
+    qemu.write_text(
+        f'#!/bin/sh\ncase "$*" in *-kernel*) echo >>{project.folder}/boots;; esac\nexec {find_qemu().path} "$@"\n'
+    )
+    qemu.chmod(0o755)
+    project.write(
+        conftest__py="import os\nif os.path.exists('/.guest'):\n    raise RuntimeError('not here')\n",
+        test_it__py="def test_1(): ...\ndef test_2(): ...\ndef test_3(): ...\n",
+    )
+    result = project.pytest("--guest", "-n", "1", f"--guest-qemu={qemu}")
+    assert "3 errors" in result.stdout, result.stdout + result.stderr
+    assert {outcome(case) for case in project.cases().values()} == {"error"}
+    for case in project.cases().values():
+        assert "before this test could start in the guest: pytest in the guest ended with status 4" in str(
+            case.outcomes
+        )
+    assert "RuntimeError: not here" in result.stdout
+    assert (project.folder / "boots").read_text() == "\n"
+
+
+def test_test_that_wants_no_more_stops_the_run(project: Project) -> None:
+    project.write(
+        test_it__py="""\
+        def test_stops(request):
+            request.session.shouldstop = "that is enough"
+
+        def test_never(): ...
+        """
+    )
+    result = project.pytest("--guest", "-n", "1")
+    assert "that is enough" in result.stdout, result.stdout + result.stderr
+    assert {name: outcome(case) for name, case in project.cases().items()} == {"test_it.test_stops": "passed"}

@@ -29,6 +29,9 @@ from pyiommufd.testing.plugin.guest_shell import open_shell
 from pyiommufd.testing.plugin.inner_pytest import End, InnerPytest
 from pyiommufd.testing.plugin.marker import wishes
 
+# Why a test fails that pytest in a guest has not begun, with sections of its report.
+_Reason = tuple[str, list[tuple[str, str]]]
+
 # How pytest may end after all of its tests: well, with failures, stopped, or without a test.
 _ORDERLY = (0, 1, 2, 5)
 
@@ -44,7 +47,6 @@ class _GuestTests:
         )
         self.timeout: float = option("guest_timeout")
         self.shell: bool = option("guest_shell")
-        self.stopped = ""
         self.coverage = GuestCoverage(config)
         speak_of("pytest")
         self._session: pytest.Session | None = None
@@ -79,14 +81,14 @@ class _GuestTests:
                 wrong[item] = str(error)
         return groups, wrong
 
-    def _stopping(self) -> str:
-        return str(self.session.shouldfail or self.session.shouldstop or self.stopped)
+    def _stopping(self) -> bool:
+        return bool(self.session.shouldfail or self.session.shouldstop)
 
     def _raise_stop(self) -> None:
         if self.session.shouldfail:
             raise self.session.Failed(self.session.shouldfail)
-        if reason := self.session.shouldstop or self.stopped:
-            raise self.session.Interrupted(reason)
+        if self.session.shouldstop:
+            raise self.session.Interrupted(self.session.shouldstop)
 
     def _folders(self, items: Sequence[pytest.Item]) -> tuple[Path, list[Path]]:
         """The folder that the tests may write to, and those that the guest must see besides."""
@@ -107,9 +109,6 @@ class _GuestTests:
         say_booting(self.config, f"a guest ({configuration})")
         guest.start()
         return guest
-
-    def _fail_unstarted(self, item: pytest.Item, configuration: GuestConfiguration, error: Exception) -> None:
-        self._fail(item, "setup", f"the guest ({configuration}) did not start: {error}", _sections(error))
 
     def _fail(
         self,
@@ -170,7 +169,7 @@ class GuestSession(_GuestTests):
                 guest = self._start(stack, configuration, items)
             except (GuestError, OSError, ValueError) as error:
                 for item in items:
-                    self._fail_unstarted(item, configuration, error)
+                    self._fail(item, "setup", *_why_unstarted(configuration, error))
                     if self._stopping():
                         break
                 return []
@@ -196,6 +195,7 @@ class GuestWorker(_GuestTests):
         self._stack = contextlib.ExitStack()
         self._wanted: dict[pytest.Item, GuestConfiguration] = {}
         self._wrong: dict[pytest.Item, str] = {}
+        self._hopeless: dict[GuestConfiguration, _Reason] = {}
         self._configuration: GuestConfiguration | None = None
         self._run: _Run | None = None
 
@@ -223,6 +223,9 @@ class GuestWorker(_GuestTests):
             self._fail(item, "setup", self._wrong[item])
             return True
         configuration = self._wanted[item]
+        if configuration in self._hopeless:
+            self._fail(item, "setup", *self._hopeless[configuration])
+            return True
         if self._configuration != configuration:
             self._end()
         if self._run is None:
@@ -231,11 +234,14 @@ class GuestWorker(_GuestTests):
                 guest = self._start(self._stack, configuration, items)
             except (GuestError, OSError, ValueError) as error:
                 self._stack.close()
-                self._fail_unstarted(item, configuration, error)
+                self._hopeless[configuration] = _why_unstarted(configuration, error)
+                self._fail(item, "setup", *self._hopeless[configuration])
                 return True
             self._run = _Run(self, guest, items, one_by_one=True)
             self._configuration = configuration
         if not self._run.run_one(item, nextitem):
+            if self._run.hopeless:
+                self._hopeless[configuration] = self._run.hopeless
             self._run = None
             self._stack.close()
         return True
@@ -270,6 +276,8 @@ class _Run:
         self.missing: list[int] | None = None
         self.uncollected: list[tuple[str, bool, str]] = []
         self.stop_sent = False
+        self.hopeless: _Reason | None = None
+        """Why no test could start, in this guest or another."""
         config = host.config
         arguments, folder = [str(each) for each in config.invocation_params.args], config.invocation_params.dir
         self.inner = InnerPytest(guest, arguments, folder, host.timeout, host.coverage.environment)
@@ -319,7 +327,9 @@ class _Run:
         assert end is not None  # noqa: S101 - there are no more messages
         if self.current is not None:
             self._died(end)
-        else:
+        elif not self.host._stopping():
+            if len(self.left) == len(self.items):
+                self.hopeless = self._why_unbegun(end)
             self._fail_unbegun(number, end)
         self._say_uncovered()
         return False
@@ -413,7 +423,7 @@ class _Run:
             self._answer()
 
     def _answer(self) -> None:
-        self.stop_sent = self.stop_sent or bool(self.host._stopping())
+        self.stop_sent = self.stop_sent or self.host._stopping()
         self.inner.answer(stop=self.stop_sent)
 
     def _on_finish(self, message: dict[str, Any]) -> None:
@@ -456,7 +466,7 @@ class _Run:
 
     def _on_stopped(self, message: dict[str, Any]) -> None:
         if not self.stop_sent:
-            self.host.stopped = message["reason"]
+            self.host.session.shouldstop = message["reason"]
 
     def _died(self, end: End) -> None:
         """Pytest or the whole guest ended while a test ran."""
@@ -478,8 +488,10 @@ class _Run:
                 break  # the rest has a chance in a new guest
 
     def _fail_unbegun(self, number: int, end: End) -> None:
-        reason = f"before this test could start in the guest: {end}"
-        self.host._fail(self.left.pop(number), "setup", reason, self._last_words(end))
+        self.host._fail(self.left.pop(number), "setup", *self._why_unbegun(end))
+
+    def _why_unbegun(self, end: End) -> _Reason:
+        return f"before this test could start in the guest: {end}", self._last_words(end)
 
     def _last_words(self, end: End) -> list[tuple[str, str]]:
         result = []
@@ -499,9 +511,10 @@ def say_booting(config: pytest.Config, what: str) -> None:
         reporter.write_line(f"booting {what} …")
 
 
-def _sections(error: BaseException) -> list[tuple[str, str]]:
+def _why_unstarted(configuration: GuestConfiguration, error: Exception) -> _Reason:
     console = error.console if isinstance(error, GuestError) else ""
-    return [("Guest console", console_tail(console))] if console else []
+    sections = [("Guest console", console_tail(console))] if console else []
+    return f"the guest ({configuration}) did not start: {error}", sections
 
 
 def _as_written(data: dict[str, Any]) -> dict[str, Any]:

@@ -31,3 +31,14 @@ def test_wrong_marker_fails_its_test(tmp_path: Path, guest: bool) -> None:
     assert f"{len(markers)} error" in said
     for number, reason in enumerate(markers.values()):
         assert f"test_it.py::test_{number}: {reason}" in said
+
+
+def test_guest_that_does_not_start_is_tried_once(tmp_path: Path) -> None:
+    qemu = tmp_path / "qemu"
+    qemu.write_text(f"#!/bin/sh\necho started >>{tmp_path}/log\necho it is broken >&2\nexit 1\n")
+    qemu.chmod(0o755)
+    said = run(tmp_path, "def test_1(): ...\ndef test_2(): ...\ndef test_3(): ...\n", "--guest", f"--guest-qemu={qemu}")
+    assert "3 errors" in said
+    assert said.count("did not start") >= 3
+    assert said.count("it is broken") >= 3
+    assert (tmp_path / "log").read_text() == "started\n"
