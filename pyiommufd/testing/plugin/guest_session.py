@@ -29,6 +29,9 @@ from pyiommufd.testing.plugin.guest_shell import open_shell
 from pyiommufd.testing.plugin.inner_pytest import End, InnerPytest
 from pyiommufd.testing.plugin.marker import wishes
 
+# A test's node id as it was collected: with --dist=loadgroup pytest-xdist appends the group's name.
+_NODE_ID = pytest.StashKey[str]()
+
 # Why a test fails that pytest in a guest has not begun, with sections of its report.
 _Reason = tuple[str, list[tuple[str, str]]]
 
@@ -199,9 +202,12 @@ class GuestWorker(_GuestTests):
         self._configuration: GuestConfiguration | None = None
         self._run: _Run | None = None
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None, None, None]:
         """Put the tests that want the same guest together, as without workers."""
+        for item in items:
+            item.stash[_NODE_ID] = item.nodeid
+        yield
         groups, self._wrong = self._groups(items)
         for configuration, together in groups.items():
             self._wanted |= dict.fromkeys(together, configuration)
@@ -284,7 +290,8 @@ class _Run:
         self.one_by_one = one_by_one
         self.covered = False
         files = list(dict.fromkeys(str(item.path) for item in items))
-        self.messages = self.inner.messages(files, [item.nodeid for item in items], one_by_one=one_by_one)
+        tests = [item.stash.get(_NODE_ID, item.nodeid) for item in items]
+        self.messages = self.inner.messages(files, tests, one_by_one=one_by_one)
 
     def run(self) -> list[pytest.Item]:
         """Run the tests.
@@ -415,6 +422,7 @@ class _Run:
             object.__setattr__(report.context, "kwargs", context["kwargs"])
         if report.when != "call" or type(report) is pytest.TestReport:
             self.phase = "call" if report.when == "setup" else "teardown"
+        report.nodeid = item.nodeid
         item.ihook.pytest_runtest_logreport(report=report)
         if report.failed:
             if self.host.shell:
