@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,12 @@ class Monitor(Closing):
             if not seconds >= 0:
                 raise ValueError(f"seconds to wait are 0 or more, not {seconds}")
             seconds = float(min(seconds, _LONGEST))
-        entry = monitor.poll(seconds)
-        return None if entry is None else _event(entry)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while (entry := monitor.poll(seconds)) is None:
+            # Also None, before the time is over: a message that libudev drops, such as one that is not the kernel's.
+            if deadline is not None and (seconds := deadline - time.monotonic()) <= 0:
+                return None
+        return _event(entry)
 
     def __iter__(self) -> Iterator[DeviceEvent]:
         while self._monitor is not None:

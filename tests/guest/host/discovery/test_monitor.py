@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ import pytest
 from pyiommufd import ClosedError, DeviceEvent, HostDevice, Monitor
 from pyiommufd.host import drivers
 from tests.patience import patience
+
+UEVENTS = 15  # NETLINK_KOBJECT_UEVENT
+KERNEL_GROUP = 1
 
 
 def test_driver_change_is_seen(alone: HostDevice) -> None:
@@ -30,6 +35,15 @@ def test_driver_change_is_seen(alone: HostDevice) -> None:
         assert (first.subsystem, first.action) == ("vfio-dev", "remove")
     with pytest.raises(ClosedError):
         monitor.poll(0)
+
+
+def test_message_of_another_sender_ends_no_wait() -> None:
+    """libudev drops it, and has nothing to return then."""
+    with Monitor(["pci"]) as monitor, socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, UEVENTS) as other:
+        other.sendto(b"add@/devices/other\0ACTION=add\0SUBSYSTEM=pci\0", (0, KERNEL_GROUP))
+        start = time.monotonic()
+        assert monitor.poll(0.5) is None
+        assert time.monotonic() - start >= 0.5
 
 
 def test_nothing_happens() -> None:
