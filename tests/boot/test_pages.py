@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,18 +17,15 @@ pytestmark = pytest.mark.boots
 SECONDS = 1800.0
 
 
-def command(machine: str) -> list[str]:
-    """What runs the blocks for a machine, there; the first that fails ends it, as the others build on it."""
+def arguments(machine: str) -> list[str]:
+    """What has pytest run the blocks for a machine; the first that fails ends it, as the others build on it."""
     some = [str(page.relative_to(ROOT)) for page in pages() if machine in machines(page)]
-    return [*PYTEST, "-p", "tests.pages.plugin", "--machine", machine, "-x", "-v", "--durations=5", *some]
+    return ["-p", "tests.pages.plugin", "--machine", machine, "-x", "-v", "--durations=5", *some]
 
 
 def test_here() -> None:
-    program, *rest = command(HERE)
-    assert Path(sys.executable).name.startswith(program)
-    done = subprocess.run(
-        [sys.executable, *rest], cwd=ROOT, capture_output=True, text=True, timeout=patience(SECONDS), check=False
-    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments(HERE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(SECONDS), check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
 
@@ -37,6 +33,6 @@ def test_here() -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_in_guest(machine: str) -> None:
     with MACHINES[machine]() as (guest, environment):
-        done = guest.run(command(machine), env=ENVIRONMENT | environment, timeout=patience(SECONDS))
+        done = guest.run([*PYTEST, *arguments(machine)], env=ENVIRONMENT | environment, timeout=patience(SECONDS))
     print(done.stdout.decode())
     assert done.returncode == 0, done.stderr.decode()
