@@ -181,13 +181,13 @@ class Guest:
         result += device_arguments(self._devices)
         result += ["-chardev", f"file,id=console,path={escape(str(work / 'console'))}", "-serial", "chardev:console"]
         result += ["-kernel", str(kernel.image), "-initrd", str(work / "initramfs")]
-        result += ["-append", " ".join(self._kernel_command_line())]
+        result += ["-append", " ".join(self._kernel_command_line(accelerator))]
         if self._trace:
             result += [argument for event in TRACE_EVENTS for argument in ("-trace", event)]
             result += ["-D", str(work / "trace")]
         return [*result, *self._qemu_arguments]
 
-    def _kernel_command_line(self) -> list[str]:
+    def _kernel_command_line(self, accelerator: str) -> list[str]:
         return [
             "console=ttyS0",
             "loglevel=5",
@@ -201,6 +201,9 @@ class Guest:
             # another CPU with interrupts off, for a time that does not pass while the clock is jiffies, as in early
             # boot: where that CPU is in stop_machine() and waits for this one, both wait for good.
             "maxcpus=1",
+            # QEMU before 8.0 finds code that it has translated by its virtual address: with random ones it translates
+            # Python and its libraries anew for each process, which doubles the time that Python takes to start.
+            *(["norandmaps"] if accelerator.startswith("tcg") else []),
             *iommu_kernel_arguments(self._iommu),
             *self._kernel_arguments,
         ]
