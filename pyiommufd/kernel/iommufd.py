@@ -310,7 +310,8 @@ class IOMMUFD(Handle):
     # For its objects
 
     def _objects_in_order(self) -> list[KernelObject]:
-        return [made for made in list(self._registry) if isinstance(made, KernelObject) and not made.closed]
+        made = [made for made in list(self._registry) if isinstance(made, KernelObject)]
+        return [one for one in made if not one._ended()]
 
     def _ioases(self) -> list[IOAS]:
         return [made for made in list(self._registry) if isinstance(made, IOAS)]

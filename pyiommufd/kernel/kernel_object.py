@@ -123,6 +123,20 @@ class KernelObject(Closing):
                 if self.closed or self._borrowed:
                     self._release()
 
+    def _ended(self) -> bool:
+        """Whether it is closed. Ends a close that a signal handler ended once the kernel had destroyed it.
+
+        Not where another thread has the lock: that one may be closing it just now.
+        """
+        if not self.closed:
+            return False
+        if self.id and not self._iommufd.in_child and self._iommufd._lock.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._iommufd._lock.release()
+        return True
+
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
         """What keeps it from being closed: its users, and those of what it owns."""
         users = (user for made in (self, *self._owned()) for user in made.users)

@@ -162,6 +162,28 @@ def test_id_is_free_again_after_close(iommufd: IOMMUFD, ioas: IOAS) -> None:
     assert iommufd.alloc_ioas().id == ioas_id
 
 
+def test_a_close_that_a_signal_handler_ends_can_be_ended_by_what_is_on_record(iommufd: IOMMUFD) -> None:
+    """Whoever closes what `IOMMUFD.objects` has gets the memory back, whatever a handler has raised meanwhile."""
+    memory, files = DMABuffer(PAGE), ["pyiommufd/kernel/kernel_object.py", "pyiommufd/kernel/memory/ioas.py"]
+
+    def interrupted(stop: int | None) -> tuple[int, str]:
+        ioas = iommufd.alloc_ioas()
+        ioas.map(memory, iova=IOVA)
+        return opcodes(ioas.close, files, stop)
+
+    every, _ = interrupted(None)
+    assert every > 100
+    for stop in range(every):
+        _, where = interrupted(stop)
+        for left in iommufd.objects:
+            left.close()
+        try:
+            memory.resize(PAGE)
+        except BufferError as error:
+            error.add_note(f"interrupted at {where}")
+            raise
+
+
 def test_to_look_for_what_is_mapped_holds_no_memory(ioas: IOAS) -> None:
     """A signal handler, as another thread, may unmap what `IOAS.unmap` is about to look at, and close the buffer."""
     memory = DMABuffer(PAGE)
