@@ -91,6 +91,7 @@ SUBTESTS = """\
 
 ONE_PROCESS = """\
     import os
+    import warnings
 
     import own_plugin
     import pytest
@@ -123,6 +124,20 @@ ONE_PROCESS = """\
     def test_folder_is_writable(tmp_path):
         open("written", "w").close()
         (tmp_path / "too").touch()
+
+    @pytest.mark.filterwarnings("default")
+    def test_warning_of_a_class_that_only_the_guest_has():
+        from only_there import OnlyThere
+
+        warnings.warn("as the guest has it", OnlyThere, stacklevel=1)
+"""
+
+ONLY_THERE = """\
+    from pathlib import Path
+
+    Path(__file__).with_name("written").touch()
+
+    class OnlyThere(UserWarning): ...
 """
 
 OWN_PLUGIN = """\
@@ -156,6 +171,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         test_all__py=ALL_OUTCOMES,
         test_sub__py=SUBTESTS if int(pytest.__version__.split(".")[0]) >= 9 else "",
         test_zz_guest__py=ONE_PROCESS,
+        only_there__py=ONLY_THERE,
     )
     options = ["-p", "own_plugin", "--colour=green", "-v", "-rA", "--showlocals"]
     here = project.pytest(*options, "test_all.py", "test_sub.py")
@@ -180,7 +196,7 @@ def test_reports_are_those_of_a_run_here(both: Both) -> None:
 def test_terminal_shows_what_a_run_here_shows(both: Both) -> None:
     def lines(output: str) -> list[str]:
         body = output[output.index(" ERRORS ===") :]
-        kept = [line for line in body.splitlines() if "zz_guest" not in line]
+        kept = [line for line in body.splitlines() if line.strip() and not re.search(r"zz_guest|guest has", line)]
         return [re.sub(r"^=+.* in .*|=|-{3,}", "", _without_addresses(line)).strip() for line in kept]
 
     assert lines(both.guest.stdout) == lines(both.here.stdout)
@@ -188,11 +204,13 @@ def test_terminal_shows_what_a_run_here_shows(both: Both) -> None:
 
 def test_one_process_runs_all_with_its_plugins(both: Both) -> None:
     cases = {name: outcome(case) for name, case in both.cases_guest.items() if name.startswith("test_zz_guest.")}
-    assert len(cases) == 7
+    assert len(cases) == 8
     assert set(cases.values()) == {"passed"}, both.guest.stdout
 
 
 def test_guest_leaves_nothing_in_the_folder(both: Both) -> None:
+    """Nor has it a module of its choice run here."""
+    assert "UserWarning: as the guest has it" in both.guest.stdout
     assert not (both.folder / "written").exists()
 
 

@@ -9,7 +9,7 @@ With pytest-xdist each worker has a guest of its own, in which it runs the tests
 from __future__ import annotations
 
 import contextlib
-import importlib
+import sys
 import time
 import warnings
 from collections.abc import Generator, Sequence
@@ -537,11 +537,8 @@ def _as_written(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _category(module: str, name: str) -> type[Warning]:
-    """The class of a warning, or the nearest that exists here."""
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        return UserWarning
+    """The class of a warning; UserWarning where nothing here has imported it, as a guest is not to say what is."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
     return found if isinstance(found, type) and issubclass(found, Warning) else UserWarning
