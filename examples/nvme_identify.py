@@ -17,7 +17,7 @@ from pyiommufd import IOMMUFD, IOMMUFDError, plan_claim
 from pyiommufd.testing.drivers.nvme import NvmeDriver
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("device", metavar="DEVICE", help="such as 0000:01:00.0, or nvme0")
     target = parser.parse_args().device
@@ -29,12 +29,10 @@ def main() -> int:
             device.bus_master = True
             with NvmeDriver(device, ioas, use_interrupt=device.interrupts.msix.count > 0) as driver:
                 identity = driver.identify()
-    except (IOMMUFDError, ValueError, TimeoutError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except (IOMMUFDError, OSError, ValueError) as error:
+        sys.exit(str(error))
     print(f"{device.name}: {identity.model}, serial number {identity.serial}, firmware {identity.firmware}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

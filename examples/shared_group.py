@@ -24,7 +24,7 @@ from pyiommufd import (
     GroupConflictError,
     GroupNotViableError,
     HostDevice,
-    IoctlError,
+    IOMMUFDError,
     find_device,
     plan_claim,
 )
@@ -191,10 +191,16 @@ def main() -> None:
         host = find_device(names[0])
         peer = None if names[1] is None else find_device(names[1])
     except DeviceNotFoundError as error:
-        sys.exit(f"{error}\nRun it in a guest that has these devices: pyiommufd guest -- python {sys.argv[0]}")
+        if given.device:
+            raise
+        sys.exit(f"{error}; a guest has these: pyiommufd guest -- python {sys.argv[0]}")
+    before = group_of(host)
+    if peer == host:
+        sys.exit(f"{host.name} is named twice: PEER is another device")
+    if peer is not None and peer not in before.devices:
+        sys.exit(f"{peer.name} is in group {group_of(peer).id}, not in group {before.id} as {host.name}")
 
     title("the group")
-    before = group_of(host)
     show(before)
 
     # Made before anything is touched: it says whether the host can spare these devices.
@@ -227,5 +233,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except IoctlError as error:
+    except (IOMMUFDError, OSError) as error:
         sys.exit(str(error))

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 
-from pyiommufd import DMABuffer, IOMMUFDError, plan_claim
+from pyiommufd import DMABuffer, IOMMUFDError, find_device, plan_claim
 from pyiommufd.testing.checks.claims import devices_by_id
 from pyiommufd.testing.edu import DEVICE_ID, VENDOR_ID, EduDriver
 from pyiommufd.vmm import Handover
@@ -50,14 +50,16 @@ def main() -> int:
     parser.add_argument("device", metavar="DEVICE", nargs="?", help="an edu device, such as 00:01.0")
     parser.add_argument("--channel", type=int, help=argparse.SUPPRESS)  # how it starts itself as nobody
     given = parser.parse_args()
-    if given.channel is not None:
-        with socket.socket(fileno=given.channel) as channel:
-            drive(channel)
-        return 0
     try:
-        found = [given.device] if given.device else devices_by_id(VENDOR_ID, DEVICE_ID)
+        if given.channel is not None:
+            with socket.socket(fileno=given.channel) as channel:
+                drive(channel)
+            return 0
+        found = [find_device(given.device)] if given.device else devices_by_id(VENDOR_ID, DEVICE_ID)
         if not found:
-            raise IOMMUFDError("there is no edu device here; pyiommufd guest has some")
+            sys.exit("there is no edu device here; pyiommufd guest has some")
+        if (found[0].vendor_id, found[0].device_id) != (VENDOR_ID, DEVICE_ID):
+            sys.exit(f"{found[0].name} is not an edu device")
         with plan_claim(found[0]).apply() as claim:
             ours, theirs = socket.socketpair()
             # setpriv, prlimit: what systemd's User= and LimitMEMLOCK= do for a service.
@@ -68,9 +70,8 @@ def main() -> int:
                 theirs.close()
                 Handover.open(claim.devices).send(ours)
             return process.returncode
-    except (IOMMUFDError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except (IOMMUFDError, OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The examples answer --help and missing arguments; that they run is a matter of the pages that name them."""
+"""The examples answer --help, missing arguments and a device that is not there.
+
+That they run is a matter of the pages that name them; `tests/guest/vmm/test_examples.py` has what they refuse.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import pytest
 from tests.pages.blocks import ROOT, blocks, pages
 
 PROGRAMS = sorted((ROOT / "examples").glob("*.py"))
-NEED_ARGUMENTS = ("nvme_identify", "qemu_passthrough")
+NEED_ARGUMENTS = {"nvme_identify": "DEVICE", "qemu_passthrough": "DEVICE, QEMU"}
+MORE_ARGUMENTS = {"qemu_passthrough": ["qemu-system-x86_64"]}
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +40,16 @@ def test_wrong_arguments(program: Path) -> None:
         done = run(program, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"usage: {program.name} ")
+        if not arguments:
+            assert done.stderr.endswith(f" are required: {NEED_ARGUMENTS[program.stem]}\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
+def test_device_that_is_not_there(program: Path) -> None:
+    done = run(program, "nosuch", *MORE_ARGUMENTS.get(program.stem, []))
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("there is no device 'nosuch'; ")
 
 
 def test_help_of_the_demo() -> None:
