@@ -80,7 +80,7 @@ NEWEST = "newest"
     "qemu_arguments",
     multiple=True,
     metavar="ARG",
-    help="One more argument for QEMU, as it is; may be repeated: --qemu-arg -device --qemu-arg usb-mouse.",
+    help="One more argument for QEMU, as it is; may be repeated: --qemu-arg -device --qemu-arg qemu-xhci.",
 )
 @click.option("--shell", is_flag=True, help="Run a shell on this terminal, as without COMMAND on a terminal.")
 @click.option(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pyiommufd.cli.guest import guest as command
 from tests.boot.processes import qemu_of, wait_gone
 from tests.patience import patience, until
 
@@ -99,6 +103,31 @@ def test_devices_named_replace_the_default_ones() -> None:
     names = {line.split()[0] for line in result.stdout.splitlines()}
     assert {"0000:00:05.0", "0000:00:06.0", "0000:00:07.0"} < names
     assert not any(name.startswith("0000:02") for name in names)
+
+
+BIND = """
+from pyiommufd import IOMMUFD, list_devices, plan_claim
+edu = next(device for device in list_devices("pci") if device.vendor_id == 0x1234)
+with plan_claim(edu).apply() as claim, IOMMUFD() as iommufd:
+    print("bound", iommufd.bind(claim.devices[0]).name)
+"""
+
+
+def test_examples_of_help(tmp_path: Path) -> None:
+    """The options and the command that its help gives as examples, as they stand there, in one guest."""
+    text = " ".join([command.help or "", *(getattr(option, "help", None) or "" for option in command.params)])
+    options = re.findall(r"--qemu-arg \S+ --qemu-arg \S+(?=\. )|--append \S+=\S+(?=\. )", f"{text} ")
+    (archive,) = re.findall(r"tar -cf \S+ FOLDER", text)
+    assert len(options) == 2
+    script = f"set -e; mkdir FOLDER; echo kept >FOLDER/file; {archive}; python -c {shlex.quote(BIND)}; {LISTING}"
+    arguments = ["--iommu", "virtio", *shlex.split(" ".join(options)), "--results", str(tmp_path)]
+    result = guest(*arguments, "--", "sh", "-c", script)
+    assert result.returncode == 0, result.stderr
+    bound, *devices = result.stdout.splitlines()
+    assert bound.startswith("bound 0000:")
+    assert "0x1b36:0x000d" in [line.split()[1] for line in devices]  # qemu-xhci
+    with tarfile.open(tmp_path / "all.tar") as found:
+        assert found.getnames() == ["FOLDER", "FOLDER/file"]
 
 
 NO_IOMMU = """
