@@ -1,8 +1,8 @@
 """What a release uploads: the sdist and the wheels.
 
-`python -m tests.release [FOLDER]` makes them, in dist/ where no folder is named, and checks what needs no installation:
-that a wheel loads on the systems that its tag names (auditwheel), on each CPython from 3.11 on (abi3audit), and that an
-index takes the metadata (twine). `tests/boot/test_release.py` makes them too, and tries each in an empty environment.
+They are made in FOLDER, and what needs no installation is checked: that a wheel loads on the systems that its tag names
+(auditwheel), on each CPython from 3.11 on (abi3audit), and that an index takes the metadata (twine).
+`tests/boot/test_release.py` makes them too, and tries each in an empty environment.
 
 Made are the sdist and, each from that sdist: the abi3 wheel for this machine's processor; that for aarch64, by Debian's
 cross compiler and its aarch64 packages of Python; and one for each free-threaded CPython that is found and that cffi
@@ -11,6 +11,7 @@ supports, 3.14 or newer.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
@@ -133,7 +134,10 @@ def _run(*command: str, environment: Mapping[str, str] | None = None, of: str = 
 
 def main() -> None:
     """Make a release, saying what was made."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "dist").absolute()
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tests.release", description=__doc__, formatter_class=raw)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", default="dist", help="an empty or a new one [dist]")
+    folder = Path(parser.parse_args().folder).absolute()
     with tempfile.TemporaryDirectory() as place:
         made = make_release(folder, make_sysroot(Path(place)) if can_cross() else None)
     print(*made, sep="\n")
