@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # PCI Code and ID Assignment Specification 1.15, chapter 1.
 _CLASSES = {
+    0x00: "Unclassified device",
     0x01: "Storage controller",
     0x02: "Network controller",
     0x03: "Display controller",
@@ -24,6 +25,7 @@ _CLASSES = {
     0x12: "Accelerator",
     0x13: "Measuring device",
     0x40: "Coprocessor",
+    0xFF: "Unassigned class",
 }
 _SUBCLASSES = {
     0x0001: "VGA-compatible device",
@@ -86,7 +88,7 @@ _SUBCLASSES = {
 
 
 def class_words(class_code: int) -> str | None:
-    """A class in words, such as ``Ethernet controller``, or None where it says nothing of the device.
+    """A class in words, such as ``Ethernet controller``; None for one that the specification does not have.
 
     Args:
         class_code: Class, subclass and interface as one number of 24 bits; the interface does not matter.

@@ -47,20 +47,24 @@ def test_classes() -> None:
     assert names.device_class(0x010802) == "Non-Volatile memory controller"
     assert names.device_class(0x010700) == "Mass storage controller"
     assert names.device_class(0x020000) == "Network controller"
-    # Without the database's word, our own; none for a class that says nothing.
+    # Without the database's word, our own.
     assert names.device_class(0x030000) == "VGA controller"
-    assert names.device_class(0xFF0000) is None
-    assert names.device_class(0x000000) is None
+    assert names.device_class(0xFF0000) == "Unassigned class"
+    assert names.device_class(0x00FF00) == "Unclassified device"
+    assert names.device_class(0x000100) == "VGA-compatible device"
+    assert names.device_class(0x550000) is None
 
 
 def test_description_of_a_device(fake: FakeSysfs) -> None:
     fake.pci("0000:00:01.0", ids=(0x1234, 0x11E8))
     fake.pci("0000:00:02.0", ids=(0x1234, 0x2222), class_code=0x010802)
     fake.pci("0000:00:03.0", ids=(0x9999, 0x2222), class_code=0xFF0000)
+    fake.pci("0000:00:04.0", ids=(0x9999, 0x2222), class_code=0x550000)
     names = PciIds(TEXT)
     assert names.describe(find_device("00:01.0")) == "Technical Corp. edu"
     assert names.describe(find_device("00:02.0")) == "Technical Corp. Non-Volatile memory controller"
-    assert names.describe(find_device("00:03.0")) == ""
+    assert names.describe(find_device("00:03.0")) == "Unassigned class"
+    assert names.describe(find_device("00:04.0")) == ""
 
 
 def test_description_without_a_database(fake: FakeSysfs) -> None:
