@@ -11,6 +11,7 @@ from pyiommufd.cli.output import (
     COLOURS,
     ReadingCommand,
     echo,
+    fitted,
     json_option,
     print_indented,
     print_json,
@@ -43,12 +44,14 @@ def check(as_json: bool) -> None:
         print_json({"ready": ready, "findings": [records.finding_record(finding) for finding in findings]})
     else:
         width = max(len(finding.check) for finding in findings)
+        margin = " " * (width + 11)
         for finding in findings:
             state = style(f"{finding.state:<7}", fg=COLOURS.get(finding.state))
-            echo(state, f"{finding.check:<{width}}", finding.summary, sep="  ")
+            summary = fitted(finding.summary, margin, margin)[len(margin) :]
+            echo(state, f"{finding.check:<{width}}", summary, sep="  ")
             for label, text in (("seen", finding.evidence), ("fix", finding.fix)):
                 if text and (finding.state is not State.OK or label == "seen"):
-                    print_indented(label, text, width + 11)
+                    print_indented(label, text, len(margin))
         echo("ready for passthrough" if ready else "not ready for passthrough")
     if not ready:
         sys.exit(MISSING)

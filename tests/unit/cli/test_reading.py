@@ -221,6 +221,21 @@ def test_check(machine: FakeSysfs) -> None:
     assert {finding["check"] for finding in shown["findings"]} >= {"iommu", "iommufd", "reset", "mixed-group"}
 
 
+def test_summaries_of_check_fit_a_terminal(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyiommufd.host.checks.platform_checks.visibility_note", lambda: "a word " * 30)
+    monkeypatch.setenv("COLUMNS", "80")
+    whole = run("check", status=3).stdout
+    monkeypatch.setattr(output, "_is_terminal", lambda: True)
+    shown = run("check", status=3).stdout
+    assert shown.split() == whole.split()
+    first, *others = [line for line in shown.splitlines() if "a word" in line]
+    margin = first.index("a word")
+    assert first.split()[:2] == ["warning", "namespaces"]
+    assert len(others) > 2
+    assert all(line.startswith(" " * margin) and len(line) <= 80 for line in others)
+    assert len(first) <= 80
+
+
 def test_explain(machine: FakeSysfs) -> None:
     text = run("explain", "bind", "eperm", "01:00.1").stdout
     assert text.splitlines()[:2] == [
