@@ -1,13 +1,15 @@
 """The table of causes: each cause of BIND, ATTACH and MAP that a guest can produce, on each kernel.
 
-python -m tests.runner.causes     in guests of each kernel that is here; prints the table
+Prints it as Markdown, after running guests of each kernel that is here.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +26,10 @@ from tests.guest_pytest import ENVIRONMENT, PYTEST
 from tests.patience import patience
 
 FOLDER = "tests/guest/diagnose"
+_NUMBER = re.compile(r"<(\w+) \d+>|\b(fd) \d+")
+_CODE = re.compile(
+    r"echo \d > \S+|pyiommufd(?: \w+| --\w+)+|ulimit -l|[\w.]+\([^()]*\)(?:\.\w+\(\))?|[A-Z]\w+\.\w+|\b\w+=\w*"
+)
 _ORDER = ("VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT", "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE")
 
 
@@ -39,6 +45,7 @@ class CauseRow:
         produced: Whether the kernel refused, with this errno.
         named_first: Whether the cause was named first.
         fix_works: Whether the kernel accepted the same request after the stated fix.
+        fix: What the first cause says to do.
         lacks: Why this kernel cannot be asked, where it cannot.
     """
 
@@ -49,12 +56,22 @@ class CauseRow:
     produced: bool = False
     named_first: bool = False
     fix_works: bool = False
+    fix: str = ""
     lacks: str = ""
 
     @property
     def as_expected(self) -> bool:
         """Whether everything came out as it should, or this kernel cannot be asked."""
         return bool(self.lacks) or (self.produced and self.named_first and self.fix_works)
+
+    @property
+    def exception(self) -> str:
+        """What was not as it is on the other kernels, in words; empty where nothing was."""
+        if self.lacks:
+            return f"not on {self.kernel}, which has {self.lacks}"
+        failed = {"refused": self.produced, "named first": self.named_first, "mended": self.fix_works}
+        missing = [f"NOT {word}" for word, came_out in failed.items() if not came_out]
+        return f"on {self.kernel} {', '.join(missing)}" if missing else ""
 
 
 class Prover:
@@ -99,6 +116,7 @@ class Prover:
         first = error.causes[0]
         assert cause in first.summary, error
         row.named_first = True
+        row.fix = first.fix
         assert says in first.fix, first
         again = fix(first)
         (attempt if again is None else again)()
@@ -117,26 +135,30 @@ class Prover:
 
 
 def lines(rows: Iterable[CauseRow]) -> list[str]:
-    """The table as Markdown, a row a cause; kernels side by side."""
+    """The tables as Markdown, one for each ioctl, a row a cause, after what all kernels showed."""
     rows = list(rows)
     kernels = list(dict.fromkeys(row.kernel for row in rows))
     by_cause: dict[tuple[str, str, str], dict[str, CauseRow]] = {}
     for row in rows:
         by_cause.setdefault((row.ioctl, row.errno, row.cause), {})[row.kernel] = row
-    head = ["ioctl", "errno", "cause", *(f"{kernel}: produced, first, fix works" for kernel in kernels)]
-    result = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for (ioctl, code, cause), found in sorted(by_cause.items(), key=lambda item: _ORDER.index(item[0][0])):
-        cells = [f"`{ioctl}`", code, cause]
-        for kernel in kernels:
-            one = found.get(kernel)
-            if one is None or one.lacks:
-                cells.append("not run" if one is None else f"this kernel has {one.lacks}")
-            else:
-                cells.append(
-                    ", ".join("yes" if said else "NO" for said in (one.produced, one.named_first, one.fix_works))
-                )
-        result.append(f"| {' | '.join(cells)} |")
+    result = [
+        f"On {' and '.join(kernels)}: refused, this cause named first, and accepted after the fix, except where",
+        "a row says so.",
+    ]
+    ioctl = None
+    for (request, code, cause), found in sorted(by_cause.items(), key=lambda item: _ORDER.index(item[0][0])):
+        notes = [found[kernel].exception if kernel in found else f"not run on {kernel}" for kernel in kernels]
+        fix = next((row.fix for row in found.values() if row.fix), "")
+        if request != ioctl:
+            result += ["", f"## `{request}`", "", "| errno | cause | what mends it |", "|---|---|---|"]
+            ioctl = request
+        result.append(f"| {code} | {'; '.join([cause, *filter(None, notes)])} | {as_markdown(fix)} |")
     return result
+
+
+def as_markdown(fix: str) -> str:
+    """A fix for the table: code as code, and without the numbers that differ from run to run."""
+    return _CODE.sub(r"`\g<0>`", _NUMBER.sub(lambda number: f"{number[1] or number[2]} N", fix))
 
 
 @dataclass(frozen=True)
@@ -206,4 +228,5 @@ def main(machines: Sequence[Machine] = MACHINES) -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m tests.runner.causes", description=__doc__).parse_args()
     sys.exit(main())
