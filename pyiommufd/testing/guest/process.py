@@ -55,7 +55,7 @@ class GuestProcess:
         self._monitor_lock = threading.Lock()
         self._monitor: Monitor | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._start_error: OSError | None = None
+        self._start_error: BaseException | None = None
         self._begun = time.monotonic()
         self._started = threading.Event()
         self._closing = False
@@ -75,7 +75,7 @@ class GuestProcess:
         self._thread.start()
         self._started.wait()
         if self._start_error is not None:
-            raise GuestError(f"cannot start QEMU: {self._start_error}")
+            raise GuestError(f"cannot start QEMU: {self._start_error}") from self._start_error
 
     def _supervise(self, command: list[str], theirs: tuple[socket.socket, ...]) -> None:
         try:
@@ -89,8 +89,10 @@ class GuestProcess:
                     # Not the terminal's process group: the launcher decides what Ctrl-C does to the guest.
                     start_new_session=True,
                 )
-        except OSError as error:
-            self._start_error = error
+        except BaseException as error:
+            self._start_error = error  # raised again by the thread that waits for the start
+            for end in self._sockets:
+                end.close()
             return
         finally:
             for end in theirs:
@@ -115,7 +117,7 @@ class GuestProcess:
         if self._closing:
             return GuestError("the guest was closed")
         status = self._process.returncode if self._process else None
-        said = (self._work / "qemu.log").read_text(errors="replace").strip()
+        said = self._written("qemu.log").strip()
         if failure is not None:
             reason = f"its agent sent something that is not an answer ({failure})"
         elif "Kernel panic" in console:
@@ -174,9 +176,12 @@ class GuestProcess:
 
     def console(self) -> str:
         """What the serial console printed so far."""
+        return self._written("console").replace("\r", "")
+
+    def _written(self, name: str) -> str:
         try:
-            return (self._work / "console").read_text(errors="replace").replace("\r", "")
-        except FileNotFoundError:
+            return (self._work / name).read_text(errors="replace")
+        except OSError:  # QEMU has not made it, or somebody has removed the folder
             return ""
 
     def kill(self) -> None:
