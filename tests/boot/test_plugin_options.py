@@ -21,6 +21,7 @@ pytestmark = pytest.mark.boots
         (["--guest"], "@pytest.mark.guest(iomu='intel')", "test_wrong.py::test_it: guest(iomu=…): there is only iommu"),
         (["--guest"], "@pytest.mark.guest('intel')", "keyword arguments only"),
         (["--guest"], "@pytest.mark.guest(devices='edu')", "a list is wanted"),
+        (["--guest"], "@pytest.mark.guest(qemu_arguments=[3])", "guest(qemu_arguments=[3]): a list of strings"),
     ],
 )
 def test_wrong_usage(project: Project, arguments: list[str], text: str, said: str) -> None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from pyiommufd.testing.errors import GuestError, GuestTimeoutError
+from pyiommufd.testing.guest.arguments import check_arguments
 from pyiommufd.testing.guest.channel import Sink
 from pyiommufd.testing.guest.filesystem import GuestFiles, guest_environment
 from pyiommufd.testing.guest.folders import WORK, make_folder
@@ -60,7 +61,8 @@ class Guest:
 
     Args:
         iommu: One of `machine.IOMMU_KINDS`.
-        devices: The PCI devices under test, in slot order; None: `machine.default_devices`.
+        devices: The PCI devices under test, in slot order, each one of the classes such as `Edu` or a string as
+            QEMU's ``-device`` takes it; None: `machine.default_devices`.
         kernel: The kernel image to boot, or the version of one built earlier, such as ``6.12``; see `find_kernel` for
             what None means.
         qemu: The QEMU to run; see `find_qemu` for what None means.
@@ -79,13 +81,16 @@ class Guest:
         accelerator: QEMU's ``-accel`` argument; None: KVM where it works, else emulation.
         ports: Names of virtio ports for programs in the guest to talk to this process by; see `port`.
         trace: Record every access to a device's registers, for `register_accesses`.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it has to be.
     """
 
     def __init__(
         self,
         *,
         iommu: str = "intel",
-        devices: Iterable[GuestDevice] | None = None,
+        devices: Iterable[GuestDevice | str] | None = None,
         kernel: str | os.PathLike[str] | None = None,
         qemu: str | os.PathLike[str] | None = None,
         memory: int = 1024,
@@ -100,22 +105,42 @@ class Guest:
         ports: Sequence[str] = (),
         trace: bool = False,
     ) -> None:
-        self.folder = Path.cwd() if folder is None else Path(folder).absolute()
-        self._iommu = iommu
-        self._devices = default_devices(iommu) if devices is None else tuple(devices)
-        self._kernel_option = None if kernel is None else os.fspath(kernel)
+        given = check_arguments(
+            "Guest",
+            {
+                "iommu": iommu,
+                "devices": devices,
+                "kernel": kernel,
+                "qemu": qemu,
+                "memory": memory,
+                "cpus": cpus,
+                "kernel_arguments": kernel_arguments,
+                "qemu_arguments": qemu_arguments,
+                "folder": folder,
+                "results": results,
+                "read_only": read_only,
+                "boot_timeout": boot_timeout,
+                "accelerator": accelerator,
+                "ports": ports,
+                "trace": trace,
+            },
+        )
+        self.folder = Path.cwd() if folder is None else Path(given["folder"]).absolute()
+        self._iommu: str = given["iommu"]
+        self._devices: tuple[GuestDevice, ...] = default_devices(iommu) if devices is None else given["devices"]
+        self._kernel_option: str | None = given["kernel"]
         self._image: Path | None = None
-        self._qemu_option = None if qemu is None else os.fspath(qemu)
-        self._memory = memory
-        self._cpus = cpus
-        self._kernel_arguments = tuple(kernel_arguments)
-        self._qemu_arguments = tuple(qemu_arguments)
-        self._results = None if results is None else Path(results).absolute()
-        self._read_only = [Path(path).absolute() for path in read_only]
-        self._boot_timeout = boot_timeout
-        self._accelerator = accelerator
-        self._ports = tuple(ports)
-        self._trace = trace
+        self._qemu_option: str | None = given["qemu"]
+        self._memory: int = given["memory"]
+        self._cpus: int = given["cpus"]
+        self._kernel_arguments: tuple[str, ...] = given["kernel_arguments"]
+        self._qemu_arguments: tuple[str, ...] = given["qemu_arguments"]
+        self._results = None if results is None else Path(given["results"]).absolute()
+        self._read_only = [Path(path).absolute() for path in given["read_only"]]
+        self._boot_timeout: float = given["boot_timeout"]
+        self._accelerator: str | None = given["accelerator"]
+        self._ports: tuple[str, ...] = given["ports"]
+        self._trace: bool = given["trace"]
         self._state: GuestProcess | None = None
         self._console = ""
 
@@ -264,9 +289,12 @@ class Guest:
             GuestTimeoutError: The time limit passed.
             GuestError: The guest died, or the command could not be asked for.
             OSError: ``stdin`` cannot be read, or with ``terminal`` is none.
+            TypeError: ``argv`` is a string.
             ValueError: ``terminal`` without ``stdin``, or in another thread than the main one.
             subprocess.CalledProcessError: With ``check``.
         """
+        if isinstance(argv, str | bytes):
+            raise TypeError(f"argv={argv!r:.60}: a list is wanted, such as ['ls', '-l']")
         if terminal and stdin is None:
             raise ValueError("terminal=True takes a terminal as stdin, such as 0")
         if terminal and threading.current_thread() is not threading.main_thread():
@@ -375,6 +403,7 @@ class Guest:
 
         Raises:
             GuestError: QEMU refused, or no port is empty.
+            TypeError: It is no device.
         """
         return hot_plug(self.monitor, device, port)
 

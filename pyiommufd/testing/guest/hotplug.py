@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from pyiommufd.testing.errors import GuestError
-from pyiommufd.testing.guest.machine import GuestDevice, Topology
+from pyiommufd.testing.guest.machine import GuestDevice, Topology, check_device
 
 if TYPE_CHECKING:
     from pyiommufd.testing.guest.monitor import Monitor
@@ -18,6 +18,7 @@ _numbers = itertools.count(_FIRST_NUMBER)
 
 def hot_plug(monitor: Monitor, device: GuestDevice, port: str | None) -> str:
     """See `Guest.hot_plug`."""
+    check_device(device)
     port = port or _empty_port(monitor)
     arguments = device.arguments(Topology(_numbers), f",bus={port}")
     pairs = list(zip(arguments[::2], arguments[1::2], strict=True))

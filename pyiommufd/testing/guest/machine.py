@@ -42,6 +42,18 @@ class GuestDevice(Protocol):
         """
 
 
+def check_device(value: object) -> None:
+    """Require something that can be put on a PCI bus.
+
+    Raises:
+        TypeError: It is something else, such as the class of a device.
+    """
+    if isinstance(value, type):
+        raise TypeError(f"{value.__name__} is a class: a device is {value.__name__}(…)")
+    if not callable(getattr(value, "arguments", None)):
+        raise TypeError(f"{value!r:.60} is not a device, such as Edu() or RawDevice('edu')")
+
+
 def _drive(topology: Topology, image: str | None, size: int | None) -> tuple[list[str], str | None]:
     """The arguments of a disk's content, and the name to refer to it by; nothing where neither is given."""
     if image is None and size is None:
@@ -240,6 +252,10 @@ class RootPort:
 
     device: GuestDevice | None = None
 
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            check_device(self.device)
+
     def arguments(self, topology: Topology, place: str = "") -> list[str]:
         """See `GuestDevice.arguments`."""
         number = topology.next_number()
@@ -260,6 +276,8 @@ class SharedGroup:
     devices: tuple[GuestDevice, ...]
 
     def __init__(self, *devices: GuestDevice) -> None:
+        for device in devices:
+            check_device(device)
         object.__setattr__(self, "devices", devices)
 
     def arguments(self, topology: Topology, place: str = "") -> list[str]:
@@ -277,6 +295,17 @@ DEFAULT_DEVICES: tuple[GuestDevice, ...] = (Edu(), SharedGroup(Edu(), Edu(), Vir
 
 FLAT_DEVICES: tuple[GuestDevice, ...] = (Edu(), Edu())
 """Two edu devices on the root bus."""
+
+
+def check_iommu(kind: object) -> str:
+    """The kind, if it is one of `IOMMU_KINDS`.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if kind not in IOMMU_KINDS:
+        raise ValueError(f"choose one of {', '.join(IOMMU_KINDS)}")
+    return str(kind)
 
 
 def default_devices(iommu: str) -> tuple[GuestDevice, ...]:

@@ -131,7 +131,7 @@ def _unable(item: pytest.Item, wanted: dict[str, Any]) -> str:
 
         try:
             found = misfits(wanted, os.environ)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise pytest.UsageError(f"{item.nodeid}: {error}") from None
         if found:
             return f"not the guest that the test wants ({'; '.join(found)}): pytest --guest runs it in one that is"

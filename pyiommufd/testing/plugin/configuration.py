@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from pyiommufd.printable import counted
+from pyiommufd.testing.guest.arguments import check_arguments
 from pyiommufd.testing.guest.guest import CONFIGURATION_VARIABLE, Guest
-from pyiommufd.testing.guest.machine import IOMMU_KINDS, GuestDevice, RawDevice, device_arguments
+from pyiommufd.testing.guest.machine import GuestDevice, device_arguments
 from pyiommufd.testing.provision.kernels import VERSION, is_version
 
 
@@ -43,27 +44,16 @@ class GuestConfiguration:
         """The same with what a marker asks for.
 
         Args:
-            wishes: Attributes of this class; a device may also be a string, as QEMU's ``-device`` takes it.
+            wishes: Attributes of this class, as `Guest` takes them.
 
         Raises:
-            ValueError: There is no such attribute, or it cannot have that value.
+            TypeError, ValueError: There is no such attribute, or it cannot have that value.
         """
         known = [field.name for field in fields(self)]
-        values = dict(wishes)
-        for name, value in wishes.items():
+        for name in wishes:
             if name not in known:
                 raise ValueError(f"guest({name}=…): there is only {', '.join(known)}")
-            if name == "iommu" and value not in IOMMU_KINDS:
-                raise ValueError(f"guest(iommu={value!r}): choose one of {', '.join(IOMMU_KINDS)}")
-            if name in ("kernel", "qemu") and value is not None:
-                values[name] = os.fspath(value)
-            if name in ("devices", "kernel_arguments", "qemu_arguments") and value is not None:
-                if isinstance(value, str) or not isinstance(value, Iterable):
-                    raise ValueError(f"guest({name}={value!r}): a list is wanted")
-                values[name] = tuple(value)
-        if values.get("devices") is not None:
-            values["devices"] = tuple(RawDevice(d) if isinstance(d, str) else d for d in values["devices"])
-        return replace(self, **values)
+        return replace(self, **check_arguments("guest", wishes))
 
     def guest(
         self,
@@ -124,10 +114,10 @@ def misfits(wishes: Mapping[str, Any], environment: Mapping[str, str]) -> list[s
     if want.kernel is not None and not _is_kernel(want.kernel, have["kernel"]):
         result.append(f"the kernel is {have['kernel'] or 'the default one'}, not {want.kernel}")
     for name in ("memory", "cpus"):
-        if name in wishes and have[name] != wishes[name]:
-            result.append(f"{name} is {have[name]}, not {wishes[name]}")
+        if name in wishes and have[name] != getattr(want, name):
+            result.append(f"{name} is {have[name]}, not {getattr(want, name)}")
     for name in ("kernel_arguments", "qemu_arguments"):
-        if name in wishes and have[name] != list(wishes[name]):
+        if name in wishes and have[name] != list(getattr(want, name)):
             result.append(f"{name} differ")
     return result
 

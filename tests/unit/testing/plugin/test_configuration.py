@@ -26,12 +26,13 @@ def test_equal_wishes_are_one_configuration() -> None:
     [
         ({"iomu": "intel"}, "there is only iommu, kernel"),
         ({"iommu": "arm"}, "choose one of intel"),
-        ({"devices": "edu"}, "a list is wanted"),
+        ({"devices": "edu"}, r"guest\(devices='edu'\): a list is wanted"),
         ({"kernel_arguments": 3}, "a list is wanted"),
+        ({"memory": 1}, "64 or more"),
     ],
 )
 def test_wrong_wishes(wishes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         GuestConfiguration().changed(wishes)
 
 

@@ -11,7 +11,9 @@ import pytest
 MARKERS = {
     "guest('amd')": "the guest marker takes keyword arguments only",
     "guest(foo=1)": "guest(foo=…): there is only iommu",
-    "guest(memory=[1])": "unhashable type",
+    "guest(memory=[1])": "guest(memory=[1]): a whole number of MiB is wanted",
+    "guest(qemu_arguments=[3])": "guest(qemu_arguments=[3]): a list of strings is wanted",
+    "guest(devices=[object])": "guest(devices=[<class 'object'>]): object is a class",
 }
 
 
