@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 _FORMS = {"program": "Guest({}=…)", "command": "--{}", "pytest": "--guest-{}"}
+_MARKER = "@pytest.mark.guest({}=…)"
 _form = _FORMS["program"]
+_marked: Collection[str] = ()
 
 
-def speak_of(place: Literal["program", "command", "pytest"]) -> None:
-    """Set where the user of this process is, for the texts of errors."""
-    global _form
-    _form = _FORMS[place]
+def speak_of(place: Literal["program", "command", "pytest"], marked: Collection[str] = ()) -> None:
+    """Set where the user of this process is, for the texts of errors.
+
+    Args:
+        place: Where.
+        marked: The arguments of `Guest` that a test's marker has given.
+    """
+    global _form, _marked
+    _form, _marked = _FORMS[place], marked
 
 
 def option_name(name: str) -> str:
@@ -20,4 +28,4 @@ def option_name(name: str) -> str:
     Args:
         name: The argument of `Guest`: ``kernel``, ``qemu``, ``iommu``.
     """
-    return _form.format(name)
+    return (_MARKER if name in _marked else _form).format(name)

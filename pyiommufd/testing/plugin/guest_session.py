@@ -35,6 +35,9 @@ _NODE_ID = pytest.StashKey[str]()
 # Why a test fails that pytest in a guest has not begun, with sections of its report.
 _Reason = tuple[str, list[tuple[str, str]]]
 
+# What errors name: see `option_name`.
+_NAMED = ("kernel", "qemu", "iommu")
+
 # How pytest may end after all of its tests: well, with failures, stopped, or without a test.
 _ORDERLY = (0, 1, 2, 5)
 
@@ -51,7 +54,6 @@ class _GuestTests:
         self.timeout: float = option("guest_timeout")
         self.shell: bool = option("guest_shell")
         self.coverage = GuestCoverage(config)
-        speak_of("pytest")
         self._session: pytest.Session | None = None
 
     @property
@@ -107,6 +109,8 @@ class _GuestTests:
             GuestError, OSError, ValueError: It did not start.
         """
         folder, read_only = self._folders(items)
+        # What differs from the options, a marker has asked for.
+        speak_of("pytest", [name for name in _NAMED if getattr(configuration, name) != getattr(self.default, name)])
         guest = configuration.guest(folder=folder, read_only=read_only, ports=(wire.PORT,))
         stack.callback(guest.close)
         say_booting(self.config, f"a guest ({configuration})")

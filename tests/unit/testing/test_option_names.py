@@ -37,6 +37,35 @@ def test_names(tmp_path: Path) -> None:
         assert image.startswith(f"{start}kernel: ")
         assert program.startswith(f"{start}qemu: ")
         assert f"with {start}qemu or PYIOMMUFD_QEMU" in iommu
+    speak_of("pytest", ["kernel"])
+    kernel, image, program, iommu = errors(tmp_path)
+    assert image.startswith("@pytest.mark.guest(kernel=…): ")
+    assert program.startswith("--guest-qemu: ")
+    speak_of("program")
+
+
+MARKED = """\
+import pytest
+
+@pytest.mark.guest(kernel="/nowhere")
+def test_kernel(): ...
+
+@pytest.mark.guest(qemu="no-such")
+def test_qemu(): ...
+
+def test_none(): ...
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_what_a_marker_asked_for_is_blamed_on_the_marker(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    (tmp_path / "pytest.ini").touch()
+    (tmp_path / "test_it.py").write_text(MARKED)
+    command = [sys.executable, "-m", "pytest", "--guest", "--guest-kernel=/nothing", *workers]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "did not start: @pytest.mark.guest(kernel=…): there is no kernel image /nowhere" in done.stdout
+    assert "did not start: @pytest.mark.guest(qemu=…): no-such is not a program" in done.stdout
+    assert "did not start: --guest-kernel: there is no kernel image /nothing" in done.stdout
 
 
 @pytest.mark.parametrize(
