@@ -360,8 +360,9 @@ def test_time_limit_ends_a_guest_that_hangs() -> None:
     wait_gone(qemu)
 
 
-def test_kernel_that_is_none() -> None:
-    result = guest("--kernel", "/etc/passwd", "--", "true")
+def test_kernel_that_qemu_refuses(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(0x202) + b"HdrS" + bytes(0x2000))
+    result = guest("--kernel", f"{tmp_path}/image", "--", "true")
     assert result.returncode == 125
     assert "the guest died" in result.stderr
 

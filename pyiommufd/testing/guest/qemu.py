@@ -62,20 +62,28 @@ def find_qemu(option: str | None = None, environment: Mapping[str, str] | None =
             path = shutil.which(program, path=environment.get("PATH"))
             if path is None:
                 raise GuestMissingError(f"{origin}: {program} is not a program that can be run")
-            return _checked(path)
+            return _checked(path, f"{origin}: ")
     for program in _PROGRAMS:
         if path := shutil.which(program, path=environment.get("PATH")):
             return _checked(path)
     raise GuestMissingError("the guest needs QEMU: apt-get install qemu-system-x86")
 
 
-def _checked(path: str) -> QEMU:
+def _checked(path: str, origin: str = "") -> QEMU:
     path = str(Path(path).absolute())
-    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    match = re.search(r"version (\d+)\.(\d+)", result.stdout)
+    try:
+        result = subprocess.run(
+            [path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise GuestMissingError(f"{origin}{path} cannot be run: {error.strerror}") from None
+    match = re.search(r"^QEMU emulator version (\d+)\.(\d+)", result.stdout, re.MULTILINE)
     if result.returncode != 0 or match is None:
         said = (result.stderr or result.stdout).strip().splitlines()
-        raise GuestMissingError(f"{path} --version: {said[0] if said else f'status {result.returncode}'}")
+        raise GuestMissingError(
+            f"{origin}{path} is not a QEMU that works: its --version says: "
+            f"{said[0] if said else f'nothing, with status {result.returncode}'}"
+        )
     version = int(match[1]), int(match[2])
     if version < OLDEST:
         found, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST))

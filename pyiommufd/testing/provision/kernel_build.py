@@ -24,13 +24,17 @@ from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
 from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision import kernel_config
 from pyiommufd.testing.provision.apt import Archive, Package
-from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels, release_order
+from pyiommufd.testing.provision.kernels import (
+    OLDEST,
+    CachedKernel,
+    cache_folder,
+    cached_kernels,
+    release_order,
+    too_old,
+)
 from pyiommufd.testing.provision.locked import locked
 from pyiommufd.testing.provision.progress import Progress
 from pyiommufd.vmm.launch import launch_command
-
-OLDEST = (6, 12)
-"""The oldest kernel that the guest is known to work with."""
 
 _NAME = r"linux-source-(\d+\.\d+(?:\.\d+)?)"
 _SPACE = 5 << 30
@@ -74,14 +78,17 @@ def choose(packages: Sequence[Package], version: str | None) -> Package:
     Raises:
         KernelBuildError: None fits.
     """
-    oldest = ".".join(map(str, OLDEST))
     offered = [package for package in packages if _version(package) >= OLDEST]
     for package in offered:
         if version is None or _matches(package, version):
             return package
-    seen = ", ".join(package.name.removeprefix("linux-source-") for package in packages) or "none"
-    wanted = f"{oldest} or later" if version is None else f"{version} (of {oldest} or later)"
-    raise KernelBuildError(f"no linux-source {wanted} on offer, but {seen}: name a kernel with {option_name('kernel')}")
+    if version is None or release_order(version) >= OLDEST:
+        wrong = f"no linux-source {version or '.'.join(map(str, OLDEST)) + ' or later'} is on offer"
+    else:
+        wrong = too_old(version)
+    names = ", ".join(package.name.removeprefix("linux-source-") for package in offered)
+    instead = f"choose one of {names}, or " if names else ""
+    raise KernelBuildError(f"{wrong}: {instead}name the image of a kernel with {option_name('kernel')}")
 
 
 def _version(package: Package) -> tuple[int, ...]:

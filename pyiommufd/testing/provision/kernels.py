@@ -19,6 +19,9 @@ from pyiommufd.testing.provision import distribution_kernel
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 
+OLDEST = (6, 12)
+"""The oldest kernel that the guest is known to work with."""
+
 VERSION = re.compile(r"\d+(\.\d+)+[\w.+~-]*")
 """A kernel's version, and not its path."""
 
@@ -165,9 +168,9 @@ def _named(origin: str, name: str, cache: Path) -> Kernel:
         built = next((one for one in cached_kernels(cache) if is_version(one.release, name)), None)
         if built is not None:
             return built.kernel()
-        raise GuestMissingError(
-            f"{origin}: no kernel {name} has been built here: pyiommufd guest --build-kernel {name} makes one"
-        )
+        raise GuestMissingError(f"{origin}: no kernel {name} has been built here: {_how_to_get(name, cache)}")
+    if image.is_dir():
+        raise GuestMissingError(f"{origin}: {image} is a folder, not a kernel image")
     if not image.is_file():
         raise GuestMissingError(f"{origin}: there is no kernel image {image}")
     if image.name == "bzImage" and (image.parent / _MANIFEST).is_file():
@@ -175,6 +178,31 @@ def _named(origin: str, name: str, cache: Path) -> Kernel:
         if cached is None:
             raise GuestMissingError(f"{origin}: the kernel in {image.parent} is damaged: build it anew")
         return cached.kernel()
+    _check_image(origin, image)
     if distribution := distribution_kernel.release_of(image):
         return Kernel(image, boot_modules=distribution_kernel.boot_modules(*distribution))
     return Kernel(image)
+
+
+def _how_to_get(version: str, cache: Path) -> str:
+    if release_order(version) >= OLDEST:
+        return f"pyiommufd guest --build-kernel {version} makes one, where the distribution offers its source"
+    built = ", ".join(kernel.release for kernel in cached_kernels(cache)) or "none"
+    return f"{too_old(version)}; built are: {built}"
+
+
+def too_old(version: str) -> str:
+    """What is wrong with a version older than `OLDEST`."""
+    return f"the guest needs {'.'.join(map(str, OLDEST))} or later, not {version}"
+
+
+def _check_image(origin: str, image: Path) -> None:
+    """Refuse what QEMU takes for a kernel of the last century: it would say that it is too old to load a RAM disk."""
+    try:
+        with image.open("rb") as file:
+            head = file.read(0x206)
+    except OSError as error:
+        raise GuestMissingError(f"{origin}: {image}: {error.strerror}") from None
+    # Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header"; QEMU boots some ELF files (PVH) as well.
+    if head[0x202:] != b"HdrS" and not head.startswith(b"\x7fELF"):
+        raise GuestMissingError(f"{origin}: {image} is no kernel image for x86, a bzImage or vmlinuz")

@@ -42,8 +42,16 @@ def test_too_old_a_qemu(tmp_path: Path) -> None:
 
 
 def test_what_is_no_qemu(tmp_path: Path) -> None:
-    with pytest.raises(GuestMissingError, match="/false --version: "):
+    with pytest.raises(GuestMissingError, match=r"/false is not a QEMU that works: its --version says: "):
         find_qemu(shutil.which("false"))
+    for name in ("true", "bash"):  # the latter says "version 5.2"
+        with pytest.raises(GuestMissingError, match=rf"^Guest\(qemu=…\): /.*/{name} is not a QEMU that works: "):
+            find_qemu(name)
+    script = tmp_path / "script"
+    script.write_text("no program\n")
+    script.chmod(0o755)
+    with pytest.raises(GuestMissingError, match=r"/script cannot be run: Exec format error"):
+        find_qemu(str(script))
     with pytest.raises(GuestMissingError, match="PYIOMMUFD_QEMU: no-such is not a program"):
         find_qemu(None, {"PATH": str(tmp_path), "PYIOMMUFD_QEMU": "no-such"})
 

@@ -32,7 +32,7 @@ kernel/sound/unrelated.ko.zst:
 def root(tmp_path: Path) -> Path:
     for folder in ("boot", f"lib/modules/{RELEASE}"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / f"boot/vmlinuz-{RELEASE}").touch()
+    (tmp_path / f"boot/vmlinuz-{RELEASE}").write_bytes(bytes(0x202) + b"HdrS")
     (tmp_path / f"boot/config-{RELEASE}").write_text(WITH)
     (tmp_path / f"lib/modules/{RELEASE}/modules.dep").write_text(TABLE)
     return tmp_path

@@ -56,8 +56,20 @@ def test_kernel_is_named_by_its_version(cache: Path, environment: dict[str, str]
     for version, folder in (("6.12", "6.12-c"), ("6.12.9", "6.12-b"), ("7.1", "7.1-a"), ("6.1.2-rc1", "6.1-d")):
         assert find_kernel(version, environment).image == cache / "kernels" / folder / "bzImage"
     assert find_kernel(environment=environment | {"PYIOMMUFD_KERNEL": "7.1"}).image == cache / "kernels/7.1-a/bzImage"
-    with pytest.raises(GuestMissingError, match=r"Guest\(kernel=…\): no kernel 6\.11 .* --build-kernel 6\.11 makes"):
-        find_kernel("6.11", environment)
+    with pytest.raises(GuestMissingError, match=r"Guest\(kernel=…\): no kernel 6\.13 .* --build-kernel 6\.13 makes"):
+        find_kernel("6.13", environment)
+
+
+def test_version_that_no_build_would_take(cache: Path, environment: dict[str, str]) -> None:
+    for built in ("none", "7.1.9"):
+        with pytest.raises(GuestMissingError) as caught:
+            find_kernel("5.0", environment)
+        assert str(caught.value) == (
+            "Guest(kernel=…): no kernel 5.0 has been built here: the guest needs 6.12 or later, not 5.0; "
+            f"built are: {built}"
+        )
+        if built == "none":
+            cached(cache, "7.1-a", "7.1.9")
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest", "half a manifest", "no image"])
@@ -93,8 +105,8 @@ def test_what_is_being_built_is_not_there_yet(cache: Path) -> None:
 def test_option_then_variable_then_cache(cache: Path, environment: dict[str, str], tmp_path: Path) -> None:
     cached(cache, "7.3-a", "7.3.4")
     option, variable = tmp_path / "option", tmp_path / "variable"
-    option.touch()
-    variable.touch()
+    for image in (option, variable):
+        image.write_bytes(bytes(0x202) + b"HdrS")
     environment["PYIOMMUFD_KERNEL"] = str(variable)
     assert find_kernel(str(option), environment) == Kernel(option)
     assert find_kernel(None, environment) == Kernel(variable)
@@ -113,6 +125,16 @@ def test_named_kernel_that_is_not_there(environment: dict[str, str]) -> None:
         find_kernel("/nowhere", environment)
     with pytest.raises(GuestMissingError, match="PYIOMMUFD_KERNEL: there is no kernel image /nowhere"):
         find_kernel(None, environment | {"PYIOMMUFD_KERNEL": "/nowhere"})
+
+
+def test_named_file_that_is_no_kernel(environment: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(GuestMissingError, match=rf"^Guest\(kernel=…\): {tmp_path} is a folder, not a kernel image$"):
+        find_kernel(str(tmp_path), environment)
+    with pytest.raises(GuestMissingError, match=r"^Guest\(kernel=…\): /etc/hostname is no kernel image for x86, a bzI"):
+        find_kernel("/etc/hostname", environment)
+    elf = tmp_path / "vmlinux"
+    elf.write_bytes(b"\x7fELF")
+    assert find_kernel(str(elf), environment) == Kernel(elf)
 
 
 def test_no_kernel_says_how_to_get_one(environment: dict[str, str], tmp_path: Path) -> None:
