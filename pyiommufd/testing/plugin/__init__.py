@@ -8,7 +8,6 @@ PYTEST_DONT_REWRITE
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Have the traceback of a user's error end at the user's line; this package's own tests see all of it."""
     package = Path(__file__).parents[2]
-    if call.excinfo is not None and "pyiommufd.errors" in sys.modules and item.config.rootpath != package.parent:
+    if call.excinfo is not None and item.config.rootpath != package.parent:
         from pyiommufd.testing.plugin.own_frames import hide_own_frames
 
         hide_own_frames(call.excinfo.value)

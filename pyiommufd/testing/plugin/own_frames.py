@@ -7,11 +7,6 @@ from types import FrameType
 
 import pytest
 
-from pyiommufd.errors import IOMMUFDError
-
-# What this package raises for wrong arguments and for what is refused. Anything else from it is a defect of its own.
-_RAISED = (IOMMUFDError, TypeError, ValueError)
-
 
 def hide_own_frames(error: BaseException) -> None:
     """Have pytest hide this package's frames in the traceback of an error, except with ``--full-trace``.
@@ -20,13 +15,21 @@ def hide_own_frames(error: BaseException) -> None:
         error: The error, which others may have led to.
     """
     for frame in _frames(error):
-        if str(frame.f_globals.get("__name__")).startswith("pyiommufd."):
+        if _is_own(frame.f_globals.get("__name__")):
             # A name that pytest looks up in a frame, and then in its module.
             frame.f_globals["__tracebackhide__"] = _hidden
 
 
 def _hidden(info: pytest.ExceptionInfo[BaseException] | None) -> bool:
-    return info is not None and isinstance(info.value, _RAISED)
+    """Whether it is what this package raises on purpose: for wrong arguments, or an error, or a check, of its own.
+
+    Anything else from it is a defect.
+    """
+    return info is not None and (isinstance(info.value, TypeError | ValueError) or _is_own(type(info.value).__module__))
+
+
+def _is_own(module: object) -> bool:
+    return str(module).startswith("pyiommufd.")
 
 
 def _frames(error: BaseException | None) -> Iterator[FrameType]:
