@@ -102,13 +102,20 @@ def test_configurations_have_a_guest_each(project: Project) -> None:
         @pytest.mark.guest(devices=(Edu(), "edu"), iommu="intel")
         def test_two_again():
             assert len(edus()) == 2
+
+        @pytest.mark.guest(devices=[Edu(), "edu"])
+        def test_two_lack_another(vfio_device):
+            vfio_device(0xdead, 0xbeef)
         """
     )
-    result = project.pytest("--guest", "-v")
+    result = project.pytest("--guest", "-v", "-rs")
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "there is none; a guest that has it is asked for by @pytest.mark.guest(devices=[…])" in result.stdout
     boots = {name: case.properties["boot"] for name, case in project.cases().items()}
-    assert list(boots) == [f"test_kinds.test_{name}" for name in ("bare", "bare_again", "two", "two_again")]
-    first, first_again, second, second_again = boots.values()
+    assert list(boots) == [
+        f"test_kinds.test_{name}" for name in ("bare", "bare_again", "two", "two_again", "two_lack_another")
+    ]
+    first, first_again, second, second_again, _ = boots.values()
     assert first == first_again != second == second_again
 
 

@@ -37,11 +37,29 @@ if TYPE_CHECKING:
     from pyiommufd.testing.drivers.edu import EduDriver
     from pyiommufd.testing.mock import MockDevice
 
-_GUEST = "run the tests in a guest that has it: pyiommufd guest -- python -m pytest …"
-
 # The address spaces that fixtures have made. They are closed with the iommufd fixture and not by their own: the order
 # in which a test names its fixtures must not decide whether a device is still attached then.
 _address_spaces: weakref.WeakKeyDictionary[IOMMUFD, list[IOAS]] = weakref.WeakKeyDictionary()
+
+
+def _way_out(request: pytest.FixtureRequest, argument: str) -> str:
+    """What gives a test the machine that it lacks.
+
+    Args:
+        request: The test's.
+        argument: What of the `guest` marker asks for that.
+    """
+    marker = f"@pytest.mark.guest({argument})"
+    if request.config.pluginmanager.hasplugin("pyiommufd-in-guest"):
+        return f"a guest that has it is asked for by {marker}"
+    return f"run it by pytest --guest, with {marker} if the default guest has none either"
+
+
+def _why(request: pytest.FixtureRequest, reasons: list[str]) -> str:
+    """Why no device is taken: each of them has its reason, or there is none."""
+    if reasons:
+        return "\n  ".join(["none of those here is free:", *reasons])
+    return f"there is none; {_way_out(request, 'devices=[…]')}"
 
 
 def _watch_first(request: pytest.FixtureRequest) -> None:
@@ -115,7 +133,7 @@ def iommufd(request: pytest.FixtureRequest) -> Iterator[IOMMUFD]:
     try:
         opened = kind()
     except (NotFoundError, AccessDeniedError) as error:
-        pytest.skip(f"{error}\n{_GUEST}")
+        pytest.skip(f"{error}\n{_way_out(request, 'kernel=…')}")
     with opened:
         check = LeakCheck(opened) if "no_leaks" in request.fixturenames else None
         yield opened
@@ -170,14 +188,18 @@ def vfio_claims(request: pytest.FixtureRequest) -> Iterator[Claims]:
 
 
 @pytest.fixture
-def vfio_device(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[DeviceFactory]:
+def vfio_device(request: pytest.FixtureRequest, vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[DeviceFactory]:
     """A factory: ``vfio_device(0x1234, 0x11e8)`` claims such a device and binds it. See `DeviceFactory`."""
     from pyiommufd.errors import ClaimError
     from pyiommufd.testing.checks.claims import devices_by_id
 
     bound: list[Device] = []
 
-    def bind(vendor: int, device: int, *, bus_master: bool = False, watch_removal: bool = False) -> Device:
+    def bind(
+        vendor: int | None = None, device: int | None = None, *, bus_master: bool = False, watch_removal: bool = False
+    ) -> Device:
+        if not isinstance(vendor, int) or not isinstance(device, int):
+            raise TypeError("a PCI vendor id and device id are wanted, as in vfio_device(0x1234, 0x11e8)")
         reasons = []
         taken = [one.name for one in iommufd.devices]
         for candidate in devices_by_id(vendor, device):
@@ -195,8 +217,7 @@ def vfio_device(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[DeviceFactory
             if watch_removal:
                 made.watch_removal()
             return made
-        why = "\n  ".join(["none of those here is free:", *reasons]) if reasons else f"there is none; {_GUEST}"
-        pytest.skip(f"device {vendor:04x}:{device:04x}: {why}")
+        pytest.skip(f"device {vendor:04x}:{device:04x}: {_why(request, reasons)}")
 
     yield bind
     for made in reversed(bound):
@@ -223,7 +244,7 @@ class BoundGroup:
 
 
 @pytest.fixture
-def shared_group(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[BoundGroup]:
+def shared_group(request: pytest.FixtureRequest, vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[BoundGroup]:
     """A group of several devices, claimed and all bound to ``iommufd``; of several groups the smallest.
 
     At least two of its devices have no host driver. A group without such is never taken: no test has named them.
@@ -247,8 +268,7 @@ def shared_group(vfio_claims: Claims, iommufd: IOMMUFD) -> Iterator[BoundGroup]:
             for device in reversed(devices):
                 device.close()
         return
-    why = "\n  ".join(["none of those here is free:", *reasons]) if reasons else f"there is none; {_GUEST}"
-    pytest.skip(f"an IOMMU group with several devices: {why}")
+    pytest.skip(f"an IOMMU group with several devices: {_why(request, reasons)}")
 
 
 @pytest.fixture

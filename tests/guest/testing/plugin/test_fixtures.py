@@ -146,7 +146,21 @@ def test_vfio_device_skips_where_there_is_none(run: Run) -> None:
             vfio_device(0xdead, 0xbeef)
     """)
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["*device dead:beef: there is none; run the tests in a guest*"])
+    result.stdout.fnmatch_lines(
+        ["*device dead:beef: there is none; run it by pytest --guest, with @pytest.mark.guest(devices=[[]…])*"]
+    )
+
+
+def test_vfio_device_takes_two_numbers(run: Run) -> None:
+    result = run("""
+        import pytest
+
+        def test_wrong(vfio_device):
+            for given in ((), ("edu",), ("8086:10d3",), (0x1234, "11e8")):
+                with pytest.raises(TypeError, match="PCI vendor id and device id are wanted, as in vfio_device"):
+                    vfio_device(*given)
+    """)
+    result.assert_outcomes(passed=1)
 
 
 @pytest.mark.long
@@ -192,7 +206,36 @@ def test_without_dev_iommu_tests_are_skipped(run: Run, monkeypatch: pytest.Monke
     finally:
         away.rename(node)
     result.assert_outcomes(skipped=2)
-    result.stdout.fnmatch_lines(["*open on /dev/iommu: ENOENT*", "*pyiommufd guest*"])
+    result.stdout.fnmatch_lines(["*open on /dev/iommu: ENOENT*", "*pytest --guest*"])
+
+
+# What they watch
+
+
+def test_reports_show_what_is_wrong_and_none_of_our_code(run: Run) -> None:
+    result = run("""
+        import os
+        import pytest
+
+        kept = []
+
+        @pytest.fixture
+        def let_go():
+            yield
+            os.close(kept.pop())
+
+        def test_leak(let_go, no_leaks):
+            kept.append(os.open("/dev/iommu", os.O_RDWR))
+
+        def test_object(no_leaks, iommufd):
+            iommufd.alloc_ioas()
+
+        def test_log(dmesg):
+            dmesg.expect("never logged", required=True)
+    """)
+    result.assert_outcomes(passed=3, errors=3)
+    result.stdout.fnmatch_lines(["E *LeakError: *", "E *LeakError: *", "E *UnexpectedKernelMessageError: *"])
+    result.stdout.no_fnmatch_line("*/pyiommufd/testing/*")
 
 
 # no_leaks
