@@ -16,7 +16,8 @@ pytestmark = pytest.mark.boots
         (["--guest", "--pdb"], "", "--guest-shell"),
         (["--guest-shell"], "", "with --guest only"),
         (["--guest", "--guest-shell", "-n", "2"], "", "a worker has no terminal"),
-        (["--guest", "--guest-timeout=0"], "", "--guest-timeout"),
+        (["--guest", "--guest-timeout=0"], "", "--guest-timeout: a positive number of seconds is wanted, not '0'"),
+        (["--guest", "--guest-timeout=abc"], "", "--guest-timeout: a positive number of seconds is wanted, not 'abc'"),
         (["--guest", "--guest-iommu=arm"], "", "intel-first-stage"),
         (["--guest"], "@pytest.mark.guest(iomu='intel')", "test_wrong.py::test_it: guest(iomu=…): there is only iommu"),
         (["--guest"], "@pytest.mark.guest('intel')", "keyword arguments only"),
@@ -29,6 +30,16 @@ def test_wrong_usage(project: Project, arguments: list[str], text: str, said: st
     result = project.pytest(*arguments)
     assert result.returncode == pytest.ExitCode.USAGE_ERROR, result.stdout
     assert said in result.stderr + result.stdout
+
+
+def test_options_without_effect_are_named(project: Project) -> None:
+    """They are no error: an ini file may have them for the runs that are in a guest."""
+    project.write(test_it__py="def test_it(): ...\n")
+    options = ["--guest-kernel=6.12", "--guest-timeout=600"]
+    result = project.pytest("-o", f"addopts={' '.join(options)}")
+    assert result.returncode == 0
+    assert "guest: none; of use with --guest only: --guest-kernel, --guest-timeout" in result.stdout
+    assert "of use with --guest only" not in project.pytest().stdout
 
 
 def test_shell_at_the_first_failure(project: Project) -> None:

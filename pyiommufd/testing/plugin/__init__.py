@@ -7,6 +7,8 @@ PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,12 @@ pytest_plugins = ["pyiommufd.testing.plugin.fixtures"]
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if value <= 0:
-        raise ValueError(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"a positive number of seconds is wanted, not {text!r}")
     return value
 
 
@@ -50,7 +55,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--guest-timeout",
         type=_seconds,
-        default=600.0,
         metavar="SECONDS",
         help="the time that one test in the guest may take; then it has failed and the next run in a new guest [600]",
     )
@@ -84,6 +88,14 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError("--guest-shell and -n exclude each other: a worker has no terminal")
         kind = GuestController
     config.pluginmanager.register(kind(config), "pyiommufd-guest-session")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say which options have no effect. They may be in an ini file, so they are no error."""
+    given = [name for name in ("iommu", "kernel", "qemu", "timeout") if config.getoption(f"guest_{name}") is not None]
+    if not given or config.getoption("guest"):
+        return None
+    return f"guest: none; of use with --guest only: {', '.join(f'--guest-{name}' for name in given)}"
 
 
 @pytest.hookimpl(tryfirst=True)

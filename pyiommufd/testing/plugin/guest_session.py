@@ -51,7 +51,7 @@ class _GuestTests:
         self.default = GuestConfiguration(
             iommu=option("guest_iommu") or "intel", kernel=option("guest_kernel"), qemu=option("guest_qemu")
         )
-        self.timeout: float = option("guest_timeout")
+        self.timeout: float = option("guest_timeout") or 600.0
         self.shell: bool = option("guest_shell")
         self.coverage = GuestCoverage(config)
         self._session: pytest.Session | None = None
