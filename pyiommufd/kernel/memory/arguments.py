@@ -55,9 +55,17 @@ def unshared(error: BufferError | TypeError, buffer: object) -> ValueError | Typ
     return ValueError(READ_ONLY if read_only else f"this buffer does not share its memory: {error}")
 
 
+def whole(value: SupportsIndex, name: str) -> int:
+    """An argument as a plain int: those of NumPy overflow when they are added."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is an int, not {value!r:.60}") from None
+
+
 def check_range(iova: int, length: int) -> tuple[int, int]:
-    """A range of addresses, which is not empty, as plain ints: those of NumPy overflow when they are added."""
-    iova, length = operator.index(iova), operator.index(length)
+    """A range of addresses, which is not empty, as plain ints."""
+    iova, length = whole(iova, "iova"), whole(length, "length")
     if not 0 <= iova <= U64_MAX or not 0 < length <= U64_MAX:
         raise ValueError(f"iova {iova} and length {length} are not a range of 64-bit addresses")
     return iova, length

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import mmap
-import operator
 import os
 from typing import Any, Self
 
 from pyiommufd.errors import ioctl_error
+from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.uapi import ioctls
 
 # Not named by CPython's mmap; asm-generic/mman-common.h and hugetlb_encode.h (x86 and arm64 alike).
@@ -40,12 +40,12 @@ class DMABuffer(mmap.mmap):
 
     def __new__(cls, size: int, *, huge_page_size: int | None = None, memfd: bool = False) -> Self:
         """Make the buffer; see the class."""
-        size = operator.index(size)
+        size = whole(size, "the size of a DMABuffer")
         if size <= 0:
             raise ValueError(f"the size of a DMABuffer is a positive number of bytes, not {size}")
         unit, encoded = mmap.PAGESIZE, 0
         if huge_page_size is not None:
-            unit = operator.index(huge_page_size)
+            unit = whole(huge_page_size, "huge_page_size")
             if unit <= mmap.PAGESIZE or unit & (unit - 1) or unit.bit_length() > 63:
                 raise ValueError(f"{unit} bytes is not a size of huge pages; they have 2 << 20 or 1 << 30 bytes, say")
             encoded = (unit.bit_length() - 1) << _HUGE_SHIFT

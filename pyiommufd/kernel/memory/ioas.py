@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -24,6 +23,7 @@ from pyiommufd.kernel.memory.arguments import (
     hold,
     ranges_allowed,
     unshared,
+    whole,
 )
 from pyiommufd.kernel.memory.iova import IOVARange, joined
 from pyiommufd.kernel.memory.mapping import BaseMapping, DMAMapping, DMAMappings
@@ -214,7 +214,7 @@ class IOAS(KernelObject):
         if below is not None:
             if iova is not None:
                 raise ValueError("iova and below exclude each other")
-            return map_below(self, held, operator.index(below), flags)
+            return map_below(self, held, whole(below, "below"), flags)
         mapping = _new(DMAMapping)
         mapping._ioas = self
         mapping._piece = piece = new(A_PIECE)
@@ -226,7 +226,7 @@ class IOAS(KernelObject):
                     return mapping
             else:
                 if type(iova) is not int:
-                    iova = operator.index(iova)  # C would take what has a fraction
+                    iova = whole(iova, "iova")  # C would take what has a fraction
                 if not (result := ioas_map(self._c, piece, flags | _FIXED, held, len(held), iova)):
                     return mapping
         except BaseException as error:

@@ -17,7 +17,7 @@ from pyiommufd.diagnose.mapping import map_error, map_file_error
 from pyiommufd.diagnose.mapping_rows import HOLE
 from pyiommufd.errors import IoctlError, IOMMUFDError, ioctl_error
 from pyiommufd.iterables import iterate
-from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned
+from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned, whole
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
 from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, BaseMapping, CopiedMapping, DMAMapping, DMAMappings
 from pyiommufd.kernel.memory.mapping_table import OF_FILE
@@ -137,11 +137,11 @@ def map_file(
     ioas: IOAS, file: int, length: int, *, start: int, iova: int | None, below: int | None, flags: int
 ) -> DMAMapping:
     """Map a range of a file."""
-    start, length = operator.index(start), operator.index(length)
+    start, length = whole(start, "start"), whole(length, "length")
     if start < 0 or not 0 < length <= U64_MAX - start:
         raise ValueError(f"start {start} and length {length} are not a range of a file")
     if iova is not None:
-        iova = operator.index(iova)
+        iova = whole(iova, "iova")
         if not 0 <= iova <= U64_MAX:
             raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
     # As for memory of the process: without a device the kernel accepts a piece of a page, and fails the attach for it.
@@ -152,7 +152,7 @@ def map_file(
     if below is not None:
         if iova is not None:
             raise ValueError("iova and below exclude each other")
-        request.map_below(operator.index(below))
+        request.map_below(whole(below, "below"))
     elif code := request.map_at(iova):
         raise request.error(code, iova)
     return request.mapping

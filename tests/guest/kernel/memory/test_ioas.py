@@ -6,6 +6,7 @@ import errno
 import mmap
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,25 @@ def test_wrong_range_to_unmap(ioas: IOAS, mapping: DMAMapping, iova: int, length
     with pytest.raises(ValueError, match="64-bit"):
         ioas.unmap(iova, length)
     assert mapping.mapped
+
+
+def test_what_is_no_number_is_named(ioas: IOAS) -> None:
+    buffer = DMABuffer(PAGE, memfd=True)
+    text: Any = "0x1000"
+    for call, name in (
+        (partial(ioas.map, buffer, iova=text), "iova"),
+        (partial(ioas.map, buffer, below=text), "below"),
+        (partial(ioas.map_file, buffer, PAGE, start=text), "start"),
+        (partial(ioas.map_file, buffer, text), "length"),
+        (partial(ioas.map_file, buffer, PAGE, iova=text), "iova"),
+        (partial(ioas.map_file, buffer, PAGE, below=text), "below"),
+        (partial(ioas.unmap, text, PAGE), "iova"),
+        (partial(ioas.copy_from, ioas, IOVA, text), "length"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name} is an int, not '0x1000'$"):
+            call()
+    assert ioas.mappings == ()
+    buffer.close()  # nothing holds it
 
 
 def test_unmap_all_blocks_the_device(

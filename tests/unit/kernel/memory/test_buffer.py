@@ -40,7 +40,7 @@ def test_sizes_that_are_none(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1.5, "4096", None])
 def test_what_is_no_size(size: int) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=rf"^the size of a DMABuffer is an int, not {size!r}$"):
         DMABuffer(size)
 
 

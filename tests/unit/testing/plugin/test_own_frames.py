@@ -26,7 +26,7 @@ def test_cause():
         raise RuntimeError("the user's") from error
 
 def test_defect(monkeypatch):
-    monkeypatch.setattr(buffer, "operator", None)
+    monkeypatch.setattr(buffer, "ioctls", None)
     DMABuffer(4096)
 """
 
