@@ -12,12 +12,43 @@ from tests.fake_sysfs import FakeSysfs
 
 
 def test_nearest() -> None:
-    assert did_you_mean("clam", ["plan", "claim", "claims"]) == "; did you mean claim or claims?"
+    assert did_you_mean("clam", ["plan", "claim", "claims"]) == "; did you mean claim?"
     assert did_you_mean("Mounted", ["mounted", "route"]) == "; did you mean mounted?"
     assert did_you_mean("EINVL", ["einval"]) == "; did you mean einval?"
+    assert did_you_mean("sdc", ["sda", "sdb", "nvme0"]) == "; did you mean sda or sdb?"
+    assert did_you_mean("VFIO_BIND", ["IOMMU_VFIO_IOAS", "VFIO_DEVICE_BIND_IOMMUFD"]).endswith(
+        "VFIO_DEVICE_BIND_IOMMUFD?"
+    )
     assert did_you_mean("9:9", {"9:8": "0:9:8"}) == "; did you mean 0:9:8?"
-    assert did_you_mean("xyz", ["plan"]) == ""
-    assert did_you_mean("", []) == ""
+    for word, name in (
+        ("xyz", "plan"),
+        ("nonesuch", "none"),
+        ("EFOO", "ELOOP"),
+        ("00:20.0", "0000:00:02.0"),
+        ("x", "y"),
+    ):
+        assert did_you_mean(word, [name]) == ""
+    assert did_you_mean("", []) == did_you_mean("", ["x"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("03:00", "0000:00:03.0"),
+        ("00:03", "0000:00:03.0"),
+        ("00:1f", "0000:00:1f.0 or 0000:00:1f.2"),
+        ("1f.2", "0000:00:1f.2"),
+        ("0001:00:03.0", "0000:00:03.0"),
+        ("00:03.1", "0000:00:03.0"),
+        ("00:04.0", "0000:00:03.0"),
+        ("00:20.0", ""),  # not 00:1f.0, which is the next by its number
+        ("05:00.0", ""),
+        ("1af4:1041", ""),
+    ],
+)
+def test_addresses_are_near_by_their_numbers(given: str, names: str) -> None:
+    there = ["0000:00:00.0", "0000:00:03.0", "0000:00:1f.0", "0000:00:1f.2"]
+    assert did_you_mean(given, there) == (f"; did you mean {names}?" if names else "")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +65,8 @@ def test_nearest() -> None:
         (["explain", "bnd", "EINVAL"], "did you mean VFIO_DEVICE_BIND_IOMMUFD"),
         (["explain", "atach", "EINVAL"], "did you mean VFIO_DEVICE_ATTACH_IOMMUFD_PT"),
         (["explain", "map", "EINVLA"], "did you mean EINVAL"),
+        (["explain", "VFIO_BIND", "EPERM"], "no request 'VFIO_BIND'; did you mean VFIO_DEVICE_BIND_IOMMUFD?"),
+        (["explain", "map", "EFOO"], "'EFOO' is not an errno; give a name"),
     ],
     ids=" ".join,
 )
