@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno as errno_module
 import re
-from collections.abc import Mapping
 from functools import cache
 
 from pyiommufd.diagnose.attach import ATTACH
@@ -20,7 +19,7 @@ from pyiommufd.nearest import did_you_mean
 
 _OPEN = "open"
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}
-_FAMILIES = ("VFIO_DEVICE_", "IOMMU_IOAS_", "IOMMU_")
+_FAMILIES = ("VFIO_DEVICE_", "IOMMU_")
 _WITHOUT_ROWS = (
     "VFIO_DEVICE_DETACH_IOMMUFD_PT", "VFIO_DEVICE_QUERY_GFX_PLANE", "VFIO_DEVICE_GET_GFX_DMABUF",
     "IOMMU_IOAS_ALLOC", "IOMMU_FAULT_QUEUE_ALLOC",
@@ -53,7 +52,10 @@ def requests() -> tuple[str, ...]:
 
 
 def find_request(text: str) -> str:
-    """The request that is meant: its name in any case, or a part that ends or distinguishes it (``bind``, ``map``).
+    """The request that is meant: its name in any case, or some words of it.
+
+    These may be in other names too where each of them has all of it: ``map`` is ``IOMMU_IOAS_MAP``, though there is
+    ``IOMMU_IOAS_MAP_FILE``.
 
     Raises:
         ValueError: None is, or more than one; the message lists them.
@@ -62,29 +64,16 @@ def find_request(text: str) -> str:
     names = {name.upper().replace(" ", "_"): name for name in requests()}
     if wanted in names:
         return names[wanted]
-    ioctls = {key: name for key, name in names.items() if key.startswith(_FAMILIES)}
-    # The nearest first: reset is VFIO_DEVICE_RESET, and map is IOMMU_IOAS_MAP, whatever else has that in its name.
-    for matches in (
-        lambda key: key in {family + wanted for family in _FAMILIES},
-        lambda key: key.endswith(f"_{wanted}"),
-        lambda key: f"_{wanted}_" in key,
-    ):
-        found = [name for key, name in ioctls.items() if wanted and matches(key)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"{text!r} is ambiguous: it names {', '.join(found)}")
-    near = did_you_mean(wanted, {**_short(ioctls), **names})
+    ioctls = [name for key, name in names.items() if key.startswith(_FAMILIES)]
+    found = [name for name in ioctls if wanted and f"_{wanted}_" in f"_{name}_"]
+    for name in found:
+        own = next(name.removeprefix(family) for family in _FAMILIES if name.startswith(family))
+        if all(f"_{own}_" in f"{other}_" for other in found):
+            return name
+    if found:
+        raise ValueError(f"{text!r} is ambiguous: it names {', '.join(found)}")
+    near = did_you_mean(wanted, requests())
     raise ValueError(f"there is no request {text!r}" + (near or f"; known are {', '.join(requests())}"))
-
-
-def _short(ioctls: Mapping[str, str]) -> dict[str, str]:
-    """Ioctls by what follows their family's prefix, and by the first word of that."""
-    short: dict[str, str] = {}
-    for key, name in ioctls.items():
-        rest = key.removeprefix(next(family for family in _FAMILIES if key.startswith(family)))
-        short |= {rest: name, rest.partition("_")[0]: short.get(rest.partition("_")[0], name)}
-    return short
 
 
 def find_errno(text: str) -> int:

@@ -89,6 +89,7 @@ def test_no_row_names_a_request_that_the_kernel_does_not_have() -> None:
         ("unmap", "IOMMU_IOAS_UNMAP"),
         ("hwpt_alloc", "IOMMU_HWPT_ALLOC"),
         ("hot_reset", "VFIO_DEVICE_PCI_HOT_RESET"),
+        ("reset", "VFIO_DEVICE_RESET"),
         ("sysfs bind", "sysfs bind"),
         ("sysfs-bind", "sysfs bind"),
         ("open", "open"),
@@ -98,9 +99,19 @@ def test_requests_by_what_people_type(text: str, name: str) -> None:
     assert find_request(text) == name
 
 
-@pytest.mark.parametrize("text", ["dirty", "hwpt"])
-def test_ambiguous_requests_are_listed(text: str) -> None:
-    with pytest.raises(ValueError, match=r"ambiguous.*IOMMU_HWPT_"):
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("dirty", "IOMMU_HWPT_GET_DIRTY_BITMAP"),
+        ("hwpt", "IOMMU_HWPT_ALLOC"),
+        ("alloc", "IOMMU_HWPT_ALLOC"),
+        ("ioas", "IOMMU_VFIO_IOAS"),
+        ("info", "VFIO_DEVICE_GET_INFO"),
+        ("vfio", "VFIO_DEVICE_RESET"),
+    ],
+)
+def test_ambiguous_requests_are_listed(text: str, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"ambiguous.*{name}"):
         find_request(text)
 
 
