@@ -16,14 +16,13 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.aliases import dma_aliases
 from pyiommufd.host.discovery.groups import Group, groups_folder, reserved_regions
 from pyiommufd.host.discovery.kernel_names import kernel_names
-from pyiommufd.host.discovery.lookup import SUBSYSTEMS, folders_by_kernel_name, folders_by_path, pci_address
+from pyiommufd.host.discovery.lookup import SUBSYSTEMS, folders_by_kernel_name, folders_by_path, near_names, pci_address
 from pyiommufd.iterables import iterate
-from pyiommufd.nearest import did_you_mean
 
 DEVICES_EXPECTED = "devices are HostDevice objects, names or paths"
 """What an argument that names several takes, for errors."""
 
-_VENDOR_DEVICE = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})")
+_VENDOR_DEVICE = re.compile(r"(?:0x)?([0-9a-f]{4}):(?:0x)?([0-9a-f]{4})")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -235,11 +234,13 @@ def find_device(name: str) -> HostDevice:
 
     Args:
         name: Its name on its bus (``0000:02:01.0``, or an mdev's UUID), or, where just one device has it, a PCI address
-            without the domain (``02:01.0``, ``2:1.0``) or ``vendor:device`` (``1234:11e8``); libvirt's name
-            (``pci_0000_02_01_0``); the name of a network interface (``eth0``), disk or partition (``nvme0n1p1``), NVMe
-            controller (``nvme0``) or vfio device (``vfio0``); the path of a node (``/dev/vda``,
-            ``/dev/vfio/devices/vfio0``), or of a link to one; or any path under ``/sys`` that leads to the device's
-            folder or below it (``/sys/class/net/eth0``). What an address can be is not looked for among the names of
+            without the domain (``02:01.0``, ``2:1.0``) or ``vendor:device`` (``1234:11e8``, ``0x1234:0x11e8``);
+            libvirt's name (``pci_0000_02_01_0``) or udev's (``pci-0000:02:01.0``); the name of a network interface
+            (``eth0``), disk or partition (``nvme0n1p1``), NVMe controller (``nvme0``) or namespace (``ng0n1``), GPU
+            (``card0``, ``renderD128``), RDMA device (``mlx5_0``) or vfio device (``vfio0``); the path of a node
+            (``/dev/vda``, ``/dev/vfio/devices/vfio0``), or of a link to one; or any path under ``/sys`` that leads to
+            the device's folder or below it (``/sys/class/net/eth0``). What has a slash, and is no address, is a path,
+            relative to the current folder or not. What an address can be is not looked for among the names of
             interfaces.
 
     Raises:
@@ -257,7 +258,7 @@ def find_device(name: str) -> HostDevice:
     if not found:
         raise DeviceNotFoundError(
             f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8, "
-            f"or by what is on it: eth0, nvme0n1, /dev/vda{_near(text)}"
+            f"or by what is on it: eth0, nvme0n1, /dev/vda{near_names(text)}"
         )
     if len(found) > 1:
         names = ", ".join(sorted(device.name for device in found))
@@ -277,17 +278,10 @@ def _candidates(text: str) -> list[HostDevice]:
         vendor, device = match.groups()
         return _existing(entry.sys_path for entry in _enumerate("pci", vendor=f"0x{vendor}", device=f"0x{device}"))
     if "/" in text or text in (".", ".."):
-        return []
+        return _existing(folders_by_path(text)) if os.path.exists(text) else []  # noqa: PTH110 - any text
     folders = [sysfs.SYS / "bus" / bus / "devices" for bus in SUBSYSTEMS]
     named = _existing(folder / name for folder in folders for name in (text, text.lower()))
     return named or _existing(folders_by_kernel_name(text))
-
-
-def _near(text: str) -> str:
-    """Which devices are named much like that, in words."""
-    names = {path.name: path.name for bus in SUBSYSTEMS for path in (sysfs.SYS / "bus" / bus / "devices").glob("*")}
-    short = {name.partition(":")[2]: name for name in names}
-    return did_you_mean(text, short | names)
 
 
 def _existing(paths: Iterable[Path | str]) -> list[HostDevice]:

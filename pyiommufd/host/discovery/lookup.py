@@ -10,19 +10,29 @@ from pathlib import Path
 
 from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host import sysfs
+from pyiommufd.nearest import did_you_mean
 from pyiommufd.printable import listed, printable
 
 SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
 """The buses that have devices with a vfio driver (Linux 7.3, drivers/vfio)."""
 
-_ADDRESS = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])")
+# Also as udev (ID_PATH), lshw and devlink write it.
+_ADDRESS = re.compile(r"(?:pci[-@/])?(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])")
 _LIBVIRT = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])")
 _CDEV = re.compile(r"/dev/vfio/devices/(vfio[0-9]+)")
 _GROUP_NODE = re.compile(r"(?:noiommu-)?([0-9]+)")
 _NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/[^/]+")
 _NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
 
-_CLASSES = {"net": "the interface", "block": "the disk", "nvme": "the NVMe controller", "vfio-dev": "the vfio device"}
+_CLASSES = {
+    "net": "the interface",
+    "block": "the disk",
+    "nvme": "the NVMe controller",
+    "nvme-generic": "the NVMe namespace",
+    "drm": "the GPU",
+    "infiniband": "the RDMA device",
+    "vfio-dev": "the vfio device",
+}
 """The classes in sysfs whose names stand for a device, and what such a name is."""
 
 
@@ -30,7 +40,7 @@ def pci_address(text: str) -> tuple[str | None, str] | None:
     """A PCI address as the kernel writes it: the domain, where one is given, and the rest; None for what is none.
 
     Args:
-        text: Such as ``0000:00:03.0``, ``00:3.0``, or libvirt's ``pci_0000_00_03_0``.
+        text: Such as ``0000:00:03.0``, ``00:3.0``, udev's ``pci-0000:00:03.0``, or libvirt's ``pci_0000_00_03_0``.
     """
     match = _ADDRESS.fullmatch(text.lower()) or _LIBVIRT.fullmatch(text.lower())
     if match is None:
@@ -93,7 +103,8 @@ def folders_by_path(text: str) -> list[str]:
                 "(findmnt -T says which disk it is on)"
             )
     except FileNotFoundError:
-        raise DeviceNotFoundError(f"there is no {printable(text)}") from None
+        near = near_names(text.rstrip("/").rpartition("/")[2])
+        raise DeviceNotFoundError(f"there is no {printable(text)}{near}") from None
     except (OSError, ValueError) as error:  # the latter for characters that no path has
         reason = error.strerror if isinstance(error, OSError) else "no path"
         raise DeviceNotFoundError(f"{printable(text)}: {reason}") from None
@@ -120,6 +131,21 @@ def folders_by_kernel_name(name: str) -> list[str]:
             return found
         raise DeviceNotFoundError(_why_none(name, path))
     return []
+
+
+def near_names(text: str) -> str:
+    """Which devices, or interfaces and disks of devices, are named much like that, in words; empty: none."""
+    names = [
+        folder.name
+        for bus in SUBSYSTEMS
+        for folder in sorted((sysfs.SYS / "bus" / bus / "devices").glob("*"))
+        if bus == "pci" or (folder / "iommu_group").exists()
+    ]
+    for kind in _CLASSES:
+        links = sorted((sysfs.SYS / "class" / kind).glob("*"))
+        names += [printable(link.name) for link in links if device_folders(os.path.realpath(link))]
+    domain, rest = pci_address(text) or (None, text)
+    return did_you_mean(rest if domain is None else f"{domain}:{rest}", names)
 
 
 def _is_folder(path: Path) -> bool:

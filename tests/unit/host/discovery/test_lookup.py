@@ -25,6 +25,7 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
     disk = fake.disk(alone / "nvme0n1", "259:0")
     fake.disk(disk / "nvme0n1p1", "259:1", partition=True)
     fake.node(alone, "char", "240:0")
+    fake.link("class/nvme-generic/ng0n1", fake.node(alone / "ng0n1", "char", "241:0"))
     fake.link("class/nvme/nvme0", alone)
     shared = fake.root / "devices/virtual/nvme-subsystem/nvme-subsys1"
     for number in (5, 6):
@@ -34,6 +35,7 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
         fake.link(f"{shared.relative_to(fake.root)}/nvme{number}", controller)
     fake.disk(shared / "nvme1n1", "259:2")
     fake.pci("0000:00:0a.0", driver="vfio-pci", group=3, cdev=0)
+    fake.pci("0000:00:0b.0", ids=(0x8086, 0x10FB))
     fake.link("class/vfio-dev/vfio0", fake.root / "devices/pci0000:00/0000:00:0a.0/vfio-dev/vfio0")
     virtual = fake.root / "devices/virtual"
     bond = fake.interface(virtual, "bond0")
@@ -60,10 +62,16 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
         ("0:0:3.0", "03"),
         ("00:3.0", "03"),
         ("pci_0000_00_03_0", "03"),
+        ("pci-0000:00:03.0", "03"),
+        ("pci@0000:00:03.0", "03"),
+        ("pci/0000:00:03.0", "03"),
+        ("8086:10fb", "0b"),
+        ("0x8086:0x10FB", "0b"),
         ("eth1", "03"),
         ("nvme0", "04"),
         ("nvme0n1", "04"),
         ("nvme0n1p1", "04"),
+        ("ng0n1", "04"),
         ("nvme6", "06"),
         ("vfio0", "0a"),
         ("/dev/vfio/devices/vfio0", "0a"),
@@ -79,6 +87,38 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
 def test_names_of_a_device(machine: FakeSysfs, name: str, found: str) -> None:
     (machine.root / "class/net/eth0/nothing").mkdir()
     assert find_device(name.replace("/sys/", f"{machine.root}/")).name == f"0000:00:{found}.0"
+
+
+@pytest.mark.parametrize("name", ["./eth0", "eth0/..", "../block/vda", "../../devices/pci0000:00/0000:00:03.0", "."])
+def test_relative_paths(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    card = machine.root / "devices/pci0000:00/0000:00:03.0"
+    machine.disk(card / "virtio1/block/vda", "254:16")
+    monkeypatch.chdir(card if name == "." else machine.root / "class/net")
+    assert find_device(name).name == "0000:00:03.0"
+    monkeypatch.chdir("/")
+    with pytest.raises(DeviceNotFoundError):
+        find_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("eth9", "eth0 or eth1"),
+        ("ETH0", "eth0"),
+        ("nvme0n1p3", "nvme0n1p1"),
+        ("/dev/eth0", "eth0"),
+        ("/sys/class/net/eth9", "eth0 or eth1"),
+        ("0a:00", "0000:00:0a.0"),
+        ("pci_0000_00_0a_1", "0000:00:0a.0"),
+        ("bond1", ""),  # it is of no device
+        ("platform9", ""),
+    ],
+)
+def test_names_that_are_near(machine: FakeSysfs, name: str, near: str) -> None:
+    machine.device("platform", "platform0", group=None)
+    with pytest.raises(DeviceNotFoundError) as caught:
+        find_device(name.replace("/sys/", f"{machine.root}/"))
+    assert str(caught.value).partition("; did you mean ")[2] == (f"{near}?" if near else "")
 
 
 @pytest.mark.parametrize(
