@@ -6,7 +6,9 @@ devices, and a user waits.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 import click
@@ -14,14 +16,17 @@ from click.shell_completion import CompletionItem
 
 from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.devices import from_sys_path
-from pyiommufd.host.discovery.lookup import SUBSYSTEMS, device_folders
+from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
+from pyiommufd.host.discovery.lookup import CLASSES, SUBSYSTEMS, device_folders
 from pyiommufd.printable import printable
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 _DESCRIBED = 100
 """How many devices are described at most: no screen shows more, and to describe one takes a dozen reads."""
+
+
+_IDS_BEGUN = re.compile(r"[0-9a-f]{4}(?::[0-9a-f]{0,4})?")
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -40,18 +45,23 @@ def one_of(names: Callable[[], Iterable[str]]) -> Completer:
     return complete
 
 
-def _devices_that(fits: Callable[[str], bool]) -> Completer:
-    """Devices, by all that their names are: with or without the PCI domain, interfaces, disks, paths.
+def _devices_that(fits: Callable[[str], bool], wanted: Callable[[HostDevice], bool] = bool) -> Completer:
+    """Devices, by all that their names are: addresses, interfaces, disks, paths, ids that one device alone has.
 
     Args:
         fits: Whether the device in this folder of sysfs is of use there.
+        wanted: The same, of a device that has been read; not asked where there are too many to describe.
     """
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        if incomplete.startswith("/"):
+        if "/" in incomplete:
             return files(ctx, param, incomplete)
-        named = [*_devices(incomplete.lower()), *_kernel_names(incomplete)]
-        return _described([(name, folder) for name, folder in named if fits(folder)])
+        typed = incomplete.lower()
+        named = [*_devices(typed), *_kernel_names(incomplete)]
+        if not named and _IDS_BEGUN.fullmatch(typed):
+            by_ids = _folders_by_ids()
+            named = [(ids, by_ids[ids][0]) for ids in sorted(by_ids) if len(by_ids[ids]) == 1 and ids.startswith(typed)]
+        return _described([(name, folder) for name, folder in named if fits(folder)], wanted)
 
     return complete
 
@@ -62,19 +72,31 @@ def _devices(typed: str) -> Iterator[tuple[str, str]]:
             folder = f"{sysfs.SYS}/bus/{bus}/devices/{name}"
             if bus != "pci" and not os.path.exists(f"{folder}/iommu_group"):  # noqa: PTH110 - as all below, for many
                 continue
-            short = name.partition(":")[2]
-            if name.startswith(typed):
-                yield name, folder
-            elif bus == "pci" and short.startswith(typed):
-                yield short, folder
+            spellings = _spellings(name, typed) if bus == "pci" else (name,)
+            if found := next((text for text in spellings if text.startswith(typed)), None):
+                yield found, folder
+
+
+def _spellings(address: str, typed: str) -> Iterator[str]:
+    """A PCI address in the ways that it can be written, the usual ones first; libvirt's where that is begun."""
+    numbers = re.split("[:.]", address)
+    if typed.startswith("pci"):
+        yield f"pci_{'_'.join(numbers)}"
+        return
+    domain, bus, slot, function = ((number, f"{int(number, 16):x}") for number in numbers)
+    for before in (f"{domain[0]}:", "", f"{domain[1]}:"):
+        for parts in itertools.product(bus, slot):
+            yield f"{before}{':'.join(parts)}.{function[0]}"
 
 
 def _kernel_names(typed: str) -> Iterator[tuple[str, str]]:
-    for kind in ("class/net", "block"):
+    # Without a letter typed, those that an administrator knows best.
+    for kind in [f"class/{name}" for name in CLASSES] if typed else ["class/net", "block"]:
         for name in _listed(kind):
             if name.startswith(typed):
-                path = os.path.realpath(f"{sysfs.SYS}/{kind}/{name}")
-                yield from ((name, folder) for folder in device_folders(path.rpartition("/")[0]))
+                folders = device_folders(os.path.realpath(f"{sysfs.SYS}/{kind}/{name}").rpartition("/")[0])
+                if len(folders) == 1:
+                    yield name, folders[0]
 
 
 def _listed(folder: str) -> list[str]:
@@ -84,7 +106,7 @@ def _listed(folder: str) -> list[str]:
         return []
 
 
-def _described(found: list[tuple[str, str]]) -> list[CompletionItem]:
+def _described(found: list[tuple[str, str]], wanted: Callable[[HostDevice], bool] = bool) -> list[CompletionItem]:
     if len(found) > _DESCRIBED:
         return [CompletionItem(name) for name, _ in found]
     from pyiommufd.host.discovery.pci_ids import pci_ids
@@ -95,12 +117,18 @@ def _described(found: list[tuple[str, str]]) -> list[CompletionItem]:
             device = from_sys_path(sysfs.SYS / folder)
         except DeviceNotFoundError:
             continue  # unplugged since
+        if not wanted(device):
+            continue
         items.append(CompletionItem(name, help=printable(pci_ids().describe(device) or device.driver or "") or None))
     return items
 
 
 def _is_no_bridge(folder: str) -> bool:
     return not os.path.exists(f"{folder}/secondary_bus_number")  # noqa: PTH110
+
+
+def _is_no_host_bridge(device: HostDevice) -> bool:
+    return device.on_vfio or not device.is_host_bridge
 
 
 def _is_off_host_driver(folder: str) -> bool:
@@ -115,10 +143,10 @@ def _driver_of(folder: str) -> str:
 devices = _devices_that(bool)
 """All devices."""
 
-claimable = _devices_that(_is_no_bridge)
-"""Those that a claim takes."""
+claimable = _devices_that(_is_no_bridge, _is_no_host_bridge)
+"""Those that a claim takes, in use or not: it says what the host does with one, and how that is overridden."""
 
-strays = _devices_that(_is_off_host_driver)
+strays = _devices_that(_is_off_host_driver, _is_no_host_bridge)
 """Those that ``rebind`` is for: on pci-stub, a vfio driver or none."""
 
 physical_functions = _devices_that(lambda folder: os.path.exists(f"{folder}/sriov_totalvfs"))  # noqa: PTH110
@@ -128,13 +156,18 @@ physical_functions = _devices_that(lambda folder: os.path.exists(f"{folder}/srio
 def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """``vendor:device`` of the PCI devices that are there, each once."""
     del ctx, param
-    folders: dict[str, str] = {}
+    folders = _folders_by_ids()
+    return _described([(text, folders[text][0]) for text in sorted(folders) if text.startswith(incomplete.lower())])
+
+
+def _folders_by_ids() -> dict[str, list[str]]:
+    folders: dict[str, list[str]] = {}
     for name in _listed("bus/pci/devices"):
         folder = f"{sysfs.SYS}/bus/pci/devices/{name}"
         vendor, device = sysfs.number(f"{folder}/vendor", 16), sysfs.number(f"{folder}/device", 16)
         if vendor is not None and device is not None:
-            folders.setdefault(f"{vendor:04x}:{device:04x}", folder)
-    return _described([(text, folders[text]) for text in sorted(folders) if text.startswith(incomplete.lower())])
+            folders.setdefault(f"{vendor:04x}:{device:04x}", []).append(folder)
+    return folders
 
 
 @one_of

@@ -33,7 +33,7 @@ _BASH = """\
         case $type in
             dir) compopt -o dirnames ;;
             file) compopt -o default ;;
-            plain) COMPREPLY+=("$value") ;;
+            plain) COMPREPLY+=("$value"); [[ $value == */ ]] && compopt -o nospace ;;
         esac
     done <<< "$(COMP_WORDS="${COMP_LINE:0:COMP_POINT}" COMP_CWORD="$2" %(complete_var)s=bash_complete "$1" 2>/dev/null)"
 }
@@ -45,6 +45,27 @@ if TYPE_CHECKING:
     _Base = ShellComplete
 else:
     _Base = object
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a shell takes it as it stands."""
+    return shlex.quote(word) == word
+
+
+def _files(before: str, start: str, kinds: set[str]) -> list[CompletionItem[str]]:
+    """The files, or only folders, whose paths begin so.
+
+    Args:
+        before: What is before the path in the word.
+        start: The path as far as it was typed.
+        kinds: What click would have the shell list: ``file``, ``dir``.
+    """
+    items = []
+    for path in sorted(glob.glob(f"{glob.escape(start)}*")):  # noqa: PTH207 - as it was typed
+        folder = os.path.isdir(path)  # noqa: PTH112
+        if "file" in kinds or ("dir" in kinds and folder):
+            items.append(CompletionItem(f"{before}{path}{'/' if folder else ''}"))
+    return items
 
 
 class _WholeWords(_Base):
@@ -59,7 +80,7 @@ class _WholeWords(_Base):
             items = super().get_completions(args, incomplete)
         except (ClickException, IOMMUFDError, OSError):
             return []  # there is no place where it could be told
-        items = [item for item in items if item.type != "plain" or shlex.quote(item.value) == item.value]
+        items = [item for item in items if item.type != "plain" or _is_plain(item.value)]
         option, equals, _ = incomplete.partition("=")
         if equals and option.startswith("-"):
             for item in items:
@@ -82,8 +103,14 @@ class _Bash(_WholeWords, BashComplete):
         if replaced in (":", "="):
             replaced = ""  # as the completion of sudo says it, right behind one
         kept = incomplete.removesuffix(replaced)
+        found = super().get_completions(args, incomplete)
+        if kept.endswith(":"):
+            # Of a path too bash would see only what is behind the colon.
+            before = incomplete[: incomplete.find("=") + 1] if incomplete.startswith("-") else ""
+            files = _files(before, incomplete.removeprefix(before), {item.type for item in found})
+            found = [item for item in [*found, *files] if item.type == "plain" and _is_plain(item.value)]
         items = []
-        for item in super().get_completions(args, incomplete):
+        for item in found:
             if item.type == "plain":
                 if item.value[: len(kept)].lower() != kept.lower():
                     continue
@@ -100,11 +127,7 @@ class _WithFiles(_WholeWords):
         items = super().get_completions(args, incomplete)
         if not equals or not option.startswith("-"):
             return items
-        for kind in {item.type for item in items} - {"plain"}:
-            for path in sorted(glob.glob(f"{glob.escape(start)}*")):  # noqa: PTH207 - as it was typed
-                folder = os.path.isdir(path)  # noqa: PTH112
-                if folder or kind == "file":
-                    items.append(CompletionItem(f"{option}={path}{'/' if folder else ''}"))
+        items += _files(f"{option}=", start, {item.type for item in items})
         return [item for item in items if item.type == "plain"]
 
 

@@ -24,7 +24,7 @@ _GROUP_NODE = re.compile(r"(?:noiommu-)?([0-9]+)")
 _NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/[^/]+")
 _NVME_CONTROLLER = re.compile(r"nvme[0-9]+")
 
-_CLASSES = {
+CLASSES = {
     "net": "the interface",
     "block": "the disk",
     "nvme": "the NVMe controller",
@@ -121,10 +121,10 @@ def folders_by_kernel_name(name: str) -> list[str]:
     """
     if "/" in name or name in (".", ".."):
         return []
-    links = {kind: sysfs.SYS / "class" / kind / name for kind in _CLASSES}
+    links = {kind: sysfs.SYS / "class" / kind / name for kind in CLASSES}
     paths = {kind: os.path.realpath(link) for kind, link in links.items() if _is_folder(link)}
     if len(paths) > 1:
-        meanings = " and ".join(f"{_CLASSES[kind]} {links[kind]}" for kind in paths)
+        meanings = " and ".join(f"{CLASSES[kind]} {links[kind]}" for kind in paths)
         raise DeviceNotFoundError(f"{name!r} is ambiguous: it names {printable(meanings)}; write that path")
     for path in paths.values():
         if found := device_folders(path):
@@ -141,7 +141,7 @@ def near_names(text: str) -> str:
         for folder in sorted((sysfs.SYS / "bus" / bus / "devices").glob("*"))
         if bus == "pci" or (folder / "iommu_group").exists()
     ]
-    for kind in _CLASSES:
+    for kind in CLASSES:
         links = sorted((sysfs.SYS / "class" / kind).glob("*"))
         names += [printable(link.name) for link in links if device_folders(os.path.realpath(link))]
     domain, rest = pci_address(text) or (None, text)

@@ -35,6 +35,7 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
         ("show 01:00.", ["01:00.0", "01:00.1"]),
         ("show en", ["enp0s3"]),
         ("show /dev/v", ["file /dev/v"]),
+        ("show ./v", ["file ./v"]),
         ("show ", ["0000:00:01.0", "0000:00:02.0", "0000:00:03.0", "0000:01:00.0", "0000:01:00.1", "enp0s3"]),
         ("claim 00:0", ["00:02.0", "00:03.0"]),
         ("run 00:03.0 00:0", ["00:02.0", "00:03.0"]),
@@ -58,6 +59,43 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
     ],
 )
 def test_names(machine: FakeSysfs, line: str, names: list[str]) -> None:
+    assert completions(f"pyiommufd {line}") == names
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("show nvme0", ["nvme0n1", "nvme0n1p1", "nvme0"]),
+        ("show nvme1", []),  # a disk of two controllers is no name of a device
+        ("show 15b3", ["15b3:0002"]),
+        ("caps 15b3:00", ["15b3:0002"]),
+        ("explain bind EPERM 15B3:", ["15b3:0002"]),
+        ("list 15b3:", ["15b3:0001", "15b3:0002"]),
+        ("vfs 15b3:", []),
+        ("show 0001:5:0", ["0001:5:00.0", "0001:5:01.0", "0001:5:02.0"]),
+        ("show 1:5:0", ["1:5:00.0", "1:5:01.0", "1:5:02.0"]),
+        ("show 5:2", ["5:2.0"]),
+        ("show 05:0.", ["05:0.0"]),
+        ("show pci_0001_05_01", ["pci_0001_05_01_0"]),
+        ("show p", []),
+        ("show 0000:00:00", ["0000:00:00.0"]),
+        ("claim 0000:00:00", []),  # a host bridge
+        ("rebind 0000:00:00", []),
+        ("rebind 0000:00:02", ["0000:00:02.0"]),  # one that somebody has claimed
+    ],
+)
+def test_all_ways_to_name_a_device(fake: FakeSysfs, line: str, names: list[str]) -> None:
+    fake.pci("0000:00:00.0", group=0, class_code=0x060000)
+    fake.pci("0000:00:02.0", group=1, class_code=0x060000, driver="vfio-pci", cdev=0)
+    shared = fake.root / "devices/virtual/nvme-subsystem/nvme-subsys1"
+    for number, device in ((0, 1), (1, 1), (2, 2)):
+        folder = fake.pci(f"0001:05:0{number}.0", root_bus="pci0001:05", group=2, ids=(0x15B3, device)) / "nvme/nvme0"
+        if number:
+            fake.link(f"{shared.relative_to(fake.root)}/nvme{number}", folder.parent)
+    disk = fake.disk(next(fake.root.glob("devices/*/0001:05:00.0")) / "nvme/nvme0/nvme0n1", "259:0")
+    fake.disk(disk / "nvme0n1p1", "259:1", partition=True)
+    fake.link("class/nvme/nvme0", disk.parent)
+    fake.disk(shared / "nvme1n1", "259:2")
     assert completions(f"pyiommufd {line}") == names
 
 

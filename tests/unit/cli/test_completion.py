@@ -53,6 +53,8 @@ def shell(
     program.chmod(0o755)
     (folder / "pyiommufd-some").touch()
     (folder / "of-others;touch made").touch()
+    (folder / "devices/0000:00:03.0").mkdir(parents=True)
+    (folder / "devices/0000:00:03.0/ven:dor").touch()
     path = f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin"
     environment = {"PATH": path, "TERM": "dumb", "HOME": str(folder), "EDITOR": "", "VISUAL": ""}
     terminal = on_terminal(*SHELLS[name], environment=environment)
@@ -71,6 +73,14 @@ def test_words(shell: pexpect.spawn[str]) -> None:
         ("list --driver=nv", "list --driver=nvme"),
         ("guest --kernel=pyiommufd-s", "guest --kernel=pyiommufd-some"),
         ("list 8086:", "list 8086:10fb"),
+        ("caps 8086:", "caps 8086:10fb"),
+        ("plan 1234:00", "plan 1234:0001"),
+        ("show pci_0000_00", "show pci_0000_00_03_0"),
+        ("show 0:3", "show 0:3.0"),
+        ("show devices/0000:00:03", "show devices/0000:00:03.0"),
+        ("show devices/0000:00:03.0/v", "show devices/0000:00:03.0/ven:dor"),
+        ("guest --kernel devices/0000:", "guest --kernel devices/0000:00:03.0"),
+        ("guest --kernel=devices/0000:", "guest --kernel=devices/0000:00:03.0"),
         ("plan 00:03.0 01:00.", "plan 00:03.0 01:00."),  # two devices
         ("explain VFIO_DEVICE_B", "explain VFIO_DEVICE_BIND_IOMMUFD"),
         ("show she", "show she"),
@@ -81,4 +91,5 @@ def test_words(shell: pexpect.spawn[str]) -> None:
         shell.send(f"pyiommufd {typed}\t\x01printf '<%s>' \x05 end\r")
         shell.expect("<pyiommufd><(.*)><end>")
         assert isinstance(shell.match, re.Match)
-        assert str(shell.match[1]).replace("><", " ") == completed
+        # zsh takes the slash of a folder away when the cursor moves.
+        assert str(shell.match[1]).replace("><", " ").rstrip("/") == completed
