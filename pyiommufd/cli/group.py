@@ -78,6 +78,10 @@ class LazyGroup(click.Group):
         name = args[0]
         if not ctx.resilient_parsing and name not in self.list_commands(ctx) and not name.startswith("-"):
             near = did_you_mean(name, self.list_commands(ctx)) or f"; there are {', '.join(self.list_commands(ctx))}"
+            options = {option for parameter in self.get_params(ctx) for option in parameter.opts}
+            if f"--{name}" in options:
+                of_command = [each for each in args[1:2] if name == "help" and each in COMMANDS]
+                near = f"; try {' '.join([ctx.command_path, *of_command, f'--{name}'])}"
             ctx.fail(f"No such command '{printable(name)}'{near}")
         return super().resolve_command(ctx, args)
 

@@ -39,6 +39,17 @@ def test_list_of_commands_imports_none() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [("help", "--help"), ("version", "--version"), ("help show", "show --help"), ("help x", "--help")],
+)
+def test_options_taken_for_commands(words: str, command: str) -> None:
+    result = CliRunner().invoke(cli, words.split(), prog_name="pyiommufd")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"No such command '{words.split()[0]}'; try pyiommufd {command}\n")
+    assert CliRunner().invoke(cli, command.split()).exit_code == 0
+
+
 @pytest.mark.parametrize("module", ["pyiommufd", "pyiommufd.cli"])
 def test_version_is_that_of_the_package(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
