@@ -85,6 +85,7 @@ def test_devices_and_drivers(fake: FakeSysfs) -> None:
     result = CliRunner().invoke(cli, ["list", "--driver", "nvm"])
     assert (result.exit_code, result.stdout) == (0, "")
     assert "none: no device on nvm; did you mean nvme?" in result.stderr
+    assert CliRunner().invoke(cli, ["list", "--driver", "nonesuch"]).stderr.endswith("none: no device on nonesuch\n")
     (fake.root / "bus/pci/drivers/vfio-pci").mkdir(parents=True)
     with pytest.raises(ClaimError, match=r"there is no driver vfio-pic here; .*: vfio-pci; did you mean vfio-pci\?"):
         plan_claim("0000:2b:00.0", driver="vfio-pic")
