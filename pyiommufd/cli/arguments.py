@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from pyiommufd.cli import candidates
+from pyiommufd.errors import DeviceNotFoundError
+from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.nearest import did_you_mean
+
+LISTED = "pyiommufd list shows the devices."
+"""Where to find a DEVICE, for who has named none."""
 
 
 class DescribedArgument(click.Argument):
@@ -30,6 +35,15 @@ class DescribedArgument(click.Argument):
         return self._record
 
 
+class _Device(click.types.StringParamType):
+    """The name of a device, which the command looks up."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What click says behind that it is missing."""
+        del param, ctx
+        return LISTED
+
+
 class DeviceArgument(DescribedArgument):
     """An argument that names devices, and that the shell completes."""
 
@@ -39,8 +53,24 @@ class DeviceArgument(DescribedArgument):
     )
 
     def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
-        attributes = {"shell_complete": candidates.devices, "metavar": None} | attributes
+        attributes = {"shell_complete": candidates.devices, "metavar": None, "type": _Device()} | attributes
         super().__init__(param_decls, label="DEVICE", description=self.description, **attributes)
+
+
+def group_number(text: str) -> int:
+    """The number of an IOMMU group that is given as such, or by a device in it.
+
+    Raises:
+        DeviceNotFoundError: There is no such device, or it is in no group.
+    """
+    if text.isdecimal():
+        return int(text)
+    device = find_device(text)
+    if device.group_id is None:
+        from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu
+
+        raise DeviceNotFoundError(f"{device.name} is in no IOMMU group: {no_iommu() or NOT_COVERED}")
+    return device.group_id
 
 
 class Choice(click.Choice):  # type: ignore[type-arg, unused-ignore]

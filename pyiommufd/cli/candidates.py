@@ -146,6 +146,8 @@ devices = _devices_that(bool)
 claimable = _devices_that(_is_no_bridge, _is_no_host_bridge)
 """Those that a claim takes, in use or not: it says what the host does with one, and how that is overridden."""
 
+_grouped = _devices_that(lambda folder: os.path.exists(f"{folder}/iommu_group"))  # noqa: PTH110
+
 strays = _devices_that(_is_off_host_driver, _is_no_host_bridge)
 """Those that ``rebind`` is for: on pci-stub, a vfio driver or none."""
 
@@ -185,11 +187,16 @@ def vfio_drivers() -> Iterable[str]:
 
 
 @one_of
-def groups() -> list[str]:
-    """The numbers of the IOMMU groups."""
+def _group_numbers() -> list[str]:
     from pyiommufd.host.discovery.groups import groups_folder
 
     return _listed(str(groups_folder()))
+
+
+def groups(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The numbers of the IOMMU groups, and what names a device in one."""
+    numbers = _group_numbers(ctx, param, incomplete)
+    return numbers + _grouped(ctx, param, incomplete) if incomplete else numbers
 
 
 @one_of

@@ -7,7 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import candidates
-from pyiommufd.cli.arguments import DeviceArgument
+from pyiommufd.cli.arguments import LISTED, DeviceArgument
 from pyiommufd.cli.changing import (
     check_refusals,
     driver_option,
@@ -97,7 +97,7 @@ def claim(
             _at_boot(dry_run)
         return
     if not devices:
-        raise click.UsageError("no DEVICE", ctx)
+        raise click.UsageError(f"no DEVICE; {LISTED}", ctx)
     with ended_by_signals():
         plan = plan_claim(find_devices(devices), driver=driver, force=force)
         print_visibility_note()

@@ -7,6 +7,7 @@ import sys
 import click
 
 from pyiommufd.cli import candidates, records
+from pyiommufd.cli.arguments import group_number
 from pyiommufd.cli.output import (
     ReadingCommand,
     echo,
@@ -26,14 +27,14 @@ from pyiommufd.host.overview.standing import Standing, standings
 
 
 @click.command(cls=ReadingCommand)
-@click.argument("numbers", nargs=-1, type=int, metavar="[GROUP]...", shell_complete=candidates.groups)
+@click.argument("wanted", nargs=-1, metavar="[GROUP|DEVICE]...", shell_complete=candidates.groups)
 @click.option("--shared", is_flag=True, help="Only groups of several devices.")
 @json_option(records.GROUP)
-def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
+def groups(wanted: tuple[str, ...], shared: bool, as_json: bool) -> None:
     """Show IOMMU groups: the devices that can only be passed through together.
 
-    A group is viable when no member is on a host driver. A claim makes it so. The addresses shown are those that
-    mappings have to avoid.
+    All of them, or those of these numbers or with these devices. A group is viable when no member is on a host driver.
+    A claim makes it so. The addresses shown are those that mappings have to avoid.
     """
     with show_progress("looking at the groups"):
         if (lack := no_iommu()) is not None:
@@ -41,7 +42,7 @@ def groups(numbers: tuple[int, ...], shared: bool, as_json: bool) -> None:
                 print_json([])
             echo(f"pyiommufd groups: {lack}", err=True)
             sys.exit(MISSING)
-        found = [find_group(number) for number in numbers] if numbers else list_groups()
+        found = [find_group(number) for number in dict.fromkeys(map(group_number, wanted))] or list_groups()
         chosen = [group for group in found if not shared or len(group.devices) > 1]
         standing = standings(device for group in chosen for device in group.devices)
         names = kernel_names(standing)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 
 import click
 
 from pyiommufd.cli import candidates, records
-from pyiommufd.cli.arguments import Choice
+from pyiommufd.cli.arguments import Choice, group_number
 from pyiommufd.cli.output import (
     ReadingCommand,
     json_option,
@@ -18,7 +20,8 @@ from pyiommufd.cli.output import (
     print_visibility_note,
     show_progress,
 )
-from pyiommufd.host.discovery.devices import HostDevice, list_devices
+from pyiommufd.errors import IOMMUFDError
+from pyiommufd.host.discovery.devices import HostDevice, find_device, list_devices
 from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS
 from pyiommufd.host.overview.standing import Standing, standings
@@ -31,9 +34,10 @@ _IDS = re.compile(r"([0-9a-f]{4})?:([0-9a-f]{4})?")
 def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     for text in value:
         if not _IDS.fullmatch(text.lower()):
-            raise click.BadParameter(
-                f"{printable(text)} is not a vendor:device, such as 8086:10fb, 8086: or :10fb", ctx, param
-            )
+            what = f"{printable(text)} is not a vendor:device, such as 8086:10fb, 8086: or :10fb"
+            with contextlib.suppress(IOMMUFDError):
+                what += f"; for {find_device(text)}: pyiommufd show {shlex.quote(printable(text))}"
+            raise click.BadParameter(what, ctx, param)
     return value
 
 
@@ -51,9 +55,8 @@ def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, .
     "--group",
     "groups",
     multiple=True,
-    type=int,
     metavar="N",
-    help="In this IOMMU group.",
+    help="In this IOMMU group, or in that of this DEVICE.",
     shell_complete=candidates.groups,
 )
 @click.option("--bus", type=Choice(SUBSYSTEMS), help="On this bus.")
@@ -68,7 +71,7 @@ def _checked_ids(ctx: click.Context, param: click.Parameter, value: tuple[str, .
 def list_command(
     ids: tuple[str, ...],
     drivers: tuple[str, ...],
-    groups: tuple[int, ...],
+    groups: tuple[str, ...],
     bus: str | None,
     wanted: tuple[str, ...],
     as_json: bool,
@@ -89,6 +92,7 @@ def list_command(
     no-group        no IOMMU covers it, whether in use or not
     no-vfio-driver  no vfio driver takes over devices of its bus
     """  # noqa: D301 - click's mark for lines to keep
+    numbers = [group_number(text) for text in groups]
     with show_progress("looking at the devices"):
         # Of all, also where some are shown: how one stands depends on its group.
         found = standings(list_devices())
@@ -99,7 +103,7 @@ def list_command(
         return (
             bus in (None, device.subsystem)
             and (not drivers or (device.driver or "none") in drivers)
-            and (not groups or device.group_id in groups)
+            and (not numbers or device.group_id in numbers)
             and (not wanted or found[device] in wanted)
             and (not ids or any(_has_ids(device, text) for text in ids))
         )
@@ -110,7 +114,7 @@ def list_command(
         return
     print_iommu_note()
     if not devices:
-        asked = [*(f"on {name}" for name in drivers), *(f"in group {number}" for number in groups)]
+        asked = [*(f"on {name}" for name in drivers), *(f"in group {number}" for number in numbers)]
         asked += [*([f"on the bus {bus}"] if bus else ()), *wanted, *ids]
         there = {device.driver or "none" for device in found}
         near = "".join(did_you_mean(name, there) for name in drivers if name not in there)

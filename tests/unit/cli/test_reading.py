@@ -71,6 +71,7 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
         (["--driver", "nvme", "--driver", "none"], ["01:00.0", "01:00.1"]),
         (["--group", "2"], ["01:00.0", "01:00.1"]),
         (["--group", "2", "--driver", "none"], ["01:00.1"]),
+        (["--group", "nvme0n1"], ["01:00.0", "01:00.1"]),
         (["--standing", "claimable"], ["01:00.0", "01:00.1"]),
         (["--standing", "vfio", "--standing", "no-group"], ["00:02.0", "00:03.0"]),
         (["1234:11e8"], ["00:01.0", "01:00.0"]),
@@ -173,6 +174,26 @@ def test_groups(machine: FakeSysfs) -> None:
     (group,) = run_json("groups", "2")
     assert (group["viable"], group["blockers"]) == (False, ["0000:01:00.0"])
     assert "no IOMMU group 99" in run("groups", "99", status=1).output
+
+
+def test_groups_of_devices(machine: FakeSysfs) -> None:
+    assert [group["id"] for group in run_json("groups", "nvme0n1", "00:02.0", "2", "01:00.1")] == [2, 3]
+    for command in (["groups", "eth0"], ["list", "--group", "eth0"]):
+        assert (
+            "0000:00:03.0 is in no IOMMU group: no IOMMU: this machine's one does not" in run(*command, status=1).stderr
+        )
+    assert "there is no device 'eth1'; " in run("groups", "eth1", status=1).stderr
+
+
+def test_list_of_a_device_names_show(machine: FakeSysfs) -> None:
+    for name in ("eth0", "00:03.0"):
+        assert f":10fb; for 0000:00:03.0: pyiommufd show {name}\n" in run("list", name, status=2).stderr
+    assert "pyiommufd show" not in run("list", "eth1", status=2).stderr
+
+
+@pytest.mark.parametrize("command", ["show", "holders", "plan", "claim", "rebind", "vfs", "run"])
+def test_without_a_device(command: str) -> None:
+    assert "pyiommufd list shows the devices." in run(command, status=2).stderr
 
 
 def test_groups_without_an_iommu(fake: FakeSysfs) -> None:
