@@ -57,9 +57,7 @@ def locked(seconds: float | None = None, check: Callable[[], None] = lambda: Non
         _check_owner(RUN, os.lstat(RUN), stat.S_ISDIR)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise ClaimError(
-            f"cannot write the record of claims in {RUN}: {error.strerror}; claiming takes root"
-        ) from error
+        raise ClaimError(f"cannot write the record of claims in {RUN}: {error.strerror}; this takes root") from error
     queued = _Queued(fd)
     try:
         _check_owner(lock, os.fstat(fd), stat.S_ISREG)
