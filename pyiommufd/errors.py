@@ -92,6 +92,8 @@ class Refusal(Sentences):
         reason: What it is doing, in a sentence.
         fix: What to do about it, in Python where that is called for; empty where the reason says it.
         command: The same for a command to print; empty where it is no different.
+        needs: What has to be so before ``force`` is of any use, in words after "once"; empty: nothing.
+        leaves: What stays in the way, or comes of it, where it is forced, in a sentence; empty: nothing to tell of.
     """
 
     device: str
@@ -99,6 +101,8 @@ class Refusal(Sentences):
     reason: str
     fix: str = ""
     command: str = ""
+    needs: str = ""
+    leaves: str = ""
 
     def __str__(self) -> str:
         return self._text(self.fix)
@@ -113,12 +117,17 @@ class Refusal(Sentences):
 
 def override(refusals: Iterable[Refusal]) -> Fix:
     """How refusals can be overridden, or that they cannot."""
+    refusals = list(refusals)
     kinds = list(dict.fromkeys(refusal.kind for refusal in refusals))
     if NEVER_FORCED in kinds:
         never = f"nothing overrides {NEVER_FORCED}"
         return Fix(never, never)
+    needs = " and ".join(dict.fromkeys(refusal.needs for refusal in refusals if refusal.needs))
+    what = f"to override, once {needs}" if needs else "to override"
+    leaves = "".join(f"; {text}" for text in dict.fromkeys(refusal.leaves for refusal in refusals if refusal.leaves))
     listed = ", ".join(f'"{kind}"' for kind in kinds)
-    return Fix(f"to override: force=[{listed}]", f"to override: {' '.join(f'--force {kind}' for kind in kinds)}")
+    options = " ".join(f"--force {kind}" for kind in kinds)
+    return Fix(f"{what}: force=[{listed}]{leaves}", f"{what}: {options}{leaves}")
 
 
 class IOMMUFDError(Exception):
@@ -141,14 +150,16 @@ class IOMMUFDError(Exception):
     def _text(self, *, command: bool = False) -> str:
         """The message; overridden by subclasses whose message has more than their arguments.
 
-        Those may be an `IOMMUFDError`, which is why, and a `Fix`: each stands in the form that is called for.
+        Those may be an `IOMMUFDError`, which is why, a `Cause` and a `Fix`: each stands in the form that is called for.
         """
-        if not any(isinstance(one, IOMMUFDError | Fix) for one in self.args):
+        if not any(isinstance(one, IOMMUFDError | Cause | Fix) for one in self.args):
             return super().__str__()
         text = ""
         for one in self.args:
             if isinstance(one, Fix):
                 text += f"; {one.command if command else one.python}"
+            elif isinstance(one, Cause):
+                text += f"\n  {one.for_command() if command else one}"
             elif isinstance(one, BaseException):
                 text += f": {_said(one, command=command)}"
             else:

@@ -90,6 +90,16 @@ def way_out(refusals: Sequence[Refusal]) -> list[str]:
     return [override(refusals).command] if refusals else []
 
 
+def forced_lines(refusals: Sequence[Refusal]) -> list[str]:
+    """What is done in spite of what, and what stays in the way of it."""
+    needs = dict.fromkeys(refusal.needs for refusal in refusals if refusal.needs)
+    return [
+        *(refusal.for_command() for refusal in refusals),
+        *(f"the claim fails unless {one}" for one in needs),
+        *dict.fromkeys(refusal.leaves for refusal in refusals if refusal.leaves),
+    ]
+
+
 def check_refusals(refusals: Sequence[Refusal], what: str = "the claim") -> None:
     """Raise, in a dry run, the refusals that the command itself would raise.
 

@@ -16,6 +16,7 @@ from pyiommufd.cli.changing import (
     failed,
     find_devices,
     force_option,
+    forced_lines,
     say,
     show_step,
     show_steps,
@@ -101,8 +102,8 @@ def claim(
     with ended_by_signals():
         plan = plan_claim(find_devices(devices), driver=driver, force=force)
         print_visibility_note()
-        for refusal in plan.forced:
-            say(f"forced: {refusal.for_command()}")
+        for line in forced_lines(plan.forced):
+            say(f"forced: {line}")
         if dry_run:
             check_refusals(plan.refusals)
             show_steps(steps := claim_steps(plan, persist=persist, user=user))

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.changing import devices_argument, driver_option, find_devices, force_option, way_out
+from pyiommufd.cli.changing import (
+    devices_argument,
+    driver_option,
+    find_devices,
+    force_option,
+    forced_lines,
+    way_out,
+)
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_visibility_note, show_progress
 from pyiommufd.cli.status import status_of_refusals
 from pyiommufd.host.claims import journal
@@ -98,7 +105,7 @@ def _print(made: ClaimPlan) -> None:
     sections: list[tuple[str, list[str]]] = [
         ("a claim takes these steps:", list(map(str, made.steps))),
         ("to undo them by hand, as root:", list(made.undo_commands)),
-        ("forced:", [one.for_command() for one in made.forced]),
+        ("forced:", forced_lines(made.forced)),
         ("it would be refused:", [*(one.for_command() for one in made.refusals), *way_out(made.refusals)]),
     ]
     lines = list(_outline(made))

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 
 from pyiommufd.cli import candidates
 from pyiommufd.cli.arguments import Choice
-from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option, way_out
+from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option, forced_lines, way_out
 from pyiommufd.cli.output import echo, print_visibility_note, said
 from pyiommufd.errors import NEVER_FORCED, CloseError, HandoverError, IOMMUFDError
 from pyiommufd.host.claims import journal
@@ -171,8 +171,8 @@ def run(
     try:
         plan = plan_claim(devices, force=force)
         print_visibility_note()
-        for refusal in plan.forced:
-            _tell(f"forced: {refusal.for_command()}")
+        for line in forced_lines(plan.forced):
+            _tell(f"forced: {line}")
         check_token(plan.devices, vf_token)
         who = None if user is None else with_groups(user)
         if not show:

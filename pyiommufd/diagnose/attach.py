@@ -6,10 +6,10 @@ import errno
 from collections.abc import Sequence
 
 from pyiommufd.diagnose import fixes
-from pyiommufd.diagnose.rows import Row, Rows, Subject
 from pyiommufd.errors import Cause, Fix, GroupConflictError, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
+from pyiommufd.host.rows import Row, Rows, Subject
 
 REQUEST = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 

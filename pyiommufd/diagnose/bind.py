@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 
 from pyiommufd.diagnose import fixes
-from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
 from pyiommufd.errors import Cause, Fix, GroupNotViableError, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import Holder
+from pyiommufd.host.rows import Row, Rows, Subject, causes_found
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
 from pyiommufd.uapi import device_ioctls
 

@@ -1,4 +1,4 @@
-"""Why a request to a bound device, or to its driver in sysfs, was refused (Linux 7.3: drivers/vfio, drivers/pci)."""
+"""Why a request to a bound device was refused (Linux 7.3: drivers/vfio)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import errno
 from collections.abc import Iterable
 from enum import IntEnum
 
-from pyiommufd.diagnose.rows import Row, Rows, Subject
 from pyiommufd.errors import Cause, Fix, IoctlError, ioctl_error
 from pyiommufd.host import sysfs
-from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu
+from pyiommufd.host.rows import Row, Rows, Subject
 
 _RESET, _HOT, _HOT_INFO = "VFIO_DEVICE_RESET", "VFIO_DEVICE_PCI_HOT_RESET", "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
 _IOEVENTFD = "VFIO_DEVICE_IOEVENTFD"
@@ -18,7 +17,7 @@ _HOT_OR_REBOOT = Fix(
     "VFIO_DEVICE_PCI_HOT_RESET, where its bus is behind a bridge; else reboot",
 )
 _NO_BUS_RESET = "neither its slot nor its bus can be reset"
-_IRQS, _FEATURE, _BIND, _UNBIND = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_FEATURE", "sysfs bind", "sysfs unbind"
+_IRQS, _FEATURE = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_FEATURE"
 
 
 def _no_reset(subject: Subject) -> tuple[Cause, ...]:
@@ -36,43 +35,6 @@ def _methods(subject: Subject) -> tuple[Cause, ...]:
         return (Cause(_NO_BUS_RESET, seen, "reboot: it has no reset method of its own"),)
     has = f"it has {', '.join(methods.split())}"
     return (Cause(_NO_BUS_RESET, seen, f"reset(): {has}", f"VFIO_DEVICE_RESET: {has}"),)
-
-
-def _bridge(subject: Subject) -> tuple[Cause, ...]:
-    if not subject.device.is_bridge:
-        return ()
-    summary = f"{subject.device.name} is a bridge: vfio-pci takes none"
-    return (Cause(summary, "its header is a bridge's: it has a secondary_bus_number", "name a device behind it"),)
-
-
-def _no_group(subject: Subject) -> tuple[Cause, ...]:
-    if subject.group is not None:
-        return ()
-    lack = no_iommu() or NOT_COVERED
-    return (Cause(lack.summary, lack.evidence, lack.fix),)
-
-
-def _virtual_functions(subject: Subject) -> tuple[Cause, ...]:
-    count = sysfs.read(subject.device.sys_path / "sriov_numvfs")
-    if count in (None, "0"):
-        return ()
-    summary = f"{subject.device.name} has virtual functions"
-    return (Cause(summary, f"sriov_numvfs is {count}", "remove them first: echo 0 > sriov_numvfs"),)
-
-
-def _owned(subject: Subject) -> tuple[Cause, ...]:
-    return tuple(
-        Cause("the IOMMU group belongs to user space until its devices are closed", str(holder), "end that use")
-        for holder in subject.others(*subject.members)
-    )
-
-
-def _no_match(subject: Subject) -> tuple[Cause, ...] | None:
-    override = sysfs.read(subject.device.sys_path / "driver_override")
-    if override in (None, "", "(null)"):
-        return None
-    summary = f"{subject.device.name} takes the driver {override} only"
-    return (Cause(summary, f"driver_override is {override}", "bind that one, or clear driver_override"),)
 
 
 _NOT_BOUND = Row(
@@ -119,25 +81,8 @@ DEVICE: Rows = {
     (_FEATURE, errno.EINVAL): (
         Row("the feature does not do what was asked of it (get, set or probe), or not for this device", "do without"),
     ),
-    (_BIND, errno.ENODEV): (
-        Row("the driver does not take this device by itself",
-            Fix("set driver_override first, as plan_claim() does",
-                "set driver_override first, as pyiommufd claim does"),
-            _no_match),
-    ),
-    (_BIND, errno.EINVAL): (
-        Row("it is a bridge", "name a device behind it", _bridge),
-        Row("no IOMMU covers the device", "turn the IOMMU on; pyiommufd check says how", _no_group),
-        Row("the IOMMU does not keep its DMA coherent with the caches, or vfio-pci lists it as unfit",
-            "the device cannot be passed through; of what vfio-pci lists: vfio_pci.disable_denylist=1"),
-    ),
-    (_BIND, errno.EBUSY): (
-        Row("it has virtual functions", "remove them first: echo 0 > sriov_numvfs", _virtual_functions),
-        Row("its IOMMU group belongs to user space", "end that use", _owned),
-    ),
-    (_UNBIND, errno.ENODEV): (Row("the device is not on that driver", "look the device up anew"),),
 }  # fmt: skip
-"""Every reason for a refused reset, interrupt, feature or change of driver."""
+"""Every reason for a refused reset, interrupt or feature."""
 
 
 def no_region_error(device: str, index: int, there: Iterable[int]) -> IoctlError:

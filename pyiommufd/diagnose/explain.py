@@ -12,9 +12,10 @@ from pyiommufd.diagnose.device_requests import DEVICE
 from pyiommufd.diagnose.mapping_rows import MAPPING
 from pyiommufd.diagnose.node import NODES, open_cdev_causes
 from pyiommufd.diagnose.objects import OBJECTS
-from pyiommufd.diagnose.rows import Row, Rows, Subject, causes_found
 from pyiommufd.errors import Cause
+from pyiommufd.host.claims.step_rows import STEPS
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.rows import Row, Rows, Subject, causes_found
 from pyiommufd.nearest import did_you_mean
 
 _OPEN = "open"
@@ -43,7 +44,7 @@ _OF_MANY = {
 @cache
 def table() -> Rows:
     """Every row: the reasons by request and errno."""
-    return {**NODES, **BIND, **ATTACH, **MAPPING, **OBJECTS, **DEVICE}
+    return {**NODES, **BIND, **ATTACH, **MAPPING, **OBJECTS, **DEVICE, **STEPS}
 
 
 def requests() -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.mapping_rows import CUT, NOT_MAPPED
 from pyiommufd.diagnose.memory import memory_cause
-from pyiommufd.diagnose.rows import Row
 from pyiommufd.errors import Cause, IoctlError, ioctl_error
 from pyiommufd.host import sysfs
+from pyiommufd.host.rows import Row
 
 
 def map_error(

@@ -6,8 +6,8 @@ import errno
 
 from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.memory import memory_cause
-from pyiommufd.diagnose.rows import Row, Rows, Subject
 from pyiommufd.errors import Cause, Fix
+from pyiommufd.host.rows import Row, Rows, Subject
 
 
 def _memory_of_this_user(subject: Subject) -> tuple[Cause, ...]:

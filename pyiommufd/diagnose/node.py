@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 from pyiommufd.diagnose import fixes
-from pyiommufd.diagnose.rows import Row, Rows
 from pyiommufd.errors import Cause, Fix
 from pyiommufd.host.checks.lacks import KERNEL, no_iommufd
 from pyiommufd.host.claims.plan import claim_obstacle
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import holders
+from pyiommufd.host.rows import Row, Rows
 
 
 def open_iommufd_causes(code: int, path: str) -> tuple[Cause, ...]:

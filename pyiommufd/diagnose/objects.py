@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 
 from pyiommufd.diagnose import fixes
-from pyiommufd.diagnose.rows import Row, Rows
 from pyiommufd.errors import Fix, IoctlError, ioctl_error
+from pyiommufd.host.rows import Row, Rows
 
 _OPTION, _PROCESS, _VFIO_IOAS = "IOMMU_OPTION", "IOMMU_IOAS_CHANGE_PROCESS", "IOMMU_VFIO_IOAS"
 _HWPT, _TRACK, _BITMAP = "IOMMU_HWPT_ALLOC", "IOMMU_HWPT_SET_DIRTY_TRACKING", "IOMMU_HWPT_GET_DIRTY_BITMAP"

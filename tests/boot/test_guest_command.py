@@ -147,7 +147,13 @@ def test_no_iommu() -> None:
     assert lines == ["status 3", "status 0", "status 1", "status 0"], result.stdout + result.stderr
     assert "no IOMMU: " in result.stderr
     assert "[noiommu]" in result.stderr
-    assert "failed and was rolled back" in result.stderr
+    off = "vfio's enable_unsafe_noiommu_mode is on (echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode)"
+    assert f"to override, once {off}: --force noiommu" in result.stderr
+    assert f"forced: the claim fails unless {off}" in result.stderr
+    _, refused, causes = result.stderr.partition("rolled back: 0000:00:01.0: bind to vfio-pci: Invalid argument\n")
+    assert refused
+    assert [line.strip()[:15] for line in causes.splitlines()[:2]] == ["no IOMMU: this ", "vfio takes a de"]
+    assert "echo 1 > /sys/module/vfio" in causes.splitlines()[1]
 
 
 def test_virtio_iommu_groups_each_device_alone() -> None:

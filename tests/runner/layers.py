@@ -25,6 +25,7 @@ FLOORS = {
         < host.drivers host.limits
         < host.uses
         < host.checks host.holders host.persistent
+        < host.rows
         < host.claims
         < host.overview
     """,

@@ -1,7 +1,7 @@
 """What would make the kernel refuse every bind of a device, as far as it is known before a claim.
 
 A claim whose binds all fail would still take the device from the host, so it is refused, with the kinds ``noiommu``,
-``isolated-msi``, ``reserved`` and ``cdev``. They can be forced, for example for a user of the legacy group node. What
+``isolated-msi``, ``reserved`` and ``cdev``. They can be forced, and each says what is refused then all the same. What
 cannot be determined on this machine is not a reason to refuse.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pyiommufd.errors import Refusal
-from pyiommufd.host.checks.lacks import KERNEL, NOT_COVERED, no_iommu
+from pyiommufd.host.checks.lacks import KERNEL, NOT_COVERED, no_iommu, no_noiommu_mode
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import reserved_regions
 from pyiommufd.host.running_kernel import has_cdevs, interrupts_refused
@@ -21,23 +21,37 @@ _INTERRUPTS = (
 )
 _NO_CDEVS = f"it cannot be bound, as this kernel gives vfio devices no nodes of their own: {KERNEL}"
 
+# VFIO's groups are refused likewise: vfio_iommu_type1 asks for interrupts of its own, and a group with memory that is
+# kept gets no owner in user space (Linux 7.3, drivers/iommu/iommu.c, __iommu_device_set_domain).
+_LEAVES = {
+    "noiommu": "with noiommu forced, DMA of the device reaches all of memory",
+    "isolated-msi": (
+        "with isolated-msi forced, binds are refused until iommufd.allow_unsafe_interrupts is 1 (for users of VFIO's "
+        "groups, vfio_iommu_type1.allow_unsafe_interrupts)"
+    ),
+    "reserved": "with reserved forced, binds are refused all the same, as those through VFIO's groups are",
+    "cdev": "with cdev forced, it is of use through VFIO's groups only (/dev/vfio/NUMBER)",
+}
+"""What forcing each kind does not get out of the way."""
+
 
 def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
     """Why binds of these devices would be refused, by kind (`pyiommufd.host.uses.KINDS`)."""
     everywhere = dict(machine_obstacles())
     for device in devices:
         if device.group_id is None:
-            lack = no_iommu() or NOT_COVERED
-            yield Refusal(device.name, "noiommu", lack.summary, lack.fix)
+            lack, mode = no_iommu() or NOT_COVERED, no_noiommu_mode()
+            first = "" if mode is None else f"vfio's enable_unsafe_noiommu_mode is on ({mode.fix})"
+            yield Refusal(device.name, "noiommu", lack.summary, lack.fix, needs=first, leaves=_LEAVES["noiommu"])
             continue
         for kind, reason in everywhere.items():
-            yield Refusal(device.name, kind, reason)
+            yield Refusal(device.name, kind, reason, leaves=_LEAVES[kind])
         if firmware := firmware_regions(device.group_id):
             reason = (
                 f"every bind is refused, as firmware keeps memory mapped for IOMMU group {device.group_id} "
                 f"({firmware}): see whether its setup can release it"
             )
-            yield Refusal(device.name, "reserved", reason)
+            yield Refusal(device.name, "reserved", reason, leaves=_LEAVES["reserved"])
 
 
 def machine_obstacles() -> Iterator[tuple[str, str]]:

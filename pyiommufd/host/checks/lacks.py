@@ -24,6 +24,7 @@ _BOOT_WITH = {
     "DMAR": "boot with intel_iommu=on",
     "IVRS": "the kernel uses it unless it fails: dmesg has lines of AMD-Vi that say why",
 }
+_NOIOMMU = "enable_unsafe_noiommu_mode"
 _OFF = ("iommu=off", "intel_iommu=off", "amd_iommu=off")
 
 
@@ -74,11 +75,36 @@ def no_iommu() -> Lack | None:
     )
 
 
+def no_noiommu_mode() -> Lack | None:
+    """That vfio takes no device without an IOMMU, as it may be told to (Linux 7.3, drivers/vfio); None: it does.
+
+    A device that is taken so reaches all of memory by DMA.
+    """
+    module = sysfs.SYS / "module/vfio"
+    value = sysfs.read(module / "parameters" / _NOIOMMU)
+    if value in ("Y", "1"):
+        return None
+    option = kernel_option("VFIO_NOIOMMU")
+    if value is not None:
+        seen, fix = f"it is {value}", f"echo 1 > /sys/module/vfio/parameters/{_NOIOMMU}"
+    elif option == "n" or module.is_dir():
+        seen, fix = "this kernel does not have it", "boot a kernel with CONFIG_VFIO_NOIOMMU"
+    else:
+        seen, fix = "vfio is not loaded", f"modprobe vfio {_NOIOMMU}=1"
+    return Lack(f"vfio takes a device without an IOMMU only where its {_NOIOMMU} is on", seen, fix)
+
+
 def no_iommufd() -> Lack | None:
     """That the kernel that runs has no iommufd, or has not loaded it; None: it is there."""
     if (sysfs.SYS / "class/misc/iommu").exists():
         return None
     return no_module("iommufd", "IOMMUFD", KERNEL)
+
+
+def no_vfio_driver(driver: str) -> Lack:
+    """That a vfio driver, such as vfio-pci, is not loaded: whether it can be."""
+    option = driver.replace("-", "_").upper()
+    return no_module(driver, option, f"boot a kernel with CONFIG_{option}")
 
 
 def no_module(module: str, option: str, kernel: str) -> Lack:

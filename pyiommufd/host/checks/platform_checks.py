@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pyiommufd.host import sysfs
 from pyiommufd.host.checks.finding import Finding, Machine, State
-from pyiommufd.host.checks.lacks import KERNEL, Lack, no_iommu, no_iommufd, no_module
+from pyiommufd.host.checks.lacks import KERNEL, Lack, no_iommu, no_iommufd, no_vfio_driver
 from pyiommufd.host.limits import lockable_memory
 from pyiommufd.host.namespaces import namespace, visibility_note
 from pyiommufd.host.running_kernel import has_cdevs, interrupts_isolated, unsafe_interrupts_allowed
@@ -88,7 +88,7 @@ def vfio_pci(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all ch
     if folder.is_dir():
         yield Finding("vfio-pci", State.OK, "the driver vfio-pci is loaded", str(folder))
     else:
-        yield _missing("vfio-pci", no_module("vfio-pci", "VFIO_PCI", "boot a kernel with CONFIG_VFIO_PCI"))
+        yield _missing("vfio-pci", no_vfio_driver("vfio-pci"))
 
 
 def isolated_msi(machine: Machine) -> Iterator[Finding]:

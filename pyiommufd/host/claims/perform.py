@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pyiommufd.errors import ClaimError, Fix
+from pyiommufd.errors import Cause, ClaimError, Fix
 from pyiommufd.host import drivers, sysfs
+from pyiommufd.host.checks.lacks import no_vfio_driver
 from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.discovery.devices import from_sys_path
 from pyiommufd.host.worker import StuckError, Worker
@@ -34,7 +35,14 @@ def perform(step: Step, worker: Worker) -> None:
 def _load_driver(step: Step, _worker: Worker) -> None:
     driver, alias = step.value or "", sysfs.read(step.folder / "modalias")
     # By a device's own alias its host driver would be loaded, and take a device that has none.
-    drivers.load_driver(step.subsystem, driver, f"vfio_{alias}" if alias and "vfio" in driver else alias)
+    if "vfio" not in driver:
+        drivers.load_driver(step.subsystem, driver, alias)
+        return
+    try:
+        drivers.load_driver(step.subsystem, driver, alias and f"vfio_{alias}")
+    except ClaimError as error:
+        lack = no_vfio_driver(driver)
+        raise ClaimError(str(error), Cause(lack.summary, lack.evidence, lack.fix)) from error
 
 
 def _override(step: Step, worker: Worker) -> None:

@@ -17,6 +17,7 @@ from pyiommufd.host.claims.perform import perform
 from pyiommufd.host.claims.record import ClaimRecord, ClaimState, DeviceState, GivenNode, start_time
 from pyiommufd.host.claims.refusals import bound_elsewhere
 from pyiommufd.host.claims.signals import DeferredSignals, deferred_signals
+from pyiommufd.host.claims.step_rows import step_causes
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
 from pyiommufd.host.discovery.devices import HostDevice, find_group, from_sys_path
 from pyiommufd.host.discovery.vfs import virtual_functions
@@ -354,7 +355,7 @@ class Transaction:
                 # Until that process has ended, the kernel may still carry out the write.
                 self.record.waiting[step.target] = [error.pid, start_time(error.pid) or 0]
                 self._write("record that it has not returned")
-            raise ClaimError(f"{step}: {error.strerror or error}") from error
+            raise ClaimError(f"{step}: {error.strerror or error}", *step_causes(step, error.errno)) from error
 
     def _do_file(self, step: Step) -> None:
         path = Path(step.target)

@@ -65,3 +65,15 @@ def test_with_an_iommu_nothing_is_said(machine: FakeSysfs) -> None:
     # Of one that it does not reach:
     shown = CliRunner().invoke(cli, ["show", DEVICE]).output
     assert NOT_COVERED.summary in shown
+
+
+def test_force_says_what_it_leaves(machine: FakeSysfs) -> None:
+    machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "N")
+    forced = ["claim", "--dry-run", "--force", "noiommu", DEVICE]
+    result = CliRunner().invoke(cli, forced, catch_exceptions=False)
+    assert result.exit_code == 0
+    way = "echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+    assert f"forced: the claim fails unless vfio's enable_unsafe_noiommu_mode is on ({way})\n" in result.stderr
+    assert "forced: with noiommu forced, DMA of the device reaches all of memory\n" in result.stderr
+    machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
+    assert "the claim fails" not in CliRunner().invoke(cli, forced, catch_exceptions=False).stderr

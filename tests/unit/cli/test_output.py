@@ -43,7 +43,7 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.host.overview.details.holders", lambda *devices: held)
     monkeypatch.setattr("pyiommufd.host.claims.refusals.holders", lambda *devices: held)
-    monkeypatch.setattr("pyiommufd.diagnose.rows.holders", lambda *devices: held)
+    monkeypatch.setattr("pyiommufd.host.rows.holders", lambda *devices: held)
     monkeypatch.setattr(topology_module, "holders", lambda *devices: held)
     monkeypatch.setattr(
         uses,

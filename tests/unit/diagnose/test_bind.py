@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pyiommufd import Group, GroupNotViableError, HostDevice, IoctlError
-from pyiommufd.diagnose import bind, rows
+from pyiommufd.diagnose import bind
 from pyiommufd.diagnose.bind import bind_error
+from pyiommufd.host import rows
 from pyiommufd.host.discovery.groups import ReservedRegion
 from pyiommufd.host.holders import Holder
 

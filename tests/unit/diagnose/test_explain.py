@@ -9,10 +9,10 @@ import pytest
 
 from pyiommufd import HostDevice, find_device
 from pyiommufd.diagnose import explain as module
-from pyiommufd.diagnose import rows
 from pyiommufd.diagnose.explain import explain, find_errno, find_request, general_causes, requests, table
 from pyiommufd.diagnose.objects import destroy_error
 from pyiommufd.errors import ioctl_error
+from pyiommufd.host import rows
 from pyiommufd.host.holders import Holder
 from tests.fake_sysfs import FakeSysfs
 

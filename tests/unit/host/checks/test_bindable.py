@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyiommufd import ClaimRefusedError, list_devices, plan_claim
+from pyiommufd.errors import override
 from pyiommufd.host.overview.standing import Standing, standings
 from tests.fake_sysfs import FakeSysfs
 
@@ -23,6 +24,10 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
 
 def kinds() -> list[str]:
     return [refusal.kind for refusal in plan_claim(NAME).refusals]
+
+
+def way_out() -> str:
+    return override(plan_claim(NAME).refusals).command
 
 
 def standing() -> list[Standing]:
@@ -46,6 +51,10 @@ def test_memory_that_firmware_keeps(machine: FakeSysfs, kind: str, refused: bool
         with pytest.raises(ClaimRefusedError, match="group 1"):
             plan.apply()
         assert plan_claim(NAME, force=["reserved"]).refusals == ()
+        assert way_out() == (
+            "to override: --force reserved; with reserved forced, binds are refused all the same, as those through "
+            "VFIO's groups are"
+        )
 
 
 @pytest.mark.parametrize("allowed", ["N", "Y", None])
@@ -56,6 +65,11 @@ def test_interrupts_that_are_not_isolated(machine: FakeSysfs, allowed: str | Non
     assert kinds() == ([] if allowed == "Y" else ["isolated-msi"])
     assert standing() == [Standing.CLAIMABLE if allowed == "Y" else Standing.UNBINDABLE] * 2
     assert plan_claim(NAME, force=["isolated-msi"]).refusals == ()
+    if allowed != "Y":
+        assert way_out().startswith(
+            "to override: --force isolated-msi; with isolated-msi forced, binds are refused until"
+        )
+        assert "vfio_iommu_type1.allow_unsafe_interrupts" in way_out()
 
 
 def test_kernel_without_nodes(machine: FakeSysfs) -> None:
@@ -64,6 +78,7 @@ def test_kernel_without_nodes(machine: FakeSysfs) -> None:
     assert kinds() == ["cdev"]
     assert standing() == [Standing.UNBINDABLE] * 2
     assert plan_claim(NAME, force=["cdev"]).refusals == ()
+    assert way_out().startswith("to override: --force cdev; with cdev forced, it is of use through VFIO's groups only")
 
 
 def test_what_is_not_told_is_no_reason(machine: FakeSysfs) -> None:
@@ -81,3 +96,22 @@ def test_no_iommu(machine: FakeSysfs) -> None:
     assert forced.refusals == ()
     assert forced.outline == ("no group:", "  0000:00:03.0: e1000e -> vfio-pci")
     assert standing() == [Standing.CLAIMABLE, Standing.CLAIMABLE, Standing.NO_GROUP]
+
+
+@pytest.mark.parametrize(
+    ("mode", "first"),
+    [
+        ("N", "echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode"),
+        (None, "boot a kernel with CONFIG_VFIO_NOIOMMU"),
+        ("Y", ""),
+    ],
+)
+def test_force_for_want_of_an_iommu_says_what_it_takes(fake: FakeSysfs, mode: str | None, first: str) -> None:
+    fake.pci("0000:00:03.0", driver="e1000e")
+    (fake.root / "module/vfio").mkdir()
+    if mode is not None:
+        fake.file("module/vfio/parameters/enable_unsafe_noiommu_mode", mode)
+    once = f", once vfio's enable_unsafe_noiommu_mode is on ({first})" if first else ""
+    assert override(plan_claim("0000:00:03.0").refusals).command == (
+        f"to override{once}: --force noiommu; with noiommu forced, DMA of the device reaches all of memory"
+    )

@@ -166,7 +166,7 @@ def test_lock_that_is_a_link_is_not_followed(run: Path, tmp_path: Path) -> None:
 def test_folder_that_cannot_be_made(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "RUN", tmp_path / "file/run")
     (tmp_path / "file").touch()
-    with pytest.raises(ClaimError, match="; this takes root$"), journal.locked():
+    with pytest.raises(ClaimError, match=r"; this takes root$"), journal.locked():
         pass
 
 

@@ -20,11 +20,13 @@ class Subject:
         device: The device, as it is now.
         group: Its IOMMU group.
         fd: The fd through which this process asked, which is no other user of the device; None: another process did.
+        driver: The driver that was to take the device; None: not known.
     """
 
     device: HostDevice
     group: Group | None
     fd: int | None = None
+    driver: str | None = None
 
     def others(self, *devices: HostDevice) -> list[Holder]:
         """Who holds these devices, or their groups, but for the fd that was asked through."""
