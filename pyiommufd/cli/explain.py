@@ -11,8 +11,7 @@ from click.shell_completion import CompletionItem
 from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DescribedArgument, DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, show_progress, style
-from pyiommufd.diagnose.explain import explain as find_causes
-from pyiommufd.diagnose.explain import find_errno, find_request, requests
+from pyiommufd.diagnose.explain import find_errno, find_request, look, requests
 from pyiommufd.host.discovery.devices import find_device
 
 _KEYS = {
@@ -22,6 +21,7 @@ _KEYS = {
     "meaning": "what libc says of it",
     "device": "the name of the device, or null",
     "causes": "what may be behind it, the likeliest first",
+    "ruled_out": "what may be behind it elsewhere, and is not so here now; their summaries",
 }
 
 
@@ -68,11 +68,13 @@ class _Errno(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 def explain(request: str, errno: int, device: str | None, as_json: bool) -> None:
     """Explain why the kernel answered IOCTL with ERRNO, the likeliest cause first, each with what helps.
 
-    With DEVICE, what this machine shows now comes first; what cannot be seen from outside follows.
+    With DEVICE, what this machine shows now comes first; what cannot be seen from outside follows, and what is not so
+    is said to be ruled out.
     """
     target = None if device is None else find_device(device)
     with show_progress("looking at this machine"):
-        causes = find_causes(request, errno, target)
+        seen = look(request, errno, target)
+    causes = seen.found + seen.possible
     name = errno_module.errorcode.get(errno, str(errno))
     if as_json:
         print_json(
@@ -83,15 +85,18 @@ def explain(request: str, errno: int, device: str | None, as_json: bool) -> None
                 "meaning": os.strerror(errno),
                 "device": None if target is None else target.name,
                 "causes": [records.cause_record(cause) for cause in causes],
+                "ruled_out": [cause.summary for cause in seen.ruled_out],
             }
         )
         return
     about = "" if target is None else f" on {target.name}"
     echo(style(f"{request}{about}: {name} ({os.strerror(errno)})", bold=True))
     if not causes:
-        echo("  no reason for this is known")
+        echo(f"  {'none of the known reasons holds now' if seen.ruled_out else 'no reason for this is known'}")
     for number, cause in enumerate(causes, 1):
         echo(f"{number:>3}. {cause.summary}")
         for label, text in (("seen", cause.evidence), ("fix", cause.command or cause.fix)):
             if text:
                 print_indented(label, text, 5)
+    for cause in seen.ruled_out:
+        print_indented("not the reason now", cause.summary, 2)

@@ -37,8 +37,8 @@ def bind_error(code: int, device: HostDevice, fd: int) -> IoctlError:
         fd: The cdev's fd that it was to be bound through, which is no other user of the device.
     """
     group = device.group
-    found, possible = causes_found(BIND.get((REQUEST, code), ()), Subject(device, group, fd))
-    causes = found or possible
+    seen = causes_found(BIND.get((REQUEST, code), ()), Subject(device, group, fd))
+    causes = seen.found or seen.possible
     blockers = group.blockers if group is not None and code == errno.EPERM else ()
     if blockers:
         return GroupNotViableError(REQUEST, code, device.name, causes, blockers=blockers)
@@ -60,8 +60,7 @@ def _unsafe_drivers(subject: Subject) -> tuple[Cause, ...]:
 
 
 def _interrupts_seen(subject: Subject) -> tuple[Cause, ...]:
-    del subject
-    if unsafe_interrupts_allowed() is not False or interrupts_isolated() is not False:
+    if subject.group is None or unsafe_interrupts_allowed() is not False or interrupts_isolated() is not False:
         return ()
     seen = "/proc/interrupts has no remapped controller, and iommufd.allow_unsafe_interrupts is 0"
     return (Cause(_NO_ISOLATION, seen, _REMAP),)
@@ -73,12 +72,13 @@ def _seen_at_once(subject: Subject) -> tuple[Cause, ...]:
 
 
 def _interrupts_by_elimination(subject: Subject) -> tuple[Cause, ...] | None:
-    # What /proc/interrupts shows is not all that iommufd asks.
-    if unsafe_interrupts_allowed() is not False or interrupts_isolated() is False:
+    allowed, isolated = unsafe_interrupts_allowed(), interrupts_isolated()
+    if subject.group is None or allowed or (allowed is False and isolated is False):
         return ()
-    if subject.fd is None:
-        return None  # what was in the way may be gone by now
-    if subject.group is None or subject.group.blockers or subject.others(*subject.members):
+    if subject.fd is None or allowed is None:
+        # What /proc/interrupts shows is all that iommufd asks of an IOMMU of Intel's, and not of AMD's.
+        return () if isolated and (subject.device.iommu or "").startswith("dmar") else None
+    if subject.group.blockers or subject.others(*subject.members):
         return ()
     seen = "no other cause was found, and iommufd.allow_unsafe_interrupts is 0"
     return (Cause(_NO_ISOLATION, seen, _REMAP),)
@@ -93,8 +93,8 @@ def _is_bound(fd: int) -> bool:
     return True
 
 
-def _other_owner(subject: Subject) -> tuple[Cause, ...]:
-    return tuple(map(_owned_by, subject.others(*subject.members)))
+def _other_owner(subject: Subject) -> tuple[Cause, ...] | None:
+    return subject.causes(map(_owned_by, subject.others(*subject.members)))
 
 
 def _owned_by(holder: Holder) -> Cause:
@@ -112,8 +112,8 @@ def _bound_already(subject: Subject) -> tuple[Cause, ...] | None:
     return (Cause(_BOUND, f"fd {subject.fd} answers VFIO_DEVICE_GET_INFO", _ANEW),)
 
 
-def _open_elsewhere(subject: Subject) -> tuple[Cause, ...]:
-    return tuple(
+def _open_elsewhere(subject: Subject) -> tuple[Cause, ...] | None:
+    return subject.causes(
         Cause("the device is open through another fd as well", str(holder), "close that one; bind takes the only one")
         if holder.own_fd is None
         else Cause("this process has bound the device already", str(holder), *_OWN)
@@ -136,8 +136,8 @@ def _firmware(subject: Subject) -> tuple[Cause, ...]:
     )
 
 
-def _legacy(subject: Subject) -> tuple[Cause, ...]:
-    return tuple(
+def _legacy(subject: Subject) -> tuple[Cause, ...] | None:
+    return subject.causes(
         Cause("the group is in use through its legacy node", str(holder), "end that use")
         for holder in subject.others(*subject.members)
         if "/devices/" not in holder.node

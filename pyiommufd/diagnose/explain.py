@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno as errno_module
+import os
 import re
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from pyiommufd.diagnose.attach import ATTACH
 from pyiommufd.diagnose.bind import BIND
@@ -13,12 +16,14 @@ from pyiommufd.diagnose.mapping_rows import MAPPING
 from pyiommufd.diagnose.node import NODES, open_cdev_causes
 from pyiommufd.diagnose.objects import OBJECTS
 from pyiommufd.errors import Cause
+from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu, no_iommufd
 from pyiommufd.host.claims.step_rows import STEPS
 from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.rows import Row, Rows, Subject, causes_found
+from pyiommufd.host.rows import Causes, Row, Rows, Subject, causes_found
 from pyiommufd.nearest import did_you_mean
 
 _OPEN = "open"
+_OF_DRIVERS = {request for request, _ in STEPS}
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}
 _FAMILIES = ("VFIO_DEVICE_", "IOMMU_")
 _WITHOUT_ROWS = (
@@ -98,8 +103,9 @@ def find_errno(text: str) -> int:
 def explain(request: str, errno: int, device: HostDevice | None = None) -> tuple[Cause, ...]:
     """What may be behind a refused request, the likeliest first.
 
-    With a device, what this machine shows now comes first, with its evidence, then what cannot be seen from outside;
-    what is not so is left out. By now whatever it was may be over: an exception's `causes` were found at once.
+    With a device, what this machine shows now comes first, with its evidence, that it has no IOMMU or no iommufd before
+    all else; then what cannot be seen from outside. What is not so is left out. By now whatever it was may be over: an
+    exception's `causes` were found at once.
 
     Args:
         request: The request, as `find_request` takes it.
@@ -109,14 +115,49 @@ def explain(request: str, errno: int, device: HostDevice | None = None) -> tuple
     Raises:
         ValueError: There is no such request.
     """
+    return (seen := look(request, errno, device)).found + seen.possible
+
+
+def look(request: str, errno: int, device: HostDevice | None = None) -> Causes:
+    """As `explain`, with those that show, those that may be, and those that this machine rules out apart.
+
+    Without a device all of them may be.
+
+    Raises:
+        ValueError: There is no such request.
+    """
     request = find_request(request)
     rows = table().get((request, errno), _OF_MANY.get(errno, ()))
     if device is None:
-        return tuple(row.general for row in rows)
-    if request == _OPEN:
-        return open_cdev_causes(errno, device) or tuple(row.general for row in rows)
-    found, possible = causes_found(rows, Subject(device, device.group))
-    return found + possible
+        return Causes(possible=tuple(row.general for row in rows))
+    lacks = () if request in _OF_DRIVERS else tuple(_lacks(device))
+    is_open = request == _OPEN
+    seen = _look_at_node(rows, errno, device) if is_open else causes_found(rows, Subject(device, device.group))
+    return seen._replace(found=lacks + seen.found)
+
+
+def _lacks(device: HostDevice) -> Iterator[Cause]:
+    """What the machine lacks for any request of iommufd's or VFIO's about a device."""
+    without = (no_iommu() or NOT_COVERED) if device.group_id is None else None
+    for lack in (without, no_iommufd()):
+        if lack is not None:
+            yield Cause(lack.summary, lack.evidence, lack.fix)
+
+
+def _look_at_node(rows: tuple[Row, ...], errno: int, device: HostDevice) -> Causes:
+    """The causes of a node that could not be opened."""
+    found, general = open_cdev_causes(errno, device), tuple(row.general for row in rows)
+    if device.vfio_cdev is None:
+        # Where there is no node, nothing else is wrong with it; the first row for ENOENT says this.
+        return Causes(found, ruled_out=general[1:] if errno == errno_module.ENOENT else general)
+    if errno == errno_module.ENOENT:
+        is_there = Path(device.vfio_cdev).exists()
+        return Causes(ruled_out=general) if is_there else Causes(found, ruled_out=general[:1])
+    if errno in (errno_module.EACCES, errno_module.EPERM) and os.access(device.vfio_cdev, os.R_OK | os.W_OK):
+        return Causes(possible=general)  # another user asked
+    # Of EBUSY and EACCES the only row says in general what was found.
+    restated = found and errno in (errno_module.EBUSY, errno_module.EACCES)
+    return Causes(found, () if restated else general)
 
 
 def general_causes(request: str, errno: int) -> tuple[Cause, ...]:

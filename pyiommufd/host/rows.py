@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyiommufd.errors import Cause, Fix
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.holders import Holder, holders
+from pyiommufd.host.limits import CAP_SYS_PTRACE, has_capability
+from pyiommufd.host.namespaces import has_own_users, sees_all_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class Subject:
         """Who holds these devices, or their groups, but for the fd that was asked through."""
         mine = (os.getpid(), f"fd {self.fd}")
         return [holder for holder in holders(*devices) if (holder.pid, holder.how) != mine]
+
+    def causes(self, of_holders: Iterable[Cause]) -> tuple[Cause, ...] | None:
+        """What a look finds by `others`: causes, or none, or None where this process does not see all processes."""
+        sees_all = sees_all_processes() and not has_own_users() and has_capability(CAP_SYS_PTRACE)
+        return tuple(of_holders) or (() if sees_all else None)
 
     @property
     def members(self) -> tuple[HostDevice, ...]:
@@ -68,14 +76,32 @@ Rows = Mapping[tuple[str, int], tuple[Row, ...]]
 """The reasons, by request and errno; the likeliest first."""
 
 
-def causes_found(rows: tuple[Row, ...], subject: Subject) -> tuple[tuple[Cause, ...], tuple[Cause, ...]]:
-    """The causes that show on this machine, and those that may be and cannot be seen; both the likeliest first."""
+class Causes(NamedTuple):
+    """What this machine shows of the reasons for a refused request; each the likeliest first.
+
+    Attributes:
+        found: Those that show, with evidence.
+        possible: Those that may be, and cannot be seen.
+        ruled_out: Those that are not so now.
+    """
+
+    found: tuple[Cause, ...] = ()
+    possible: tuple[Cause, ...] = ()
+    ruled_out: tuple[Cause, ...] = ()
+
+
+def causes_found(rows: Iterable[Row], subject: Subject) -> Causes:
+    """Look at this machine for each reason."""
     found: list[Cause] = []
     possible: list[Cause] = []
+    ruled_out: list[Cause] = []
     for row in rows:
         seen = None if row.look is None else row.look(subject)
         if seen is None:
             possible.append(row.general)
-        else:
+        elif seen:
             found += seen
-    return tuple(found), tuple(possible)
+        else:
+            ruled_out.append(row.general)
+    known = {cause.summary for cause in found}
+    return Causes(tuple(found), tuple(possible), tuple(one for one in ruled_out if one.summary not in known))

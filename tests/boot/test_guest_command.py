@@ -132,6 +132,7 @@ def test_examples_of_help(tmp_path: Path) -> None:
 
 NO_IOMMU = """
 ls /sys/kernel/iommu_groups
+pyiommufd explain bind EPERM 1234:11e8
 pyiommufd claim 1234:11e8; echo "status $?"
 pyiommufd plan --force noiommu 1234:11e8 >/dev/null; echo "status $?"
 pyiommufd claim --force noiommu 1234:11e8; echo "status $?"
@@ -145,6 +146,8 @@ def test_no_iommu() -> None:
     result = guest("--iommu", "none", "--device", "edu", "--", "sh", "-c", NO_IOMMU)
     lines = [line for line in result.stdout.splitlines() if line.startswith("status")]
     assert lines == ["status 3", "status 0", "status 1", "status 0"], result.stdout + result.stderr
+    assert "  1. no IOMMU: " in result.stdout
+    assert "  2. " not in result.stdout
     assert "no IOMMU: " in result.stderr
     assert "[noiommu]" in result.stderr
     off = "vfio's enable_unsafe_noiommu_mode is on (echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode)"

@@ -25,10 +25,10 @@ def step_causes(step: Step, code: int | None) -> tuple[Cause, ...]:
     rows = STEPS.get((_REQUESTS.get(step.action, ""), code or 0), ())
     try:
         device = from_sys_path(step.folder)
-        found, possible = causes_found(rows, Subject(device, device.group, driver=step.value)) if rows else ((), ())
+        seen = causes_found(rows, Subject(device, device.group, driver=step.value))
     except DeviceNotFoundError:
         return ()
-    return found or possible
+    return seen.found or seen.possible
 
 
 def _bridge(subject: Subject) -> tuple[Cause, ...]:
@@ -53,8 +53,8 @@ def _virtual_functions(subject: Subject) -> tuple[Cause, ...]:
     return (Cause(summary, f"sriov_numvfs is {count}", "remove them first: echo 0 > sriov_numvfs"),)
 
 
-def _owned(subject: Subject) -> tuple[Cause, ...]:
-    return tuple(
+def _owned(subject: Subject) -> tuple[Cause, ...] | None:
+    return subject.causes(
         Cause("the IOMMU group belongs to user space until its devices are closed", str(holder), "end that use")
         for holder in subject.others(*subject.members)
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, Device, HostDevice, Monitor, list_devices
+from pyiommufd import IOMMUFD, Claim, Device, HostDevice, Monitor, list_devices, plan_claim
 from pyiommufd.host import drivers
 from pyiommufd.uapi.known import REQUESTS, known_requests
 from tests.guest.forked import run_cli, start_cli
@@ -97,6 +97,13 @@ def test_holders_and_topology(device: Device, first: HostDevice, tmp_path: Path)
     for name in names:
         assert len([text for text in texts if text.startswith(name)]) == 1, name
     assert f"pid {os.getpid()}" in texts
+
+
+def test_explain_says_what_this_guest_rules_out(alone: HostDevice) -> None:
+    with plan_claim(alone).apply():
+        shown = run_json("explain", "bind", "EPERM", alone.name)
+    general = [cause["summary"] for cause in run_json("explain", "bind", "EPERM")["causes"]]
+    assert (shown["causes"], shown["ruled_out"]) == ([], general)
 
 
 def test_explain_sees_the_holder(device: Device, first: HostDevice) -> None:

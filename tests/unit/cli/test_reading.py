@@ -258,12 +258,19 @@ def test_summaries_of_check_fit_a_terminal(machine: FakeSysfs, monkeypatch: pyte
 
 
 def test_explain(machine: FakeSysfs) -> None:
+    machine.file("class/misc/iommu/dev", "10:127")
     text = run("explain", "bind", "eperm", "01:00.1").stdout
     assert text.splitlines()[:2] == [
         "VFIO_DEVICE_BIND_IOMMUFD on 0000:01:00.1: EPERM (Operation not permitted)",
         "  1. 0000:01:00.0 is in the same IOMMU group and on the host driver nvme",
     ]
     assert "fix: claim the group" in text
+    assert "  not the reason now: the group is owned by another iommufd\n" in text
+    shown = run_json("explain", "bind", "eperm", "01:00.1")
+    assert shown["ruled_out"][0] == "the group is owned by another iommufd"
+    alone = run("explain", "sysfs-bind", "ebusy", "00:02.0").stdout.splitlines()
+    assert alone[1] == "  none of the known reasons holds now"
+    assert alone[2].startswith("  not the reason now: ")
     shown = run_json("explain", "IOMMU_IOAS_MAP", "17")
     assert (shown["request"], shown["errno"], shown["name"], shown["device"]) == ("IOMMU_IOAS_MAP", 17, "EEXIST", None)
     assert "no reason" in run("explain", "bind", "EXDEV").stdout

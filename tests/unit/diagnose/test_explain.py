@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from pyiommufd import HostDevice, find_device
 from pyiommufd.diagnose import explain as module
-from pyiommufd.diagnose.explain import explain, find_errno, find_request, general_causes, requests, table
+from pyiommufd.diagnose.explain import explain, find_errno, find_request, general_causes, look, requests, table
 from pyiommufd.diagnose.objects import destroy_error
 from pyiommufd.errors import ioctl_error
 from pyiommufd.host import rows
@@ -148,12 +149,15 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[Holder]:
 
 
 def test_what_shows_comes_first_and_what_is_not_so_is_left_out(fake: FakeSysfs, held: list[Holder]) -> None:
+    fake.file("class/misc/iommu/dev", "10:127")
     fake.pci("0000:00:01.0", group=1, driver="vfio-pci", cdev=0)
     device = find_device("00:01.0")
     causes = explain("bind", errno.EINVAL, device)
     # Nobody has it open, and firmware wants nothing; what cannot be seen from outside stays.
     assert [cause.evidence for cause in causes] == [""] * len(causes)
     assert not any("another fd" in cause.summary or "firmware" in cause.summary for cause in causes)
+    ruled_out = [cause.summary for cause in look("bind", errno.EINVAL, device).ruled_out]
+    assert [word in text for text, word in zip(ruled_out, ("another fd", "firmware"), strict=True)] == [True, True]
     held.append(Holder(7, "qemu", "/dev/vfio/devices/vfio0", "fd 3"))
     first, *others = explain("bind", errno.EINVAL, device)
     assert "another fd" in first.summary
@@ -162,6 +166,7 @@ def test_what_shows_comes_first_and_what_is_not_so_is_left_out(fake: FakeSysfs, 
 
 
 def test_evidence_of_each_kind(fake: FakeSysfs, held: list[Holder]) -> None:
+    fake.file("class/misc/iommu/dev", "10:127")
     folder = fake.pci("0000:00:01.0", group=1, driver="vfio-pci", cdev=0, sriov_numvfs="2", driver_override="x")
     fake.pci("0000:00:02.0", group=1, driver="vfio-pci", cdev=1, reset_method="flr")
     fake.pci("0000:00:03.0", class_code=0x060400)
@@ -184,7 +189,55 @@ def test_evidence_of_each_kind(fake: FakeSysfs, held: list[Holder]) -> None:
     assert "pid 7" in seen("sysfs bind", errno.EBUSY, second)[0]
     assert "pid 7" in seen("bind", errno.EPERM, first)[0]
     assert folder.name == "0000:00:01.0"
-    assert explain("open", errno.ENOENT, bridge)[0].evidence == "it is on no driver"
+    assert explain("open", errno.ENOENT, bridge)[1].evidence == "it is on no driver"
+
+
+@pytest.mark.parametrize(("request_name", "name"), ROWS)
+def test_no_answer_is_lost_by_naming_a_device(fake: FakeSysfs, request_name: str, name: str) -> None:
+    """Each stands among what shows, what may be and what is ruled out; a machine without an IOMMU says that first."""
+    code = getattr(errno, name)
+    fake.pci("0000:00:03.0", driver="e1000e")
+    seen = look(request_name, code, find_device("00:03.0"))
+    lacks = 0 if request_name.startswith("sysfs") else 2
+    summaries = [cause.summary for cause in seen.found]
+    assert [text[:8] for text in summaries[:lacks]] == ["no IOMMU", "this ker"][:lacks]
+    assert len(seen.found[lacks:]) + len(seen.possible) + len(seen.ruled_out) >= len(table()[request_name, code])
+    # Interrupts are not isolated here, which is no reason: there is nothing that could isolate them.
+    assert "interrupts" not in "".join(summaries)
+
+
+@pytest.mark.parametrize(
+    ("iommu", "controller", "said"),
+    [("dmar0", "IR-PCI-MSIX", "ruled out"), ("ivhd0", "IR-PCI-MSIX", "possible"), ("dmar0", "PCI-MSIX", "found")],
+)
+def test_interrupts_that_are_isolated(
+    fake: FakeSysfs, held: list[Holder], iommu: str, controller: str, said: str
+) -> None:
+    fake.file("class/misc/iommu/dev", "10:127")
+    fake.file("module/iommufd/parameters/allow_unsafe_interrupts", "N")
+    (fake.proc / "interrupts").write_text(f" 24:  0  {controller}-0000:00:01.0  0-edge  x\n")
+    fake.pci("0000:00:01.0", group=1, driver="vfio-pci", cdev=0, iommu=iommu)
+    seen = look("bind", errno.EPERM, find_device("00:01.0"))
+    where = {"found": seen.found, "possible": seen.possible, "ruled out": seen.ruled_out}
+    assert [name for name, causes in where.items() if any("interrupts" in one.summary for one in causes)] == [said]
+
+
+def test_what_this_user_does_not_see_is_not_ruled_out(fake: FakeSysfs, held: list[Holder]) -> None:
+    fake.pci("0000:00:01.0", group=1, driver="vfio-pci", cdev=0)
+    (fake.proc / "self/status").write_text("CapEff:\t0000000000000000\n")
+    seen = look("bind", errno.EPERM, find_device("00:01.0"))
+    assert "the group is owned by another iommufd" in [cause.summary for cause in seen.possible]
+
+
+def test_node_that_is_there(fake: FakeSysfs, held: list[Holder]) -> None:
+    fake.file("class/misc/iommu/dev", "10:127")
+    fake.pci("0000:00:01.0", group=1, driver="vfio-pci", cdev=0)
+    device = dataclasses.replace(find_device("00:01.0"), vfio_cdev="/dev/null")
+    assert look("open", errno.ENOENT, device).found == ()
+    assert len(look("open", errno.ENOENT, device).ruled_out) == 2
+    assert look("open", errno.EACCES, device).possible == explain("open", errno.EACCES)
+    missing = dataclasses.replace(device, vfio_cdev="/dev/vfio/devices/no-such")
+    assert "is missing" in look("open", errno.ENOENT, missing).found[0].summary
 
 
 def test_only_a_queue_is_said_to_have_an_fd() -> None:
