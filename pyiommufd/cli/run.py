@@ -331,6 +331,18 @@ def _print(
         echo("# for a domain of libvirt, likewise:")
     for device in plan.devices:
         echo(hostdev_xml(device))
+    _say_refusals(plan, "a claim of these devices would be refused")
+
+
+def _say_refusals(plan: ClaimPlan, what: str) -> bool:
+    """Say why the plan would be refused, and what overrides that. Returns whether it would be."""
+    refusals = plan.refusals
+    if not refusals or _is_kept(plan):
+        return False
+    _tell(f"{what}:")
+    for line in [*(one.for_command() for one in refusals), *way_out(refusals)]:
+        echo(f"  {line}", err=True)
+    return True
 
 
 def _dry_run(
@@ -343,10 +355,7 @@ def _dry_run(
         line = f"{TOKEN_VARIABLE}={vf_token} {line}"
     for step in (*plan.steps, line, *plan.undo):
         echo(step)
-    refusals = () if _is_kept(plan) else plan.refusals
-    for line in [*(f"refused: {one.for_command()}" for one in refusals), *way_out(refusals)]:
-        echo(line, err=True)
-    return COULD_NOT_START if refusals else 0
+    return COULD_NOT_START if _say_refusals(plan, "the claim would be refused") else 0
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -94,6 +94,16 @@ def test_print_keeps_what_changes_the_meaning() -> None:
     assert "prlimit --memlock=unlimited true" in run(DEVICE, "--print", "--memlock", "unlimited", "--", "true").stdout
 
 
+@pytest.mark.parametrize(("way", "status"), [("--print", 0), ("--dry-run", 125)])
+def test_claim_that_would_be_refused(way: str, status: int) -> None:
+    said = run("0000:00:03.0", way, "--force", "unseen", "--vmm", "other", "--", "true", status=status).stderr
+    title, reason, override = said.splitlines()[-3:]
+    assert title.endswith(" would be refused:")
+    assert reason.startswith("  0000:00:03.0: no IOMMU")
+    assert override.startswith("  to override, once vfio's enable_unsafe_noiommu_mode is on (")
+    assert "would be refused" not in run(DEVICE, way, "--force", "unseen", "--vmm", "other", "--", "true").stderr
+
+
 @pytest.mark.parametrize("way", ["--print", "--dry-run"])
 def test_program_that_is_not_known_is_told_how_it_gets_the_fds(way: str) -> None:
     said = run(DEVICE, way, "--force", "unseen", "--", "true").stderr
