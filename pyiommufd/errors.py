@@ -222,7 +222,15 @@ class CloseError(IOMMUFDError):
 
 
 class DeviceNotFoundError(IOMMUFDError, LookupError):
-    """No device has that name, or more than one has."""
+    """No device has that name, or more than one has.
+
+    Attributes:
+        names: The devices that the name can mean, where these are several.
+        is_unknown: Whether there is nothing of that name at all, nor at that path.
+    """
+
+    names: tuple[str, ...] = ()
+    is_unknown = False
 
 
 class MissingLibraryError(IOMMUFDError, ImportError):

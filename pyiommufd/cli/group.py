@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pyiommufd.cli import completion as completion  # registers itself with click
-from pyiommufd.cli.output import echo
+from pyiommufd.cli.output import echo, said
 from pyiommufd.cli.status import status_of
 from pyiommufd.errors import IOMMUFDError
 from pyiommufd.nearest import did_you_mean
@@ -96,7 +96,7 @@ class LazyGroup(click.Group):
             with _usage_errors():
                 return super().invoke(ctx)
         except IOMMUFDError as error:
-            echo(f"{ctx.command_path} {ctx.invoked_subcommand}: {error.for_command()}", err=True)
+            echo(f"{ctx.command_path} {ctx.invoked_subcommand}: {said(error)}", err=True)
             sys.exit(status_of(error))
 
 

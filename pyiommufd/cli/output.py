@@ -22,7 +22,7 @@ from typing import Any, TextIO, TypeVar, cast
 import click
 
 from pyiommufd.cli.status import MISSING, status_of
-from pyiommufd.errors import IOMMUFDError
+from pyiommufd.errors import ClaimError, DeviceNotFoundError, IOMMUFDError
 from pyiommufd.host.namespaces import visibility_note
 from pyiommufd.printable import printable
 
@@ -32,6 +32,7 @@ _USUAL = 80
 _LEAST = 16
 """The fewest columns that a description is cut to."""
 _STDOUT = "the standard output"
+_CLAIMED_NAMES = "what is claimed has no interface and no disk, and goes by its address: pyiommufd claims lists it"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -107,8 +108,18 @@ def echo(*words: object, sep: str = "", err: bool = False) -> None:
 
 
 def said(error: BaseException) -> str:
-    """The message of an error; its fixes are commands."""
+    """The message of an error; its fixes are commands. Of a name that is unknown it says what a claim makes of it."""
+    if isinstance(error, DeviceNotFoundError) and error.is_unknown and _is_anything_claimed():
+        return f"{error.for_command()}\n{_CLAIMED_NAMES}"
     return error.for_command() if isinstance(error, IOMMUFDError) else str(error)
+
+
+def _is_anything_claimed() -> bool:
+    from pyiommufd.host.claims import journal  # few commands need it otherwise
+
+    with contextlib.suppress(ClaimError):
+        return bool(journal.readable_records())
+    return False
 
 
 def style(word: object, **how: Any) -> EscapedText:
@@ -241,7 +252,7 @@ def streams() -> Iterator[None]:
     try:
         yield
     except IOMMUFDError as error:
-        echo(f"pyiommufd: {error.for_command()}", err=True)
+        echo(f"pyiommufd: {said(error)}", err=True)
         sys.exit(status_of(error))
     except OSError as error:
         if error.filename != _STDOUT:

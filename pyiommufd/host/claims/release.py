@@ -51,7 +51,7 @@ def release(
     """
     with _dry_run_access() if dry_run else exclusive_access() as access:
         chosen, errors = _chosen(None if devices is None else _named(devices))
-        left = [] if leave is None else [*map(_name, _named(leave))]
+        left = [] if leave is None else [_name(device, chosen) for device in _named(leave)]
         for name in left:
             if not any(name in record.names for record in chosen):
                 raise ClaimError(f"{name} is not among what is to be released")
@@ -180,30 +180,17 @@ def _chosen(devices: list[HostDevice | str | Path] | None) -> tuple[list[ClaimRe
         return kept + [record for record, claim in others if not isinstance(claim, ClaimError)], errors
     chosen: list[ClaimRecord] = []
     for target in devices:
-        name = _name(target)
+        name = _name(target, kept)
         having = [record for record in kept if name in record.names]
         having += [record for record, claim in others if _is_of(claim, Path(record.file or ""), name, target)]
         if not having:
             owner = next((record for record in records if name in record.names), None)
             if owner is None:
-                _check_named(target)
+                as_device(target)  # says what is wrong with the name, if anything
                 raise ClaimError(f"no kept claim has {name}")
             raise ClaimError(f"no kept claim has {name}: it is claimed by {journal.describe_owner(owner)}")
         chosen += [record for record in having if record not in chosen]
     return chosen, []
-
-
-def _check_named(target: HostDevice | str | Path) -> None:
-    """Say what is wrong with the name of a device that no claim has.
-
-    Raises:
-        DeviceNotFoundError: There is no such device.
-    """
-    try:
-        as_device(target)
-    except DeviceNotFoundError as error:
-        error.add_note("what is claimed has no interface and no disk: it goes by its address")
-        raise
 
 
 def _is_of(claim: PersistentClaim | ClaimError, file: Path, name: str, target: HostDevice | str | Path) -> bool:
@@ -228,11 +215,14 @@ def _named(devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path)
     return list(iterate(devices, DEVICES_EXPECTED))
 
 
-def _name(device: HostDevice | str | Path) -> str:
-    """The name of a device that may be gone by now."""
+def _name(device: HostDevice | str | Path, records: Iterable[ClaimRecord]) -> str:
+    """The name of a device that may be gone by now; of several that are meant, of the one that these claims have."""
     try:
         return as_device(device).name
-    except DeviceNotFoundError:
+    except DeviceNotFoundError as error:
+        claimed = {name for record in records for name in record.names}.intersection(error.names)
+        if len(claimed) == 1:
+            return claimed.pop()
         if isinstance(device, HostDevice):
             return device.name
         domain, rest = pci_address(str(device).strip()) or (None, "")

@@ -256,13 +256,17 @@ def find_device(name: str) -> HostDevice:
         raise DeviceNotFoundError(f"{name!r} is not the name of a device")
     found = list(dict.fromkeys(_candidates(text)))
     if not found:
-        raise DeviceNotFoundError(
+        error = DeviceNotFoundError(
             f"there is no device {name!r}; a device is named like 0000:02:01.0, 02:01.0 or 1234:11e8, "
             f"or by what is on it: eth0, nvme0n1, /dev/vda{near_names(text)}"
         )
+        error.is_unknown = True
+        raise error
     if len(found) > 1:
-        names = ", ".join(sorted(device.name for device in found))
-        raise DeviceNotFoundError(f"{name!r} is ambiguous: it names {names}")
+        names = tuple(sorted(device.name for device in found))
+        error = DeviceNotFoundError(f"{name!r} is ambiguous: it names {', '.join(names)}")
+        error.names = names
+        raise error
     return found[0]
 
 

@@ -104,9 +104,11 @@ def folders_by_path(text: str) -> list[str]:
             )
     except FileNotFoundError:
         near = near_names(text.rstrip("/").rpartition("/")[2])
-        raise DeviceNotFoundError(f"there is no {printable(text)}{near}") from None
-    except (OSError, ValueError) as error:  # the latter for characters that no path has
-        reason = error.strerror if isinstance(error, OSError) else "no path"
+        error = DeviceNotFoundError(f"there is no {printable(text)}{near}")
+        error.is_unknown = True
+        raise error from None
+    except (OSError, ValueError) as failure:  # the latter for characters that no path has
+        reason = failure.strerror if isinstance(failure, OSError) else "no path"
         raise DeviceNotFoundError(f"{printable(text)}: {reason}") from None
     if found := device_folders(path):
         return found

@@ -87,6 +87,23 @@ def test_plan_of_what_others_go_with(machine: FakeSysfs) -> None:
     assert "claim 0000:00:0e.0" in run("plan", "10000:01:00.0", status=1).output
 
 
+@pytest.mark.parametrize("name", ["eth1", "/sys/class/net/eth1"])
+@pytest.mark.parametrize(
+    "command",
+    ["claim", "show", "vfs", "release", "plan", "rebind", "holders", "run --print", "explain bind EPERM", "caps"],
+)
+def test_name_that_a_claim_may_have_taken_away(machine: FakeSysfs, command: str, name: str) -> None:
+    status = 125 if command.startswith("run") else 1
+    said = "what is claimed has no interface and no disk, and goes by its address: pyiommufd claims lists it\n"
+    assert said not in run(*command.split(), name, status=status).stderr
+    record = ClaimRecord.begin([2], ["0000:01:00.0"])
+    record.state = ClaimState.KEPT
+    with journal.locked():
+        journal.write(record)
+    assert run(*command.split(), name, status=status).stderr.endswith(f"\n{said}")
+    assert said not in run(*command.split(), "/sys", status=status).stderr
+
+
 @pytest.fixture
 def mounted(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusals(*devices: Any) -> tuple[Refusal, ...]:

@@ -144,6 +144,8 @@ def test_names_of_none_say_what_is_below(machine: FakeSysfs, name: str, words: s
     with pytest.raises(DeviceNotFoundError) as caught:
         find_device(name.replace("/sys/", f"{machine.root}/"))
     assert words in str(caught.value)
+    assert caught.value.is_unknown == words.startswith("there is no ")
+    assert bool(caught.value.names) == ("ambiguous" in words)
 
 
 def test_interface_shadows_nothing(machine: FakeSysfs) -> None:
