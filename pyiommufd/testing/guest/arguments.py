@@ -115,7 +115,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "memory": partial(_whole, least=LEAST_MEMORY, what="a whole number of MiB"),
     "cpus": partial(_whole, least=1, what="a whole number"),
     "kernel_arguments": partial(_strings, example="['iommufd.allow_unsafe_interrupts=1']"),
-    "qemu_arguments": partial(_strings, example="['-device', 'usb-mouse']"),
+    "qemu_arguments": partial(_strings, example="['-device', 'qemu-xhci']"),
     "folder": _FOLDER,
     "results": _FOLDER,
     "read_only": _paths,

@@ -6,27 +6,30 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from pyiommufd import HostDevice, list_devices
 from pyiommufd.host.claims import journal
+from pyiommufd.testing import plugin
 from pyiommufd.testing.checks.claims import shared_groups
 
 pytest_plugins = ["pytester"]
 
-Run = Callable[[str], pytest.RunResult]
+Run = Callable[..., pytest.RunResult]
 
 
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Run:
     """Run tests of their own with nothing but the package's fixtures."""
 
-    def run(source: str) -> pytest.RunResult:
+    def run(source: str, *plugins: ModuleType) -> pytest.RunResult:
         pytester.makepyfile(source)
-        return pytester.runpytest_inprocess(
-            "-p", "pyiommufd.testing.plugin.fixtures", "-p", "no:cacheprovider", "-rs", "-Werror"
-        )
+        # Not the plugin of the environment, where plugins are looked for.
+        names = ("no:pyiommufd", "pyiommufd.testing.plugin.fixtures", "no:cacheprovider")
+        options = [word for name in names for word in ("-p", name)]
+        return pytester.runpytest_inprocess(*options, "-rs", "-Werror", plugins=plugins)
 
     return run
 
@@ -213,7 +216,7 @@ def test_without_dev_iommu_tests_are_skipped(run: Run, monkeypatch: pytest.Monke
 
 
 def test_reports_show_what_is_wrong_and_none_of_our_code(run: Run) -> None:
-    result = run("""
+    source = """
         import os
         import pytest
 
@@ -232,7 +235,8 @@ def test_reports_show_what_is_wrong_and_none_of_our_code(run: Run) -> None:
 
         def test_log(dmesg):
             dmesg.expect("never logged", required=True)
-    """)
+    """
+    result = run(source, plugin)
     result.assert_outcomes(passed=3, errors=3)
     result.stdout.fnmatch_lines(["E *LeakError: *", "E *LeakError: *", "E *UnexpectedKernelMessageError: *"])
     result.stdout.no_fnmatch_line("*/pyiommufd/testing/*")
