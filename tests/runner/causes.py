@@ -142,7 +142,7 @@ def lines(rows: Iterable[CauseRow]) -> list[str]:
     for row in rows:
         by_cause.setdefault((row.ioctl, row.errno, row.cause), {})[row.kernel] = row
     result = [
-        f"On {' and '.join(kernels)}: refused, this cause named first, and accepted after the fix, except where",
+        f"On Linux {' and '.join(kernels)} each was refused, with this cause named first, and accepted after the fix, except where",
         "a row says so.",
     ]
     ioctl = None
