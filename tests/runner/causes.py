@@ -142,8 +142,8 @@ def lines(rows: Iterable[CauseRow]) -> list[str]:
     for row in rows:
         by_cause.setdefault((row.ioctl, row.errno, row.cause), {})[row.kernel] = row
     result = [
-        f"On Linux {' and '.join(kernels)} each was refused, with this cause named first, and accepted after the fix, except where",
-        "a row says so.",
+        f"On Linux {' and '.join(kernels)} each was refused, with this cause named first, and accepted after the fix,",
+        "except where a row says so.",
     ]
     ioctl = None
     for (request, code, cause), found in sorted(by_cause.items(), key=lambda item: _ORDER.index(item[0][0])):

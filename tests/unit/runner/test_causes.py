@@ -21,7 +21,7 @@ def test_table() -> None:
     ]
     assert [row.as_expected for row in rows] == [True, True, True, True, False]
     table = lines(rows)
-    assert table[0].startswith("On 6.12 and 7.3: ")
+    assert table[0].startswith("On Linux 6.12 and 7.3 ")
     assert [line for line in table if line.startswith(("## ", "| E"))] == [
         f"## `{MAP}`",
         "| EEXIST | mapped; on 7.3 NOT mended | map less |",
