@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         ZPCIPfip,
         ZPCIUtil,
     )
+    from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
     from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
     from pyiommufd.kernel.device.region import Region
     from pyiommufd.kernel.device.region_bytes import RegionFlag, RegionIndex
@@ -142,6 +143,7 @@ else:
                 AtomicFlag DeviceCapability DeviceFlag DeviceInfo MmapArea MSIXMappable PCIAtomics RegionCapability
                 RegionType SparseMmap UnknownCapability ZPCIBase ZPCIGroup ZPCIPfip ZPCIUtil
             """,
+            "kernel.device.features.feature": "DeviceFeature Feature FeatureAccess",
             "kernel.device.hot_reset": "DependentDevice HotResetInfo",
             "kernel.device.region": "Region",
             "kernel.device.region_bytes": "RegionFlag RegionIndex",
@@ -205,6 +207,7 @@ __all__ = [
     "Device",
     "DeviceCapability",
     "DeviceEvent",
+    "DeviceFeature",
     "DeviceFile",
     "DeviceFlag",
     "DeviceInfo",
@@ -214,6 +217,8 @@ __all__ = [
     "EventFD",
     "ExtendedCapabilityID",
     "FaultQueue",
+    "Feature",
+    "FeatureAccess",
     "ForkedError",
     "Group",
     "GroupConflictError",

@@ -115,3 +115,28 @@ int pyiommufd_set_irqs(struct pyiommufd_file *cdev, struct vfio_irq_set *command
             file_put(eventfds[at]);
     return result;
 }
+
+int pyiommufd_feature(struct pyiommufd_file *cdev, struct vfio_device_feature *command, int64_t fd_at,
+                      struct pyiommufd_file *given, struct pyiommufd_file *made)
+{
+    int32_t fd = -1;
+    int result;
+
+    if (given) {
+        fd = file_get(given);
+        if (fd < 0)
+            return fd;
+        memcpy(command->data + fd_at, &fd, sizeof(fd));
+    }
+    result = pyiommufd_ioctl(cdev, VFIO_DEVICE_FEATURE, command);
+    if (given)
+        file_put(given);
+    if (result >= 0 && made) {
+        fd = result;
+        if (fd_at >= 0)
+            memcpy(&fd, command->data + fd_at, sizeof(fd));
+        if (fd >= 0)
+            file_set_fd(made, fd);
+    }
+    return result;
+}

@@ -12,7 +12,7 @@ from typing import NewType, cast
 from pyiommufd import uapi
 from pyiommufd._uapi import ffi, lib
 from pyiommufd.errors import ioctl_error
-from pyiommufd.uapi.ioctls import Cell, Fd, File, View, _c, _check
+from pyiommufd.uapi.ioctls import Cell, Fd, File, View, _c, _check, address
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""
@@ -150,6 +150,64 @@ def ioeventfd(fd: Fd, offset: int, width: int, value: int, eventfd: File | None,
     event = ffi.NULL if eventfd is None else _c(eventfd)
     result = lib.pyiommufd_ioeventfd(_c(fd), offset, width, value, event, on)
     _check(result, "VFIO_DEVICE_IOEVENTFD")
+
+
+def feature(fd: Fd, number: int, op: int, data: bytes = b"", room: int = 0) -> bytes:
+    """VFIO_DEVICE_FEATURE: what the data of a feature is after the call.
+
+    op: VFIO_DEVICE_FEATURE_GET or SET, and PROBE; data: what it is before; room: bytes that it has at least.
+    """
+    return feature_files(fd, number, op, data.ljust(room, b"\0"))
+
+
+def feature_files(
+    fd: Fd, number: int, op: int, data: bytes, fd_at: int = -1, given: File | None = None, made: File | None = None
+) -> bytes:
+    """The same for a feature that takes or makes a file, whose fd is in the data.
+
+    Args:
+        fd: The device's.
+        number: The feature.
+        op: As in `feature`.
+        data: As in `feature`.
+        fd_at: Where in the data the fd is, in bytes; -1: it is the call's result.
+        given: The file whose fd is written there before the call.
+        made: The owner of an fd that comes back. It has none where the kernel made none.
+    """
+    size = ffi.sizeof("struct vfio_device_feature") + len(data)
+    command = ffi.new("struct vfio_device_feature *", {"argsz": size, "flags": number | op, "data": data})
+    files = (ffi.NULL if file is None else _c(file) for file in (given, made))
+    _check(lib.pyiommufd_feature(_c(fd), command, fd_at, *files), "VFIO_DEVICE_FEATURE")
+    return bytes(ffi.buffer(command.data, len(data)))
+
+
+def dma_logging_start(fd: Fd, page_size: int, ranges: Sequence[tuple[int, int]]) -> int:
+    """VFIO_DEVICE_FEATURE_DMA_LOGGING_START for (iova, length) of each range; returns the page size in use."""
+    memory = ffi.new("struct vfio_device_feature_dma_logging_range[]", list(ranges))
+    struct = "struct vfio_device_feature_dma_logging_control"
+    control = ffi.new(f"{struct} *", {"page_size": page_size, "num_ranges": len(ranges), "ranges": address(memory)})
+    done = feature(
+        fd, uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_START, uapi.VFIO_DEVICE_FEATURE_SET, bytes(ffi.buffer(control))
+    )
+    return struct_fields(struct, done)["page_size"]
+
+
+def dma_logging_report(fd: Fd, iova: int, length: int, page_size: int) -> bytearray:
+    """VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: a bit for each page, in whole words of 64 bits."""
+    bitmap = bytearray(-(-length // page_size // 64) * 8)
+    held = ffi.from_buffer("uint64_t[]", bitmap, require_writable=True)
+    given = {"iova": iova, "length": length, "page_size": page_size, "bitmap": address(held)}
+    report = ffi.new("struct vfio_device_feature_dma_logging_report *", given)
+    feature(fd, uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, uapi.VFIO_DEVICE_FEATURE_GET, bytes(ffi.buffer(report)))
+    return bitmap
+
+
+def zpci_error(fd: Fd, length: int) -> bytes:
+    """VFIO_DEVICE_FEATURE_ZPCI_ERROR: the pending error event of that many bytes. ENOMSG: there is none."""
+    memory = ffi.new("char[]", length)
+    pointer = bytes(ffi.buffer(ffi.new("struct vfio_device_feature_zpci_err *", {"data": address(memory)})))
+    feature(fd, uapi.VFIO_DEVICE_FEATURE_ZPCI_ERROR, uapi.VFIO_DEVICE_FEATURE_GET, pointer)
+    return bytes(ffi.buffer(memory))
 
 
 WindowHandle = NewType("WindowHandle", object)

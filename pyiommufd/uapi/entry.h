@@ -128,3 +128,9 @@ int pyiommufd_ioeventfd(struct pyiommufd_file *cdev, uint64_t offset, uint32_t w
 /* The eventfds are written into the command: NULL for none. */
 int pyiommufd_set_irqs(struct pyiommufd_file *cdev, struct vfio_irq_set *command, struct pyiommufd_file **eventfds,
                        uint64_t count);
+/*
+ * VFIO_DEVICE_FEATURE, with a file in its data at fd_at: the fd of one that is given is written there; one that the
+ * kernel makes is what comes back there or, with a negative fd_at, as the result.
+ */
+int pyiommufd_feature(struct pyiommufd_file *cdev, struct vfio_device_feature *command, int64_t fd_at,
+                      struct pyiommufd_file *given, struct pyiommufd_file *made);

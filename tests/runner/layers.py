@@ -34,7 +34,8 @@ FLOORS = {
         kernel kernel.handle kernel.kernel_object
         < kernel.memory
         < kernel.interrupts kernel.pagetables
-        < kernel.device kernel.objects
+        < kernel.device.features kernel.objects
+        < kernel.device
         < kernel.iommufd
     """,
     "vmm": "vmm",

@@ -14,6 +14,7 @@ from pyiommufd.host.discovery.reset import reset_methods, set_reset_methods
 from pyiommufd.kernel.device.attachable import Attachable
 from pyiommufd.kernel.device.config_space import Command, ConfigSpace
 from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, read_device_info
+from pyiommufd.kernel.device.features.feature import Feature
 from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
 from pyiommufd.kernel.device.region import Region, read_regions
 from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
@@ -134,6 +135,16 @@ class Device(Attachable):
     @memory_decode.setter
     def memory_decode(self, on: bool) -> None:
         self.config.set_command(Command.MEMORY, check_bool(on, "memory_decode"))
+
+    # Features
+
+    def feature(self, number: int) -> Feature:
+        """A feature by its number, a `DeviceFeature` or one of a newer kernel, whether or not the device has it.
+
+        Raises:
+            ValueError, TypeError: That is no number of a feature.
+        """
+        return Feature(self, number)
 
     # Reset
 
