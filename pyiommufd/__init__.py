@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         ZPCIPfip,
         ZPCIUtil,
     )
+    from pyiommufd.kernel.device.features.dma_logging import DMALogging
     from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
     from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
     from pyiommufd.kernel.device.region import Region
@@ -143,6 +144,7 @@ else:
                 AtomicFlag DeviceCapability DeviceFlag DeviceInfo MmapArea MSIXMappable PCIAtomics RegionCapability
                 RegionType SparseMmap UnknownCapability ZPCIBase ZPCIGroup ZPCIPfip ZPCIUtil
             """,
+            "kernel.device.features.dma_logging": "DMALogging",
             "kernel.device.features.feature": "DeviceFeature Feature FeatureAccess",
             "kernel.device.hot_reset": "DependentDevice HotResetInfo",
             "kernel.device.region": "Region",
@@ -201,6 +203,7 @@ __all__ = [
     "ConfigSpace",
     "DMABuffer",
     "DMAChange",
+    "DMALogging",
     "DMAMapping",
     "DMAMappings",
     "DependentDevice",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ from pyiommufd.errors import CloseError, IoctlError, UnsupportedError, ioctl_err
 from pyiommufd.host.discovery.reset import reset_methods, set_reset_methods
 from pyiommufd.kernel.device.attachable import Attachable
 from pyiommufd.kernel.device.config_space import Command, ConfigSpace
-from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, read_device_info
-from pyiommufd.kernel.device.features.feature import Feature
+from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, ZPCIBase, read_device_info
+from pyiommufd.kernel.device.features.dma_logging import DMALogging
+from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
 from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
 from pyiommufd.kernel.device.region import Region, read_regions
 from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
@@ -40,17 +42,20 @@ class Device(Attachable):
         bind_change: Whose DMA the bind has changed: blocked it, for all members of the group, if it was the
             group's first.
         interrupts: Its interrupts.
+        dma_logging: The log of its DMA writes, where the device keeps one.
     """
 
-    __slots__ = ("_children", "_removal", "interrupts")
+    __slots__ = ("_children", "_removal", "dma_logging", "interrupts")
 
     interrupts: Interrupts
+    dma_logging: DMALogging
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         # First: a fork in another thread may find it as soon as it is a handle.
         self._children: dict[Window, None] = {}
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
+        self.dma_logging = DMALogging(self)
         super().__init__(iommufd, host)
 
     def info(self) -> DeviceInfo:
@@ -108,10 +113,11 @@ class Device(Attachable):
     def bus_master(self) -> bool:
         """Whether the device may start DMA (the PCI command register's Bus Master Enable).
 
-        Every bind clears it. While it is off nothing does DMA, whatever is attached.
+        Every bind clears it. While it is off nothing does DMA, whatever is attached. Of a CDX device it can be set
+        (VFIO_DEVICE_FEATURE_BUS_MASTER), but not read.
 
         Raises:
-            UnsupportedError: It is not a PCI device.
+            UnsupportedError: It is not a PCI device; set: nor a CDX device.
             TypeError: Set to neither True nor False.
             IoctlError, ClosedError, ForkedError: As for `region`.
         """
@@ -119,7 +125,12 @@ class Device(Attachable):
 
     @bus_master.setter
     def bus_master(self, on: bool) -> None:
-        self.config.set_command(Command.MASTER, check_bool(on, "bus_master"))
+        check_bool(on, "bus_master")
+        if self.info().flags & DeviceFlag.PCI:
+            self.config.set_command(Command.MASTER, on)
+            return
+        op = uapi.VFIO_DEVICE_FEATURE_SET_MASTER if on else uapi.VFIO_DEVICE_FEATURE_CLEAR_MASTER
+        self.feature(DeviceFeature.BUS_MASTER).set(op.to_bytes(4, sys.byteorder))
 
     @property
     def memory_decode(self) -> bool:
@@ -145,6 +156,25 @@ class Device(Attachable):
             ValueError, TypeError: That is no number of a feature.
         """
         return Feature(self, number)
+
+    def zpci_error(self) -> bytes | None:
+        """The oldest pending error event of a zPCI device (VFIO_DEVICE_FEATURE_ZPCI_ERROR), or None.
+
+        Returns:
+            The event (CCDF), of `ZPCIBase.ccdf_err_length` bytes. It is not pending any more.
+
+        Raises:
+            UnsupportedError: It is not a zPCI device, or the kernel has no such events.
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        lengths = [one.ccdf_err_length for one in self.info().capabilities if isinstance(one, ZPCIBase)]
+        try:
+            return device_ioctls.zpci_error(self._live(), max(lengths, default=0))
+        except IoctlError as error:
+            if error.errno == errno.ENOMSG:
+                return None
+            raise self.feature(DeviceFeature.ZPCI_ERROR).refused(error, FeatureAccess.GET) from None
 
     # Reset
 

@@ -71,8 +71,8 @@ def check_range(iova: int, length: int) -> tuple[int, int]:
     return iova, length
 
 
-def ranges_allowed(ranges: Iterable[IOVARange | tuple[int, int]]) -> list[tuple[int, int]]:
-    """What `IOAS.allow_iovas` was given, as first and inclusive last addresses."""
+def address_ranges(ranges: Iterable[IOVARange | tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of addresses as callers give them, as pairs of the first and the inclusive last address."""
     pairs = []
     for one in iterate(ranges, "ranges are IOVARange objects or pairs of addresses"):
         try:

@@ -17,11 +17,11 @@ from pyiommufd.kernel.memory.arguments import (
     U64_MAX,
     SupportsFileno,
     access_flags,
+    address_ranges,
     check_bool,
     check_range,
     file_number,
     hold,
-    ranges_allowed,
     unshared,
     whole,
 )
@@ -137,7 +137,7 @@ class IOAS(KernelObject):
             ValueError: A range ends before it starts, or does not fit 64 bits.
             ClosedError, ForkedError: As for `map`.
         """
-        pairs = ranges_allowed(ranges)
+        pairs = address_ranges(ranges)
         try:
             with self._iommufd._lock:
                 self._call(ioctls.ioas_allow_iovas, pairs)
