@@ -1,9 +1,10 @@
-"""``pyiommufd caps``: which iommufd ioctls this kernel supports, and the capabilities of a device's IOMMU."""
+"""``pyiommufd caps``: the iommufd ioctls of this kernel; a device's IOMMU, and the features of its vfio driver."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
 import click
 
@@ -11,9 +12,11 @@ from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_pairs
 from pyiommufd.cli.status import FAILED
+from pyiommufd.errors import NotFoundError
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.holders import holders
 from pyiommufd.host.running_kernel import has_cdevs
+from pyiommufd.kernel.device.features.feature import DeviceFeature, FeatureAccess
 from pyiommufd.kernel.iommufd import IOMMUFD
 from pyiommufd.kernel.pagetables.hw_info import HWCapability, HWInfo, HWInfoType, IntelVTd
 from pyiommufd.uapi.known import known_requests
@@ -30,6 +33,7 @@ _KEYS = {
     "hw_info.address_widths": "address widths in bits of its second-stage page tables, or null",
     "hw_info.nesting": "whether page tables can be nested, or null where the type does not tell",
     "hw_info.data": "the IOMMU's registers as returned by the kernel, hexadecimal",
+    "features": "an object: each feature of DEVICE's driver (VFIO_DEVICE_FEATURE), and what it does: get, set; or null",
     "why_not": "why hw_info of DEVICE is not available, or empty",
 }
 
@@ -38,13 +42,13 @@ _KEYS = {
 @click.argument("device", required=False, cls=DeviceArgument)
 @json_option(_KEYS)
 def caps(device: str | None, as_json: bool) -> None:
-    """Show which iommufd ioctls this kernel supports, and the capabilities of DEVICE's IOMMU.
+    """Show which iommufd ioctls this kernel supports; or the capabilities of DEVICE's IOMMU, and its driver's features.
 
-    The kernel reports a device's IOMMU only while the device is bound. A device that is on a vfio driver and not open
+    The kernel reports them only while the device is bound. A device that is on a vfio driver and not open
     elsewhere is bound briefly, which resets it. The command makes no claim.
     """
     target = None if device is None else find_device(device)
-    requests, info, why_not = _query(target)
+    requests, info, features, why_not = _query(target)
     if as_json:
         print_json(
             {
@@ -53,28 +57,41 @@ def caps(device: str | None, as_json: bool) -> None:
                 "requests": requests,
                 "device": None if target is None else target.name,
                 "hw_info": None if info is None else _hw_info_record(info),
+                "features": features,
                 "why_not": why_not,
             }
         )
     elif target is None:
         _print_kernel(requests)
-    elif info is not None:
-        _print_device(target, info)
-    if why_not:
+    elif features is not None:
+        _print_device(target, info, features)
+    if why_not and features is None:
         echo(f"pyiommufd caps: {why_not}", err=True)
         sys.exit(FAILED)
 
 
-def _query(target: HostDevice | None) -> tuple[dict[str, bool], HWInfo | None, str]:
-    """Which requests the kernel supports, the IOMMU of the device if one is named, and why there is none of it."""
+Features = dict[str, list[str]]
+"""The features of a driver by the kernel's names, and what each does."""
+
+
+def _query(target: HostDevice | None) -> tuple[dict[str, bool], HWInfo | None, Features | None, str]:
+    """Which requests the kernel supports; IOMMU and features of a device that is named, or why there is no IOMMU."""
     with IOMMUFD() as iommufd:
         requests = known_requests(iommufd.fileno())
         if target is None:
-            return requests, None, ""
+            return requests, None, None, ""
         if why_not := _bind_obstacle(target):
-            return requests, None, why_not
+            return requests, None, None, why_not
         with iommufd.bind(target) as bound:
-            return requests, bound.hw_info(), ""
+            features = {one.name: _words(bound.feature(one).probe()) for one in DeviceFeature}
+            try:
+                return requests, bound.hw_info(), features, ""
+            except NotFoundError:
+                return requests, None, features, f"no IOMMU translates for {target.name}"
+
+
+def _words(access: FeatureAccess) -> list[str]:
+    return [(one.name or "").lower() for one in FeatureAccess if one in access]
 
 
 def _bind_obstacle(device: HostDevice) -> str:
@@ -101,19 +118,23 @@ def _print_kernel(requests: dict[str, bool]) -> None:
     )
 
 
-def _print_device(device: HostDevice, info: HWInfo) -> None:
+def _print_device(device: HostDevice, info: HWInfo | None, features: Features) -> None:
+    has = tuple(f"{name} ({', '.join(words)})" for name, words in features.items() if words)
+    print_pairs((("device", device.name), *_iommu_pairs(device, info), ("features", has or "none")))
+
+
+def _iommu_pairs(device: HostDevice, info: HWInfo | None) -> Iterable[tuple[str, object]]:
+    if info is None:
+        return (("IOMMU", "none translates for it"),)
     record = _hw_info_record(info)
     width = record["pasid_width"]
-    print_pairs(
-        (
-            ("device", device.name),
-            ("IOMMU", f"{device.iommu or 'not named'}, {record['type']}"),
-            ("capabilities", ", ".join(record["capabilities"]) or "none beyond translation"),
-            ("PASIDs", f"{width} bits" if width else "none"),
-            ("address widths", ", ".join(map(str, record["address_widths"] or ())) or None),
-            ("nesting", {True: "yes", False: "no", None: None}[record["nesting"]]),
-            ("registers", record["data"]),
-        )
+    return (
+        ("IOMMU", f"{device.iommu or 'not named'}, {record['type']}"),
+        ("capabilities", ", ".join(record["capabilities"]) or "none beyond translation"),
+        ("PASIDs", f"{width} bits" if width else "none"),
+        ("address widths", ", ".join(map(str, record["address_widths"] or ())) or None),
+        ("nesting", {True: "yes", False: "no", None: None}[record["nesting"]]),
+        ("registers", record["data"]),
     )
 
 

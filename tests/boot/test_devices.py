@@ -19,6 +19,7 @@ from pyiommufd.testing import (
     Nvme,
     RootPort,
     SharedGroup,
+    VirtioRng,
     Xhci,
 )
 from pyiommufd.testing.provision.kernels import cache_folder
@@ -189,9 +190,10 @@ def test_vectors_available() -> None:
         run_tests(guest, "vectors")
 
 
-def test_igb() -> None:
+def test_igb_and_the_features_of_each_device() -> None:
     fetched = fetched_qemus(cache_folder())
     if not fetched:
         pytest.skip("there is no newer QEMU in the cache: tests/run --all fetches one")
-    with Guest(devices=[RootPort(Igb())], qemu=fetched[0].program) as guest:
-        run_tests(guest, "igb")
+    devices: list[GuestDevice] = [RootPort(Igb()), Edu(), RootPort(Nvme()), RootPort(VirtioRng())]
+    with Guest(devices=devices, qemu=fetched[0].program, kernel="7.3") as guest:
+        run_tests(guest, "igb", "features")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, Device, HostDevice, Monitor, list_devices, plan_claim
+from pyiommufd import IOMMUFD, Claim, Device, DeviceFeature, HostDevice, Monitor, list_devices, plan_claim
 from pyiommufd.host import drivers
 from pyiommufd.uapi.known import REQUESTS, known_requests
 from tests.guest.forked import run_cli, start_cli
@@ -121,12 +121,17 @@ def test_caps_of_the_kernel(iommufd: IOMMUFD) -> None:
 
 
 def test_caps_of_a_device(claimed: Claim, first: HostDevice) -> None:
-    info = run_json("caps", first.name)["hw_info"]
+    shown = run_json("caps", first.name)
+    info = shown["hw_info"]
     with IOMMUFD() as iommufd, iommufd.bind(first) as device:
+        assert shown["features"]["LOW_POWER_ENTRY"] == ["set"]
+        assert {name for name, access in shown["features"].items() if access} == {
+            feature.name for feature in DeviceFeature if device.feature(feature).probe()
+        }
         assert info["data"] == device.hw_info().data.hex()
         assert info["type"] == "intel_vtd"
         shown = run_json("caps", first.name, status=1)
-    assert shown["hw_info"] is None
+    assert (shown["hw_info"], shown["features"]) == (None, None)
     assert f"pid {os.getpid()}" in shown["why_not"]
 
 

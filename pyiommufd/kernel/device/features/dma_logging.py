@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyiommufd.errors import Cause, IoctlError
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
-from pyiommufd.kernel.memory.arguments import address_ranges, check_range, whole
+from pyiommufd.kernel.memory.arguments import U64_MAX, address_ranges, check_range, whole
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
 from pyiommufd.uapi import device_ioctls
@@ -57,6 +57,8 @@ class DMALogging:
         if not pairs:
             raise ValueError("there is no range to log")
         for start, last in pairs:
+            if last == U64_MAX:  # to the kernel it would have no end
+                raise ValueError(f"{IOVARange(start, last)} ends with the last address, up to which no device logs")
             if start % page_size or (last + 1) % page_size:
                 raise ValueError(f"{IOVARange(start, last)} does not begin and end on pages of {page_size:#x} bytes")
         for (_, last), (start, _) in itertools.pairwise(pairs):
