@@ -36,6 +36,7 @@ DEVICE = {
     "numa_node": "its NUMA node, or null",
     "vfio_cdev": "its node under /dev/vfio/devices, or null",
     "standing": "how it stands to a claim: " + ", ".join(Standing),
+    "physical_function": "the name of the device that it is a virtual function of, or null",
 }
 GROUP = {
     "id": "its number",
@@ -84,6 +85,7 @@ def nested(name: str, keys: Mapping[str, str]) -> dict[str, str]:
 
 def device_record(device: HostDevice, standing: Standing, names: KernelNames) -> Record:
     """A device, by the keys of `DEVICE`."""
+    physical = device.physical_function
     return {
         "name": device.name,
         "subsystem": device.subsystem,
@@ -99,6 +101,7 @@ def device_record(device: HostDevice, standing: Standing, names: KernelNames) ->
         "numa_node": device.numa_node,
         "vfio_cdev": device.vfio_cdev,
         "standing": str(standing),
+        "physical_function": None if physical is None else physical.name,
     }
 
 

@@ -35,8 +35,7 @@ _KEYS = (
         "power_state": "D0, D3hot, D3cold …, or null",
         "d3cold_allowed": "whether it may lose power while idle, or null",
         "link": "speed and width of its link, or null",
-        "virtual_functions": "an object of `now` and `most`, or null",
-        "physical_function": "the device that it is a virtual function of, or null",
+        "virtual_functions": "an object of `now`, `most` and `names`, or null",
         "regions": "its memory and I/O ports: index, start, size, kind",
         "iommu_group": "its group, or null",
         "holders": "who holds it or its group open",
@@ -84,8 +83,13 @@ def _record(details: DeviceDetails) -> records.Record:
         "power_state": details.power_state,
         "d3cold_allowed": details.d3cold_allowed,
         "link": details.link,
-        "virtual_functions": None if functions is None else {"now": functions[0], "most": functions[1]},
-        "physical_function": details.physical_function,
+        "virtual_functions": {
+            "now": functions.count,
+            "most": functions.total,
+            "names": [function.name for function in functions.devices],
+        }
+        if functions.total
+        else None,
         "regions": [
             {"index": region.index, "start": f"{region.start:#x}", "size": region.size, "kind": region.kind}
             for region in details.regions
@@ -151,7 +155,10 @@ def _print(details: DeviceDetails) -> None:
             ("reset", " ".join(details.reset_methods) or "no method"),
             ("power", power),
             ("link", details.link),
-            ("virtual functions", f"{functions[0]} of {functions[1]}" if functions else None),
+            (
+                "virtual functions",
+                (f"{functions.count} of {functions.total}", *map(str, functions.devices)) if functions.total else None,
+            ),
             ("physical function", details.physical_function),
             ("regions", tuple(f"{r.index}: {r.kind} {r.start:#x}, {_size(r.size)}" for r in details.regions)),
             *about_group,

@@ -122,12 +122,12 @@ def _check_kind(device: HostDevice) -> None:
     """
     if device.subsystem not in drivers.GENERAL:
         raise ClaimError(f"{device.name}: devices of the bus {device.subsystem!r} have no other driver to go back to")
-    physical = device.sys_path / "physfn"
+    physical = device.physical_function
     # The kernel then has none but an override's driver probe it (7.3, drivers/pci/pci-driver.c, pci_device_can_probe).
-    if sysfs.read(physical / "sriov_drivers_autoprobe") == "0":
+    if physical is not None and sysfs.read(physical.sys_path / "sriov_drivers_autoprobe") == "0":
         raise ClaimError(
-            f"{device.name} is a virtual function of {sysfs.link_name(physical)}, whose sriov_drivers_autoprobe is 0: "
-            f"no driver takes it by itself; to change that: echo 1 > {physical.resolve()}/sriov_drivers_autoprobe"
+            f"{device.name} is a virtual function of {physical}, whose sriov_drivers_autoprobe is 0: "
+            f"no driver takes it by itself; to change that: echo 1 > {physical.sys_path}/sriov_drivers_autoprobe"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.steps import Action, Step, device_step
-from pyiommufd.host.discovery.vfs import virtual_functions
+from pyiommufd.host.discovery.sriov import virtual_functions
 
 Read = Callable[[Path], str | None]
 

@@ -20,7 +20,7 @@ from pyiommufd.host.claims.signals import DeferredSignals, deferred_signals
 from pyiommufd.host.claims.step_rows import step_causes
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
 from pyiommufd.host.discovery.devices import HostDevice, find_group, from_sys_path
-from pyiommufd.host.discovery.vfs import virtual_functions
+from pyiommufd.host.discovery.sriov import virtual_functions
 from pyiommufd.host.holders import holders
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.worker import StuckError, Worker

@@ -17,6 +17,7 @@ from pyiommufd.host.discovery.aliases import dma_aliases
 from pyiommufd.host.discovery.groups import Group, groups_folder, reserved_regions
 from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS, folders_by_kernel_name, folders_by_path, near_names, pci_address
+from pyiommufd.host.discovery.sriov import physical_function, virtual_functions
 from pyiommufd.iterables import iterate
 
 DEVICES_EXPECTED = "devices are HostDevice objects, names or paths"
@@ -96,6 +97,17 @@ class HostDevice:
     def is_host_bridge(self) -> bool:
         """Whether it is where a PCI tree begins (class 0600): a part of the chipset, though vfio-pci takes it."""
         return self.class_code is not None and self.class_code >> 8 == 0x0600
+
+    @property
+    def physical_function(self) -> HostDevice | None:
+        """The device that it is a virtual function of (SR-IOV), as that is now; None: it is no virtual function."""
+        folder = physical_function(self.sys_path)
+        return next(iter(_existing([folder])), None) if folder is not None else None
+
+    @property
+    def virtual_functions(self) -> tuple[HostDevice, ...]:
+        """Its virtual functions (SR-IOV) as they are now, in the order of their numbers; none where it has none."""
+        return tuple(_existing(virtual_functions(self.sys_path)))
 
     def refreshed(self) -> HostDevice:
         """The same device as it is now.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.devices import HostDevice, as_device, from_sys_path
+from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.printable import OneLine, listed
 
 
@@ -40,16 +39,5 @@ def vfs_of(device: HostDevice | str | Path) -> VFs:
     if total is None:
         return VFs(0, 0, ())
     # Not by sriov_numvfs, which cannot be read while somebody sets it, and may hang in that.
-    found = []
-    for path in virtual_functions(device.sys_path):
-        try:
-            found.append(from_sys_path(path))
-        except DeviceNotFoundError:
-            continue  # gone since
-    return VFs(int(total), len(found), tuple(found))
-
-
-def virtual_functions(path: Path) -> list[Path]:
-    """The folders of a device's virtual functions, in the order of their numbers."""
-    links = [link for link in path.glob("virtfn*") if link.name.removeprefix("virtfn").isdigit()]
-    return [link.resolve() for link in sorted(links, key=lambda link: int(link.name.removeprefix("virtfn")))]
+    found = device.virtual_functions
+    return VFs(int(total), len(found), found)

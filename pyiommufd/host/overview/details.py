@@ -11,6 +11,7 @@ from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
+from pyiommufd.host.discovery.vfs import VFs, vfs_of
 from pyiommufd.host.holders import Holder, holders
 from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.printable import OneLine
@@ -51,7 +52,7 @@ class DeviceDetails(OneLine):
         power_state: ``D0``, ``D3hot``, ``D3cold`` …
         d3cold_allowed: Whether it may lose power while idle.
         link: Speed and width of its PCI Express link.
-        virtual_functions: How many virtual functions it has and could have.
+        virtual_functions: Its virtual functions, and how many it could have.
         physical_function: The device that it is a virtual function of.
         regions: Its memory and I/O ports.
         holders: Who holds it, or its group, open.
@@ -73,8 +74,8 @@ class DeviceDetails(OneLine):
     power_state: str | None
     d3cold_allowed: bool | None
     link: str | None
-    virtual_functions: tuple[int, int] | None
-    physical_function: str | None
+    virtual_functions: VFs
+    physical_function: HostDevice | None
     regions: tuple[MemoryRegion, ...]
     holders: tuple[Holder, ...]
     uses: tuple[Refusal, ...]
@@ -114,8 +115,8 @@ def device_details(device: HostDevice) -> DeviceDetails:
         power_state=sysfs.read(path / "power_state"),
         d3cold_allowed=None if cold is None else cold == "1",
         link=_link(path),
-        virtual_functions=_virtual_functions(path),
-        physical_function=sysfs.link_name(path / "physfn"),
+        virtual_functions=vfs_of(device),
+        physical_function=device.physical_function,
         regions=_regions(path),
         holders=holders(*members),
         uses=uses.refusals(device),
@@ -135,11 +136,6 @@ def _link(path: Path) -> str | None:
     if not speed or not width or "nknown" in speed or width == "0":
         return None
     return f"{speed}, x{width}"
-
-
-def _virtual_functions(path: Path) -> tuple[int, int] | None:
-    have, most = sysfs.read(path / "sriov_numvfs"), sysfs.read(path / "sriov_totalvfs")
-    return None if have is None or most is None else (int(have), int(most))
 
 
 def _regions(path: Path) -> tuple[MemoryRegion, ...]:

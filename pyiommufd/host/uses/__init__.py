@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pyiommufd.errors import NEVER_FORCED, Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.sriov import has_virtual_functions
 from pyiommufd.host.uses.display import display_refusals, displays
 from pyiommufd.host.uses.functions import function_refusals
 from pyiommufd.host.uses.network import interfaces, is_elsewhere, network_refusals
@@ -152,7 +153,7 @@ def _suspects(devices: list[HostDevice], snapshot: MachineSnapshot) -> set[HostD
     for device in devices:
         if (
             device.driver in _HARD_TO_SEE
-            or os.path.lexists(f"{device.sys_path}/virtfn0")
+            or has_virtual_functions(device.sys_path)
             or (os.access(f"{device.sys_path}/net", os.F_OK) and is_elsewhere([device.sys_path / "net"]))
             or (device.class_code or 0) >> 8 == _USB
         ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pyiommufd.errors import Refusal
-from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.folders import devices_below, join_words
 from pyiommufd.host.uses.snapshot import MachineSnapshot
@@ -15,10 +14,10 @@ def function_refusals(device: HostDevice, snapshot: MachineSnapshot) -> Iterator
     """The virtual functions that a driver has, vfio's included; of the other devices, those that vfio has."""
     below = [] if device.on_vfio else list(devices_below(device, snapshot.folders(device)))
     found = {
-        link.resolve().name: driver
-        for folder in (device.sys_path, *(one.sys_path for one in below))
-        for link in folder.glob("virtfn*")
-        if (driver := sysfs.link_name(link / "driver")) is not None
+        function.name: function.driver
+        for one in (device, *below)
+        for function in one.virtual_functions
+        if function.driver is not None
     }
     if found:
         yield Refusal(device.name, "vfs", f"virtual functions of it are in use: {_listed(found)}")

@@ -109,6 +109,7 @@ def test_list_shows(machine: FakeSysfs) -> None:
             "numa_node": 0,
             "vfio_cdev": None,
             "standing": "claimable",
+            "physical_function": None,
         }
     ]
 
@@ -220,6 +221,27 @@ def test_show(machine: FakeSysfs) -> None:
     refused = run_json("show", "00:03.0")["plan"]["refusals"]
     assert {refusal["kind"] for refusal in refused} == {"noiommu"}
     assert "no device" in run("show", "09:00.0", status=1).output
+
+
+def test_virtual_functions_are_shown_with_their_physical_one(machine: FakeSysfs) -> None:
+    physical = machine.pci("0000:02:00.0", driver="igb", sriov_totalvfs="7")
+    for number in range(2):
+        function = machine.pci(f"0000:02:10.{number}")
+        machine.link(f"{physical.relative_to(machine.root)}/virtfn{number}", function)
+        machine.link(f"{function.relative_to(machine.root)}/physfn", physical)
+    names = ["0000:02:10.0", "0000:02:10.1"]
+    found = {device["name"]: device["physical_function"] for device in run_json("list")}
+    assert [name for name in found if found[name]] == names
+    assert {found[name] for name in names} == {"0000:02:00.0"}
+    assert run_json("show", names[1])["physical_function"] == "0000:02:00.0"
+    assert run_json("show", names[1])["virtual_functions"] is None
+    assert run_json("show", "02:00.0")["virtual_functions"] == {"now": 2, "most": 7, "names": names}
+    lines = [" ".join(line.split()) for line in run("show", "02:00.0").stdout.splitlines()]
+    at = lines.index("virtual functions 2 of 7")
+    assert lines[at + 1 : at + 3] == names
+    assert "physical function 0000:02:00.0" in [
+        " ".join(line.split()) for line in run("show", names[0]).stdout.splitlines()
+    ]
 
 
 def test_holders(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:

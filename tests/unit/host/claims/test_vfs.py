@@ -21,6 +21,7 @@ def folder(fake: FakeSysfs) -> Path:
     for number in range(3):
         function = fake.pci(f"0000:01:10.{number}", driver="igbvf")
         (folder / f"virtfn{2 - number}").symlink_to(function)
+        (function / "physfn").symlink_to(folder)
     (folder / "virtfn_other").touch()
     return folder
 
@@ -30,6 +31,18 @@ def test_functions_in_the_order_of_their_numbers(folder: Path) -> None:
     assert (found.total, found.count) == (11, 3)
     assert [device.name for device in found.devices] == ["0000:01:10.2", "0000:01:10.1", "0000:01:10.0"]
     assert found == vfs_of(find_device(NAME))
+
+
+def test_from_one_to_the_other(folder: Path) -> None:
+    physical = find_device(NAME)
+    assert physical.physical_function is None
+    functions = physical.virtual_functions
+    assert functions == vfs_of(NAME).devices
+    assert [function.physical_function for function in functions] == [physical] * 3
+    assert functions[0].virtual_functions == ()
+    (folder / "virtfn0").unlink()
+    assert physical.virtual_functions == functions[1:]  # afresh
+    assert vfs_of(NAME).count == 2
 
 
 def test_device_without_sriov(fake: FakeSysfs) -> None:
