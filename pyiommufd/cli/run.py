@@ -23,6 +23,7 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.claims.record import ClaimState
+from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.printable import printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
 from pyiommufd.vmm.commands import has_places
@@ -30,7 +31,7 @@ from pyiommufd.vmm.handover import VARIABLE
 from pyiommufd.vmm.removal import RemovalNotices
 from pyiommufd.vmm.signals import blocked_signals, pending_signal, wait_forwarding
 from pyiommufd.vmm.stragglers import adopt_orphans, end_stragglers
-from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, check_token, token_fds
+from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, check_token, token_fds
 from pyiommufd.vmm.vmm import check_memlock, check_start, inherited_fds, with_groups
 
 COULD_NOT_START = 125
@@ -77,7 +78,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 
 def _token(ctx: click.Context, param: click.Parameter, value: str | None) -> uuid.UUID | None:
     try:
-        return as_token(value)
+        return None if value is None else as_token(value)
     except ValueError as error:
         raise click.BadParameter(printable(str(error)), ctx, param) from None
 

@@ -7,9 +7,11 @@ import errno
 from pyiommufd.diagnose import fixes
 from pyiommufd.errors import Cause, Fix, GroupNotViableError, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.vf_token import takes_token
 from pyiommufd.host.holders import Holder
 from pyiommufd.host.rows import Row, Rows, Subject, causes_found
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
+from pyiommufd.printable import listed
 from pyiommufd.uapi import device_ioctls
 
 REQUEST = "VFIO_DEVICE_BIND_IOMMUFD"
@@ -25,19 +27,31 @@ _OWN = Fix(
     "use that Device, or close() it first: it is among the devices of the IOMMUFD object that bound it",
     "use that fd, or close it first",
 )
+_WITHOUT_TOKEN = Fix(
+    "bind without token=", "bind without VFIO_DEVICE_BIND_FLAG_TOKEN; pyiommufd run without --vf-token"
+)
+_TOKEN = Fix(
+    "bind with token=, the one that the user of the physical function has set, by its bind or by set_vf_token()",
+    "give the token that the user of the physical function has set: pyiommufd run --vf-token UUID",
+)
+_TOKEN_OF_USERS = Fix(
+    "bind with token=, the one that their users have given, or close those first",
+    "give the token that their users have given, or end that use: pyiommufd run --vf-token UUID",
+)
 _ONE_IOMMUFD = "bind all devices of a group to one iommufd, or end that use"
 
 
-def bind_error(code: int, device: HostDevice, fd: int) -> IoctlError:
+def bind_error(code: int, device: HostDevice, fd: int, *, token: bool) -> IoctlError:
     """The exception for a refused bind, with what this machine shows of the reason.
 
     Args:
         code: The errno.
         device: What was to be bound.
         fd: The cdev's fd that it was to be bound through, which is no other user of the device.
+        token: Whether a VF token was given.
     """
     group = device.group
-    seen = causes_found(BIND.get((REQUEST, code), ()), Subject(device, group, fd))
+    seen = causes_found(BIND.get((REQUEST, code), ()), Subject(device, group, fd, token=token))
     causes = seen.found or seen.possible
     blockers = group.blockers if group is not None and code == errno.EPERM else ()
     if blockers:
@@ -144,6 +158,45 @@ def _legacy(subject: Subject) -> tuple[Cause, ...] | None:
     )
 
 
+def _token_of_no_use(subject: Subject) -> tuple[Cause, ...] | None:
+    device = subject.device
+    if subject.token is False:
+        return ()
+    if subject.token is None or takes_token(device):
+        return None
+    physical = device.physical_function
+    seen = f"{device} has no SR-IOV"
+    if physical is not None:
+        seen = f"{device} is a virtual function of {physical}, which is on {physical.driver or 'no driver'}"
+    return (Cause("the device takes no VF token", seen, *_WITHOUT_TOKEN),)
+
+
+def _token_of_its_physical_function(subject: Subject) -> tuple[Cause, ...]:
+    physical = subject.device.physical_function
+    if physical is None:
+        return ()
+    users = subject.others(physical)
+    summary = f"the VF token is {_missing_or_wrong(subject)}: its physical function {physical} is on {physical.driver}"
+    if users:
+        return (Cause(summary, "; ".join(map(str, users)), *_TOKEN),)
+    # That of its last user, or a random one: a bind with a token sets it.
+    what = f"bind {physical} first with a token, which sets it, and then this device with the same"
+    return (Cause(summary, f"nobody is seen to hold {physical}", what),)
+
+
+def _token_of_its_virtual_functions(subject: Subject) -> tuple[Cause, ...]:
+    functions = subject.device.virtual_functions
+    if not functions:
+        return ()
+    summary = f"the VF token is {_missing_or_wrong(subject)}: virtual functions of the device are in use"
+    seen = "; ".join(map(str, subject.others(*functions))) or f"it has {listed(functions)}"
+    return (Cause(summary, seen, *_TOKEN_OF_USERS),)
+
+
+def _missing_or_wrong(subject: Subject) -> str:
+    return {None: "missing or wrong", True: "wrong", False: "missing"}[subject.token]
+
+
 BIND: Rows = {
     (REQUEST, errno.EPERM): (
         Row("a member of the IOMMU group is on a host driver", fixes.CLAIM_GROUP,
@@ -157,8 +210,8 @@ BIND: Rows = {
             _open_elsewhere),
         Row("firmware wants addresses of the group mapped one to one",
             "the device cannot be given to user space, unless firmware can be told otherwise", _firmware),
-        Row("a VF token was given for a device without SR-IOV, or for a VF whose PF is on no vfio driver",
-            Fix("bind without token=", "bind without VFIO_DEVICE_BIND_FLAG_TOKEN; pyiommufd run without --vf-token")),
+        Row("a VF token was given for a device without SR-IOV, or for a VF whose PF is on no vfio driver; or to a "
+            "kernel from before such tokens", _WITHOUT_TOKEN, _token_of_no_use),
         Row("the fd came from the legacy group interface", "open /dev/vfio/devices/vfioN"),
     ),
     (REQUEST, errno.EBUSY): (
@@ -167,9 +220,10 @@ BIND: Rows = {
         Row("a reset of the device is under way", "try again"),
     ),
     (REQUEST, errno.EACCES): (
-        Row("the VF token is missing or wrong: its physical function is on a vfio driver",
-            Fix("bind with token= as set by the driver of the physical function",
-                "give the token that the driver of the physical function has set: pyiommufd run --vf-token UUID")),
+        Row("the VF token is missing or wrong: its physical function is on a vfio driver", _TOKEN,
+            _token_of_its_physical_function),
+        Row("the VF token is missing or wrong: virtual functions of the device are in use", _TOKEN_OF_USERS,
+            _token_of_its_virtual_functions),
     ),
     (REQUEST, errno.ENODEV): (Row("the device is being removed, or its driver unloaded", "look the device up anew"),),
     (REQUEST, errno.EAGAIN): (Row("the device could not be reset at once: its bus is in use", "try again"),),

@@ -24,12 +24,14 @@ class Subject:
         group: Its IOMMU group.
         fd: The fd through which this process asked, which is no other user of the device; None: another process did.
         driver: The driver that was to take the device; None: not known.
+        token: Whether a bind was asked for with a VF token; None: not known.
     """
 
     device: HostDevice
     group: Group | None
     fd: int | None = None
     driver: str | None = None
+    token: bool | None = None
 
     def others(self, *devices: HostDevice) -> list[Holder]:
         """Who holds these devices, or their groups, but for the fd that was asked through."""

@@ -28,6 +28,7 @@ from pyiommufd.errors import (
 )
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.kernel.device.device import Device
 from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.kernel.handle import Handle, character_device, check_unowned
@@ -138,7 +139,9 @@ class IOMMUFD(Handle):
         Args:
             target: A `DeviceFile`, which the device takes over when this succeeds and which stays the caller's when
                 it fails; or what `DeviceFile` takes.
-            token: The VF token, for a virtual function whose physical function is on a vfio driver too.
+            token: The VF token (SR-IOV). A virtual function whose physical function is on a vfio driver takes the one
+                that the user of that has set; a physical function sets it so, or, where virtual ones are in use, has to
+                give theirs; `Device.set_vf_token`.
 
         Raises:
             GroupNotViableError: A member of the group is on a host driver; it names them.
@@ -147,7 +150,7 @@ class IOMMUFD(Handle):
             ValueError, TypeError: The token is no UUID, or the target is nothing that can be bound.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
-        raw = _token_bytes(token)
+        raw = None if token is None else as_token(token).bytes
         self._live()
         if isinstance(target, DeviceFile):
             return self._bind(target, raw)
@@ -175,7 +178,9 @@ class IOMMUFD(Handle):
                 ioctls.bind(file._live(), device._c, device._file, token)
             except IoctlError as error:
                 file._live()  # raises where it was closed meanwhile
-                raise bind_error(error.errno or 0, _as_it_is_now(host), file._live().fd) from None
+                raise bind_error(
+                    error.errno or 0, _as_it_is_now(host), file._live().fd, token=token is not None
+                ) from None
             finally:
                 if device.closed:
                     self._forget(device)
@@ -418,17 +423,3 @@ def _as_it_is_now(device: HostDevice) -> HostDevice:
         return device.refreshed()
     except DeviceNotFoundError:
         return device
-
-
-def _token_bytes(token: uuid.UUID | str | bytes | None) -> bytes | None:
-    if token is None:
-        return None
-    if isinstance(token, bytes):
-        if len(token) != 16:
-            raise ValueError(f"a VF token has 16 bytes, not {len(token)}")
-        return token
-    if isinstance(token, str):
-        token = uuid.UUID(token)
-    if not isinstance(token, uuid.UUID):
-        raise TypeError(f"a VF token is a UUID, not {type(token).__name__}")
-    return token.bytes

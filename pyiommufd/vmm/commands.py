@@ -11,10 +11,11 @@ from pathlib import PurePath
 
 from pyiommufd.errors import CommandLineError, Fix
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.host.users import User
 from pyiommufd.vmm import cloud_hypervisor, qemu
 from pyiommufd.vmm.handover import VARIABLE
-from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, token_fds
+from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, token_fds
 
 _OURS = frozenset({"fd", "host", "id", "iommufd", "path", "sysfsdev", "vf-token"})
 """Options of a device that say which one it is, or that are set by other means."""
@@ -67,7 +68,7 @@ def command_line(
             ``kind`` was given, or takes no VF token; the message says which and why. Or the token is no UUID.
         TypeError: The token is neither a UUID nor a string.
     """
-    token = as_token(vf_token)
+    token = None if vf_token is None else as_token(vf_token)
     if not command or len(fds) < 2:
         raise ValueError("a command line takes a program, an iommufd and a device")
     if kind is None:

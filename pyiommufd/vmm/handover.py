@@ -13,11 +13,12 @@ from typing import Self
 from pyiommufd.closing import Closing
 from pyiommufd.errors import CloseError, HandoverError
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
+from pyiommufd.host.discovery.vf_token import as_token, takes_token
 from pyiommufd.host.holders import holders
 from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.kernel.handle import check_unowned
 from pyiommufd.kernel.iommufd import IOMMUFD
-from pyiommufd.vmm.vf_token import TOKEN_VARIABLE, as_token, takes_token
+from pyiommufd.vmm.vf_token import TOKEN_VARIABLE
 
 VARIABLE = "PYIOMMUFD_FDS"
 """The environment variable that tells a started program its fds: numbers with blanks between, the iommufd's first."""
@@ -44,7 +45,7 @@ class Handover(Closing):
     def __init__(
         self, iommufd: IOMMUFD, devices: Iterable[DeviceFile], *, vf_token: uuid.UUID | str | None = None
     ) -> None:
-        self._vf_token = as_token(vf_token)
+        self._vf_token = None if vf_token is None else as_token(vf_token)
         self._iommufd = iommufd
         self._devices = tuple(devices)
 
@@ -69,7 +70,7 @@ class Handover(Closing):
             ValueError: No device was named, or the token is no UUID.
             TypeError: The token is neither a UUID nor a string.
         """
-        vf_token = as_token(vf_token)
+        vf_token = None if vf_token is None else as_token(vf_token)
         targets = as_devices(devices)
         if not targets:
             raise ValueError("no device to hand over was named")
@@ -130,7 +131,8 @@ class Handover(Closing):
         environment = os.environ if environment is None else environment
         text = environment.pop(VARIABLE, "")
         try:
-            token = as_token(environment.pop(TOKEN_VARIABLE, None))
+            given = environment.pop(TOKEN_VARIABLE, None)
+            token = None if given is None else as_token(given)
         except ValueError as error:
             raise HandoverError(f"{TOKEN_VARIABLE}: {error}") from None
         try:

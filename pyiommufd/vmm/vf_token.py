@@ -1,9 +1,4 @@
-"""VF tokens: the secret that the users of a physical function and of its virtual functions share.
-
-The kernel wants it at the bind of a virtual function whose physical function is on a vfio driver too. The user of that
-one has set it, by a bind with a token or by VFIO_DEVICE_FEATURE_PCI_VF_TOKEN; until then it is a random one. Kernels
-from before VFIO_DEVICE_BIND_FLAG_TOKEN, such as 6.12, want none with iommufd, and refuse one.
-"""
+"""The VF token of devices that are handed over: who takes it, and whether it is the right one."""
 
 from __future__ import annotations
 
@@ -13,7 +8,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 from pyiommufd.errors import DeviceNotFoundError, Fix, HandoverError, IoctlError
-from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.vf_token import takes_token
 from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.uapi import ioctls
 
@@ -21,34 +17,6 @@ TOKEN_VARIABLE = "PYIOMMUFD_VF_TOKEN"  # noqa: S105 - its name, not a secret
 """The environment variable that tells a started program the VF token, where there is one."""
 
 _LEAVE_OUT = Fix("leave vf_token= out", "leave --vf-token out")
-
-
-def as_token(token: uuid.UUID | str | None) -> uuid.UUID | None:
-    """The token as a UUID.
-
-    Raises:
-        ValueError, TypeError: It is none.
-    """
-    if token is None or isinstance(token, uuid.UUID):
-        return token
-    if not isinstance(token, str):
-        raise TypeError(f"a VF token is a UUID, not {type(token).__name__}")
-    try:
-        return uuid.UUID(token)
-    except ValueError:
-        raise ValueError(f"{token!r} is not a UUID, which a VF token has to be") from None
-
-
-def takes_token(device: HostDevice) -> bool:
-    """Whether the kernel takes a VF token at the bind of this device; for others it answers EINVAL.
-
-    It does for a virtual function whose physical function is on a vfio driver, and for a physical function: that one's
-    token is set by it.
-    """
-    if (device.sys_path / "physfn").exists():
-        physical = _physical_function(device)
-        return physical is not None and physical.on_vfio
-    return (device.sys_path / "sriov_totalvfs").exists()
 
 
 def token_fds(fds: Sequence[int], devices: Iterable[HostDevice]) -> list[int]:
@@ -80,7 +48,7 @@ def check_token(devices: Sequence[HostDevice], token: uuid.UUID | None) -> None:
             _LEAVE_OUT,
         )
     for device in takers:
-        physical = _physical_function(device)
+        physical = device.physical_function
         # Never with the token first: of a physical function without users below it that would set it.
         answer = _answer(device, None)
         if answer is None and physical is not None:
@@ -100,14 +68,6 @@ def check_token(devices: Sequence[HostDevice], token: uuid.UUID | None) -> None:
             else:
                 why = f"its physical function {physical.name} is on {physical.driver}: its user has set a VF token"
             raise HandoverError(f"{device.name}: {why}", Fix("name it by vf_token=", "name it by --vf-token"))
-
-
-def _physical_function(device: HostDevice) -> HostDevice | None:
-    """The physical function of a virtual one; None for what is no virtual function."""
-    try:
-        return from_sys_path((device.sys_path / "physfn").resolve(strict=True))
-    except (OSError, DeviceNotFoundError):
-        return None
 
 
 def _answer(device: HostDevice, token: uuid.UUID | None) -> int | None:

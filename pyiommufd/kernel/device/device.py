@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import sys
+import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.device_requests import no_region_error
 from pyiommufd.diagnose.reset import hot_reset_error, reset_error
-from pyiommufd.errors import CloseError, IoctlError, UnsupportedError, ioctl_error
+from pyiommufd.errors import Cause, CloseError, IoctlError, UnsupportedError, ioctl_error
 from pyiommufd.host.discovery.reset import reset_methods, set_reset_methods
+from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.kernel.device.attachable import Attachable
 from pyiommufd.kernel.device.config_space import Command, ConfigSpace
 from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, ZPCIBase, read_device_info
@@ -175,6 +177,31 @@ class Device(Attachable):
             if error.errno == errno.ENOMSG:
                 return None
             raise self.feature(DeviceFeature.ZPCI_ERROR).refused(error, FeatureAccess.GET) from None
+
+    def set_vf_token(self, token: uuid.UUID | str | bytes) -> None:
+        """Set the VF token that users of its virtual functions have to give (VFIO_DEVICE_FEATURE_PCI_VF_TOKEN).
+
+        What was set last counts, here or by a bind; it stays when the device is closed, and cannot be read. What is
+        bound stays bound.
+
+        Args:
+            token: A UUID, its text or its 16 bytes.
+
+        Raises:
+            UnsupportedError: The device is no physical function (SR-IOV).
+            ValueError, TypeError: That is no UUID.
+            IoctlError, ClosedError, ForkedError: As for `Feature.set`.
+        """
+        raw = as_token(token).bytes
+        try:
+            self.feature(DeviceFeature.PCI_VF_TOKEN).set(raw)
+        except UnsupportedError as error:
+            physical = self._device.physical_function
+            seen, fix = "it has no SR-IOV", "do without"
+            if physical is not None:
+                seen, fix = f"it is a virtual function of {physical}", f"set it by the device of {physical}"
+            cause = Cause(f"{self.name} is no physical function", seen, fix)
+            raise UnsupportedError(error.request, error.errno or 0, self.name, (cause,)) from None
 
     # Reset
 

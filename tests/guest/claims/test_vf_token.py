@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import IOMMUFD, Device, HostDevice, plan_claim
+from pyiommufd import IOMMUFD, AccessDeniedError, Cause, Device, HostDevice, UnsupportedError, plan_claim
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.vfs import set_vfs
 from tests.guest.forked import run_cli
@@ -48,6 +48,66 @@ def physical(made: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID) -> 
     """The physical function, bound by a user who has set the token."""
     with IOMMUFD() as iommufd, iommufd.bind(pf, token=token) as device:
         yield device
+
+
+def refused(iommufd: IOMMUFD, device: HostDevice, token: uuid.UUID | None) -> Cause:
+    """The cause of a bind that is refused for its token."""
+    with pytest.raises(AccessDeniedError) as caught:
+        iommufd.bind(device, token=token)
+    (cause,) = caught.value.causes
+    return cause
+
+
+def test_refusal_names_the_physical_function_and_who_has_it(
+    physical: Device, made: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID
+) -> None:
+    function, other = made[0], uuid.uuid4()
+    with IOMMUFD() as iommufd:
+        for given, word in ((None, "missing"), (other, "wrong")):
+            cause = refused(iommufd, function, given)
+            assert cause.summary == f"the VF token is {word}: its physical function {pf} is on vfio-pci"
+            assert f"holds {physical.host.vfio_cdev} by fd" in cause.evidence
+            assert "the one that the user of the physical function has set" in cause.fix
+        physical.close()  # its token stays
+        for given in (None, other):
+            cause = refused(iommufd, function, given)
+            assert cause.evidence == f"nobody is seen to hold {pf}"
+        iommufd.bind(function, token=token).close()
+        assert cause.fix.startswith(f"bind {pf} first with a token")
+        with iommufd.bind(pf, token=other), iommufd.bind(function, token=other):
+            pass
+
+
+def test_physical_function_is_refused_for_the_users_of_virtual_ones(
+    physical: Device, made: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID
+) -> None:
+    with IOMMUFD() as iommufd:
+        used = iommufd.bind(made[1], token=token)
+        physical.close()
+        for given, word in ((None, "missing"), (uuid.uuid4(), "wrong")):
+            cause = refused(iommufd, pf, given)
+            assert cause.summary == f"the VF token is {word}: virtual functions of the device are in use"
+            assert f"holds {used.host.vfio_cdev} by fd" in cause.evidence
+        iommufd.bind(pf, token=token).close()
+        used.close()
+        iommufd.bind(pf).close()
+
+
+def test_token_set_after_the_bind(
+    physical: Device, made: tuple[HostDevice, ...], alone: HostDevice, token: uuid.UUID
+) -> None:
+    later = uuid.uuid4()
+    with IOMMUFD() as iommufd, iommufd.bind(made[0], token=token) as function:
+        physical.set_vf_token(str(later))
+        refused(iommufd, made[1], token)
+        iommufd.bind(made[1], token=later).close()
+        with pytest.raises(UnsupportedError, match=f"{made[0]} is no physical function.* of {physical.name}"):
+            function.set_vf_token(later)
+        none = pytest.raises(UnsupportedError, match=rf"{alone} is no physical function \(it has no SR-IOV\)")
+        with plan_claim(alone).apply(), iommufd.bind(alone) as other, none:
+            other.set_vf_token(later)
+    with pytest.raises(TypeError, match="not NoneType"):
+        physical.set_vf_token(None)  # type: ignore[arg-type]
 
 
 def test_run_wants_the_token_before_anything_is_claimed(
