@@ -11,6 +11,7 @@ from pyiommufd.host.claims.plan import claim_obstacle
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.discovery.reset import reset_methods
 from pyiommufd.host.holders import holders
+from pyiommufd.printable import listed
 
 _NO_WAY = "only a reset of the machine resets it: stop it through its registers"
 
@@ -62,7 +63,18 @@ def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], req
     """
     causes: tuple[Cause, ...] = ()
     if code == errno.EINVAL:
-        causes = tuple(_foreign(name) for name in not_owned)
+        functions = [one.name for one in device.virtual_functions if one.name in not_owned]
+        causes = tuple(_foreign(name) for name in not_owned if name not in functions)
+        if functions:
+            only, away = "reset the device alone", "take its virtual functions away first"
+            causes += (
+                Cause(
+                    "its virtual functions would be reset too, and none of them is ever owned for this",
+                    f"it has {listed(functions)}",
+                    f"{only}: reset(); or {away}: set_vfs({device.name!r}, 0)",
+                    f"{only}, by VFIO_DEVICE_RESET; or {away}: pyiommufd vfs {device.name} 0",
+                ),
+            )
     elif code == errno.ENODEV:
         has = f"the device has {', '.join(reset_methods(device))}"
         alone = Fix(f"use reset(): {has}", f"use VFIO_DEVICE_RESET: {has}")
