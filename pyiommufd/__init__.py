@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         InUseError,
         IoctlError,
         IOMMUFDError,
+        MigrationError,
+        MigrationPathError,
         MissingLibraryError,
         NotFoundError,
         Refusal,
@@ -70,6 +72,16 @@ if TYPE_CHECKING:
     )
     from pyiommufd.kernel.device.features.dma_logging import DMALogging
     from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
+    from pyiommufd.kernel.device.features.migration import (
+        Migration,
+        MigrationFlag,
+        MigrationProgress,
+        MigrationState,
+        MigrationStream,
+        PrecopyInfo,
+        SupportsRead,
+        SupportsWrite,
+    )
     from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
     from pyiommufd.kernel.device.region import Region
     from pyiommufd.kernel.device.region_bytes import RegionFlag, RegionIndex
@@ -125,7 +137,8 @@ else:
                 AccessDeniedError AlreadyAttachedError AlreadyMappedError BusyError Cause ClaimError
                 ClaimRefusedError ClosedError CloseError CommandLineError DeviceLike DeviceNotFoundError ForkedError
                 GroupConflictError GroupNotViableError HandoverError InUseError IoctlError IOMMUFDError
-                MissingLibraryError NotFoundError Refusal RegionFaultError UnsupportedError VectorsUnavailableError
+                MigrationError MigrationPathError MissingLibraryError NotFoundError Refusal RegionFaultError
+                UnsupportedError VectorsUnavailableError
             """,
             "host": "",
             "host.claims.claim": "Claim",
@@ -146,6 +159,10 @@ else:
             """,
             "kernel.device.features.dma_logging": "DMALogging",
             "kernel.device.features.feature": "DeviceFeature Feature FeatureAccess",
+            "kernel.device.features.migration": """
+                SupportsRead SupportsWrite Migration MigrationFlag MigrationProgress MigrationState MigrationStream
+                PrecopyInfo
+            """,
             "kernel.device.hot_reset": "DependentDevice HotResetInfo",
             "kernel.device.region": "Region",
             "kernel.device.region_bytes": "RegionFlag RegionIndex",
@@ -244,6 +261,13 @@ __all__ = [
     "IoctlError",
     "KernelObject",
     "MSIXMappable",
+    "Migration",
+    "MigrationError",
+    "MigrationFlag",
+    "MigrationPathError",
+    "MigrationProgress",
+    "MigrationState",
+    "MigrationStream",
     "MissingLibraryError",
     "MmapArea",
     "Monitor",
@@ -255,6 +279,7 @@ __all__ = [
     "PageRequest",
     "PageTable",
     "PhysicalRange",
+    "PrecopyInfo",
     "Refusal",
     "Region",
     "RegionCapability",
@@ -268,6 +293,8 @@ __all__ = [
     "SparseMmap",
     "Step",
     "SupportsFileno",
+    "SupportsRead",
+    "SupportsWrite",
     "Tegra241CMDQV",
     "UnknownCapability",
     "UnmaskEvent",

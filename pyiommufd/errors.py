@@ -12,9 +12,12 @@ import errno as errno_module
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 from pyiommufd.printable import Sentences, printable, shortened
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.device.features.migration import MigrationState
 
 
 class DeviceLike(Protocol):
@@ -195,6 +198,24 @@ class InUseError(IOMMUFDError):
         return str(self.args[0])
 
 
+class MigrationPathError(IOMMUFDError):
+    """A device has no way from its migration state to the one asked for; the kernel has not been asked.
+
+    Attributes:
+        state: The state that the device is in.
+        wanted: The one asked for.
+    """
+
+    def __init__(self, message: str, state: MigrationState, wanted: MigrationState) -> None:
+        super().__init__(message, state, wanted)
+        self.state = state
+        self.wanted = wanted
+
+    def _text(self, *, command: bool = False) -> str:
+        del command
+        return str(self.args[0])
+
+
 class AlreadyAttachedError(IOMMUFDError):
     """A device that is attached was to be attached again; `Device.replace` is the way."""
 
@@ -342,6 +363,21 @@ class GroupNotViableError(IoctlError):
     def blockers(self) -> tuple[DeviceLike, ...]:
         """The members that are on a host driver."""
         return tuple(self._details.get("blockers", ()))
+
+
+class MigrationError(IoctlError):
+    """A device could not be moved to a migration state, or its data could not be read or written.
+
+    Attributes:
+        state: The state that it has been left in, after `Migration.save` or `Migration.load` has moved it back or reset
+            it; None: not known.
+    """
+
+    state: MigrationState | None = None
+
+    def _text(self, *, command: bool = False) -> str:
+        now = "" if self.state is None else f"\n  it is {self.state.name} now"
+        return super()._text(command=command) + now
 
 
 class GroupConflictError(IoctlError):

@@ -80,6 +80,9 @@ DEVICE: Rows = {
     (_FEATURE, errno.ENOTTY): (Row("the device's driver does not have the feature", "do without"),),
     (_FEATURE, errno.EINVAL): (
         Row("the feature does not do what was asked of it (get, set or probe), or not for this device", "do without"),
+        Row("a migration state that the device cannot go to from the one it is in, or out of RESUMING without all data",
+            Fix("migration.path() tells the way; reset() leads out of RESUMING",
+                "take a state on the way first; VFIO_DEVICE_RESET leads out of RESUMING")),
     ),
 }  # fmt: skip
 """Every reason for a refused reset, interrupt or feature."""

@@ -13,6 +13,7 @@ from pyiommufd.diagnose.attach import ATTACH
 from pyiommufd.diagnose.bind import BIND
 from pyiommufd.diagnose.device_requests import DEVICE
 from pyiommufd.diagnose.mapping_rows import MAPPING
+from pyiommufd.diagnose.migration import MIGRATION
 from pyiommufd.diagnose.node import NODES, open_cdev_causes
 from pyiommufd.diagnose.objects import OBJECTS
 from pyiommufd.errors import Cause
@@ -25,7 +26,7 @@ from pyiommufd.nearest import did_you_mean
 _OPEN = "open"
 _OF_DRIVERS = {request for request, _ in STEPS}
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}
-_FAMILIES = ("VFIO_DEVICE_", "IOMMU_")
+_FAMILIES = ("VFIO_DEVICE_", "VFIO_", "IOMMU_")
 _WITHOUT_ROWS = (
     "VFIO_DEVICE_DETACH_IOMMUFD_PT", "VFIO_DEVICE_QUERY_GFX_PLANE", "VFIO_DEVICE_GET_GFX_DMABUF",
     "IOMMU_IOAS_ALLOC", "IOMMU_FAULT_QUEUE_ALLOC",
@@ -49,7 +50,7 @@ _OF_MANY = {
 @cache
 def table() -> Rows:
     """Every row: the reasons by request and errno."""
-    return {**NODES, **BIND, **ATTACH, **MAPPING, **OBJECTS, **DEVICE, **STEPS}
+    return {**NODES, **BIND, **ATTACH, **MAPPING, **OBJECTS, **DEVICE, **MIGRATION, **STEPS}
 
 
 def requests() -> tuple[str, ...]:

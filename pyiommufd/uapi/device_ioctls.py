@@ -210,6 +210,13 @@ def zpci_error(fd: Fd, length: int) -> bytes:
     return bytes(ffi.buffer(memory))
 
 
+def precopy_info(fd: Fd) -> tuple[int, int, int]:
+    """VFIO_MIG_GET_PRECOPY_INFO, of a migration data fd: flags, initial bytes, dirty bytes."""
+    info = ffi.new("struct vfio_precopy_info *", {"argsz": ffi.sizeof("struct vfio_precopy_info")})
+    _check(lib.pyiommufd_ioctl(_c(fd), uapi.VFIO_MIG_GET_PRECOPY_INFO, info), "VFIO_MIG_GET_PRECOPY_INFO")
+    return int(info.flags), int(info.initial_bytes), int(info.dirty_bytes)
+
+
 WindowHandle = NewType("WindowHandle", object)
 """A mapped part of a region, as the C code keeps it."""
 

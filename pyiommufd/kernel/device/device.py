@@ -19,6 +19,7 @@ from pyiommufd.kernel.device.config_space import Command, ConfigSpace
 from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, ZPCIBase, read_device_info
 from pyiommufd.kernel.device.features.dma_logging import DMALogging
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
+from pyiommufd.kernel.device.features.migration import Migration
 from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
 from pyiommufd.kernel.device.region import Region, read_regions
 from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
@@ -45,12 +46,14 @@ class Device(Attachable):
             group's first.
         interrupts: Its interrupts.
         dma_logging: The log of its DMA writes, where the device keeps one.
+        migration: Its state, to be saved and loaded.
     """
 
-    __slots__ = ("_children", "_removal", "dma_logging", "interrupts")
+    __slots__ = ("_children", "_removal", "dma_logging", "interrupts", "migration")
 
     interrupts: Interrupts
     dma_logging: DMALogging
+    migration: Migration
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         # First: a fork in another thread may find it as soon as it is a handle.
@@ -58,6 +61,7 @@ class Device(Attachable):
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
         self.dma_logging = DMALogging(self)
+        self.migration = Migration(self)
         super().__init__(iommufd, host)
 
     def info(self) -> DeviceInfo:
@@ -252,6 +256,7 @@ class Device(Attachable):
             except IoctlError:
                 together = []
             raise reset_error(error.errno or 0, self._device, together) from None
+        self.migration._was_reset()
 
     def hot_reset_info(self) -> HotResetInfo:
         """What `hot_reset` would reset, and what of it stands in the way.
@@ -318,9 +323,10 @@ class Device(Attachable):
     # Close
 
     def _close_children(self) -> list[BaseException]:
-        """Close windows and eventfds; returns the errors."""
+        """Close windows, eventfds and migration data; returns the errors."""
         errors: list[BaseException] = []
-        for close in (*[child.close for child in list(self._children)], self.interrupts._close):
+        own = (self.interrupts._close, self.migration._close)
+        for close in (*[child.close for child in list(self._children)], *own):
             try:
                 close()
             except OSError as error:

@@ -1,0 +1,707 @@
+"""Migration of a bound device: its state saved to a file, or loaded from one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pyiommufd import uapi
+from pyiommufd.diagnose.migration import data_error, precopy_error, state_error
+from pyiommufd.errors import ClosedError, IoctlError, IOMMUFDError, MigrationError, MigrationPathError, UnsupportedError
+from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.kernel.memory.arguments import check_bool
+from pyiommufd.printable import OneLine
+from pyiommufd.uapi import device_ioctls, ioctls
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from pyiommufd.kernel.device.device import Device
+
+_STATE = struct.Struct("=Ii")  # struct vfio_device_feature_mig_state
+_NUMBER = struct.Struct("=Q")  # struct vfio_device_feature_migration, and vfio_device_feature_mig_data_size
+
+_CHUNK = 1 << 20  # bytes that are copied at a time
+
+
+class MigrationFlag(IntFlag):
+    """What a device can do for a migration (VFIO_MIGRATION_*)."""
+
+    STOP_COPY = uapi.VFIO_MIGRATION_STOP_COPY
+    P2P = uapi.VFIO_MIGRATION_P2P
+    PRE_COPY = uapi.VFIO_MIGRATION_PRE_COPY
+
+
+class MigrationState(IntEnum):
+    """The states of a device in a migration (VFIO_DEVICE_STATE_*).
+
+    Attributes:
+        ERROR: It has failed, and does nothing until it is reset.
+        STOP: It does not change: no DMA, no interrupt.
+        RUNNING: It works; so is every device when it is bound.
+        STOP_COPY: It is stopped, and its state can be read.
+        RESUMING: It is stopped, and takes in the state of another.
+        RUNNING_P2P: It works, but starts no DMA to other devices (`MigrationFlag.P2P`).
+        PRE_COPY: It works, and what there is of its state can be read already (`MigrationFlag.PRE_COPY`).
+        PRE_COPY_P2P: The same without DMA to other devices (both flags).
+    """
+
+    ERROR = uapi.VFIO_DEVICE_STATE_ERROR
+    STOP = uapi.VFIO_DEVICE_STATE_STOP
+    RUNNING = uapi.VFIO_DEVICE_STATE_RUNNING
+    STOP_COPY = uapi.VFIO_DEVICE_STATE_STOP_COPY
+    RESUMING = uapi.VFIO_DEVICE_STATE_RESUMING
+    RUNNING_P2P = uapi.VFIO_DEVICE_STATE_RUNNING_P2P
+    PRE_COPY = uapi.VFIO_DEVICE_STATE_PRE_COPY
+    PRE_COPY_P2P = uapi.VFIO_DEVICE_STATE_PRE_COPY_P2P
+
+
+_S = MigrationState
+
+# The arcs that drivers carry out, with all flags; the kernel makes every other change of them (Linux 7.3,
+# include/uapi/linux/vfio.h at enum vfio_device_mig_state).
+_ARCS: dict[MigrationState, tuple[MigrationState, ...]] = {
+    _S.ERROR: (),
+    _S.STOP: (_S.RUNNING_P2P, _S.STOP_COPY, _S.RESUMING),
+    _S.RUNNING: (_S.RUNNING_P2P, _S.PRE_COPY),
+    _S.STOP_COPY: (_S.STOP,),
+    _S.RESUMING: (_S.STOP,),
+    _S.RUNNING_P2P: (_S.RUNNING, _S.STOP, _S.PRE_COPY_P2P),
+    _S.PRE_COPY: (_S.RUNNING, _S.PRE_COPY_P2P),
+    _S.PRE_COPY_P2P: (_S.RUNNING_P2P, _S.PRE_COPY, _S.STOP_COPY),
+}
+_NEEDS = {
+    _S.RUNNING_P2P: MigrationFlag.P2P,
+    _S.PRE_COPY: MigrationFlag.PRE_COPY,
+    _S.PRE_COPY_P2P: MigrationFlag.P2P | MigrationFlag.PRE_COPY,
+}
+# Changes among these go on with one stream of data; every other one that leads to or from them begins or ends one.
+_SAVING = frozenset((_S.PRE_COPY, _S.PRE_COPY_P2P, _S.STOP_COPY))
+# The state without a stream that is nearest to one with a stream.
+_AFTER = {_S.PRE_COPY: _S.RUNNING, _S.PRE_COPY_P2P: _S.RUNNING_P2P, _S.STOP_COPY: _S.STOP, _S.RESUMING: _S.STOP}
+_PRE_COPY_OF = {_S.RUNNING: _S.PRE_COPY, _S.RUNNING_P2P: _S.PRE_COPY_P2P}
+
+
+def supports(state: MigrationState, flags: MigrationFlag) -> bool:
+    """Whether a device with these flags has a state."""
+    return not _NEEDS.get(state, MigrationFlag(0)) & ~flags
+
+
+def shortest_path(
+    start: MigrationState, end: MigrationState, flags: MigrationFlag
+) -> tuple[MigrationState, ...] | None:
+    """The states that the kernel takes a device through, the last one included; None: it does not.
+
+    A stream of data is neither begun nor ended on the way: between two states that share one the path has no others;
+    any other path has none of these but at its ends. States that the device does not have are left out.
+    """
+    if _S.ERROR in (start, end) or not (supports(start, flags) and supports(end, flags)):
+        return None
+    within = start in _SAVING and end in _SAVING
+    paths: deque[tuple[MigrationState, ...]] = deque([(start,)])
+    while paths:
+        path = paths.popleft()
+        if path[-1] == end:
+            return tuple(state for state in path[1:] if supports(state, flags))
+        if path[-1] == start or (path[-1] in _SAVING) == within:
+            paths += [(*path, state) for state in _ARCS[path[-1]] if state not in path]
+    return None
+
+
+def _no_path(now: MigrationState, state: MigrationState, flags: MigrationFlag) -> str:
+    """Why there is no path, and what there is."""
+    names = ", ".join(flag.name or "" for flag in MigrationFlag if flag & flags)
+    text = f"no path leads from {now.name} to {state.name} (the device supports {names})"
+    if now == _S.ERROR:
+        return f"{text}: reset() leads out of ERROR, to RUNNING"
+    if state == _S.ERROR:
+        return f"{text}: no device is moved to ERROR, it is there where it failed"
+    if not supports(state, flags):
+        missing = " and ".join(flag.name or "" for flag in MigrationFlag if flag & _NEEDS[state] & ~flags)
+        return f"{text}: {state.name} takes {missing}"
+    way = (shortest_path(now, _S.RUNNING, flags) or ()) + (shortest_path(_S.RUNNING, state, flags) or ())
+    names = " -> ".join(one.name for one in way)
+    return f"{text}: a stream that has been stopped does not go on; this begins another: {names}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PrecopyInfo(OneLine):
+    """How much a device has to be read of while it is in a PRE_COPY state (struct vfio_precopy_info). Estimates.
+
+    Attributes:
+        initial_bytes: Bytes left of what it had at the beginning. Stopped before this is 0, it may take longer.
+        dirty_bytes: Bytes of what has changed since it was read.
+        reinit: Whether there is new initial data; always False where the kernel does not tell.
+    """
+
+    initial_bytes: int
+    dirty_bytes: int
+    reinit: bool
+
+    def _line(self) -> str:
+        return f"initial {self.initial_bytes}, dirty {self.dirty_bytes} bytes{', reinit' if self.reinit else ''}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MigrationProgress(OneLine):
+    """How far a copy of a device's state is.
+
+    Attributes:
+        state: The device's state: whether it still runs.
+        copied: Bytes so far.
+        left: About how many bytes are left of this state; None: not known.
+    """
+
+    state: MigrationState
+    copied: int
+    left: int | None
+
+    def _line(self) -> str:
+        return f"{self.state.name}, {self.copied} bytes{'' if self.left is None else f', about {self.left} left'}"
+
+
+class SupportsWrite(Protocol):
+    """What bytes are written to: an open file, pipe or socket file, or one that compresses."""
+
+    def write(self, data: bytes, /) -> object:
+        """Write bytes; how many it took, or None for all."""
+
+
+class SupportsRead(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Up to so many bytes; none at the end."""
+
+
+_T = TypeVar("_T")
+
+
+class MigrationStream(Handle):
+    """The data of a device that is saved or loaded: the kernel's data fd. Made by `Migration.stream`.
+
+    It is closed when the device leaves the states that it belongs to. The data are opaque and have their own end:
+    whoever passes them on keeps their order, and may cut them as he likes.
+
+    Thread safety: everything here may be used from any thread; each byte is read by one.
+
+    Attributes:
+        writable: Whether the device takes the data in; else they are read from it.
+    """
+
+    __slots__ = ("_name", "writable")
+
+    writable: bool
+
+    def __init__(self, name: str, *, writable: bool) -> None:
+        self._name = name
+        self.writable = writable
+        super().__init__()
+
+    def _what(self) -> str:
+        return f"stream of {self._name}"
+
+    def _open(self, *, writable: bool) -> ioctls.File:
+        file = self._live()
+        if writable != self.writable:
+            raise io.UnsupportedOperation(f"{self._what()}: the device {'takes in' if self.writable else 'gives'} data")
+        return file
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read from the device; other threads run meanwhile.
+
+        Args:
+            size: Bytes at most; negative: all that there are.
+
+        Returns:
+            The bytes; none: in STOP_COPY the end, in a PRE_COPY state all that there are for now.
+
+        Raises:
+            MigrationError: The device refused.
+            io.UnsupportedOperation: The device takes data in.
+            ClosedError, ForkedError: It has been closed, or belongs to the parent process.
+        """
+        if size < 0:
+            return b"".join(iter(lambda: self.read(_CHUNK), b""))
+        while True:
+            file = self._open(writable=False)
+            try:
+                return ioctls.file_read(file, size)
+            except IoctlError as error:
+                if error.errno == errno.ENOMSG:
+                    return b""
+                self._refused(error)
+
+    def write(self, data: bytes, /) -> int:
+        """Have the device take in data, all of them; other threads run meanwhile.
+
+        Returns:
+            How many bytes these were.
+
+        Raises:
+            MigrationError: The device refused, such as for data of a device of another kind.
+            io.UnsupportedOperation: The device gives data.
+            TypeError, ClosedError, ForkedError: They are no bytes; else as for `read`.
+        """
+        left = memoryview(data).cast("B")
+        while left:
+            file = self._open(writable=True)
+            try:
+                left = left[ioctls.file_write(file, left) :]
+            except IoctlError as error:
+                self._refused(error)
+        return memoryview(data).nbytes
+
+    def _refused(self, error: IoctlError) -> None:
+        """Raise, but for a call that a signal has interrupted, and whose handler has not."""
+        self._live()  # raises where it was closed meanwhile
+        if error.errno != errno.EINTR:
+            raise data_error(error.request, error.errno or 0, self._name) from None
+
+    def close(self) -> None:
+        """Close the data fd; the device stays in its state. Does nothing the second time."""
+        super().close()
+
+
+class Migration:
+    """The migration of a bound device: its state moved to another device of its kind. Made by `Device.migration`.
+
+    Only the device's own state is saved: not the memory that it does DMA to, nor what it is attached to.
+
+    Thread safety: everything here may be used from any thread. States are changed one after the other, under the lock
+    of the iommufd; the data are copied without it.
+    """
+
+    __slots__ = ("_device", "_streams", "_tells_reinit")
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        # The last one is that of the session; those before it are left by an exception from a signal handler.
+        self._streams: list[MigrationStream] = []
+        self._tells_reinit: bool | None = None
+
+    # State
+
+    @property
+    def flags(self) -> MigrationFlag:
+        """What the device can do (VFIO_DEVICE_FEATURE_MIGRATION).
+
+        Raises:
+            UnsupportedError: The device, or the vfio driver that it is on, knows no migration.
+            IoctlError: The kernel refused for another reason.
+            ClosedError, ForkedError: The device is closed, or belongs to the parent process.
+        """
+        return MigrationFlag(_NUMBER.unpack(self._get(DeviceFeature.MIGRATION, _NUMBER.size))[0])
+
+    @property
+    def state(self) -> MigrationState:
+        """The device's state (VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE), as it is now.
+
+        Raises:
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
+        """
+        with self._lock:
+            state = MigrationState(_STATE.unpack(self._get(DeviceFeature.MIG_DEVICE_STATE, _STATE.size))[0])
+            self._settle(state)
+            return state
+
+    def path(self, state: MigrationState) -> tuple[MigrationState, ...]:
+        """The states that `set_state` takes the device through, that one included; none: it is in that state.
+
+        Raises:
+            MigrationPathError: There is no path: from or to ERROR, from STOP_COPY back to PRE_COPY, to a state that
+                the device does not have.
+            TypeError: That is no `MigrationState`.
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
+        """
+        return self._path(self.state, state)
+
+    def _path(self, now: MigrationState, state: MigrationState) -> tuple[MigrationState, ...]:
+        if not isinstance(state, MigrationState):
+            raise TypeError(f"a state is a MigrationState, not {type(state).__name__}")
+        flags = self.flags
+        path = shortest_path(now, state, flags)
+        if path is None:
+            raise MigrationPathError(f"{self._device.name}: {_no_path(now, state, flags)}", now, state)
+        return path
+
+    def set_state(self, state: MigrationState) -> None:
+        """Move the device to a state, through those that `path` tells (VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE).
+
+        What is written to the device while it is RESUMING takes effect when it leaves that state. Out of RESUMING
+        without all data, and out of ERROR, only `Device.reset` leads: to RUNNING.
+
+        Raises:
+            MigrationPathError: There is no path; the kernel has not been asked.
+            MigrationError: The kernel refused. The device may be in a state on the way, which the exception tells.
+            TypeError: That is no `MigrationState`.
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
+        """
+        with self._lock:
+            before = self.state
+            if not self._path(before, state):
+                return
+            # On the list before its fd is made: whatever exception comes, it is found there and closed.
+            stream = MigrationStream(self._device.name, writable=state == _S.RESUMING)
+            self._streams.append(stream)
+            wanted = _STATE.pack(state, -1)
+            try:
+                device_ioctls.feature_files(
+                    self._device._live(),
+                    uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
+                    uapi.VFIO_DEVICE_FEATURE_SET,
+                    wanted,
+                    fd_at=4,
+                    made=stream._file,
+                )
+            except IoctlError as error:
+                now = self.state
+                raise state_error(error.errno or 0, self._device.name, before, state, now) from None
+            self._settle(state)
+
+    # Data
+
+    @property
+    def stream(self) -> MigrationStream:
+        """The device's data, while it is in PRE_COPY, PRE_COPY_P2P or STOP_COPY, or RESUMING.
+
+        Raises:
+            ClosedError: It is in another state, or the stream has been closed; or the device is.
+            UnsupportedError, IoctlError, ForkedError: As for `flags`.
+        """
+        with self._lock:
+            state = self.state
+            if not self._streams:
+                why = (
+                    "its stream has been closed"
+                    if state in _AFTER
+                    else "only while it is saved or loaded it has a stream"
+                )
+                raise ClosedError(f"{self._device.name} is {state.name}: {why}")
+            return self._streams[-1]
+
+    def precopy_info(self) -> PrecopyInfo:
+        """How much there is to read in a PRE_COPY state (VFIO_MIG_GET_PRECOPY_INFO).
+
+        Raises:
+            IoctlError: EINVAL: it is in STOP_COPY.
+            io.UnsupportedOperation: It is RESUMING.
+            ClosedError, UnsupportedError, ForkedError: As for `stream`.
+        """
+        with self._lock:
+            if self._tells_reinit is None:
+                # Until this is set the flags mean nothing. It holds until the device is closed.
+                try:
+                    self._device.feature(DeviceFeature.MIG_PRECOPY_INFOv2).set()
+                    self._tells_reinit = True
+                except UnsupportedError:
+                    self._tells_reinit = False
+        stream = self.stream
+        try:
+            flags, initial, dirty = device_ioctls.precopy_info(stream._open(writable=False))
+        except IoctlError as error:
+            stream._live()
+            raise precopy_error(error.errno or 0, self._device.name) from None
+        return PrecopyInfo(initial, dirty, bool(self._tells_reinit and flags & uapi.VFIO_PRECOPY_INFO_REINIT))
+
+    @property
+    def data_size(self) -> int:
+        """About how many bytes have to be read to save the device when it is stopped now (…_MIG_DATA_SIZE).
+
+        Raises:
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
+        """
+        return int(_NUMBER.unpack(self._get(DeviceFeature.MIG_DATA_SIZE, _NUMBER.size))[0])
+
+    # Save and load
+
+    def save(
+        self,
+        file: SupportsWrite,
+        *,
+        precopy: bool = False,
+        progress: Callable[[MigrationProgress], object] | None = None,
+    ) -> int:
+        """Save the device's state; the device is in STOP then.
+
+        When anything fails, also `file` or `progress`, the device goes back to the state it was in, out of PRE_COPY to
+        RUNNING; a `MigrationError` says where it is, any other exception in a note.
+
+        Args:
+            file: Where the data are written: byte for byte the device's own. It is not closed.
+            precopy: Let the device run while what it has at first is copied (PRE_COPY), and stop it then.
+            progress: Called after each MiB at most. An exception from it ends the copy.
+
+        Returns:
+            How many bytes that were.
+
+        Raises:
+            MigrationPathError: The device is in ERROR; or it knows no PRE_COPY.
+            MigrationError: The device refused.
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
+        """
+        _check(file, "write", progress)
+        check_bool(precopy, "precopy")
+        before, copied = self.state, 0
+        try:
+            for chunk, state, left in self._saved(precopy=precopy):
+                _write(file, chunk)
+                copied += len(chunk)
+                if progress is not None:
+                    progress(MigrationProgress(state, copied, left))
+            self.set_state(_S.STOP)
+        except BaseException as error:
+            self._give_up_save(before, error)
+            raise
+        return copied
+
+    async def save_async(
+        self,
+        file: SupportsWrite | asyncio.StreamWriter,
+        *,
+        precopy: bool = False,
+        progress: Callable[[MigrationProgress], object] | None = None,
+    ) -> int:
+        """As `save`, in an asyncio event loop.
+
+        Args:
+            file: As for `save`, then written to in another thread; or an asyncio.StreamWriter.
+            precopy: As for `save`.
+            progress: As for `save`; called in the event loop.
+
+        Returns:
+            As `save`.
+
+        Raises:
+            asyncio.CancelledError: Cancelled; the device goes back as after a failure.
+            MigrationPathError, MigrationError, UnsupportedError, IoctlError, ClosedError, ForkedError: As for `save`.
+        """
+        _check(file, "write", progress)
+        check_bool(precopy, "precopy")
+        before, copied = await _in_thread(lambda: self.state), 0
+        try:
+            saved = self._saved(precopy=precopy)
+            while (piece := await _in_thread(next, saved, None)) is not None:
+                chunk, state, left = piece
+                await _write_async(file, chunk)
+                copied += len(chunk)
+                if progress is not None:
+                    progress(MigrationProgress(state, copied, left))
+            await _in_thread(self.set_state, _S.STOP)
+        except BaseException as error:
+            await _in_thread(self._give_up_save, before, error)
+            raise
+        return copied
+
+    def load(self, file: SupportsRead, *, progress: Callable[[MigrationProgress], object] | None = None) -> int:
+        """Load a state that was saved from a device of the same kind; the device is in STOP then.
+
+        ``set_state(MigrationState.RUNNING)`` has it go on. When anything fails while it is RESUMING, also `file` or
+        `progress`, the device is reset, as nothing else ends that: it is RUNNING then, with none of the data. A
+        `MigrationError` says where it is, any other exception in a note.
+
+        Args:
+            file: Where the data are read, to its end. It is not closed.
+            progress: Called after each MiB at most. An exception from it ends the copy.
+
+        Returns:
+            How many bytes that were.
+
+        Raises:
+            MigrationError: The device refused: the data are not complete, or of a device that it is not like.
+            MigrationPathError: The device is in ERROR.
+            UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
+        """
+        _check(file, "read", progress)
+        copied = 0
+        try:
+            stream = self._resume()
+            while chunk := _read(file):
+                copied += stream.write(chunk)
+                if progress is not None:
+                    progress(MigrationProgress(_S.RESUMING, copied, None))
+            self.set_state(_S.STOP)
+        except BaseException as error:
+            self._give_up_load(error)
+            raise
+        return copied
+
+    async def load_async(
+        self,
+        file: SupportsRead | asyncio.StreamReader,
+        *,
+        progress: Callable[[MigrationProgress], object] | None = None,
+    ) -> int:
+        """As `load`, in an asyncio event loop.
+
+        Args:
+            file: As for `load`, then read in another thread; or an asyncio.StreamReader.
+            progress: As for `load`; called in the event loop.
+
+        Returns:
+            As `load`.
+
+        Raises:
+            asyncio.CancelledError: Cancelled; the device is reset as after a failure.
+            MigrationError, MigrationPathError, UnsupportedError, IoctlError, ClosedError, ForkedError: As for `load`.
+        """
+        _check(file, "read", progress)
+        copied = 0
+        try:
+            stream = await _in_thread(self._resume)
+            while chunk := await _read_async(file):
+                copied += await _in_thread(stream.write, chunk)
+                if progress is not None:
+                    progress(MigrationProgress(_S.RESUMING, copied, None))
+            await _in_thread(self.set_state, _S.STOP)
+        except BaseException as error:
+            await _in_thread(self._give_up_load, error)
+            raise
+        return copied
+
+    # Internal
+
+    @property
+    def _lock(self) -> threading.RLock:
+        return self._device._iommufd._lock
+
+    def _get(self, feature: DeviceFeature, size: int) -> bytes:
+        return Feature(self._device, feature).get(size)
+
+    def _settle(self, state: MigrationState) -> None:
+        """Close the streams of sessions that are over: all but the last one, or that too."""
+        is_open = [stream for stream in self._streams if not stream.closed]
+        current = is_open[-1:] if state in _AFTER else []
+        for stream in self._streams:
+            if stream not in current:
+                stream.close()
+        self._streams = current
+
+    def _close(self) -> None:
+        """The device is closed."""
+        self._settle(_S.RUNNING)
+
+    def _was_reset(self) -> None:
+        """Close what a reset has ended. Another thread may have begun something since."""
+        if self._streams:
+            with contextlib.suppress(IOMMUFDError):
+                _ = self.state
+
+    def _resume(self) -> MigrationStream:
+        self.set_state(_S.RESUMING)
+        return self.stream
+
+    def _saved(self, *, precopy: bool) -> Iterator[tuple[bytes, MigrationState, int | None]]:
+        """The device's data in pieces, with its state and about how much is left."""
+        if precopy and (pre_copy := _PRE_COPY_OF.get(self.state)):
+            self.set_state(pre_copy)
+        state = self.state
+        while precopy and state in _PRE_COPY_OF.values() and (chunk := self.stream.read(_CHUNK)):
+            info = self.precopy_info()
+            yield chunk, state, info.initial_bytes + info.dirty_bytes
+            if not info.initial_bytes:
+                break
+        self.set_state(_S.STOP_COPY)
+        stream = self.stream
+        left: int | None = None
+        with contextlib.suppress(UnsupportedError):  # before Linux 6.2
+            left = self.data_size
+        while chunk := stream.read(_CHUNK):
+            left = None if left is None else max(0, left - len(chunk))
+            yield chunk, _S.STOP_COPY, left
+
+    def _give_up_save(self, before: MigrationState, error: BaseException) -> None:
+        """Move the device back, and have the exception say where it is."""
+        with contextlib.suppress(IOMMUFDError):  # the first refusal is the one to tell
+            self.set_state(_AFTER.get(before, before))
+        self._tell_state(error)
+
+    def _give_up_load(self, error: BaseException) -> None:
+        """Reset the device where there is no other way out, and have the exception say where it is."""
+        with contextlib.suppress(IOMMUFDError):
+            if self.state in (_S.RESUMING, _S.ERROR):
+                self._device.reset()
+        self._tell_state(error)
+
+    def _tell_state(self, error: BaseException) -> None:
+        try:
+            state = self.state
+        except IOMMUFDError:
+            return
+        if isinstance(error, MigrationError):
+            error.state = state
+        else:
+            error.add_note(f"{self._device.name} is {state.name} now")
+
+    def __repr__(self) -> str:
+        return f"<Migration of {self._device.name}>"
+
+
+def _check(file: object, method: str, progress: object) -> None:
+    if not callable(getattr(file, method, None)):
+        raise TypeError(f"{file!r} has no {method}(): open the file first")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"{progress!r} cannot be called")
+
+
+def _write(file: SupportsWrite, data: bytes) -> None:
+    """Write all of it, also to a file that takes less at a time."""
+    while data:
+        done = file.write(data)
+        if done is None and isinstance(file, io.RawIOBase):
+            raise _would_block(file)
+        data = data[done:] if isinstance(done, int) else b""
+
+
+def _read(file: SupportsRead) -> bytes:
+    data = file.read(_CHUNK)
+    if data is None:
+        raise _would_block(file)
+    return data
+
+
+async def _write_async(file: SupportsWrite | asyncio.StreamWriter, data: bytes) -> None:
+    import asyncio
+
+    if isinstance(file, asyncio.StreamWriter):
+        file.write(data)
+        await file.drain()
+    else:
+        await asyncio.to_thread(_write, file, data)
+
+
+async def _read_async(file: SupportsRead | asyncio.StreamReader) -> bytes:
+    import asyncio
+
+    if isinstance(file, asyncio.StreamReader):
+        return await file.read(_CHUNK)
+    return await asyncio.to_thread(_read, file)
+
+
+def _would_block(file: object) -> BlockingIOError:
+    return BlockingIOError(errno.EAGAIN, f"{file!r} is set not to block: copy to or from one that waits")
+
+
+async def _in_thread(call: Callable[..., _T], *arguments: Any) -> _T:
+    """Run a call in another thread. When this is cancelled it waits for the call to end: it changes the device."""
+    import asyncio
+
+    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # it has been looked at: asyncio need not report it
+        raise
