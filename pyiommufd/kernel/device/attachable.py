@@ -61,7 +61,7 @@ class Attachable(Handle):
 
     @property
     def id(self) -> int:
-        """Its id within the iommufd."""
+        """Its id within the iommufd; 0 where it is not known: see `Device.from_fd`."""
         return self._c.id
 
     def fileno(self) -> int:
@@ -146,7 +146,8 @@ class Attachable(Handle):
         """
         with self._iommufd._lock:
             pasid = self._check(page_table, pasid)
-            if self._state.attached(self, pasid) is None:
+            # What others may have attached is for the kernel to know.
+            if self._state.attached(self, pasid) is None and not self._fd_shared:
                 raise ValueError(f"{self.name} is not attached: there is nothing to replace; attach() it")
             return self._attach(page_table, pasid)
 
@@ -188,6 +189,8 @@ class Attachable(Handle):
     def detach(self, pasid: int | None = None) -> DMAChange:
         """Leave the page table (VFIO_DEVICE_DETACH_IOMMUFD_PT). Does nothing where the device is not attached.
 
+        Where others have its fd as well, what they have attached is left, too.
+
         DMA is blocked again when the last attached member of the group leaves. Until then this device, too, reaches
         what the others do.
 
@@ -202,9 +205,9 @@ class Attachable(Handle):
         with self._iommufd._lock:
             self._live()
             pasid = _checked_pasid(pasid)
-            attachment = self._state.attached(self, pasid)
-            if attachment is None:
+            if self._state.attached(self, pasid) is None and not self._fd_shared:
                 return DMAChange(ChangeKind.NOOP, ())
+            attachment = self._state.attachment(pasid)
             before, certain = self._state_stamp(), self._certain_peers(attachment)
             change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
             ioctls.detach(self._live(), pasid, attachment.cell(self))
@@ -329,7 +332,7 @@ class Attachable(Handle):
 
     @property
     def page_table(self) -> PageTable | None:
-        """What it is attached to, or None."""
+        """What it is attached to, or None; by this object: others that have its fd may have attached it elsewhere."""
         return self.page_table_for(None)
 
     def page_table_for(self, pasid: int | None) -> PageTable | None:
@@ -348,6 +351,15 @@ class Attachable(Handle):
 
     # IOMMU information and page tables
 
+    def _check_id(self, request: str) -> None:
+        if not self.id:
+            cause = Cause(
+                f"the id of {self.name} in the iommufd is not known",
+                "another process has bound it, and the kernel does not tell",
+                "have that process pass it on: Device.from_fd(fd, iommufd, id=)",
+            )
+            raise UnsupportedError(request, errno.EOPNOTSUPP, self.name, (cause,))
+
     def hw_info(self, data_type: int | None = None) -> HWInfo:
         """Type and capabilities of the device's IOMMU (IOMMU_GET_HW_INFO; since Linux 6.6).
 
@@ -356,7 +368,7 @@ class Attachable(Handle):
                 Linux 6.17).
 
         Raises:
-            UnsupportedError: The kernel or the IOMMU has no such information.
+            UnsupportedError: The kernel or the IOMMU has no such information; or the device's `id` is not known.
             NotFoundError: No IOMMU stands before the device, as before a mediated one.
             ValueError, TypeError: The type is no number of 32 bits.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
@@ -364,6 +376,7 @@ class Attachable(Handle):
         self._live()
         if data_type is not None and not 0 <= operator.index(data_type) < 1 << 32:
             raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
+        self._check_id("IOMMU_GET_HW_INFO")
         try:
             return hw_info(*ioctls.get_hw_info(self._c, data_type))
         except IoctlError as error:
@@ -395,7 +408,7 @@ class Attachable(Handle):
             data: The IOMMU driver's own data.
 
         Raises:
-            UnsupportedError: The kernel or the IOMMU has no such page tables.
+            UnsupportedError: The kernel or the IOMMU has no such page tables; or the device's `id` is not known.
             IoctlError: The kernel refused, such as for a mapping that the device cannot reach; it names it.
             TypeError, ValueError: That is no address space of this iommufd, or no data.
             ClosedError, ForkedError: The device or the address space is closed, or belongs to the parent process.
@@ -404,6 +417,7 @@ class Attachable(Handle):
             self._live()
             if not isinstance(ioas, IOAS):
                 raise TypeError(f"a page table is made for an IOAS, not for {type(ioas).__name__}")
+            self._check_id("IOMMU_HWPT_ALLOC")
             options = HWPTOptions(nest_parent, dirty_tracking, pasid, fault_queue)
             return alloc_hwpt(self, ioas, options, data_type, data)
 

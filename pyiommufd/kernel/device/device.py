@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import operator
 import sys
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.device_requests import no_region_error
@@ -16,6 +17,7 @@ from pyiommufd.host.discovery.reset import reset_methods, set_reset_methods
 from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.kernel.device.attachable import Attachable
 from pyiommufd.kernel.device.config_space import Command, ConfigSpace
+from pyiommufd.kernel.device.device_file import device_of_fd
 from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, ZPCIBase, read_device_info
 from pyiommufd.kernel.device.features.dma_logging import DMALogging
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
@@ -26,6 +28,8 @@ from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
 from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.interrupts import Interrupts
 from pyiommufd.kernel.memory.arguments import check_bool
+from pyiommufd.kernel.objects import Context
+from pyiommufd.kernel.pagetables.attachment import ChangeKind
 from pyiommufd.uapi import device_ioctls, ioctls
 from pyiommufd.uapi.ioctls import Fd
 
@@ -63,6 +67,62 @@ class Device(Attachable):
         self.dma_logging = DMALogging(self)
         self.migration = Migration(self)
         super().__init__(iommufd, host)
+
+    @classmethod
+    def from_fd(cls, fd: int, iommufd: IOMMUFD, *, id: int | None = None) -> Self:  # noqa: A002 - as the attribute
+        """Take over the fd of a device that another process has bound, and passed on.
+
+        The fd is this object's from then on, and is closed with it; the device stays bound until every process that has
+        it has closed it. Where this fails the fd stays the caller's. Registers, interrupts, resets and features work as
+        they do where it was bound. What the other process has attached or enabled cannot be asked: previews and
+        `DMAChange` say ``unknown``, `page_table` is what this object has attached, and an attach where the other
+        process has attached is a replace to the kernel.
+
+        Args:
+            fd: The file descriptor, as it came over a socket or through an exec.
+            iommufd: What it is bound to, by `IOMMUFD.from_fd` of the other process's fd. It closes the device with it.
+            id: The other process's `Device.id`. The kernel tells the ids of PCI devices that a hot reset could reset;
+                of others it is not known without this, and what goes by it is an UnsupportedError: `hw_info`,
+                `alloc_hwpt`.
+
+        Raises:
+            ValueError, TypeError: It is not the fd of a bound vfio cdev, or that of a living object of this process:
+                give a copy, ``os.dup(fd)``; it is seen to be bound to another iommufd, or has another id; or that is
+                no IOMMUFD.
+            IoctlError: It is not open.
+            ClosedError, ForkedError: The iommufd is closed, or belongs to the parent process.
+        """
+        if not isinstance(getattr(iommufd, "_context", None), Context):
+            raise TypeError(f"a device is bound to an IOMMUFD, not to {type(iommufd).__name__}")
+        given = None if id is None else operator.index(id)
+        fd, host = device_of_fd(fd)
+        with iommufd._lock:
+            iommufd._live()
+            told = _id_told_by_kernel(fd, host)
+            if given is not None and (given <= 0 or told not in (None, given)):
+                raise ValueError(f"{given} is not the id of {host.name}" + (f": that is {told}" if told else ""))
+            self = cls(iommufd, host)
+            self._mark_fd_shared()
+            self.bind_change = self._change(ChangeKind.FIRST)  # another's, and so unknown
+            if number := told or given:
+                self._c.id, self._c.state = number, ioctls.LIVE
+            if told:
+                self._check_iommufd()
+            try:
+                iommufd._remember(self)
+                self._file.fd = fd
+            finally:
+                if self.closed:
+                    iommufd._forget(self)
+            return self
+
+    def _check_iommufd(self) -> None:
+        """Refuse an iommufd that has no device of this id."""
+        try:
+            ioctls.get_hw_info(self._c, None)
+        except IoctlError as error:
+            if error.errno == errno.ENOENT:
+                raise ValueError(f"{self.name} is bound to another iommufd than {self._iommufd!r}") from None
 
     def info(self) -> DeviceInfo:
         """What the device says of itself (VFIO_DEVICE_GET_INFO), as it is now.
@@ -381,3 +441,23 @@ class Device(Attachable):
 
     def __repr__(self) -> str:
         return f"<Device {self.id} {self._device.name}{' closed' if self.closed else ''}>"
+
+
+def _id_told_by_kernel(fd: int, host: HostDevice) -> int | None:
+    """The id of a device that another process has bound, which only the information about a hot reset has.
+
+    Raises:
+        ValueError: It is not bound.
+        IoctlError: The kernel refused for another reason.
+    """
+    try:
+        device_ioctls.device_info(fd)
+    except IoctlError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"fd {fd} of {host.name} is not bound: DeviceFile.from_fd takes it over") from None
+    try:
+        info = read_hot_reset_info(fd)
+    except IoctlError:
+        return None
+    return next((one.id for one in info.devices if one.name == host.name), None)

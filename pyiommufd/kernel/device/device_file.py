@@ -57,14 +57,10 @@ class DeviceFile(Handle):
                 ``fileno`` returns it: give a copy, ``os.dup(fd)``.
             IoctlError: It is not open.
         """
-        fd, number = character_device(fd)
-        node = sysfs.SYS / "dev/char" / number
-        if not number or sysfs.link_name(node / "subsystem") != "vfio-dev":
-            raise ValueError(f"fd {fd} is not that of a vfio cdev (/dev/vfio/devices/vfioX)")
-        check_unowned(fd)
+        fd, device = device_of_fd(fd)
         self = cls.__new__(cls)
         Handle.__init__(self)
-        self._device = from_sys_path((node / "device").resolve())
+        self._device = device
         self._fd_shared = True
         self._file.fd = fd
         return self
@@ -94,3 +90,18 @@ class DeviceFile(Handle):
 
     def __repr__(self) -> str:
         return f"<DeviceFile {self._device.name}{' closed' if self.closed else ''}>"
+
+
+def device_of_fd(fd: int) -> tuple[int, HostDevice]:
+    """An fd's number and its device, of the fd of a vfio cdev that no object of this process owns.
+
+    Raises:
+        ValueError, TypeError: It is the fd of something else, or an object's.
+        IoctlError: It is not open.
+    """
+    fd, number = character_device(fd)
+    node = sysfs.SYS / "dev/char" / number
+    if not number or sysfs.link_name(node / "subsystem") != "vfio-dev":
+        raise ValueError(f"fd {fd} is not that of a vfio cdev (/dev/vfio/devices/vfioX)")
+    check_unowned(fd)
+    return fd, from_sys_path((node / "device").resolve())
