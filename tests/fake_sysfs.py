@@ -60,6 +60,7 @@ class FakeSysfs:
         ids: tuple[int, int] = (0x1234, 0x11E8),
         iommu: str | None = None,
         cdev: int | None = None,
+        noiommu: bool = False,
         **attributes: str,
     ) -> Path:
         """A PCI device.
@@ -77,6 +78,8 @@ class FakeSysfs:
             ids: Vendor and device.
             iommu: The IOMMU that covers it.
             cdev: The number of its vfio node; -1: it is on vfio, and the kernel has no nodes.
+            noiommu: VFIO has it without an IOMMU: it has made the group, and the node is called so (Linux 7.3; older
+                kernels have no node: a ``cdev`` of -1).
             attributes: Further attributes and their texts.
         """
         above = next((self.root / "devices").rglob(parent)) if parent else self.root / "devices"
@@ -100,11 +103,14 @@ class FakeSysfs:
             self.link(f"{here}/driver", self.root / "bus/pci/drivers" / driver)
         if group is not None:
             self._join(folder, group)
+            if noiommu:
+                self.file(f"kernel/iommu_groups/{group}/name", "vfio-noiommu")
+                self.file(f"kernel/iommu_groups/{group}/reserved_regions").write_text("")
         if iommu is not None:
             (self.root / "class/iommu" / iommu).mkdir(exist_ok=True)
             self.link(f"{here}/iommu", self.root / "class/iommu" / iommu)
         if cdev is not None:
-            node = f"{here}/vfio-dev/vfio{max(cdev, 0)}"
+            node = f"{here}/vfio-dev/{'noiommu-' if noiommu and cdev >= 0 else ''}vfio{max(cdev, 0)}"
             (self.root / node).mkdir(parents=True)
             if cdev >= 0:
                 self.file(f"{node}/dev", f"240:{cdev}")

@@ -13,6 +13,7 @@ from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_pairs
 from pyiommufd.cli.status import FAILED
 from pyiommufd.errors import NotFoundError
+from pyiommufd.host.checks.lacks import REACHES_ALL
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.holders import holders
 from pyiommufd.host.running_kernel import has_cdevs
@@ -96,6 +97,8 @@ def _words(access: FeatureAccess) -> list[str]:
 
 def _bind_obstacle(device: HostDevice) -> str:
     """Why the device cannot be bound for IOMMU_GET_HW_INFO; empty if it can."""
+    if device.without_iommu:
+        return f"no IOMMU covers {device.name}, so there is nothing to report of one: {REACHES_ALL}"
     if device.vfio_cdev is None:
         return (
             f"{device.name} is on {device.driver or 'no driver'}: the kernel reports its IOMMU only while the device "

@@ -12,6 +12,7 @@ from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DescribedArgument, DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_indented, print_json, show_progress, style
 from pyiommufd.diagnose.explain import find_errno, find_request, look, requests
+from pyiommufd.host.checks.lacks import REACHES_ALL
 from pyiommufd.host.discovery.devices import find_device
 
 _KEYS = {
@@ -91,6 +92,8 @@ def explain(request: str, errno: int, device: str | None, as_json: bool) -> None
         return
     about = "" if target is None else f" on {target.name}"
     echo(style(f"{request}{about}: {name} ({os.strerror(errno)})", bold=True))
+    if target is not None and target.without_iommu:
+        echo(f"  no IOMMU covers it: {REACHES_ALL}")
     if not causes:
         echo(f"  {'none of the known reasons holds now' if seen.ruled_out else 'no reason for this is known'}")
     for number, cause in enumerate(causes, 1):

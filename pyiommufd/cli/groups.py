@@ -12,6 +12,7 @@ from pyiommufd.cli.output import (
     ReadingCommand,
     echo,
     json_option,
+    print_iommu_note,
     print_json,
     print_none,
     print_words,
@@ -37,7 +38,7 @@ def groups(wanted: tuple[str, ...], shared: bool, as_json: bool) -> None:
     A claim makes it so. The addresses shown are those that mappings have to avoid.
     """
     with show_progress("looking at the groups"):
-        if (lack := no_iommu()) is not None:
+        if (lack := no_iommu()) is not None and not list_groups():  # VFIO may have made some
             if as_json:
                 print_json([])
             echo(f"pyiommufd groups: {lack}", err=True)
@@ -49,6 +50,7 @@ def groups(wanted: tuple[str, ...], shared: bool, as_json: bool) -> None:
     if as_json:
         print_json([records.group_record(group, standing, names) for group in chosen])
     elif chosen:
+        print_iommu_note()
         for group in chosen:
             _print(group, standing, names)
     else:
@@ -58,7 +60,8 @@ def groups(wanted: tuple[str, ...], shared: bool, as_json: bool) -> None:
 def _print(group: Group, standing: dict[HostDevice, Standing], names: dict[HostDevice, KernelNames]) -> None:
     count = len(group.devices)
     state = style("viable", fg="green") if group.viable else style("not viable", fg="yellow")
-    echo(style(f"group {group.id}", bold=True), f"  {count} device{'s' if count != 1 else ''}, {group.type}, ", state)
+    kind = "made by VFIO" if group.is_made_by_vfio else group.type
+    echo(style(f"group {group.id}", bold=True), f"  {count} device{'s' if count != 1 else ''}, {kind}, ", state)
     for device in group.devices:
         words = [style(device.name)]
         if (ids := records.ids(device)) is not None:

@@ -83,6 +83,7 @@ def list_command(
 
     \b
     vfio            a vfio driver has it
+    vfio-noiommu    a vfio driver has it, without an IOMMU: its DMA reaches all memory
     claimable       nothing was found against a claim; pyiommufd plan looks more closely
     in-use          the host uses it, or a member of its group: disks, swap, the default route
     unseen          cannot tell whether the host uses it: not root, or in a container

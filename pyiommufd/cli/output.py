@@ -40,6 +40,7 @@ COLOURS = {
     "ok": "green",
     "claimable": "green",
     "vfio": "cyan",
+    "vfio-noiommu": "red",
     "warning": "yellow",
     "in-use": "yellow",
     "unseen": "yellow",

@@ -41,6 +41,7 @@ DEVICE = {
 GROUP = {
     "id": "its number",
     "type": "its default domain, such as DMA-FQ",
+    "made_by_vfio": "whether VFIO has made it, for a device without an IOMMU or a mediated one",
     "viable": "whether no member is on a host driver",
     "blockers": "the names of those members",
     "devices": "its members, as `list` prints devices",
@@ -112,6 +113,7 @@ def group_record(
     return {
         "id": group.id,
         "type": group.type,
+        "made_by_vfio": group.is_made_by_vfio,
         "viable": group.viable,
         "blockers": [device.name for device in group.blockers],
         "devices": [device_record(device, standing[device], names[device]) for device in group.devices],

@@ -15,8 +15,8 @@ from pyiommufd.cli.output import (
     print_visibility_note,
     show_progress,
 )
-from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu
-from pyiommufd.host.discovery.devices import find_device
+from pyiommufd.host.checks.lacks import NOT_COVERED, REACHES_ALL, no_iommu, no_noiommu_node
+from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.discovery.groups import is_safe
 from pyiommufd.host.discovery.pci_ids import pci_ids
 from pyiommufd.host.overview.details import DeviceDetails, device_details
@@ -130,8 +130,9 @@ def _print(details: DeviceDetails) -> None:
             for member in group.devices
             for blocks in ["" if is_safe(member) else "blocks the group"]
         )
+        kind_of_group = "made by VFIO" if group.is_made_by_vfio else group.type
         about_group = [
-            ("group", f"{group.id}, {group.type}, {'viable' if group.viable else 'not viable'}"),
+            ("group", f"{group.id}, {kind_of_group}, {'viable' if group.viable else 'not viable'}"),
             ("members", members),
             ("reserved", tuple(f"{r.start:#x}..{r.last:#x} ({r.type})" for r in group.reserved_regions)),
         ]
@@ -148,9 +149,9 @@ def _print(details: DeviceDetails) -> None:
             ("revision", records.hexadecimal(details.revision, 2)),
             ("driver", device.driver or "none"),
             ("driver_override", details.driver_override),
-            ("vfio node", device.vfio_cdev or ("none: this kernel has no cdevs" if device.on_vfio else None)),
+            ("vfio node", device.vfio_cdev or (f"none: {_no_node(device)}" if device.on_vfio else None)),
             ("NUMA node", device.numa_node),
-            ("IOMMU", device.iommu),
+            ("IOMMU", f"none: {REACHES_ALL}" if device.without_iommu else device.iommu),
             ("DMA aliases", tuple(alias for alias in details.aliases if alias != device.name)),
             ("reset", " ".join(details.reset_methods) or "no method"),
             ("power", power),
@@ -170,6 +171,10 @@ def _print(details: DeviceDetails) -> None:
             ("no claim", details.no_plan),
         )
     )
+
+
+def _no_node(device: HostDevice) -> object:
+    return (no_noiommu_node(device) if device.without_iommu else None) or "this kernel has no cdevs"
 
 
 def _size(size: int) -> str:

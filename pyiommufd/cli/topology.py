@@ -155,7 +155,7 @@ def _words(node: Node) -> Iterator[EscapedText]:
 
 
 def _group_text(group: GroupBox) -> str:
-    text = f"group {group.id} ({', '.join(group.iommus) or 'no IOMMU named'}): "
+    text = f"group {group.id} ({', '.join(group.iommus) or group.without_iommu or 'no IOMMU named'}): "
     if not group.takes:
         text += "nothing for a claim to take"
     else:

@@ -12,6 +12,7 @@ from pyiommufd.printable import printable
 
 _FILLS = {
     Standing.VFIO: "#cfe8fc",
+    Standing.VFIO_NOIOMMU: "#f6c9c9",
     Standing.CLAIMABLE: "#d8f0d3",
     **dict.fromkeys(REFUSED, "#fde9c4"),
     Standing.BRIDGE: "#eeeeee",
@@ -71,7 +72,8 @@ def _holders(topology: Topology) -> Iterator[str]:
 
 
 def _group_lines(group: GroupBox) -> Iterator[str]:
-    yield f"IOMMU group {group.id}" + (f", {', '.join(group.iommus)}" if group.iommus else "")
+    iommus = ", ".join(group.iommus) or group.without_iommu
+    yield f"IOMMU group {group.id}" + (f", {iommus}" if iommus else "")
     if len(group.takes) > 1:
         yield f"a claim takes {len(group.takes)} devices{' and is refused' if group.refused else ''}"
     elif group.refused:

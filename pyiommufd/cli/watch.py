@@ -67,4 +67,6 @@ def _show(event: DeviceEvent, as_json: bool) -> None:
         words += [f"({device.name})"] if device.name != event.name else []
         words.append(device.driver or "no driver")
         words.append("no group" if device.group_id is None else f"group {device.group_id}")
+        if device.without_iommu and device.on_vfio:
+            words.append("no IOMMU")
     echo(*words, sep="  ")

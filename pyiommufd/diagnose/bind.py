@@ -73,8 +73,17 @@ def _unsafe_drivers(subject: Subject) -> tuple[Cause, ...]:
     )
 
 
+def _asks_for_isolation(subject: Subject) -> bool:
+    """Whether the kernel asks for isolated interrupts: only of a group of an IOMMU's."""
+    return subject.group is not None and not subject.group.is_made_by_vfio
+
+
 def _interrupts_seen(subject: Subject) -> tuple[Cause, ...]:
-    if subject.group is None or unsafe_interrupts_allowed() is not False or interrupts_isolated() is not False:
+    if (
+        not _asks_for_isolation(subject)
+        or unsafe_interrupts_allowed() is not False
+        or interrupts_isolated() is not False
+    ):
         return ()
     seen = "/proc/interrupts has no remapped controller, and iommufd.allow_unsafe_interrupts is 0"
     return (Cause(_NO_ISOLATION, seen, _REMAP),)
@@ -87,12 +96,13 @@ def _seen_at_once(subject: Subject) -> tuple[Cause, ...]:
 
 def _interrupts_by_elimination(subject: Subject) -> tuple[Cause, ...] | None:
     allowed, isolated = unsafe_interrupts_allowed(), interrupts_isolated()
-    if subject.group is None or allowed or (allowed is False and isolated is False):
+    group = subject.group
+    if group is None or not _asks_for_isolation(subject) or allowed or (allowed is False and isolated is False):
         return ()
     if subject.fd is None or allowed is None:
         # What /proc/interrupts shows is all that iommufd asks of an IOMMU of Intel's, and not of AMD's.
         return () if isolated and (subject.device.iommu or "").startswith("dmar") else None
-    if subject.group.blockers or subject.others(*subject.members):
+    if group.blockers or subject.others(*subject.members):
         return ()
     seen = "no other cause was found, and iommufd.allow_unsafe_interrupts is 0"
     return (Cause(_NO_ISOLATION, seen, _REMAP),)
@@ -212,7 +222,7 @@ BIND: Rows = {
             "the device cannot be given to user space, unless firmware can be told otherwise", _firmware),
         Row("a VF token was given for a device without SR-IOV, or for a VF whose PF is on no vfio driver; or to a "
             "kernel from before such tokens", _WITHOUT_TOKEN, _token_of_no_use),
-        Row("the fd came from the legacy group interface", "open /dev/vfio/devices/vfioN"),
+        Row("the fd came from the legacy group interface", "open the device's node below /dev/vfio/devices"),
     ),
     (REQUEST, errno.EBUSY): (
         Row("the group is in use through its legacy node", "end that use", _legacy),

@@ -139,7 +139,8 @@ def look(request: str, errno: int, device: HostDevice | None = None) -> Causes:
 
 def _lacks(device: HostDevice) -> Iterator[Cause]:
     """What the machine lacks for any request of iommufd's or VFIO's about a device."""
-    without = (no_iommu() or NOT_COVERED) if device.group_id is None else None
+    # One that is on vfio all the same can be bound, and works.
+    without = (no_iommu() or NOT_COVERED) if device.without_iommu and not device.on_vfio else None
     for lack in (without, no_iommufd()):
         if lack is not None:
             yield Cause(lack.summary, lack.evidence, lack.fix)
@@ -154,11 +155,14 @@ def _look_at_node(rows: tuple[Row, ...], errno: int, device: HostDevice) -> Caus
     if errno == errno_module.ENOENT:
         is_there = Path(device.vfio_cdev).exists()
         return Causes(ruled_out=general) if is_there else Causes(found, ruled_out=general[:1])
+    # The first row for EPERM is about devices without an IOMMU.
+    ruled_out = general[:1] if errno == errno_module.EPERM and not device.without_iommu else ()
+    possible = general[len(ruled_out) :]
     if errno in (errno_module.EACCES, errno_module.EPERM) and os.access(device.vfio_cdev, os.R_OK | os.W_OK):
-        return Causes(possible=general)  # another user asked
+        return Causes(possible=possible, ruled_out=ruled_out)  # another user asked
     # Of EBUSY and EACCES the only row says in general what was found.
     restated = found and errno in (errno_module.EBUSY, errno_module.EACCES)
-    return Causes(found, () if restated else general)
+    return Causes(found, () if restated else possible, ruled_out)
 
 
 def general_causes(request: str, errno: int) -> tuple[Cause, ...]:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from pyiommufd.diagnose import fixes
 from pyiommufd.errors import Cause, Fix
-from pyiommufd.host.checks.lacks import KERNEL, no_iommufd
+from pyiommufd.host.checks.lacks import KERNEL, no_iommufd, no_noiommu_node
 from pyiommufd.host.claims.plan import claim_obstacle
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import holders
+from pyiommufd.host.limits import CAP_SYS_RAWIO, has_capability
 from pyiommufd.host.rows import Row, Rows
+from pyiommufd.host.running_kernel import has_cdevs
 
 
 def open_iommufd_causes(code: int, path: str) -> tuple[Cause, ...]:
@@ -34,6 +36,8 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
     """Why a device's node under ``/dev/vfio/devices`` could not be opened, or found."""
     if device.vfio_cdev is None:
         if device.on_vfio:
+            if device.without_iommu and (lack := no_noiommu_node(device)) is not None and has_cdevs() is not False:
+                return (Cause(lack.summary, lack.evidence, lack.fix),)
             return (
                 Cause(
                     "this kernel has no device nodes for vfio",
@@ -64,6 +68,8 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
                 "in a container, pass /dev/vfio/devices in; else see that udev or devtmpfs is at work",
             ),
         )
+    if code == errno.EPERM and device.without_iommu and not has_capability(CAP_SYS_RAWIO):
+        return (_RAWIO.cause(f"no IOMMU covers {device.name}, and this process does not have that capability"),)
     return _permission_causes(code, device.vfio_cdev)
 
 
@@ -89,6 +95,7 @@ def _permission_causes(code: int, path: str) -> tuple[Cause, ...]:
     )
 
 
+_RAWIO = Row("devices without an IOMMU are for CAP_SYS_RAWIO only", "run as root, or with that capability")
 NODES: Rows = {
     ("open", errno.ENOENT): (
         Row("the device is not on a vfio driver, or the kernel has no iommufd",
@@ -100,7 +107,7 @@ NODES: Rows = {
         Row("this user may not open the node", "run as root, or have a udev rule give the node to this user"),
     ),
     ("open", errno.EPERM): (
-        Row("devices without an IOMMU are for CAP_SYS_RAWIO only", "run as root"),
+        _RAWIO,
         Row("the container may not use the device", "allow it: as --device of docker and podman does"),
     ),
     ("open", errno.ENODEV): (

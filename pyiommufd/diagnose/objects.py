@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 
 from pyiommufd.diagnose import fixes
-from pyiommufd.errors import Fix, IoctlError, ioctl_error
-from pyiommufd.host.rows import Row, Rows
+from pyiommufd.errors import Cause, Fix, IoctlError, ioctl_error
+from pyiommufd.host.rows import Row, Rows, Subject
 
 _OPTION, _PROCESS, _VFIO_IOAS = "IOMMU_OPTION", "IOMMU_IOAS_CHANGE_PROCESS", "IOMMU_VFIO_IOAS"
 _HWPT, _TRACK, _BITMAP = "IOMMU_HWPT_ALLOC", "IOMMU_HWPT_SET_DIRTY_TRACKING", "IOMMU_HWPT_GET_DIRTY_BITMAP"
@@ -25,6 +25,16 @@ HUGE_PAGES_IN_USE = Row(
 
 _USED = Row("other objects use it: a device is attached, or a page table was made from it", "close these first")
 _OPEN_QUEUE = Row("the fd of a fault or event queue is still open", "close that fd first")
+
+
+def _not_covered(subject: Subject) -> tuple[Cause, ...]:
+    if not subject.device.without_iommu:
+        return ()
+    group = "in no IOMMU group" if subject.group is None else f"in group {subject.group.id}, which VFIO has made"
+    return (Cause("no IOMMU covers the device, so there is nothing to tell", f"it is {group}", _DO_WITHOUT),)
+
+
+_DO_WITHOUT = "do without: its DMA is not translated"
 
 OBJECTS: Rows = {
     (_DESTROY, errno.EBUSY): (_USED, _OPEN_QUEUE),
@@ -74,7 +84,10 @@ OBJECTS: Rows = {
         Row("the type or length of an entry is not what this IOMMU takes", fixes.HW_INFO),
     ),
     (_INVALIDATE, errno.EOPNOTSUPP): (Row("an entry asks for what this IOMMU does not do", "leave that entry out"),),
-    (_INFO, errno.EOPNOTSUPP): (Row("this kernel, or this IOMMU's driver, tells nothing", "use a newer kernel"),),
+    (_INFO, errno.EOPNOTSUPP): (
+        Row("no IOMMU covers the device, so there is nothing to tell", _DO_WITHOUT, _not_covered),
+        Row("this kernel, or this IOMMU's driver, tells nothing", "use a newer kernel"),
+    ),
     (_INFO, errno.ENOENT): (Row("there is no device of that id; a mediated device has no IOMMU", "bind a device"),),
     (_VIOMMU, errno.EOPNOTSUPP): (Row("this IOMMU has no virtual instances of that type", "emulate it otherwise"),),
     (_VDEVICE, errno.EEXIST): (
@@ -86,7 +99,8 @@ OBJECTS: Rows = {
     ),
     (_PA, errno.EPERM): (Row("physical addresses are shown to CAP_SYS_RAWIO only", "run as root"),),
     (_PA, errno.EOPNOTSUPP): (
-        Row("the address space has devices behind an IOMMU", "use it with devices in noiommu mode only"),
+        Row("no device without an IOMMU is attached to the address space, or others are too",
+            "attach devices without an IOMMU, and no others"),
     ),
     (_PA, errno.ENOENT): (Row("nothing is mapped at that address", "map it first"),),
 }  # fmt: skip

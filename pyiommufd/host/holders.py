@@ -52,7 +52,7 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
     for device in devices:
         paths = [device.vfio_cdev] if device.vfio_cdev else []
         if device.group_id is not None:
-            paths += [f"/dev/vfio/{device.group_id}", f"/dev/vfio/noiommu-{device.group_id}"]
+            paths.append(group_node(device))
         for path in paths:
             number = _device_number(Path(path))
             if number is not None:
@@ -65,6 +65,11 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
         if devices and process.name.isdigit():
             found += _held_by(process, wanted)
     return tuple(sorted(found, key=lambda holder: (holder.pid, holder.node, holder.how)))
+
+
+def group_node(device: HostDevice) -> str:
+    """The legacy node of a device's group, where it has one."""
+    return f"/dev/vfio/{'noiommu-' if device.without_iommu else ''}{device.group_id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pyiommufd.host.users import User
 from pyiommufd.printable import printable
 
 CAP_IPC_LOCK = 14
+CAP_SYS_RAWIO = 17
 CAP_SYS_PTRACE = 19
 
 SECURITY = Path("/etc/security")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pyiommufd.errors import Refusal
-from pyiommufd.host.checks.lacks import KERNEL, NOT_COVERED, no_iommu, no_noiommu_mode
+from pyiommufd.host.checks.lacks import KERNEL, NOT_COVERED, no_iommu, no_noiommu_mode, no_noiommu_node
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import reserved_regions
 from pyiommufd.host.running_kernel import has_cdevs, interrupts_refused
@@ -24,7 +24,7 @@ _NO_CDEVS = f"it cannot be bound, as this kernel gives vfio devices no nodes of 
 # VFIO's groups are refused likewise: vfio_iommu_type1 asks for interrupts of its own, and a group with memory that is
 # kept gets no owner in user space (Linux 7.3, drivers/iommu/iommu.c, __iommu_device_set_domain).
 _LEAVES = {
-    "noiommu": "with noiommu forced, DMA of the device reaches all of memory",
+    "noiommu": "with noiommu forced, DMA of the device reaches all of memory, and to open it takes CAP_SYS_RAWIO",
     "isolated-msi": (
         "with isolated-msi forced, binds are refused until iommufd.allow_unsafe_interrupts is 1 (for users of VFIO's "
         "groups, vfio_iommu_type1.allow_unsafe_interrupts)"
@@ -39,10 +39,8 @@ def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
     """Why binds of these devices would be refused, by kind (`pyiommufd.host.uses.KINDS`)."""
     everywhere = dict(machine_obstacles())
     for device in devices:
-        if device.group_id is None:
-            lack, mode = no_iommu() or NOT_COVERED, no_noiommu_mode()
-            first = "" if mode is None else f"vfio's enable_unsafe_noiommu_mode is on ({mode.fix})"
-            yield Refusal(device.name, "noiommu", lack.summary, lack.fix, needs=first, leaves=_LEAVES["noiommu"])
+        if device.without_iommu or device.group_id is None:
+            yield _without_iommu(device)
             continue
         for kind, reason in everywhere.items():
             yield Refusal(device.name, kind, reason, leaves=_LEAVES[kind])
@@ -52,6 +50,15 @@ def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
                 f"({firmware}): see whether its setup can release it"
             )
             yield Refusal(device.name, "reserved", reason, leaves=_LEAVES["reserved"])
+
+
+def _without_iommu(device: HostDevice) -> Refusal:
+    lack, mode, leaves = no_iommu() or NOT_COVERED, no_noiommu_mode(), _LEAVES["noiommu"]
+    # A vfio driver that has it keeps it when the mode is turned off.
+    first = "" if mode is None or device.on_vfio else f"vfio's enable_unsafe_noiommu_mode is on ({mode.fix})"
+    if (node := no_noiommu_node(device)) is not None:
+        leaves = f"{leaves}; {node}"
+    return Refusal(device.name, "noiommu", lack.summary, lack.fix, needs=first, leaves=leaves)
 
 
 def machine_obstacles() -> Iterator[tuple[str, str]]:

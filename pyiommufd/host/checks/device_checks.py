@@ -14,7 +14,7 @@ from pyiommufd.host.checks.finding import Finding, Machine, State
 def reserved(machine: Machine) -> Iterator[Finding]:
     """Firmware's one-to-one mappings (RMRR, IVMD) make the kernel refuse a whole group."""
     found = False
-    for group in machine.groups:
+    for group in machine.iommu_groups:
         regions = firmware_regions(group.id)
         if not regions:
             continue
@@ -27,7 +27,7 @@ def reserved(machine: Machine) -> Iterator[Finding]:
             "see whether the firmware can release it (a device used for management, or as the boot display)",
             tuple(device.name for device in group.devices),
         )
-    if machine.groups and not found:
+    if machine.iommu_groups and not found:
         yield Finding("reserved", State.OK, "firmware keeps no device for itself", "no reserved region of type direct")
 
 
@@ -119,14 +119,14 @@ def reset(machine: Machine) -> Iterator[Finding]:
             "give such a device to one user only, or reboot in between",
             without,
         )
-    elif machine.groups:
+    elif machine.iommu_groups:
         yield Finding("reset", State.OK, "every device can be reset", "reset_method")
 
 
 def mixed_group(machine: Machine) -> Iterator[Finding]:
     """Whether a group is half on vfio and half on host drivers."""
     mixed = False
-    for group in machine.groups:
+    for group in machine.iommu_groups:
         given = [device for device in group.devices if device.on_vfio]
         if given and group.blockers:
             mixed = True
@@ -139,5 +139,5 @@ def mixed_group(machine: Machine) -> Iterator[Finding]:
                 f"claim the whole group: pyiommufd claim {given[0].name}",
                 tuple(device.name for device in group.devices),
             )
-    if machine.groups and not mixed:
+    if machine.iommu_groups and not mixed:
         yield Finding("mixed-group", State.OK, "no group is half on vfio and half on host drivers")

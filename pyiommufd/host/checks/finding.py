@@ -57,3 +57,8 @@ class Machine:
     devices: tuple[HostDevice, ...]
     groups: tuple[Group, ...]
     dev: Path = Path("/dev")
+
+    @property
+    def iommu_groups(self) -> tuple[Group, ...]:
+        """The groups of an IOMMU: those that VFIO has made are left out."""
+        return tuple(group for group in self.groups if not group.is_made_by_vfio)

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 
 from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.groups import groups_folder
+from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.discovery.groups import iommu_has_groups
 from pyiommufd.host.drivers import module_file
 from pyiommufd.host.running_kernel import kernel_option
 
@@ -25,6 +26,8 @@ _BOOT_WITH = {
     "IVRS": "the kernel uses it unless it fails: dmesg has lines of AMD-Vi that say why",
 }
 _NOIOMMU = "enable_unsafe_noiommu_mode"
+NOIOMMU_OFF = f"echo 0 > /sys/module/vfio/parameters/{_NOIOMMU}"
+"""How vfio is told to take no device without an IOMMU."""
 _OFF = ("iommu=off", "intel_iommu=off", "amd_iommu=off")
 
 
@@ -53,14 +56,14 @@ NOT_COVERED = Lack(
 
 
 def no_iommu() -> Lack | None:
-    """That this machine uses no IOMMU, and so has no groups; None: it uses one."""
-    if groups_folder().is_dir() and any(groups_folder().iterdir()):
+    """That this machine uses no IOMMU, and so has no groups but those that VFIO makes; None: it uses one."""
+    if iommu_has_groups():
         return None
     tables = sysfs.SYS / "firmware/acpi/tables"
     table = next((name for name in ("DMAR", "IVRS", "IORT", "VIOT") if (tables / name).exists()), None)
     words = (sysfs.read(sysfs.PROC / "cmdline") or "").split()
     given = " ".join(word for word in words if "iommu" in word) or "nothing about an IOMMU"
-    seen = f"no groups in /sys/kernel/iommu_groups; the kernel's command line has {given}"
+    seen = f"no groups of one in /sys/kernel/iommu_groups; the kernel's command line has {given}"
     if off := [word for word in words if word in _OFF]:
         return Lack(
             f"no IOMMU: the kernel was told to use none ({' '.join(off)})", seen, f"boot without {' and '.join(off)}"
@@ -75,11 +78,12 @@ def no_iommu() -> Lack | None:
     )
 
 
-def no_noiommu_mode() -> Lack | None:
-    """That vfio takes no device without an IOMMU, as it may be told to (Linux 7.3, drivers/vfio); None: it does.
+REACHES_ALL = "its DMA reaches all memory, and nothing blocks it"
+"""What a device without an IOMMU does, whoever drives it."""
 
-    A device that is taken so reaches all of memory by DMA.
-    """
+
+def no_noiommu_mode() -> Lack | None:
+    """That vfio takes no device without an IOMMU, as it may be told to (Linux 7.3, drivers/vfio); None: it does."""
     module = sysfs.SYS / "module/vfio"
     value = sysfs.read(module / "parameters" / _NOIOMMU)
     if value in ("Y", "1"):
@@ -92,6 +96,27 @@ def no_noiommu_mode() -> Lack | None:
     else:
         seen, fix = "vfio is not loaded", f"modprobe vfio {_NOIOMMU}=1"
     return Lack(f"vfio takes a device without an IOMMU only where its {_NOIOMMU} is on", seen, fix)
+
+
+def no_noiommu_node(device: HostDevice) -> Lack | None:
+    """That vfio gives a device without an IOMMU no node for iommufd; None: it does, or that is not known.
+
+    That takes CONFIG_IOMMUFD_NOIOMMU, which VFIO_NOIOMMU selects since Linux 7.3 (drivers/vfio/Kconfig).
+    """
+    if device.on_vfio:
+        if device.vfio_cdev is not None:
+            return None
+        seen = f"{device.name} is on {device.driver}, and its vfio-dev folder has no dev file"
+    elif kernel_option("IOMMUFD_NOIOMMU") == "n":
+        seen = f"kernel {os.uname().release} has no CONFIG_IOMMUFD_NOIOMMU"
+    else:
+        return None
+    node = f"/dev/vfio/noiommu-{'NUMBER' if device.group_id is None else device.group_id}"
+    return Lack(
+        "this kernel gives devices without an IOMMU no nodes for iommufd",
+        seen,
+        f"use VFIO's groups ({node}), or boot a kernel with CONFIG_IOMMUFD_NOIOMMU (7.3 or newer)",
+    )
 
 
 def no_iommufd() -> Lack | None:

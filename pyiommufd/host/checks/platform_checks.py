@@ -7,12 +7,21 @@ from collections.abc import Iterator
 
 from pyiommufd.host import sysfs
 from pyiommufd.host.checks.finding import Finding, Machine, State
-from pyiommufd.host.checks.lacks import KERNEL, Lack, no_iommu, no_iommufd, no_vfio_driver
+from pyiommufd.host.checks.lacks import (
+    KERNEL,
+    NOIOMMU_OFF,
+    Lack,
+    no_iommu,
+    no_iommufd,
+    no_noiommu_mode,
+    no_noiommu_node,
+    no_vfio_driver,
+)
 from pyiommufd.host.limits import lockable_memory
 from pyiommufd.host.namespaces import namespace, visibility_note
 from pyiommufd.host.running_kernel import has_cdevs, interrupts_isolated, unsafe_interrupts_allowed
 from pyiommufd.host.uses.processes import look_at_processes
-from pyiommufd.printable import counted
+from pyiommufd.printable import counted, listed
 
 
 def iommu(machine: Machine) -> Iterator[Finding]:
@@ -20,10 +29,10 @@ def iommu(machine: Machine) -> Iterator[Finding]:
     folder = sysfs.SYS / "class/iommu"
     units = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     units = [name for name in units if "selftest" not in name]
-    if machine.groups:
-        evidence = f"{', '.join(units) or 'an IOMMU'}; {counted(len(machine.groups), 'group')}"
+    if machine.iommu_groups:
+        evidence = f"{', '.join(units) or 'an IOMMU'}; {counted(len(machine.iommu_groups), 'group')}"
         yield Finding("iommu", State.OK, "an IOMMU is on", evidence)
-        without = tuple(d.name for d in machine.devices if d.group_id is None and d.subsystem == "pci")
+        without = tuple(d.name for d in machine.devices if d.without_iommu and d.subsystem == "pci")
         if without:
             yield Finding(
                 "iommu",
@@ -33,9 +42,21 @@ def iommu(machine: Machine) -> Iterator[Finding]:
                 "these cannot be passed through",
                 without,
             )
-        return
-    if (lack := no_iommu()) is not None:
+    elif (lack := no_iommu()) is not None:
         yield _missing("iommu", lack)
+    taken = tuple(device.name for device in machine.devices if device.without_iommu and device.on_vfio)
+    mode = no_noiommu_mode()
+    if taken or mode is None:
+        yield Finding(
+            "iommu",
+            State.WARNING,
+            "vfio has devices without an IOMMU: their DMA reaches all memory, and nothing blocks it"
+            if taken
+            else "vfio takes devices without an IOMMU, whose DMA then reaches all memory",
+            f"on vfio: {listed(taken)}" if taken else "vfio's enable_unsafe_noiommu_mode is Y",
+            "unless that is meant: " + (f"pyiommufd release {taken[0]}" if taken else NOIOMMU_OFF),
+            taken,
+        )
 
 
 def _missing(check: str, lack: Lack) -> Finding:
@@ -64,7 +85,8 @@ def iommufd(machine: Machine) -> Iterator[Finding]:
 def cdev(machine: Machine) -> Iterator[Finding]:
     """Whether vfio devices have nodes under ``/dev/vfio/devices``."""
     known, lack = has_cdevs(), no_iommufd()
-    without = tuple(device.name for device in machine.devices if device.on_vfio and device.vfio_cdev is None)
+    nodeless = [device for device in machine.devices if device.on_vfio and device.vfio_cdev is None]
+    without = tuple(device.name for device in nodeless if not device.without_iommu)
     if known is False or without:
         yield Finding(
             "cdev",
@@ -76,6 +98,9 @@ def cdev(machine: Machine) -> Iterator[Finding]:
         )
     elif known:
         yield Finding("cdev", State.OK, "vfio devices have nodes of their own", "/dev/vfio/devices")
+        for device in nodeless:
+            if (node := no_noiommu_node(device)) is not None:
+                yield Finding("cdev", State.WARNING, node.summary, node.evidence, node.fix, (device.name,))
     else:
         yield Finding(
             "cdev", State.UNKNOWN, "whether vfio devices have nodes of their own", "vfio is not loaded", "modprobe vfio"
@@ -93,7 +118,7 @@ def vfio_pci(machine: Machine) -> Iterator[Finding]:  # noqa: ARG001 - as all ch
 
 def isolated_msi(machine: Machine) -> Iterator[Finding]:
     """Whether devices can raise each other's interrupts."""
-    if not machine.groups:
+    if not machine.iommu_groups:
         return
     isolated, allowed = interrupts_isolated(), unsafe_interrupts_allowed()
     if isolated:

@@ -174,7 +174,7 @@ def _is_on_host_driver(step: Step) -> bool:
 
 def _wait_for_node(folder: Path) -> None:
     """Wait for the node of a device that has come to a vfio driver; a machine without one is `check`'s to tell of."""
-    for name in [path.parent.name for path in folder.glob("vfio-dev/vfio*/dev")]:
+    for name in [path.parent.name for path in folder.glob("vfio-dev/*/dev")]:
         node = Path("/dev/vfio/devices") / name
         end = time.monotonic() + _NODE_SECONDS
         while not node.exists():

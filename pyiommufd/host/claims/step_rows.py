@@ -40,7 +40,7 @@ def _bridge(subject: Subject) -> tuple[Cause, ...]:
 
 def _no_group(subject: Subject) -> tuple[Cause, ...]:
     mode = no_noiommu_mode()
-    if subject.group is not None or mode is None:
+    if not subject.device.without_iommu or mode is None:
         return ()
     return tuple(Cause(lack.summary, lack.evidence, lack.fix) for lack in (no_iommu() or NOT_COVERED, mode))
 

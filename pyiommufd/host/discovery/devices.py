@@ -14,7 +14,7 @@ from typing import Any
 from pyiommufd.errors import DeviceNotFoundError, MissingLibraryError
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.aliases import dma_aliases
-from pyiommufd.host.discovery.groups import Group, groups_folder, reserved_regions
+from pyiommufd.host.discovery.groups import Group, groups_folder, is_made_by_vfio, reserved_regions
 from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS, folders_by_kernel_name, folders_by_path, near_names, pci_address
 from pyiommufd.host.discovery.sriov import physical_function, virtual_functions
@@ -41,15 +41,18 @@ class HostDevice:
         device_id: PCI device id, or None.
         class_code: PCI class, subclass and interface as one number of 24 bits, or None.
         driver: The driver it is on, or None.
-        group_id: Its IOMMU group, or None where no IOMMU covers it.
+        group_id: Its IOMMU group; where no IOMMU covers it, None, or the one that VFIO makes while it has the device.
         numa_node: Its NUMA node, or None where the machine has no say.
         iommu: The IOMMU that translates for it, such as ``dmar0``, or None.
-        vfio_cdev: Its node, such as ``/dev/vfio/devices/vfio0``; None where it is not on a vfio driver or
-            the kernel was built without VFIO_DEVICE_CDEV.
+        vfio_cdev: Its node, such as ``/dev/vfio/devices/vfio0``, or ``noiommu-vfio0`` where no IOMMU covers it; None
+            where it is not on a vfio driver, or the kernel was built without VFIO_DEVICE_CDEV. For a device without an
+            IOMMU there are nodes since Linux 7.3.
         on_vfio: Whether a vfio driver has it, cdev or not.
         is_bridge: Whether it is a bridge to another PCI bus, by its configuration header: vfio-pci takes none (Linux
             7.3, drivers/vfio/pci/vfio_pci_core.c:2232). Of the class of bridges (06xx) are also devices that it takes,
             such as an LPC controller or an NVSwitch.
+        without_iommu: Whether no IOMMU covers it: its DMA reaches all memory, whatever is attached or mapped. That of a
+            mediated device does not, as its parent's driver keeps it to what is mapped.
     """
 
     name: str
@@ -65,6 +68,7 @@ class HostDevice:
     vfio_cdev: str | None = field(compare=False)
     on_vfio: bool = field(compare=False)
     is_bridge: bool = field(default=False, compare=False)
+    without_iommu: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return self.name
@@ -75,7 +79,7 @@ class HostDevice:
 
     @property
     def group(self) -> Group | None:
-        """Its IOMMU group as it is now, or None where no IOMMU covers the device."""
+        """Its group as it was looked up in `group_id`, with the members that it has now; None where it had none."""
         return None if self.group_id is None else find_group(self.group_id)
 
     @property
@@ -135,6 +139,8 @@ def _read(path: Path, name: str) -> HostDevice:
     if subsystem is None:
         raise DeviceNotFoundError(f"there is no device at {path}")
     group = sysfs.link_name(at + "iommu_group")
+    group_id = int(group) if group is not None and group.isdigit() else None
+    iommu = sysfs.link_name(at + "iommu")
     node = sysfs.number(at + "numa_node")
     on_vfio, cdev = _vfio(at + "vfio-dev")
     return HostDevice(
@@ -145,12 +151,14 @@ def _read(path: Path, name: str) -> HostDevice:
         device_id=sysfs.number(at + "device", 16),
         class_code=sysfs.number(at + "class", 16),
         driver=sysfs.link_name(at + "driver"),
-        group_id=int(group) if group is not None and group.isdigit() else None,
+        group_id=group_id,
         numa_node=None if node == -1 else node,
-        iommu=sysfs.link_name(at + "iommu"),
+        iommu=iommu,
         vfio_cdev=cdev,
         on_vfio=on_vfio,
         is_bridge=subsystem == "pci" and _is_bridge(at),
+        # VFIO makes groups for mediated devices, too.
+        without_iommu=subsystem != "mdev" and iommu is None and (group_id is None or is_made_by_vfio(group_id)),
     )
 
 
@@ -170,8 +178,8 @@ def _vfio(folder: str) -> tuple[bool, str | None]:
     except OSError:
         return False, None
     for name in names:
-        # The folder is there on a kernel without cdev support too; its `dev` file is not.
-        if name.startswith("vfio") and os.path.exists(f"{folder}/{name}/dev"):  # noqa: PTH110
+        # A folder vfioN, or noiommu-vfioN, is there on a kernel without cdev support too; its `dev` file is not.
+        if os.path.exists(f"{folder}/{name}/dev"):  # noqa: PTH110
             return True, f"/dev/vfio/devices/{name}"
     return True, None
 
@@ -249,7 +257,8 @@ def find_device(name: str) -> HostDevice:
             without the domain (``02:01.0``, ``2:1.0``) or ``vendor:device`` (``1234:11e8``, ``0x1234:0x11e8``);
             libvirt's name (``pci_0000_02_01_0``) or udev's (``pci-0000:02:01.0``); the name of a network interface
             (``eth0``), disk or partition (``nvme0n1p1``), NVMe controller (``nvme0``) or namespace (``ng0n1``), GPU
-            (``card0``, ``renderD128``), RDMA device (``mlx5_0``) or vfio device (``vfio0``); the path of a node
+            (``card0``, ``renderD128``), RDMA device (``mlx5_0``) or vfio device (``vfio0``, ``noiommu-vfio0``); the
+            path of a node
             (``/dev/vda``, ``/dev/vfio/devices/vfio0``), or of a link to one; or any path under ``/sys`` that leads to
             the device's folder or below it (``/sys/class/net/eth0``). What has a slash, and is no address, is a path,
             relative to the current folder or not. What an address can be is not looked for among the names of
@@ -359,11 +368,12 @@ def find_group(group_id: int) -> Group:
         type=sysfs.read(path / "type") or "unknown",
         devices=tuple(devices),
         reserved_regions=reserved_regions(group_id),
+        is_made_by_vfio=is_made_by_vfio(group_id),
     )
 
 
 def list_groups() -> list[Group]:
-    """Every IOMMU group, by number; none where no IOMMU is in use."""
+    """Every IOMMU group, by number, also those that VFIO has made for devices that no IOMMU covers."""
     if not groups_folder().is_dir():
         return []
     groups = []

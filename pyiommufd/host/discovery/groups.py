@@ -44,12 +44,14 @@ class Group(OneLine):
         type: The group's default domain: ``DMA``, ``DMA-FQ``, ``identity``, ``blocked`` or ``unknown``.
         devices: Every member, bridges included, ordered by name.
         reserved_regions: What the members' addresses must avoid.
+        is_made_by_vfio: Whether VFIO has made it, for a device that no IOMMU covers, or for a mediated one.
     """
 
     id: int
     type: str = field(compare=False)
     devices: tuple[HostDevice, ...] = field(compare=False)
     reserved_regions: tuple[ReservedRegion, ...] = field(compare=False)
+    is_made_by_vfio: bool = field(default=False, compare=False)
 
     @property
     def blockers(self) -> tuple[HostDevice, ...]:
@@ -78,6 +80,20 @@ def is_safe(device: HostDevice) -> bool:
 def groups_folder() -> Path:
     """The folder in sysfs that has one folder a group."""
     return sysfs.SYS / "kernel/iommu_groups"
+
+
+def is_made_by_vfio(group_id: int | str) -> bool:
+    """Whether VFIO has made a group, for a device that no IOMMU covers, or for a mediated one: no sign of an IOMMU.
+
+    As long as a vfio driver has the device (Linux 7.3, drivers/vfio/group.c, vfio_noiommu_group_alloc).
+    """
+    return sysfs.read(f"{groups_folder()}/{group_id}/name") == "vfio-noiommu"
+
+
+def iommu_has_groups() -> bool:
+    """Whether an IOMMU is in use here: there is a group that VFIO has not made."""
+    folder = groups_folder()
+    return folder.is_dir() and any(not is_made_by_vfio(path.name) for path in folder.iterdir())
 
 
 def reserved_regions(group_id: int, kind: str = "") -> tuple[ReservedRegion, ...]:

@@ -19,7 +19,7 @@ SUBSYSTEMS = ("pci", "mdev", "platform", "amba", "fsl-mc", "ap", "ccw", "cdx")
 # Also as udev (ID_PATH), lshw and devlink write it.
 _ADDRESS = re.compile(r"(?:pci[-@/])?(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])")
 _LIBVIRT = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])")
-_CDEV = re.compile(r"/dev/vfio/devices/(vfio[0-9]+)")
+_CDEV = re.compile(r"/dev/vfio/devices/((?:noiommu-)?vfio[0-9]+)")
 _GROUP_NODE = re.compile(r"(?:noiommu-)?([0-9]+)")
 _NVME_SUBSYSTEM = re.compile(r".*/nvme-subsystem/[^/]+")
 _NVME_CONTROLLER = re.compile(r"nvme[0-9]+")

@@ -16,6 +16,8 @@ class Standing(StrEnum):
 
     VFIO = "vfio"
     """A vfio driver has it."""
+    VFIO_NOIOMMU = "vfio-noiommu"
+    """A vfio driver has it, and no IOMMU covers it: its DMA reaches all memory."""
     CLAIMABLE = "claimable"
     """The quick look found nothing against a claim of it and its group; `plan_claim` looks more closely."""
     IN_USE = "in-use"
@@ -32,7 +34,7 @@ class Standing(StrEnum):
     BRIDGE = "bridge"
     """A bridge to another bus, which vfio-pci does not take."""
     NO_GROUP = "no-group"
-    """No IOMMU covers it."""
+    """No IOMMU covers it; on a host driver, or on none."""
     NO_DRIVER = "no-vfio-driver"
     """No vfio driver takes over devices of its bus: an mdev is made for vfio, or not."""
 
@@ -68,7 +70,7 @@ def standings(devices: Iterable[HostDevice]) -> dict[HostDevice, Standing]:
 
 def _standing(device: HostDevice, reasons: set[str], unbindable: bool, with_parent: bool) -> Standing:
     if device.on_vfio:
-        return Standing.VFIO
+        return Standing.VFIO_NOIOMMU if device.without_iommu else Standing.VFIO
     if device.is_bridge:
         return Standing.BRIDGE
     if device.group_id is None:

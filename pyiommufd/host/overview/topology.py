@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pyiommufd.host.claims.plan import is_left_as_is, parents_among
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
-from pyiommufd.host.holders import Holder, holders
+from pyiommufd.host.holders import Holder, group_node, holders
 from pyiommufd.host.overview.standing import REFUSED, Standing, standings
 from pyiommufd.printable import OneLine, counted, listed
 
@@ -61,6 +61,11 @@ class GroupBox(OneLine):
     holders: tuple[Holder, ...]
     takes: tuple[HostDevice, ...]
     refused: bool
+
+    @property
+    def without_iommu(self) -> str:
+        """That no IOMMU covers its device, in words; else empty."""
+        return "no IOMMU: DMA reaches all memory" if any(one.without_iommu for one in self.devices) else ""
 
     def _line(self) -> str:
         return f"{self.id}: {listed(self.devices)}{', refused' if self.refused else ''}"
@@ -139,7 +144,7 @@ def _groups(
             id=number,
             devices=tuple(group),
             iommus=tuple(dict.fromkeys(device.iommu for device in group if device.iommu)),
-            holders=tuple(held.get(f"/dev/vfio/{number}", ())),
+            holders=tuple(held.get(group_node(group[0]), ())),
             takes=tuple(device for device in moved if device not in parents) if claimable else (),
             refused=any(standing[device] in REFUSED for device in group),
         )

@@ -74,6 +74,47 @@ def test_force_says_what_it_leaves(machine: FakeSysfs) -> None:
     assert result.exit_code == 0
     way = "echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
     assert f"forced: the claim fails unless vfio's enable_unsafe_noiommu_mode is on ({way})\n" in result.stderr
-    assert "forced: with noiommu forced, DMA of the device reaches all of memory\n" in result.stderr
+    assert (
+        "forced: with noiommu forced, DMA of the device reaches all of memory, and to open it takes CAP_SYS_RAWIO\n"
+        in result.stderr
+    )
     machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
     assert "the claim fails" not in CliRunner().invoke(cli, forced, catch_exceptions=False).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["check"], 3, "vfio has devices without an IOMMU: their DMA reaches all memory"),
+        (["list"], 0, "vfio-noiommu"),
+        (["list", "--standing", "vfio-noiommu"], 0, "0000:00:02.0"),
+        (["show", "noiommu-vfio0"], 0, "none: its DMA reaches all memory, and nothing blocks it"),
+        (["groups"], 0, "made by VFIO"),
+        (["topology"], 0, "group 0 (no IOMMU: DMA reaches all memory)"),
+        (["topology", "--dot"], 0, "no IOMMU: DMA reaches all memory"),
+        (["plan", "/dev/vfio/devices/noiommu-vfio0"], 3, "DMA of the device reaches all of memory"),
+        (["claim", "--dry-run", "0000:00:02.0"], 3, "[noiommu]"),
+        (["explain", "attach", "EINVAL", "0000:00:02.0"], 0, "no IOMMU covers it: its DMA reaches all memory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("cdev", [0, -1], ids=["7.3", "older"])
+def test_device_on_vfio_all_the_same(
+    machine: FakeSysfs, arguments: list[str], status: int, said: str, cdev: int
+) -> None:
+    """VFIO has made a group for it, which is no sign of an IOMMU; older kernels give it no node."""
+    if cdev < 0:
+        arguments = ["0000:00:02.0" if "noiommu-vfio0" in word else word for word in arguments]
+    folder = machine.pci("0000:00:02.0", driver="vfio-pci", group=0, cdev=cdev, noiommu=True)
+    if cdev >= 0:
+        machine.link("class/vfio-dev/noiommu-vfio0", folder / "vfio-dev/noiommu-vfio0")
+    (machine.proc / "devices").write_text("Character devices:\n240 vfio-dev\n")
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    assert said in result.output
+    assert "an IOMMU is on" not in result.output
+    assert "isolated-msi" not in result.output
+    assert ("use VFIO's groups (/dev/vfio/noiommu-0)" in result.output) == (cdev < 0 and arguments[0] in _OF_NODES)
+
+
+_OF_NODES = ("check", "show", "plan", "claim")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,27 @@ def test_device_that_is_not_claimed(driver: str | None) -> None:
 def test_kernel_without_cdevs() -> None:
     (cause,) = open_cdev_causes(errno.ENOENT, device("vfio-pci", on_vfio=True))
     assert "CONFIG_VFIO_DEVICE_CDEV" in cause.fix
+
+
+def test_kernel_without_nodes_for_devices_without_an_iommu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "has_cdevs", lambda: True)
+    without = replace(device("vfio-pci", on_vfio=True), group_id=4, without_iommu=True)
+    (cause,) = open_cdev_causes(errno.ENOENT, without)
+    assert "no nodes" in cause.summary
+    assert "/dev/vfio/noiommu-4" in cause.fix
+    monkeypatch.setattr(node, "has_cdevs", lambda: False)
+    (cause,) = open_cdev_causes(errno.ENOENT, without)
+    assert "CONFIG_VFIO_DEVICE_CDEV" in cause.fix
+
+
+def test_node_for_which_a_capability_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "noiommu-vfio0"
+    path.touch()
+    monkeypatch.setattr(node, "has_capability", lambda number: False)
+    for without, words in ((True, "CAP_SYS_RAWIO"), (False, "may not open")):
+        held = replace(device("vfio-pci", cdev=str(path), on_vfio=True), without_iommu=without)
+        (cause,) = open_cdev_causes(errno.EPERM, held)
+        assert words in cause.summary
 
 
 def test_node_that_a_container_lacks() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyiommufd import ClaimRefusedError, list_devices, plan_claim
+from pyiommufd import ClaimRefusedError, find_device, list_devices, plan_claim
 from pyiommufd.errors import override
 from pyiommufd.host.overview.standing import Standing, standings
 from tests.fake_sysfs import FakeSysfs
@@ -98,6 +98,18 @@ def test_no_iommu(machine: FakeSysfs) -> None:
     assert standing() == [Standing.CLAIMABLE, Standing.CLAIMABLE, Standing.NO_GROUP]
 
 
+def test_a_second_claim_of_a_device_without_an_iommu(machine: FakeSysfs) -> None:
+    """On vfio it has a group, and still no IOMMU; interrupts are none of its concern."""
+    machine.pci("0000:00:03.0", driver="vfio-pci", group=0, cdev=1, noiommu=True)
+    machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "N")
+    plan = plan_claim("0000:00:03.0")
+    assert [(refusal.device, refusal.kind, refusal.needs) for refusal in plan.refusals] == [
+        ("0000:00:03.0", "noiommu", "")
+    ]
+    forced = plan_claim("0000:00:03.0", force=["noiommu"])
+    assert (forced.refusals, forced.stays) == ((), (find_device("0000:00:03.0"),))
+
+
 @pytest.mark.parametrize(
     ("mode", "first"),
     [
@@ -113,5 +125,6 @@ def test_force_for_want_of_an_iommu_says_what_it_takes(fake: FakeSysfs, mode: st
         fake.file("module/vfio/parameters/enable_unsafe_noiommu_mode", mode)
     once = f", once vfio's enable_unsafe_noiommu_mode is on ({first})" if first else ""
     assert override(plan_claim("0000:00:03.0").refusals).command == (
-        f"to override{once}: --force noiommu; with noiommu forced, DMA of the device reaches all of memory"
+        f"to override{once}: --force noiommu; with noiommu forced, DMA of the device reaches all of memory, "
+        "and to open it takes CAP_SYS_RAWIO"
     )

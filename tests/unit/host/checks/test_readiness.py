@@ -93,6 +93,31 @@ def test_no_iommu(fake: FakeSysfs) -> None:
     assert "pyiommufd guest" in finding.fix
 
 
+@pytest.mark.parametrize("cdev", [0, -1])
+def test_vfio_without_an_iommu(fake: FakeSysfs, cdev: int) -> None:
+    """The group that VFIO makes shows no IOMMU; a missing node is not the kernel's want of nodes."""
+    (fake.proc / "devices").write_text("Character devices:\n240 vfio-dev\n")
+    fake.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
+    fake.pci("0000:00:01.0")
+    missing, unsafe = found("iommu")
+    assert (missing.state, unsafe.state, unsafe.devices) == (State.MISSING, State.WARNING, ())
+    fake.pci("0000:00:02.0", driver="vfio-pci", group=0, cdev=cdev, noiommu=True)
+    missing, unsafe = found("iommu")
+    assert missing.summary.startswith("no IOMMU: ")
+    assert (unsafe.state, unsafe.devices) == (State.WARNING, ("0000:00:02.0",))
+    assert "reaches all memory" in unsafe.summary
+    assert found("isolated-msi") == found("reserved") == found("mixed-group") == []
+    nodes, *without = found("cdev")
+    assert nodes.state is State.OK
+    assert [(one.state, one.devices) for one in without] == [(State.WARNING, ("0000:00:02.0",))] * (cdev < 0)
+    # Beside an IOMMU that does not cover it:
+    fake.pci("0000:00:03.0", group=3, iommu="dmar0")
+    on, partly, unsafe = found("iommu")
+    assert on.evidence == "dmar0; 1 group"
+    assert partly.devices == ("0000:00:01.0", "0000:00:02.0")
+    assert unsafe.devices == ("0000:00:02.0",)
+
+
 def test_iommufd(fake: FakeSysfs, tmp_path: Path, kernel: dict[str, str]) -> None:
     assert "CONFIG_IOMMUFD=unknown" in only("iommufd", State.MISSING).evidence
     kernel["IOMMUFD"] = "n"

@@ -32,6 +32,7 @@ def test_each(fake: FakeSysfs, looked_at: list[str]) -> None:
     fake.pci("0000:00:03.0", group=3, driver="pcieport", class_code=0x060400)
     fake.pci("0000:00:04.0")
     fake.pci("0000:00:05.0", group=5, driver="e1000e")
+    fake.pci("0000:00:06.0", group=6, driver="vfio-pci", cdev=1, noiommu=True)
     found = {device.name[5:]: standing for device, standing in standings(list_devices()).items()}
     assert found == {
         "00:01.0": Standing.CLAIMABLE,
@@ -39,6 +40,7 @@ def test_each(fake: FakeSysfs, looked_at: list[str]) -> None:
         "00:03.0": Standing.BRIDGE,
         "00:04.0": Standing.NO_GROUP,
         "00:05.0": Standing.CLAIMABLE,
+        "00:06.0": Standing.VFIO_NOIOMMU,
     }
     # None of them has a disk or an interface: nothing had to be searched.
     assert looked_at == []
