@@ -22,7 +22,14 @@ from pyiommufd.host.discovery.groups import ReservedRegion
 from pyiommufd.kernel.handle import Handle
 from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.kernel.memory.iova import IOVARange
-from pyiommufd.kernel.pagetables.attachment import Attachment, AttachPreview, ChangeKind, DMAChange, Verdict
+from pyiommufd.kernel.pagetables.attachment import (
+    UNBLOCKED_REASON,
+    Attachment,
+    AttachPreview,
+    ChangeKind,
+    DMAChange,
+    Verdict,
+)
 from pyiommufd.kernel.pagetables.hw_info import HWInfo, hw_info
 from pyiommufd.kernel.pagetables.hwpt import HWPT, HWPTOptions, alloc_hwpt
 from pyiommufd.kernel.pagetables.trial import try_page_table, unfit_mappings
@@ -53,7 +60,7 @@ class Attachable(Handle):
         self.bind_change = self._bind_change()
 
     def _bind_change(self) -> DMAChange:
-        return DMAChange(ChangeKind.NOOP, ()) if self._state.bound else self._change(ChangeKind.FIRST)
+        return self._no_change() if self._state.bound else self._change(ChangeKind.FIRST)
 
     def _check_bind_change(self) -> None:
         """After the bind: make `bind_change` unknown if a signal handler bound or closed others meanwhile."""
@@ -170,7 +177,7 @@ class Attachable(Handle):
 
     def _completed_change(self, before: tuple[int, bool], change: DMAChange) -> DMAChange:
         """The change of a completed request; unknown if a signal handler changed the group in between."""
-        same = self._state_stamp() == before
+        same = self._state_stamp() == before or change.kind is ChangeKind.UNBLOCKED
         self._state.changes += 1
         return change if same else DMAChange(change.kind, _members(self._device), Verdict.UNKNOWN)
 
@@ -206,7 +213,7 @@ class Attachable(Handle):
             self._live()
             pasid = _checked_pasid(pasid)
             if self._state.attached(self, pasid) is None and not self._fd_shared:
-                return DMAChange(ChangeKind.NOOP, ())
+                return self._no_change()
             attachment = self._state.attachment(pasid)
             before, certain = self._state_stamp(), self._certain_peers(attachment)
             change = DMAChange(ChangeKind.DETACH, ()) if certain else self._change(ChangeKind.DETACH)
@@ -235,8 +242,10 @@ class Attachable(Handle):
                 return AttachPreview(Verdict.REFUSED, kind, (), reasons)
             verdict, reasons = self._predict(page_table, pasid, kind)
             certain = self._joins_for_certain(self._state.attachment(pasid))
-            changes = () if verdict is Verdict.REFUSED else self._change(kind, certain=certain).devices
-            return AttachPreview(verdict, kind, changes, reasons)
+            change = self._change(kind, certain=certain)
+            if change.kind is ChangeKind.UNBLOCKED:
+                reasons = (*reasons, UNBLOCKED_REASON)
+            return AttachPreview(verdict, change.kind, () if verdict is Verdict.REFUSED else change.devices, reasons)
 
     def _predict(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
         """The predicted outcome of an attach with which no peer in this process conflicts."""
@@ -310,9 +319,14 @@ class Attachable(Handle):
         On a shared iommufd other processes may have devices of the group bound, attached or moved; but while another
         member is known to be attached, one that leaves or joins changes nothing.
         """
+        if self._device.without_iommu:
+            return self._no_change()
         unknown = self._iommufd.shared and not (kind is ChangeKind.JOIN and certain)
         changed = unknown or kind in (ChangeKind.FIRST, ChangeKind.REPLACE, ChangeKind.DETACH)
         return DMAChange(kind, _members(self._device) if changed else (), Verdict.UNKNOWN if unknown else Verdict.KNOWN)
+
+    def _no_change(self) -> DMAChange:
+        return DMAChange(ChangeKind.UNBLOCKED if self._device.without_iommu else ChangeKind.NOOP, ())
 
     def _certain_peers(self, attachment: Attachment) -> list[Attachable]:
         """The other attached devices, without those whose fd others may have."""

@@ -33,6 +33,13 @@ class ChangeKind(StrEnum):
     """Nothing changes."""
     DETACH = "detach"
     """The device leaves; the last one of the group to do so leaves every member blocked."""
+    UNBLOCKED = "unblocked"
+    """No IOMMU covers the device, so nothing is blocked: its DMA reaches all memory before and after, whatever was
+    done."""
+
+
+UNBLOCKED_REASON = "nothing is blocked: no IOMMU covers the device, whose DMA reaches all memory before and after"
+"""What a change or preview of `ChangeKind.UNBLOCKED` says."""
 
 
 class Verdict(StrEnum):
@@ -61,6 +68,8 @@ class DMAChange:
     verdict: Verdict = Verdict.KNOWN
 
     def __repr__(self) -> str:
+        if self.kind is ChangeKind.UNBLOCKED:
+            return f"<DMAChange {self.kind}, {self.verdict}: {UNBLOCKED_REASON}>"
         return f"<DMAChange {self.kind}, {self.verdict}: {', '.join(one.name for one in self.devices) or 'nobody'}>"
 
 
