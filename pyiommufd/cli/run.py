@@ -23,8 +23,9 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.claims.record import ClaimState
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.vf_token import as_token
-from pyiommufd.printable import printable
+from pyiommufd.printable import listed, printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
 from pyiommufd.vmm.commands import has_places
 from pyiommufd.vmm.handover import VARIABLE
@@ -174,6 +175,8 @@ def run(
         print_visibility_note()
         for line in forced_lines(plan.forced):
             _tell(f"forced: {line}")
+        if not show:
+            _check_translated(plan.devices, command, chosen)
         check_token(plan.devices, vf_token)
         who = None if user is None else with_groups(user)
         if not show:
@@ -198,6 +201,20 @@ def run(
         sys.exit(COULD_NOT_START)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _check_translated(devices: Sequence[HostDevice], command: Sequence[str], kind: Kind | None) -> None:
+    """Refuse a virtual machine monitor a device without an IOMMU.
+
+    Raises:
+        HandoverError: It is one, and there is such a device.
+    """
+    without = [device.name for device in devices if device.without_iommu]
+    if without and (kind or kind_of(command[0])) is not Kind.OTHER:
+        raise HandoverError(
+            f"no IOMMU covers {listed(without)}: the VM's addresses would not be translated, so that its DMA would hit "
+            f"memory of this machine at those addresses; run a program that asks for physical addresses: --vmm other"
+        )
 
 
 class _Run:

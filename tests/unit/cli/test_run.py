@@ -104,6 +104,16 @@ def test_claim_that_would_be_refused(way: str, status: int) -> None:
     assert "would be refused" not in run(DEVICE, way, "--force", "unseen", "--vmm", "other", "--", "true").stderr
 
 
+def test_no_monitor_gets_a_device_without_an_iommu(machine: FakeSysfs) -> None:
+    """What a VM takes for physical addresses are not the machine's."""
+    machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
+    given = ["0000:00:03.0", "--dry-run", "--force", "unseen", "--force", "noiommu"]
+    for monitor in (["--", "qemu-kvm"], ["--", "cloud-hypervisor"], ["--vmm", "qemu", "--", "true"]):
+        said = run(*given, *monitor, status=125).stderr
+        assert "no IOMMU covers 0000:00:03.0: the VM's addresses would not be translated" in said
+    assert "would not be translated" not in run(*given, "--vmm", "other", "--", "true").stderr
+
+
 @pytest.mark.parametrize("way", ["--print", "--dry-run"])
 def test_program_that_is_not_known_is_told_how_it_gets_the_fds(way: str) -> None:
     said = run(DEVICE, way, "--force", "unseen", "--", "true").stderr
