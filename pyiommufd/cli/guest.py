@@ -50,7 +50,8 @@ NEWEST = "newest"
     multiple=True,
     metavar="ARG",
     help="A device, as QEMU's -device takes it; may be repeated. Without: an edu device alone in its group, and a "
-    "group of two more and a virtio-rng; with --iommu virtio two edu devices, each alone.",
+    "group of two more and a virtio-rng; with --iommu virtio two edu devices, each alone; with --iommu none the first "
+    "edu's DMA mask has 64 bits.",
 )
 @click.option("--memory", type=click.IntRange(min=64), default=1024, show_default=True, metavar="MIB")
 @click.option("--cpus", type=click.IntRange(1, 8), default=2, show_default=True, metavar="N")

@@ -105,6 +105,10 @@ WITHOUT_IOMMU = _of(
     "without_iommu",
     "a_claim_is_refused_for_want_of_an_iommu",
     "there_is_no_group_and_nothing_to_bind",
+    "the_group_that_vfio_makes_is_no_sign_of_an_iommu",
+    "a_kernel_without_nodes_for_such_devices_is_named",
+    "dma_by_physical_address_is_never_blocked",
+    "two_devices_without_an_iommu_are_no_group",
 )
 
 ALL = EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITH_BRIDGED_DMA | WITHOUT_IOMMU
@@ -156,6 +160,12 @@ LIMITS = (
         )
         | _of("features", "an_explicit_page_table_moves_data"),
         "this kernel gives iommufd no page tables of VT-d's first stage: every attach is refused with EINVAL",
+    ),
+    Limit(
+        "none",
+        (6, 12),
+        _of("without_iommu", "dma_by_physical_address_is_never_blocked", "two_devices_without_an_iommu_are_no_group"),
+        "this kernel gives devices without an IOMMU no nodes for iommufd",
     ),
     Limit(
         "virtio",

@@ -293,6 +293,9 @@ class SharedGroup:
 DEFAULT_DEVICES: tuple[GuestDevice, ...] = (Edu(), SharedGroup(Edu(), Edu(), VirtioRng()))
 """One edu alone in its group; two more share one with a virtio-rng that a host driver uses."""
 
+WIDE_DEVICES: tuple[GuestDevice, ...] = (Edu(dma_mask=2**64 - 1), SharedGroup(Edu(), Edu(), VirtioRng()))
+"""The same; the DMA of the first edu reaches all physical addresses, which it takes without an IOMMU."""
+
 FLAT_DEVICES: tuple[GuestDevice, ...] = (Edu(), Edu())
 """Two edu devices on the root bus."""
 
@@ -311,7 +314,7 @@ def check_iommu(kind: object) -> str:
 def default_devices(iommu: str) -> tuple[GuestDevice, ...]:
     """The devices of a guest whose devices were not chosen, for a kind of IOMMU."""
     # With a PCIe-to-PCI bridge behind a virtio IOMMU no device of the machine gets a group (Linux 7.3, QEMU 11).
-    return FLAT_DEVICES if iommu == "virtio" else DEFAULT_DEVICES
+    return {"virtio": FLAT_DEVICES, "none": WIDE_DEVICES}.get(iommu, DEFAULT_DEVICES)
 
 
 def device_arguments(devices: Iterable[GuestDevice]) -> list[str]:
