@@ -119,6 +119,7 @@ _NOOPS = {
     "detach": _detach,
     "ioeventfd": _ioeventfd,
     "set_irqs": lambda cdev, command, eventfds, count: 0,
+    "feature": lambda cdev, command, fd_at, given, made: 0,
 }
 # What issues no ioctl.
 _HARMLESS = ("file_", "window_")

@@ -86,9 +86,10 @@ class Program:
         )
 
 
-# What a variant of VFIO's tests maps memory by, and which.
+# What a variant of VFIO's tests maps memory by, and which memory, or binds a virtual function with.
 _CONTAINERS = ("vfio_type1_iommu", "vfio_type1v2_iommu", "iommufd_compat_type1", "iommufd_compat_type1v2")
-_MEMORY = ("", "_anonymous", "_anonymous_hugetlb_2mb", "_anonymous_hugetlb_1gb")
+_MEMORY = ("_anonymous", "_anonymous_hugetlb_2mb", "_anonymous_hugetlb_1gb")
+_TOKENS = ("_same_uuid", "_diff_uuid", "_null_uuid")
 
 PROGRAMS = (
     Program("iommufd", "iommu", ("iommufd.c",), ("cap",), "tests/conformance/iommufd", huge_pages=64),
@@ -97,7 +98,7 @@ PROGRAMS = (
         "vfio",
         sources=(
             "vfio_iommufd_setup_test.c", "vfio_pci_device_test.c", "vfio_dma_mapping_test.c",
-            "vfio_dma_mapping_mmio_test.c", "vfio_pci_driver_test.c",
+            "vfio_dma_mapping_mmio_test.c", "vfio_pci_driver_test.c", "vfio_pci_sriov_uapi_test.c",
         ),
         libraries=("uuid",),
         twins="tests/conformance/vfio",
@@ -109,9 +110,11 @@ PROGRAMS = (
         newer_qemu=True,
         # A GiB for the programs' region, and a page of one GiB, which is available at boot only.
         memory=4096,
-        kernel_arguments=("hugepagesz=1G", "hugepages=1", "transparent_hugepage_shmem=always"),
-        left_out=tuple(mode + memory for mode in _CONTAINERS for memory in _MEMORY),
-        remark="not run: the variants of containers, which are not iommufd; sriov; init_perf, which only measures",
+        kernel_arguments=(
+            "hugepagesz=1G", "hugepages=1", "transparent_hugepage_shmem=always", "vfio_pci.enable_sriov=1",
+        ),
+        left_out=tuple(mode + each for mode in _CONTAINERS for each in ("", *_MEMORY, *_TOKENS)),
+        remark="not run: the variants of containers, which are not iommufd; init_perf, which only measures",
     ),
 )  # fmt: skip
 
