@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import IOMMUFD, AccessDeniedError, Cause, Device, HostDevice, UnsupportedError, plan_claim
+from pyiommufd import IOMMUFD, AccessDeniedError, Cause, Device, HostDevice, IoctlError, UnsupportedError, plan_claim
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.vfs import set_vfs
 from tests.guest.forked import run_cli
@@ -156,6 +157,21 @@ def test_physical_function_wants_it_too_while_others_are_in_use(
         done = run_cli("run", pf.name, "--vf-token", str(token), "--", "true")
         assert "claimed already" in done.stderr  # by this process, and the token is right
         assert "token" not in done.stderr
+
+
+def test_virtual_function_of_a_host_driver_takes_none(
+    functions: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID
+) -> None:
+    function = functions[1]
+    with plan_claim(function).apply(), IOMMUFD() as iommufd:
+        with pytest.raises(IoctlError) as caught:
+            iommufd.bind(function, token=token)
+        assert caught.value.errno == errno.EINVAL
+        (cause,) = caught.value.causes
+        assert cause.summary == "the device takes no VF token"
+        assert cause.evidence == f"{function} is a virtual function of {pf}, which is on {pf.driver}"
+        assert cause.fix == "bind without token="
+        iommufd.bind(function).close()
 
 
 def test_device_that_takes_none(alone: HostDevice, token: uuid.UUID) -> None:
