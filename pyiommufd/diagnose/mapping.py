@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyiommufd.diagnose import fixes
-from pyiommufd.diagnose.mapping_rows import CUT, NOT_MAPPED
+from pyiommufd.diagnose.mapping_rows import CUT, FOREIGN, NOT_MAPPED, REVOKED
 from pyiommufd.diagnose.memory import memory_cause
 from pyiommufd.errors import Cause, IoctlError, ioctl_error
 from pyiommufd.host import sysfs
@@ -79,10 +79,8 @@ def map_file_error(error: IoctlError, file: int, start: int, length: int, iova: 
     what, size = _memory_file(file)
     by_errno = {
         errno.EBADF: Cause(f"fd {file} is not open, or by O_PATH alone", "", "keep the file open until it is mapped"),
-        errno.ENODEV: Cause("the dma-buf was revoked", what, "export it anew once the device is awake and decodes"),
-        errno.EOPNOTSUPP: Cause(
-            "the exporter of this dma-buf does not let an iommufd map it", what, "only vfio-pci does"
-        ),
+        errno.ENODEV: REVOKED.cause(what),
+        errno.EOPNOTSUPP: FOREIGN.cause(what),
     }
     causes = error.causes
     if code in by_errno:
@@ -120,14 +118,28 @@ def unmap_error(code: int, target: str, cut: str, shared: bool) -> IoctlError:
     return ioctl_error("IOMMU_IOAS_UNMAP", code, target, causes)
 
 
-def change_process_error(code: int, of_memory: Sequence[str]) -> IoctlError:
-    """The exception for a refused IOMMU_IOAS_CHANGE_PROCESS; of_memory: mappings that are not of files, in words."""
+def revoked_error(code: int, target: str) -> IoctlError:
+    """The exception where the kernel does not say whether a dma-buf was revoked; target: the mapping, in words."""
+    causes: tuple[Cause, ...] = ()
+    yourself = "or keep account of what is done to the device whose dma-buf it is"
+    if code == errno.EPERM:
+        summary = "whether a dma-buf was revoked is told to holders of CAP_SYS_RAWIO alone"
+        causes = (Cause(summary, "", f"ask as root, {yourself}"),)
+    elif code in (errno.EOPNOTSUPP, errno.ENOTTY):
+        summary = "this kernel does not tell whether a dma-buf was revoked"
+        seen = "it is older than 7.3, or built without VFIO_NOIOMMU, which has the request that shows it"
+        causes = (Cause(summary, seen, f"take a kernel that does, {yourself}"),)
+    return ioctl_error("IOMMU_IOAS_NOIOMMU_GET_PA", code, target, causes)
+
+
+def change_process_error(code: int, no_file: Sequence[str]) -> IoctlError:
+    """The exception for a refused IOMMU_IOAS_CHANGE_PROCESS; no_file: mappings of no memory by its file, in words."""
     causes: tuple[Cause, ...] = ()
     if code == errno.EINVAL:
-        which = ", ".join(of_memory[:8]) + (" …" if len(of_memory) > 8 else "")
+        which = ", ".join(no_file[:8]) + (" …" if len(no_file) > 8 else "")
         causes = (
             Cause(
-                "memory is mapped that is not a file's, and so belongs to the process that mapped it",
+                "something is mapped otherwise than by a file of memory: a process's own memory, or a dma-buf",
                 which or "mapped by another process",
                 "map memfds by IOAS.map_file(), or unmap that first",
                 "map memfds (IOMMU_IOAS_MAP_FILE), or unmap that first",
@@ -145,7 +157,7 @@ def _memory_file(file: int) -> tuple[str, int | None]:
         what += f" ({Path(f'/proc/self/fd/{file}').readlink()})"
         details = dict(line.partition(":\t")[::2] for line in sysfs.lines(f"/proc/self/fdinfo/{file}"))
         if "exp_name" in details:  # a dma-buf (Linux 7.3, drivers/dma-buf/dma-buf.c)
-            return what, int(details["size"])
+            return f"{what} of {details['exp_name']}", int(details["size"])
         # The files that can have seals are those that memfd_pin_folios takes (Linux 7.3, mm/memfd.c, mm/gup.c).
         fcntl.fcntl(file, fcntl.F_GET_SEALS)
         return what, os.fstat(file).st_size

@@ -22,6 +22,22 @@ NOT_MAPPED = Row("nothing is mapped there", "unmap what map returned")
 CUT = Row("the range would cut a mapping in two; mappings before it may be gone", "unmap whole mappings")
 HOLE = Row("not all of the source range is mapped", "copy what is mapped")
 
+FOREIGN = Row(
+    "this dma-buf is no single range of a vfio device's BAR, and an iommufd maps no other, nor one of a dma-buf heap",
+    Fix(
+        "use one of Region.export_dma_buf(); for memory a DMABuffer",
+        "use one of VFIO_DEVICE_FEATURE_DMA_BUF with one range; for memory a memfd",
+    ),
+)
+REVOKED = Row(
+    "the dma-buf is revoked: its device has memory decode off, has entered low power, or is closed",
+    Fix(
+        "set memory_decode to True, or call low_power.exit(), and map it again; export it anew if it was closed",
+        "turn memory decode on, or VFIO_DEVICE_FEATURE_LOW_POWER_EXIT, also if it has been woken, and map it again; "
+        "make a new one if it was closed",
+    ),
+)
+
 _PLACE: dict[int, tuple[Row, ...]] = {
     errno.EEXIST: (Row("some of these addresses are mapped already", "unmap first, or let the kernel choose them"),),
     errno.EINVAL: (
@@ -52,10 +68,8 @@ MAPPING: Rows = {
         Row("the range goes past the end of the file", "map no more than it has"),
         *_PLACE[errno.EINVAL],
     ),
-    (_MAP_FILE, errno.EOPNOTSUPP): (Row("this dma-buf's maker does not let iommufd map it", "use one of vfio's"),),
-    (_MAP_FILE, errno.ENODEV): (
-        Row("the dma-buf has been revoked: its device was reset, sleeps, or has memory decode off", "make a new one"),
-    ),
+    (_MAP_FILE, errno.EOPNOTSUPP): (FOREIGN,),
+    (_MAP_FILE, errno.ENODEV): (REVOKED,),
     (_UNMAP, errno.ENOENT): (
         NOT_MAPPED,
         CUT,

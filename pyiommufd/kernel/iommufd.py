@@ -286,8 +286,8 @@ class IOMMUFD(Handle):
         try:
             ioctls.ioas_change_process(self._live())
         except IoctlError as error:
-            of_memory = [f"{mapping!r} of {ioas!r}" for ioas in self._ioases() for mapping in ioas._table.of_memory()]
-            raise change_process_error(error.errno or 0, of_memory) from None
+            no_file = [f"{mapping!r} of {ioas!r}" for ioas in self._ioases() for mapping in ioas._table.of_no_file()]
+            raise change_process_error(error.errno or 0, no_file) from None
 
     @property
     def devices(self) -> tuple[Device, ...]:

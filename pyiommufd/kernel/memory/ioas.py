@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pyiommufd import uapi
-from pyiommufd.diagnose.mapping import unmap_error
+from pyiommufd.diagnose.mapping import revoked_error, unmap_error
 from pyiommufd.diagnose.objects import HUGE_PAGES_IN_USE
 from pyiommufd.errors import IoctlError, ioctl_error
 from pyiommufd.kernel.kernel_object import KernelObject
@@ -293,10 +293,10 @@ class IOAS(KernelObject):
         mapped here. It is what `IOMMUFD.change_process` takes.
 
         Args:
-            file: A memfd, a file of tmpfs or hugetlbfs, or the fd of a dma-buf; or what has one, as a `DMABuffer` that
-                was made with ``memfd=True``. The access mode of the fd is not looked at: an fd that was opened for
-                reading can be mapped writeable.
-            length: Bytes, a multiple of the page size.
+            file: A memfd, a file of tmpfs or hugetlbfs, or a `DMABuf`, which is a device's BAR; or what has such an fd,
+                as a `DMABuffer` that was made with ``memfd=True``. The access mode of the fd is not looked at: an fd
+                that was opened for reading can be mapped writeable.
+            length: Bytes, a multiple of the page size; `DMABuf.size` for all of a dma-buf.
             start: Where in the file it begins, in bytes, on a page boundary.
             iova: As for `map`.
             below: As for `map`.
@@ -306,7 +306,9 @@ class IOAS(KernelObject):
         Raises:
             UnsupportedError: This kernel cannot map files.
             AlreadyMappedError, IoctlError: As for `map`; also EBADF: it is no open file; EINVAL: a file of another
-                kind, or the range is not within the file, which is seen once a device is attached.
+                kind, or the range is not within the file, which is seen once a device is attached; ENODEV: the dma-buf
+                is revoked, as while its device has memory decode off; UnsupportedError: the dma-buf is of no vfio
+                device.
             TypeError: It is no file, or a number is no int.
             ValueError: Start, length or iova is not on page boundaries or out of range; the rest as for `map`.
             ClosedError, ForkedError: As for `map`.
@@ -444,6 +446,26 @@ class IOAS(KernelObject):
         except IoctlError as error:
             target = f"{self!r}, {IOVARange(iova, iova + length - 1)}"
             raise ioctl_error("IOMMU_IOAS_NOIOMMU_GET_PA", error.errno or 0, target) from None
+
+    def _revoked(self, iova: int) -> bool:
+        """Whether the mapping at an address is of a dma-buf that was revoked; see `DMAMapping.revoked`."""
+
+        def answer(length: int) -> int:
+            try:
+                self._call(ioctls.ioas_noiommu_get_pa, iova, length)
+            except IoctlError as error:
+                return error.errno or 0
+            return 0
+
+        # It is the first that the kernel looks at in a mapping: EINVAL where it was revoked; else EOPNOTSUPP where an
+        # IOMMU is before the device, ENOENT where nothing is mapped (Linux 7.3, drivers/iommu/iommufd/io_pagetable.c,
+        # iopt_get_phys). A kernel built without this answers EOPNOTSUPP to anything, others EINVAL to a length of 0.
+        code = answer(1)
+        if code in (0, errno.EINVAL, errno.ENOENT):
+            return code == errno.EINVAL
+        if code == errno.EOPNOTSUPP and answer(0) == errno.EINVAL:
+            return False
+        raise revoked_error(code, f"{self!r} at {iova:#x}")
 
     # Close
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pyiommufd.errors import IOMMUFDError
 from pyiommufd.printable import counted
 from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.ioctls import PIECE, Piece, ioas_unmap
@@ -46,6 +48,27 @@ class BaseMapping(ABC):
     @abstractmethod
     def _was_mapped(self) -> bool:
         """Whether it has been mapped at any time."""
+
+    @property
+    def revoked(self) -> bool:
+        """Whether it is of a dma-buf that was revoked: devices do not reach it any more, and their DMA there faults.
+
+        The dma-buf of a device (`Region.export_dma_buf`) is revoked by a reset or hot reset of that device, also where
+        that was asked of another device, by low power, while its memory decode is off, and when it is closed; in
+        whatever process that was done. It is for good: only unmapped and mapped anew is it reached again. Other
+        mappings of the address space are not affected.
+
+        The kernel is asked each time. What is mapped is shown by IOMMU_IOAS_NOIOMMU_GET_PA, which refuses a revoked
+        mapping. False for memory, without asking, and once it is unmapped.
+
+        Raises:
+            UnsupportedError: This kernel was built without support for devices without an IOMMU, or is older than 7.3.
+            AccessDeniedError: It takes CAP_SYS_RAWIO.
+            ClosedError, ForkedError: As for `IOAS.map`.
+        """
+        if not self._ioas._table.of_dma_buf(self):
+            return False
+        return any(self._ioas._revoked(iova) for iova, _ in self.ranges())
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +144,10 @@ class DMAMapping(BaseMapping):
 
     def __repr__(self) -> str:
         state = "" if self.mapped else ", unmapped"
+        if self._ioas._table.of_dma_buf(self):
+            state += " of a dma-buf"
+            with contextlib.suppress(IOMMUFDError):
+                state += ", revoked" if self.revoked else ""
         return f"<DMAMapping {self.iova:#x}..{self.iova + self.length - 1:#x}{state}>"
 
 

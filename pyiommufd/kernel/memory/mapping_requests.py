@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import itertools
 import mmap
 import operator
@@ -10,6 +12,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyiommufd import uapi
@@ -20,7 +23,7 @@ from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned, whole
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
 from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, BaseMapping, CopiedMapping, DMAMapping, DMAMappings
-from pyiommufd.kernel.memory.mapping_table import OF_FILE
+from pyiommufd.kernel.memory.mapping_table import OF_DMA_BUF, OF_FILE
 from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, View, ioas_map, ioas_map_file
 
@@ -148,7 +151,7 @@ def map_file(
     for name, number in (("start", start), ("length", length), ("iova", iova or 0)):
         if number % mmap.PAGESIZE:
             raise ValueError(f"the {name} {number:#x} is not on a page boundary of {mmap.PAGESIZE} bytes")
-    request = _MapFile(DMAMapping(ioas), OF_FILE, length, flags, file, start)
+    request = _MapFile(DMAMapping(ioas), _kind(file), length, flags, file, start)
     if below is not None:
         if iova is not None:
             raise ValueError("iova and below exclude each other")
@@ -156,6 +159,17 @@ def map_file(
     elif code := request.map_at(iova):
         raise request.error(code, iova)
     return request.mapping
+
+
+def _kind(file: int) -> str:
+    """What holds the memory of a file: it may be a dma-buf."""
+    try:
+        fcntl.fcntl(file, fcntl.F_GET_SEALS)  # those of memory have seals, and no dma-buf has
+    except OSError:
+        with contextlib.suppress(OSError):
+            if str(Path(f"/proc/self/fd/{file}").readlink()).startswith("/dmabuf:"):
+                return OF_DMA_BUF
+    return OF_FILE
 
 
 def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 OF_FILE = "a file"
 """What holds the memory of a mapping of a file: the kernel does, by the file."""
+OF_DMA_BUF = "a dma-buf"
+"""The same for a dma-buf: what it is of can go while it is mapped."""
 
 
 class MappingTable(dict["BaseMapping", object]):
@@ -62,13 +64,21 @@ class MappingTable(dict["BaseMapping", object]):
             if mapping._gone():
                 self.pop(mapping, None)
 
-    def of_memory(self) -> list[BaseMapping]:
-        """Those that are of this process' memory, and not of a file."""
+    def of_no_file(self) -> list[BaseMapping]:
+        """Those that are not of memory by its file: of this process' memory, or of dma-bufs."""
 
         def of_file(memory: object) -> bool:
             return memory is OF_FILE or (isinstance(memory, tuple) and all(map(of_file, memory)))
 
         return [mapping for mapping, memory in list(self.items()) if not of_file(memory)]
+
+    def of_dma_buf(self, mapping: BaseMapping) -> bool:
+        """Whether it is of a dma-buf, or a copy of what is, in part."""
+
+        def is_one(memory: object) -> bool:
+            return memory is OF_DMA_BUF or (isinstance(memory, tuple) and any(map(is_one, memory)))
+
+        return is_one(self.get(mapping))
 
     def cut_by(self, iova: int, length: int) -> str:
         """The places that a range touches and does not hold whole, for a message: two at most."""

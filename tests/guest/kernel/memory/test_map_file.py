@@ -183,6 +183,16 @@ def test_a_range_after_the_end_of_a_dma_buf(mock: MockIOMMUFD, mock_ioas: IOAS, 
         mock_ioas.map_file(dmabuf, PAGE).unmap()
 
 
+def test_any_dma_buf_says_whether_it_was_revoked(mock: MockIOMMUFD, mock_ioas: IOAS, mock_device: MockDevice) -> None:
+    """It is asked of the kernel, whoever made and revoked it."""
+    with mock.mock_dmabuf(PAGE) as dma_buf:
+        mapping = mock_ioas.map_file(dma_buf, PAGE)
+        seen = [mapping.revoked]
+        dma_buf.revoke()
+        assert [*seen, mapping.revoked] == [False, True]
+        mapping.unmap()
+
+
 def test_a_file_that_is_open_by_its_path_alone(ioas: IOAS) -> None:
     file = os.open("/", os.O_PATH)
     try:
@@ -231,9 +241,9 @@ def test_wrong_arguments(ioas: IOAS, buffer: DMABuffer, changed: dict[str, objec
 def test_a_copy_and_what_it_is_of(ioas: IOAS, buffer: DMABuffer) -> None:
     ioas.map_file(buffer, 2 * PAGE, iova=IOVA)
     copy = ioas.copy_from(ioas, IOVA, PAGE)
-    assert ioas._table.of_memory() == []
+    assert ioas._table.of_no_file() == []
     memory = ioas.map(DMABuffer(PAGE))
-    assert ioas._table.of_memory() == [memory]
+    assert ioas._table.of_no_file() == [memory]
     assert copy.mapped
 
 
