@@ -70,8 +70,10 @@ if TYPE_CHECKING:
         ZPCIPfip,
         ZPCIUtil,
     )
+    from pyiommufd.kernel.device.features.dma_buf import DMABuf
     from pyiommufd.kernel.device.features.dma_logging import DMALogging
     from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
+    from pyiommufd.kernel.device.features.low_power import LowPower
     from pyiommufd.kernel.device.features.migration import (
         Migration,
         MigrationFlag,
@@ -157,8 +159,10 @@ else:
                 AtomicFlag DeviceCapability DeviceFlag DeviceInfo MmapArea MSIXMappable PCIAtomics RegionCapability
                 RegionType SparseMmap UnknownCapability ZPCIBase ZPCIGroup ZPCIPfip ZPCIUtil
             """,
+            "kernel.device.features.dma_buf": "DMABuf",
             "kernel.device.features.dma_logging": "DMALogging",
             "kernel.device.features.feature": "DeviceFeature Feature FeatureAccess",
+            "kernel.device.features.low_power": "LowPower",
             "kernel.device.features.migration": """
                 SupportsRead SupportsWrite Migration MigrationFlag MigrationProgress MigrationState MigrationStream
                 PrecopyInfo
@@ -218,6 +222,7 @@ __all__ = [
     "Command",
     "CommandLineError",
     "ConfigSpace",
+    "DMABuf",
     "DMABuffer",
     "DMAChange",
     "DMALogging",
@@ -260,6 +265,7 @@ __all__ = [
     "Interrupts",
     "IoctlError",
     "KernelObject",
+    "LowPower",
     "MSIXMappable",
     "Migration",
     "MigrationError",

@@ -47,6 +47,14 @@ _BY_ITSELF = Fix(
 )
 _NOT_BY_BUS = Row(_NO_BUS_RESET, _BY_ITSELF, _methods)
 
+IN_LOW_POWER = Row(
+    "low power was to be entered, and has been already",
+    Fix("low_power.exit() first", "VFIO_DEVICE_FEATURE_LOW_POWER_EXIT first"),
+)
+NO_MEMORY_BAR = Row(
+    "a dma-buf was asked for of a BAR of I/O ports, or for more than the BAR has", "ask for part of a BAR of memory"
+)
+
 _INFO = Fix("see its info()", "see its VFIO_DEVICE_GET_INFO")
 
 DEVICE: Rows = {
@@ -83,6 +91,12 @@ DEVICE: Rows = {
         Row("a migration state that the device cannot go to from the one it is in, or out of RESUMING without all data",
             Fix("migration.path() tells the way; reset() leads out of RESUMING",
                 "take a state on the way first; VFIO_DEVICE_RESET leads out of RESUMING")),
+        IN_LOW_POWER,
+        NO_MEMORY_BAR,
+    ),
+    (_FEATURE, errno.ENODEV): (
+        Row("a dma-buf was asked for of what is no BAR, or a BAR that another driver has claimed",
+            "see /proc/iomem for who has it"),
     ),
 }  # fmt: skip
 """Every reason for a refused reset, interrupt or feature."""

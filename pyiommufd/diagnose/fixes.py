@@ -17,8 +17,8 @@ ELSEWHERE = Fix(
     "map after the attach, or elsewhere: IOMMU_IOAS_IOVA_RANGES says where once a device is attached",
 )
 READ_ONLY = Fix(
-    "map read-only memory with writeable=False; device registers cannot be mapped this way",
-    "map read-only memory without IOMMU_IOAS_MAP_WRITEABLE; device registers cannot be mapped this way",
+    "map read-only memory with writeable=False, and device registers by Region.export_dma_buf()",
+    "map read-only memory without IOMMU_IOAS_MAP_WRITEABLE, and device registers by VFIO_DEVICE_FEATURE_DMA_BUF",
 )
 WHOLE_PAGES = Fix(
     "map whole pages; files of memory only (IOAS.map_file), and of a file no more than it has",

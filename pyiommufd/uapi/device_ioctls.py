@@ -6,6 +6,7 @@ What a struct holds comes back as plain numbers and bytes. Errors, threads and t
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NewType, cast
 
@@ -208,6 +209,15 @@ def zpci_error(fd: Fd, length: int) -> bytes:
     pointer = bytes(ffi.buffer(ffi.new("struct vfio_device_feature_zpci_err *", {"data": address(memory)})))
     feature(fd, uapi.VFIO_DEVICE_FEATURE_ZPCI_ERROR, uapi.VFIO_DEVICE_FEATURE_GET, pointer)
     return bytes(ffi.buffer(memory))
+
+
+def dma_buf(fd: Fd, region: int, offset: int, length: int, made: File) -> None:
+    """VFIO_DEVICE_FEATURE_DMA_BUF: bytes of a region as a dma-buf, whose fd ``made`` owns then."""
+    given = {"region_index": region, "open_flags": os.O_RDWR | os.O_CLOEXEC, "nr_ranges": 1}
+    asked = ffi.new("struct vfio_device_feature_dma_buf *", {**given, "dma_ranges": [(offset, length)]})
+    size = ffi.sizeof("struct vfio_device_feature_dma_buf") + ffi.sizeof("struct vfio_region_dma_range")
+    data = bytes(ffi.buffer(asked, size))
+    feature_files(fd, uapi.VFIO_DEVICE_FEATURE_DMA_BUF, uapi.VFIO_DEVICE_FEATURE_GET, data, made=made)
 
 
 def precopy_info(fd: Fd) -> tuple[int, int, int]:

@@ -241,7 +241,7 @@ def in_child() -> Callable[[Callable[[], Any]], Any]:
 
 @pytest.fixture(scope="session")
 def kernel_fds() -> Callable[[], dict[int, str]]:
-    """This process's fds of the kernel's objects: iommufds, vfio devices, memfds."""
+    """This process's fds of the kernel's objects: iommufds, vfio devices, dma-bufs, memfds."""
 
     def kernel_fds() -> dict[int, str]:
         found = {}
@@ -250,7 +250,7 @@ def kernel_fds() -> Callable[[], dict[int, str]]:
                 target = str(fd.readlink())
             except OSError:
                 continue  # the fd of the listing itself
-            if target == "/dev/iommu" or target.startswith(("/dev/vfio", "/memfd:pyiommufd")):
+            if target == "/dev/iommu" or target.startswith(("/dev/vfio", "/dmabuf:", "/memfd:pyiommufd")):
                 found[int(fd.name)] = target
         return found
 

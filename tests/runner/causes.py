@@ -1,4 +1,4 @@
-"""The table of causes: each cause of BIND, ATTACH and MAP that a guest can produce, on each kernel.
+"""The table of causes: each cause of BIND, ATTACH, MAP and FEATURE that a guest can produce, on each kernel.
 
 Prints it as Markdown, after running guests of each kernel that is here.
 """
@@ -30,7 +30,13 @@ _NUMBER = re.compile(r"<(\w+) \d+>|\b(fd) \d+")
 _CODE = re.compile(
     r"echo \d > \S+|pyiommufd(?: \w+| --\w+)+|ulimit -l|[\w.]+\([^()]*\)(?:\.\w+\(\))?|[A-Z]\w+\.\w+|\b\w+=\w*"
 )
-_ORDER = ("VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT", "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE")
+_ORDER = (
+    "VFIO_DEVICE_BIND_IOMMUFD",
+    "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+    "IOMMU_IOAS_MAP",
+    "IOMMU_IOAS_MAP_FILE",
+    "VFIO_DEVICE_FEATURE",
+)
 
 
 @dataclass(slots=True)

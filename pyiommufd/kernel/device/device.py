@@ -19,8 +19,10 @@ from pyiommufd.kernel.device.attachable import Attachable
 from pyiommufd.kernel.device.config_space import Command, ConfigSpace
 from pyiommufd.kernel.device.device_file import device_of_fd
 from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, ZPCIBase, read_device_info
+from pyiommufd.kernel.device.features.dma_buf import DMABuf
 from pyiommufd.kernel.device.features.dma_logging import DMALogging
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
+from pyiommufd.kernel.device.features.low_power import LowPower
 from pyiommufd.kernel.device.features.migration import Migration
 from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
 from pyiommufd.kernel.device.region import Region, read_regions
@@ -50,21 +52,24 @@ class Device(Attachable):
             group's first.
         interrupts: Its interrupts.
         dma_logging: The log of its DMA writes, where the device keeps one.
+        low_power: Its sleep while nobody uses it.
         migration: Its state, to be saved and loaded.
     """
 
-    __slots__ = ("_children", "_removal", "dma_logging", "interrupts", "migration")
+    __slots__ = ("_children", "_removal", "dma_logging", "interrupts", "low_power", "migration")
 
     interrupts: Interrupts
     dma_logging: DMALogging
+    low_power: LowPower
     migration: Migration
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         # First: a fork in another thread may find it as soon as it is a handle.
-        self._children: dict[Window, None] = {}
+        self._children: dict[Window | DMABuf, None] = {}
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
         self.dma_logging = DMALogging(self)
+        self.low_power = LowPower(self)
         self.migration = Migration(self)
         super().__init__(iommufd, host)
 
@@ -383,7 +388,7 @@ class Device(Attachable):
     # Close
 
     def _close_children(self) -> list[BaseException]:
-        """Close windows, eventfds and migration data; returns the errors."""
+        """Close windows, dma-bufs, eventfds and migration data; returns the errors."""
         errors: list[BaseException] = []
         own = (self.interrupts._close, self.migration._close)
         for close in (*[child.close for child in list(self._children)], *own):
@@ -394,10 +399,13 @@ class Device(Attachable):
         return errors
 
     def close(self) -> None:
-        """Unbind: close the windows, the eventfds and the cdev, which detaches. Does nothing the second time.
+        """Unbind: close the windows, dma-bufs, eventfds and the cdev, which detaches. Does nothing the second time.
+
+        A dma-buf does not keep the device bound: what is mapped of those that it has exported is revoked
+        (`DMAMapping.revoked`).
 
         When the last bound device of the group is closed, the kernel's DMA API owns the group again and host
-        drivers can take its members. In a forked child only the child's copy of the fd is closed.
+        drivers can take its members. In a forked child only the child's copies of the fds are closed.
 
         Raises:
             CloseError: Something could not be released; the rest has been.
@@ -429,7 +437,7 @@ class Device(Attachable):
     def _mark_forked(self) -> None:
         super()._mark_forked()
         for child in list(self._children):
-            child._mark_forked()  # what a window maps is the parent's, too
+            child._mark_forked()  # what a window maps, or a dma-buf is of, is the parent's, too
 
     def __del__(self) -> None:
         # Nobody could close the windows any more, and one that is left keeps the device bound.

@@ -18,6 +18,7 @@ from pyiommufd.kernel.device.device_info import (
     mappable_areas,
     region_capabilities,
 )
+from pyiommufd.kernel.device.features.dma_buf import DMABuf, export_dma_buf
 from pyiommufd.kernel.device.region_bytes import RegionBytes, RegionFlag, RegionIndex
 from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.eventfd import EventFD
@@ -120,6 +121,38 @@ class Region(RegionBytes):
                 window.close()
                 raise
         return window
+
+    def export_dma_buf(self, offset: int = 0, length: int | None = None) -> DMABuf:
+        """Make a dma-buf of part of a BAR, so that other devices reach it by DMA (VFIO_DEVICE_FEATURE_DMA_BUF).
+
+        `IOAS.map_file` maps it for the devices of an address space. It can be exported while memory decode is off, and
+        be mapped only while it is on.
+
+        Args:
+            offset: Bytes from the start of the BAR, on a page boundary.
+            length: Bytes, a multiple of the page size; when left out, all the rest of the BAR.
+
+        Returns:
+            The dma-buf, which the device owns: closing the device closes it.
+
+        Raises:
+            UnsupportedError: This kernel or device has no dma-bufs, or the region is no BAR, or is not there.
+            TypeError: The numbers are no ints.
+            ValueError: The range is empty, not within the BAR, or not on page boundaries.
+            IoctlError: The kernel refused, as for a BAR of I/O ports (EINVAL).
+            ClosedError, ForkedError: As for `read`.
+        """
+        self.device._live()
+        offset = operator.index(offset)
+        length = self.size - offset if length is None else operator.index(length)
+        if self.index > RegionIndex.BAR5 or not self.size:
+            causes = () if self.size else (no_region(self.device.name, self.index, list(self.device.regions)),)
+            what = f"{self!r}: only a BAR can be a dma-buf"
+            raise UnsupportedError("VFIO_DEVICE_FEATURE", errno.EOPNOTSUPP, what, causes)
+        self._check(offset, length)
+        if not length:
+            raise ValueError("a dma-buf has at least one page")
+        return export_dma_buf(self, offset, length)
 
     def ioeventfd(self, offset: int, width: int, value: int, eventfd: EventFD | int | None = None) -> IOEventFD:
         """Have the kernel write a value to a register at each signal of an eventfd (VFIO_DEVICE_IOEVENTFD).

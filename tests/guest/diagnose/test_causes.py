@@ -1,4 +1,4 @@
-"""Each cause of a refused bind, attach and map is made, named first, and mended as it says.
+"""Each cause of a refused bind, attach, map and feature is made, named first, and mended as it says.
 
 What needs another machine is in the files beside this one.
 """
@@ -23,7 +23,9 @@ from pyiommufd import (
     Claim,
     ClaimPlan,
     Device,
+    DeviceFeature,
     DeviceFile,
+    DMABuf,
     DMABuffer,
     HostDevice,
     UnsupportedError,
@@ -31,10 +33,12 @@ from pyiommufd import (
 )
 from pyiommufd.host import drivers
 from tests.guest.dma import IOVA
+from tests.guest.heap import heap_dma_buf
 from tests.runner.causes import CauseRow, Prover
 
 BIND, ATTACH = "VFIO_DEVICE_BIND_IOMMUFD", "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 MAP, MAP_FILE = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE"
+FEATURE = "VFIO_DEVICE_FEATURE"
 PAGE = mmap.PAGESIZE
 MSI = 0xFEE00000
 NOBODY = 65534
@@ -406,3 +410,43 @@ def test_file_that_is_closed(prove: Prover, ioas: IOAS) -> None:
     os.close(closed)
     prove(*what, lambda: ioas.map_file(closed, PAGE), lambda cause: lambda: ioas.map_file(memory.fileno(), PAGE),
           cause="is not open", says="keep the file open")  # fmt: skip
+
+
+def dma_buf_of(prove: Prover, device: Device, what: tuple[str, str, int]) -> DMABuf:
+    """All of its BAR 0."""
+    if not device.feature(DeviceFeature.DMA_BUF).probe():
+        prove.lacks(*what, "no dma-bufs of BARs")
+    return device.region(0).export_dma_buf()
+
+
+def test_revoked_dma_buf(prove: Prover, device: Device, ioas: IOAS) -> None:
+    what = ("a dma-buf whose device has memory decode off", MAP_FILE, errno.ENODEV)
+    dma_buf = dma_buf_of(prove, device, what)
+    device.memory_decode = False
+    prove(*what, lambda: ioas.map_file(dma_buf, dma_buf.size), lambda cause: setattr(device, "memory_decode", True),
+          cause="is revoked", says="set memory_decode to True")  # fmt: skip
+
+
+def test_dma_buf_of_a_device_that_was_woken(prove: Prover, device: Device, ioas: IOAS) -> None:
+    what = ("a dma-buf whose device has not left low power", MAP_FILE, errno.ENODEV)
+    dma_buf = dma_buf_of(prove, device, what)
+    device.low_power.enter()
+    prove(*what, lambda: ioas.map_file(dma_buf, dma_buf.size), lambda cause: device.low_power.exit(),
+          cause="is revoked", says="low_power.exit()")  # fmt: skip
+
+
+def test_dma_buf_of_a_heap(prove: Prover, device: Device, ioas: IOAS) -> None:
+    what = ("a dma-buf of another maker, as of a dma-buf heap", MAP_FILE, errno.EOPNOTSUPP)
+    ours = dma_buf_of(prove, device, what)
+    with heap_dma_buf(PAGE) as theirs:
+        prove(*what, lambda: ioas.map_file(theirs, PAGE), lambda cause: lambda: ioas.map_file(ours, PAGE),
+              cause="no single range of a vfio device's BAR", says="Region.export_dma_buf()")  # fmt: skip
+
+
+# FEATURE
+
+
+def test_low_power_entered_twice(prove: Prover, device: Device) -> None:
+    device.low_power.enter()
+    prove("low power is entered twice", FEATURE, errno.EINVAL, device.low_power.enter,
+          lambda cause: device.low_power.exit(), cause="has been already", says="low_power.exit()")  # fmt: skip

@@ -1,0 +1,79 @@
+"""Part of a device's BAR as a dma-buf, for other devices to reach it."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from typing import TYPE_CHECKING
+
+from pyiommufd.diagnose.device_requests import NO_MEMORY_BAR
+from pyiommufd.errors import IoctlError
+from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.uapi import device_ioctls
+
+if TYPE_CHECKING:
+    from pyiommufd.kernel.device.region import Region
+
+
+class DMABuf(Handle):
+    """Bytes of a BAR as a dma-buf (VFIO_DEVICE_FEATURE_DMA_BUF), for `IOAS.map_file`. Made by `Region.export_dma_buf`.
+
+    Mappings of it hold it by themselves, so that it may be closed once it is mapped. It does not keep its device
+    bound: closing the device closes it, and revokes the mappings (`DMAMapping.revoked`). A process that was given its
+    fd can map it, too, and nothing else can be done with it there.
+
+    Thread safety: everything here may be used from any thread.
+
+    Attributes:
+        region: The BAR.
+        offset: Where in it the dma-buf begins, in bytes.
+        size: Bytes.
+    """
+
+    __slots__ = ("offset", "region", "size")
+
+    def __init__(self, region: Region, offset: int, size: int) -> None:
+        self.region = region
+        self.offset = offset
+        self.size = size
+        super().__init__()
+
+    def _what(self) -> str:
+        return repr(self)
+
+    def close(self) -> None:
+        """Close the fd. What is mapped stays. Does nothing the second time."""
+        super().close()
+        self.region.device._children.pop(self, None)
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<DMABuf {self.offset:#x}..{self.offset + self.size - 1:#x} of {self.region!r}{state}>"
+
+
+def export_dma_buf(region: Region, offset: int, length: int) -> DMABuf:
+    """Make a dma-buf of part of a region, on page boundaries; see `Region.export_dma_buf`."""
+    for name, number in (("offset", offset), ("length", length)):
+        if number % mmap.PAGESIZE:
+            raise ValueError(
+                f"the {name} {number:#x} is not on a page boundary of {mmap.PAGESIZE} bytes; {region!r} has "
+                f"{region.size:#x} bytes"
+            )
+    device = region.device
+    dma_buf = DMABuf(region, offset, length)
+    # On record before it exists: whatever is raised in between, closing the device closes it. The lock keeps another
+    # thread from closing the device meanwhile.
+    with device.iommufd._lock:
+        try:
+            fd = device._live()
+            device._children[dma_buf] = None
+            device_ioctls.dma_buf(fd, region.index, offset, length, dma_buf._file)
+        except BaseException as error:
+            dma_buf.close()
+            if not isinstance(error, IoctlError):
+                raise
+            device._live()  # raises where a signal handler has closed the device
+            causes = (NO_MEMORY_BAR.cause(repr(region)),) if error.errno == errno.EINVAL else ()
+            raise Feature(device, DeviceFeature.DMA_BUF).refused(error, FeatureAccess.GET, causes) from None
+    return dma_buf
