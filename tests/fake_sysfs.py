@@ -133,6 +133,37 @@ class FakeSysfs:
             self._join(folder, group)
         return folder
 
+    def mdev_type(self, parent: Path, type_id: str, available: int = 1, **attributes: str) -> Path:
+        """A type of mediated device that the driver of a device offers.
+
+        Args:
+            parent: The folder of that device.
+            type_id: The type.
+            available: How many more can be made.
+            attributes: Further attributes and their texts, such as ``description``.
+        """
+        folder = parent / "mdev_supported_types" / type_id
+        here = str(folder.relative_to(self.root))
+        attributes = {"name": type_id, "device_api": "vfio-pci", "available_instances": str(available)} | attributes
+        for key, text in attributes.items():
+            self.file(f"{here}/{key}", text)
+        (folder / "devices").mkdir()
+        if not (self.root / "class/mdev_bus" / parent.name).exists():
+            self.link(f"class/mdev_bus/{parent.name}", parent)
+        return folder
+
+    def mdev(self, type_folder: Path, uuid: str, *, group: int | None, cdev: int = 0) -> Path:
+        """A mediated device of a type that `mdev_type` has made."""
+        parent = type_folder.parent.parent
+        folder = self.device("mdev", uuid, group=group, parent=parent)
+        here = str(folder.relative_to(self.root))
+        self.link(f"{here}/mdev_type", type_folder)
+        self.link(f"{type_folder.relative_to(self.root)}/devices/{uuid}", folder)
+        node = self.file(f"{here}/vfio-dev/vfio{cdev}/dev", f"240:{cdev}").parent
+        self.link(f"class/vfio-dev/vfio{cdev}", node)
+        self.file(f"{here}/remove")
+        return folder
+
     def node(self, folder: Path, kind: str, number: str, name: str = "") -> Path:
         """A folder with a device node.
 

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from pyiommufd.diagnose import fixes
+from pyiommufd.diagnose.objects import MEDIATED, mediated_causes
 from pyiommufd.errors import Cause, Fix, GroupConflictError, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
@@ -41,6 +42,8 @@ def attach_error(
 
 def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence[str]) -> tuple[Cause, ...]:
     which = "; ".join(mappings[:8]) + (" …" if len(mappings) > 8 else "")
+    if code == errno.ENOENT and device.is_mediated:
+        return mediated_causes(device)
     if code == errno.EADDRINUSE:
         regions = _reserved_regions(device.group)
         return (
@@ -140,7 +143,10 @@ ATTACH: Rows = {
             fixes.ELSEWHERE, _reserved),
         Row("a mapping is not aligned to the IOMMU's pages", fixes.IOMMU_PAGES),
     ),
-    (REQUEST, errno.ENOENT): (Row("there is no object of that id", "attach to one that is not closed yet"),),
+    (REQUEST, errno.ENOENT): (
+        MEDIATED,
+        Row("there is no object of that id", "attach to one that is not closed yet"),
+    ),
     (REQUEST, errno.ENOMEM): (
         Row(f"mapped memory could not be pinned, {_PINS}: the limit on locked memory, or memory itself",
             "raise the limit on locked memory (ulimit -l), or map less"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from pyiommufd.diagnose.objects import WRONG_DATA
+from pyiommufd.diagnose.objects import WRONG_DATA, mediated_causes
 from pyiommufd.errors import Cause, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
 
@@ -26,7 +26,9 @@ def hwpt_alloc_error(
     """
     asked = ", ".join(options)
     causes: tuple[Cause, ...] = ()
-    if code in (errno.EOPNOTSUPP, errno.ENOTTY):
+    if code == errno.ENOENT:
+        causes = mediated_causes(device)
+    elif code in (errno.EOPNOTSUPP, errno.ENOTTY):
         causes = (
             Cause(
                 f"the IOMMU before {device.name}, or this kernel, has no page tables with {asked}"

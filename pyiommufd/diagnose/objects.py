@@ -6,6 +6,7 @@ import errno
 
 from pyiommufd.diagnose import fixes
 from pyiommufd.errors import Cause, Fix, IoctlError, ioctl_error
+from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.rows import Row, Rows, Subject
 
 _OPTION, _PROCESS, _VFIO_IOAS = "IOMMU_OPTION", "IOMMU_IOAS_CHANGE_PROCESS", "IOMMU_VFIO_IOAS"
@@ -15,6 +16,23 @@ _VIOMMU, _VDEVICE, _EVENTS, _QUEUE = (
     "IOMMU_VIOMMU_ALLOC", "IOMMU_VDEVICE_ALLOC", "IOMMU_VEVENTQ_ALLOC", "IOMMU_HW_QUEUE_ALLOC",
 )  # fmt: skip
 _DESTROY = "IOMMU_DESTROY"
+
+
+def _mediated(subject: Subject) -> tuple[Cause, ...]:
+    return mediated_causes(subject.device)
+
+
+MEDIATED = Row(
+    "the device is a mediated one: no IOMMU is before it, and so no page table",
+    Fix("attach() it to an IOAS", "attach it to an address space"),
+    _mediated,
+)
+
+
+def mediated_causes(device: HostDevice) -> tuple[Cause, ...]:
+    """That a device is a mediated one, where it is."""
+    return (MEDIATED.cause(f"it is on the bus {device.subsystem}"),) if device.is_mediated else ()
+
 
 _MAPPED = Row("what is mapped cannot be pinned, or does not fit the IOMMU", "see the same errno of IOMMU_IOAS_MAP")
 
@@ -68,7 +86,8 @@ OBJECTS: Rows = {
     (_HWPT, errno.EFAULT): (_MAPPED,),
     (_HWPT, errno.ENOMEM): (_MAPPED,),
     (_HWPT, errno.ENOENT): (
-        Row("there is no device or page table of that id; a mediated device has none", "give a bound device"),
+        MEDIATED,
+        Row("there is no device or page table of that id", "give a bound device"),
     ),
     (_TRACK, errno.EOPNOTSUPP): (
         Row("the page table was not made to track dirty pages, or its IOMMU cannot", "allocate it with dirty tracking"),
@@ -88,7 +107,7 @@ OBJECTS: Rows = {
         Row("no IOMMU covers the device, so there is nothing to tell", _DO_WITHOUT, _not_covered),
         Row("this kernel, or this IOMMU's driver, tells nothing", "use a newer kernel"),
     ),
-    (_INFO, errno.ENOENT): (Row("there is no device of that id; a mediated device has no IOMMU", "bind a device"),),
+    (_INFO, errno.ENOENT): (MEDIATED, Row("there is no device of that id", "bind a device")),
     (_VIOMMU, errno.EOPNOTSUPP): (Row("this IOMMU has no virtual instances of that type", "emulate it otherwise"),),
     (_VDEVICE, errno.EEXIST): (
         Row("the device, or that virtual id, has a virtual device already", "close that one first"),

@@ -13,6 +13,8 @@ from pyiommufd.host.discovery.reset import reset_methods
 from pyiommufd.host.holders import holders
 from pyiommufd.printable import listed
 
+INFO_REQUEST = "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
+_ALONE = Fix("use reset()", "use VFIO_DEVICE_RESET")
 _NO_WAY = "only a reset of the machine resets it: stop it through its registers"
 
 
@@ -83,6 +85,14 @@ def hot_reset_error(code: int, device: HostDevice, not_owned: Sequence[str], req
                 "neither the bus nor the slot that the device is on can be reset",
                 f"{device.name} is on {device.sys_path.parent.name}",
                 *(alone if reset_methods(device) else (_NO_WAY,)),
+            ),
+        )
+    elif code == errno.ENOTTY and request == INFO_REQUEST:
+        causes = (
+            Cause(
+                "the device's driver has no hot reset, which is for the devices of a PCI bus",
+                f"{device.name} is on {device.driver}",
+                *_ALONE,
             ),
         )
     elif code == errno.ENOTTY:

@@ -39,6 +39,10 @@ def bind_refusals(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
     """Why binds of these devices would be refused, by kind (`pyiommufd.host.uses.KINDS`)."""
     everywhere = dict(machine_obstacles())
     for device in devices:
+        if device.is_mediated:  # no IOMMU is before it, and its bind asks for none
+            if "cdev" in everywhere:
+                yield Refusal(device.name, "cdev", everywhere["cdev"], leaves=_LEAVES["cdev"])
+            continue
         if device.without_iommu or device.group_id is None:
             yield _without_iommu(device)
             continue

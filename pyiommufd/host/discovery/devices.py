@@ -113,6 +113,14 @@ class HostDevice:
         """Its virtual functions (SR-IOV) as they are now, in the order of their numbers; none where it has none."""
         return tuple(_existing(virtual_functions(self.sys_path)))
 
+    @property
+    def is_mediated(self) -> bool:
+        """Whether it is a mediated device: no IOMMU is before it, what it reaches is up to its parent's driver.
+
+        All of the bus ``mdev`` are (Linux 7.3: the drivers i915, vfio_ap and vfio_ccw, and the samples).
+        """
+        return self.subsystem == "mdev"
+
     def refreshed(self) -> HostDevice:
         """The same device as it is now.
 
@@ -223,7 +231,8 @@ def _enumerate(subsystem: str, **match: str) -> Iterator[Any]:
 def list_devices(subsystem: str | None = None) -> list[HostDevice]:
     """Every device that passthrough could concern, ordered by bus and name.
 
-    These are all PCI devices, bridges included, and the devices of the other buses that have an IOMMU group.
+    These are all PCI devices, bridges included, and the devices of the other buses that have an IOMMU group or
+    are on a vfio driver, as mediated devices are from the start.
 
     Args:
         subsystem: Only the devices of this bus, such as ``pci``.
@@ -243,7 +252,7 @@ def list_devices(subsystem: str | None = None) -> list[HostDevice]:
                 device = _read(path, path.name)
             except DeviceNotFoundError:
                 continue  # unplugged since
-            if bus == "pci" or device.group_id is not None:
+            if bus == "pci" or device.group_id is not None or device.on_vfio:
                 devices.append(device)
         found += sorted(devices, key=lambda device: device.name)
     return found

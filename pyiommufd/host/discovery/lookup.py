@@ -50,6 +50,14 @@ def pci_address(text: str) -> tuple[str | None, str] | None:
     return (None if domain is None else f"{int(domain, 16):04x}"), rest
 
 
+def can_be_bound(folder: str) -> bool:
+    """Whether the device of a bus other than PCI in this folder is one that could do DMA, or is on vfio.
+
+    A kernel without VFIO's groups (CONFIG_VFIO_GROUP) gives a mediated device no IOMMU group.
+    """
+    return os.path.exists(f"{folder}/iommu_group") or os.path.exists(f"{folder}/vfio-dev")  # noqa: PTH110 (hot)
+
+
 def device_folders(path: str, known: Collection[str] = ()) -> list[str]:
     """The folders of the devices that a folder or file of sysfs belongs to: the nearest above it, or itself.
 
@@ -66,7 +74,7 @@ def device_folders(path: str, known: Collection[str] = ()) -> list[str]:
     above, without_iommu = path, ""
     while above:
         bus = "pci" if above in known else sysfs.link_name(f"{above}/subsystem")
-        if bus == "pci" or (bus in SUBSYSTEMS and os.path.exists(f"{above}/iommu_group")):  # noqa: PTH110 (hot)
+        if bus == "pci" or (bus in SUBSYSTEMS and can_be_bound(above)):
             return [above]
         if bus in SUBSYSTEMS:
             without_iommu = without_iommu or above
@@ -141,7 +149,7 @@ def near_names(text: str) -> str:
         folder.name
         for bus in SUBSYSTEMS
         for folder in sorted((sysfs.SYS / "bus" / bus / "devices").glob("*"))
-        if bus == "pci" or (folder / "iommu_group").exists()
+        if bus == "pci" or can_be_bound(str(folder))
     ]
     for kind in CLASSES:
         links = sorted((sysfs.SYS / "class" / kind).glob("*"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.attach import REQUEST, attach_error
+from pyiommufd.diagnose.objects import mediated_causes
 from pyiommufd.errors import (
     AlreadyAttachedError,
     Cause,
@@ -60,7 +61,9 @@ class Attachable(Handle):
         self.bind_change = self._bind_change()
 
     def _bind_change(self) -> DMAChange:
-        return self._no_change() if self._state.bound else self._change(ChangeKind.FIRST)
+        # The bind of a mediated device blocks nothing: until it is attached, its parent's driver reaches no memory.
+        none = self._device.is_mediated or self._state.bound
+        return self._no_change() if none else self._change(ChangeKind.FIRST)
 
     def _check_bind_change(self) -> None:
         """After the bind: make `bind_change` unknown if a signal handler bound or closed others meanwhile."""
@@ -253,6 +256,10 @@ class Attachable(Handle):
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
         if kind is ChangeKind.NOOP:
             return Verdict.ACCEPTED, ("it is attached there already",)
+        if self._device.is_mediated:
+            if pasid is not None or isinstance(page_table, HWPT):
+                return Verdict.REFUSED, ("no IOMMU is before a mediated device: it has no page tables and no PASIDs",)
+            return Verdict.ACCEPTED, ("its parent's driver pins what is mapped when it needs it",)
         hits = [f"it has mapped {hit}" for hit in _reserved_hits(self._device, page_table.ioas)]
         hits += [f"it has allowed {hit}" for hit in _reserved_allowed(self._device, page_table.ioas)]
         if hits:
@@ -395,7 +402,9 @@ class Attachable(Handle):
             return hw_info(*ioctls.get_hw_info(self._c, data_type))
         except IoctlError as error:
             self._live()  # raises where it was closed meanwhile
-            raise ioctl_error("IOMMU_GET_HW_INFO", error.errno or 0, self.name) from None
+            code = error.errno or 0
+            causes = mediated_causes(self._device) if code == errno.ENOENT else ()
+            raise ioctl_error("IOMMU_GET_HW_INFO", code, self.name, causes) from None
 
     def alloc_hwpt(
         self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyiommufd import uapi
 from pyiommufd.diagnose.device_requests import no_interrupt_error
 from pyiommufd.diagnose.interrupts import set_irqs_error
-from pyiommufd.errors import ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
+from pyiommufd.errors import Cause, ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.interrupts.eventfd import EventFD
 from pyiommufd.kernel.interrupts.interrupt import Interrupt, IRQFlag, UnmaskEvent
@@ -322,9 +322,16 @@ class IRQ:
         raise no_interrupt_error(self.device.name, self.name, there)
 
     def _check(self, count: int) -> int:
-        there = self.count
+        causes: tuple[Cause, ...] = ()
+        try:
+            there = self.count
+        except IoctlError as error:
+            # Of a type that devices of this kind may have, a driver says so: mtty of REQ.
+            if error.errno != errno.EINVAL or not isinstance(self.index, IntEnum):
+                raise
+            there, causes = 0, error.causes
         if not there:
-            raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self.device.name}, which has no {self.name}")
+            raise UnsupportedError(_REQUEST, errno.EOPNOTSUPP, f"{self.device.name}, which has no {self.name}", causes)
         if not 1 <= count <= there:
             raise ValueError(f"{self._target} has 1 to {there} vectors, not {count}")
         return there
