@@ -61,6 +61,9 @@ def _command(parent: click.Context, name: str, command: click.Command) -> Iterat
         if records:
             yield nodes.rubric("", "Options")
             yield _definitions({option: text for option, text in records if text})
+        if isinstance(command, click.Group):
+            for each in command.list_commands(context):
+                yield from _command(context, each, command.commands[each])
     if isinstance(command, ReadingCommand) and command.json_keys:
         yield nodes.rubric("", "Keys of the JSON")
         yield _table(command.json_keys)

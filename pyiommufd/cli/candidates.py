@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice, from_sys_path
-from pyiommufd.host.discovery.lookup import CLASSES, SUBSYSTEMS, device_folders
+from pyiommufd.host.discovery.lookup import CLASSES, SUBSYSTEMS, can_be_bound, device_folders
 from pyiommufd.printable import printable
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -70,7 +70,7 @@ def _devices(typed: str) -> Iterator[tuple[str, str]]:
     for bus in SUBSYSTEMS:
         for name in _listed(f"bus/{bus}/devices"):
             folder = f"{sysfs.SYS}/bus/{bus}/devices/{name}"
-            if bus != "pci" and not os.path.exists(f"{folder}/iommu_group"):  # noqa: PTH110 - as all below, for many
+            if bus != "pci" and not can_be_bound(folder):
                 continue
             spellings = _spellings(name, typed) if bus == "pci" else (name,)
             if found := next((text for text in spellings if text.startswith(typed)), None):
@@ -127,12 +127,18 @@ def _is_no_bridge(folder: str) -> bool:
     return not os.path.exists(f"{folder}/secondary_bus_number")  # noqa: PTH110
 
 
+def _is_mediated(folder: str) -> bool:
+    return os.path.exists(f"{folder}/mdev_type")  # noqa: PTH110
+
+
 def _is_no_host_bridge(device: HostDevice) -> bool:
     return device.on_vfio or not device.is_host_bridge
 
 
 def _is_off_host_driver(folder: str) -> bool:
     on_vfio = os.path.isdir(f"{folder}/vfio-dev")  # noqa: PTH112
+    if _is_mediated(folder):
+        return False
     return (on_vfio or _driver_of(folder) in ("none", "pci-stub")) and _is_no_bridge(folder)
 
 
@@ -153,6 +159,21 @@ strays = _devices_that(_is_off_host_driver, _is_no_host_bridge)
 
 physical_functions = _devices_that(lambda folder: os.path.exists(f"{folder}/sriov_totalvfs"))  # noqa: PTH110
 """Those that can have virtual functions."""
+
+mdevs = _devices_that(_is_mediated)
+"""The mediated devices."""
+
+
+@one_of
+def mdev_parents() -> Iterable[str]:
+    """The devices that make mediated ones."""
+    return _listed("class/mdev_bus")
+
+
+def mdev_types(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The types of mediated devices that the parent offers that stands before."""
+    parent = ctx.params.get("parent") or ""
+    return one_of(lambda: _listed(f"class/mdev_bus/{parent}/mdev_supported_types"))(ctx, param, incomplete)
 
 
 def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -118,6 +118,8 @@ def _say_what_follows(plan: ClaimPlan, persist: bool, user: User | None) -> None
     names = " ".join(device.name for device in plan.devices)
     if not plan.moves and not persist and user is None:
         way = f"to their host drivers: pyiommufd release {names}, then pyiommufd rebind {names}"
+        if all(device.is_mediated for device in plan.devices):
+            way = "mediated devices are bound without a claim; to remove one: pyiommufd release and mdev remove"
         say(f"on vfio already, and claimed there: {names}; {way}")
         return
     unasked = [move.device.name for move in plan.moves if move.device not in plan.devices]

@@ -38,6 +38,7 @@ COMMANDS = {
     "recover": ("recover", "Undo what processes that died have left claimed."),
     "rebind": ("rebind", "Put devices that other tools have left back on host drivers."),
     "vfs": ("vfs", "Show or set the number of a device's virtual functions."),
+    "mdev": ("mdev", "Show, create and remove mediated devices."),
     "run": ("run", "Run a virtual machine monitor with devices."),
     "guest": ("guest", "Run a command or a shell in a guest with a virtual IOMMU."),
     "man": ("man", "Print the manual page."),

@@ -71,6 +71,9 @@ def _command(parent: click.Context, name: str, command: click.Command) -> Iterat
         yield from _help(inspect.cleandoc(command.help or ""))
         records = [record for param in command.params if (record := param.get_help_record(context)) is not None]
         yield from _definitions({option: text for option, text in records if text})
+        if isinstance(command, click.Group):
+            for each in command.list_commands(context):
+                yield from _command(context, f"{name} {each}", command.commands[each])
     if isinstance(command, ReadingCommand) and command.json_keys:
         yield ".PP"
         yield _text("Keys of the JSON:")

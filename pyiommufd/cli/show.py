@@ -36,6 +36,7 @@ _KEYS = (
         "d3cold_allowed": "whether it may lose power while idle, or null",
         "link": "speed and width of its link, or null",
         "virtual_functions": "an object of `now`, `most` and `names`, or null",
+        "mdev_type": "of a mediated device an object of `parent`, `type` and `name`, else null",
         "regions": "its memory and I/O ports: index, start, size, kind",
         "iommu_group": "its group, or null",
         "holders": "who holds it or its group open",
@@ -71,7 +72,7 @@ def show(device: str, as_json: bool) -> None:
 def _record(details: DeviceDetails) -> records.Record:
     device, group, plan = details.device, details.group, details.plan
     standing = standings(group.devices) if group is not None else {}
-    functions = details.virtual_functions
+    functions, mediated = details.virtual_functions, details.mdev_type
     return records.device_record(device, details.standing, details.names[device]) | {
         "class": None if device.class_code is None else pci_ids().device_class(device.class_code),
         "subsystem_vendor_id": records.hexadecimal(details.subsystem_vendor_id, 4),
@@ -90,6 +91,9 @@ def _record(details: DeviceDetails) -> records.Record:
         }
         if functions.total
         else None,
+        "mdev_type": None
+        if mediated is None
+        else {"parent": mediated.parent.name, "type": mediated.id, "name": mediated.name},
         "regions": [
             {"index": region.index, "start": f"{region.start:#x}", "size": region.size, "kind": region.kind}
             for region in details.regions
@@ -117,7 +121,7 @@ def _print(details: DeviceDetails) -> None:
     if details.subsystem_vendor_id is not None and details.subsystem_device_id is not None:
         board = f"{details.subsystem_vendor_id:04x}:{details.subsystem_device_id:04x}"
         board += f" {names.vendor(details.subsystem_vendor_id) or ''}".rstrip()
-    functions = details.virtual_functions
+    functions, mediated = details.virtual_functions, details.mdev_type
     refusals = details.plan.refusals if details.plan else ()
     power = details.power_state
     if power and details.d3cold_allowed is not None:
@@ -153,7 +157,8 @@ def _print(details: DeviceDetails) -> None:
             ("NUMA node", device.numa_node),
             ("IOMMU", f"none: {REACHES_ALL}" if device.without_iommu else device.iommu),
             ("DMA aliases", tuple(alias for alias in details.aliases if alias != device.name)),
-            ("reset", " ".join(details.reset_methods) or "no method"),
+            ("mediated", f"{mediated.id} of {mediated.parent.name}: {mediated.name}" if mediated else None),
+            ("reset", " ".join(details.reset_methods) or ("no method" if device.subsystem == "pci" else None)),
             ("power", power),
             ("link", details.link),
             (

@@ -20,11 +20,12 @@ from pyiommufd.errors import Cause
 from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu, no_iommufd
 from pyiommufd.host.claims.step_rows import STEPS
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.host.mdev import MDEV
 from pyiommufd.host.rows import Causes, Row, Rows, Subject, causes_found
 from pyiommufd.nearest import did_you_mean
 
 _OPEN = "open"
-_OF_DRIVERS = {request for request, _ in STEPS}
+_OF_DRIVERS = {request for request, _ in (*STEPS, *MDEV)}
 _OTHER_NAMES = {"EWOULDBLOCK": errno_module.EAGAIN, "EOPNOTSUPP": errno_module.EOPNOTSUPP, "ENOTSUPP": 524}
 _FAMILIES = ("VFIO_DEVICE_", "VFIO_", "IOMMU_")
 _WITHOUT_ROWS = (
@@ -50,11 +51,14 @@ _OF_MANY = {
 @cache
 def table() -> Rows:
     """Every row: the reasons by request and errno."""
-    return {**NODES, **BIND, **ATTACH, **MAPPING, **OBJECTS, **DEVICE, **MIGRATION, **STEPS}
+    return {**NODES, **BIND, **ATTACH, **MAPPING, **OBJECTS, **DEVICE, **MIGRATION, **STEPS, **MDEV}
 
 
 def requests() -> tuple[str, ...]:
-    """Every request that can be explained, under the kernel's names; ``open``, ``sysfs bind`` and ``sysfs unbind``."""
+    """Every request that can be explained, under the kernel's names.
+
+    Of requests by files these are ``open``, ``sysfs bind`` and ``sysfs unbind``, ``mdev create`` and ``mdev remove``.
+    """
     return (*dict.fromkeys(request for request, _ in table()), *_WITHOUT_ROWS)
 
 

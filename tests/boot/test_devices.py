@@ -113,6 +113,10 @@ def test_random_accesses(guest: Guest) -> None:
     run_tests(guest, "random_accesses")
 
 
+def test_mediated_devices(guest: Guest) -> None:
+    run_tests(guest, "mdev")
+
+
 def test_example_of_nvme(guest: Guest) -> None:
     driver = ["sh", "-c", "basename $(readlink /sys/bus/pci/devices/0000:01:00.0/driver)"]
     assert guest.run(driver).stdout == b"nvme\n"

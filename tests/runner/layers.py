@@ -27,6 +27,7 @@ FLOORS = {
         < host.checks host.holders host.persistent
         < host.rows
         < host.claims
+        < host.mdev
         < host.overview
     """,
     "diagnose": "diagnose",

@@ -72,7 +72,7 @@ def _bind(step: Step, worker: Worker) -> None:
             raise
     if _driver(step) != driver:
         raise OSError(errno.ENODEV, f"{step.target} did not stay on {driver}", str(path))
-    _wait_for_node(step.folder)
+    wait_for_node(step.folder)
 
 
 def _probe(step: Step, worker: Worker) -> None:
@@ -172,7 +172,7 @@ def _is_on_host_driver(step: Step) -> bool:
     return drivers.is_on_host_driver(from_sys_path(step.folder))
 
 
-def _wait_for_node(folder: Path) -> None:
+def wait_for_node(folder: Path) -> None:
     """Wait for the node of a device that has come to a vfio driver; a machine without one is `check`'s to tell of."""
     for name in [path.parent.name for path in folder.glob("vfio-dev/*/dev")]:
         node = Path("/dev/vfio/devices") / name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyiommufd.errors import ClaimError, DeviceNotFoundError, Refusal
+from pyiommufd.errors import ClaimError, DeviceNotFoundError, Fix, Refusal
 from pyiommufd.host import drivers, uses
 from pyiommufd.host.checks.bindable import bind_refusals
 from pyiommufd.host.claims.claim import Claim, carry_out
@@ -288,10 +288,11 @@ def _moves(
         if device in wanted and device.is_bridge:
             raise ClaimError(f"{device.name} is a bridge: vfio-pci takes none; name a device behind it")
         below = tuple(sorted(devices_below(device), key=str))
-        if mediated := [one.name for one in below if one.subsystem == "mdev"]:
+        if mediated := [one.name for one in below if one.is_mediated]:
             raise ClaimError(
                 f"{device.name} is the parent of the mediated devices {', '.join(mediated)}: they would be "
-                "destroyed, and could not be restored; remove them first"
+                "destroyed, and could not be restored; remove them first",
+                Fix("remove_mdev() does", "pyiommufd mdev remove does"),
             )
         target = None if device.is_bridge else named or drivers.vfio_driver_for(device)
         moves.append(Move(device, target, vfs_of(device).devices, below))

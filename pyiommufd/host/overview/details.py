@@ -13,6 +13,7 @@ from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
 from pyiommufd.host.discovery.vfs import VFs, vfs_of
 from pyiommufd.host.holders import Holder, holders
+from pyiommufd.host.mdev import MdevType, mdev_type
 from pyiommufd.host.overview.standing import Standing, standings
 from pyiommufd.printable import OneLine
 
@@ -54,6 +55,7 @@ class DeviceDetails(OneLine):
         link: Speed and width of its PCI Express link.
         virtual_functions: Its virtual functions, and how many it could have.
         physical_function: The device that it is a virtual function of.
+        mdev_type: Of a mediated device, what it is and whose.
         regions: Its memory and I/O ports.
         holders: Who holds it, or its group, open.
         uses: What the host does with it that a claim would break.
@@ -76,6 +78,7 @@ class DeviceDetails(OneLine):
     link: str | None
     virtual_functions: VFs
     physical_function: HostDevice | None
+    mdev_type: MdevType | None
     regions: tuple[MemoryRegion, ...]
     holders: tuple[Holder, ...]
     uses: tuple[Refusal, ...]
@@ -117,6 +120,7 @@ def device_details(device: HostDevice) -> DeviceDetails:
         link=_link(path),
         virtual_functions=vfs_of(device),
         physical_function=device.physical_function,
+        mdev_type=mdev_type(device),
         regions=_regions(path),
         holders=holders(*members),
         uses=uses.refusals(device),

@@ -32,7 +32,8 @@ def wrong_commands(text: str) -> list[str]:
             continue
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        parts = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        known = {option for part in parts for parameter in part.params for option in parameter.opts} | {"--help"}
         own = match["rest"].partition(" -- ")[0]
         wrong += [f"{name} {option}" for option in re.findall(r"(?<!\S)--[a-z][\w-]*", own) if option not in known]
     return wrong

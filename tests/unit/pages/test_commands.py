@@ -26,7 +26,8 @@ def unknown(words: list[str]) -> list[str]:
     command = cli.get_command(click.Context(cli), words[0]) if words[0] in COMMANDS else None
     if command is None:
         return words[:1]
-    known = options(command)
+    parts = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+    known = {option for part in parts for option in options(part)}
     return [word for word in words[1:] if word.startswith("-") and word.partition("=")[0] not in known]
 
 
