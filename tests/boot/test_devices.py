@@ -69,8 +69,8 @@ for holder in holders(find_device(sys.argv[1])):
 
 
 def run_tests(guest: Guest, *names: str) -> str:
-    """Run test files of tests/guest/devices: all of them have to pass, and none may be skipped."""
-    files = [f"tests/guest/devices/test_{name}.py" for name in names]
+    """Run test files of tests/guest/devices, or with a path: all tests have to pass, and none may be skipped."""
+    files = [name if "/" in name else f"tests/guest/devices/test_{name}.py" for name in names]
     done = guest.run([*PYTEST, "-rA", *files], env=ENVIRONMENT, timeout=patience(600))
     output = done.stdout.decode(errors="replace")
     print(output)
@@ -128,6 +128,13 @@ def test_example_of_nvme(guest: Guest) -> None:
     assert refused.returncode == 1
     assert b"not an NVMe controller" in refused.stderr
     assert guest.run(["python", "examples/nvme_identify.py"]).returncode == 2
+
+
+def test_without_an_iommu() -> None:
+    """Two devices that no IOMMU covers, one with a mask of 64 bits: data moves by physical addresses."""
+    mode = "vfio.enable_unsafe_noiommu_mode=1"
+    with Guest(iommu="none", kernel_arguments=[mode]) as guest:
+        run_tests(guest, "without_iommu", "tests/guest/core/test_without_iommu.py")
 
 
 class Program:

@@ -111,23 +111,25 @@ class ClaimPlan(OneLine):
     @property
     def _names(self) -> set[str]:
         """The names of all devices that it is about."""
-        return _names(self.groups, self.moves)
+        return _names(self._members, self.moves)
+
+    @property
+    def _members(self) -> list[HostDevice]:
+        return _members(self.groups, self.devices)
 
     @property
     def companions(self) -> tuple[HostDevice, ...]:
         """Devices affected by the claim though not requested: group members, and devices removed along with them."""
-        members = [device for group in self.groups for device in group.devices]
         gone = [device for move in self.moves for device in move.gone]
-        return tuple(device for device in dict.fromkeys([*members, *gone]) if device not in self.devices)
+        return tuple(device for device in dict.fromkeys([*self._members, *gone]) if device not in self.devices)
 
     @property
     def endpoints(self) -> tuple[HostDevice, ...]:
-        """The devices that are in the groups once the claim is made, but for bridges."""
+        """The devices that are in the groups, or in none, once the claim is made, but for bridges."""
         gone = {device for move in self.moves for device in move.gone}
         # What stays on no driver is a bridge, of whatever kind.
         gone |= {device for device in self.stays if device.driver is None}
-        members = dict.fromkeys(device for group in self.groups for device in group.devices)
-        return tuple(device for device in members if not device.is_bridge and device not in gone)
+        return tuple(device for device in self._members if not device.is_bridge and device not in gone)
 
     @property
     def undo_commands(self) -> tuple[str, ...]:
@@ -277,8 +279,7 @@ def _moves(
             groups[group.id] = group
     moves: list[Move] = []
     stays = []
-    members = [device for group in groups.values() for device in group.devices]
-    members += [device for device in wanted if device.group_id is None]
+    members = _members(groups.values(), wanted)
     gone = _gone(members, wanted)
     for device in (device for device in members if device not in gone):
         named = drivers.vfio_driver_for(device, driver) if driver is not None and device in wanted else None
@@ -355,21 +356,26 @@ def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]
 
 
 def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]) -> Iterator[Refusal]:
+    members = _members(groups, wanted)
     # Two records of one device could not both be restored: nothing forces this.
-    yield from claimed_refusals(_names(groups, moves))
+    yield from claimed_refusals(_names(members, moves))
     # The uses of what is below a device are among its own; virtual functions are beside it.
     moved = [device for move in moves for device in (move.device, *move.vfs)]
     yield from uses.refusals(*moved)
     yield from bind_refusals(wanted)
     # A process that holds one member owns the group: the group can then be neither bound nor partly released.
-    members = [device for group in groups for device in group.devices if device.on_vfio]
-    yield from holder_refusals(dict.fromkeys([*moved, *members]))
-    yield from bound_elsewhere(device for group in groups for device in group.devices)
+    yield from holder_refusals(dict.fromkeys([*moved, *(device for device in members if device.on_vfio)]))
+    yield from bound_elsewhere(members)
 
 
-def _names(groups: Iterable[Group], moves: Iterable[Move]) -> set[str]:
-    members = {device.name for group in groups for device in group.devices}
-    return members | {device.name for move in moves for device in (move.device, *move.gone)}
+def _members(groups: Iterable[Group], wanted: Iterable[HostDevice]) -> list[HostDevice]:
+    """The devices of the groups, and those wanted that are in none."""
+    members = [device for group in groups for device in group.devices]
+    return members + [device for device in wanted if device.group_id is None]
+
+
+def _names(members: Iterable[HostDevice], moves: Iterable[Move]) -> set[str]:
+    return {device.name for device in members} | {device.name for move in moves for device in (move.device, *move.gone)}
 
 
 def _steps(moves: Sequence[Move]) -> Iterator[Step]:

@@ -44,9 +44,10 @@ def uncovered(all_edus: tuple[HostDevice, ...]) -> HostDevice:
 @pytest.fixture
 def unsafe(uncovered: HostDevice) -> Iterator[None]:
     """Have vfio take devices without an IOMMU."""
+    before = MODE.read_text()
     MODE.write_text("Y")
     yield
-    MODE.write_text("N")
+    MODE.write_text(before)
 
 
 @pytest.fixture
