@@ -85,6 +85,8 @@ def _query(target: HostDevice | None) -> tuple[dict[str, bool], HWInfo | None, F
             return requests, None, None, why_not
         with iommufd.bind(target) as bound:
             features = {one.name: _words(bound.feature(one).probe()) for one in DeviceFeature}
+            if target.without_iommu:
+                return requests, None, features, f"no IOMMU covers {target.name}: {REACHES_ALL}"
             try:
                 return requests, bound.hw_info(), features, ""
             except NotFoundError:
@@ -97,9 +99,9 @@ def _words(access: FeatureAccess) -> list[str]:
 
 def _bind_obstacle(device: HostDevice) -> str:
     """Why the device cannot be bound for IOMMU_GET_HW_INFO; empty if it can."""
-    if device.without_iommu:
-        return f"no IOMMU covers {device.name}, so there is nothing to report of one: {REACHES_ALL}"
     if device.vfio_cdev is None:
+        if device.without_iommu:
+            return f"no IOMMU covers {device.name}, so there is nothing to report of one: {REACHES_ALL}"
         return (
             f"{device.name} is on {device.driver or 'no driver'}: the kernel reports its IOMMU only while the device "
             f"is bound, which takes a claim: pyiommufd claim {device.name}"
@@ -128,7 +130,7 @@ def _print_device(device: HostDevice, info: HWInfo | None, features: Features) -
 
 def _iommu_pairs(device: HostDevice, info: HWInfo | None) -> Iterable[tuple[str, object]]:
     if info is None:
-        return (("IOMMU", "none translates for it"),)
+        return (("IOMMU", f"none: {REACHES_ALL}" if device.without_iommu else "none translates for it"),)
     record = _hw_info_record(info)
     width = record["pasid_width"]
     return (

@@ -84,7 +84,7 @@ def test_no_command_takes_the_group_for_an_iommu(claimed: HostDevice) -> None:
     (group,) = run_json("groups")
     assert (group["id"], group["made_by_vfio"], group["devices"][0]["name"]) == (claimed.group_id, True, name)
     assert f"group {claimed.group_id} (no IOMMU: DMA reaches all memory)" in run("topology").stdout
-    assert ALL_MEMORY in run("caps", name, status=1).stderr
+    assert ALL_MEMORY in run("caps", name).stdout
     assert [one["devices"] for one in run_json("claims")] == [[name]]
     for request, errno in (("bind", "EPERM"), ("attach", "EINVAL"), ("open", "EPERM")):
         assert ALL_MEMORY in run("explain", request, errno, name).stdout
