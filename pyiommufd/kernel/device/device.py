@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Device(Attachable):
-    """A device bound to an iommufd. Made by `IOMMUFD.bind`; bound until it is closed.
+    """A device bound to an iommufd. Made by `IOMMUFD.bind`, or `from_fd`; bound until it is closed.
 
     While it is bound and no member of its group is attached, no member can do DMA.
 

@@ -6,8 +6,7 @@ import errno
 import json
 import os
 import socket
-import subprocess
-import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,19 +27,15 @@ from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.dma import IOVA, Arrives
 from tests.patience import patience
 
-BINDER = """
-import json, socket, sys
-from pyiommufd import IOMMUFD
 
-with socket.socket(fileno=int(sys.argv[1])) as peer, IOMMUFD() as iommufd:
-    device = iommufd.bind(sys.argv[2])
+def bind_and_pass_on(peer: socket.socket, name: str) -> None:
+    """Bind a device, attach it to what is `vfio_ioas` from then on, pass both on, and wait for the end."""
+    iommufd = IOMMUFD()
+    device = iommufd.bind(name)
     ioas = iommufd.vfio_ioas = iommufd.alloc_ioas()
     device.attach(ioas)
-    fds = [iommufd.fileno(), device.fileno()]
-    socket.send_fds(peer, [json.dumps(device.id).encode()], fds)
+    socket.send_fds(peer, [json.dumps(device.id).encode()], [iommufd.fileno(), device.fileno()])
     peer.recv(1)
-"""
-"""It binds a device, attaches it to what is `vfio_ioas` from then on, passes both on, and ends when it is told so."""
 
 
 @dataclass
@@ -51,33 +46,44 @@ class Passed:
         iommufd: The iommufd, taken over.
         fd: The device's, not yet.
         id: The device's.
-        process: That process.
-        socket: Closed, it ends.
+        socket: Closed, it ends the other process.
     """
 
     iommufd: IOMMUFD
     fd: int
     id: int
-    process: subprocess.Popen[bytes]
     socket: socket.socket
+    process: int
 
     def end(self) -> None:
         """Have the other process end, with its fds."""
         self.socket.close()
-        assert self.process.wait(patience()) == 0
+        if self.process:
+            _, status = os.waitpid(self.process, 0)
+            self.process = 0
+            assert status == 0
 
 
 def passed_on(name: str) -> Iterator[Passed]:
     ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            command = [sys.executable, "-c", BINDER, str(theirs.fileno()), name]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-        with process:
-            data, (iommufd_fd, fd), _, _ = socket.recv_fds(ours, 64, 2)
-            with IOMMUFD.from_fd(iommufd_fd) as iommufd:
-                passed = Passed(iommufd, fd, json.loads(data), process, ours)
-                yield passed
+    process = os.fork()
+    if not process:
+        status = 1
+        try:
+            ours.close()
+            bind_and_pass_on(theirs, name)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    theirs.close()
+    data, (iommufd_fd, fd), _, _ = socket.recv_fds(ours, 64, 2)
+    with IOMMUFD.from_fd(iommufd_fd) as iommufd:
+        passed = Passed(iommufd, fd, json.loads(data), ours, process)
+        try:
+            yield passed
+        finally:
             passed.end()
 
 
