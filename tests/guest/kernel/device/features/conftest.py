@@ -1,0 +1,64 @@
+"""Two mediated devices of the kernel's sample mtty: serial ports whose state can be saved and loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyiommufd import IOMMUFD, Device, find_device
+
+TYPE = Path("/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-2")  # of two ports
+
+
+@pytest.fixture(scope="session")
+def serial_names() -> Iterator[tuple[str, str]]:
+    modules = Path(os.environ["PYIOMMUFD_MODULES"])
+    for module in ("mdev", "mtty"):
+        if not Path(f"/sys/module/{module}").exists():  # they stay: this kernel unloads none
+            subprocess.run(["insmod", modules / f"{module}.ko"], check=True)
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    for name in (first, second):
+        (TYPE / "create").write_text(name)
+    yield first, second
+    for name in (first, second):
+        (find_device(name).sys_path / "remove").write_text("1")
+
+
+def data_fds() -> list[str]:
+    """The migration data fds of this process."""
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(fd.readlink())
+        except OSError:
+            continue  # the fd of the listing itself
+        if "mtty_mig" in target:
+            found.append(fd.name)
+    return found
+
+
+@pytest.fixture
+def data_files() -> Iterator[Callable[[], list[str]]]:
+    """The open data fds; none are left when the devices are closed."""
+    yield data_fds
+    assert data_fds() == []
+
+
+@pytest.fixture
+def serial(data_files: object, serial_names: tuple[str, str], iommufd: IOMMUFD) -> Iterator[Device]:
+    """One, in the state RUNNING, as are both: an mtty keeps its state when it is closed."""
+    with iommufd.bind(serial_names[0]) as device:
+        device.reset()
+        yield device
+
+
+@pytest.fixture
+def other_serial(data_files: object, serial_names: tuple[str, str], iommufd: IOMMUFD) -> Iterator[Device]:
+    with iommufd.bind(serial_names[1]) as device:
+        device.reset()
+        yield device
