@@ -98,7 +98,7 @@ def guest() -> Iterator[Guest]:
 
 
 def test_nvme(guest: Guest) -> None:
-    run_tests(guest, "nvme")
+    run_tests(guest, "nvme", "peer_to_peer")
 
 
 def test_e1000e(guest: Guest) -> None:

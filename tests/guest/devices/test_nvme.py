@@ -7,15 +7,17 @@ from collections import Counter
 
 import pytest
 
-from pyiommufd import IOAS, IOMMUFD, AccessDeniedError, Device, IoctlError, RegionFaultError
+from pyiommufd import IOAS, IOMMUFD, AccessDeniedError, Device, EventFD, IoctlError, RegionFaultError
 from pyiommufd.kernel.device.config_space import CapabilityID, ExtendedCapabilityID
 from pyiommufd.kernel.device.device_info import DeviceFlag, MmapArea, MSIXMappable
 from pyiommufd.testing.drivers.nvme import NvmeDriver
 from tests.guest.devices.factories import Binder, Claimer
+from tests.patience import patience, until
 
 NVME = (0x1B36, 0x0010)
 SERIAL = "pyiommufd-7"
 TABLE_PAGE = 0x2000
+VERSION = 0x08
 
 
 @pytest.fixture
@@ -192,3 +194,33 @@ def test_hot_reset_with_a_neighbour_bound_elsewhere(bind: Binder, claim: Claimer
     assert info.not_owned == ()
     with IOMMUFD() as other, pytest.raises(AccessDeniedError):
         other.bind(claim(*NVME, 2))
+
+
+def test_d3hot_and_back(attached: Device, ioas: IOAS) -> None:
+    low_power = attached.low_power
+    with attached.region(0).map() as window, EventFD() as woken:
+        version = window.read32(VERSION)
+        states = [low_power.power_state]
+        assert low_power.enter(wakeup=woken) is woken
+        until(lambda: low_power.asleep, lambda: low_power)
+        states.append(low_power.power_state)
+        with pytest.raises(RegionFaultError):
+            window.read32(VERSION)
+        assert woken.take() == 0
+        assert int.from_bytes(attached.region(0).read(VERSION, 4), "little") == version
+        assert woken.wait(patience()) == 1
+        states.append(low_power.power_state)
+        assert states == ["D0", "D3hot", "D0"]
+        assert window.read32(VERSION) == version
+    assert attached.bus_master
+    with NvmeDriver(attached, ioas) as driver:
+        assert driver.identify().serial == SERIAL
+
+
+def test_without_wakeup_it_goes_back_to_d3hot(nvme: Device) -> None:
+    nvme.low_power.enter()
+    for _ in range(2):
+        until(lambda: nvme.low_power.power_state == "D3hot", lambda: nvme.low_power.power_state)
+        nvme.region(0).read(VERSION, 4)
+    nvme.low_power.exit()
+    assert nvme.low_power.power_state == "D0"

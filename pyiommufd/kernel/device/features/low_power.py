@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.device_requests import IN_LOW_POWER
@@ -42,6 +42,15 @@ class LowPower:
 
     def __init__(self, device: Device) -> None:
         self._device = device
+
+    @overload
+    def enter(self, wakeup: Literal[False] = False) -> None: ...
+
+    @overload
+    def enter(self, wakeup: Literal[True] | EventFD) -> EventFD: ...
+
+    @overload
+    def enter(self, wakeup: bool | EventFD) -> EventFD | None: ...
 
     def enter(self, wakeup: bool | EventFD = False) -> EventFD | None:
         """Let the device sleep (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY, or LOW_POWER_ENTRY_WITH_WAKEUP).
