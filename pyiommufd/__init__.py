@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         SupportsRead,
         SupportsWrite,
     )
+    from pyiommufd.kernel.device.graphics import Graphics, GraphicsPlane, PixelSource, PlaneBuffer, PlaneType
     from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
     from pyiommufd.kernel.device.region import Region
     from pyiommufd.kernel.device.region_bytes import RegionFlag, RegionIndex
@@ -167,6 +168,7 @@ else:
                 SupportsRead SupportsWrite Migration MigrationFlag MigrationProgress MigrationState MigrationStream
                 PrecopyInfo
             """,
+            "kernel.device.graphics": "Graphics GraphicsPlane PixelSource PlaneBuffer PlaneType",
             "kernel.device.hot_reset": "DependentDevice HotResetInfo",
             "kernel.device.region": "Region",
             "kernel.device.region_bytes": "RegionFlag RegionIndex",
@@ -245,6 +247,8 @@ __all__ = [
     "Feature",
     "FeatureAccess",
     "ForkedError",
+    "Graphics",
+    "GraphicsPlane",
     "Group",
     "GroupConflictError",
     "GroupNotViableError",
@@ -285,6 +289,9 @@ __all__ = [
     "PageRequest",
     "PageTable",
     "PhysicalRange",
+    "PixelSource",
+    "PlaneBuffer",
+    "PlaneType",
     "PrecopyInfo",
     "Refusal",
     "Region",

@@ -18,6 +18,7 @@ _HOT_OR_REBOOT = Fix(
 )
 _NO_BUS_RESET = "neither its slot nor its bus can be reset"
 _IRQS, _FEATURE = "VFIO_DEVICE_SET_IRQS", "VFIO_DEVICE_FEATURE"
+_PLANE, _DMA_BUF_OF_PLANE = "VFIO_DEVICE_QUERY_GFX_PLANE", "VFIO_DEVICE_GET_GFX_DMABUF"
 
 
 def _no_reset(subject: Subject) -> tuple[Cause, ...]:
@@ -85,6 +86,16 @@ DEVICE: Rows = {
                 "VFIO_DEVICE_SET_IRQS writes that")),
     ),
     (_IOEVENTFD, errno.ENOSPC): (Row("the device has as many as the kernel allows", "close one"),),
+    (_PLANE, errno.ENOTTY): (Row("the device's driver shows no display", "do without"),),
+    (_PLANE, errno.EINVAL): (
+        Row("the driver has the pixels in another place, or no such plane", "probe where it has them"),
+    ),
+    (_PLANE, errno.ENOMEM): (
+        Row("the driver has no memory for it, or it is mbochs, at the first query of each mode", "ask again"),
+    ),
+    (_DMA_BUF_OF_PLANE, errno.ENOENT): (
+        Row("the device has no such dma-buf any more: its mode has changed", "query the plane anew"),
+    ),
     (_FEATURE, errno.ENOTTY): (Row("the device's driver does not have the feature", "do without"),),
     (_FEATURE, errno.EINVAL): (
         Row("the feature does not do what was asked of it (get, set or probe), or not for this device", "do without"),

@@ -140,3 +140,13 @@ int pyiommufd_feature(struct pyiommufd_file *cdev, struct vfio_device_feature *c
     }
     return result;
 }
+
+int pyiommufd_gfx_dma_buf(struct pyiommufd_file *cdev, uint32_t id, struct pyiommufd_file *made)
+{
+    int result = pyiommufd_ioctl(cdev, VFIO_DEVICE_GET_GFX_DMABUF, &id);
+
+    if (result < 0)
+        return result;
+    fcntl(result, F_SETFD, FD_CLOEXEC); /* drivers leave it to programs that are executed */
+    return file_set_fd(made, result);
+}

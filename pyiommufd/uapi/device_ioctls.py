@@ -227,6 +227,19 @@ def precopy_info(fd: Fd) -> tuple[int, int, int]:
     return int(info.flags), int(info.initial_bytes), int(info.dirty_bytes)
 
 
+def gfx_plane(fd: Fd, flags: int, plane_type: int) -> Mapping[str, int]:
+    """VFIO_DEVICE_QUERY_GFX_PLANE: the struct; ``region_index`` is the dma-buf's number where it was asked for that."""
+    struct = "struct vfio_device_gfx_plane_info"
+    plane = ffi.new(f"{struct} *", {"argsz": ffi.sizeof(struct), "flags": flags, "drm_plane_type": plane_type})
+    _check(lib.pyiommufd_ioctl(_c(fd), uapi.VFIO_DEVICE_QUERY_GFX_PLANE, plane), "VFIO_DEVICE_QUERY_GFX_PLANE")
+    return {**struct_fields(struct, bytes(ffi.buffer(plane))), "region_index": int(plane.region_index)}
+
+
+def gfx_dma_buf(fd: Fd, number: int, made: File) -> None:
+    """VFIO_DEVICE_GET_GFX_DMABUF: the dma-buf of that number, whose fd ``made`` owns then."""
+    _check(lib.pyiommufd_gfx_dma_buf(_c(fd), number, _c(made)), "VFIO_DEVICE_GET_GFX_DMABUF")
+
+
 WindowHandle = NewType("WindowHandle", object)
 """A mapped part of a region, as the C code keeps it."""
 

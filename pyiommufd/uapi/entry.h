@@ -134,3 +134,5 @@ int pyiommufd_set_irqs(struct pyiommufd_file *cdev, struct vfio_irq_set *command
  */
 int pyiommufd_feature(struct pyiommufd_file *cdev, struct vfio_device_feature *command, int64_t fd_at,
                       struct pyiommufd_file *given, struct pyiommufd_file *made);
+/* VFIO_DEVICE_GET_GFX_DMABUF: made becomes the owner of the fd. */
+int pyiommufd_gfx_dma_buf(struct pyiommufd_file *cdev, uint32_t id, struct pyiommufd_file *made);

@@ -114,7 +114,7 @@ def test_random_accesses(guest: Guest) -> None:
 
 
 def test_mediated_devices(guest: Guest) -> None:
-    run_tests(guest, "mdev")
+    run_tests(guest, "mdev", "graphics")
 
 
 def test_example_of_nvme(guest: Guest) -> None:

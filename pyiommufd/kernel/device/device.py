@@ -24,6 +24,7 @@ from pyiommufd.kernel.device.features.dma_logging import DMALogging
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
 from pyiommufd.kernel.device.features.low_power import LowPower
 from pyiommufd.kernel.device.features.migration import Migration
+from pyiommufd.kernel.device.graphics import Graphics, PlaneBuffer
 from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
 from pyiommufd.kernel.device.region import Region, read_regions
 from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
@@ -65,7 +66,7 @@ class Device(Attachable):
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         # First: a fork in another thread may find it as soon as it is a handle.
-        self._children: dict[Window | DMABuf, None] = {}
+        self._children: dict[Window | DMABuf | PlaneBuffer, None] = {}
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
         self.dma_logging = DMALogging(self)
@@ -219,6 +220,11 @@ class Device(Attachable):
         self.config.set_command(Command.MEMORY, check_bool(on, "memory_decode"))
 
     # Features
+
+    @property
+    def graphics(self) -> Graphics:
+        """Its display, where it has one whose planes its driver shows, as mediated GPUs do."""
+        return Graphics(self)
 
     def feature(self, number: int) -> Feature:
         """A feature by its number, a `DeviceFeature` or one of a newer kernel, whether or not the device has it.
