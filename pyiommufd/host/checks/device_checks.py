@@ -9,6 +9,7 @@ from pathlib import Path
 from pyiommufd.host import sysfs
 from pyiommufd.host.checks.bindable import firmware_regions
 from pyiommufd.host.checks.finding import Finding, Machine, State
+from pyiommufd.host.limits import CAP_SYS_RAWIO, has_capability
 
 
 def reserved(machine: Machine) -> Iterator[Finding]:
@@ -33,10 +34,10 @@ def reserved(machine: Machine) -> Iterator[Finding]:
 
 def permissions(machine: Machine) -> Iterator[Finding]:
     """Whether this user may open the nodes."""
-    nodes = [(machine.dev / "iommu", "")]
-    nodes += [(Path(device.vfio_cdev), device.name) for device in machine.devices if device.vfio_cdev]
+    nodes = [(machine.dev / "iommu", "", False)]
+    nodes += [(Path(one.vfio_cdev), one.name, one.without_iommu) for one in machine.devices if one.vfio_cdev]
     checked = False
-    for node, name in nodes:
+    for node, name, privileged in nodes:
         try:
             status = node.stat()
         except OSError:
@@ -60,6 +61,16 @@ def permissions(machine: Machine) -> Iterator[Finding]:
                 f"mode {status.st_mode & 0o7777:04o}, owner {status.st_uid}, group {status.st_gid}",
                 f'run as root, or by a udev rule: {rule}, GROUP="GROUP", MODE="0660"',
                 (name,) if name else (),
+            )
+            checked = False
+        elif privileged and not has_capability(CAP_SYS_RAWIO):
+            yield Finding(
+                "permissions",
+                State.MISSING,
+                f"user {os.geteuid()} may not open {node}, as no IOMMU covers {name}",
+                "it takes CAP_SYS_RAWIO, which this process does not have",
+                "run as root, or with that capability",
+                (name,),
             )
             checked = False
     if checked:

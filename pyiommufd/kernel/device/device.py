@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 class Device(Attachable):
     """A device bound to an iommufd. Made by `IOMMUFD.bind`, or `from_fd`; bound until it is closed.
 
-    While it is bound and no member of its group is attached, no member can do DMA.
+    While it is bound and no member of its group is attached, no member can do DMA. Where no IOMMU covers it
+    (`HostDevice.without_iommu`) its DMA is never blocked: all its changes are `ChangeKind.UNBLOCKED`.
 
     Thread safety: everything here may be used from any thread.
 

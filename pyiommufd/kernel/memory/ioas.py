@@ -422,7 +422,7 @@ class IOAS(KernelObject):
     def physical_address(self, iova: int, length: int = 1) -> PhysicalRange:
         """Where in the machine's memory something is mapped (IOMMU_IOAS_NOIOMMU_GET_PA; since Linux 7.3).
 
-        For devices that no IOMMU stands before, which have to be given these addresses.
+        For devices that no IOMMU covers, which have to be given these addresses; one has to be attached.
 
         Args:
             iova: The address here.
@@ -432,10 +432,11 @@ class IOAS(KernelObject):
             Where the first of them is, and how many follow it contiguously, of those asked for.
 
         Raises:
-            UnsupportedError: This kernel was built without support for devices without an IOMMU.
+            UnsupportedError: This kernel was built without support for devices without an IOMMU; or none is attached,
+                or one behind an IOMMU was attached first.
             AccessDeniedError: It takes CAP_SYS_RAWIO.
             NotFoundError: Nothing is mapped there.
-            IoctlError: The kernel refused, as for an address space that a device behind an IOMMU uses.
+            IoctlError: The kernel refused for another reason.
             ValueError, TypeError: The numbers are no range.
             ClosedError, ForkedError: As for `map`.
         """

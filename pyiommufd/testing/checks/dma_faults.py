@@ -1,7 +1,8 @@
 """DMA that the IOMMU has refused, as the kernel's log tells of it.
 
 Supplementary, never proof: the kernel limits these lines in rate (VT-d: three faults in five seconds) and hardware
-merges faults, so a missing line proves nothing. Blocked DMA is shown by the data, which did not change.
+merges faults, so a missing line proves nothing. Blocked DMA is shown by the data, which did not change. Of a device
+without an IOMMU no DMA is blocked, and none faults.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def test_a_kernel_without_nodes_for_such_devices_is_named(
         (holder,) = holders(device)
         assert (holder.node, holder.own_fd) == (device.vfio_cdev, file.fileno())
     assert holders(device) == ()
+    with DeviceFile.from_fd(os.open(device.vfio_cdev, os.O_RDWR)) as file:
+        assert (file.device, file.device.without_iommu) == (uncovered, True)
 
 
 @pytest.fixture

@@ -151,6 +151,16 @@ def test_user_needs_a_capability_as_well(device: HostDevice) -> None:
             check=False,
         )
         assert opened.stdout == "devices without an IOMMU are for CAP_SYS_RAWIO only / 1\n", opened.stderr
+        checked = subprocess.run(
+            [*as_nobody, sys.executable, "-m", "pyiommufd.cli", "check", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=patience(),
+            check=False,
+        )
+        found = [one for one in json.loads(checked.stdout)["findings"] if one["check"] == "permissions"]
+        assert [(one["state"], one["devices"]) for one in found] == [("missing", [device.name])]
+        assert "CAP_SYS_RAWIO" in found[0]["evidence"]
     finally:
         run("release", device.name)
 
