@@ -76,14 +76,13 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.device.features.low_power import LowPower
     from pyiommufd.kernel.device.features.migration import (
         Migration,
-        MigrationFlag,
         MigrationProgress,
-        MigrationState,
-        MigrationStream,
         PrecopyInfo,
         SupportsRead,
         SupportsWrite,
     )
+    from pyiommufd.kernel.device.features.migration_states import MigrationFlag, MigrationState
+    from pyiommufd.kernel.device.features.migration_stream import MigrationStream
     from pyiommufd.kernel.device.graphics import Graphics, GraphicsPlane, PixelSource, PlaneBuffer, PlaneType
     from pyiommufd.kernel.device.hot_reset import DependentDevice, HotResetInfo
     from pyiommufd.kernel.device.region import Region
@@ -164,10 +163,9 @@ else:
             "kernel.device.features.dma_logging": "DMALogging",
             "kernel.device.features.feature": "DeviceFeature Feature FeatureAccess",
             "kernel.device.features.low_power": "LowPower",
-            "kernel.device.features.migration": """
-                SupportsRead SupportsWrite Migration MigrationFlag MigrationProgress MigrationState MigrationStream
-                PrecopyInfo
-            """,
+            "kernel.device.features.migration": "Migration MigrationProgress PrecopyInfo SupportsRead SupportsWrite",
+            "kernel.device.features.migration_states": "MigrationFlag MigrationState",
+            "kernel.device.features.migration_stream": "MigrationStream",
             "kernel.device.graphics": "Graphics GraphicsPlane PixelSource PlaneBuffer PlaneType",
             "kernel.device.hot_reset": "DependentDevice HotResetInfo",
             "kernel.device.region": "Region",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 from pyiommufd.printable import Sentences, printable, shortened
 
 if TYPE_CHECKING:
-    from pyiommufd.kernel.device.features.migration import MigrationState
+    from pyiommufd.kernel.device.features.migration_states import MigrationState
 
 
 class DeviceLike(Protocol):

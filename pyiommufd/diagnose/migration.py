@@ -9,7 +9,7 @@ from pyiommufd.errors import Cause, Fix, IoctlError, MigrationError, ioctl_error
 from pyiommufd.host.rows import Row, Rows
 
 if TYPE_CHECKING:
-    from pyiommufd.kernel.device.features.migration import MigrationState
+    from pyiommufd.kernel.device.features.migration_states import MigrationState
 
 _FEATURE, _PRECOPY = "VFIO_DEVICE_FEATURE", "VFIO_MIG_GET_PRECOPY_INFO"
 _RESET = Fix("Device.reset() leads to RUNNING", "VFIO_DEVICE_RESET leads to RUNNING")

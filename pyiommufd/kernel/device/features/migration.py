@@ -7,20 +7,19 @@ import errno
 import io
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyiommufd import uapi
-from pyiommufd.diagnose.migration import data_error, precopy_error, state_error
+from pyiommufd.diagnose.migration import precopy_error, state_error
 from pyiommufd.errors import ClosedError, IoctlError, IOMMUFDError, MigrationError, MigrationPathError, UnsupportedError
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature
-from pyiommufd.kernel.handle import Handle
+from pyiommufd.kernel.device.features.migration_states import MigrationFlag, MigrationState, no_path, shortest_path
+from pyiommufd.kernel.device.features.migration_stream import CHUNK, MigrationStream
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.printable import OneLine
-from pyiommufd.uapi import device_ioctls, ioctls
+from pyiommufd.uapi import device_ioctls
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,107 +29,11 @@ if TYPE_CHECKING:
 _STATE = struct.Struct("=Ii")  # struct vfio_device_feature_mig_state
 _NUMBER = struct.Struct("=Q")  # struct vfio_device_feature_migration, and vfio_device_feature_mig_data_size
 
-_CHUNK = 1 << 20  # bytes that are copied at a time
-
-
-class MigrationFlag(IntFlag):
-    """What a device can do for a migration (VFIO_MIGRATION_*)."""
-
-    STOP_COPY = uapi.VFIO_MIGRATION_STOP_COPY
-    P2P = uapi.VFIO_MIGRATION_P2P
-    PRE_COPY = uapi.VFIO_MIGRATION_PRE_COPY
-
-
-class MigrationState(IntEnum):
-    """The states of a device in a migration (VFIO_DEVICE_STATE_*).
-
-    Attributes:
-        ERROR: It has failed, and does nothing until it is reset.
-        STOP: It does not change: no DMA, no interrupt.
-        RUNNING: It works; so is every device when it is bound.
-        STOP_COPY: It is stopped, and its state can be read.
-        RESUMING: It is stopped, and takes in the state of another.
-        RUNNING_P2P: It works, but starts no DMA to other devices (`MigrationFlag.P2P`).
-        PRE_COPY: It works, and what there is of its state can be read already (`MigrationFlag.PRE_COPY`).
-        PRE_COPY_P2P: The same without DMA to other devices (both flags).
-    """
-
-    ERROR = uapi.VFIO_DEVICE_STATE_ERROR
-    STOP = uapi.VFIO_DEVICE_STATE_STOP
-    RUNNING = uapi.VFIO_DEVICE_STATE_RUNNING
-    STOP_COPY = uapi.VFIO_DEVICE_STATE_STOP_COPY
-    RESUMING = uapi.VFIO_DEVICE_STATE_RESUMING
-    RUNNING_P2P = uapi.VFIO_DEVICE_STATE_RUNNING_P2P
-    PRE_COPY = uapi.VFIO_DEVICE_STATE_PRE_COPY
-    PRE_COPY_P2P = uapi.VFIO_DEVICE_STATE_PRE_COPY_P2P
-
-
 _S = MigrationState
 
-# The arcs that drivers carry out, with all flags; the kernel makes every other change of them (Linux 7.3,
-# include/uapi/linux/vfio.h at enum vfio_device_mig_state).
-_ARCS: dict[MigrationState, tuple[MigrationState, ...]] = {
-    _S.ERROR: (),
-    _S.STOP: (_S.RUNNING_P2P, _S.STOP_COPY, _S.RESUMING),
-    _S.RUNNING: (_S.RUNNING_P2P, _S.PRE_COPY),
-    _S.STOP_COPY: (_S.STOP,),
-    _S.RESUMING: (_S.STOP,),
-    _S.RUNNING_P2P: (_S.RUNNING, _S.STOP, _S.PRE_COPY_P2P),
-    _S.PRE_COPY: (_S.RUNNING, _S.PRE_COPY_P2P),
-    _S.PRE_COPY_P2P: (_S.RUNNING_P2P, _S.PRE_COPY, _S.STOP_COPY),
-}
-_NEEDS = {
-    _S.RUNNING_P2P: MigrationFlag.P2P,
-    _S.PRE_COPY: MigrationFlag.PRE_COPY,
-    _S.PRE_COPY_P2P: MigrationFlag.P2P | MigrationFlag.PRE_COPY,
-}
-# Changes among these go on with one stream of data; every other one that leads to or from them begins or ends one.
-_SAVING = frozenset((_S.PRE_COPY, _S.PRE_COPY_P2P, _S.STOP_COPY))
 # The state without a stream that is nearest to one with a stream.
 _AFTER = {_S.PRE_COPY: _S.RUNNING, _S.PRE_COPY_P2P: _S.RUNNING_P2P, _S.STOP_COPY: _S.STOP, _S.RESUMING: _S.STOP}
 _PRE_COPY_OF = {_S.RUNNING: _S.PRE_COPY, _S.RUNNING_P2P: _S.PRE_COPY_P2P}
-
-
-def supports(state: MigrationState, flags: MigrationFlag) -> bool:
-    """Whether a device with these flags has a state."""
-    return not _NEEDS.get(state, MigrationFlag(0)) & ~flags
-
-
-def shortest_path(
-    start: MigrationState, end: MigrationState, flags: MigrationFlag
-) -> tuple[MigrationState, ...] | None:
-    """The states that the kernel takes a device through, the last one included; None: it does not.
-
-    A stream of data is neither begun nor ended on the way: between two states that share one the path has no others;
-    any other path has none of these but at its ends. States that the device does not have are left out.
-    """
-    if _S.ERROR in (start, end) or not (supports(start, flags) and supports(end, flags)):
-        return None
-    within = start in _SAVING and end in _SAVING
-    paths: deque[tuple[MigrationState, ...]] = deque([(start,)])
-    while paths:
-        path = paths.popleft()
-        if path[-1] == end:
-            return tuple(state for state in path[1:] if supports(state, flags))
-        if path[-1] == start or (path[-1] in _SAVING) == within:
-            paths += [(*path, state) for state in _ARCS[path[-1]] if state not in path]
-    return None
-
-
-def _no_path(now: MigrationState, state: MigrationState, flags: MigrationFlag) -> str:
-    """Why there is no path, and what there is."""
-    names = ", ".join(flag.name or "" for flag in MigrationFlag if flag & flags)
-    text = f"no path leads from {now.name} to {state.name} (the device supports {names})"
-    if now == _S.ERROR:
-        return f"{text}: reset() leads out of ERROR, to RUNNING"
-    if state == _S.ERROR:
-        return f"{text}: no device is moved to ERROR, it is there where it failed"
-    if not supports(state, flags):
-        missing = " and ".join(flag.name or "" for flag in MigrationFlag if flag & _NEEDS[state] & ~flags)
-        return f"{text}: {state.name} takes {missing}"
-    way = (shortest_path(now, _S.RUNNING, flags) or ()) + (shortest_path(_S.RUNNING, state, flags) or ())
-    names = " -> ".join(one.name for one in way)
-    return f"{text}: a stream that has been stopped does not go on; this begins another: {names}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -184,92 +87,6 @@ class SupportsRead(Protocol):
 
 
 _T = TypeVar("_T")
-
-
-class MigrationStream(Handle):
-    """The data of a device that is saved or loaded: the kernel's data fd. Made by `Migration.stream`.
-
-    It is closed when the device leaves the states that it belongs to. The data are opaque and have their own end:
-    whoever passes them on keeps their order, and may cut them as he likes.
-
-    Thread safety: everything here may be used from any thread; each byte is read by one.
-
-    Attributes:
-        writable: Whether the device takes the data in; else they are read from it.
-    """
-
-    __slots__ = ("_name", "writable")
-
-    writable: bool
-
-    def __init__(self, name: str, *, writable: bool) -> None:
-        self._name = name
-        self.writable = writable
-        super().__init__()
-
-    def _what(self) -> str:
-        return f"stream of {self._name}"
-
-    def _open(self, *, writable: bool) -> ioctls.File:
-        file = self._live()
-        if writable != self.writable:
-            raise io.UnsupportedOperation(f"{self._what()}: the device {'takes in' if self.writable else 'gives'} data")
-        return file
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Read from the device; other threads run meanwhile.
-
-        Args:
-            size: Bytes at most; negative: all that there are.
-
-        Returns:
-            The bytes; none: in STOP_COPY the end, in a PRE_COPY state all that there are for now.
-
-        Raises:
-            MigrationError: The device refused.
-            io.UnsupportedOperation: The device takes data in.
-            ClosedError, ForkedError: It has been closed, or belongs to the parent process.
-        """
-        if size < 0:
-            return b"".join(iter(lambda: self.read(_CHUNK), b""))
-        while True:
-            file = self._open(writable=False)
-            try:
-                return ioctls.file_read(file, size)
-            except IoctlError as error:
-                if error.errno == errno.ENOMSG:
-                    return b""
-                self._refused(error)
-
-    def write(self, data: bytes, /) -> int:
-        """Have the device take in data, all of them; other threads run meanwhile.
-
-        Returns:
-            How many bytes these were.
-
-        Raises:
-            MigrationError: The device refused, such as for data of a device of another kind.
-            io.UnsupportedOperation: The device gives data.
-            TypeError, ClosedError, ForkedError: They are no bytes; else as for `read`.
-        """
-        left = memoryview(data).cast("B")
-        while left:
-            file = self._open(writable=True)
-            try:
-                left = left[ioctls.file_write(file, left) :]
-            except IoctlError as error:
-                self._refused(error)
-        return memoryview(data).nbytes
-
-    def _refused(self, error: IoctlError) -> None:
-        """Raise, but for a call that a signal has interrupted, and whose handler has not."""
-        self._live()  # raises where it was closed meanwhile
-        if error.errno != errno.EINTR:
-            raise data_error(error.request, error.errno or 0, self._name) from None
-
-    def close(self) -> None:
-        """Close the data fd; the device stays in its state. Does nothing the second time."""
-        super().close()
 
 
 class Migration:
@@ -331,7 +148,7 @@ class Migration:
         flags = self.flags
         path = shortest_path(now, state, flags)
         if path is None:
-            raise MigrationPathError(f"{self._device.name}: {_no_path(now, state, flags)}", now, state)
+            raise MigrationPathError(f"{self._device.name}: {no_path(now, state, flags)}", now, state)
         return path
 
     def set_state(self, state: MigrationState) -> None:
@@ -605,7 +422,7 @@ class Migration:
         if precopy and (pre_copy := _PRE_COPY_OF.get(self.state)):
             self.set_state(pre_copy)
         state = self.state
-        while precopy and state in _PRE_COPY_OF.values() and (chunk := self.stream.read(_CHUNK)):
+        while precopy and state in _PRE_COPY_OF.values() and (chunk := self.stream.read(CHUNK)):
             info = self.precopy_info()
             yield chunk, state, info.initial_bytes + info.dirty_bytes
             if not info.initial_bytes:
@@ -615,7 +432,7 @@ class Migration:
         left: int | None = None
         with contextlib.suppress(UnsupportedError):  # before Linux 6.2
             left = self.data_size
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(CHUNK):
             left = None if left is None else max(0, left - len(chunk))
             yield chunk, _S.STOP_COPY, left
 
@@ -663,7 +480,7 @@ def _write(file: SupportsWrite, data: bytes) -> None:
 
 
 def _read(file: SupportsRead) -> bytes:
-    data = file.read(_CHUNK)
+    data = file.read(CHUNK)
     if data is None:
         raise _would_block(file)
     return data
@@ -683,7 +500,7 @@ async def _read_async(file: SupportsRead | asyncio.StreamReader) -> bytes:
     import asyncio
 
     if isinstance(file, asyncio.StreamReader):
-        return await file.read(_CHUNK)
+        return await file.read(CHUNK)
     return await asyncio.to_thread(_read, file)
 
 

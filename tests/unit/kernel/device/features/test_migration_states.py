@@ -8,7 +8,7 @@ from typing import TypeAlias
 import pytest
 
 from pyiommufd import MigrationFlag, MigrationPathError, MigrationState
-from pyiommufd.kernel.device.features.migration import shortest_path, supports
+from pyiommufd.kernel.device.features.migration_states import shortest_path, supports
 
 S: TypeAlias = MigrationState
 ALL = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY
