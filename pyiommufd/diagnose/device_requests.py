@@ -52,10 +52,6 @@ IN_LOW_POWER = Row(
     "low power was to be entered, and has been already",
     Fix("low_power.exit() first", "VFIO_DEVICE_FEATURE_LOW_POWER_EXIT first"),
 )
-NO_MEMORY_BAR = Row(
-    "a dma-buf was asked for of a BAR of I/O ports, or for more than the BAR has", "ask for part of a BAR of memory"
-)
-
 _INFO = Fix("see its info()", "see its VFIO_DEVICE_GET_INFO")
 
 DEVICE: Rows = {
@@ -103,7 +99,7 @@ DEVICE: Rows = {
             Fix("migration.path() tells the way; reset() leads out of RESUMING",
                 "take a state on the way first; VFIO_DEVICE_RESET leads out of RESUMING")),
         IN_LOW_POWER,
-        NO_MEMORY_BAR,
+        Row("a dma-buf was asked for of other than whole pages of a BAR of memory", "ask for whole pages"),
     ),
     (_FEATURE, errno.ENODEV): (
         Row("a dma-buf was asked for of what is no BAR, or a BAR that another driver has claimed",

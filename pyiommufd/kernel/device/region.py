@@ -139,7 +139,7 @@ class Region(RegionBytes):
             UnsupportedError: This kernel or device has no dma-bufs, or the region is no BAR, or is not there.
             TypeError: The numbers are no ints.
             ValueError: The range is empty, not within the BAR, or not on page boundaries.
-            IoctlError: The kernel refused, as for a BAR of I/O ports (EINVAL).
+            IoctlError: The kernel refused; ENODEV: another driver has claimed the BAR.
             ClosedError, ForkedError: As for `read`.
         """
         self.device._live()

@@ -7,10 +7,21 @@ from collections.abc import Callable
 
 import pytest
 
-from pyiommufd import IOAS, IOMMUFD, Device, DMABuffer, HWCapability, HWInfoType, UnsupportedError
+from pyiommufd import (
+    IOAS,
+    IOMMUFD,
+    Device,
+    DeviceFeature,
+    DMABuffer,
+    HWCapability,
+    HWInfoType,
+    RegionFaultError,
+    UnsupportedError,
+)
 from pyiommufd.testing.drivers.edu import EduDriver
 from pyiommufd.testing.provision.kernels import release_order
 from tests.guest.dma import IOVA
+from tests.patience import patience, until
 
 SINCE: dict[str, tuple[int, int]] = {"IOMMU_IOAS_MAP_FILE": (6, 13), "IOMMU_IOAS_CHANGE_PROCESS": (6, 14)}
 """The first kernel with each ioctl, as in Linux' history of include/uapi/linux/iommufd.h."""
@@ -35,6 +46,34 @@ def test_physical_addresses_are_for_machines_without_an_iommu(iommufd: IOMMUFD, 
     ioas.map(buffer, iova=IOVA)
     with pytest.raises(UnsupportedError, match="IOMMU_IOAS_NOIOMMU_GET_PA"):
         ioas.physical_address(IOVA)
+
+
+def test_a_bar_is_mapped_and_revoked_or_no_dma_buf(device: Device, ioas: IOAS) -> None:
+    """With any IOMMU: each driver maps registers in its own way."""
+    device.attach(ioas)
+    if not device.feature(DeviceFeature.DMA_BUF).probe():
+        with pytest.raises(UnsupportedError, match="DMA_BUF"):
+            device.region(0).export_dma_buf()
+        return
+    dma_buf = device.region(0).export_dma_buf()
+    mapping = ioas.map_file(dma_buf, dma_buf.size, iova=IOVA)
+    seen = [mapping.revoked]
+    device.memory_decode = False
+    assert [*seen, mapping.revoked] == [False, True]
+    device.memory_decode = True
+    mapping.unmap()
+    assert not ioas.map_file(dma_buf, dma_buf.size, iova=IOVA).revoked
+
+
+def test_low_power(device: Device) -> None:
+    with device.region(0).map() as window, device.low_power.enter(wakeup=True) as woken:
+        until(lambda: device.low_power.asleep, lambda: device.low_power)
+        with pytest.raises(RegionFaultError):
+            window.read32(0)
+        device.region(0).read(0, 4)
+        assert woken.wait(patience()) == 1
+        assert window.read32(0) & 0xFF == 0xED
+    device.low_power.exit()
 
 
 def test_the_container_interfaces_address_space(iommufd: IOMMUFD, ioas: IOAS) -> None:

@@ -168,6 +168,8 @@ OPERATIONS: dict[str, tuple[Step, Step, bool]] = {
     "ioas.unmap refused": (lambda s: s.many().mapped(), lambda s: s.ioas.unmap(IOVA, IOVA + PAGE // 2), False),
     "unmap_all": (lambda s: s.mapped().many(), lambda s: s.ioas.unmap_all(), False),
     "region.map": (lambda s: s.bound(), lambda s: s.device.region(0).map(), False),
+    "export_dma_buf": (lambda s: s.bound(), lambda s: s.device.region(0).export_dma_buf(), False),
+    "dma_buf.close": (lambda s: s.bound().keep(s.device.region(0).export_dma_buf()), lambda s: s.kept[0].close(), True),
     "device.close": (lambda s: s.attached().mapped().keep(s.device).keep(s.device.region(0).map()),
                      lambda s: s.kept[1].close(), True),
     "iommufd.close": (lambda s: s.attached().mapped().many().keep(s.device.region(0).map()),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 from typing import TYPE_CHECKING
 
-from pyiommufd.diagnose.device_requests import NO_MEMORY_BAR
 from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
 from pyiommufd.kernel.handle import Handle
@@ -74,6 +72,5 @@ def export_dma_buf(region: Region, offset: int, length: int) -> DMABuf:
             if not isinstance(error, IoctlError):
                 raise
             device._live()  # raises where a signal handler has closed the device
-            causes = (NO_MEMORY_BAR.cause(repr(region)),) if error.errno == errno.EINVAL else ()
-            raise Feature(device, DeviceFeature.DMA_BUF).refused(error, FeatureAccess.GET, causes) from None
+            raise Feature(device, DeviceFeature.DMA_BUF).refused(error, FeatureAccess.GET) from None
     return dma_buf

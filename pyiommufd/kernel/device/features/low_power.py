@@ -26,7 +26,7 @@ class LowPower:
     - Accesses to its windows are a `RegionFaultError` until `exit`, and do not wake it.
     - A read or write of a region and any request to the device wake it, `Device.info` among them. Afterwards it sleeps
       again; but with ``wakeup`` low power has ended by that: the device stays awake, and its windows work again.
-    - The host wakes it as well, for what sysfs or ``lspci`` read, and when the device asks for it (PME).
+    - So do a reset of its bus, and the device itself where it can (PME).
     - Attachment, mappings, interrupts that are enabled, and the configuration space with bus mastering outlast it; a
       device that is asleep does no DMA and raises no interrupt. Registers may be lost with the power: set the device up
       again. Have it idle before, with no DMA under way.
