@@ -337,6 +337,7 @@ def _print(
     user: User | None,
     memlock: int | None,
 ) -> None:
+    pci = [device for device in plan.devices if device.subsystem == "pci"]  # the XML is of these alone
     if command:
         whose = "a shell" if user is None and memlock is None else "root's shell"
         forced = [f"--force {refusal}" for refusal in sorted(plan.force)]
@@ -346,8 +347,9 @@ def _print(
         )
         echo(f"# for {whose}, once they are claimed ({claim}):")
         echo(line)
-        echo("# for a domain of libvirt, likewise:")
-    for device in plan.devices:
+        if pci:
+            echo("# for a domain of libvirt, likewise:")
+    for device in pci:
         echo(hostdev_xml(device))
     _say_refusals(plan, "a claim of these devices would be refused")
 

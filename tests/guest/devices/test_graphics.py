@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import mmap
 import os
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -90,7 +96,7 @@ def test_pixels_in_a_dma_buf(mbochs: Device) -> None:
         # For the driver of a GPU to import: mbochs gives it out for reading, and lets nobody map what is so.
         with pytest.raises(OSError, match="Invalid argument"):
             mmap.mmap(fd, plane.size, prot=mmap.PROT_READ)
-        with pytest.raises(UnsupportedError, match="only vfio-pci does"):
+        with pytest.raises(UnsupportedError, match="export_dma_buf"):
             mbochs.iommufd.alloc_ioas().map_file(buffer, plane.size)
         assert repr(buffer) == f"<PlaneBuffer {plane.dma_buf_id} of {mbochs.name}>"
     assert buffer.closed
@@ -107,6 +113,48 @@ def test_device_closes_its_dma_bufs(mbochs: Device) -> None:
         buffer.fileno()
     with pytest.raises(ClosedError):
         mbochs.graphics.plane()
+
+
+class Interrupt(BaseException):
+    """Raised as from a signal handler."""
+
+
+def raised_at(point: int, call: Callable[[], object]) -> bool:
+    """Call something, and raise at its so many-th line; whether it has that many."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        if event == "line" and next(lines) == point:
+            raise Interrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def dma_bufs() -> list[str]:
+    """The fds of dma-bufs that this process has."""
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if str(fd.readlink()).startswith("/dmabuf"):
+                found.append(fd.name)
+    return found
+
+
+def test_no_fd_is_lost_wherever_a_signal_handler_raises(mbochs: Device) -> None:
+    plane = shown(mbochs, 64, 64)
+    points = next(at for at in itertools.count() if not raised_at(at, lambda: mbochs.graphics.dma_buf(plane)))
+    assert points > 10
+    assert dma_bufs()
+    mbochs.close()
+    assert dma_bufs() == []
 
 
 def test_dma_buf_of_a_mode_that_is_over(mbochs: Device) -> None:

@@ -92,6 +92,13 @@ def test_usage(gpu: Path) -> None:
     assert "No such command 'lsit'" in run("lsit", status=2).stderr
 
 
+def test_given_to_a_vmm(gpu: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", "--print", ONE, "--", "qemu-system-x86_64"])
+    assert result.exit_code == 0, result.output
+    assert f"/sys/bus/mdev/devices/{ONE}/vfio-dev" in result.stdout
+    assert "libvirt" not in result.stdout
+
+
 def test_completion(gpu: Path, fake: FakeSysfs) -> None:
     assert completed("create", "") == completed("list", "") == [GPU]
     assert completed("create", GPU, "") == [TYPE, "i915-GVTg_V5_8"]
