@@ -1,8 +1,8 @@
 """Save a device's state, or load it into another device of its kind, through a pipe or a file.
 
-    python examples/migrate.py save DEVICE > state
-    python examples/migrate.py load DEVICE < state
-    python examples/migrate.py save DEVICE | ssh HOST python examples/migrate.py load DEVICE
+    python examples/migrate.py DEVICE save > state
+    python examples/migrate.py DEVICE load < state
+    python examples/migrate.py DEVICE save | ssh HOST python examples/migrate.py DEVICE load
 
 DEVICE is one that knows migration, on its vfio driver: claimed before, or a mediated device. A save stops it; after a
 load it runs. What it does DMA to is not saved.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pyiommufd import IOMMUFD, IOMMUFDError, MigrationFlag, MigrationProgress, MigrationState
+from pyiommufd import IOMMUFD, IOMMUFDError, MigrationFlag, MigrationProgress, MigrationState, find_device
 
 
 def say(progress: MigrationProgress) -> None:
@@ -22,11 +22,12 @@ def say(progress: MigrationProgress) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["save", "load"])
     parser.add_argument("device", metavar="DEVICE")
+    parser.add_argument("what", metavar="save|load", choices=["save", "load"])
     given = parser.parse_args()
+    host = find_device(given.device)
     with IOMMUFD() as iommufd:
-        migration = iommufd.bind(given.device).migration
+        migration = iommufd.bind(host).migration
         if given.what == "save":
             precopy = MigrationFlag.PRE_COPY in migration.flags
             migration.save(sys.stdout.buffer, precopy=precopy, progress=say)

@@ -15,8 +15,8 @@ import pytest
 from tests.pages.blocks import ROOT, blocks, pages
 
 PROGRAMS = sorted((ROOT / "examples").glob("*.py"))
-NEED_ARGUMENTS = {"nvme_identify": "DEVICE", "qemu_passthrough": "DEVICE, QEMU"}
-MORE_ARGUMENTS = {"qemu_passthrough": ["qemu-system-x86_64"]}
+NEED_ARGUMENTS = {"migrate": "DEVICE, save|load", "nvme_identify": "DEVICE", "qemu_passthrough": "DEVICE, QEMU"}
+MORE_ARGUMENTS = {"migrate": ["save"], "qemu_passthrough": ["qemu-system-x86_64"]}
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -250,8 +250,8 @@ class Migration:
     ) -> int:
         """Save the device's state; the device is in STOP then.
 
-        When anything fails, also `file` or `progress`, the device goes back to the state it was in, out of PRE_COPY to
-        RUNNING; a `MigrationError` says where it is, any other exception in a note.
+        When anything fails, also the file or the progress callback, the device goes back to the state it was in, out of
+        PRE_COPY to RUNNING; a `MigrationError` says where it is, any other exception in a note.
 
         Args:
             file: Where the data are written: byte for byte the device's own. It is not closed.
@@ -322,9 +322,9 @@ class Migration:
     def load(self, file: SupportsRead, *, progress: Callable[[MigrationProgress], object] | None = None) -> int:
         """Load a state that was saved from a device of the same kind; the device is in STOP then.
 
-        ``set_state(MigrationState.RUNNING)`` has it go on. When anything fails while it is RESUMING, also `file` or
-        `progress`, the device is reset, as nothing else ends that: it is RUNNING then, with none of the data. A
-        `MigrationError` says where it is, any other exception in a note.
+        ``set_state(MigrationState.RUNNING)`` has it go on. When anything fails while it is RESUMING, also the file or
+        the progress callback, the device is reset, as nothing else ends that: it is RUNNING then, with none of the
+        data. A `MigrationError` says where it is, any other exception in a note.
 
         Args:
             file: Where the data are read, to its end. It is not closed.

@@ -51,7 +51,7 @@ class MigrationStream(Handle):
             size: Bytes at most; negative: all that there are.
 
         Returns:
-            The bytes; none: in STOP_COPY the end, in a PRE_COPY state all that there are for now.
+            The bytes. That there are none is the end in STOP_COPY; in a PRE_COPY state there may be more later.
 
         Raises:
             MigrationError: The device refused.

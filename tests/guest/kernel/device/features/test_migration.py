@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -210,7 +211,7 @@ def test_state_moves_to_another_device(serial: Device, other_serial: Device, *, 
 def test_between_two_processes(serial: Device, serial_names: tuple[str, str]) -> None:
     """By the example, which binds the other device, and this process."""
     fill(serial, b"pipe")
-    command = [sys.executable, "examples/migrate.py", "load", serial_names[1]]
+    command = [sys.executable, "examples/migrate.py", serial_names[1], "load"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=False) as loads:
         assert loads.stdin is not None
         serial.migration.save(loads.stdin, precopy=True)
@@ -221,7 +222,7 @@ def test_between_two_processes(serial: Device, serial_names: tuple[str, str]) ->
     assert held(other, 4) == [b"ppipe", b"ppipe"]
     other.close()
     serial.close()
-    command[2:] = ["save", serial_names[1]]
+    command[3] = "save"
     done = subprocess.run(command, capture_output=True, check=True)
     assert len(done.stdout) == SIZE
     assert done.stderr.decode() == f"PRE_COPY: {HEADER} bytes\nSTOP_COPY: {SIZE} bytes\n"
@@ -230,7 +231,7 @@ def test_between_two_processes(serial: Device, serial_names: tuple[str, str]) ->
 def test_example_with_a_device_that_knows_no_migration(device: Device) -> None:
     name = device.name
     device.close()
-    command = [sys.executable, "examples/migrate.py", "save", name]
+    command = [sys.executable, "examples/migrate.py", name, "save"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"{name} does not have MIGRATION" in done.stderr
@@ -378,6 +379,42 @@ def test_file_that_cannot_be_read(serial: Device, data_files: Callable[[], list[
     assert caught.value.__notes__ == [f"{serial.name} is RUNNING now"]
     assert serial.migration.state == S.RUNNING
     assert data_files() == []
+
+
+class Waits:
+    """A pipe that nobody serves: a read waits, as does a write to it, until a signal comes."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def read(self, size: int, /) -> bytes:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        return os.read(self.reader, size)
+
+    def write(self, data: bytes, /) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        while True:
+            os.write(self.writer, data)
+
+    def close(self) -> None:
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+def test_signal_while_the_other_side_is_waited_for(serial: Device, data_files: Callable[[], list[str]]) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for copy in (serial.migration.load, serial.migration.save):
+            with contextlib.closing(Waits()) as pipe:
+                with pytest.raises(KeyboardInterrupt) as caught:
+                    copy(pipe)
+                assert caught.value.__notes__ == [f"{serial.name} is RUNNING now"]
+                assert data_files() == []
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_progress_that_ends_a_copy(serial: Device) -> None:
