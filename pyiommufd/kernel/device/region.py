@@ -133,7 +133,7 @@ class Region(RegionBytes):
             length: Bytes, a multiple of the page size; when left out, all the rest of the BAR.
 
         Returns:
-            The dma-buf, which the device owns: closing the device closes it.
+            The dma-buf. The device owns it, and closes it when it is closed.
 
         Raises:
             UnsupportedError: This kernel or device has no dma-bufs, or the region is no BAR, or is not there.
