@@ -26,7 +26,7 @@ from pyiommufd.host.claims.transaction import exclusive_access
 from pyiommufd.host.discovery.devices import HostDevice, as_device, from_sys_path
 from pyiommufd.host.holders import holders
 from pyiommufd.host.rows import Row, Rows
-from pyiommufd.host.worker import StuckError
+from pyiommufd.host.worker import StuckError, Worker
 from pyiommufd.nearest import did_you_mean
 from pyiommufd.printable import OneLine, printable
 
@@ -173,7 +173,7 @@ def remove_mdev(device: HostDevice | str | Path, *, force: Collection[str] = ())
             ask, and are waited for.
 
     Raises:
-        ClaimRefusedError: A process has it open, or a claim has it.
+        ClaimRefusedError: `mdev_refusals` has something.
         ClaimError: It has not gone in time, as something still uses it; it goes when that has ended. Or the caller
             is not root.
         IoctlError: The kernel refused.
@@ -181,20 +181,23 @@ def remove_mdev(device: HostDevice | str | Path, *, force: Collection[str] = ())
         ValueError: ``force`` names a kind that cannot be forced.
     """
     device = _mediated(device)
-    with exclusive_access() as access:
+    # A worker without the lock: others may claim and release while this one still waits for a user.
+    with exclusive_access(), Worker() as worker:
         if refusals := mdev_refusals(device, force=force):
             raise ClaimRefusedError(refusals, f"the removal of {device.name}")
         try:
-            access.worker.write(device.sys_path / "remove", "1\n")
+            worker.write(device.sys_path / "remove", "1\n")
         except StuckError as error:
-            held = [Cause(str(holder), fix="it goes when this has ended") for holder in holders(device)]
+            held = [Cause(str(holder), fix="the device goes when that is closed") for holder in holders(device)]
             raise ClaimError(f"{device.name} is not removed yet: {error}", *held) from None
         except OSError as error:
             raise _refused(_REMOVE, error.errno or 0, device.name) from None
 
 
 def mdev_refusals(device: HostDevice | str | Path, *, force: Collection[str] = ()) -> tuple[Refusal, ...]:
-    """Why `remove_mdev` would refuse: who has it open, as the removal would block until they close it; and claims.
+    """Why `remove_mdev` would refuse: who has it open, since the removal would block until they close it; claims.
+
+    Where it cannot be seen from here whether anybody has, that is one, too (``unseen``).
 
     Raises:
         DeviceNotFoundError: There is no such device, or it is no mediated one.
@@ -202,8 +205,8 @@ def mdev_refusals(device: HostDevice | str | Path, *, force: Collection[str] = (
     """
     kinds = uses.forced(force)
     device = _mediated(device)
-    held = [refusal for refusal in holder_refusals([device]) if refusal.kind not in kinds]
-    return (*claimed_refusals([device.name]), *held)
+    found = [*uses.refusals(device), *holder_refusals([device])]
+    return (*claimed_refusals([device.name]), *(refusal for refusal in found if refusal.kind not in kinds))
 
 
 def new_uuid(uuid: UUID | str | None) -> UUID:

@@ -252,13 +252,13 @@ class Attachable(Handle):
 
     def _predict(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
         """The predicted outcome of an attach with which no peer in this process conflicts."""
+        if self._device.is_mediated and (pasid is not None or isinstance(page_table, HWPT)):
+            return Verdict.REFUSED, ("no IOMMU is before a mediated device: it has no page tables and no PASIDs",)
         if self._iommufd.shared:
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
         if kind is ChangeKind.NOOP:
             return Verdict.ACCEPTED, ("it is attached there already",)
         if self._device.is_mediated:
-            if pasid is not None or isinstance(page_table, HWPT):
-                return Verdict.REFUSED, ("no IOMMU is before a mediated device: it has no page tables and no PASIDs",)
             return Verdict.ACCEPTED, ("its parent's driver pins what is mapped when it needs it",)
         hits = [f"it has mapped {hit}" for hit in _reserved_hits(self._device, page_table.ioas)]
         hits += [f"it has allowed {hit}" for hit in _reserved_allowed(self._device, page_table.ioas)]

@@ -35,6 +35,7 @@ from pyiommufd import (
 )
 from pyiommufd.cli.group import cli
 from pyiommufd.diagnose.explain import explain, look
+from pyiommufd.host.claims.transaction import exclusive_access
 from pyiommufd.host.holders import holders
 from pyiommufd.host.mdev import create_mdev, mdev_type, mdev_types, remove_mdev
 from pyiommufd.host.overview.details import device_details
@@ -150,6 +151,20 @@ def test_forced_removal_waits_for_the_user(mtty: HostDevice, iommufd: IOMMUFD) -
     device.close()
     removal.join(patience())
     assert not mtty.sys_path.exists()
+
+
+def test_removal_that_takes_too_long_names_who_is_in_the_way(
+    mtty: HostDevice, iommufd: IOMMUFD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyiommufd.host.worker.SECONDS", 0.5)
+    device = iommufd.bind(mtty)
+    with pytest.raises(ClaimError, match=rf"not removed yet(.|\n)*\(pid {os.getpid()}\) holds /dev/vfio/devices"):
+        remove_mdev(mtty, force=["held"])
+    # Others are not kept waiting.
+    with exclusive_access():
+        assert mtty.sys_path.exists()
+    device.close()
+    until(lambda: not mtty.sys_path.exists(), "the device goes")
 
 
 def test_removal_of_a_claimed_one_is_refused(mtty: HostDevice) -> None:
