@@ -120,6 +120,7 @@ _NOOPS = {
     "ioeventfd": _ioeventfd,
     "set_irqs": lambda cdev, command, eventfds, count: 0,
     "feature": lambda cdev, command, fd_at, given, made: 0,
+    "gfx_dma_buf": lambda cdev, number, made: 0,
 }
 # What issues no ioctl.
 _HARMLESS = ("file_", "window_")
