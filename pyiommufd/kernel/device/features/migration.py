@@ -192,17 +192,13 @@ class Migration:
         """The device's data, while it is in PRE_COPY, PRE_COPY_P2P or STOP_COPY, or RESUMING.
 
         Raises:
-            ClosedError: It is in another state, or the stream has been closed; or the device is.
+            ClosedError: It is in another state; its stream, or the device, has been closed; or another process has that.
             UnsupportedError, IoctlError, ForkedError: As for `flags`.
         """
         with self._lock:
             state = self.state
             if not self._streams:
-                why = (
-                    "its stream has been closed"
-                    if state in _AFTER
-                    else "only while it is saved or loaded it has a stream"
-                )
+                why = "its stream has been closed, or is another process's" if state in _AFTER else "it has no stream"
                 raise ClosedError(f"{self._device.name} is {state.name}: {why}")
             return self._streams[-1]
 
@@ -256,7 +252,7 @@ class Migration:
         Args:
             file: Where the data are written: byte for byte the device's own. It is not closed.
             precopy: Let the device run while what it has at first is copied (PRE_COPY), and stop it then.
-            progress: Called after each MiB at most. An exception from it ends the copy.
+            progress: Called after each piece, of a MiB at most. An exception from it ends the copy.
 
         Returns:
             How many bytes that were.
@@ -328,7 +324,7 @@ class Migration:
 
         Args:
             file: Where the data are read, to its end. It is not closed.
-            progress: Called after each MiB at most. An exception from it ends the copy.
+            progress: Called after each piece, of a MiB at most. An exception from it ends the copy.
 
         Returns:
             How many bytes that were.
@@ -361,7 +357,8 @@ class Migration:
         """As `load`, in an asyncio event loop.
 
         Args:
-            file: As for `load`, then read in another thread; or an asyncio.StreamReader.
+            file: As for `load`, then read in another thread, where a read that waits outlasts a cancelled load; or an
+                asyncio.StreamReader.
             progress: As for `load`; called in the event loop.
 
         Returns:

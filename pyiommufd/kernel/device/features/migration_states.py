@@ -99,7 +99,7 @@ def no_path(now: MigrationState, state: MigrationState, flags: MigrationFlag) ->
         return f"{text}: no device is moved to ERROR, it is there where it failed"
     if not supports(state, flags):
         missing = " and ".join(flag.name or "" for flag in MigrationFlag if flag & _NEEDS[state] & ~flags)
-        return f"{text}: {state.name} takes {missing}"
-    way = (shortest_path(now, _S.RUNNING, flags) or ()) + (shortest_path(_S.RUNNING, state, flags) or ())
+        return f"{text}: that state takes a driver with {missing}"
+    way = (_S.STOP, *(shortest_path(_S.STOP, state, flags) or ()))  # from STOP_COPY: all else has a path
     names = " -> ".join(one.name for one in way)
     return f"{text}: a stream that has been stopped does not go on; this begins another: {names}"

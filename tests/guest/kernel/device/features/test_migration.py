@@ -228,6 +228,7 @@ def test_between_two_processes(serial: Device, serial_names: tuple[str, str]) ->
     assert done.stderr.decode() == f"PRE_COPY: {HEADER} bytes\nSTOP_COPY: {SIZE} bytes\n"
 
 
+@pytest.mark.long
 def test_example_with_a_device_that_knows_no_migration(device: Device) -> None:
     name = device.name
     device.close()

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import pytest
 
 from pyiommufd import MigrationFlag, MigrationPathError, MigrationState
-from pyiommufd.kernel.device.features.migration_states import shortest_path, supports
+from pyiommufd.kernel.device.features.migration_states import no_path, shortest_path, supports
 
 S: TypeAlias = MigrationState
 ALL = MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY
@@ -84,6 +84,22 @@ def test_paths_are_the_kernels(flags: MigrationFlag) -> None:
 def test_without_any_optional_state() -> None:
     assert shortest_path(S.RUNNING, S.STOP_COPY, MigrationFlag.STOP_COPY) == (S.STOP, S.STOP_COPY)
     assert shortest_path(S.RUNNING, S.PRE_COPY, MigrationFlag.STOP_COPY) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "flags", "says"),
+    [
+        (S.ERROR, S.RUNNING, ALL, "reset() leads out of ERROR, to RUNNING"),
+        (S.RUNNING, S.ERROR, ALL, "no device is moved to ERROR, it is there where it failed"),
+        (S.RUNNING, S.PRE_COPY_P2P, MigrationFlag.STOP_COPY, "that state takes a driver with P2P and PRE_COPY"),
+        (S.STOP_COPY, S.PRE_COPY_P2P, ALL, "this begins another: STOP -> RUNNING_P2P -> PRE_COPY_P2P"),
+    ],
+)
+def test_what_is_said_where_there_is_no_path(start: S, end: S, flags: MigrationFlag, says: str) -> None:
+    assert shortest_path(start, end, flags) is None
+    text = no_path(start, end, flags)
+    assert text.startswith(f"no path leads from {start.name} to {end.name} (the device supports STOP_COPY")
+    assert text.endswith(says)
 
 
 def test_error_is_told_from_an_oserror() -> None:
