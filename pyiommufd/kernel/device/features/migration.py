@@ -192,7 +192,7 @@ class Migration:
         """The device's data, while it is in PRE_COPY, PRE_COPY_P2P or STOP_COPY, or RESUMING.
 
         Raises:
-            ClosedError: It is in another state; its stream, or the device, has been closed; or another process has that.
+            ClosedError: It is in another state; or its stream, or the device, is closed; or another process has it.
             UnsupportedError, IoctlError, ForkedError: As for `flags`.
         """
         with self._lock:
