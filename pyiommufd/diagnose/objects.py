@@ -122,6 +122,7 @@ OBJECTS: Rows = {
             "attach devices without an IOMMU, and no others"),
     ),
     (_PA, errno.ENOENT): (Row("nothing is mapped at that address", "map it first"),),
+    (_PA, errno.EINVAL): (Row("a dma-buf is mapped there that has been revoked", "unmap it, and map it anew"),),
 }  # fmt: skip
 """Every reason for a refused request about page tables, options and virtual IOMMUs."""
 

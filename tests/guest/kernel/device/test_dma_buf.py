@@ -126,6 +126,8 @@ def test_revoked_for_good(
     assert (bar.revoked, copied.revoked) == (False, False)
     REVOKES[way](device, peer_device)
     assert (bar.revoked, copied.revoked) == (True, True)
+    with pytest.raises(IoctlError, match=r"EINVAL.*\n.*has been revoked"):
+        ioas.physical_address(BAR)
     assert "revoked" in repr(bar)
     assert not reaches(BAR)
     bar.unmap()
