@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DMALogging:
-    """The log of a device's own DMA writes (VFIO_DEVICE_FEATURE_DMA_LOGGING_…). It is `Device.dma_logging`.
+    """The log of a device's own DMA writes (VFIO_DEVICE_FEATURE_DMA_LOGGING_START). It is `Device.dma_logging`.
 
     Drivers of devices that can migrate have it, such as mlx5's; where the IOMMU notes writes, `HWPT.dirty_bitmap` does
     the same without the device's help. The log ends with the bind.
@@ -34,7 +34,7 @@ class DMALogging:
         self._page_size: int | None = None
 
     def start(self, ranges: Iterable[IOVARange | tuple[int, int]], page_size: int = 4096) -> int:
-        """Log writes to these addresses from now on (…_START).
+        """Log writes to these addresses from now on (VFIO_DEVICE_FEATURE_DMA_LOGGING_START).
 
         Args:
             ranges: `IOVARange` objects, such as `DirtyBitmap.ranges` yields, or pairs of the first and the inclusive
@@ -72,7 +72,9 @@ class DMALogging:
         return used
 
     def report(self, iova: int, length: int, page_size: int | None = None) -> DirtyBitmap:
-        """The pages that the device has written to since the start, or since they were last reported (…_REPORT).
+        """The pages that the device has written to since the start, or since they were last reported.
+
+        VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT.
 
         Args:
             iova: The first address, a multiple of the page size.
@@ -103,7 +105,7 @@ class DMALogging:
             raise self._refused(error, DeviceFeature.DMA_LOGGING_REPORT, FeatureAccess.GET) from None
 
     def stop(self) -> None:
-        """End the log (…_STOP).
+        """End the log (VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP).
 
         Raises:
             UnsupportedError: The device keeps no log.

@@ -228,7 +228,9 @@ class Migration:
 
     @property
     def data_size(self) -> int:
-        """About how many bytes have to be read to save the device when it is stopped now (…_MIG_DATA_SIZE).
+        """About how many bytes have to be read to save the device when it is stopped now.
+
+        VFIO_DEVICE_FEATURE_MIG_DATA_SIZE.
 
         Raises:
             UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
