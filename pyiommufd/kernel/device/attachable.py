@@ -298,14 +298,13 @@ class Attachable(Handle):
             return pasid
         if self._pasid_width is None:
             try:
-                self._pasid_width = self.hw_info().pasid_width
+                self._pasid_width = 0 if self._device.without_iommu else self.hw_info().pasid_width
             except IoctlError:
                 return pasid  # an mdev, say: the kernel knows better
         if not self._pasid_width:
             # The kernel would accept the attach, and do nothing.
-            cause = Cause(
-                "this device can do no DMA with PASIDs here", "IOMMU_GET_HW_INFO says so", "attach without one"
-            )
+            seen = "no IOMMU covers it" if self._device.without_iommu else "IOMMU_GET_HW_INFO says so"
+            cause = Cause("this device can do no DMA with PASIDs here", seen, "attach without one")
             raise UnsupportedError(REQUEST, errno.EOPNOTSUPP, f"{self.name}, PASID {pasid}", (cause,))
         if pasid >> self._pasid_width:
             raise ValueError(f"PASID {pasid:#x} has more than the {self._pasid_width} bits that {self.name} can use")

@@ -153,6 +153,12 @@ def test_dma_by_physical_address_is_never_blocked(device: Device, iommufd: IOMMU
     assert all("nothing is blocked" in repr(change) for change in changes)
     with pytest.raises(UnsupportedError, match="no IOMMU covers the device"):
         device.hw_info()
+    for attach in (device.attach, device.preview_attach):
+        with pytest.raises(UnsupportedError, match="PASID"):
+            attach(ioas, 5)
+    # No device is attached that would say where the memory is.
+    with pytest.raises(UnsupportedError, match="attach devices without an IOMMU, and no others"):
+        ioas.physical_address(ioas.map(buffer).iova)
 
 
 def test_two_devices_without_an_iommu_are_no_group(

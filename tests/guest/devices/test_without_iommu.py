@@ -168,8 +168,10 @@ def test_user_needs_a_capability_as_well(device: HostDevice) -> None:
 def test_claim_of_a_killed_process_and_one_for_every_boot(device: HostDevice) -> None:
     child = os.fork()
     if not child:
-        plan_claim(device, force=["noiommu"]).apply()
-        os._exit(0)
+        try:
+            plan_claim(device, force=["noiommu"]).apply()
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     assert device.refreshed().on_vfio
     assert recover() == [device.name]
