@@ -206,5 +206,6 @@ def test_igb_and_the_features_of_each_device() -> None:
     if not fetched:
         pytest.skip("there is no newer QEMU in the cache: tests/run --all fetches one")
     devices: list[GuestDevice] = [RootPort(Igb()), Edu(), RootPort(Nvme()), RootPort(VirtioRng())]
-    with Guest(devices=devices, qemu=fetched[0].program, kernel="7.3") as guest:
-        run_tests(guest, "igb", "features")
+    arguments = ["vfio_pci.enable_sriov=1"]
+    with Guest(devices=devices, qemu=fetched[0].program, kernel="7.3", kernel_arguments=arguments) as guest:
+        run_tests(guest, "igb", "features", "sriov")
