@@ -119,6 +119,7 @@ def test_the_kernel_sees_every_range_that_is_logged(mtty: Device) -> None:
         ([(0, 4095)], 8192, "begin and end"),
         ([(4096, 8191), (0, 8191)], 4096, "overlap at 0x1000"),
         ([(0, 4095)], 0, "power of two"),
+        ([(0, 4095)], 2048, "at least"),
         ([(0, 4095)], 3000, "power of two"),
         ([(4096, 4095)], 4096, "not a range"),
         ([((1 << 64) - 4096, (1 << 64) - 1)], 4096, "last address"),
@@ -137,7 +138,8 @@ def test_ranges_that_cannot_be_logged(mtty: Device, ranges: list[tuple[int, int]
         (4095, 4096, 4096, "multiples"),
         (0, 4097, 4096, "multiples"),
         (0, 0, 4096, "range"),
-        ((1 << 64) - 4096, 8192, 4096, "wrap"),
+        ((1 << 64) - 4096, 8192, 4096, "last address"),
+        ((1 << 64) - 4096, 4096, 4096, "last address"),
     ],
 )
 def test_ranges_that_cannot_be_reported(mtty: Device, iova: int, length: int, page_size: int, says: str) -> None:

@@ -39,7 +39,7 @@ class DMALogging:
         Args:
             ranges: `IOVARange` objects, such as `DirtyBitmap.ranges` yields, or pairs of the first and the inclusive
                 last address: whole pages, which do not overlap. The device may log more.
-            page_size: Bytes that are to be told apart: a power of two.
+            page_size: Bytes that are to be told apart: a power of two, 4096 at least.
 
         Returns:
             The page size that the device uses; it may be another one.
@@ -93,12 +93,12 @@ class DMALogging:
         if page_size is None and self._page_size is None:
             raise ValueError("start() the log first, or say with which page_size another process has started it")
         size = _page_size(page_size if page_size is not None else self._page_size)
-        if size < 4096:
-            raise ValueError(f"a report has pages of 4096 bytes at least, not {size}")
         if iova % size or length % size:
             raise ValueError(f"iova {iova:#x} and length {length:#x} have to be multiples of the page size {size:#x}")
-        if iova + length > 1 << 64:
-            raise ValueError(f"iova {iova:#x} and length {length:#x} wrap around the end of the address space")
+        if iova + length > U64_MAX:
+            raise ValueError(
+                f"{length:#x} bytes at iova {iova:#x} end with the last address, or later: no device logs it"
+            )
         try:
             return DirtyBitmap(iova, length, size, device_ioctls.dma_logging_report(fd, iova, length, size))
         except IoctlError as error:
@@ -127,6 +127,6 @@ class DMALogging:
 
 def _page_size(size: int | None) -> int:
     size = whole(size or 0, "page_size")
-    if size <= 0 or size & (size - 1):
-        raise ValueError(f"a page size is a power of two, not {size}")
+    if size < 4096 or size & (size - 1):
+        raise ValueError(f"a page size is a power of two, 4096 at least, not {size}")
     return size

@@ -7,9 +7,11 @@ from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
+from pyiommufd.diagnose.device_requests import IN_LOW_POWER
 from pyiommufd.errors import Cause, IoctlError, UnsupportedError, ioctl_error
 from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.uapi import device_ioctls
+from pyiommufd.uapi.device_ioctls import struct_size
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.device.device import Device
@@ -48,6 +50,20 @@ _OPENS_A_FILE: dict[tuple[int, FeatureAccess], str] = {
     (DeviceFeature.MIG_DEVICE_STATE, FeatureAccess.SET): "migration.set_state()",
     (DeviceFeature.DMA_BUF, FeatureAccess.GET): "region(…).export_dma_buf()",
 }
+
+
+# The structs of those that have one, by which a refused argument is told from one that is too short.
+_STRUCTS: dict[int, str] = {
+    DeviceFeature.MIGRATION: "struct vfio_device_feature_migration",
+    DeviceFeature.MIG_DEVICE_STATE: "struct vfio_device_feature_mig_state",
+    DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP: "struct vfio_device_low_power_entry_with_wakeup",
+    DeviceFeature.DMA_LOGGING_START: "struct vfio_device_feature_dma_logging_control",
+    DeviceFeature.DMA_LOGGING_REPORT: "struct vfio_device_feature_dma_logging_report",
+    DeviceFeature.MIG_DATA_SIZE: "struct vfio_device_feature_mig_data_size",
+    DeviceFeature.BUS_MASTER: "struct vfio_device_feature_bus_master",
+    DeviceFeature.ZPCI_ERROR: "struct vfio_device_feature_zpci_err",
+}
+_MOST = 1 << 20  # bytes of a struct: none of the kernel's is anywhere near
 
 
 class Feature:
@@ -103,7 +119,7 @@ class Feature:
         """Get its data.
 
         Args:
-            size: Bytes of the data's struct.
+            size: Bytes of the data's struct; up to 1 MiB.
             data: What the struct holds before, where the feature takes something; the rest of it is 0.
 
         Returns:
@@ -117,8 +133,8 @@ class Feature:
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
         data, size = _checked(data), whole(size, "size")
-        if not len(data) <= size <= 0xFFFF_FFF0:
-            raise ValueError(f"a struct of {size} bytes does not hold {len(data)} bytes")
+        if not len(data) <= size <= _MOST:
+            raise ValueError(f"size is from {len(data)}, the bytes of data, to {_MOST}, not {size}")
         return self._call(FeatureAccess.GET, data.ljust(size, b"\0"))
 
     def set(self, data: bytes = b"") -> bytes:
@@ -143,7 +159,18 @@ class Feature:
         try:
             return device_ioctls.feature(fd, self.number, access, data)
         except IoctlError as error:
-            raise self.refused(error, access) from None
+            causes = self._wrong_argument(data) if error.errno == errno.EINVAL else ()
+            raise self.refused(error, access, causes) from None
+
+    def _wrong_argument(self, data: bytes) -> tuple[Cause, ...]:
+        """Why the kernel answers EINVAL for an argument of what the device supports."""
+        size = struct_size(_STRUCTS[self.number]) if self.number in _STRUCTS else 0
+        size = 16 if self.number == DeviceFeature.PCI_VF_TOKEN else size
+        if len(data) < size:
+            return (Cause(f"the struct of {self.name} has {size} bytes", f"{len(data)} were given", f"give {size}"),)
+        if self.number in (DeviceFeature.LOW_POWER_ENTRY, DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP):
+            return (IN_LOW_POWER.general,)
+        return (Cause("the driver does not take such values", fix=f"see linux/vfio.h for those of {self.name}"),)
 
     def refused(self, error: IoctlError, access: FeatureAccess, causes: tuple[Cause, ...] = ()) -> IoctlError:
         """The exception for a request that the kernel refused.
@@ -159,10 +186,11 @@ class Feature:
         code, words = error.errno or 0, (access.name or "").lower()
         target = self._target(words)
         if code == errno.ENOTTY or (code == errno.EINVAL and not self._supports(access)):
-            others = self.probe()
-            instead = f"the device supports {others.name} of it" if others else ""
-            summary = f"{self._device.name} does not have {self.name}" if not others else f"it cannot be {words}"
-            return UnsupportedError(REQUEST, code, target, (Cause(summary, instead, "do without"),))
+            if others := self.probe():
+                summary, way = f"the device does not support to {words} it", f"{others.name} is what it supports"
+            else:
+                summary, way = f"{self._device.name} does not have {self.name}", "do without"
+            return UnsupportedError(REQUEST, code, target, (Cause(summary, fix=way),))
         return ioctl_error(REQUEST, code, target, causes)
 
     def _target(self, words: str) -> str:
