@@ -23,7 +23,6 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.claims.record import ClaimState
-from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.printable import listed, printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
@@ -175,8 +174,7 @@ def run(
         print_visibility_note()
         for line in forced_lines(plan.forced):
             _tell(f"forced: {line}")
-        if not show:
-            _check_translated(plan.devices, command, chosen)
+        _check_translated(plan, command, chosen)
         check_token(plan.devices, vf_token)
         who = None if user is None else with_groups(user)
         if not show:
@@ -203,17 +201,19 @@ def run(
         sys.exit(128 + signal.SIGINT)
 
 
-def _check_translated(devices: Sequence[HostDevice], command: Sequence[str], kind: Kind | None) -> None:
-    """Refuse a virtual machine monitor a device without an IOMMU.
+def _check_translated(plan: ClaimPlan, command: Sequence[str], kind: Kind | None) -> None:
+    """Refuse a virtual machine monitor, and libvirt, a device without an IOMMU.
 
     Raises:
         HandoverError: It is one, and there is such a device.
     """
-    without = [device.name for device in devices if device.without_iommu]
-    if without and (kind or kind_of(command[0])) is not Kind.OTHER:
+    without = [device.name for device in plan.devices if device.without_iommu]
+    if without and not (command and (kind or kind_of(command[0])) is Kind.OTHER):
+        forced = "" if "noiommu" in plan.force or _is_kept(plan) else " --force noiommu"
         raise HandoverError(
             f"no IOMMU covers {listed(without)}: the VM's addresses would not be translated, so that its DMA would hit "
             f"memory of this machine at those addresses; run a program that asks for physical addresses: --vmm other"
+            f"{forced}"
         )
 
 
@@ -337,15 +337,17 @@ def _print(
     user: User | None,
     memlock: int | None,
 ) -> None:
-    pci = [device for device in plan.devices if device.subsystem == "pci"]  # the XML is of these alone
+    # The XML is for a VM, and of PCI devices.
+    pci = [device for device in plan.devices if device.subsystem == "pci" and not device.without_iommu]
     if command:
         whose = "a shell" if user is None and memlock is None else "root's shell"
         forced = [f"--force {refusal}" for refusal in sorted(plan.force)]
-        claim = " ".join(["pyiommufd claim", *forced, *(device.name for device in plan.devices)])
+        claimed = [device.name for device in plan.devices if not device.is_mediated]  # those are bound without a claim
+        claim = " ".join(["pyiommufd claim", *forced, *claimed])
         line = shell_line(
             command, plan.devices, kind=kind, options=options, vf_token=vf_token, user=user, memlock=memlock
         )
-        echo(f"# for {whose}, once they are claimed ({claim}):")
+        echo(f"# for {whose}{f', once they are claimed ({claim})' if claimed else ''}:")
         echo(line)
         if pci:
             echo("# for a domain of libvirt, likewise:")

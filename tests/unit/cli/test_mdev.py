@@ -97,6 +97,7 @@ def test_given_to_a_vmm(gpu: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"/sys/bus/mdev/devices/{ONE}/vfio-dev" in result.stdout
     assert "libvirt" not in result.stdout
+    assert result.stdout.startswith("# for a shell:\n")  # it is bound without a claim
 
 
 def test_completion(gpu: Path, fake: FakeSysfs) -> None:

@@ -104,14 +104,26 @@ def test_claim_that_would_be_refused(way: str, status: int) -> None:
     assert "would be refused" not in run(DEVICE, way, "--force", "unseen", "--vmm", "other", "--", "true").stderr
 
 
-def test_no_monitor_gets_a_device_without_an_iommu(machine: FakeSysfs) -> None:
+@pytest.mark.parametrize("way", ["--print", "--dry-run"])
+def test_no_monitor_gets_a_device_without_an_iommu(machine: FakeSysfs, way: str) -> None:
     """What a VM takes for physical addresses are not the machine's."""
     machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
-    given = ["0000:00:03.0", "--dry-run", "--force", "unseen", "--force", "noiommu"]
+    given = ["0000:00:03.0", way, "--force", "unseen"]
     for monitor in (["--", "qemu-kvm"], ["--", "cloud-hypervisor"], ["--vmm", "qemu", "--", "true"]):
-        said = run(*given, *monitor, status=125).stderr
-        assert "no IOMMU covers 0000:00:03.0: the VM's addresses would not be translated" in said
-    assert "would not be translated" not in run(*given, "--vmm", "other", "--", "true").stderr
+        refused = run(*given, *monitor, status=125)
+        assert "no IOMMU covers 0000:00:03.0: the VM's addresses would not be translated" in refused.stderr
+        assert refused.stderr.endswith(": --vmm other --force noiommu\n")
+        assert refused.stdout == ""
+        assert run(*given, "--force", "noiommu", *monitor, status=125).stderr.endswith(": --vmm other\n")
+    taken = run(*given, "--force", "noiommu", "--vmm", "other", "--", "true")
+    assert "would not be translated" not in taken.stderr
+    assert "hostdev" not in taken.stdout
+
+
+def test_libvirt_gets_no_device_without_an_iommu(machine: FakeSysfs) -> None:
+    machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
+    refused = run("0000:00:03.0", "--print", "--force", "noiommu", status=125)
+    assert (refused.stdout, "would not be translated" in refused.stderr) == ("", True)
 
 
 @pytest.mark.parametrize("way", ["--print", "--dry-run"])
