@@ -110,6 +110,7 @@ WITHOUT_IOMMU = _of(
     "the_group_that_vfio_makes_is_no_sign_of_an_iommu",
     "a_kernel_without_nodes_for_such_devices_is_named",
     "dma_by_physical_address_is_never_blocked",
+    "every_preview_says_that_nothing_is_blocked",
     "two_devices_without_an_iommu_are_no_group",
 )
 
@@ -166,7 +167,12 @@ LIMITS = (
     Limit(
         "none",
         (6, 12),
-        _of("without_iommu", "dma_by_physical_address_is_never_blocked", "two_devices_without_an_iommu_are_no_group"),
+        _of(
+            "without_iommu",
+            "dma_by_physical_address_is_never_blocked",
+            "every_preview_says_that_nothing_is_blocked",
+            "two_devices_without_an_iommu_are_no_group",
+        ),
         "this kernel gives devices without an IOMMU no nodes for iommufd",
     ),
     Limit(

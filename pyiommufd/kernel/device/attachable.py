@@ -234,24 +234,20 @@ class Attachable(Handle):
         with self._iommufd._lock:
             pasid = self._check(page_table, pasid)
             kind = self._kind(page_table, pasid)
-            peers = self._conflicting_peers(page_table, pasid)
-            if peers:
-                reasons = tuple(
-                    f"{peer.name} of the same group is attached to {peer.page_table_for(pasid)!r}" for peer in peers
-                )
-                if self._iommufd.shared:
-                    moved = "this iommufd is shared: others may have moved the group to this page table"
-                    return AttachPreview(Verdict.UNKNOWN, kind, (), (*reasons, moved))
-                return AttachPreview(Verdict.REFUSED, kind, (), reasons)
             verdict, reasons = self._predict(page_table, pasid, kind)
-            certain = self._joins_for_certain(self._state.attachment(pasid))
-            change = self._change(kind, certain=certain)
+            change = self._change(kind, certain=self._joins_for_certain(self._state.attachment(pasid)))
             if change.kind is ChangeKind.UNBLOCKED:
                 reasons = (*reasons, UNBLOCKED_REASON)
             return AttachPreview(verdict, change.kind, () if verdict is Verdict.REFUSED else change.devices, reasons)
 
     def _predict(self, page_table: PageTable, pasid: int | None, kind: ChangeKind) -> tuple[Verdict, tuple[str, ...]]:
-        """The predicted outcome of an attach with which no peer in this process conflicts."""
+        """The predicted outcome of an attach."""
+        if peers := self._conflicting_peers(page_table, pasid):
+            reasons = [f"{one.name} of the same group is attached to {one.page_table_for(pasid)!r}" for one in peers]
+            if not self._iommufd.shared:
+                return Verdict.REFUSED, tuple(reasons)
+            moved = "this iommufd is shared: others may have moved the group to this page table"
+            return Verdict.UNKNOWN, (*reasons, moved)
         if self._device.is_mediated and (pasid is not None or isinstance(page_table, HWPT)):
             return Verdict.REFUSED, ("no IOMMU is before a mediated device: it has no page tables and no PASIDs",)
         if self._iommufd.shared:
@@ -315,9 +311,13 @@ class Attachable(Handle):
         attached = attachment.devices
         if not attached:
             return ChangeKind.FIRST
-        if self not in attached:
+        if not any(map(self._is_same, attached)):
             return ChangeKind.JOIN
         return ChangeKind.NOOP if attachment.page_table is page_table else ChangeKind.REPLACE
+
+    def _is_same(self, other: Attachable) -> bool:
+        """Whether it is this device: also as another object has it, which `Device.from_fd` makes."""
+        return other._device == self._device
 
     def _change(self, kind: ChangeKind, *, certain: bool = False) -> DMAChange:
         """The DMA change of an action of this kind, and whether it is known.
@@ -346,7 +346,7 @@ class Attachable(Handle):
         attachment = self._state.attachment(pasid)
         attached = attachment.devices
         # An attached device replaces its table and moves its peers along, so they are no conflict.
-        if not attached or attachment.page_table is page_table or self in attached:
+        if not attached or attachment.page_table is page_table or any(map(self._is_same, attached)):
             return ()
         return tuple(attached)
 

@@ -8,6 +8,7 @@ by the calls themselves, in C.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -68,9 +69,7 @@ class DMAChange:
     verdict: Verdict = Verdict.KNOWN
 
     def __repr__(self) -> str:
-        if self.kind is ChangeKind.UNBLOCKED:
-            return f"<DMAChange {self.kind}, {self.verdict}: {UNBLOCKED_REASON}>"
-        return f"<DMAChange {self.kind}, {self.verdict}: {', '.join(one.name for one in self.devices) or 'nobody'}>"
+        return f"<DMAChange {self.kind}, {self.verdict}: {_whose(self.kind, self.devices)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,12 @@ class AttachPreview:
     reasons: tuple[str, ...]
 
     def __repr__(self) -> str:
-        names = ", ".join(one.name for one in self.changes) or "nobody"
-        return f"<AttachPreview {self.verdict}, {self.kind}: {names}>"
+        return f"<AttachPreview {self.verdict}, {self.kind}: {_whose(self.kind, self.changes)}>"
+
+
+def _whose(kind: ChangeKind, devices: Iterable[HostDevice]) -> str:
+    """Whose DMA a change is of, in words."""
+    return UNBLOCKED_REASON if kind is ChangeKind.UNBLOCKED else ", ".join(one.name for one in devices) or "nobody"
 
 
 @dataclass(slots=True)

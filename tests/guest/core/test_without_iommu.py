@@ -131,6 +131,7 @@ def test_dma_by_physical_address_is_never_blocked(device: Device, iommufd: IOMMU
     preview = device.preview_attach(ioas)
     assert (preview.verdict, preview.kind, preview.changes) == (Verdict.ACCEPTED, ChangeKind.UNBLOCKED, ())
     assert "nothing is blocked" in preview.reasons[-1]
+    assert "unblocked: nothing is blocked" in repr(preview)
     buffer = DMABuffer(SIZE)
     with EduDriver(device) as edu:
         buffer[:8] = b"original"
@@ -159,6 +160,19 @@ def test_dma_by_physical_address_is_never_blocked(device: Device, iommufd: IOMMU
     # No device is attached that would say where the memory is.
     with pytest.raises(UnsupportedError, match="attach devices without an IOMMU, and no others"):
         ioas.physical_address(ioas.map(buffer).iova)
+
+
+def test_every_preview_says_that_nothing_is_blocked(device: Device, iommufd: IOMMUFD) -> None:
+    """Also of a device that this process has bound and adopted: the two objects are no peers of each other."""
+    ioas, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
+    assert device.attach(ioas) == NOTHING
+    previews = [device.preview_attach(other)]
+    with IOMMUFD.from_fd(os.dup(iommufd.fileno())) as adopting:
+        adopted = Device.from_fd(os.dup(device.fileno()), adopting)
+        previews += [one.preview_attach(adopting.alloc_ioas()) for one in (adopted, device)]
+    assert {preview.kind for preview in previews} == {ChangeKind.UNBLOCKED}
+    assert all("nothing is blocked" in preview.reasons[-1] for preview in previews)
+    assert not any("of the same group" in reason for preview in previews for reason in preview.reasons)
 
 
 def test_two_devices_without_an_iommu_are_no_group(
