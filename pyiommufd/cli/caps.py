@@ -12,8 +12,7 @@ from pyiommufd.cli import records
 from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_pairs
 from pyiommufd.cli.status import FAILED
-from pyiommufd.errors import NotFoundError
-from pyiommufd.host.checks.lacks import REACHES_ALL
+from pyiommufd.host.checks.lacks import REACHES_ALL, untranslated
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.holders import holders
 from pyiommufd.host.running_kernel import has_cdevs
@@ -85,12 +84,9 @@ def _query(target: HostDevice | None) -> tuple[dict[str, bool], HWInfo | None, F
             return requests, None, None, why_not
         with iommufd.bind(target) as bound:
             features = {one.name: _words(bound.feature(one).probe()) for one in DeviceFeature}
-            if target.without_iommu:
-                return requests, None, features, f"no IOMMU covers {target.name}: {REACHES_ALL}"
-            try:
-                return requests, bound.hw_info(), features, ""
-            except NotFoundError:
-                return requests, None, features, f"no IOMMU translates for {target.name}"
+            if dma := untranslated(target):
+                return requests, None, features, f"no IOMMU covers {target.name}: {dma}"
+            return requests, bound.hw_info(), features, ""
 
 
 def _words(access: FeatureAccess) -> list[str]:
@@ -130,7 +126,7 @@ def _print_device(device: HostDevice, info: HWInfo | None, features: Features) -
 
 def _iommu_pairs(device: HostDevice, info: HWInfo | None) -> Iterable[tuple[str, object]]:
     if info is None:
-        return (("IOMMU", f"none: {REACHES_ALL}" if device.without_iommu else "none translates for it"),)
+        return (("IOMMU", f"none: {untranslated(device)}"),)
     record = _hw_info_record(info)
     width = record["pasid_width"]
     return (

@@ -20,7 +20,7 @@ from pyiommufd.cli.output import (
     style,
 )
 from pyiommufd.cli.status import MISSING
-from pyiommufd.host.checks.lacks import no_iommu
+from pyiommufd.host.checks.lacks import no_iommu, untranslated
 from pyiommufd.host.discovery.devices import HostDevice, find_group, list_groups
 from pyiommufd.host.discovery.groups import Group, is_safe
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
@@ -62,6 +62,8 @@ def _print(group: Group, standing: dict[HostDevice, Standing], names: dict[HostD
     state = style("viable", fg="green") if group.viable else style("not viable", fg="yellow")
     kind = "made by VFIO" if group.is_made_by_vfio else group.type
     echo(style(f"group {group.id}", bold=True), f"  {count} device{'s' if count != 1 else ''}, {kind}, ", state)
+    for dma in filter(None, map(untranslated, group.devices)):  # VFIO makes a group for each such device
+        echo(f"  no IOMMU: {dma}")
     for device in group.devices:
         words = [style(device.name)]
         if (ids := records.ids(device)) is not None:

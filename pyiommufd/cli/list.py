@@ -12,6 +12,7 @@ from pyiommufd.cli import candidates, records
 from pyiommufd.cli.arguments import Choice, group_number
 from pyiommufd.cli.output import (
     ReadingCommand,
+    echo,
     json_option,
     print_iommu_note,
     print_json,
@@ -21,6 +22,7 @@ from pyiommufd.cli.output import (
     show_progress,
 )
 from pyiommufd.errors import IOMMUFDError
+from pyiommufd.host.checks.lacks import REACHES_ALL
 from pyiommufd.host.discovery.devices import HostDevice, find_device, list_devices
 from pyiommufd.host.discovery.kernel_names import kernel_names
 from pyiommufd.host.discovery.lookup import SUBSYSTEMS
@@ -131,6 +133,8 @@ def list_command(
             for one in devices
         ),
     )
+    if any(found[one] is Standing.VFIO_NOIOMMU for one in devices):
+        echo(f"pyiommufd: {Standing.VFIO_NOIOMMU}: {REACHES_ALL}", err=True)
 
 
 def _has_ids(device: HostDevice, text: str) -> bool:

@@ -15,7 +15,7 @@ from pyiommufd.cli.output import (
     print_visibility_note,
     show_progress,
 )
-from pyiommufd.host.checks.lacks import NOT_COVERED, REACHES_ALL, no_iommu, no_noiommu_node
+from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu, no_noiommu_node, untranslated
 from pyiommufd.host.discovery.devices import HostDevice, find_device
 from pyiommufd.host.discovery.groups import is_safe
 from pyiommufd.host.discovery.pci_ids import pci_ids
@@ -155,7 +155,7 @@ def _print(details: DeviceDetails) -> None:
             ("driver_override", details.driver_override),
             ("vfio node", device.vfio_cdev or (f"none: {_no_node(device)}" if device.on_vfio else None)),
             ("NUMA node", device.numa_node),
-            ("IOMMU", f"none: {REACHES_ALL}" if device.without_iommu else device.iommu),
+            ("IOMMU", f"none: {dma}" if (dma := untranslated(device)) else device.iommu),
             ("DMA aliases", tuple(alias for alias in details.aliases if alias != device.name)),
             ("mediated", f"{mediated.id} of {mediated.parent.name}: {mediated.name}" if mediated else None),
             ("reset", " ".join(details.reset_methods) or ("no method" if device.subsystem == "pci" else None)),

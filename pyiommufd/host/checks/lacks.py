@@ -82,6 +82,11 @@ REACHES_ALL = "its DMA reaches all memory, and nothing blocks it"
 """What a device without an IOMMU does, whoever drives it."""
 
 
+def untranslated(device: HostDevice) -> str:
+    """What the DMA of a device does for which no IOMMU translates, in words; empty: one does, or may."""
+    return REACHES_ALL if device.without_iommu else "its parent's driver does its DMA" if device.is_mediated else ""
+
+
 def no_noiommu_mode() -> Lack | None:
     """That vfio takes no device without an IOMMU, as it may be told to (Linux 7.3, drivers/vfio); None: it does."""
     module = sysfs.SYS / "module/vfio"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pyiommufd.host.checks.lacks import untranslated
 from pyiommufd.host.claims.plan import is_left_as_is, parents_among
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
@@ -64,8 +65,8 @@ class GroupBox(OneLine):
 
     @property
     def without_iommu(self) -> str:
-        """That no IOMMU covers its device, in words; else empty."""
-        return "no IOMMU: DMA reaches all memory" if any(one.without_iommu for one in self.devices) else ""
+        """That no IOMMU translates for its device, in words; else empty."""
+        return next((f"no IOMMU: {dma}" for dma in map(untranslated, self.devices) if dma), "")
 
     def _line(self) -> str:
         return f"{self.id}: {listed(self.devices)}{', refused' if self.refused else ''}"

@@ -83,7 +83,9 @@ def test_no_command_takes_the_group_for_an_iommu(claimed: HostDevice) -> None:
         assert ALL_MEMORY in run("show", way).stdout
     (group,) = run_json("groups")
     assert (group["id"], group["made_by_vfio"], group["devices"][0]["name"]) == (claimed.group_id, True, name)
-    assert f"group {claimed.group_id} (no IOMMU: DMA reaches all memory)" in run("topology").stdout
+    assert f"group {claimed.group_id} (no IOMMU: {ALL_MEMORY})" in run("topology").stdout
+    assert f"vfio-noiommu: {ALL_MEMORY}" in run("list").stderr
+    assert f"no IOMMU: {ALL_MEMORY}" in run("groups").stdout
     assert ALL_MEMORY in run("caps", name).stdout
     assert [one["devices"] for one in run_json("claims")] == [[name]]
     for request, errno in (("bind", "EPERM"), ("attach", "EINVAL"), ("open", "EPERM")):

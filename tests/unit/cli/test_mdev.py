@@ -100,6 +100,12 @@ def test_given_to_a_vmm(gpu: Path) -> None:
     assert result.stdout.startswith("# for a shell:\n")  # it is bound without a claim
 
 
+def test_every_command_says_whose_dma_it_is(gpu: Path) -> None:
+    for command in (["show", ONE], ["groups", "7"], ["topology"]):
+        result = CliRunner().invoke(cli, command)
+        assert "its parent's driver does its DMA" in result.stdout, result.output
+
+
 def test_completion(gpu: Path, fake: FakeSysfs) -> None:
     assert completed("create", "") == completed("list", "") == [GPU]
     assert completed("create", GPU, "") == [TYPE, "i915-GVTg_V5_8"]
