@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import click
 from pyiommufd.cli import candidates
 from pyiommufd.errors import DeviceNotFoundError
 from pyiommufd.host.discovery.devices import find_device
+from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.nearest import did_you_mean
+from pyiommufd.printable import printable
 
 LISTED = "pyiommufd list shows the devices."
 """Where to find a DEVICE, for who has named none."""
@@ -55,6 +58,14 @@ class DeviceArgument(DescribedArgument):
     def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
         attributes = {"shell_complete": candidates.devices, "metavar": None, "type": _Device()} | attributes
         super().__init__(param_decls, label="DEVICE", description=self.description, **attributes)
+
+
+def vf_token_value(ctx: click.Context, param: click.Parameter, value: str | None) -> uuid.UUID | None:
+    """The callback of an option that takes a VF token."""
+    try:
+        return None if value is None else as_token(value)
+    except ValueError as error:
+        raise click.BadParameter(printable(str(error)), ctx, param) from None
 
 
 def group_number(text: str) -> int:

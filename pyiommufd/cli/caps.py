@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from collections.abc import Iterable
 
 import click
 
 from pyiommufd.cli import records
-from pyiommufd.cli.arguments import DeviceArgument
+from pyiommufd.cli.arguments import DeviceArgument, vf_token_value
 from pyiommufd.cli.output import ReadingCommand, echo, json_option, print_json, print_pairs
 from pyiommufd.cli.status import FAILED
 from pyiommufd.host.checks.lacks import REACHES_ALL, untranslated
@@ -40,15 +41,24 @@ _KEYS = {
 
 @click.command(cls=ReadingCommand)
 @click.argument("device", required=False, cls=DeviceArgument)
+@click.option(
+    "--vf-token",
+    callback=vf_token_value,
+    metavar="UUID",
+    help="The VF token to bind DEVICE with: of a virtual function the one that the user of its physical function has "
+    "set; of a physical function it sets it.",
+)
 @json_option(_KEYS)
-def caps(device: str | None, as_json: bool) -> None:
+def caps(device: str | None, vf_token: uuid.UUID | None, as_json: bool) -> None:
     """Show which iommufd ioctls this kernel supports; or the capabilities of DEVICE's IOMMU, and its driver's features.
 
     The kernel reports them only while the device is bound. A device that is on a vfio driver and not open
     elsewhere is bound briefly, which resets it. The command makes no claim.
     """
+    if vf_token is not None and device is None:
+        raise click.UsageError("--vf-token is for a DEVICE")
     target = None if device is None else find_device(device)
-    requests, info, features, why_not = _query(target)
+    requests, info, features, why_not = _query(target, vf_token)
     if as_json:
         print_json(
             {
@@ -74,7 +84,9 @@ Features = dict[str, list[str]]
 """The features of a driver by the kernel's names, and what each does."""
 
 
-def _query(target: HostDevice | None) -> tuple[dict[str, bool], HWInfo | None, Features | None, str]:
+def _query(
+    target: HostDevice | None, vf_token: uuid.UUID | None
+) -> tuple[dict[str, bool], HWInfo | None, Features | None, str]:
     """Which requests the kernel supports; IOMMU and features of a device that is named, or why there is no IOMMU."""
     with IOMMUFD() as iommufd:
         requests = known_requests(iommufd.fileno())
@@ -82,7 +94,7 @@ def _query(target: HostDevice | None) -> tuple[dict[str, bool], HWInfo | None, F
             return requests, None, None, ""
         if why_not := _bind_obstacle(target):
             return requests, None, None, why_not
-        with iommufd.bind(target) as bound:
+        with iommufd.bind(target, token=vf_token) as bound:
             features = {one.name: _words(bound.feature(one).probe()) for one in DeviceFeature}
             if dma := untranslated(target):
                 return requests, None, features, f"no IOMMU covers {target.name}: {dma}"

@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pyiommufd.cli import candidates
-from pyiommufd.cli.arguments import Choice
+from pyiommufd.cli.arguments import Choice, vf_token_value
 from pyiommufd.cli.changing import devices_argument, dry_run_option, force_option, forced_lines, way_out
 from pyiommufd.cli.output import echo, print_visibility_note, said
 from pyiommufd.errors import NEVER_FORCED, CloseError, HandoverError, IOMMUFDError
@@ -23,7 +23,6 @@ from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.claim import Claim
 from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.claims.record import ClaimState
-from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.printable import listed, printable
 from pyiommufd.vmm import UNLIMITED, VMM, Handover, Kind, User, command_line, hostdev_xml, kind_of, shell_line
 from pyiommufd.vmm.commands import has_places
@@ -76,13 +75,6 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     return size
 
 
-def _token(ctx: click.Context, param: click.Parameter, value: str | None) -> uuid.UUID | None:
-    try:
-        return None if value is None else as_token(value)
-    except ValueError as error:
-        raise click.BadParameter(printable(str(error)), ctx, param) from None
-
-
 def _device_or_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     complete = candidates.files if _COMMAND in ctx.meta else candidates.claimable
     return complete(ctx, param, incomplete)
@@ -112,11 +104,12 @@ def _device_or_file(ctx: click.Context, param: click.Parameter, incomplete: str)
 )
 @click.option(
     "--vf-token",
-    callback=_token,
+    callback=vf_token_value,
     metavar="UUID",
     help="The VF token that the user of a physical function on a vfio driver has set, where its virtual functions are "
-    "among the DEVICEs; of a DEVICE that is a physical function it sets it. One for all. Cloud Hypervisor takes none; "
-    "QEMU does since 8.1, but as of 11.1 not with iommufd: the kernel then refuses it the virtual function.",
+    "among the DEVICEs; of a DEVICE that is a physical function, and comes before these, it sets it. One for all. "
+    "Cloud Hypervisor takes none; QEMU does since 8.1, but as of 11.1 not with iommufd: the kernel then refuses it the "
+    "virtual function.",
 )
 @force_option
 @click.option(

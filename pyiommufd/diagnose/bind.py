@@ -28,15 +28,15 @@ _OWN = Fix(
     "use that fd, or close it first",
 )
 _WITHOUT_TOKEN = Fix(
-    "bind without token=", "bind without VFIO_DEVICE_BIND_FLAG_TOKEN; pyiommufd run without --vf-token"
+    "bind without token=", "bind without VFIO_DEVICE_BIND_FLAG_TOKEN; pyiommufd run and caps without --vf-token"
 )
 _TOKEN = Fix(
     "bind with token=, the one that the user of the physical function has set, by its bind or by set_vf_token()",
-    "give the token that the user of the physical function has set: pyiommufd run --vf-token UUID",
+    "give the token that the user of the physical function has set: --vf-token UUID of pyiommufd run and caps",
 )
 _TOKEN_OF_USERS = Fix(
     "bind with token=, the one that their users have given, or close those first",
-    "give the token that their users have given, or end that use: pyiommufd run --vf-token UUID",
+    "give the token that their users have given, or end that use: --vf-token UUID of pyiommufd run and caps",
 )
 _ONE_IOMMUFD = "bind all devices of a group to one iommufd, or end that use"
 
@@ -189,9 +189,7 @@ def _token_of_its_physical_function(subject: Subject) -> tuple[Cause, ...]:
     summary = f"the VF token is {_missing_or_wrong(subject)}: its physical function {physical} is on {physical.driver}"
     if users:
         return (Cause(summary, "; ".join(map(str, users)), *_TOKEN),)
-    # That of its last user, or a random one: a bind with a token sets it.
-    what = f"bind {physical} first with a token, which sets it, and then this device with the same"
-    return (Cause(summary, f"nobody is seen to hold {physical}", what),)
+    return (Cause(summary, f"nobody is seen to hold {physical}", *fixes.set_token(physical.name)),)
 
 
 def _token_of_its_virtual_functions(subject: Subject) -> tuple[Cause, ...]:

@@ -10,6 +10,15 @@ def claim(device: str, why: str) -> Fix:
     return Fix(f"{why}: plan_claim([{device!r}]).apply()", f"{why}: pyiommufd claim {device}")
 
 
+def set_token(physical: str) -> Fix:
+    """To have a VF token that is known, of a physical function that nobody holds: its last user's, or a random one."""
+    return Fix(
+        f"bind {physical} first with a token, which sets it, and then this device with the same",
+        f"set one, by pyiommufd caps --vf-token UUID {physical}, and give the same then; or have pyiommufd run "
+        f"--vf-token UUID hand over both, {physical} first",
+    )
+
+
 CLAIM_GROUP = Fix("claim the group: plan_claim([DEVICE]).apply()", "claim the group: pyiommufd claim DEVICE")
 
 ELSEWHERE = Fix(

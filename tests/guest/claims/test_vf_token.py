@@ -10,9 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from pyiommufd import IOMMUFD, AccessDeniedError, Cause, Device, HostDevice, IoctlError, UnsupportedError, plan_claim
+from pyiommufd import (
+    IOMMUFD,
+    AccessDeniedError,
+    Cause,
+    Device,
+    HandoverError,
+    HostDevice,
+    IoctlError,
+    UnsupportedError,
+    plan_claim,
+)
 from pyiommufd.host.claims.record import DeviceState
 from pyiommufd.host.claims.vfs import set_vfs
+from pyiommufd.vmm.vf_token import check_token
 from tests.guest.forked import run_cli
 
 State = dict[str, DeviceState]
@@ -127,6 +138,35 @@ def test_run_wants_the_token_before_anything_is_claimed(
     assert state() == before
 
 
+def test_physical_function_and_its_own_virtual_one_are_handed_over_together(
+    made: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID
+) -> None:
+    """The bind of the first sets the token for the second; nobody had set one."""
+    check_token([pf, made[0]], token)
+    with IOMMUFD() as iommufd:
+        refused(iommufd, made[0], token)  # the check has set none
+        with iommufd.bind(pf, token=token), iommufd.bind(made[0], token=token):
+            check_token([made[1]], token)
+        with pytest.raises(HandoverError, match=f"sets? it too late: name {pf} before it"):
+            check_token([made[0], pf], uuid.uuid4())
+
+
+def test_token_that_nobody_knows_is_set_by_a_command(
+    made: tuple[HostDevice, ...], pf: HostDevice, token: uuid.UUID
+) -> None:
+    function = made[0]
+    for way in (["run", "--print", function.name], ["caps", function.name]):
+        done = run_cli(*way)
+        assert f"nobody is seen to hold {pf if way[0] == 'caps' else 'that'}" in done.stderr
+        assert f"pyiommufd caps --vf-token UUID {pf}" in done.stderr
+    for device in (pf, function):
+        done = run_cli("caps", "--vf-token", str(token), device.name)
+        assert done.returncode == 0, done.stderr
+        assert "PCI_VF_TOKEN (set)" in done.stdout or device == function
+    assert "name it by --vf-token" not in run_cli("run", "--print", "--vf-token", str(token), function.name).stderr
+    check_token([function], token)
+
+
 def test_program_binds_with_the_token(
     physical: Device, made: tuple[HostDevice, ...], alone: HostDevice, token: uuid.UUID, tmp_path: Path
 ) -> None:
@@ -153,7 +193,7 @@ def test_physical_function_wants_it_too_while_others_are_in_use(
         assert done.returncode == 125
         assert f"{pf}: it has virtual functions in use, and they share a VF token" in done.stderr
         done = run_cli("run", pf.name, "--vf-token", str(uuid.uuid4()), "--", "true")
-        assert f"{pf}: the VF token is not the one that {pf}'s user set" in done.stderr
+        assert f"{pf}: the VF token is not the one that users of its virtual functions gave" in done.stderr
         done = run_cli("run", pf.name, "--vf-token", str(token), "--", "true")
         assert "claimed already" in done.stderr  # by this process, and the token is right
         assert "token" not in done.stderr

@@ -177,7 +177,7 @@ def function(machine: FakeSysfs) -> str:
 def test_vf_token_that_is_missing(function: str, way: list[str]) -> None:
     said = run(function, *way, "--", "env", status=125).output
     assert f"{function}: its physical function 0000:01:00.0 is on vfio-pci" in said
-    assert "name it by --vf-token" in said
+    assert "caps --vf-token UUID 0000:01:00.0" in said
 
 
 def test_vf_token_is_shown(function: str) -> None:

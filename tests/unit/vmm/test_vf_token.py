@@ -38,11 +38,11 @@ def test_who_takes_one(devices: Devices) -> None:
 def test_missing_or_needless(devices: Devices) -> None:
     """Where the kernel cannot be asked, as the node is not there yet."""
     physical, virtual, plain, other = devices
-    why = (
-        f"{virtual}: its physical function {physical} is on vfio-pci: its user has set a VF token; name it by vf_token="
-    )
-    with pytest.raises(HandoverError, match=why):
+    on = f"{virtual}: its physical function {physical} is on vfio-pci"
+    with pytest.raises(HandoverError, match=f"{on}, and nobody is seen to hold that.*; bind {physical} first with a"):
         check_token([other, virtual], None)
+    with pytest.raises(HandoverError, match=f"{on}: it takes a VF token; give vf_token=, which its bind sets before"):
+        check_token([physical, virtual], None)
     with pytest.raises(HandoverError, match=f"of {plain}, {other} the kernel would refuse it; leave vf_token= out"):
         check_token([plain, other], TOKEN)
     check_token([virtual, other], TOKEN)
