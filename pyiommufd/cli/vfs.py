@@ -49,8 +49,8 @@ def vfs(device: str, count: int | None, force: tuple[str, ...], dry_run: bool, a
     """Show the virtual functions of DEVICE, or set their number to COUNT.
 
     Those that it has go away first, unless it is that many already. What the host, a claim or a process uses is
-    refused, and so is taking them from a DEVICE that is claimed; one that has none may be claimed and then given
-    some. If a step fails, the previous ones are restored.
+    refused, and so is taking them from a DEVICE that a running process has claimed. One that `pyiommufd claim` has
+    taken is given back with those that it had before. If a step fails, the previous ones are restored.
 
     Steps are printed, one a line, each before it is taken; with --json, to the standard error.
     """

@@ -247,6 +247,14 @@ def is_alive(record: ClaimRecord) -> bool:
     return claim_locks.is_held(_path(record.id))  # a pid of another PID namespace has no meaning here
 
 
+def is_own(record: ClaimRecord) -> bool:
+    """Whether it is a claim that this process holds, or a kept one, which is no process's."""
+    if record.state is ClaimState.KEPT:
+        return True
+    own = record.pid == os.getpid() and record.pid_namespace in (None, namespace("self", "pid"))
+    return record.state is ClaimState.SESSION and own
+
+
 def describe_owner(record: ClaimRecord) -> str:
     """Whose a claim is, for messages."""
     if record.state is ClaimState.NEWER:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from pyiommufd.errors import NEVER_FORCED, Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.holders import holders
 from pyiommufd.host.namespaces import sees_all_processes
@@ -17,9 +18,11 @@ def blocked_devices() -> set[str]:
     return {name for record in journal.readable_records() for name in record.stuck}
 
 
-def claimed_refusals(names: Collection[str]) -> Iterator[Refusal]:
-    """The devices that a claim has already, as far as this user may know."""
+def claimed_refusals(names: Collection[str], *, but: Callable[[ClaimRecord], bool] | None = None) -> Iterator[Refusal]:
+    """The devices that a claim has already, as far as this user may know; ``but``: which claims are no reason."""
     for record in journal.readable_records():
+        if but is not None and but(record):
+            continue
         for name in sorted(record.names & set(names)):
             reason = f"it is claimed already, by {journal.describe_owner(record)}"
             yield Refusal(name, NEVER_FORCED, reason, *(journal.way_to_release(record) or ()))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyiommufd.errors import ClaimError, ClaimRefusedError, Refusal
 from pyiommufd.host import uses
+from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.claims.refusals import claimed_refusals, holder_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
@@ -38,8 +39,8 @@ def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
 def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collection[str] = ()) -> tuple[Refusal, ...]:
     """Why `set_vfs` would refuse: what the host, a process or a claim does with functions that would go away.
 
-    Where some would go away, a claim of the device itself is a reason as well. It is none against making the first
-    ones: that is how a device that was claimed gets any, from vfio-pci.
+    Where some would go away, a claim of the device itself that another process holds is a reason as well. A kept claim
+    and one of this process are none: they give the device back with what it had before, whatever it has by then.
 
     Raises:
         ClaimError: The device cannot have so many.
@@ -51,7 +52,8 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
     functions = vfs_of(device).devices if vfs_steps(device, count) else ()
     found = [*uses.refusals(*functions), *holder_refusals(functions)]
     return (
-        *claimed_refusals([one.name for one in (device, *functions)] if functions else ()),
+        *claimed_refusals([device.name] if functions else (), but=journal.is_own),
+        *claimed_refusals([one.name for one in functions]),
         *(refusal for refusal in found if refusal.kind not in kinds),
     )
 
@@ -77,8 +79,8 @@ def set_vfs(
         Those that it has then.
 
     Raises:
-        ClaimRefusedError: The host, a process or a claim uses one of the virtual functions that would go away, or a
-            claim has the device that they would be taken from.
+        ClaimRefusedError: The host, a process or a claim uses one of the virtual functions that would go away, or
+            another process's claim has the device that they would be taken from.
         ClaimError: The device cannot have so many, its driver makes none, or the caller is not root.
         DeviceNotFoundError: There is no such device.
         ValueError: The count is negative, or ``force`` names a kind that cannot be forced.

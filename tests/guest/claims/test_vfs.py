@@ -26,6 +26,7 @@ from pyiommufd.host.claims.record import ClaimRecord, DeviceState
 from pyiommufd.host.claims.steps import Action, Step
 from pyiommufd.host.claims.vfs import set_vfs, vfs_steps
 from pyiommufd.host.discovery.vfs import vfs_of
+from tests.guest.forked import run_cli
 from tests.patience import patience
 
 State = dict[str, DeviceState]
@@ -91,25 +92,37 @@ def test_functions_that_are_claimed_are_not_taken_away(
         assert state() == taken
 
 
-def test_functions_are_not_taken_from_a_claimed_device(
-    pf: HostDevice, sriov_by_vfio: None, state: Callable[[], State]
+@pytest.mark.parametrize("keep", [False, True])
+def test_functions_of_a_claimed_device_are_its_holders_to_change(
+    pf: HostDevice, sriov_by_vfio: None, state: Callable[[], State], keep: bool
 ) -> None:
-    """It may be given some, and has them until it is given back."""
-    with plan_claim(pf).apply() as claim:
-        assert set_vfs(pf, 2).count == 2
-        made = state()
-        for count in (0, 1):
-            for force in ([], ["vfs", "held"]):
-                steps: list[Step] = []
-                with pytest.raises(ClaimRefusedError, match=f"{pf.name}: it is claimed already") as caught:
-                    set_vfs(pf, count, force=force, report=steps.append)
-                assert [refusal.kind for refusal in caught.value.refusals] == ["claimed"]
-                assert steps == []
-        refusals = [str(refusal) for refusal in plan_rebind(pf).refusals]
-        assert len([text for text in refusals if text.startswith(f"{pf.name}: it is claimed already")]) == 1
-        assert set_vfs(pf, 2).count == 2
+    """And anybody's, of a kept claim. It goes back as it was; what is in use stays."""
+    before = state()
+    claim = plan_claim(pf).apply(keep=keep)
+    assert set_vfs(pf, 2).count == 2
+    made = state()
+    done = run_cli("vfs", pf.name, "1")
+    if keep:
+        assert done.returncode == 0, done.stderr
+        assert vfs_of(pf).count == 1
+    else:
+        assert done.returncode == 1
+        assert f"{pf.name}: it is claimed already, by process {os.getpid()} [claimed]" in done.stderr
         assert state() == made
-        claim.release()
+    refusals = [str(refusal) for refusal in plan_rebind(pf).refusals]
+    assert len([text for text in refusals if text.startswith(f"{pf.name}: it is claimed already")]) == 1
+    assert set_vfs(pf, 1).count == 1
+    (function,) = vfs_of(pf).devices
+    with DeviceFile(function), pytest.raises(ClaimRefusedError, match=f"{function}: this process .* holds"):
+        set_vfs(pf, 0)
+    with plan_claim(function).apply():
+        for force in ([], ["vfs", "held"]):
+            with pytest.raises(ClaimRefusedError, match=f"{function}: it is claimed already"):
+                set_vfs(pf, 0, force=force)
+    assert set_vfs(pf, 0).count == 0
+    assert set_vfs(pf, 2).count == 2
+    claim.release()
+    assert state() == before
     assert vfs_of(pf).count == 0
 
 

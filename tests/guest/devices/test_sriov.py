@@ -143,6 +143,14 @@ def test_resets_beside_each_other(
     assert f"pyiommufd vfs {bound.name} 0" in cause.command
 
 
+def test_way_out_of_a_hot_reset_that_is_refused(bound: Device, functions: tuple[HostDevice, ...]) -> None:
+    """While the physical function is claimed and bound."""
+    assert [device.name for device in bound.hot_reset_info().not_owned] == [one.name for one in functions]
+    set_vfs(bound.host, 0)
+    assert list(bound.hot_reset_info().not_owned) == []
+    assert len(set_vfs(bound.host, COUNT).devices) == COUNT
+
+
 def test_virtual_function_taken_over_from_its_fd(
     iommufd: IOMMUFD, bound: Device, functions: tuple[HostDevice, ...], token: uuid.UUID
 ) -> None:
