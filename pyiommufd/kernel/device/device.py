@@ -39,6 +39,7 @@ from pyiommufd.uapi.ioctls import Fd
 if TYPE_CHECKING:
     from pyiommufd.host.discovery.devices import HostDevice
     from pyiommufd.kernel.iommufd import IOMMUFD
+    from pyiommufd.kernel.kernel_object import KernelObject
 
 
 class Device(Attachable):
@@ -94,8 +95,8 @@ class Device(Attachable):
 
         Raises:
             ValueError, TypeError: It is not the fd of a bound vfio cdev, or that of a living object of this process:
-                give a copy, ``os.dup(fd)``; it is seen to be bound to another iommufd, or has another id; or that is
-                no IOMMUFD.
+                give a copy, ``os.dup(fd)``; it is seen to be bound to another iommufd, or has another id, or that is
+                something else's; or that is no IOMMUFD.
             IoctlError: It is not open.
             ClosedError, ForkedError: The iommufd is closed, or belongs to the parent process.
         """
@@ -111,7 +112,9 @@ class Device(Attachable):
             self = cls(iommufd, host)
             self._mark_fd_shared()
             self.bind_change = self._change(ChangeKind.FIRST)  # another's, and so unknown
-            if number := told or given:
+            number = told or given
+            self._check_id_is_free(number)
+            if number:
                 self._c.id, self._c.state = number, ioctls.LIVE
             if told:
                 self._check_iommufd()
@@ -122,6 +125,16 @@ class Device(Attachable):
                 if self.closed:
                     iommufd._forget(self)
             return self
+
+    def _check_id_is_free(self, number: int | None) -> None:
+        """Refuse an id that something else of the iommufd has, or another than this process knows the device by."""
+        context = self._iommufd._context
+        others: list[Device | KernelObject] = [*context.devices(), *context.objects()]
+        for other in others:
+            same_device = isinstance(other, Device) and other.host == self.host
+            if number and other.id and (other.id == number) != same_device:
+                whose = f"that is {other.id}" if same_device else f"{other!r} has it"
+                raise ValueError(f"{number} is not the id of {self.name} in {self._iommufd!r}: {whose}")
 
     def _check_iommufd(self) -> None:
         """Refuse an iommufd that has no device of this id."""

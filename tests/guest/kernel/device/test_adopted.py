@@ -189,6 +189,20 @@ def test_what_is_no_bound_device_of_this_iommufd(
         assert twin.hw_info() == device.hw_info()
 
 
+def test_id_of_something_else(claimed: Claim, claimed_alone: Claim, first: HostDevice, alone: HostDevice) -> None:
+    """Of a device on the root bus the kernel tells none, and what is given is checked against what is known."""
+    for passed in passed_on(alone.name):
+        iommufd = passed.iommufd
+        device, ioas = iommufd.bind(first), iommufd.alloc_ioas()
+        for other in (device, ioas):
+            with pytest.raises(ValueError, match=f"{other.id} is not the id of {alone.name} in .*: {other!r} has it"):
+                Device.from_fd(passed.fd, iommufd, id=other.id)
+        with Device.from_fd(os.dup(passed.fd), iommufd, id=passed.id):
+            with pytest.raises(ValueError, match=f": that is {passed.id}"):
+                Device.from_fd(passed.fd, iommufd, id=passed.id + 100)
+            Device.from_fd(passed.fd, iommufd, id=passed.id).close()
+
+
 def test_device_whose_id_is_not_known(claimed_alone: Claim, alone: HostDevice) -> None:
     """On the root bus there is no hot reset, by which the kernel would tell it."""
     for passed in passed_on(alone.name):
