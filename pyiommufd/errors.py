@@ -376,8 +376,14 @@ class MigrationError(IoctlError):
     state: MigrationState | None = None
 
     def _text(self, *, command: bool = False) -> str:
-        now = "" if self.state is None else f"\n  it is {self.state.name} now"
-        return super()._text(command=command) + now
+        text = super()._text(command=command)
+        if self.state is not None:
+            text += f"\n  it is {self.state.name} now"
+            if self.state.name == "RESUMING":
+                text += (
+                    ": a reset leads out of that, to RUNNING" if command else ": reset() leads out of that, to RUNNING"
+                )
+        return text
 
 
 class GroupConflictError(IoctlError):

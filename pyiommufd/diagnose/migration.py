@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 _FEATURE, _PRECOPY = "VFIO_DEVICE_FEATURE", "VFIO_MIG_GET_PRECOPY_INFO"
 _RESET = Fix("Device.reset() leads to RUNNING", "VFIO_DEVICE_RESET leads to RUNNING")
 _ALL_DATA = Fix(
-    "load() all that save() wrote on a device of its kind; where this one is still RESUMING, reset() it first",
-    "reset the device, and write all that was read from a device of its kind",
+    "load() all that save() wrote on a device of its kind", "write all that was read from a device of its kind"
 )
-_NOT_ITS_DATA = Row("the data are not complete, or not of a device that this one is like", _ALL_DATA)
+_NOT_ITS_DATA = Row("the data are not complete, or more than that, or not of a device that this one is like", _ALL_DATA)
 
 MIGRATION: Rows = {
     (_PRECOPY, errno.EINVAL): (
@@ -63,7 +62,10 @@ def data_error(request: str, code: int, device: str) -> MigrationError:
         device: The device's name.
     """
     if code == errno.ENODEV:
-        cause = Cause("the stream is over, or failed: the device has been reset, moved on, or has an error")
+        cause = Cause(
+            "something else ended this session: the device was reset, its state was changed, or it failed",
+            fix="what was copied is of no use: begin again",
+        )
     elif request == "write":
         cause = _NOT_ITS_DATA.general
     else:

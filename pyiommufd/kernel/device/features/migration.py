@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import io
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.migration import precopy_error, state_error
-from pyiommufd.errors import ClosedError, IoctlError, IOMMUFDError, MigrationError, MigrationPathError, UnsupportedError
+from pyiommufd.errors import ClosedError, IoctlError, IOMMUFDError, MigrationPathError, UnsupportedError
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature
-from pyiommufd.kernel.device.features.migration_states import MigrationFlag, MigrationState, no_path, shortest_path
+from pyiommufd.kernel.device.features.migration_copy import MigrationCopy
+from pyiommufd.kernel.device.features.migration_states import (
+    WITH_DATA,
+    MigrationFlag,
+    MigrationState,
+    no_path,
+    shortest_path,
+)
 from pyiommufd.kernel.device.features.migration_stream import CHUNK, MigrationStream
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.printable import OneLine
@@ -30,10 +38,6 @@ _STATE = struct.Struct("=Ii")  # struct vfio_device_feature_mig_state
 _NUMBER = struct.Struct("=Q")  # struct vfio_device_feature_migration, and vfio_device_feature_mig_data_size
 
 _S = MigrationState
-
-# The state without a stream that is nearest to one with a stream.
-_AFTER = {_S.PRE_COPY: _S.RUNNING, _S.PRE_COPY_P2P: _S.RUNNING_P2P, _S.STOP_COPY: _S.STOP, _S.RESUMING: _S.STOP}
-_PRE_COPY_OF = {_S.RUNNING: _S.PRE_COPY, _S.RUNNING_P2P: _S.PRE_COPY_P2P}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -95,7 +99,8 @@ class Migration:
     Only the device's own state is saved: not the memory that it does DMA to, nor what it is attached to.
 
     Thread safety: everything here may be used from any thread. States are changed one after the other, under the lock
-    of the iommufd; the data are copied without it.
+    of the iommufd; the data are copied without it. A device has one save or load at a time: another is refused. One
+    whose session something else ends meanwhile (a reset, a change of state) fails, and leaves the state as it is.
     """
 
     __slots__ = ("_device", "_streams", "_tells_reinit")
@@ -163,12 +168,15 @@ class Migration:
             TypeError: That is no `MigrationState`.
             UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
         """
+        self._change(state, MigrationStream(self._device.name, writable=state == _S.RESUMING))
+
+    def _change(self, state: MigrationState, stream: MigrationStream) -> None:
+        """Move the device to a state; the stream is the one of the session that this begins, if it does."""
         with self._lock:
             before = self.state
             if not self._path(before, state):
                 return
             # On the list before its fd is made: whatever exception comes, it is found there and closed.
-            stream = MigrationStream(self._device.name, writable=state == _S.RESUMING)
             self._streams.append(stream)
             wanted = _STATE.pack(state, -1)
             try:
@@ -192,13 +200,13 @@ class Migration:
         """The device's data, while it is in PRE_COPY, PRE_COPY_P2P or STOP_COPY, or RESUMING.
 
         Raises:
-            ClosedError: It is in another state; or its stream, or the device, is closed; or another process has it.
+            ClosedError: It is in another state; its stream, or the device, is closed; another process or object has it.
             UnsupportedError, IoctlError, ForkedError: As for `flags`.
         """
         with self._lock:
             state = self.state
             if not self._streams:
-                why = "its stream has been closed, or is another process's" if state in _AFTER else "it has no stream"
+                why = "its stream is closed, or with another process or object" if state in WITH_DATA else "no stream"
                 raise ClosedError(f"{self._device.name} is {state.name}: {why}")
             return self._streams[-1]
 
@@ -248,11 +256,12 @@ class Migration:
     ) -> int:
         """Save the device's state; the device is in STOP then.
 
-        When anything fails, also the file or the progress callback, the device goes back to the state it was in, out of
-        PRE_COPY to RUNNING; a `MigrationError` says where it is, any other exception in a note.
+        When anything fails, also the file or the progress callback, the device goes back to the state it was in; a
+        `MigrationError` says where it is, any other exception in a note. The file is flushed before the device is in
+        STOP; what it does only when it is closed, as one that compresses, can still fail, and is the caller's.
 
         Args:
-            file: Where the data are written: byte for byte the device's own. It is not closed.
+            file: Where the data are written, in binary: byte for byte the device's own. It is not closed.
             precopy: Let the device run while what it has at first is copied (PRE_COPY), and stop it then.
             progress: Called after each piece, of a MiB at most. An exception from it ends the copy.
 
@@ -260,23 +269,25 @@ class Migration:
             How many bytes that were.
 
         Raises:
-            MigrationPathError: The device is in ERROR; or it knows no PRE_COPY.
-            MigrationError: The device refused.
+            MigrationPathError: The device is in a state with data, by another save or load or by `set_state`; or in
+                ERROR; or it knows no PRE_COPY.
+            MigrationError: The device refused; or something else has reset it or changed its state meanwhile, and
+                it is left as it is.
+            TypeError, ValueError: That is no binary file to write to, or its `write` is not like one's.
             UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
         """
         _check(file, "write", progress)
         check_bool(precopy, "precopy")
-        before, copied = self.state, 0
-        try:
-            for chunk, state, left in self._saved(precopy=precopy):
+        copied = 0
+        copy = MigrationCopy(self, resumes=False)
+        with copy, copy, copy:  # an exception from a signal handler may interrupt what the first two do at the end
+            for chunk, state, left in copy.pieces(precopy=precopy):
                 _write(file, chunk)
                 copied += len(chunk)
                 if progress is not None:
                     progress(MigrationProgress(state, copied, left))
-            self.set_state(_S.STOP)
-        except BaseException as error:
-            self._give_up_save(before, error)
-            raise
+            _flush(file)
+            copy.end()
         return copied
 
     async def save_async(
@@ -298,22 +309,24 @@ class Migration:
 
         Raises:
             asyncio.CancelledError: Cancelled; the device goes back as after a failure.
-            MigrationPathError, MigrationError, UnsupportedError, IoctlError, ClosedError, ForkedError: As for `save`.
+            MigrationPathError, MigrationError, TypeError, ValueError, UnsupportedError, IoctlError, ClosedError,
+                ForkedError: As for `save`.
         """
         _check(file, "write", progress)
         check_bool(precopy, "precopy")
-        before, copied = await _in_thread(lambda: self.state), 0
+        copy, copied = MigrationCopy(self, resumes=False), 0
         try:
-            saved = self._saved(precopy=precopy)
-            while (piece := await _in_thread(next, saved, None)) is not None:
+            pieces = copy.pieces(precopy=precopy)
+            while (piece := await _in_thread(next, pieces, None)) is not None:
                 chunk, state, left = piece
                 await _write_async(file, chunk)
                 copied += len(chunk)
                 if progress is not None:
                     progress(MigrationProgress(state, copied, left))
-            await _in_thread(self.set_state, _S.STOP)
+            await _flush_async(file)
+            await _in_thread(copy.end)
         except BaseException as error:
-            await _in_thread(self._give_up_save, before, error)
+            await _in_thread(copy.give_up, error)
             raise
         return copied
 
@@ -325,29 +338,30 @@ class Migration:
         data. A `MigrationError` says where it is, any other exception in a note.
 
         Args:
-            file: Where the data are read, to its end. It is not closed.
+            file: Where the data are read, in binary, to its end. It is not closed.
             progress: Called after each piece, of a MiB at most. An exception from it ends the copy.
 
         Returns:
             How many bytes that were.
 
         Raises:
-            MigrationError: The device refused: the data are not complete, or of a device that it is not like.
-            MigrationPathError: The device is in ERROR.
+            MigrationError: The device refused: the data are not complete, or more than that, or of a device that it is
+                not like; or something else has reset it or changed its state meanwhile, and it is left as it is.
+            MigrationPathError: The device is in a state with data, by another save or load or by `set_state`; or in
+                ERROR.
+            TypeError, ValueError: That is no binary file to read from.
             UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
         """
         _check(file, "read", progress)
         copied = 0
-        try:
-            stream = self._resume()
+        copy = MigrationCopy(self, resumes=True)
+        with copy, copy, copy:  # as in `save`
+            copy.begin()
             while chunk := _read(file):
-                copied += stream.write(chunk)
+                copied += copy.write(chunk)
                 if progress is not None:
                     progress(MigrationProgress(_S.RESUMING, copied, None))
-            self.set_state(_S.STOP)
-        except BaseException as error:
-            self._give_up_load(error)
-            raise
+            copy.end()
         return copied
 
     async def load_async(
@@ -368,19 +382,20 @@ class Migration:
 
         Raises:
             asyncio.CancelledError: Cancelled; the device is reset as after a failure.
-            MigrationError, MigrationPathError, UnsupportedError, IoctlError, ClosedError, ForkedError: As for `load`.
+            MigrationError, MigrationPathError, TypeError, ValueError, UnsupportedError, IoctlError, ClosedError,
+                ForkedError: As for `load`.
         """
         _check(file, "read", progress)
-        copied = 0
+        copy, copied = MigrationCopy(self, resumes=True), 0
         try:
-            stream = await _in_thread(self._resume)
+            await _in_thread(copy.begin)
             while chunk := await _read_async(file):
-                copied += await _in_thread(stream.write, chunk)
+                copied += await _in_thread(copy.write, chunk)
                 if progress is not None:
                     progress(MigrationProgress(_S.RESUMING, copied, None))
-            await _in_thread(self.set_state, _S.STOP)
+            await _in_thread(copy.end)
         except BaseException as error:
-            await _in_thread(self._give_up_load, error)
+            await _in_thread(copy.give_up, error)
             raise
         return copied
 
@@ -396,7 +411,7 @@ class Migration:
     def _settle(self, state: MigrationState) -> None:
         """Close the streams of sessions that are over: all but the last one, or that too."""
         is_open = [stream for stream in self._streams if not stream.closed]
-        current = is_open[-1:] if state in _AFTER else []
+        current = is_open[-1:] if state in WITH_DATA else []
         for stream in self._streams:
             if stream not in current:
                 stream.close()
@@ -412,52 +427,6 @@ class Migration:
             with contextlib.suppress(IOMMUFDError):
                 _ = self.state
 
-    def _resume(self) -> MigrationStream:
-        self.set_state(_S.RESUMING)
-        return self.stream
-
-    def _saved(self, *, precopy: bool) -> Iterator[tuple[bytes, MigrationState, int | None]]:
-        """The device's data in pieces, with its state and about how much is left."""
-        if precopy and (pre_copy := _PRE_COPY_OF.get(self.state)):
-            self.set_state(pre_copy)
-        state = self.state
-        while precopy and state in _PRE_COPY_OF.values() and (chunk := self.stream.read(CHUNK)):
-            info = self.precopy_info()
-            yield chunk, state, info.initial_bytes + info.dirty_bytes
-            if not info.initial_bytes:
-                break
-        self.set_state(_S.STOP_COPY)
-        stream = self.stream
-        left: int | None = None
-        with contextlib.suppress(UnsupportedError):  # before Linux 6.2
-            left = self.data_size
-        while chunk := stream.read(CHUNK):
-            left = None if left is None else max(0, left - len(chunk))
-            yield chunk, _S.STOP_COPY, left
-
-    def _give_up_save(self, before: MigrationState, error: BaseException) -> None:
-        """Move the device back, and have the exception say where it is."""
-        with contextlib.suppress(IOMMUFDError):  # the first refusal is the one to tell
-            self.set_state(_AFTER.get(before, before))
-        self._tell_state(error)
-
-    def _give_up_load(self, error: BaseException) -> None:
-        """Reset the device where there is no other way out, and have the exception say where it is."""
-        with contextlib.suppress(IOMMUFDError):
-            if self.state in (_S.RESUMING, _S.ERROR):
-                self._device.reset()
-        self._tell_state(error)
-
-    def _tell_state(self, error: BaseException) -> None:
-        try:
-            state = self.state
-        except IOMMUFDError:
-            return
-        if isinstance(error, MigrationError):
-            error.state = state
-        else:
-            error.add_note(f"{self._device.name} is {state.name} now")
-
     def __repr__(self) -> str:
         return f"<Migration of {self._device.name}>"
 
@@ -465,24 +434,41 @@ class Migration:
 def _check(file: object, method: str, progress: object) -> None:
     if not callable(getattr(file, method, None)):
         raise TypeError(f"{file!r} has no {method}(): open the file first")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError(f"{file!r} is a text file: open it in binary mode")
+    if isinstance(file, io.IOBase) and not (file.readable() if method == "read" else file.writable()):
+        raise ValueError(f"{file!r} is not open to {method}")
     if progress is not None and not callable(progress):
         raise TypeError(f"{progress!r} cannot be called")
+    if inspect.iscoroutinefunction(progress):
+        raise TypeError(f"{progress!r} is a coroutine function: progress is an ordinary one, which is not awaited")
 
 
 def _write(file: SupportsWrite, data: bytes) -> None:
     """Write all of it, also to a file that takes less at a time."""
     while data:
         done = file.write(data)
-        if done is None and isinstance(file, io.RawIOBase):
-            raise _would_block(file)
-        data = data[done:] if isinstance(done, int) else b""
+        if done is None:
+            if isinstance(file, io.RawIOBase):
+                raise _would_block(file)
+            return
+        if isinstance(done, bool) or not isinstance(done, int) or not 0 < done <= len(data):
+            raise ValueError(f"write() of {file!r} returned {done!r} for {len(data)} bytes")
+        data = data[done:]
+
+
+def _flush(file: object) -> None:
+    if callable(flush := getattr(file, "flush", None)):
+        flush()
 
 
 def _read(file: SupportsRead) -> bytes:
-    data = file.read(CHUNK)
+    data: object = file.read(CHUNK)
     if data is None:
         raise _would_block(file)
-    return data
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"read() of {file!r} returned {type(data).__name__}, not bytes")
+    return bytes(data)
 
 
 async def _write_async(file: SupportsWrite | asyncio.StreamWriter, data: bytes) -> None:
@@ -493,6 +479,15 @@ async def _write_async(file: SupportsWrite | asyncio.StreamWriter, data: bytes) 
         await file.drain()
     else:
         await asyncio.to_thread(_write, file, data)
+
+
+async def _flush_async(file: SupportsWrite | asyncio.StreamWriter) -> None:
+    import asyncio
+
+    if isinstance(file, asyncio.StreamWriter):
+        await file.drain()
+    else:
+        await asyncio.to_thread(_flush, file)
 
 
 async def _read_async(file: SupportsRead | asyncio.StreamReader) -> bytes:

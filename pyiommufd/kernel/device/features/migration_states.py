@@ -42,6 +42,9 @@ class MigrationState(IntEnum):
 
 _S = MigrationState
 
+WITH_DATA = {_S.PRE_COPY: _S.RUNNING, _S.PRE_COPY_P2P: _S.RUNNING_P2P, _S.STOP_COPY: _S.STOP, _S.RESUMING: _S.STOP}
+"""The states with a stream of data, each with the nearest one without."""
+
 # The arcs that drivers carry out, with all flags; the kernel makes every other change of them (Linux 7.3,
 # include/uapi/linux/vfio.h at enum vfio_device_mig_state).
 _ARCS: dict[MigrationState, tuple[MigrationState, ...]] = {
