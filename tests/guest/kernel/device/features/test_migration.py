@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import itertools
 import os
+import re
 import signal
 import socket
 import struct
@@ -19,6 +21,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from pyiommufd import (
+    IOMMUFD,
     ClosedError,
     Device,
     ForkedError,
@@ -199,6 +202,7 @@ def test_state_moves_to_another_device(serial: Device, other_serial: Device, *, 
     assert serial.migration.save(file, precopy=precopy, progress=told.append) == SIZE
     assert serial.migration.state == S.STOP
     assert [(one.state, one.copied) for one in told] == [(S.PRE_COPY, HEADER)] * precopy + [(S.STOP_COPY, SIZE)]
+    assert [one.left for one in told] == [0] * len(told)
     file.seek(0)
     assert other_serial.migration.load(file, progress=told.append) == SIZE
     assert (told[-1].state, told[-1].copied) == (S.RESUMING, SIZE)
@@ -278,7 +282,7 @@ def test_stream_of_a_device_that_resumes(serial: Device) -> None:
     assert saved(serial) == data
     migration.set_state(S.RESUMING)
     migration.stream.close()
-    with pytest.raises(ClosedError, match="has been closed"):
+    with pytest.raises(ClosedError, match="is closed, or with another process or object"):
         _ = migration.stream
     serial.reset()
 
@@ -320,6 +324,129 @@ def test_forked_child(serial: Device, in_child: Callable[[Callable[[], Any]], An
 
     assert in_child(use) == ["ForkedError", "ForkedError", "True"]
     assert len(stream.read()) == SIZE
+
+
+# One copy at a time, of its own session
+
+
+@pytest.mark.parametrize("state", WITH_DATA)
+def test_copy_does_not_begin_in_the_middle_of_a_session(state: S, serial: Device) -> None:
+    data = saved(serial)
+    bring(serial, state, data)
+    stream = serial.migration.stream
+    way = r"reset\(\)" if state == S.RESUMING else r"set_state\(MigrationState\."
+    copies: list[Callable[[], object]] = [
+        lambda: serial.migration.save(io.BytesIO()),
+        lambda: serial.migration.save(io.BytesIO(), precopy=True),
+        lambda: serial.migration.load(io.BytesIO(data)),
+        lambda: asyncio.run(serial.migration.save_async(io.BytesIO())),
+        lambda: asyncio.run(serial.migration.load_async(io.BytesIO(data))),
+    ]
+    for copy in copies:
+        with pytest.raises(MigrationPathError, match=f"is {state.name}: a save or load of it is under way.*{way}"):
+            copy()
+        assert (serial.migration.state, serial.migration.stream) == (state, stream)
+    if state == S.STOP_COPY:
+        assert stream.read() == data
+    serial.reset()
+
+
+def test_second_copy_while_one_is_under_way(serial: Device) -> None:
+    data, file, refused = saved(serial), io.BytesIO(), []
+
+    def again(progress: MigrationProgress) -> None:
+        for copy in (serial.migration.save, serial.migration.load):
+            with pytest.raises(MigrationPathError, match="under way") as caught:
+                copy(io.BytesIO(data))
+            refused.append(caught.value.state)
+
+    assert serial.migration.save(file, precopy=True, progress=again) == SIZE
+    assert file.getvalue() == data
+    file.seek(0)
+    assert serial.migration.load(file, progress=again) == SIZE
+    assert refused == [S.PRE_COPY] * 2 + [S.STOP_COPY] * 2 + [S.RESUMING] * 2
+
+
+def test_threads_that_save_at_once(serial: Device) -> None:
+    """Each of them gets all the data or a refusal."""
+    data, files, refused = saved(serial), [io.BytesIO() for _ in range(4)], []
+
+    def save(file: io.BytesIO) -> None:
+        try:
+            serial.migration.save(file)
+        except MigrationPathError:
+            refused.append(file)
+
+    for _ in range(10):
+        serial.migration.set_state(S.RUNNING)
+        for file in files:
+            file.seek(0)
+            file.truncate()
+        refused.clear()
+        run_all([functools.partial(save, file) for file in files])
+        assert len(refused) < len(files)
+        assert {file.getvalue() for file in files if file not in refused} == {data}
+        assert not any(file.getvalue() for file in refused)
+        assert serial.migration.state == S.STOP
+
+
+def begin_anew(device: Device) -> None:
+    device.reset()
+    device.migration.set_state(S.STOP_COPY)
+
+
+ENDS: dict[str, Callable[[Device], object]] = {
+    "reset": lambda device: device.reset(),
+    "moved": lambda device: device.migration.set_state(S.STOP),
+    "begun anew": begin_anew,
+    "ended by another object": lambda device: with_other_object(device, lambda other: other.reset()),
+}
+
+
+def with_other_object(device: Device, call: Callable[[Device], object]) -> object:
+    with IOMMUFD.from_fd(os.dup(device.iommufd.fileno())) as iommufd:
+        return call(Device.from_fd(os.dup(device.fileno()), iommufd))
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("what", ["save", "save with pre-copy", "load", "save_async", "load_async"])
+def test_session_that_something_else_ends(what: str, how: str, serial: Device) -> None:
+    """The copy fails, and the device is left where that has moved it."""
+    data = saved(serial)
+    states: list[S] = []
+
+    def end(progress: MigrationProgress) -> None:
+        if not states:
+            ENDS[how](serial)
+            states.append(serial.migration.state)
+
+    copies: dict[str, Callable[[], object]] = {
+        "save": lambda: serial.migration.save(io.BytesIO(), progress=end),
+        "save with pre-copy": lambda: serial.migration.save(io.BytesIO(), precopy=True, progress=end),
+        "load": lambda: serial.migration.load(io.BytesIO(data), progress=end),
+        "save_async": lambda: asyncio.run(serial.migration.save_async(io.BytesIO(), progress=end)),
+        "load_async": lambda: asyncio.run(serial.migration.load_async(io.BytesIO(data), progress=end)),
+    }
+    with pytest.raises(MigrationError, match="something else ended this session") as caught:
+        copies[what]()
+    assert caught.value.state == serial.migration.state == states[0]
+    serial.reset()
+
+
+def test_session_of_another_object(serial: Device) -> None:
+    serial.migration.set_state(S.PRE_COPY)
+    stream = serial.migration.stream
+
+    def use(other: Device) -> None:
+        with pytest.raises(ClosedError, match="PRE_COPY: its stream is closed, or with another process or object"):
+            _ = other.migration.stream
+        for copy in (other.migration.save, other.migration.load):
+            with pytest.raises(MigrationPathError, match="is PRE_COPY"):
+                copy(io.BytesIO())
+
+    with_other_object(serial, use)
+    assert serial.migration.state == S.PRE_COPY
+    assert len(stream.read()) == HEADER
 
 
 # Failures
@@ -432,7 +559,14 @@ def test_progress_that_ends_a_copy(serial: Device) -> None:
 
 
 def test_wrong_arguments_change_nothing(serial: Device) -> None:
+    async def progress(one: MigrationProgress) -> None: ...
+
+    serial.migration.set_state(S.STOP)  # a copy that fails would end it
     calls: list[Callable[[], object]] = [
+        lambda: serial.migration.save(io.StringIO()),  # type: ignore[arg-type]
+        lambda: serial.migration.load(io.StringIO("text")),  # type: ignore[arg-type]
+        lambda: serial.migration.save(io.BytesIO(), progress=progress),
+        lambda: asyncio.run(serial.migration.load_async(io.BytesIO(), progress=progress)),
         lambda: serial.migration.save("name"),  # type: ignore[arg-type]
         lambda: serial.migration.load(3),  # type: ignore[arg-type]
         lambda: serial.migration.save(io.BytesIO(), precopy=1),  # type: ignore[arg-type]
@@ -441,7 +575,48 @@ def test_wrong_arguments_change_nothing(serial: Device) -> None:
     for call in calls:
         with pytest.raises(TypeError):
             call()
+        assert serial.migration.state == S.STOP
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as file, open(writer, "wb") as other:
+        with pytest.raises(ValueError, match="not open to write"):
+            serial.migration.save(file)
+        with pytest.raises(ValueError, match="not open to read"):
+            serial.migration.load(other)
+    assert serial.migration.state == S.STOP
+
+
+@pytest.mark.parametrize("taken", [0, -1, SIZE + 1, True, "all"])
+def test_file_whose_write_returns_nonsense(taken: object, serial: Device) -> None:
+    class File:
+        def write(self, data: bytes, /) -> object:
+            return taken
+
+    with pytest.raises(ValueError, match=re.escape(f"returned {taken!r} for {SIZE} bytes")):
+        serial.migration.save(File())
+    assert serial.migration.state == S.RUNNING
+
+
+@pytest.mark.parametrize("given", ["", "text", 0, False])
+def test_file_whose_read_returns_no_bytes(given: Any, serial: Device) -> None:
+    class File:
+        def read(self, size: int, /) -> Any:
+            return given
+
+    with pytest.raises(TypeError, match=f"returned {type(given).__name__}, not bytes"):
+        serial.migration.load(File())
+    assert serial.migration.state == S.RUNNING
+
+
+def test_file_that_is_buffered_on_a_full_disk(serial: Device) -> None:
+    """It fails while the device can still go back."""
+    for save in (serial.migration.save, lambda file: asyncio.run(serial.migration.save_async(file))):
+        file = open("/dev/full", "wb")  # noqa: SIM115 - closing it fails too
+        with pytest.raises(OSError, match="No space left") as caught:
+            save(file)
+        assert caught.value.__notes__ == [f"{serial.name} is RUNNING now"]
         assert serial.migration.state == S.RUNNING
+        with pytest.raises(OSError, match="No space left"):
+            file.close()
 
 
 class Slow(io.RawIOBase):
@@ -586,7 +761,7 @@ def test_failed_async_load(serial: Device) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", ["set_state", "save", "load"])
+@pytest.mark.parametrize("name", ["set_state", "save", "load", "failed save", "failed load"])
 def test_exception_before_any_opcode(name: str, serial: Device, data_files: Callable[[], list[str]]) -> None:
     """As a signal handler raises it: no data fd is lost, and a reset or a state leads on."""
     data = saved(serial)
@@ -595,10 +770,16 @@ def test_exception_before_any_opcode(name: str, serial: Device, data_files: Call
         for one in (S.STOP_COPY, S.RESUMING):
             serial.migration.set_state(one)
 
+    def fail(copy: Callable[[], object]) -> None:
+        with contextlib.suppress(OSError):
+            copy()
+
     operations: dict[str, Callable[[], object]] = {
         "set_state": set_states,
         "save": lambda: serial.migration.save(io.BytesIO(), precopy=True),
         "load": lambda: serial.migration.load(io.BytesIO(data)),
+        "failed save": lambda: fail(functools.partial(serial.migration.save, Broken(), precopy=True)),
+        "failed load": lambda: fail(functools.partial(serial.migration.load, Broken())),
     }
     total, _ = opcodes(operations[name], FILES)
     serial.reset()
