@@ -292,6 +292,8 @@ class CommandLineError(HandoverError, ValueError):
 class RegionFaultError(IOMMUFDError, OSError):
     """A device did not answer a register access: its memory decode is off, it sleeps, or it is gone.
 
+    The message says which, where that is seen without waking the device.
+
     Attributes:
         done: How many bytes had been moved before, where it was a copy of many.
     """

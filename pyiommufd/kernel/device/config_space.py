@@ -13,7 +13,7 @@ from enum import IntEnum, IntFlag
 
 from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.device.region_bytes import RegionBytes
-from pyiommufd.kernel.memory.arguments import check_bool
+from pyiommufd.kernel.memory.arguments import check_bool, whole
 from pyiommufd.printable import OneLine
 from pyiommufd.uapi import ioctls
 
@@ -159,6 +159,7 @@ class ConfigSpace(RegionBytes):
         self._write(offset, value, 4)
 
     def _write(self, offset: int, value: int, width: int) -> None:
+        offset, value = whole(offset, "offset"), whole(value, "value")
         if not 0 <= value < 1 << (8 * width):
             raise ValueError(f"{value:#x} does not fit {width} bytes")
         self.write(offset, value.to_bytes(width, "little"))

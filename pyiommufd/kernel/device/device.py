@@ -6,6 +6,7 @@ import errno
 import operator
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
@@ -68,7 +69,7 @@ class Device(Attachable):
 
     def __init__(self, iommufd: IOMMUFD, host: HostDevice) -> None:
         # First: a fork in another thread may find it as soon as it is a handle.
-        self._children: dict[Window | DMABuf | PlaneBuffer, None] = {}
+        self._children: weakref.WeakKeyDictionary[Window | DMABuf | PlaneBuffer, None] = weakref.WeakKeyDictionary()
         self._removal: RemovalWaiter | None = None
         self.interrupts = Interrupts(self)
         self.dma_logging = DMALogging(self)
@@ -407,11 +408,30 @@ class Device(Attachable):
 
     # Close
 
+    def _open(self, child: DMABuf | PlaneBuffer, call: Callable[..., None], *arguments: object) -> None:
+        """Have the kernel make the file of a child: ``call`` with the device's file, the arguments, and the child's."""
+        try:
+            # On record before it exists: whatever is raised in between, closing the device closes it. The lock keeps
+            # another thread from closing the device meanwhile.
+            with self._iommufd._lock:
+                fd = self._live()
+                self._children[child] = None
+                call(fd, *arguments, child._file)
+        except BaseException as error:
+            child.close()
+            if isinstance(error, IoctlError):
+                self._live()  # raises where a signal handler has closed the device
+            raise
+
+    def _living(self) -> list[Window | DMABuf | PlaneBuffer]:
+        # keyrefs() is a copy made by one operation: other threads and signal handlers may add and drop children.
+        return [child for reference in self._children.keyrefs() if (child := reference()) is not None]
+
     def _close_children(self) -> list[BaseException]:
         """Close windows, dma-bufs, eventfds and migration data; returns the errors."""
         errors: list[BaseException] = []
         own = (self.interrupts._close, self.migration._close)
-        for close in (*[child.close for child in list(self._children)], *own):
+        for close in (*[child.close for child in self._living()], *own):
             try:
                 close()
             except OSError as error:
@@ -456,7 +476,7 @@ class Device(Attachable):
 
     def _mark_forked(self) -> None:
         super()._mark_forked()
-        for child in list(self._children):
+        for child in self._living():
             child._mark_forked()  # what a window maps, or a dma-buf is of, is the parent's, too
 
     def __del__(self) -> None:

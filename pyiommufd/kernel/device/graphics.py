@@ -80,8 +80,8 @@ class PlaneBuffer(Handle):
     """The pixels of a plane as a dma-buf. Made by `Graphics.dma_buf`.
 
     Its ``fileno`` is for a program that displays it by a GPU. Whether it can be mapped (`mmap.mmap`, of ``plane.size``
-    bytes) is up to the driver: one of the sample mbochs cannot. An IOAS takes none of these. The device, which owns it,
-    closes it with itself.
+    bytes) is up to the driver: one of the sample mbochs cannot. An IOAS takes none of these. Closing the device closes
+    it; dropped without being closed, it is closed with a `ResourceWarning`.
 
     Thread safety: everything here may be used from any thread.
 
@@ -96,11 +96,6 @@ class PlaneBuffer(Handle):
         self.device = device
         self.plane = plane
         super().__init__()
-
-    def close(self) -> None:
-        """Close the fd. Does nothing the second time."""
-        super().close()
-        self.device._children.pop(self, None)
 
     def __repr__(self) -> str:
         return f"<PlaneBuffer {self.plane.dma_buf_id} of {self.device.name}{' closed' if self.closed else ''}>"
@@ -192,19 +187,11 @@ class Graphics:
         if plane.dma_buf_id is None:
             raise ValueError(f"the pixels are in region {plane.region_index} of {self._device.name}: read or map that")
         buffer = PlaneBuffer(self._device, plane)
-        # On record before it exists, as a window is; the lock keeps another thread from closing the device meanwhile.
-        with self._device.iommufd._lock:
-            try:
-                fd = self._device._live()
-                self._device._children[buffer] = None
-                device_ioctls.gfx_dma_buf(fd, plane.dma_buf_id, buffer._file)
-            except BaseException as error:
-                buffer.close()
-                if not isinstance(error, IoctlError):
-                    raise
-                self._device._live()  # raises where a signal handler has closed it
-                target = f"{self._device.name}, dma-buf {plane.dma_buf_id}"
-                raise ioctl_error(_GET, error.errno or 0, target) from None
+        try:
+            self._device._open(buffer, device_ioctls.gfx_dma_buf, plane.dma_buf_id)
+        except IoctlError as error:
+            target = f"{self._device.name}, dma-buf {plane.dma_buf_id}"
+            raise ioctl_error(_GET, error.errno or 0, target) from None
         return buffer
 
     def __repr__(self) -> str:

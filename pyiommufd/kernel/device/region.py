@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import mmap
-import operator
 from typing import TYPE_CHECKING
 
 from pyiommufd.diagnose.device_requests import no_region
-from pyiommufd.errors import IoctlError, UnsupportedError
+from pyiommufd.errors import Cause, IoctlError, UnsupportedError
 from pyiommufd.kernel.device.config_space import CapabilityID
 from pyiommufd.kernel.device.device_info import (
     DeviceFlag,
@@ -23,9 +22,13 @@ from pyiommufd.kernel.device.region_bytes import RegionBytes, RegionFlag, Region
 from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.eventfd import EventFD
 from pyiommufd.kernel.interrupts.ioeventfd import IOEventFD, start_ioeventfd
+from pyiommufd.kernel.memory.arguments import whole
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.device.device import Device
+
+_FIRST_BAR = 0x10  # in the configuration space
+_IO_SPACE = 1
 
 
 class Region(RegionBytes):
@@ -76,7 +79,7 @@ class Region(RegionBytes):
     def map(self, offset: int = 0, length: int | None = None) -> Window:
         """Map part of the region for register access.
 
-        The window keeps the device bound until it is closed; closing the device closes it.
+        The window keeps the device bound until it is closed or dropped; closing the device closes it.
 
         Args:
             offset: Bytes from the start of the region, on a page boundary.
@@ -91,14 +94,15 @@ class Region(RegionBytes):
             ClosedError, ForkedError: As for `read`.
         """
         self.device._live()
-        offset = operator.index(offset)
-        length = None if length is None else operator.index(length)
+        offset = whole(offset, "offset")
+        length = None if length is None else whole(length, "length")
         if not self.size:
             cause = no_region(self.device.name, self.index, list(self.device.regions))
             raise UnsupportedError("mmap", errno.EOPNOTSUPP, repr(self), (cause,))
         areas = self.mappable
         if not areas:
-            raise UnsupportedError("mmap", errno.EOPNOTSUPP, f"{self!r}, which cannot be mapped; use read and write")
+            cause = Cause("it cannot be mapped", "its mappable is empty", "use read() and write()")
+            raise UnsupportedError("mmap", errno.EOPNOTSUPP, repr(self), (cause,))
         if length is None:
             ends = [area.offset + area.length for area in areas if area.offset <= offset < area.offset + area.length]
             length = (ends[0] if ends else self.size) - offset
@@ -133,26 +137,48 @@ class Region(RegionBytes):
             length: Bytes, a multiple of the page size; when left out, all the rest of the BAR.
 
         Returns:
-            The dma-buf. The device owns it, and closes it when it is closed.
+            The dma-buf, which is the caller's to close; closing the device closes it, too.
 
         Raises:
-            UnsupportedError: This kernel or device has no dma-bufs, or the region is no BAR, or is not there.
+            UnsupportedError: This kernel or device has no dma-bufs; or the region is not there, is no BAR, an I/O BAR
+                or one smaller than a page. `causes` says which.
             TypeError: The numbers are no ints.
             ValueError: The range is empty, not within the BAR, or not on page boundaries.
             IoctlError: The kernel refused; ENODEV: another driver has claimed the BAR.
             ClosedError, ForkedError: As for `read`.
         """
         self.device._live()
-        offset = operator.index(offset)
-        length = self.size - offset if length is None else operator.index(length)
-        if self.index > RegionIndex.BAR5 or not self.size:
-            causes = () if self.size else (no_region(self.device.name, self.index, list(self.device.regions)),)
-            what = f"{self!r}: only a BAR can be a dma-buf"
-            raise UnsupportedError("VFIO_DEVICE_FEATURE", errno.EOPNOTSUPP, what, causes)
+        offset = whole(offset, "offset")
+        length = self.size - offset if length is None else whole(length, "length")
+        if cause := self._no_dma_buf():
+            raise UnsupportedError("VFIO_DEVICE_FEATURE", errno.EOPNOTSUPP, repr(self), (cause,))
         self._check(offset, length)
         if not length:
             raise ValueError("a dma-buf has at least one page")
         return export_dma_buf(self, offset, length)
+
+    def _no_dma_buf(self) -> Cause | None:
+        """Why no part of the region can be a dma-buf, if that is so."""
+        fix = "take a BAR of memory, of a page or more"
+        if not self.size:
+            return no_region(self.device.name, self.index, list(self.device.regions))
+        if self.index > RegionIndex.BAR5:
+            return Cause("only a BAR can be a dma-buf", "", fix)
+        # Of a memory BAR that cannot be mapped the kernel is asked: it may have another reason.
+        if not self.flags & RegionFlag.MMAP and self._register() & _IO_SPACE:
+            seen = f"bit 0 of its register in the configuration space is 1; {self.size:#x} bytes"
+            return Cause("it is an I/O BAR, which can never be a dma-buf", seen, fix)
+        if self.size < mmap.PAGESIZE:
+            seen = f"{self.size:#x} bytes of {mmap.PAGESIZE:#x}"
+            return Cause("it is smaller than a page, and so can never be a dma-buf", seen, fix)
+        return None
+
+    def _register(self) -> int:
+        """The low half of the BAR; 0 where it is not a PCI device."""
+        try:
+            return self.device.config.read32(_FIRST_BAR + 4 * self.index)
+        except UnsupportedError:
+            return 0
 
     def ioeventfd(self, offset: int, width: int, value: int, eventfd: EventFD | int | None = None) -> IOEventFD:
         """Have the kernel write a value to a register at each signal of an eventfd (VFIO_DEVICE_IOEVENTFD).
@@ -173,7 +199,7 @@ class Region(RegionBytes):
             IoctlError: EINVAL: the region is no BAR, or holds the MSI-X table there; ENOSPC: there are too many.
             ClosedError, ForkedError: As for `read`.
         """
-        offset, width, value = operator.index(offset), operator.index(width), operator.index(value)
+        offset, width, value = whole(offset, "offset"), whole(width, "width"), whole(value, "value")
         if width not in (1, 2, 4, 8):
             raise ValueError(f"a register has 1, 2, 4 or 8 bytes, not {width}")
         self._check(offset, width)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import operator
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.device_requests import bytes_error, no_region
 from pyiommufd.errors import IoctlError
+from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.uapi import device_ioctls, ioctls
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class RegionBytes:
     file_offset: int
 
     def __init__(self, device: Device, index: int) -> None:
-        index = operator.index(index)
+        index = whole(index, "the index of a region")
         if not 0 <= index <= 0xFFFF_FFFF:
             raise ValueError(f"{index} is not an index of a region")
         flags, self.size, self.file_offset, self._chain = device_ioctls.region_info(device._live(), index)
@@ -89,7 +89,7 @@ class RegionBytes:
             IoctlError: EIO: the device's memory decode is off; EINVAL: the region cannot be read.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
-        offset, size = operator.index(offset), operator.index(size)
+        offset, size = whole(offset, "offset"), whole(size, "size")
         self._check(offset, size)
         data = bytearray()
         file = self.device._live()
@@ -114,7 +114,7 @@ class RegionBytes:
             ValueError, IoctlError, ClosedError, ForkedError: As for `read`.
             TypeError: The data has no bytes, or the offset is no int.
         """
-        offset = operator.index(offset)
+        offset = whole(offset, "offset")
         rest = memoryview(data).cast("B")
         self._check(offset, len(rest))
         file = self.device._live()

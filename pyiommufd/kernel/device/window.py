@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyiommufd.closing import Closing
-from pyiommufd.errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
+from pyiommufd.errors import ClosedError, IoctlError, IOMMUFDError, RegionFaultError, ioctl_error
+from pyiommufd.host.discovery.power import runtime_status
 from pyiommufd.kernel.handle import forked_error
+from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.uapi.device_ioctls import (
     WindowHandle,
     window_copy_in,
@@ -39,10 +41,12 @@ class Window(Closing):
     width.
 
     An access that the device does not answer (memory decode off, asleep, in reset, gone) raises
-    `RegionFaultError`; the SIGBUS behind it reaches no other handler. That is so whatever SIGBUS handlers others set,
-    faulthandler's among them: each access checks by a system call which one is set, and sets its own if that is
-    another. Any other SIGBUS is passed on. A thread that blocks SIGBUS must not access a window: the
-    kernel ends a process for a fault that its thread blocks.
+    `RegionFaultError`, which names which of these it is as far as that is seen; the SIGBUS behind it reaches no other
+    handler. That is so whatever SIGBUS handlers others set, faulthandler's among them: each access checks by a system
+    call which one is set, and sets its own if that is another. Any other SIGBUS is passed on. A thread that blocks
+    SIGBUS must not access a window: the kernel ends a process for a fault that its thread blocks.
+
+    A window that is dropped is unmapped, as an `mmap.mmap` is.
 
     Thread safety: accesses may be made from any thread. `close` waits for those under way, and later ones raise.
 
@@ -92,7 +96,7 @@ class Window(Closing):
             ClosedError, ForkedError: The window is closed, or belongs to the parent process.
         """
         if type(offset) is not int:
-            offset = operator.index(offset)
+            offset = whole(offset, "offset")
         value = new_cell("uint64_t")
         try:
             failed = window_read64(self._handle, offset, value)
@@ -143,7 +147,7 @@ class Window(Closing):
             RegionFaultError: The device does not answer, from the access at byte ``done`` on.
             AccessDeniedError, ClosedError, ForkedError: As for `read64`.
         """
-        offset, length = operator.index(offset), operator.index(length)
+        offset, length = whole(offset, "offset"), whole(length, "length")
         if offset < 0 or not 0 <= length <= self.length - offset:
             raise self._out_of_range(offset, length)
         data = bytearray(length)
@@ -190,7 +194,7 @@ class Window(Closing):
         self, copy: Callable[[WindowHandle, int, View, int, Cell], int], offset: int, memory: memoryview[int]
     ) -> int:
         with memory, memory.cast("B") as plain:  # released at once, also where a traceback has them
-            offset = operator.index(offset)
+            offset = whole(offset, "offset")
             held = from_buffer(CHAR_ARRAY, plain, False)
             try:
                 length, done = len(held), new_cell("uint64_t")
@@ -217,7 +221,6 @@ class Window(Closing):
         Where another thread is closing it, this waits until it is unmapped.
         """
         window_unmap(self._handle)
-        self._region.device._children.pop(self, None)
 
     # Internal
 
@@ -227,7 +230,7 @@ class Window(Closing):
 
     def _read(self, offset: int, width: int) -> int:
         if type(offset) is not int:
-            offset = operator.index(offset)  # C would take what has a fraction
+            offset = whole(offset, "offset")  # C would take what has a fraction
         try:
             value = window_read(self._handle, offset, width)
         except OverflowError:
@@ -238,7 +241,7 @@ class Window(Closing):
 
     def _write(self, offset: int, width: int, value: int) -> None:
         if type(offset) is not int or type(value) is not int:
-            offset, value = operator.index(offset), operator.index(value)
+            offset, value = whole(offset, "offset"), whole(value, "value")
         if not 0 <= value < 1 << (8 * width):
             raise ValueError(f"{value:#x} does not fit {width} bytes")
         try:
@@ -258,11 +261,21 @@ class Window(Closing):
         if code == errno.EFAULT:
             where = f"{length - done} bytes at {self.offset + offset + done:#x} of {self._region!r}"
             after = f", after {done} bytes" if done else ""
-            text = f"the device did not answer an access to {where}{after}: memory decode is off, it sleeps or is gone"
+            text = f"the device did not answer an access to {where}{after}: {self._silent()}"
             fault = RegionFaultError(errno.EIO, text)
             fault.done = done
             return fault
         return self._out_of_range(offset, length)
+
+    def _silent(self) -> str:
+        """Why the device does not answer, and the way out. To ask does not wake it."""
+        device = self._region.device
+        if runtime_status(device.host).startswith("suspend"):
+            return "it sleeps; low_power.exit() wakes it"
+        with contextlib.suppress(IOMMUFDError):
+            if not device.memory_decode:
+                return "its memory decode is off; set memory_decode to True"
+        return "it is in low power, which low_power.exit() ends, is being reset, or is gone"
 
     def _closed_error(self) -> ClosedError:
         if self._region.device.in_child:

@@ -55,14 +55,14 @@ def test_a_bar_is_mapped_and_revoked_or_no_dma_buf(device: Device, ioas: IOAS) -
         with pytest.raises(UnsupportedError, match="DMA_BUF"):
             device.region(0).export_dma_buf()
         return
-    dma_buf = device.region(0).export_dma_buf()
-    mapping = ioas.map_file(dma_buf, dma_buf.size, iova=IOVA)
-    seen = [mapping.revoked]
-    device.memory_decode = False
-    assert [*seen, mapping.revoked] == [False, True]
-    device.memory_decode = True
-    mapping.unmap()
-    assert not ioas.map_file(dma_buf, dma_buf.size, iova=IOVA).revoked
+    with device.region(0).export_dma_buf() as dma_buf:
+        mapping = ioas.map_file(dma_buf, dma_buf.size, iova=IOVA)
+        seen = [mapping.revoked]
+        device.memory_decode = False
+        assert [*seen, mapping.revoked] == [False, True]
+        device.memory_decode = True
+        mapping.unmap()
+        assert not ioas.map_file(dma_buf, dma_buf.size, iova=IOVA).revoked
 
 
 def test_low_power(device: Device) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from pyiommufd import IOAS, DMABuffer
+import pytest
+
+from pyiommufd import IOAS, DMABuffer, UnsupportedError
 from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.devices.factories import Binder
 
@@ -41,9 +43,9 @@ def test_reset_of_the_device_whose_registers_are_mapped(bind: Binder, ioas: IOAS
     edu.attach(ioas)
     memory = DMABuffer(PAGE)
     ioas.map(memory, iova=MEMORY)
-    dma_buf = nvme.region(0).export_dma_buf(0, PAGE)
-    mapping = ioas.map_file(dma_buf, PAGE, iova=PEER)
-    with EduDriver(edu) as driver, nvme.region(0).map() as registers:
+    bar = nvme.region(0)
+    with EduDriver(edu) as driver, bar.map() as registers, bar.export_dma_buf(0, PAGE) as dma_buf:
+        mapping = ioas.map_file(dma_buf, PAGE, iova=PEER)
 
         def write(value: int) -> int:
             memory[:8] = value.to_bytes(8, "little")
@@ -62,3 +64,19 @@ def test_reset_of_the_device_whose_registers_are_mapped(bind: Binder, ioas: IOAS
         mapping = ioas.map_file(dma_buf, PAGE, iova=PEER)
         assert write(0x5678_9000) == 0x5678_9000
         assert not mapping.revoked
+
+
+@pytest.mark.parametrize(
+    ("ids", "index", "why"),
+    [
+        ((0x8086, 0x10D3), 2, "it is an I/O BAR, which can never be a dma-buf"),  # an e1000e
+        ((0x1AF4, 0x1110), 0, "it is smaller than a page, and so can never be a dma-buf"),  # an ivshmem
+    ],
+)
+@pytest.mark.parametrize("arguments", [(), (0, PAGE), (0, 1)])
+def test_bars_that_can_never_be_dma_bufs(
+    bind: Binder, ids: tuple[int, int], index: int, why: str, arguments: tuple[int, ...]
+) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        bind(*ids).region(index).export_dma_buf(*arguments)
+    assert [cause.summary for cause in caught.value.causes] == [why]

@@ -412,33 +412,34 @@ def test_file_that_is_closed(prove: Prover, ioas: IOAS) -> None:
           cause="is not open", says="keep the file open")  # fmt: skip
 
 
-def dma_buf_of(prove: Prover, device: Device, what: tuple[str, str, int]) -> DMABuf:
+@contextmanager
+def dma_buf_of(prove: Prover, device: Device, what: tuple[str, str, int]) -> Iterator[DMABuf]:
     """All of its BAR 0."""
     if not device.feature(DeviceFeature.DMA_BUF).probe():
         prove.lacks(*what, "no dma-bufs of BARs")
-    return device.region(0).export_dma_buf()
+    with device.region(0).export_dma_buf() as dma_buf:
+        yield dma_buf
 
 
 def test_revoked_dma_buf(prove: Prover, device: Device, ioas: IOAS) -> None:
     what = ("a dma-buf whose device has memory decode off", MAP_FILE, errno.ENODEV)
-    dma_buf = dma_buf_of(prove, device, what)
-    device.memory_decode = False
-    prove(*what, lambda: ioas.map_file(dma_buf, dma_buf.size), lambda cause: setattr(device, "memory_decode", True),
-          cause="is revoked", says="set memory_decode to True")  # fmt: skip
+    with dma_buf_of(prove, device, what) as dma_buf:
+        device.memory_decode = False
+        prove(*what, lambda: ioas.map_file(dma_buf, dma_buf.size), lambda cause: setattr(device, "memory_decode", True),
+              cause="is revoked", says="set memory_decode to True")  # fmt: skip
 
 
 def test_dma_buf_of_a_device_that_was_woken(prove: Prover, device: Device, ioas: IOAS) -> None:
     what = ("a dma-buf whose device has not left low power", MAP_FILE, errno.ENODEV)
-    dma_buf = dma_buf_of(prove, device, what)
-    device.low_power.enter()
-    prove(*what, lambda: ioas.map_file(dma_buf, dma_buf.size), lambda cause: device.low_power.exit(),
-          cause="is revoked", says="low_power.exit()")  # fmt: skip
+    with dma_buf_of(prove, device, what) as dma_buf:
+        device.low_power.enter()
+        prove(*what, lambda: ioas.map_file(dma_buf, dma_buf.size), lambda cause: device.low_power.exit(),
+              cause="is revoked", says="low_power.exit()")  # fmt: skip
 
 
 def test_dma_buf_of_a_heap(prove: Prover, device: Device, ioas: IOAS) -> None:
     what = ("a dma-buf of another maker, as of a dma-buf heap", MAP_FILE, errno.EOPNOTSUPP)
-    ours = dma_buf_of(prove, device, what)
-    with heap_dma_buf(PAGE) as theirs:
+    with dma_buf_of(prove, device, what) as ours, heap_dma_buf(PAGE) as theirs:
         prove(*what, lambda: ioas.map_file(theirs, PAGE), lambda cause: lambda: ioas.map_file(ours, PAGE),
               cause="no single range of a vfio device's BAR", says="Region.export_dma_buf()")  # fmt: skip
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class DMABuf(Handle):
     """Bytes of a BAR as a dma-buf (VFIO_DEVICE_FEATURE_DMA_BUF), for `IOAS.map_file`. Made by `Region.export_dma_buf`.
 
-    Mappings of it hold it by themselves, so that it may be closed once it is mapped. It does not keep its device
-    bound: closing the device closes it, and revokes the mappings (`DMAMapping.revoked`). A process that was given its
-    fd can map it, too, and nothing else can be done with it there.
+    Mappings of it hold it by themselves: it may be closed once it is mapped, and they stay. It does not keep its
+    device bound: closing the device closes it, and revokes the mappings (`DMAMapping.revoked`). A process that was
+    given its fd can map it, too, and nothing else can be done with it there. Dropped without being closed, it is
+    closed with a `ResourceWarning`.
 
     Thread safety: everything here may be used from any thread.
 
@@ -40,11 +41,6 @@ class DMABuf(Handle):
     def _what(self) -> str:
         return repr(self)
 
-    def close(self) -> None:
-        """Close the fd. What is mapped stays. Does nothing the second time."""
-        super().close()
-        self.region.device._children.pop(self, None)
-
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
         return f"<DMABuf {self.offset:#x}..{self.offset + self.size - 1:#x} of {self.region!r}{state}>"
@@ -60,17 +56,8 @@ def export_dma_buf(region: Region, offset: int, length: int) -> DMABuf:
             )
     device = region.device
     dma_buf = DMABuf(region, offset, length)
-    # On record before it exists: whatever is raised in between, closing the device closes it. The lock keeps another
-    # thread from closing the device meanwhile.
-    with device.iommufd._lock:
-        try:
-            fd = device._live()
-            device._children[dma_buf] = None
-            device_ioctls.dma_buf(fd, region.index, offset, length, dma_buf._file)
-        except BaseException as error:
-            dma_buf.close()
-            if not isinstance(error, IoctlError):
-                raise
-            device._live()  # raises where a signal handler has closed the device
-            raise Feature(device, DeviceFeature.DMA_BUF).refused(error, FeatureAccess.GET) from None
+    try:
+        device._open(dma_buf, device_ioctls.dma_buf, region.index, offset, length)
+    except IoctlError as error:
+        raise Feature(device, DeviceFeature.DMA_BUF).refused(error, FeatureAccess.GET) from None
     return dma_buf

@@ -21,6 +21,7 @@ from pyiommufd import (
     ClosedError,
     Command,
     Device,
+    DMABuf,
     DMABuffer,
     DMAMapping,
     ForkedError,
@@ -28,11 +29,14 @@ from pyiommufd import (
     IoctlError,
     UnsupportedError,
     Verdict,
+    Window,
 )
 from pyiommufd.host.holders import holders
 from pyiommufd.testing.drivers.edu import EduDriver
 from tests.guest.dma import IOVA
 from tests.guest.heap import heap_dma_buf
+from tests.opcodes import opcodes
+from tests.sweeps import sample
 
 PAGE = 4096
 BAR = 0x500000
@@ -40,6 +44,7 @@ BAR = 0x500000
 REGISTER = 0x80
 """A register of an edu device that keeps what is written to it: the source of its transfers."""
 COMMAND = 4
+FILES = ("pyiommufd/kernel/", "pyiommufd/uapi/", "pyiommufd/closing.py")
 
 Reaches = Callable[[int], bool]
 
@@ -52,6 +57,13 @@ def bar(lone_device: Device, device: Device, ioas: IOAS) -> DMAMapping:
     lone_device.attach(ioas)
     with device.region(0).export_dma_buf(0, PAGE) as dma_buf:
         return ioas.map_file(dma_buf, dma_buf.size, iova=BAR)
+
+
+@pytest.fixture
+def dma_buf(device: Device) -> Iterator[DMABuf]:
+    """All of the exporter's BAR 0."""
+    with device.region(0).export_dma_buf() as dma_buf:
+        yield dma_buf
 
 
 @pytest.fixture
@@ -86,7 +98,8 @@ def test_one_device_writes_to_the_registers_of_another(
 def test_a_device_reaches_its_own_registers(lone_device: Device, ioas: IOAS, mapping: DMAMapping) -> None:
     """But for those of its DMA, which an edu device keeps as they are during a transfer."""
     lone_device.attach(ioas)
-    ioas.map_file(lone_device.region(0).export_dma_buf(), PAGE, iova=BAR)
+    with lone_device.region(0).export_dma_buf() as dma_buf:
+        ioas.map_file(dma_buf, PAGE, iova=BAR)
     with EduDriver(lone_device) as driver, lone_device.region(0).map() as registers:
         driver.copy_in(IOVA, 4)
         driver.copy_out(BAR + 4, 4)
@@ -118,9 +131,8 @@ REVOKES: dict[str, Callable[[Device, Device], Any]] = {
 
 @pytest.mark.parametrize("way", REVOKES)
 def test_revoked_for_good(
-    bar: DMAMapping, reaches: Reaches, device: Device, peer_device: Device, ioas: IOAS, way: str
+    bar: DMAMapping, reaches: Reaches, device: Device, peer_device: Device, ioas: IOAS, dma_buf: DMABuf, way: str
 ) -> None:
-    dma_buf = device.region(0).export_dma_buf(0, PAGE)
     copied = ioas.copy_from(ioas, BAR, PAGE, dst_iova=2 * BAR)
     assert reaches(2 * BAR)
     assert (bar.revoked, copied.revoked) == (False, False)
@@ -139,7 +151,7 @@ def test_revoked_for_good(
     assert copied.revoked
 
 
-def test_memory_decode_turned_off_in_whatever_way(device: Device, ioas: IOAS) -> None:
+def test_memory_decode_turned_off_in_whatever_way(device: Device, ioas: IOAS, dma_buf: DMABuf) -> None:
     before = int(device.config.command)
     ways: list[Callable[[int], None]] = [
         lambda value: setattr(device, "memory_decode", bool(value & Command.MEMORY)),
@@ -148,7 +160,6 @@ def test_memory_decode_turned_off_in_whatever_way(device: Device, ioas: IOAS) ->
         lambda value: device.config.write(COMMAND, value.to_bytes(2, "little")),
         lambda value: device.region(7).write(COMMAND, value.to_bytes(2, "little")),
     ]
-    dma_buf = device.region(0).export_dma_buf()
     for write in ways:
         with ioas.map_file(dma_buf, PAGE) as mapping:
             write(before & ~Command.MEMORY)
@@ -157,20 +168,19 @@ def test_memory_decode_turned_off_in_whatever_way(device: Device, ioas: IOAS) ->
             assert mapping.revoked
 
 
-def test_while_revoked_it_cannot_be_mapped(device: Device, lone_device: Device, ioas: IOAS) -> None:
-    dma_buf = device.region(0).export_dma_buf()
+def test_while_revoked_it_cannot_be_mapped(device: Device, ioas: IOAS, dma_buf: DMABuf) -> None:
     device.memory_decode = False
     with pytest.raises(IoctlError) as caught:
         ioas.map_file(dma_buf, PAGE)
     assert caught.value.errno == errno.ENODEV
     assert caught.value.causes[0].summary.startswith("the dma-buf is revoked: ")
     assert "/dmabuf" in caught.value.causes[0].evidence
-    made_now = device.region(0).export_dma_buf()
-    with pytest.raises(IoctlError, match="revoked"):
+    with device.region(0).export_dma_buf() as made_now:
+        with pytest.raises(IoctlError, match="revoked"):
+            ioas.map_file(made_now, PAGE)
+        device.memory_decode = True
+        ioas.map_file(dma_buf, PAGE)
         ioas.map_file(made_now, PAGE)
-    device.memory_decode = True
-    ioas.map_file(dma_buf, PAGE)
-    ioas.map_file(made_now, PAGE)
 
 
 def test_a_revoked_mapping_is_in_nobodys_way(
@@ -239,10 +249,39 @@ def test_wrong_ranges(device: Device, arguments: tuple[Any, Any], error: type[Ex
     assert not device._children
 
 
-@pytest.mark.parametrize("index", [1, 6, 7])
-def test_what_is_no_bar(device: Device, index: int) -> None:
-    with pytest.raises(UnsupportedError, match="only a BAR can be a dma-buf"):
+def test_what_is_no_number_is_named(device: Device) -> None:
+    bar, config = device.region(0), device.config
+    uses: dict[str, list[Callable[[Any], object]]] = {
+        "offset": [
+            bar.export_dma_buf,
+            bar.map,
+            lambda one: bar.read(one, 4),
+            lambda one: bar.write(one, b""),
+            lambda one: bar.ioeventfd(one, 4, 1),
+            lambda one: config.write8(one, 0),
+            lambda one: bar.map().read(one, 4),
+            lambda one: bar.map().write32(one, 4),
+            lambda one: bar.map().read64(one),
+        ],
+        "length": [lambda one: bar.export_dma_buf(0, one), lambda one: bar.map(0, one)],
+        "size": [lambda one: bar.read(0, one)],
+        "value": [lambda one: bar.map().write32(0, one), lambda one: config.write8(0, one)],
+    }
+    for name, calls in uses.items():
+        for call in calls:
+            with pytest.raises(TypeError, match=f"^{name} is an int, not '0'$"):
+                call("0")
+
+
+@pytest.mark.parametrize(
+    ("index", "why"), [(1, "has no region 1"), (6, "has no region 6"), (7, "only a BAR can be a dma-buf")]
+)
+def test_what_is_no_bar(device: Device, index: int, why: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
         device.region(index).export_dma_buf()
+    (cause,) = caught.value.causes
+    assert why in cause.summary
+    assert str(caught.value).splitlines()[1].strip() == str(cause)
 
 
 def test_parts_and_all_of_a_bar(device: Device) -> None:
@@ -255,7 +294,48 @@ def test_parts_and_all_of_a_bar(device: Device) -> None:
         assert repr(rest) == f"<DMABuf 0x1000..0xfffff of <Region 0 of {device.name}>>"
         assert len(device._children) == 2
     assert repr(rest) == f"<DMABuf 0x1000..0xfffff of <Region 0 of {device.name}> closed>"
+    del whole, rest
     assert not device._children
+
+
+def _mapped() -> bool:
+    return "/dev/vfio/" in Path("/proc/self/maps").read_text()
+
+
+def _dma_bufs() -> list[str]:
+    links = (os.path.realpath(one) for one in Path("/proc/self/fd").iterdir())
+    return [link for link in links if "/dmabuf" in link]
+
+
+def test_what_is_dropped_is_closed(device: Device) -> None:
+    """A dma-buf warns, as it has an fd; a window is only unmapped."""
+    made: list[DMABuf | Window] = [device.region(0).export_dma_buf()]
+    assert len(_dma_bufs()) == 1
+    with pytest.warns(ResourceWarning, match="unclosed <DMABuf "):
+        made.clear()
+    assert not _dma_bufs()
+    made.append(device.region(0).map())
+    assert _mapped()
+    made.clear()
+    assert not _mapped()
+    assert not device._children
+
+
+# Of what was made and not yet given to anybody.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["export_dma_buf", "map"])
+def test_nothing_is_left_of_what_a_signal_handler_interrupts(device: Device, name: str) -> None:
+    make, made = getattr(device.region(0), name), list[DMABuf | Window]()
+
+    def act() -> None:
+        made.append(make())
+
+    every, _ = opcodes(act, FILES)
+    made.pop().close()
+    assert every > 50
+    for stop in sample(f"device.children[{name}]", range(every), 20):
+        opcodes(act, FILES, stop)
+        assert (len(made), len(device._children), len(_dma_bufs()), _mapped()) == (0, 0, 0, False)
 
 
 def test_memory_of_a_dma_buf_heap_is_refused(ioas: IOAS) -> None:
@@ -287,9 +367,10 @@ def test_change_process_names_it(iommufd: IOMMUFD, bar: DMAMapping) -> None:
     iommufd.change_process()
 
 
-def test_forked_child(claimed: Claim, device: Device, bar: DMAMapping, in_child: Callable[..., Any]) -> None:
+def test_forked_child(
+    claimed: Claim, device: Device, bar: DMAMapping, dma_buf: DMABuf, in_child: Callable[..., Any]
+) -> None:
     region = device.region(0)
-    dma_buf = region.export_dma_buf()
     fd = dma_buf.fileno()
 
     def child() -> tuple[bool, bool]:

@@ -43,7 +43,7 @@ def test_windows_fault_until_the_exit(device: Device) -> None:
             window.read32(0)
         sleeps(device)
         assert repr(device.low_power) == f"<LowPower of {device.name}, asleep>"
-        with pytest.raises(RegionFaultError):
+        with pytest.raises(RegionFaultError, match=r": it sleeps; low_power\.exit\(\) wakes it$"):
             window.read32(0)
         seen = [device.low_power.asleep]
         device.low_power.exit()
@@ -132,20 +132,19 @@ def test_closed(device: Device) -> None:
 
 
 def test_a_dma_buf_is_revoked_until_the_exit(device: Device, ioas: IOAS) -> None:
-    dma_buf = device.region(0).export_dma_buf()
-    mapping = ioas.map_file(dma_buf, dma_buf.size)
-    with EventFD() as woken:
+    with device.region(0).export_dma_buf() as dma_buf, EventFD() as woken:
+        mapping = ioas.map_file(dma_buf, dma_buf.size)
         device.low_power.enter(woken)
         assert mapping.revoked
         sleeps(device)
         device.info()
         assert woken.wait(patience()) == 1
-    with pytest.raises(IoctlError, match=r"low_power\.exit") as caught:
-        ioas.map_file(dma_buf, dma_buf.size)
-    assert caught.value.errno == errno.ENODEV
-    device.low_power.exit()
-    assert mapping.revoked
-    assert not ioas.map_file(dma_buf, dma_buf.size).revoked
+        with pytest.raises(IoctlError, match=r"low_power\.exit") as caught:
+            ioas.map_file(dma_buf, dma_buf.size)
+        assert caught.value.errno == errno.ENODEV
+        device.low_power.exit()
+        assert mapping.revoked
+        assert not ioas.map_file(dma_buf, dma_buf.size).revoked
 
 
 def test_what_outlasts_it(

@@ -36,7 +36,9 @@ class File:
         os.ftruncate(self.fd, size)
         self.file_offset = 0
         self.size = size
-        self.device = SimpleNamespace(_live=lambda: self.fd, _children={}, in_child=False, pid=0)
+        self.device = SimpleNamespace(
+            _live=lambda: self.fd, in_child=False, pid=0, host=SimpleNamespace(sys_path=Path()), memory_decode=True
+        )
 
     def map(self, *, readable: bool = True, writeable: bool = True) -> Window:
         window = Window(cast("Any", self), 0, self.size)
