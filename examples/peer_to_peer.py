@@ -4,7 +4,8 @@
 
 DEVICE writes to the registers of PEER by its own DMA, without the CPU. Both are edu devices of QEMU's, for which
 pyiommufd has a driver, in different IOMMU groups; by default those of `pyiommufd guest`. Takes root, an IOMMU, and a
-kernel that exports BARs and lets an iommufd map them.
+kernel of 7.3 or later with CONFIG_VFIO_NOIOMMU. PEER is reset alone, where it has a reset method of its own; otherwise
+with all of its bus, if that is behind a bridge; where there is neither, nothing is done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import itertools
 import sys
 
-from pyiommufd import IOMMUFD, DMABuffer, IOMMUFDError, find_device, plan_claim
+from pyiommufd import IOMMUFD, DMABuffer, IoctlError, IOMMUFDError, find_device, plan_claim
 from pyiommufd.testing.edu import DEVICE_ID, VENDOR_ID, EduDriver
 
 MEMORY, BAR = 0x100000, 0x400000  # where DEVICE sees memory and the registers of PEER
@@ -37,6 +38,13 @@ def main() -> None:
 
     with plan_claim(hosts).apply(), IOMMUFD() as iommufd:
         device, peer = (iommufd.bind(host) for host in hosts)
+        alone = set(peer.reset_methods) - {"bus", "cxl_bus"}  # those take its bus, and work where nothing else is on it
+        together = [peer.name]
+        if not alone:
+            try:
+                together = [one.name for one in peer.hot_reset_info().devices]
+            except IoctlError:
+                sys.exit(f"{peer.name} can be reset neither alone nor with its bus: take another PEER")
         ioas = iommufd.alloc_ioas()
         device.attach(ioas)
         device.bus_master = True
@@ -57,8 +65,11 @@ def main() -> None:
                 print("not mapped:", "arrived" if arrives() else "nothing arrived")
                 mapping = ioas.map_file(dma_buf, dma_buf.size, iova=BAR)
                 print("mapped:", "arrived" if arrives() else "nothing arrived")
-                reset = peer.hot_reset()
-                print(f"reset of {', '.join(one.name for one in reset.devices)}: revoked is {mapping.revoked}")
+                if alone:
+                    peer.reset()
+                else:
+                    peer.hot_reset()
+                print(f"reset of {', '.join(together)}: revoked is {mapping.revoked}")
                 print("after the reset:", "arrived" if arrives() else "nothing arrived")
                 mapping.unmap()
                 mapping = ioas.map_file(dma_buf, dma_buf.size, iova=BAR)
