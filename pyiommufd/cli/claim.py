@@ -30,6 +30,7 @@ from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
 from pyiommufd.host.limits import lock_limit
 from pyiommufd.host.persistent import boot_unit
 from pyiommufd.host.users import User, find_user
+from pyiommufd.printable import listed
 
 
 def _user(ctx: click.Context, param: click.Parameter, value: str | None) -> User | None:
@@ -104,6 +105,9 @@ def claim(
         print_visibility_note()
         for line in forced_lines(plan.forced):
             say(f"forced: {line}")
+        without = [device for device in plan.devices if device.without_iommu]
+        if user is not None and user.uid != 0 and without:
+            say(f"{user.name} is given the node of {listed(without)}, and opens it only with CAP_SYS_RAWIO")
         if dry_run:
             check_refusals(plan.refusals)
             show_steps(steps := claim_steps(plan, persist=persist, user=user))

@@ -123,6 +123,10 @@ def _reserved(subject: Subject) -> tuple[Cause, ...] | None:
     )
 
 
+def _pasids(subject: Subject) -> tuple[Cause, ...] | None:
+    return () if subject.device.without_iommu else None  # the kernel then looks at no PASID
+
+
 _PINS = "which the first attach does"
 
 ATTACH: Rows = {
@@ -135,7 +139,8 @@ ATTACH: Rows = {
             Fix("make one for this device: alloc_hwpt()", "make one for this device: IOMMU_HWPT_ALLOC")),
         Row("the PASID is more than the device has, or the page table was not made for PASIDs",
             Fix("choose a PASID below 2 ** hw_info().pasid_width; allocate the page table for PASIDs",
-                "choose a PASID of no more bits than pyiommufd caps DEVICE says; allocate the page table for PASIDs")),
+                "choose a PASID of no more bits than pyiommufd caps DEVICE says; allocate the page table for PASIDs"),
+            _pasids),
         Row("the id is that of neither an address space nor a page table", "attach to an IOAS or HWPT"),
     ),
     (REQUEST, errno.EADDRINUSE): (

@@ -67,7 +67,7 @@ def _unsafe_drivers(subject: Subject) -> tuple[Cause, ...]:
         Cause(
             f"{member.name} is in the same IOMMU group and on the host driver {member.driver}",
             f"IOMMU group {subject.group.id}: {members}",
-            *fixes.claim(subject.device.name, "claim the group"),
+            *fixes.claim(subject.device, "claim the group"),
         )
         for member in subject.group.blockers
     )

@@ -17,7 +17,7 @@ from pyiommufd.diagnose.migration import MIGRATION
 from pyiommufd.diagnose.node import NODES, open_cdev_causes
 from pyiommufd.diagnose.objects import OBJECTS
 from pyiommufd.errors import Cause
-from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu, no_iommufd
+from pyiommufd.host.checks.lacks import NOT_COVERED, no_iommu, no_iommufd, no_noiommu_mode, no_noiommu_node
 from pyiommufd.host.claims.step_rows import STEPS
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.mdev import MDEV
@@ -134,16 +134,21 @@ def look(request: str, errno: int, device: HostDevice | None = None) -> Causes:
     rows = table().get((request, errno), _OF_MANY.get(errno, ()))
     if device is None:
         return Causes(possible=tuple(row.general for row in rows))
-    lacks = () if request in _OF_DRIVERS else tuple(_lacks(device))
     is_open = request == _OPEN
+    lacks = () if request in _OF_DRIVERS else tuple(_lacks(device, is_open))
     seen = _look_at_node(rows, errno, device) if is_open else causes_found(rows, Subject(device, device.group))
     return seen._replace(found=lacks + seen.found)
 
 
-def _lacks(device: HostDevice) -> Iterator[Cause]:
+def _lacks(device: HostDevice, is_open: bool) -> Iterator[Cause]:
     """What the machine lacks for any request of iommufd's or VFIO's about a device."""
+    without = None
     # One that is on vfio all the same can be bound, and works.
-    without = (no_iommu() or NOT_COVERED) if device.without_iommu and not device.on_vfio else None
+    if device.without_iommu and not device.on_vfio:
+        if no_noiommu_mode() is not None or no_noiommu_node(device) is not None:
+            without = no_iommu() or NOT_COVERED
+        elif not is_open:  # which says this itself
+            yield from open_cdev_causes(errno_module.ENOENT, device)
     for lack in (without, no_iommufd()):
         if lack is not None:
             yield Cause(lack.summary, lack.evidence, lack.fix)

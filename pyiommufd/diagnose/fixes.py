@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pyiommufd.errors import Fix
+from pyiommufd.host.checks.lacks import no_noiommu_mode
+from pyiommufd.host.discovery.devices import HostDevice
 
 
-def claim(device: str, why: str) -> Fix:
+def claim(device: HostDevice, why: str) -> Fix:
     """To take a device from the host; ``why`` comes before it."""
-    return Fix(f"{why}: plan_claim([{device!r}]).apply()", f"{why}: pyiommufd claim {device}")
+    name = device.name
+    if not device.without_iommu:
+        return Fix(f"{why}: plan_claim([{name!r}]).apply()", f"{why}: pyiommufd claim {name}")
+    if (mode := no_noiommu_mode()) is not None:
+        why += f", once vfio's enable_unsafe_noiommu_mode is on ({mode.fix})"
+    python = f'{why}: plan_claim([{name!r}], force=["noiommu"]).apply()'
+    return Fix(python, f"{why}: pyiommufd claim --force noiommu {name}")
 
 
 def set_token(physical: str) -> Fix:

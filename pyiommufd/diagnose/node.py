@@ -68,14 +68,16 @@ def open_cdev_causes(code: int, device: HostDevice) -> tuple[Cause, ...]:
                 "in a container, pass /dev/vfio/devices in; else see that udev or devtmpfs is at work",
             ),
         )
-    if code == errno.EPERM and device.without_iommu and not has_capability(CAP_SYS_RAWIO):
-        return (_RAWIO.cause(f"no IOMMU covers {device.name}, and this process does not have that capability"),)
+    if code in (errno.EPERM, errno.EACCES) and device.without_iommu and not has_capability(CAP_SYS_RAWIO):
+        rawio = _RAWIO.cause(f"no IOMMU covers {device.name}, and this process does not have that capability")
+        # The kernel asks for the mode first.
+        return (rawio, *(_permission_causes(code, device.vfio_cdev) if code == errno.EACCES else ()))
     return _permission_causes(code, device.vfio_cdev)
 
 
 def _claim_first(device: HostDevice) -> Fix:
     obstacle = claim_obstacle(device)
-    return fixes.claim(device.name, "claim it first") if obstacle is None else Fix(obstacle, obstacle)
+    return fixes.claim(device, "claim it first") if obstacle is None else Fix(obstacle, obstacle)
 
 
 def _permission_causes(code: int, path: str) -> tuple[Cause, ...]:

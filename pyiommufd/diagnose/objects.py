@@ -34,6 +34,13 @@ def mediated_causes(device: HostDevice) -> tuple[Cause, ...]:
     return (MEDIATED.cause(f"it is on the bus {device.subsystem}"),) if device.is_mediated else ()
 
 
+def _plain_tables_only(subject: Subject) -> tuple[Cause, ...] | None:
+    if not subject.device.without_iommu:
+        return None
+    summary = "there are no page tables of that kind where no IOMMU is: nested, tracking, for PASIDs"
+    return (Cause(summary, f"no IOMMU covers {subject.device.name}", "do without"),)
+
+
 _MAPPED = Row("what is mapped cannot be pinned, or does not fit the IOMMU", "see the same errno of IOMMU_IOAS_MAP")
 
 WRONG_DATA = Row("the type or length of the data is not what this IOMMU takes", fixes.HW_INFO)
@@ -80,7 +87,8 @@ OBJECTS: Rows = {
     ),
     (_HWPT, errno.EOPNOTSUPP): (
         Row("this IOMMU has no page tables of that kind: nested, tracking, for PASIDs",
-            Fix("hw_info() says which it has", "pyiommufd caps DEVICE says which it has")),
+            Fix("hw_info() says which it has", "pyiommufd caps DEVICE says which it has"),
+            _plain_tables_only),
     ),
     (_HWPT, errno.EADDRINUSE): (_MAPPED,),
     (_HWPT, errno.EFAULT): (_MAPPED,),

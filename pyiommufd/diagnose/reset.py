@@ -118,7 +118,7 @@ def _foreign(name: str) -> Cause:
         where = f"it is on the host driver {other.driver}" if other.driver else "it is on no driver"
         if obstacle := claim_obstacle(other):
             return Cause(summary, where, obstacle)
-        return Cause(summary, where, *fixes.claim(name, "claim it and bind it to the same iommufd"))
+        return Cause(summary, where, *fixes.claim(other, "claim it and bind it to the same iommufd"))
     users = holders(other)
     evidence = "; ".join(map(str, users)) or f"it is on {other.driver}, and nobody holds it"
     return Cause(summary, evidence, "bind it to the same iommufd")

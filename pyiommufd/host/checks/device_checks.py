@@ -52,25 +52,28 @@ def permissions(machine: Machine) -> Iterator[Finding]:
                 )
             continue
         checked = True
-        if not os.access(node, os.R_OK | os.W_OK, effective_ids=True):
+        may_open = os.access(node, os.R_OK | os.W_OK, effective_ids=True)
+        mode = f"mode {status.st_mode & 0o7777:04o}, owner {status.st_uid}, group {status.st_gid}"
+        if privileged and not has_capability(CAP_SYS_RAWIO):
+            # Whoever may open it by its mode is refused all the same.
+            yield Finding(
+                "permissions",
+                State.MISSING,
+                f"user {os.geteuid()} may not open {node}, as no IOMMU covers {name}",
+                f"it takes CAP_SYS_RAWIO, which this process does not have{'' if may_open else f'; {mode}'}",
+                "run as root, or with that capability" + ("" if may_open else " and as a user who may open the node"),
+                (name,),
+            )
+            checked = False
+        elif not may_open:
             rule = 'KERNEL=="iommu", SUBSYSTEM=="misc"' if not name else 'SUBSYSTEM=="vfio-dev"'
             yield Finding(
                 "permissions",
                 State.MISSING,
                 f"user {os.geteuid()} may not open {node}",
-                f"mode {status.st_mode & 0o7777:04o}, owner {status.st_uid}, group {status.st_gid}",
+                mode,
                 f'run as root, or by a udev rule: {rule}, GROUP="GROUP", MODE="0660"',
                 (name,) if name else (),
-            )
-            checked = False
-        elif privileged and not has_capability(CAP_SYS_RAWIO):
-            yield Finding(
-                "permissions",
-                State.MISSING,
-                f"user {os.geteuid()} may not open {node}, as no IOMMU covers {name}",
-                "it takes CAP_SYS_RAWIO, which this process does not have",
-                "run as root, or with that capability",
-                (name,),
             )
             checked = False
     if checked:

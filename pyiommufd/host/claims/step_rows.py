@@ -42,7 +42,7 @@ def _no_group(subject: Subject) -> tuple[Cause, ...]:
     mode = no_noiommu_mode()
     if not subject.device.without_iommu or mode is None:
         return ()
-    return tuple(Cause(lack.summary, lack.evidence, lack.fix) for lack in (no_iommu() or NOT_COVERED, mode))
+    return tuple(Cause(lack.summary, lack.evidence, lack.fix) for lack in (mode, no_iommu() or NOT_COVERED))
 
 
 def _virtual_functions(subject: Subject) -> tuple[Cause, ...]:

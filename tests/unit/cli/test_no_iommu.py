@@ -117,4 +117,32 @@ def test_device_on_vfio_all_the_same(
     assert ("use VFIO's groups (/dev/vfio/noiommu-0)" in result.output) == (cdev < 0 and arguments[0] in _OF_NODES)
 
 
+@pytest.mark.parametrize("request_and_errno", [("bind", "ENOENT"), ("bind", "EINVAL"), ("open", "ENOENT")])
+def test_claim_by_force_is_the_way_where_vfio_takes_such_devices(
+    machine: FakeSysfs, request_and_errno: tuple[str, str]
+) -> None:
+    machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
+    machine.file("class/misc/iommu/dev", "10:1")
+    shown = CliRunner().invoke(cli, ["explain", *request_and_errno, DEVICE], catch_exceptions=False).stdout
+    first = shown.split("\n  2. ")[0]
+    assert f"1. {DEVICE} is not on a vfio driver\n" in first
+    assert f"fix: claim it first: pyiommufd claim --force noiommu {DEVICE}\n" in f"{first}\n"
+    assert "VT-d" not in shown
+
+
+@pytest.mark.parametrize("request_and_errno", [("attach", "EINVAL"), ("hwpt_alloc", "ENOTSUP")])
+def test_nothing_points_to_what_caps_does_not_say(machine: FakeSysfs, request_and_errno: tuple[str, str]) -> None:
+    machine.pci("0000:00:02.0", driver="vfio-pci", group=0, cdev=0, noiommu=True)
+    shown = CliRunner().invoke(cli, ["explain", *request_and_errno, "0000:00:02.0"], catch_exceptions=False).stdout
+    assert "caps DEVICE" not in shown
+
+
+def test_claim_for_a_user_names_the_capability(machine: FakeSysfs) -> None:
+    machine.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
+    given = ["claim", "--dry-run", "--force", "noiommu", DEVICE, "--user"]
+    said = CliRunner().invoke(cli, [*given, "nobody"], catch_exceptions=False).stderr
+    assert f"nobody is given the node of {DEVICE}, and opens it only with CAP_SYS_RAWIO\n" in said
+    assert "is given" not in CliRunner().invoke(cli, [*given, "root"], catch_exceptions=False).stderr
+
+
 _OF_NODES = ("check", "show", "plan", "claim")

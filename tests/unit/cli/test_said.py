@@ -7,11 +7,13 @@ import errno
 import importlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import pyiommufd
+from pyiommufd import HostDevice
 from pyiommufd.diagnose import fixes
 from pyiommufd.diagnose.explain import table
 from pyiommufd.errors import (
@@ -93,7 +95,9 @@ def test_causes_for_a_command_hold_no_python(module: str) -> None:
 def test_shared_fixes() -> None:
     shared = [value for value in vars(fixes).values() if isinstance(value, Fix)]
     assert len(shared) > 4
-    for fix in (*shared, fixes.claim("0000:00:03.0", "claim it")):
+    device = HostDevice("0000:00:03.0", "pci", Path("/"), 1, 2, 3, None, None, None, None, None, False)
+    claims = [fixes.claim(replace(device, without_iommu=without), "claim it") for without in (False, True)]
+    for fix in (*shared, *claims):
         assert python_in(fix.python), fix
         assert not python_in(fix.command), fix
 

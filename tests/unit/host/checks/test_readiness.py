@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pyiommufd import list_devices, list_groups
 from pyiommufd.host import drivers, limits, running_kernel, sysfs
-from pyiommufd.host.checks import lacks, platform_checks
+from pyiommufd.host.checks import device_checks, lacks, platform_checks
 from pyiommufd.host.checks.finding import Finding, Machine, State
 from pyiommufd.host.checks.readiness import readiness
 from pyiommufd.host.uses.processes import Processes
@@ -220,6 +221,22 @@ def test_permissions(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.Monkey
     assert str(node) in finding.summary
     assert "mode 0600" in finding.evidence
     assert 'KERNEL=="iommu"' in finding.fix
+
+
+def test_node_of_a_device_without_an_iommu(fake: FakeSysfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a capability, whatever the mode: no rule of udev's gives that."""
+    node = tmp_path / "noiommu-vfio0"
+    node.touch(0o600)
+    fake.pci("0000:00:01.0", group=0, driver="vfio-pci", cdev=0, noiommu=True)
+    device = replace(list_devices()[0], vfio_cdev=str(node))
+    monkeypatch.setattr(device_checks, "has_capability", lambda _: False)
+    for may_open in (True, False):
+        monkeypatch.setattr(os, "access", lambda *_, may_open=may_open, **__: may_open)
+        (finding,) = device_checks.permissions(Machine((device,), (), tmp_path))
+        assert (finding.state, finding.devices) == (State.MISSING, ("0000:00:01.0",))
+        assert "CAP_SYS_RAWIO" in finding.evidence
+        assert "udev" not in finding.fix
+        assert ("mode 0600" in finding.evidence) is not may_open
 
 
 def test_node_that_is_missing(fake: FakeSysfs) -> None:

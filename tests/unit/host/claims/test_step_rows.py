@@ -27,7 +27,7 @@ def test_what_the_machine_shows_of_it(fake: FakeSysfs) -> None:
     # Of the driver that it is to take, the override is no reason.
     assert found(first, Action.BIND, errno.ENODEV) == []
     assert found(second, Action.BIND, errno.ENODEV) == ["0000:00:02.0 takes the driver x only"]
-    without, mode = found(second, Action.BIND, errno.EINVAL)
+    mode, without = found(second, Action.BIND, errno.EINVAL)
     assert without.startswith("no IOMMU")
     assert "enable_unsafe_noiommu_mode" in mode
     fake.file("module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
