@@ -39,15 +39,20 @@ def devices_argument(completer: Completer = candidates.claimable) -> Callable[[F
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print the steps that would be taken, in order, and take none."
 )
-force_option = click.option(
-    "--force",
-    multiple=True,
-    type=Choice(FORCIBLE),
-    metavar="KIND",
-    help="Override all refusals of this kind, of any member of the groups; may be repeated. Kinds: "
-    + ", ".join(FORCIBLE)
-    + ".",
-)
+
+
+def force_option_of(kinds: Sequence[str], whose: str = "") -> Callable[[Function], Function]:
+    """``--force`` with some of the kinds of refusals; ``whose``: of what they are, after a comma."""
+    return click.option(
+        "--force",
+        multiple=True,
+        type=Choice(kinds),
+        metavar="KIND",
+        help=f"Override all refusals of this kind{whose}; may be repeated. Kinds: {', '.join(kinds)}.",
+    )
+
+
+force_option = force_option_of(FORCIBLE, ", of any member of the groups")
 driver_option = click.option(
     "--driver",
     metavar="NAME",

@@ -8,7 +8,7 @@ import click
 
 from pyiommufd.cli import candidates
 from pyiommufd.cli.arguments import DescribedArgument
-from pyiommufd.cli.changing import check_refusals, dry_run_option, ended_by_signals, force_option, say
+from pyiommufd.cli.changing import check_refusals, dry_run_option, ended_by_signals, force_option_of, say
 from pyiommufd.cli.output import (
     ReadingCommand,
     echo,
@@ -22,6 +22,7 @@ from pyiommufd.host.discovery.devices import find_device
 from pyiommufd.host.mdev import (
     MdevType,
     check_mdev,
+    check_root,
     create_mdev,
     mdev_refusals,
     mdev_types,
@@ -128,6 +129,8 @@ def create(parent: str, type_id: str, uuid: UUID | None, dry_run: bool) -> None:
     """
     kind = check_mdev(parent, type_id, uuid)
     name = str(new_uuid(uuid))
+    if not dry_run:
+        check_root(kind)
     echo(f"{kind.parent.name}: make {name if uuid or not dry_run else 'a device with a new UUID'} of type {kind.id}")
     if not dry_run:
         with ended_by_signals():
@@ -144,7 +147,7 @@ def create(parent: str, type_id: str, uuid: UUID | None, dry_run: bool) -> None:
     metavar=None,
     shell_complete=candidates.mdevs,
 )
-@force_option
+@force_option_of(("held", "unseen"))
 @dry_run_option
 def remove(device: str, force: tuple[str, ...], dry_run: bool) -> None:
     """Remove the mediated device DEVICE.
@@ -155,6 +158,8 @@ def remove(device: str, force: tuple[str, ...], dry_run: bool) -> None:
     The step is printed before it is taken.
     """
     target = find_device(device)
+    if not dry_run:
+        check_root(target)
     print_visibility_note()
     refusals = mdev_refusals(target, force=force)
     check_refusals(refusals, f"the removal of {target.name}")

@@ -8,6 +8,8 @@ from pyiommufd.cli import candidates
 from pyiommufd.cli.arguments import DeviceArgument
 from pyiommufd.cli.changing import dry_run_option, ended_by_signals, say, show_step
 from pyiommufd.cli.output import print_none, print_visibility_note
+from pyiommufd.host.claims import journal
+from pyiommufd.host.claims.record import ClaimState
 from pyiommufd.host.claims.release import release as give_back
 
 
@@ -47,10 +49,22 @@ def release(
     print_visibility_note()
     with ended_by_signals():
         wanted = None if everything else [*devices, *leave]
+        before = _claimed()
         names = give_back(wanted, leave=leave or None, report=show_step, dry_run=dry_run)
     for name in () if dry_run else leave:
         say(f"left where it is, and no longer on record: {name}; pyiommufd rebind is the way to its host driver")
-    if not names:
-        print_none("no claim is kept, or made at boot" if everything else "no device was given back")
-    elif not dry_run:
+    # Those that were on vfio before: mediated ones, say. What is to --leave has its line.
+    still = {*_claimed(), *names}
+    ended = [] if dry_run or leave else [name for name in before if name not in still]
+    if names and not dry_run:
         say(f"given back: {' '.join(names)}")
+    if ended:
+        say(f"no longer claimed, and left as {'it is' if len(ended) == 1 else 'they are'}: {' '.join(ended)}")
+    if not names and not ended:
+        print_none("no claim is kept, or made at boot" if everything and not before else "no device to give back")
+
+
+def _claimed() -> list[str]:
+    """The devices that were asked for in claims that are kept."""
+    kept = [record for record in journal.readable_records() if record.state is ClaimState.KEPT]
+    return list(dict.fromkeys(name for record in kept for name in record.wanted))

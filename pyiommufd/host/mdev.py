@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +134,21 @@ def check_mdev(parent: HostDevice | str | Path, type_id: str, uuid: UUID | str |
     return kind
 
 
+def check_root(target: MdevType | HostDevice) -> None:
+    """Refuse who may not make a device of this type, or remove this device.
+
+    Raises:
+        ClaimError: It takes root.
+        DeviceNotFoundError: The device is no mediated one.
+    """
+    if isinstance(target, MdevType):
+        what, file = "making mediated devices", target.parent.sys_path / _TYPES / target.id / "create"
+    else:
+        what, file = "removing mediated devices", _mediated(target).sys_path / "remove"
+    if file.exists() and not os.access(file, os.W_OK, effective_ids=True):
+        raise ClaimError(f"{what} takes root: {file} cannot be written")
+
+
 def create_mdev(parent: HostDevice | str | Path, type_id: str, uuid: UUID | str | None = None) -> HostDevice:
     """Make a mediated device, which is on a vfio driver at once: it is bound without a claim.
 
@@ -151,8 +167,9 @@ def create_mdev(parent: HostDevice | str | Path, type_id: str, uuid: UUID | str 
         ValueError, TypeError: The UUID is none.
     """
     name = str(new_uuid(uuid))
+    kind = find_mdev_type(parent, type_id)
+    check_root(kind)
     with exclusive_access() as access:
-        kind = find_mdev_type(parent, type_id)
         try:
             access.worker.write(kind.parent.sys_path / _TYPES / type_id / "create", f"{name}\n")
         except StuckError as error:
@@ -181,6 +198,7 @@ def remove_mdev(device: HostDevice | str | Path, *, force: Collection[str] = ())
         ValueError: ``force`` names a kind that cannot be forced.
     """
     device = _mediated(device)
+    check_root(device)
     # A worker without the lock: others may claim and release while this one still waits for a user.
     with exclusive_access(), Worker() as worker:
         if refusals := mdev_refusals(device, force=force):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -83,6 +84,22 @@ def test_refusals(gpu: Path) -> None:
         assert "no room" in run("create", GPU, "i915-GVTg_V5_8", *dry, status=1).stderr
         assert "no type" in run("create", GPU, "nothing", *dry, status=1).stderr
         assert "no mediated one" in run("remove", GPU, *dry, status=1).stderr
+
+
+def test_root_is_asked_for_before_a_step_is_printed(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (gpu / "mdev_supported_types" / TYPE / "create").touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    for what, command in (("making", ("create", GPU, TYPE)), ("removing", ("remove", ONE))):
+        refused = run(*command, status=1)
+        assert refused.stdout == ""
+        assert f"{what} mediated devices takes root" in refused.stderr
+        assert "record" not in refused.stderr
+        assert run(*command, "--dry-run").stdout
+
+
+def test_only_what_can_be_refused_can_be_forced(gpu: Path) -> None:
+    assert "Kinds: held, unseen." in " ".join(run("remove", "--help").stdout.split())
+    run("remove", ONE, "--force", "noiommu", status=2)
 
 
 def test_usage(gpu: Path) -> None:

@@ -63,6 +63,20 @@ def test_none_is_said(arguments: list[str], what: str) -> None:
     assert f"none: {what}" in result.stderr.splitlines()
 
 
+@pytest.mark.usefixtures("device")
+def test_claim_of_what_stays_as_it_is_ends() -> None:
+    """Nothing is given back of what was on vfio before, as mediated devices are."""
+    for release in (["release", DEVICE], ["release", "--all"]):
+        for arguments, said in (
+            (["claim", "--force", "unseen", DEVICE], f"on vfio already, and claimed there: {DEVICE}"),
+            ([*release, "--dry-run"], "none: no device to give back"),
+            (release, f"no longer claimed, and left as it is: {DEVICE}"),
+        ):
+            result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+            assert (result.exit_code, result.stdout) == (0, ""), result.output
+            assert said in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["list", "--driver", "nvme"], ["groups", "--shared"], ["holders", DEVICE], ["claims"]]
 )
