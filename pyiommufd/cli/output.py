@@ -144,13 +144,22 @@ def _escaped(line: str) -> EscapedText:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table: columns as wide as what is in them, the last one on a terminal cut to fit. None is shown as ``-``."""
+    """A table: columns as wide as what is in them. None is shown as ``-``.
+
+    On a terminal that is too narrow the last column is cut to fit, and a long first cell, such as a UUID, stands on a
+    line of its own.
+    """
     table = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
+    if sum(widths[:-1]) + 2 * len(widths[:-1]) + min(widths[-1], _LEAST) > _columns():
+        widths[0] = max(len(text) for text in (head[0], *(row[0] for row in table)) if len(text) <= _LEAST)
     lines = [style("  ".join(map(str.ljust, head, widths)).rstrip(), bold=True)]
     before = sum(widths[:-1]) + 2 * len(widths[:-1])
     for row in table:
         row[-1] = _cut(row[-1], _columns() - before)
+        if len(row[0]) > widths[0]:
+            lines.append(EscapedText(row[0]))
+            row[0] = ""
         padded = zip(row, map(str.ljust, row, widths), strict=True)
         cells = (style(cell) + text[len(cell) :] if cell in COLOURS else text for cell, text in padded)
         lines.append(EscapedText("  ".join(cells).rstrip()))

@@ -123,6 +123,25 @@ def test_every_command_says_whose_dma_it_is(gpu: Path) -> None:
         assert "its parent's driver does its DMA" in result.stdout, result.output
 
 
+@pytest.mark.parametrize("columns", [80, 200])
+def test_tables_fit_a_terminal(
+    gpu: Path, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a UUID would make the columns too wide, it has its own line."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in (["list"], ["mdev", "list"]):
+        cli.main(command, standalone_mode=False)
+        lines = click.unstyle(capsys.readouterr().out).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert (ONE in lines) is (columns == 80)
+        # The columns are where the head says.
+        head, row = (
+            line for line in lines if line.startswith("DEVICE") or line.rstrip().endswith(" 7") or " 7  " in line
+        )
+        assert row[head.index("GROUP")] == "7"
+
+
 def test_completion(gpu: Path, fake: FakeSysfs) -> None:
     assert completed("create", "") == completed("list", "") == [GPU]
     assert completed("create", GPU, "") == [TYPE, "i915-GVTg_V5_8"]
