@@ -11,6 +11,7 @@ load it runs. What it does DMA to is not saved.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from pyiommufd import IOMMUFD, IOMMUFDError, MigrationFlag, MigrationProgress, MigrationState, find_device
@@ -20,25 +21,40 @@ def say(progress: MigrationProgress) -> None:
     print(f"{progress.state.name}: {progress.copied} bytes", file=sys.stderr)
 
 
-def main() -> None:
+def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("device", metavar="DEVICE")
     parser.add_argument("what", metavar="save|load", choices=["save", "load"])
     given = parser.parse_args()
+    if (sys.stdout if given.what == "save" else sys.stdin) is None:
+        sys.exit(f"std{'out' if given.what == 'save' else 'in'} is closed: the data go through it")
     host = find_device(given.device)
     with IOMMUFD() as iommufd:
         migration = iommufd.bind(host).migration
         if given.what == "save":
             precopy = MigrationFlag.PRE_COPY in migration.flags
             migration.save(sys.stdout.buffer, precopy=precopy, progress=say)
-            sys.stdout.buffer.flush()
         else:
             migration.load(sys.stdin.buffer, progress=say)
             migration.set_state(MigrationState.RUNNING)
 
 
-if __name__ == "__main__":
+def main() -> int:
     try:
-        main()
-    except (IOMMUFDError, OSError) as error:
-        sys.exit(str(error))
+        run()
+    except KeyboardInterrupt as error:
+        print("\n".join(["interrupted", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return 130
+    except IOMMUFDError as error:
+        print(error.for_command(), file=sys.stderr)
+        return 1
+    except OSError as error:  # of the other side; where the device is then stands in the notes
+        print("\n".join([str(error), *getattr(error, "__notes__", ())]), file=sys.stderr)
+        # What could not be written is not tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
