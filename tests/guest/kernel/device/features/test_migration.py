@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -37,7 +38,7 @@ from pyiommufd import (
 from pyiommufd.uapi import device_ioctls, raw
 from tests.guest.threads import run_all
 from tests.opcodes import opcodes
-from tests.patience import patience
+from tests.patience import patience, until
 from tests.sweeps import sample
 
 S: TypeAlias = MigrationState
@@ -64,6 +65,13 @@ def held(device: Device, length: int) -> list[bytes]:
         region = device.region(port)
         found.append(region.read(SCRATCH, 1) + b"".join(region.read(DATA, 1) for _ in range(length)))
     return found
+
+
+def links(pid: int) -> bytes:
+    """What the fds of a process are of."""
+    with contextlib.suppress(FileNotFoundError):  # one that was closed meanwhile
+        return b" ".join(bytes(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return b""
 
 
 def saved(device: Device) -> bytes:
@@ -230,6 +238,25 @@ def test_between_two_processes(serial: Device, serial_names: tuple[str, str]) ->
     done = subprocess.run(command, capture_output=True, check=True)
     assert len(done.stdout) == SIZE
     assert done.stderr.decode() == f"PRE_COPY: {HEADER} bytes\nSTOP_COPY: {SIZE} bytes\n"
+
+
+def test_example_that_fails_or_is_interrupted(serial: Device) -> None:
+    """It says where the device is."""
+    name, piece = serial.name, saved(serial)[:50]
+    serial.close()
+    command = [sys.executable, "examples/migrate.py", name]
+    with subprocess.Popen([*command, "load"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as loads:
+        assert loads.stdin is not None
+        assert loads.stderr is not None
+        loads.stdin.write(piece)
+        loads.stdin.flush()
+        until(lambda: b"mtty_mig" in links(loads.pid), "it is RESUMING")
+        loads.send_signal(signal.SIGINT)
+        said = loads.stderr.read().decode()
+    assert (loads.returncode, said.splitlines()[-2:]) == (130, ["interrupted", f"{name} is RUNNING now"])
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*command, "save"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"{name} is RUNNING now")
 
 
 @pytest.mark.long
