@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Mapping, Sequence
 
 from pyiommufd.diagnose import fixes
 from pyiommufd.errors import Cause, Fix, GroupNotViableError, IoctlError, ioctl_error
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.vf_token import takes_token
-from pyiommufd.host.holders import Holder
+from pyiommufd.host.holders import Holder, in_words
 from pyiommufd.host.rows import Row, Rows, Subject, causes_found
 from pyiommufd.host.running_kernel import interrupts_isolated, unsafe_interrupts_allowed
 from pyiommufd.printable import listed
@@ -23,10 +25,8 @@ _REMAP = (
 _NO_ISOLATION = "the platform does not isolate the interrupts of devices from each other"
 _BOUND = "this fd is bound already"
 _ANEW = "use what it is bound as, or close that and open the node anew"
-_OWN = Fix(
-    "use that Device, or close() it first: it is among the devices of the IOMMUFD object that bound it",
-    "use that fd, or close it first",
-)
+_OPEN = "another process has the device open"
+_CLOSE = "end that use, its mappings as well; bind takes the only one"
 _WITHOUT_TOKEN = Fix(
     "bind without token=", "bind without VFIO_DEVICE_BIND_FLAG_TOKEN; pyiommufd run and caps without --vf-token"
 )
@@ -41,7 +41,9 @@ _TOKEN_OF_USERS = Fix(
 _ONE_IOMMUFD = "bind all devices of a group to one iommufd, or end that use"
 
 
-def bind_error(code: int, device: HostDevice, fd: int, *, token: bool) -> IoctlError:
+def bind_error(
+    code: int, device: HostDevice, fd: int, *, token: bool, owners: Mapping[int, str] | None = None
+) -> IoctlError:
     """The exception for a refused bind, with what this machine shows of the reason.
 
     Args:
@@ -49,9 +51,10 @@ def bind_error(code: int, device: HostDevice, fd: int, *, token: bool) -> IoctlE
         device: What was to be bound.
         fd: The cdev's fd that it was to be bound through, which is no other user of the device.
         token: Whether a VF token was given.
+        owners: The objects of this process that have devices bound, in words, by their fds.
     """
     group = device.group
-    seen = causes_found(BIND.get((REQUEST, code), ()), Subject(device, group, fd, token=token))
+    seen = causes_found(BIND.get((REQUEST, code), ()), Subject(device, group, fd, token=token, owners=owners or {}))
     causes = seen.found or seen.possible
     blockers = group.blockers if group is not None and code == errno.EPERM else ()
     if blockers:
@@ -137,14 +140,26 @@ def _bound_already(subject: Subject) -> tuple[Cause, ...] | None:
 
 
 def _open_elsewhere(subject: Subject) -> tuple[Cause, ...] | None:
+    # The kernel counts those that are bound. Of another process's fd this cannot be seen.
+    others = [one for one in subject.others(subject.device) if one.own_fd is None or _is_bound(one.own_fd)]
+    own = [one for one in others if one.pid == os.getpid()]
     return subject.causes(
-        Cause("the device is open through another fd as well", str(holder), "close that one; bind takes the only one")
-        if holder.own_fd is None
-        else Cause("this process has bound the device already", str(holder), *_OWN)
-        for holder in subject.others(subject.device)
-        # The kernel counts those that are bound. Of another process's fd this cannot be seen.
-        if holder.own_fd is None or _is_bound(holder.own_fd)
+        [
+            *(Cause("this process has the device bound", text, *_of_own(own, subject)) for text in in_words(own)),
+            *(Cause(_OPEN, text, _CLOSE) for text in in_words(one for one in others if one not in own)),
+        ]
     )
+
+
+def _of_own(own: Sequence[Holder], subject: Subject) -> Fix:
+    fds = [one.own_fd for one in own if one.own_fd is not None]
+    objects = [subject.owners[fd] for fd in fds if fd in subject.owners]
+    if not fds:
+        return Fix("close the windows of its regions first", "unmap its regions first")
+    use = f"take fd {fds[0]} over by Device.from_fd(), or close it first"
+    if objects:
+        use = f"use {objects[0]}, or close() {'it' if len(objects) == 1 else f'all {len(objects)} Devices of it'} first"
+    return Fix(use, f"use fd {fds[0]}, or close it first")
 
 
 def _firmware(subject: Subject) -> tuple[Cause, ...]:
@@ -214,8 +229,7 @@ BIND: Rows = {
     ),
     (REQUEST, errno.EINVAL): (
         Row(_BOUND, _ANEW, _bound_already),
-        Row("the device is open through another fd as well", "close that one; bind takes the only one",
-            _open_elsewhere),
+        Row("the device is bound already, through another fd", _CLOSE, _open_elsewhere),
         Row("firmware wants addresses of the group mapped one to one",
             "the device cannot be given to user space, unless firmware can be told otherwise", _firmware),
         Row("a VF token was given for a device without SR-IOV, or for a VF whose PF is on no vfio driver; or to a "

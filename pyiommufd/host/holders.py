@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.namespaces import namespace
 from pyiommufd.host.uses.processes import descriptors, process_words
-from pyiommufd.printable import OneLine, printable
+from pyiommufd.printable import OneLine, listed, printable
 
 _DELETED = " (deleted)"  # what the kernel adds to the name of a node that has been removed
 
@@ -65,6 +66,14 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
         if devices and process.name.isdigit():
             found += _held_by(process, wanted)
     return tuple(sorted(found, key=lambda holder: (holder.pid, holder.node, holder.how)))
+
+
+def in_words(found: Iterable[Holder]) -> list[str]:
+    """Holders for a message: each process once for a node, with what it has of it."""
+    ways: dict[tuple[int, str, str], list[str]] = {}
+    for holder in found:
+        ways.setdefault((holder.pid, holder.command, holder.node), []).append(holder.how)
+    return [str(Holder(*whose, listed(how))) for whose, how in ways.items()]
 
 
 def group_node(device: HostDevice) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pyiommufd.errors import Cause, Fix
@@ -25,6 +25,7 @@ class Subject:
         fd: The fd through which this process asked, which is no other user of the device; None: another process did.
         driver: The driver that was to take the device; None: not known.
         token: Whether a bind was asked for with a VF token; None: not known.
+        owners: The objects of this process that have devices bound, in words, by their fds.
     """
 
     device: HostDevice
@@ -32,6 +33,7 @@ class Subject:
     fd: int | None = None
     driver: str | None = None
     token: bool | None = None
+    owners: Mapping[int, str] = field(default_factory=dict)
 
     def others(self, *devices: HostDevice) -> list[Holder]:
         """Who holds these devices, or their groups, but for the fd that was asked through."""

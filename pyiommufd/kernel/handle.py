@@ -65,6 +65,12 @@ def check_unowned(fd: int) -> None:
             raise ValueError(f"fd {fd} belongs to {reference()!r}, which closes it; give a copy: os.dup({fd})")
 
 
+def owners(kind: type[Handle]) -> dict[int, str]:
+    """The open handles of a kind, in words, by their fds."""
+    found = ((file.fd, reference()) for file, reference in list(_open.values()))
+    return {fd: repr(handle) for fd, handle in found if fd >= 0 and isinstance(handle, kind)}
+
+
 class Handle(Closing):
     """An owner of one fd.
 

@@ -31,7 +31,7 @@ from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.kernel.device.device import Device
 from pyiommufd.kernel.device.device_file import DeviceFile
-from pyiommufd.kernel.handle import Handle, character_device, check_unowned
+from pyiommufd.kernel.handle import Handle, character_device, check_unowned, owners
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.memory.ioas import IOAS
@@ -40,6 +40,7 @@ from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
 from pyiommufd.uapi import ioctls
 
 _STAYS = "it stays in the kernel, with nothing that this process has mapped, until the iommufd's last fd is closed"
+_LEFT = f"{_STAYS}; to have it go, detach() before the close what others have, which ends its DMA for all"
 
 
 class IOMMUFD(Handle):
@@ -178,8 +179,9 @@ class IOMMUFD(Handle):
                 ioctls.bind(file._live(), device._c, device._file, token)
             except IoctlError as error:
                 file._live()  # raises where it was closed meanwhile
+                fd, given = file._live().fd, token is not None
                 raise bind_error(
-                    error.errno or 0, _as_it_is_now(host), file._live().fd, token=token is not None
+                    error.errno or 0, _as_it_is_now(host), fd, token=given, owners=owners(Device)
                 ) from None
             finally:
                 if device.closed:
@@ -387,9 +389,8 @@ class IOMMUFD(Handle):
                             case [InUseError() as error]:
                                 errors[-1] = made._in_use(error.users, _STAYS)
                             case [BusyError() as error]:
-                                errors[-1] = ioctl_error(
-                                    error.request, error.errno or 0, error.target, (Cause("others use it", "", _STAYS),)
-                                )
+                                cause = Cause("others use it, or a device that is open elsewhere as well", "", _LEFT)
+                                errors[-1] = ioctl_error(error.request, error.errno or 0, error.target, (cause,))
                         made._release()
                 attempt(self._close_fd)
             finally:

@@ -21,7 +21,7 @@ from pyiommufd.host.claims.step_rows import step_causes
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
 from pyiommufd.host.discovery.devices import HostDevice, find_group, from_sys_path
 from pyiommufd.host.discovery.sriov import virtual_functions
-from pyiommufd.host.holders import holders
+from pyiommufd.host.holders import holders, in_words
 from pyiommufd.host.persistent import boot_unit, claim_file
 from pyiommufd.host.worker import StuckError, Worker
 
@@ -202,7 +202,7 @@ class Transaction:
             except IOMMUFDError as error:
                 if step.action is Action.LOAD_DRIVER:
                     error = ClaimError(
-                        f"{step.target} stays as it is", error, _leave("to give the rest back and", before.name)
+                        f"{step.target} stays as it is", error, _leave(_same("to give the rest back and"), before.name)
                     )
                 errors.append(error)
             else:
@@ -247,14 +247,17 @@ class Transaction:
         errors: list[BaseException] = []
         devices = [state for state in reversed(self.record.devices) if state.name not in leave]
         held = _held_groups(devices)
+        said: dict[tuple[str, ...], str] = {}
         for before in devices:
             try:
                 check_not_stuck(self.record, before)
                 steps = steps_to_restore(before, self._access.worker.read)
                 if steps and (users := held.get(before.name)):
+                    like = said.setdefault(tuple(users), before.name)
+                    why = f", as {like} does" if like != before.name else f": {'; '.join(users)}"
                     raise ClaimError(
-                        f"{before.name} stays as it is: {'; '.join(users)}",
-                        _leave("end that, and try again, or", before.name),
+                        f"{before.name} stays as it is{why}",
+                        _leave(_same("end that, and try again, or"), before.name),
                     )
                 for step in steps:
                     self._check_unused(step, before.name)
@@ -389,24 +392,27 @@ class Transaction:
             ClaimError: It uses it.
         """
         found: list[object] = []
-        devices = []
+        devices, kept = [], list[str]()
         if step.action is Action.UNBIND:
             devices = [device for device in [from_sys_path(step.folder)] if drivers.is_on_host_driver(device)]
         elif step.action is Action.SET_VFS:
             devices = [from_sys_path(path) for path in virtual_functions(step.folder)]
             names = {device.name for device in devices}
-            found += [
-                f"{name}: it is claimed by {journal.describe_owner(other)}"
-                for other in (self._others() if names else ())
-                for name in sorted(names & other.names)
-            ]
+            for other in self._others() if names else ():
+                claimed = sorted(names & other.names)
+                found += [f"{name}: it is claimed by {journal.describe_owner(other)}" for name in claimed]
+                if other.state is ClaimState.KEPT:
+                    kept += claimed
         if devices:
             found += [refusal for refusal in uses.refusals(*devices) if refusal.kind not in self._force]
         if found:
-            way = "end that, and try again"
+            end = _same("end that")
+            if kept:
+                end = Fix(f"release({kept!r})", f"pyiommufd release {' '.join(kept)}")
+            way = Fix(*(f"{how}, and try again" for how in end))
             raise ClaimError(
                 f"{step.target} stays as it is, being in use by now: {'; '.join(map(str, found))}",
-                _leave(f"{way}, or", name) if name else Fix(way, way),
+                _leave(Fix(*(f"{how}, or" for how in way)), name) if name else way,
             )
 
     def _forget(self, name: str) -> None:
@@ -439,10 +445,17 @@ class Transaction:
             _log.warning("the record cannot be written (%s); the release continues", error)
 
 
-def _leave(way: str, name: str) -> Fix:
+def _same(text: str) -> Fix:
+    return Fix(text, text)
+
+
+def _leave(way: Fix, name: str) -> Fix:
     """What to do about a device that cannot be given back; ``way`` is what comes first."""
-    text = f"{way} leave it as it is for good"
-    return Fix(f"{text}: release([{name!r}], leave=[{name!r}])", f"{text}: pyiommufd release --leave {name}")
+    text = "leave it as it is for good"
+    return Fix(
+        f"{way.python} {text}: release([{name!r}], leave=[{name!r}])",
+        f"{way.command} {text}: pyiommufd release --leave {name}",
+    )
 
 
 def check_not_stuck(record: ClaimRecord, before: DeviceState) -> None:
@@ -503,7 +516,7 @@ def _held_groups(states: Iterable[DeviceState]) -> dict[str, list[str]]:
     if not seen and not unseen:
         return {}
     return {
-        name: [*map(str, holders(*found)), *(str(one.reason) for one in unseen if one.device in map(str, found))]
+        name: [*in_words(holders(*found)), *(str(one.reason) for one in unseen if one.device in map(str, found))]
         for name, found in concerned.items()
         if found
     }

@@ -85,7 +85,8 @@ class Device(Attachable):
         it has closed it. Where this fails the fd stays the caller's. Registers, interrupts, resets and features work as
         they do where it was bound. What the other process has attached or enabled cannot be asked: previews and
         `DMAChange` say ``unknown``, `page_table` is what this object has attached, and an attach where the other
-        process has attached is a replace to the kernel.
+        process has attached is a replace to the kernel. Its close detaches nothing while others have the device: they
+        may have attached it elsewhere since. `detach` it before where what this object has attached it to is to go.
 
         Args:
             fd: The file descriptor, as it came over a socket or through an exec.

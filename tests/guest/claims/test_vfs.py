@@ -213,6 +213,12 @@ def test_step_that_hangs_is_told_of_in_time_and_the_rest_is_rolled_back(
 def test_functions_that_somebody_has_keep_their_device_where_it_is(pf: HostDevice, sriov_by_vfio: None) -> None:
     claim = plan_claim(pf).apply()
     (function,) = set_vfs(pf, 1).devices
+    kept = plan_claim(function).apply(keep=True)
+    with pytest.raises(CloseError) as caught:
+        claim.release()
+    assert f"claimed by a kept claim; release(['{function.name}']), and try again, or leave it" in str(caught.value)
+    assert f"; pyiommufd release {function.name}, and try again" in caught.value.for_command()
+    kept.release()
     with plan_claim(function).apply():
         with pytest.raises(CloseError, match="nothing was changed") as caught:
             claim.release()

@@ -157,7 +157,7 @@ def test_device_open_elsewhere(prove: Prover, claimed: Claim, iommufd: IOMMUFD, 
         stop()
     with held_by_another(lambda: IOMMUFD().bind(first)) as stop:
         prove("the device is open elsewhere", BIND, errno.EINVAL, lambda: iommufd.bind(first),
-              lambda cause: stop(), cause="open through another fd", says="close that one")  # fmt: skip
+              lambda cause: stop(), cause="another process has the device open", says="end that use")  # fmt: skip
 
 
 def test_device_bound_twice(prove: Prover, claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:

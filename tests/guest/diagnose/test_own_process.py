@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from pyiommufd import IOMMUFD, Claim, Device, DeviceFile, HostDevice, IoctlError
+from pyiommufd import IOMMUFD, Claim, CloseError, Device, DeviceFile, HostDevice, IoctlError
 
 
 def evidence(device: Device) -> str:
@@ -24,13 +24,33 @@ def test_device_that_is_bound_already(claimed: Claim, iommufd: IOMMUFD, first: H
             asked.bind(first)
         assert caught.value.errno == errno.EINVAL
         (cause,) = caught.value.causes
-        assert cause.summary == "this process has bound the device already"
+        assert cause.summary == "this process has the device bound"
         assert cause.evidence == evidence(device)
         # The two ways out that it names.
-        assert "close() it first: it is among the devices of the IOMMUFD object that bound it" in cause.fix
-        assert device in iommufd.devices
+        assert cause.fix == f"use {device!r}, or close() it first"
         device.close()
         asked.bind(first).close()
+
+
+def test_each_fd_of_one_device_is_named_in_one_cause(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+    """Of an object, of a copy that none has, and a mapping; a release says so once for the group."""
+    device = iommufd.bind(first)
+    copy = os.dup(device.fileno())
+    with device.region(0).map(), Device.from_fd(os.dup(copy), iommufd) as twin:
+        with pytest.raises(IoctlError) as caught:
+            iommufd.bind(first)
+        (cause,) = caught.value.causes
+        assert cause.evidence == f"{evidence(device)}, fd {copy}, fd {twin.fileno()} and 1 more"
+        assert cause.fix == f"use {device!r}, or close() all 2 Devices of it first"
+        with pytest.raises(CloseError) as left:
+            claimed.release()
+        assert str(left.value).count("holds") == 1
+        assert str(left.value).count("stays as it is, as ") == len(left.value.errors) - 1
+    device.close()
+    with pytest.raises(IoctlError) as caught:
+        iommufd.bind(first)
+    assert caught.value.causes[0].fix == f"take fd {copy} over by Device.from_fd(), or close it first"
+    os.close(copy)
 
 
 def test_file_that_is_open_and_not_bound_is_not_blamed(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:

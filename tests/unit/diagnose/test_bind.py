@@ -76,8 +76,16 @@ def test_interrupts_that_are_not_remapped_come_first(
 def test_second_open_is_named(host_facts: dict[str, object]) -> None:
     host_facts["holders"] = (Holder(4711, "qemu", "/dev/vfio/devices/vfio0", "fd 20"),)
     (cause,) = bind_error(errno.EINVAL, TARGET, 9, token=False).causes
-    assert "another fd" in cause.summary
+    assert cause.summary == "another process has the device open"
     assert "4711" in cause.evidence
+
+
+def test_process_is_named_once(host_facts: dict[str, object]) -> None:
+    host_facts["holders"] = tuple(
+        Holder(4711, "qemu", "/dev/vfio/devices/vfio0", how) for how in ("fd 20", "fd 21", "mapping")
+    )
+    (cause,) = bind_error(errno.EINVAL, TARGET, 9, token=False).causes
+    assert cause.evidence == "pid 4711 (qemu) holds /dev/vfio/devices/vfio0 by fd 20, fd 21, mapping"
 
 
 def test_legacy_user_is_named(host_facts: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from pyiommufd import (
     IOMMUFD,
     Claim,
+    CloseError,
     Device,
     DeviceFile,
     DMABuffer,
@@ -162,6 +163,22 @@ def test_closed_with_the_iommufd_it_is_still_the_other_process_that_has_it(passe
             another.bind(first)
         passed.end()
         another.bind(first).close()
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_closed_while_the_other_process_has_it(passed: Passed, buffer: DMABuffer, detach: bool) -> None:
+    """Its close detaches nothing; what it was attached to can go once it was detached."""
+    with Device.from_fd(passed.fd, passed.iommufd) as device:
+        ioas = passed.iommufd.alloc_ioas()
+        ioas.map(buffer, iova=IOVA)
+        device.attach(ioas)
+        if detach:
+            device.detach()
+    if detach:
+        passed.iommufd.close()
+        return
+    with pytest.raises(CloseError, match=rf"{ioas!r}: EBUSY .*\n.*detach\(\) before the close what others have"):
+        passed.iommufd.close()
 
 
 def test_what_is_no_bound_device_of_this_iommufd(
