@@ -29,9 +29,25 @@ MEDIATED = Row(
 )
 
 
+_NO_INFO = Row(
+    "the device is a mediated one: no IOMMU is before it, and so there is nothing to tell",
+    "do without: its parent's driver reaches what is mapped for it",
+    lambda subject: mediated_info_causes(subject.device),
+)
+
+
 def mediated_causes(device: HostDevice) -> tuple[Cause, ...]:
     """That a device is a mediated one, where it is."""
-    return (MEDIATED.cause(f"it is on the bus {device.subsystem}"),) if device.is_mediated else ()
+    return _of_mediated(MEDIATED, device)
+
+
+def mediated_info_causes(device: HostDevice) -> tuple[Cause, ...]:
+    """That nothing is told of the IOMMU of a device that is a mediated one, where it is."""
+    return _of_mediated(_NO_INFO, device)
+
+
+def _of_mediated(row: Row, device: HostDevice) -> tuple[Cause, ...]:
+    return (row.cause(f"it is on the bus {device.subsystem}"),) if device.is_mediated else ()
 
 
 def _plain_tables_only(subject: Subject) -> tuple[Cause, ...] | None:
@@ -115,7 +131,7 @@ OBJECTS: Rows = {
         Row("no IOMMU covers the device, so there is nothing to tell", _DO_WITHOUT, _not_covered),
         Row("this kernel, or this IOMMU's driver, tells nothing", "use a newer kernel"),
     ),
-    (_INFO, errno.ENOENT): (MEDIATED, Row("there is no device of that id", "bind a device")),
+    (_INFO, errno.ENOENT): (_NO_INFO, Row("there is no device of that id", "bind a device")),
     (_VIOMMU, errno.EOPNOTSUPP): (Row("this IOMMU has no virtual instances of that type", "emulate it otherwise"),),
     (_VDEVICE, errno.EEXIST): (
         Row("the device, or that virtual id, has a virtual device already", "close that one first"),

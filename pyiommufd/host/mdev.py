@@ -109,7 +109,10 @@ def find_mdev_type(parent: HostDevice | str | Path, type_id: str) -> MdevType:
     Raises:
         DeviceNotFoundError: There is no such device, it is no parent of mediated devices, or has no such type.
         NotFoundError: Nothing on this machine is such a parent.
+        TypeError: The id is no str.
     """
+    if not isinstance(type_id, str):
+        raise TypeError(f"a type is named by its id, a str such as 'mtty-1', not by {type(type_id).__name__}")
     if not _parents():
         raise _no_parent()
     folder = _parent(parent)
@@ -237,7 +240,10 @@ def new_uuid(uuid: UUID | str | None) -> UUID:
         return uuid or uuid4()
     if not isinstance(uuid, str):
         raise TypeError(f"a UUID is a UUID or a str, not {type(uuid).__name__}")
-    return UUID(uuid)
+    try:
+        return UUID(uuid)
+    except ValueError:
+        raise ValueError(f"{uuid!r} is not a UUID, which a mediated device's name has to be") from None
 
 
 def _mediated(device: HostDevice | str | Path) -> HostDevice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from pathlib import Path
 
@@ -22,8 +23,11 @@ def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
     Raises:
         ClaimError: The device cannot have so many.
         DeviceNotFoundError: There is no such device.
-        ValueError: The count is negative.
+        ValueError, TypeError: The count is negative, or no int.
     """
+    if isinstance(count, bool):
+        raise TypeError("a number of virtual functions is an int, not a bool")
+    count = operator.index(count)
     if count < 0:
         raise ValueError(f"a device has no {count} virtual functions")
     device = as_device(device)
@@ -45,7 +49,7 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
     Raises:
         ClaimError: The device cannot have so many.
         DeviceNotFoundError: There is no such device.
-        ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
+        ValueError, TypeError: The count is negative, or no int; or ``force`` names a kind that cannot be forced.
     """
     kinds = uses.forced(force)
     device = as_device(device)
@@ -83,7 +87,7 @@ def set_vfs(
             another process's claim has the device that they would be taken from.
         ClaimError: The device cannot have so many, its driver makes none, or the caller is not root.
         DeviceNotFoundError: There is no such device.
-        ValueError: The count is negative, or ``force`` names a kind that cannot be forced.
+        ValueError, TypeError: The count is negative, or no int; or ``force`` names a kind that cannot be forced.
     """
     device = as_device(device)
     with exclusive_access() as access:

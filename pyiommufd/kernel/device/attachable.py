@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.attach import REQUEST, attach_error
-from pyiommufd.diagnose.objects import mediated_causes
+from pyiommufd.diagnose.objects import mediated_info_causes
 from pyiommufd.errors import (
     AlreadyAttachedError,
     Cause,
@@ -402,7 +402,7 @@ class Attachable(Handle):
         except IoctlError as error:
             self._live()  # raises where it was closed meanwhile
             code = error.errno or 0
-            causes = mediated_causes(self._device) if code == errno.ENOENT else ()
+            causes = mediated_info_causes(self._device) if code == errno.ENOENT else ()
             raise ioctl_error("IOMMU_GET_HW_INFO", code, self.name, causes) from None
 
     def alloc_hwpt(

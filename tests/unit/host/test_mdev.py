@@ -84,8 +84,10 @@ def test_refused_before_it_is_tried(gpu: Path) -> None:
 
 @pytest.mark.parametrize(("given", "error"), [("x", ValueError), (1, TypeError)])
 def test_no_uuid(given: str, error: type[Exception]) -> None:
-    with pytest.raises(error):
+    with pytest.raises(error, match=f"{given!r} is not a UUID" if error is ValueError else "not int"):
         new_uuid(given)
+    with pytest.raises(TypeError, match=r"named by its id, a str .*, not by int"):
+        check_mdev("mtty", 3)  # type: ignore[arg-type]
 
 
 def test_new_uuids_differ() -> None:

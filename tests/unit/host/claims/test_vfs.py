@@ -45,6 +45,12 @@ def test_from_one_to_the_other(folder: Path) -> None:
     assert vfs_of(NAME).count == 2
 
 
+@pytest.mark.parametrize(("count", "error"), [("3", TypeError), (True, TypeError), (2.0, TypeError), (-1, ValueError)])
+def test_what_is_no_number_of_functions(folder: Path, count: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        vfs_steps(NAME, count)  # type: ignore[arg-type]
+
+
 def test_device_without_sriov(fake: FakeSysfs) -> None:
     fake.pci(NAME)
     assert vfs_of(NAME) == VFs(0, 0, ())
