@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import io
 import itertools
 import os
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, ClassVar
+from uuid import UUID
 
 import pytest
 
@@ -22,6 +24,7 @@ from pyiommufd import (
     ClosedError,
     CloseError,
     Device,
+    DeviceFeature,
     DeviceFile,
     DMABuffer,
     DMAMapping,
@@ -199,12 +202,13 @@ INERT: dict[type, frozenset[str]] = {
     Device: frozenset(
         {"closed", "pid", "in_child", "id", "name", "host", "iommufd", "bind_change"}
         | {"page_table", "page_table_for", "page_tables", "interrupts", "reset_methods"}
+        | {"dma_logging", "from_fd", "graphics", "low_power", "migration"}
     ),
     IOAS: KERNEL_OBJECT | {"mappings", "hwpts", "ioas"},
     HWPT: KERNEL_OBJECT | {"ioas", "host", "flags", "fault_queue"},
     FaultQueue: KERNEL_OBJECT,
-    DMAMapping: frozenset({"iova", "length", "mapped", "ranges"}),
-    DMAMappings: frozenset({"iovas", "length", "mapped", "ranges"}),
+    DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "revoked"}),
+    DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "revoked"}),
     Window: frozenset({"closed", "offset", "length"}),
     DeviceFile: frozenset({"closed", "pid", "in_child", "name", "device", "from_fd"}),
     Claim: frozenset({"devices", "kept", "plan", "released"}),
@@ -249,6 +253,9 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "hot_reset": device.hot_reset,
             "hot_reset_info": device.hot_reset_info,
             "watch_removal": device.watch_removal,
+            "feature": lambda: device.feature(DeviceFeature.LOW_POWER_EXIT).probe(),
+            "set_vf_token": lambda: device.set_vf_token(UUID(int=1)),
+            "zpci_error": device.zpci_error,
         },
         IOAS: {
             "map": lambda: ioas.map(fresh, iova=IOVA),
@@ -319,6 +326,14 @@ def test_use_after_close_is_refused_whatever_was_used(
         "Region.read": lambda: region.read(0, 4),
         "Region.write": lambda: region.write(0, bytes(4)),
         "Region.map": region.map,
+        "Region.export_dma_buf": region.export_dma_buf,
+        "DMALogging.start": lambda: scene.device.dma_logging.start([(0, PAGE - 1)]),
+        "DMALogging.stop": scene.device.dma_logging.stop,
+        "Graphics.plane": scene.device.graphics.plane,
+        "LowPower.enter": scene.device.low_power.enter,
+        "LowPower.exit": scene.device.low_power.exit,
+        "Migration.state": lambda: scene.device.migration.state,
+        "Migration.save": lambda: scene.device.migration.save(io.BytesIO()),
     }
     for kind, named in calls.items():
         for name, call in named.items():
@@ -333,6 +348,7 @@ def test_use_after_close_is_refused_whatever_was_used(
     scene.mappings.unmap()
     with pytest.raises(ValueError, match="closed"):
         scene.buffer.read_byte()
+    assert (scene.mapping.revoked, scene.mappings.revoked) == (False, False)
     assert (scene.mapping.mapped, scene.mappings.mapped, scene.mappings.iovas) == (False, False, (2 * IOVA, 3 * IOVA))
 
 
