@@ -273,7 +273,7 @@ class Migration:
                 ERROR; or it knows no PRE_COPY.
             MigrationError: The device refused; or something else has reset it or changed its state meanwhile, and
                 it is left as it is.
-            TypeError, ValueError: That is no binary file to write to, or its `write` is not like one's.
+            TypeError, ValueError: That is no binary file to write to, or its ``write`` is not like one's.
             UnsupportedError, IoctlError, ClosedError, ForkedError: As for `flags`.
         """
         _check(file, "write", progress)
