@@ -6,18 +6,16 @@ import asyncio
 import contextlib
 import functools
 import io
-import itertools
 import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 
@@ -25,46 +23,17 @@ from pyiommufd import (
     IOMMUFD,
     ClosedError,
     Device,
-    ForkedError,
-    IoctlError,
     MigrationError,
-    MigrationFlag,
     MigrationPathError,
     MigrationProgress,
-    MigrationState,
-    UnsupportedError,
-    uapi,
 )
-from pyiommufd.uapi import device_ioctls, raw
+from tests.guest.kernel.device.features.mtty import HEADER, SIZE, WITH_DATA, Broken, S, bring, fill, held, saved
 from tests.guest.threads import run_all
 from tests.opcodes import opcodes
 from tests.patience import patience, until
 from tests.sweeps import sample
 
-S: TypeAlias = MigrationState
 FILES = ("pyiommufd/kernel/device/features/", "pyiommufd/kernel/handle.py", "pyiommufd/uapi/")
-# Registers: the FIFO, which gives back what was written to it; what empties it; one without effect.
-DATA, CONTROL, SCRATCH = 0, 2, 7
-HEADER, SIZE = 24, 96  # bytes of an mtty's data: what comes first, and all
-WITH_DATA = (S.PRE_COPY, S.PRE_COPY_P2P, S.STOP_COPY, S.RESUMING)
-
-
-def fill(device: Device, text: bytes) -> None:
-    """Have both ports hold it, and one more byte in a register."""
-    for port in (0, 1):
-        device.region(port).write(CONTROL, b"\x07")
-        device.region(port).write(SCRATCH, text[:1])
-        for byte in text:
-            device.region(port).write(DATA, bytes([byte]))
-
-
-def held(device: Device, length: int) -> list[bytes]:
-    """What each port has in its register and gives back from its FIFO."""
-    found = []
-    for port in (0, 1):
-        region = device.region(port)
-        found.append(region.read(SCRATCH, 1) + b"".join(region.read(DATA, 1) for _ in range(length)))
-    return found
 
 
 def links(pid: int) -> bytes:
@@ -72,134 +41,6 @@ def links(pid: int) -> bytes:
     with contextlib.suppress(FileNotFoundError):  # one that was closed meanwhile
         return b" ".join(bytes(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir())
     return b""
-
-
-def saved(device: Device) -> bytes:
-    """The device's data; it runs on."""
-    file = io.BytesIO()
-    device.migration.save(file)
-    device.migration.set_state(S.RUNNING)
-    return file.getvalue()
-
-
-class Broken(io.BytesIO):
-    """A file that fails when it is read or written."""
-
-    def write(self, data: Any, /) -> int:
-        raise OSError("the disk is full")
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        raise OSError("the connection is gone")
-
-
-# States
-
-
-def set_raw(device: Device, state: int) -> int:
-    """The kernel's own answer: 0, or the errno. Data fds are closed again."""
-    given = struct.pack("=Ii", state, -1)
-    command = raw.struct("vfio_device_feature", tail=given)
-    command.argsz = len(command) + len(given)
-    command.flags = uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | uapi.VFIO_DEVICE_FEATURE_SET
-    try:
-        raw.ioctl(device.fileno(), uapi.VFIO_DEVICE_FEATURE, command)
-    except IoctlError as error:
-        return error.errno or 0
-    fd = struct.unpack("=Ii", command.memory[-8:])[1]
-    if fd >= 0:
-        os.close(fd)
-    return 0
-
-
-def bring(device: Device, state: S, data: bytes) -> None:
-    """From wherever it is to a state; it can be left."""
-    device.reset()
-    device.migration.set_state(state)
-    if state == S.RESUMING:
-        device.migration.stream.write(data)
-
-
-STARTS = [state for state in S if state != S.ERROR]  # nothing has an mtty fail
-
-
-@pytest.mark.parametrize("start", STARTS)
-def test_every_arc_is_as_the_kernel_has_it(
-    start: S, serial: Device, data_files: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    migration, data = serial.migration, saved(serial)
-    asked: list[bytes] = []
-    real = device_ioctls.feature_files
-
-    def spy(fd: Any, number: int, op: int, data: bytes, *rest: Any, **named: Any) -> bytes:
-        if op == uapi.VFIO_DEVICE_FEATURE_SET:
-            asked.append(data)
-        return real(fd, number, op, data, *rest, **named)
-
-    for end in S:
-        bring(serial, start, data)
-        refused = set_raw(serial, end)
-        assert migration.state == (start if refused else end)
-        bring(serial, start, data)
-        with monkeypatch.context() as patch:
-            patch.setattr(device_ioctls, "feature_files", spy)
-            asked.clear()
-            if refused:
-                with pytest.raises(MigrationPathError, match=f"from {start.name} to {end.name}") as caught:
-                    migration.set_state(end)
-                assert (caught.value.state, caught.value.wanted) == (start, end)
-                assert not asked, "the kernel was not asked"
-                assert migration.state == start
-            else:
-                path = migration.path(end)
-                migration.set_state(end)
-                assert asked == ([struct.pack("=Ii", end, -1)] if path else [])
-                assert migration.state == end
-                assert len(data_files()) == (end in WITH_DATA)
-    serial.reset()
-
-
-def test_each_step_of_a_path_is_one_of_the_kernels(serial: Device) -> None:
-    migration, data = serial.migration, saved(serial)
-    for start, end in itertools.permutations(STARTS, 2):
-        bring(serial, start, data)
-        with contextlib.suppress(MigrationPathError):
-            for state in migration.path(end):
-                assert migration.path(state) == (state,)
-                migration.set_state(state)
-            assert migration.state == end
-    serial.reset()
-
-
-def test_refusal_names_a_way(serial: Device) -> None:
-    serial.migration.set_state(S.STOP_COPY)
-    with pytest.raises(MigrationPathError) as caught:
-        serial.migration.set_state(S.PRE_COPY)
-    assert "supports STOP_COPY, P2P, PRE_COPY" in str(caught.value)
-    assert str(caught.value).endswith("STOP -> RUNNING_P2P -> RUNNING -> PRE_COPY")
-    with pytest.raises(TypeError, match="MigrationState"):
-        serial.migration.set_state(2)  # type: ignore[arg-type]
-
-
-def test_devices_without_migration_are_refused_by_name(device: Device) -> None:
-    for ask in (
-        lambda: device.migration.flags,
-        lambda: device.migration.state,
-        lambda: device.migration.data_size,
-        lambda: device.migration.set_state(S.STOP),
-        lambda: device.migration.save(io.BytesIO()),
-        lambda: device.migration.load(io.BytesIO()),
-    ):
-        with pytest.raises(UnsupportedError, match=f"{device.name} does not have MIG"):
-            ask()
-
-
-def test_what_a_device_can_do(serial: Device) -> None:
-    assert serial.migration.flags == MigrationFlag.STOP_COPY | MigrationFlag.P2P | MigrationFlag.PRE_COPY
-    assert serial.migration.state == S.RUNNING
-    assert serial.migration.data_size == SIZE
-
-
-# Data
 
 
 @pytest.mark.parametrize("precopy", [False, True])
@@ -267,90 +108,6 @@ def test_example_with_a_device_that_knows_no_migration(device: Device) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"{name} does not have MIGRATION" in done.stderr
-
-
-def test_stream_by_hand(serial: Device, data_files: Callable[[], list[str]]) -> None:
-    migration = serial.migration
-    with pytest.raises(ClosedError, match="RUNNING"):
-        _ = migration.stream
-    migration.set_state(S.PRE_COPY)
-    stream = migration.stream
-    info = migration.precopy_info()
-    assert (info.initial_bytes, info.dirty_bytes, info.reinit) == (HEADER, 0, False)
-    assert len(stream.read(10) + stream.read()) == HEADER
-    assert stream.read() == b"", "all that there is for now"
-    assert migration.precopy_info().initial_bytes == 0
-    migration.set_state(S.STOP_COPY)
-    assert migration.stream is stream, "the same stream goes on"
-    assert len(stream.read()) == SIZE - HEADER
-    assert stream.read(1) == b"", "the end"
-    with pytest.raises(IoctlError, match="EINVAL") as caught:
-        migration.precopy_info()
-    assert "PRE_COPY" in caught.value.causes[0].summary
-    with pytest.raises(io.UnsupportedOperation):
-        stream.write(b"x")
-    assert len(data_files()) == 1
-    migration.set_state(S.STOP)
-    assert stream.closed
-    assert data_files() == []
-
-
-def test_stream_of_a_device_that_resumes(serial: Device) -> None:
-    migration, data = serial.migration, saved(serial)
-    migration.set_state(S.RESUMING)
-    stream = migration.stream
-    with pytest.raises(io.UnsupportedOperation):
-        stream.read()
-    with pytest.raises(io.UnsupportedOperation):
-        migration.precopy_info()
-    for at in range(0, SIZE, 7):
-        stream.write(data[at : at + 7])
-    migration.set_state(S.RUNNING)
-    assert saved(serial) == data
-    migration.set_state(S.RESUMING)
-    migration.stream.close()
-    with pytest.raises(ClosedError, match="is closed, or with another process or object"):
-        _ = migration.stream
-    serial.reset()
-
-
-def test_reset_ends_a_stream(serial: Device, data_files: Callable[[], list[str]]) -> None:
-    serial.migration.set_state(S.STOP_COPY)
-    stream = serial.migration.stream
-    serial.reset()
-    assert stream.closed
-    assert data_files() == []
-    assert serial.migration.state == S.RUNNING
-    with pytest.raises(ClosedError):
-        stream.read()
-
-
-def test_closing_the_device_ends_a_stream(serial: Device, data_files: Callable[[], list[str]]) -> None:
-    serial.migration.set_state(S.PRE_COPY)
-    stream = serial.migration.stream
-    serial.close()
-    assert stream.closed
-    assert data_files() == []
-    with pytest.raises(ClosedError):
-        _ = serial.migration.state
-
-
-def test_forked_child(serial: Device, in_child: Callable[[Callable[[], Any]], Any]) -> None:
-    serial.migration.set_state(S.STOP_COPY)
-    stream = serial.migration.stream
-
-    def use() -> list[str]:
-        errors = []
-        for call in (lambda: serial.migration.state, stream.read):
-            try:
-                call()
-            except ForkedError as error:
-                errors.append(type(error).__name__)
-        serial.close()
-        return [*errors, str(stream.closed)]
-
-    assert in_child(use) == ["ForkedError", "ForkedError", "True"]
-    assert len(stream.read()) == SIZE
 
 
 # One copy at a time, of its own session
@@ -506,14 +263,6 @@ def test_data_that_cannot_be_loaded(
     assert data_files() == []
     other_serial.migration.load(io.BytesIO(data))
     assert held(other_serial, 4) == [b"kkept", b"kkept"]
-
-
-def test_resuming_is_not_left_without_the_data(serial: Device) -> None:
-    serial.migration.set_state(S.RESUMING)
-    with pytest.raises(MigrationError, match="RESUMING to RUNNING") as caught:
-        serial.migration.set_state(S.RUNNING)
-    assert caught.value.state == serial.migration.state == S.RESUMING
-    serial.reset()
 
 
 @pytest.mark.parametrize("start", [S.RUNNING, S.RUNNING_P2P, S.STOP])
@@ -683,20 +432,6 @@ def test_file_that_does_not_block(serial: Device) -> None:
         serial.migration.load(file)
     os.close(writer)
     assert serial.migration.state == S.RUNNING
-
-
-def test_threads_change_states_one_after_the_other(serial: Device, data_files: Callable[[], list[str]]) -> None:
-    def go(*states: S) -> None:
-        for state in states * 25:
-            with contextlib.suppress(MigrationPathError):
-                serial.migration.set_state(state)
-
-    run_all([
-        lambda: go(S.STOP_COPY, S.STOP),
-        lambda: go(S.PRE_COPY, S.RUNNING),
-        lambda: go(S.PRE_COPY_P2P, S.RUNNING_P2P),
-    ])  # fmt: skip
-    assert len(data_files()) == (serial.migration.state in WITH_DATA)
 
 
 # asyncio
