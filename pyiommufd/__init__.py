@@ -88,7 +88,6 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.device.region import Region
     from pyiommufd.kernel.device.region_bytes import RegionFlag, RegionIndex
     from pyiommufd.kernel.device.removal import RemovalWatch
-    from pyiommufd.kernel.device.window import Window
     from pyiommufd.kernel.interrupts.eventfd import EventFD
     from pyiommufd.kernel.interrupts.interrupt import (
         APIRQIndex,
@@ -127,6 +126,7 @@ if TYPE_CHECKING:
     )
     from pyiommufd.kernel.pagetables.hwpt import HWPT
     from pyiommufd.kernel.pagetables.page_table import PageTable
+    from pyiommufd.kernel.window import Window
 else:
     # The same for Python: the module that a name is in is imported when the name is first used.
     from pyiommufd.on_demand import on_demand as _on_demand
@@ -171,7 +171,7 @@ else:
             "kernel.device.region": "Region",
             "kernel.device.region_bytes": "RegionFlag RegionIndex",
             "kernel.device.removal": "RemovalWatch",
-            "kernel.device.window": "Window",
+            "kernel.window": "Window",
             "kernel.interrupts.eventfd": "EventFD",
             "kernel.interrupts.interrupt": "APIRQIndex CCWIRQIndex Interrupt IRQFlag IRQIndex UnmaskEvent",
             "kernel.interrupts.interrupts": "Interrupts",

@@ -138,17 +138,27 @@ class KernelObject(Closing):
         return True
 
     def _in_the_way(self) -> tuple[Device | KernelObject, ...]:
-        """What keeps it from being closed: its users, and those of what it owns."""
-        users = (user for made in (self, *self._owned()) for user in made.users)
+        """What keeps it from being closed: its users, and those of what it owns, directly or through others."""
+        found: dict[Device | KernelObject, None] = {}
+        for user in self.users:
+            if isinstance(user, KernelObject) and user._owner is self:
+                found |= dict.fromkeys(user._in_the_way())
+            else:
+                found[user] = None
         # By owner, not by a list of what is owned: a signal handler may make one more meanwhile, which is closed, too.
-        return tuple(user for user in users if not (isinstance(user, KernelObject) and user._owner is self))
+        return tuple(one for one in found if not (isinstance(one, KernelObject) and one._is_owned_by(self)))
+
+    def _is_owned_by(self, other: KernelObject) -> bool:
+        owner = self._owner
+        return owner is not None and (owner is other or owner._is_owned_by(other))
 
     def _in_use(self, users: tuple[object, ...], way_out: str) -> InUseError:
         names = ", ".join(getattr(user, "name", repr(user)) for user in users)
         return InUseError(f"{self!r} is in use: {names}; {way_out}", users)
 
     def _destroy(self) -> None:
-        for made in self._owned():
+        # The latest first: the kernel may want an order, as it does of hardware queues.
+        for made in reversed(self._owned()):
             made.close()
         try:
             ioctls.destroy(self._c)

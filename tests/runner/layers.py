@@ -34,7 +34,8 @@ FLOORS = {
     "kernel": """
         kernel kernel.handle kernel.kernel_object
         < kernel.memory
-        < kernel.interrupts kernel.pagetables
+        < kernel.interrupts kernel.pagetables kernel.window
+        < kernel.virtual
         < kernel.device.features kernel.objects
         < kernel.device
         < kernel.iommufd

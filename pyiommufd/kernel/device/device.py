@@ -29,11 +29,11 @@ from pyiommufd.kernel.device.graphics import Graphics, PlaneBuffer
 from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
 from pyiommufd.kernel.device.region import Region, read_regions
 from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
-from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.interrupts import Interrupts
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.objects import Context
 from pyiommufd.kernel.pagetables.attachment import ChangeKind
+from pyiommufd.kernel.window import Window
 from pyiommufd.uapi import device_ioctls, ioctls
 from pyiommufd.uapi.ioctls import Fd
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 from typing import TYPE_CHECKING
 
 from pyiommufd.diagnose.device_requests import no_region
-from pyiommufd.errors import Cause, IoctlError, UnsupportedError
+from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, UnsupportedError
+from pyiommufd.host.discovery.power import runtime_status
 from pyiommufd.kernel.device.config_space import CapabilityID
 from pyiommufd.kernel.device.device_info import (
     DeviceFlag,
@@ -19,10 +21,10 @@ from pyiommufd.kernel.device.device_info import (
 )
 from pyiommufd.kernel.device.features.dma_buf import DMABuf, export_dma_buf
 from pyiommufd.kernel.device.region_bytes import RegionBytes, RegionFlag, RegionIndex
-from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.eventfd import EventFD
 from pyiommufd.kernel.interrupts.ioeventfd import IOEventFD, start_ioeventfd
 from pyiommufd.kernel.memory.arguments import whole
+from pyiommufd.kernel.window import Window
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.device.device import Device
@@ -125,6 +127,20 @@ class Region(RegionBytes):
                 window.close()
                 raise
         return window
+
+    @property
+    def file_owner(self) -> Device:
+        """See `Mappable`."""
+        return self.device
+
+    def why_silent(self) -> str:
+        """See `Mappable`. To ask does not wake the device."""
+        if runtime_status(self.device.host).startswith("suspend"):
+            return "it sleeps; low_power.exit() wakes it"
+        with contextlib.suppress(IOMMUFDError):
+            if not self.device.memory_decode:
+                return "its memory decode is off; set memory_decode to True"
+        return "it is in low power, which low_power.exit() ends, is being reset, or is gone"
 
     def export_dma_buf(self, offset: int = 0, length: int | None = None) -> DMABuf:
         """Make a dma-buf of part of a BAR, so that other devices reach it by DMA (VFIO_DEVICE_FEATURE_DMA_BUF).

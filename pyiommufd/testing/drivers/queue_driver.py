@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from pyiommufd.closing import Closing
 from pyiommufd.kernel.device.device import Device
-from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.interrupts.interrupt import Interrupt
 from pyiommufd.kernel.memory.buffer import DMABuffer
 from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.kernel.memory.mapping import DMAMapping
+from pyiommufd.kernel.window import Window
 
 
 class QueueDriver(Closing):

@@ -10,8 +10,8 @@ import struct
 
 from pyiommufd.kernel.device.config_space import CapabilityID
 from pyiommufd.kernel.device.device import Device
-from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.memory.ioas import IOAS
+from pyiommufd.kernel.window import Window
 from pyiommufd.testing.drivers.queue_driver import QueueDriver
 
 VENDOR_ID = 0x1AF4

@@ -14,7 +14,7 @@ import pytest
 from pyiommufd import IOMMUFD, Device, IoctlError, RegionFaultError, list_devices
 from pyiommufd.kernel.device.config_space import ConfigSpace
 from pyiommufd.kernel.device.region import Region
-from pyiommufd.kernel.device.window import Window
+from pyiommufd.kernel.window import Window
 from tests.guest.devices.factories import Binder
 from tests.sweeps import amount, seed
 

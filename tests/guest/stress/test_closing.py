@@ -36,8 +36,8 @@ from pyiommufd import (
     PageRequest,
     plan_claim,
 )
-from pyiommufd.kernel.device.window import Window
 from pyiommufd.kernel.memory.mapping import DMAMappings
+from pyiommufd.kernel.window import Window
 from pyiommufd.testing.checks.leaks import LeakCheck
 from tests.guest.dma import IOVA
 from tests.sweeps import sample

@@ -30,9 +30,9 @@ from pyiommufd import (
     UnsupportedError,
 )
 from pyiommufd.host.holders import holders
+from pyiommufd.kernel import window as window_module
 from pyiommufd.kernel.device import region as region_module
 from pyiommufd.kernel.device import region_bytes as region_bytes_module
-from pyiommufd.kernel.device import window as window_module
 from pyiommufd.uapi import device_ioctls
 from tests.patience import patience, until
 from tests.sweeps import sample

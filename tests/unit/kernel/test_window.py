@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from pyiommufd import AccessDeniedError, ClosedError, DMABuffer, RegionFaultError
-from pyiommufd.kernel.device.window import Window
+from pyiommufd.kernel.window import Window
 from tests.opcodes import opcodes
 from tests.patience import patience
 
 PAGE = mmap.PAGESIZE
 MANY = 16 << 20
-ROOT = Path(__file__).resolve().parents[4]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class File:
@@ -36,9 +36,10 @@ class File:
         os.ftruncate(self.fd, size)
         self.file_offset = 0
         self.size = size
-        self.device = SimpleNamespace(
-            _live=lambda: self.fd, in_child=False, pid=0, host=SimpleNamespace(sys_path=Path()), memory_decode=True
-        )
+        self.file_owner = SimpleNamespace(_live=lambda: self.fd, in_child=False, pid=0)
+
+    def why_silent(self) -> str:
+        return "the file ends before it"
 
     def map(self, *, readable: bool = True, writeable: bool = True) -> Window:
         window = Window(cast("Any", self), 0, self.size)
@@ -150,7 +151,7 @@ def test_a_fault_in_the_middle_says_how_far_it_came(make: Callable[[int], File])
 
 FAULT_OF_THE_CALLERS = """
 import mmap, os
-from tests.unit.kernel.device.test_window import File
+from tests.unit.kernel.test_window import File
 
 short = File(8192)
 memory = mmap.mmap(short.fd, 8192)
@@ -251,7 +252,7 @@ def test_a_fault_is_told_whatever_a_signal_handler_reads_meanwhile(make: Callabl
         with pytest.raises(ValueError, match="not a multiple"):
             healthy.read32(1)
 
-    files = ("pyiommufd/kernel/device/window.py", "pyiommufd/uapi/")
+    files = ("pyiommufd/kernel/window.py", "pyiommufd/uapi/")
     every, _ = opcodes(act, files)
     assert every > 5
     for stop in range(every):

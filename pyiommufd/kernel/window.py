@@ -1,17 +1,15 @@
-"""A mapped part of a device region, for register access."""
+"""A mapped part of a device region or of another file of registers, for register access."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pyiommufd.closing import Closing
-from pyiommufd.errors import ClosedError, IoctlError, IOMMUFDError, RegionFaultError, ioctl_error
-from pyiommufd.host.discovery.power import runtime_status
-from pyiommufd.kernel.handle import forked_error
+from pyiommufd.errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
+from pyiommufd.kernel.handle import Handle, forked_error
 from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.uapi.device_ioctls import (
     WindowHandle,
@@ -28,12 +26,24 @@ from pyiommufd.uapi.device_ioctls import (
 )
 from pyiommufd.uapi.ioctls import CHAR_ARRAY, Cell, View, from_buffer, new_cell, release
 
-if TYPE_CHECKING:
-    from pyiommufd.kernel.device.region import Region
+
+class Mappable(Protocol):
+    """The protocol of what windows are on: part of a file that can be mapped. `Region` has it."""
+
+    @property
+    def file_offset(self) -> int:
+        """Where in the file it begins, in bytes."""
+
+    @property
+    def file_owner(self) -> Handle:
+        """The owner of the file's fd."""
+
+    def why_silent(self) -> str:
+        """Why an access was not answered, and the way out."""
 
 
 class Window(Closing):
-    """A mapped part of a region. Made by `Region.map`.
+    """A mapped part of a region. Made by `Region.map`, or of a vIOMMU's registers by `VIOMMU.map`.
 
     Each `read32` and the like is one bus access of exactly the width named. Offsets are in bytes from the window's
     start and multiples of the width. Values are in the CPU's byte order, which is a PCI device's on x86 and arm64.
@@ -57,7 +67,7 @@ class Window(Closing):
 
     __slots__ = ("__weakref__", "_handle", "_region", "length", "offset")
 
-    def __init__(self, region: Region, offset: int, length: int) -> None:
+    def __init__(self, region: Mappable, offset: int, length: int) -> None:
         self._region = region
         self._handle: WindowHandle = window_new()
         self.offset = offset
@@ -65,7 +75,7 @@ class Window(Closing):
 
     def _map(self, *, readable: bool, writeable: bool) -> None:
         start = self._region.file_offset + self.offset
-        file = self._region.device._live()
+        file = self._region.file_owner._live()
         try:
             window_map(self._handle, file, start, self.length, readable=readable, writeable=writeable)
         except IoctlError as error:
@@ -261,25 +271,16 @@ class Window(Closing):
         if code == errno.EFAULT:
             where = f"{length - done} bytes at {self.offset + offset + done:#x} of {self._region!r}"
             after = f", after {done} bytes" if done else ""
-            text = f"the device did not answer an access to {where}{after}: {self._silent()}"
+            text = f"the device did not answer an access to {where}{after}: {self._region.why_silent()}"
             fault = RegionFaultError(errno.EIO, text)
             fault.done = done
             return fault
         return self._out_of_range(offset, length)
 
-    def _silent(self) -> str:
-        """Why the device does not answer, and the way out. To ask does not wake it."""
-        device = self._region.device
-        if runtime_status(device.host).startswith("suspend"):
-            return "it sleeps; low_power.exit() wakes it"
-        with contextlib.suppress(IOMMUFDError):
-            if not device.memory_decode:
-                return "its memory decode is off; set memory_decode to True"
-        return "it is in low power, which low_power.exit() ends, is being reset, or is gone"
-
     def _closed_error(self) -> ClosedError:
-        if self._region.device.in_child:
-            return forked_error(f"this {self!r}", self._region.device.pid)
+        owner = self._region.file_owner
+        if owner.in_child:
+            return forked_error(f"this {self!r}", owner.pid)
         return ClosedError(f"this {self!r} is closed")
 
     def _out_of_range(self, offset: int, length: int) -> ValueError:
