@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         GroupNotViableError,
         HandoverError,
         InUseError,
+        InvalidationError,
         IoctlError,
         IOMMUFDError,
         MigrationError,
@@ -125,7 +126,23 @@ if TYPE_CHECKING:
         Tegra241CMDQV,
     )
     from pyiommufd.kernel.pagetables.hwpt import HWPT
+    from pyiommufd.kernel.pagetables.invalidation import SMMUv3Command, VTdInvalidation
+    from pyiommufd.kernel.pagetables.nested import NestedHWPT
+    from pyiommufd.kernel.pagetables.nested_data import AMDGuest, RawData, SMMUv3Stage1, TypedData, VTdStage1
     from pyiommufd.kernel.pagetables.page_table import PageTable
+    from pyiommufd.kernel.virtual.event_queue import VEventQueue
+    from pyiommufd.kernel.virtual.events import (
+        LostEvents,
+        RawEvent,
+        SMMUv3Event,
+        SMMUv3EventType,
+        Tegra241Errors,
+        VEvent,
+        VEventType,
+    )
+    from pyiommufd.kernel.virtual.hw_queue import HWQueue, HWQueueType
+    from pyiommufd.kernel.virtual.vdevice import VDevice
+    from pyiommufd.kernel.virtual.viommu import VIOMMU, Tegra241VIntf, VIOMMUType
     from pyiommufd.kernel.window import Window
 else:
     # The same for Python: the module that a name is in is imported when the name is first used.
@@ -138,9 +155,9 @@ else:
             "errors": """
                 AccessDeniedError AlreadyAttachedError AlreadyMappedError BusyError Cause ClaimError
                 ClaimRefusedError ClosedError CloseError CommandLineError DeviceLike DeviceNotFoundError ForkedError
-                GroupConflictError GroupNotViableError HandoverError InUseError IoctlError IOMMUFDError
-                MigrationError MigrationPathError MissingLibraryError NotFoundError Refusal RegionFaultError
-                UnsupportedError VectorsUnavailableError
+                GroupConflictError GroupNotViableError HandoverError InUseError InvalidationError IoctlError
+                IOMMUFDError MigrationError MigrationPathError MissingLibraryError NotFoundError Refusal
+                RegionFaultError UnsupportedError VectorsUnavailableError
             """,
             "host": "",
             "host.claims.claim": "Claim",
@@ -171,7 +188,6 @@ else:
             "kernel.device.region": "Region",
             "kernel.device.region_bytes": "RegionFlag RegionIndex",
             "kernel.device.removal": "RemovalWatch",
-            "kernel.window": "Window",
             "kernel.interrupts.eventfd": "EventFD",
             "kernel.interrupts.interrupt": "APIRQIndex CCWIRQIndex Interrupt IRQFlag IRQIndex UnmaskEvent",
             "kernel.interrupts.interrupts": "Interrupts",
@@ -189,7 +205,18 @@ else:
             "kernel.pagetables.fault_queue": "FaultQueue PagePermission PageRequest",
             "kernel.pagetables.hw_info": "AMD ArmSMMUv3 HWCapability HWInfo HWInfoType IntelVTd Tegra241CMDQV",
             "kernel.pagetables.hwpt": "HWPT",
+            "kernel.pagetables.invalidation": "SMMUv3Command VTdInvalidation",
+            "kernel.pagetables.nested": "NestedHWPT",
+            "kernel.pagetables.nested_data": "AMDGuest RawData SMMUv3Stage1 TypedData VTdStage1",
             "kernel.pagetables.page_table": "PageTable",
+            "kernel.virtual.event_queue": "VEventQueue",
+            "kernel.virtual.events": """
+                LostEvents RawEvent SMMUv3Event SMMUv3EventType Tegra241Errors VEvent VEventType
+            """,
+            "kernel.virtual.hw_queue": "HWQueue HWQueueType",
+            "kernel.virtual.vdevice": "VDevice",
+            "kernel.virtual.viommu": "VIOMMU Tegra241VIntf VIOMMUType",
+            "kernel.window": "Window",
             "uapi": "",
         },
     )
@@ -200,6 +227,8 @@ __all__ = [
     "IOAS",
     "IOMMUFD",
     "IRQ",
+    "VIOMMU",
+    "AMDGuest",
     "APIRQIndex",
     "AccessDeniedError",
     "Action",
@@ -253,6 +282,8 @@ __all__ = [
     "HWCapability",
     "HWInfo",
     "HWInfoType",
+    "HWQueue",
+    "HWQueueType",
     "HandoverError",
     "HostDevice",
     "HotResetInfo",
@@ -265,8 +296,10 @@ __all__ = [
     "IntelVTd",
     "Interrupt",
     "Interrupts",
+    "InvalidationError",
     "IoctlError",
     "KernelObject",
+    "LostEvents",
     "LowPower",
     "MSIXMappable",
     "Migration",
@@ -280,6 +313,7 @@ __all__ = [
     "MmapArea",
     "Monitor",
     "Move",
+    "NestedHWPT",
     "NotFoundError",
     "PCIAtomics",
     "PCICapability",
@@ -291,6 +325,8 @@ __all__ = [
     "PlaneBuffer",
     "PlaneType",
     "PrecopyInfo",
+    "RawData",
+    "RawEvent",
     "Refusal",
     "Region",
     "RegionCapability",
@@ -301,16 +337,30 @@ __all__ = [
     "RemovalWatch",
     "Report",
     "ReservedRegion",
+    "SMMUv3Command",
+    "SMMUv3Event",
+    "SMMUv3EventType",
+    "SMMUv3Stage1",
     "SparseMmap",
     "Step",
     "SupportsFileno",
     "SupportsRead",
     "SupportsWrite",
     "Tegra241CMDQV",
+    "Tegra241Errors",
+    "Tegra241VIntf",
+    "TypedData",
     "UnknownCapability",
     "UnmaskEvent",
     "UnsupportedError",
     "User",
+    "VDevice",
+    "VEvent",
+    "VEventQueue",
+    "VEventType",
+    "VIOMMUType",
+    "VTdInvalidation",
+    "VTdStage1",
     "VectorsUnavailableError",
     "Verdict",
     "Window",

@@ -342,7 +342,7 @@ class NotFoundError(IoctlError):
 
 
 class AlreadyMappedError(IoctlError):
-    """The I/O virtual addresses hold a mapping already (EEXIST)."""
+    """The place is taken (EEXIST): the I/O virtual addresses hold a mapping already, or a vIOMMU has such an object."""
 
 
 class AccessDeniedError(IoctlError):
@@ -386,6 +386,15 @@ class MigrationError(IoctlError):
                     ": a reset leads out of that, to RUNNING" if command else ": reset() leads out of that, to RUNNING"
                 )
         return text
+
+
+class InvalidationError(IoctlError):
+    """Not all cached translations were invalidated (IOMMU_HWPT_INVALIDATE)."""
+
+    @property
+    def done(self) -> int:
+        """How many of the entries the kernel has done: the first ones. The next one is what it refused."""
+        return int(self._details.get("done", 0))
 
 
 class GroupConflictError(IoctlError):

@@ -15,8 +15,19 @@ from pyiommufd.host.rows import Row, Rows, Subject
 REQUEST = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 
 
+NO_VDEVICE = Row(
+    "the page table is nested in a vIOMMU that has no virtual device of this device",
+    Fix("make it before the attach: VIOMMU.alloc_vdevice(device, virtual_id)", "make it before: IOMMU_VDEVICE_ALLOC"),
+)
+
+
 def attach_error(
-    code: int, device: HostDevice, wanted: str, peers: Sequence[tuple[HostDevice, str]], mappings: Sequence[str] = ()
+    code: int,
+    device: HostDevice,
+    wanted: str,
+    peers: Sequence[tuple[HostDevice, str]],
+    mappings: Sequence[str] = (),
+    nested: str = "",
 ) -> IoctlError:
     """The exception for a refused attach.
 
@@ -26,6 +37,7 @@ def attach_error(
         wanted: The page table that it was to be attached to, in words.
         peers: The members of its group that are attached to another page table, with that one's name.
         mappings: The mappings that are in the way, in words.
+        nested: What the page table is nested in, in words; empty: in nothing.
     """
     if code == errno.EINVAL and peers:
         causes = tuple(
@@ -37,13 +49,23 @@ def attach_error(
             for peer, table in peers
         )
         return GroupConflictError(REQUEST, code, device.name, causes, peers=tuple(peer for peer, _ in peers))
-    return ioctl_error(REQUEST, code, device.name, _other_causes(code, device, wanted, mappings))
+    return ioctl_error(REQUEST, code, device.name, _other_causes(code, device, wanted, mappings, nested))
 
 
-def _other_causes(code: int, device: HostDevice, wanted: str, mappings: Sequence[str]) -> tuple[Cause, ...]:
+def _other_causes(
+    code: int, device: HostDevice, wanted: str, mappings: Sequence[str], nested: str
+) -> tuple[Cause, ...]:
     which = "; ".join(mappings[:8]) + (" …" if len(mappings) > 8 else "")
-    if code == errno.ENOENT and device.is_mediated:
-        return mediated_causes(device)
+    if code == errno.ENOENT:
+        return mediated_causes(device) or ((NO_VDEVICE.cause(nested),) if nested else ())
+    if nested and code == errno.EINVAL:
+        return (
+            Cause(
+                f"{wanted} is of another IOMMU than {device.name}, or was made without pasid=True",
+                nested,
+                "nest it in a parent, or in a vIOMMU, of this device's IOMMU",
+            ),
+        )
     if code == errno.EADDRINUSE:
         regions = _reserved_regions(device.group)
         return (
@@ -150,6 +172,7 @@ ATTACH: Rows = {
     ),
     (REQUEST, errno.ENOENT): (
         MEDIATED,
+        NO_VDEVICE,
         Row("there is no object of that id", "attach to one that is not closed yet"),
     ),
     (REQUEST, errno.ENOMEM): (

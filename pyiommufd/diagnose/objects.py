@@ -64,6 +64,24 @@ HUGE_PAGES_IN_USE = Row(
     "huge pages cannot be turned off while memory is mapped into a page table", "turn them off before the first map"
 )
 
+NO_SMMU_CACHES = Row(
+    "the SMMU has no S2FWB, nor does the firmware say that DMA cannot bypass caches (CANWBS in the ACPI IORT): a VM "
+    "could make its DMA incoherent, so there are no vIOMMUs",
+    Fix(
+        "emulate the IOMMU by plain HWPTs, or take a machine with either; Guest(iommu='smmuv3-nested') is one",
+        "emulate the IOMMU by plain HWPTs, or take a machine with either; pyiommufd guest --iommu smmuv3-nested is one",
+    ),
+)
+EMULATE = Row(
+    "this kernel or this IOMMU's driver has no virtual IOMMUs of that type",
+    Fix(
+        "emulate the IOMMU by plain HWPTs; hw_info() says which one it is",
+        "emulate the IOMMU by plain HWPTs; pyiommufd caps DEVICE says which one it is",
+    ),
+)
+
+EXISTS = Row("the device, or that virtual id, has a virtual device already", "close that one first")
+
 _USED = Row("other objects use it: a device is attached, or a page table was made from it", "close these first")
 _OPEN_QUEUE = Row("the fd of a fault or event queue is still open", "close that fd first")
 
@@ -132,13 +150,34 @@ OBJECTS: Rows = {
         Row("this kernel, or this IOMMU's driver, tells nothing", "use a newer kernel"),
     ),
     (_INFO, errno.ENOENT): (_NO_INFO, Row("there is no device of that id", "bind a device")),
-    (_VIOMMU, errno.EOPNOTSUPP): (Row("this IOMMU has no virtual instances of that type", "emulate it otherwise"),),
-    (_VDEVICE, errno.EEXIST): (
-        Row("the device, or that virtual id, has a virtual device already", "close that one first"),
+    (_HWPT, errno.EIO): (
+        Row("a field of the stream table entry is not the VM's to set (SMMUv3)",
+            "set V, Config 0b0, 0b100 or 0b101, and the S1 fields alone"),
     ),
+    (_INVALIDATE, errno.EIO): (
+        Row("a command's opcode or a field of it is not the VM's to give, or names no virtual device (SMMUv3)",
+            Fix("see InvalidationError.done: the entry of that number", "see entry_num: the entry of that number")),
+    ),
+    (_VIOMMU, errno.EOPNOTSUPP): (NO_SMMU_CACHES, EMULATE),
+    (_VIOMMU, errno.EINVAL): (
+        Row("the page table is no nesting parent, or of another IOMMU", "allocate the parent as a nesting parent"),
+    ),
+    (_VDEVICE, errno.EINVAL): (
+        Row("the device is behind another IOMMU than the vIOMMU", "make a vIOMMU by this device"),
+    ),
+    (_VDEVICE, errno.EEXIST): (EXISTS,),
     (_EVENTS, errno.EEXIST): (Row("the vIOMMU has an event queue of that type already", "use or close that one"),),
+    (_EVENTS, errno.EOPNOTSUPP): (Row("the vIOMMU has no events of that type", "give the type of the vIOMMU"),),
     (_QUEUE, errno.EFAULT): (
         Row("the guest's memory for the queue is not contiguous in the host", "back the guest by huge pages"),
+    ),
+    (_QUEUE, errno.EOPNOTSUPP): (Row("the vIOMMU has no hardware queues of that type", "do without"),),
+    (_QUEUE, errno.ENOENT): (
+        Row("not all of the queue's memory is mapped", "map it in the address space of the nesting parent"),
+    ),
+    (_QUEUE, errno.EEXIST): (Row("there is a queue of that number", "close that one first"),),
+    (_QUEUE, errno.EIO): (
+        Row("there is none of the number before it", "make the queues in the order of their numbers"),
     ),
     (_PA, errno.EPERM): (Row("physical addresses are shown to CAP_SYS_RAWIO only", "run as root"),),
     (_PA, errno.EOPNOTSUPP): (

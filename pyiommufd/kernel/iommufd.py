@@ -37,6 +37,7 @@ from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.kernel.objects import Context
 from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
+from pyiommufd.kernel.virtual.viommu import VIOMMU
 from pyiommufd.uapi import ioctls
 
 _STAYS = "it stays in the kernel, with nothing that this process has mapped, until the iommufd's last fd is closed"
@@ -348,6 +349,9 @@ class IOMMUFD(Handle):
         super()._mark_forked()
         if hasattr(self, "_context"):
             self._context.lock = threading.RLock()  # another thread of the parent may have held it
+            for made in list(self._registry):
+                if isinstance(made, VIOMMU):
+                    made._mark_forked()
 
     def close(self) -> None:
         """Close everything that it owns, and the fd. Does nothing the second time.

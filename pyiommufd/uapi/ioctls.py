@@ -451,6 +451,45 @@ def fault_queue_alloc(made: Object, queue: File) -> None:
     _create_object(made, "IOMMU_FAULT_QUEUE_ALLOC", command, "out_fault_id", queue=queue, fd_field="out_fault_fd")
 
 
+def hwpt_invalidate(table: Object, data_type: int, entry_length: int, entries: bytes) -> tuple[int, int]:
+    """IOMMU_HWPT_INVALIDATE, of a nested page table or a vIOMMU: the result, and how many entries were done."""
+    held = ffi.from_buffer(entries)
+    given = {"data_uptr": address(held), "data_type": data_type, "entry_len": entry_length}
+    command = ffi.new("struct iommu_hwpt_invalidate *", given)
+    command.entry_num = len(entries) // entry_length
+    result = _object_ioctl(table, "IOMMU_HWPT_INVALIDATE", command, "hwpt_id")
+    return int(result), int(command.entry_num)
+
+
+def viommu_alloc(made: Object, uses: Mapping[str, Object], viommu_type: int, data: bytearray) -> None:
+    """IOMMU_VIOMMU_ALLOC: uses: ``dev_id`` and ``hwpt_id``. The driver may write to the data."""
+    held = ffi.from_buffer("char[]", data, require_writable=True)
+    at = address(held) if data else 0
+    command = ffi.new("struct iommu_viommu_alloc *", {"type": viommu_type, "data_len": len(data), "data_uptr": at})
+    _create_object(made, "IOMMU_VIOMMU_ALLOC", command, "out_viommu_id", uses)
+
+
+def vdevice_alloc(made: Object, uses: Mapping[str, Object], virtual_id: int) -> None:
+    """IOMMU_VDEVICE_ALLOC: uses: ``viommu_id`` and ``dev_id``."""
+    command = ffi.new("struct iommu_vdevice_alloc *", {"virt_id": virtual_id})
+    _create_object(made, "IOMMU_VDEVICE_ALLOC", command, "out_vdevice_id", uses)
+
+
+def veventq_alloc(made: Object, uses: Mapping[str, Object], queue: File, queue_type: int, depth: int) -> None:
+    """IOMMU_VEVENTQ_ALLOC: a queue, with its fd; uses: ``viommu_id``."""
+    command = ffi.new("struct iommu_veventq_alloc *", {"type": queue_type, "veventq_depth": depth})
+    _create_object(made, "IOMMU_VEVENTQ_ALLOC", command, "out_veventq_id", uses, queue, "out_veventq_fd")
+
+
+def hw_queue_alloc(
+    made: Object, uses: Mapping[str, Object], *, queue_type: int, index: int, iova: int, length: int
+) -> None:
+    """IOMMU_HW_QUEUE_ALLOC: uses: ``viommu_id``."""
+    given = {"type": queue_type, "index": index, "nesting_parent_iova": iova, "length": length}
+    command = ffi.new("struct iommu_hw_queue_alloc *", given)
+    _create_object(made, "IOMMU_HW_QUEUE_ALLOC", command, "out_hw_queue_id", uses)
+
+
 def hwpt_set_dirty_tracking(hwpt: Object, flags: int) -> None:
     """IOMMU_HWPT_SET_DIRTY_TRACKING."""
     command = ffi.new("struct iommu_hwpt_set_dirty_tracking *", {"flags": flags})

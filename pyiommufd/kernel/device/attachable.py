@@ -33,7 +33,9 @@ from pyiommufd.kernel.pagetables.attachment import (
 )
 from pyiommufd.kernel.pagetables.hw_info import HWInfo, hw_info
 from pyiommufd.kernel.pagetables.hwpt import HWPT, HWPTOptions, alloc_hwpt
+from pyiommufd.kernel.pagetables.nested import NestedHWPT
 from pyiommufd.kernel.pagetables.trial import try_page_table, unfit_mappings
+from pyiommufd.kernel.virtual.viommu import VIOMMU, alloc_viommu
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
@@ -114,8 +116,9 @@ class Attachable(Handle):
         The group's first attach moves *every member* of the IOMMU group to that page table.
 
         Args:
-            page_table: The address space, for which the kernel finds or makes a page table, or an `HWPT`; of the same
-                iommufd. It never finds an `HWPT`: to a group, an address space and an HWPT of it are two page tables.
+            page_table: The address space, for which the kernel finds or makes a page table, an `HWPT` or a
+                `NestedHWPT`; of the same iommufd. It never finds an `HWPT`: to a group, an address space and an HWPT of
+                it are two page tables.
             pasid: Only the DMA with this PASID.
 
         Returns:
@@ -189,6 +192,8 @@ class Attachable(Handle):
 
     def _attach_refused(self, code: int, page_table: PageTable, pasid: int | None) -> IoctlError:
         peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
+        if isinstance(page_table, NestedHWPT):
+            return attach_error(code, self._device, repr(page_table), peers, nested=f"it is in {page_table._owner!r}")
         unfit: list[IOVARange] = []
         reserved: list[str] = []
         if not peers:
@@ -248,7 +253,7 @@ class Attachable(Handle):
                 return Verdict.REFUSED, tuple(reasons)
             moved = "this iommufd is shared: others may have moved the group to this page table"
             return Verdict.UNKNOWN, (*reasons, moved)
-        if self._device.is_mediated and (pasid is not None or isinstance(page_table, HWPT)):
+        if self._device.is_mediated and (pasid is not None or not isinstance(page_table, IOAS)):
             return Verdict.REFUSED, ("no IOMMU is before a mediated device: it has no page tables and no PASIDs",)
         if self._iommufd.shared:
             return Verdict.UNKNOWN, ("this iommufd is shared: what other processes have attached cannot be seen",)
@@ -262,9 +267,11 @@ class Attachable(Handle):
             return Verdict.REFUSED, tuple(hits)
         if kind is ChangeKind.JOIN:
             return Verdict.ACCEPTED, ("the group is there already",)
-        if isinstance(page_table, HWPT):
+        if not isinstance(page_table, IOAS):
             if pasid is not None and not page_table.flags & uapi.IOMMU_HWPT_ALLOC_PASID:
                 return Verdict.REFUSED, ("the page table was made without pasid=True",)
+            if isinstance(page_table, NestedHWPT):
+                return Verdict.UNKNOWN, ("the page table is the VM's: only an attach can tell",)
             if page_table.host == self._device:
                 return Verdict.ACCEPTED, ("the page table was made for it",)
             return Verdict.UNKNOWN, (f"the page table was made for {page_table.host.name}: only an attach can tell",)
@@ -280,8 +287,10 @@ class Attachable(Handle):
 
     def _check(self, page_table: PageTable, pasid: int | None) -> int | None:
         self._live()
-        if not isinstance(page_table, IOAS | HWPT):
-            raise TypeError(f"a device attaches to an IOAS or an HWPT, not to {type(page_table).__name__}")
+        if not isinstance(page_table, IOAS | HWPT | NestedHWPT):
+            raise TypeError(
+                f"a device attaches to an IOAS, an HWPT or a NestedHWPT, not to {type(page_table).__name__}"
+            )
         if page_table.closed:
             raise ClosedError(f"{page_table!r} is closed")
         if page_table.iommufd._context is not self._iommufd._context:
@@ -442,6 +451,28 @@ class Attachable(Handle):
             self._check_id("IOMMU_HWPT_ALLOC")
             options = HWPTOptions(nest_parent, dirty_tracking, pasid, fault_queue)
             return alloc_hwpt(self, ioas, options, data_type, data)
+
+    def alloc_viommu(self, parent: HWPT, viommu_type: int, data: bytes = b"") -> VIOMMU:
+        """Make a slice of this device's IOMMU for a VM (IOMMU_VIOMMU_ALLOC; since Linux 6.13).
+
+        Args:
+            parent: A page table made with ``nest_parent=True`` for this IOMMU: the VM's memory. It owns the vIOMMU.
+            viommu_type: A `VIOMMUType`, or the number of one that is not known here.
+            data: The driver's own data, which it may write over: `VIOMMU.data`. Those of the Tegra241's CMDQV need not
+                be given.
+
+        Raises:
+            UnsupportedError: The kernel or the IOMMU has no vIOMMUs of that type; `causes` says what is missing.
+            IoctlError: The kernel refused: EINVAL: the parent is no nesting parent, or of another IOMMU.
+            TypeError, ValueError: That is no page table of this iommufd, no type or no data.
+            ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
+        """
+        with self._iommufd._lock:
+            self._live()
+            if not isinstance(parent, HWPT):
+                raise TypeError(f"a vIOMMU is made on an HWPT, not on {type(parent).__name__}")
+            self._check_id("IOMMU_VIOMMU_ALLOC")
+            return alloc_viommu(self, parent, viommu_type, data)
 
 
 def _checked_pasid(pasid: int | None) -> int | None:

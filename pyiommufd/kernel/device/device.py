@@ -33,6 +33,7 @@ from pyiommufd.kernel.interrupts.interrupts import Interrupts
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.objects import Context
 from pyiommufd.kernel.pagetables.attachment import ChangeKind
+from pyiommufd.kernel.virtual.vdevice import VDevice
 from pyiommufd.kernel.window import Window
 from pyiommufd.uapi import device_ioctls, ioctls
 from pyiommufd.uapi.ioctls import Fd
@@ -439,11 +440,22 @@ class Device(Attachable):
                 errors.append(error)
         return errors
 
+    def _close_virtual(self) -> list[BaseException]:
+        """Close what a VM knows it by, which would go with the bind, and its id be lost; returns the errors."""
+        errors: list[BaseException] = []
+        for made in self._iommufd._context.objects():
+            if isinstance(made, VDevice) and made.device is self:
+                try:
+                    made.close()
+                except OSError as error:
+                    errors.append(error)
+        return errors
+
     def close(self) -> None:
         """Unbind: close the windows, dma-bufs, eventfds and the cdev, which detaches. Does nothing the second time.
 
-        A dma-buf does not keep the device bound: what is mapped of those that it has exported is revoked
-        (`DMAMapping.revoked`).
+        The `VDevice` that it has in a vIOMMU is closed, too. A dma-buf does not keep the device bound: what is mapped
+        of those that it has exported is revoked (`DMAMapping.revoked`).
 
         When the last bound device of the group is closed, the kernel's DMA API owns the group again and host
         drivers can take its members. In a forked child only the child's copies of the fds are closed.
@@ -462,6 +474,7 @@ class Device(Attachable):
                 return
             try:
                 errors += self._close_children()
+                errors += self._close_virtual()
                 ioctls.abandon(self._c)
                 if self._left_to_a_child:
                     self._mark_fd_shared()  # the kernel unbinds it when that child has closed it, too

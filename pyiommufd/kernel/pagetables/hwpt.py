@@ -15,6 +15,8 @@ from pyiommufd.kernel.memory.arguments import check_bool, check_range
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
 from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
+from pyiommufd.kernel.pagetables.nested import NestedHWPT, alloc_nested
+from pyiommufd.kernel.pagetables.nested_data import TypedData
 from pyiommufd.kernel.pagetables.trial import unfit_mappings
 from pyiommufd.uapi import ioctls
 
@@ -66,6 +68,34 @@ class HWPT(KernelObject):
     @property
     def _owner(self) -> IOAS:
         return self.ioas
+
+    def alloc_nested(
+        self,
+        data: TypedData,
+        *,
+        device: Attachable | None = None,
+        pasid: bool = False,
+        fault_queue: FaultQueue | None = None,
+    ) -> NestedHWPT:
+        """Make a page table of a VM's, nested in this one, for an IOMMU that needs no vIOMMU for that: VT-d's.
+
+        It changes nobody's DMA: `Device.attach` or `Device.replace` does.
+
+        Args:
+            data: What the VM's page table is, such as a `VTdStage1`.
+            device: For whose IOMMU; None: for that of the device that this one was made for.
+            pasid: It can be attached with a PASID, or beside attachments with PASIDs (since Linux 6.15).
+            fault_queue: Where page requests of its devices arrive (since Linux 6.11).
+
+        Raises:
+            UnsupportedError: The kernel or the IOMMU has no such page tables; an SMMUv3 wants `VIOMMU.alloc_nested`.
+            IoctlError: The kernel refused: EINVAL: the data are not of its IOMMU, or this one was made without
+                ``nest_parent=True``, or for another IOMMU.
+            DeviceNotFoundError: The device that it was made for is not bound any more.
+            TypeError, ValueError: That is no such data, device or queue, or of another iommufd.
+            ClosedError, ForkedError: It, the device or the queue is closed, or belongs to the parent process.
+        """
+        return alloc_nested(self, None, data, device, pasid=pasid, fault_queue=fault_queue)
 
     def set_dirty_tracking(self, on: bool) -> None:
         """Begin or stop to note which pages devices write to (IOMMU_HWPT_SET_DIRTY_TRACKING).

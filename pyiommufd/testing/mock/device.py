@@ -193,13 +193,15 @@ class MockDevice(Device):
         """Detach, unbind, and take the device out of the machine. Does nothing the second time.
 
         Raises:
-            CloseError: The kernel refused, as a virtual device stands for it: it goes with the iommufd then.
+            CloseError: The kernel refused, as for a virtual device that another process has made for it: it goes with
+                the iommufd then.
         """
         if self.closed:
             return
         errors: list[BaseException] = []
         if not self.in_child:
             with self._iommufd._lock:
+                errors += self._close_virtual()
                 try:
                     # Its PASIDs are not detached with it, and would keep what it was attached to.
                     for pasid in [pasid for pasid in self._hwpt_ids if pasid is not None]:

@@ -12,7 +12,7 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import from_sys_path
 from pyiommufd.kernel.iommufd import IOMMUFD
 from pyiommufd.kernel.memory.ioas import IOAS
-from pyiommufd.kernel.pagetables.hwpt import HWPT
+from pyiommufd.kernel.pagetables.page_table import PageTable
 from pyiommufd.testing.mock import commands
 from pyiommufd.testing.mock.access import MockAccess
 from pyiommufd.testing.mock.check import holds
@@ -37,7 +37,7 @@ class MockIOMMUFD(IOMMUFD):
         super()._prepare()
         self._accesses: dict[MockAccess, None] = {}
 
-    def mock_device(self, page_table: IOAS | HWPT, *, dirty_tracking: bool = True, pasid: bool = False) -> MockDevice:
+    def mock_device(self, page_table: PageTable, *, dirty_tracking: bool = True, pasid: bool = False) -> MockDevice:
         """Make a device of the mock IOMMU, bind it and attach it (MOCK_DOMAIN, MOCK_DOMAIN_FLAGS).
 
         Args:
