@@ -115,7 +115,7 @@ if TYPE_CHECKING:
         Verdict,
     )
     from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
-    from pyiommufd.kernel.pagetables.fault_queue import FaultQueue, PagePermission, PageRequest
+    from pyiommufd.kernel.pagetables.fault_queue import FaultQueue, PagePermission, PageRequest, PageRequestGroup
     from pyiommufd.kernel.pagetables.hw_info import (
         AMD,
         ArmSMMUv3,
@@ -202,7 +202,7 @@ else:
             "kernel.memory.mapping": "DMAMapping DMAMappings",
             "kernel.pagetables.attachment": "AttachPreview ChangeKind DMAChange Verdict",
             "kernel.pagetables.dirty_bitmap": "DirtyBitmap",
-            "kernel.pagetables.fault_queue": "FaultQueue PagePermission PageRequest",
+            "kernel.pagetables.fault_queue": "FaultQueue PagePermission PageRequest PageRequestGroup",
             "kernel.pagetables.hw_info": "AMD ArmSMMUv3 HWCapability HWInfo HWInfoType IntelVTd Tegra241CMDQV",
             "kernel.pagetables.hwpt": "HWPT",
             "kernel.pagetables.invalidation": "SMMUv3Command VTdInvalidation",
@@ -319,6 +319,7 @@ __all__ = [
     "PCICapability",
     "PagePermission",
     "PageRequest",
+    "PageRequestGroup",
     "PageTable",
     "PhysicalRange",
     "PixelSource",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 import stat
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -18,8 +17,6 @@ from pyiommufd.uapi import ioctls
 # since its single operations are atomic.
 _open: dict[int, tuple[ioctls.File, weakref.ref[Handle]]] = {}
 _forks = 0  # goes up with each fork, before it and after
-
-_LONGEST = 86400.0  # seconds that one poll may take: its own limit is an int of milliseconds
 
 
 def _after_fork_in_child() -> None:
@@ -166,31 +163,3 @@ class Handle(Closing):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd {max(self._file.fd, self._file.inherited)}"
         return f"<{type(self).__name__} {state}>"
-
-
-class Deadline:
-    """When a wait ends.
-
-    Args:
-        timeout: Seconds from now; None: never.
-    """
-
-    __slots__ = ("_end",)
-
-    def __init__(self, timeout: float | None) -> None:
-        self._end = None if timeout is None else time.monotonic() + timeout
-
-    def wait(self, file: ioctls.File) -> bool:
-        """Wait until a file is readable or closed; False: the deadline has passed. Other threads run meanwhile.
-
-        It may return early, so callers have to check again.
-        """
-        if self._end is None:
-            ioctls.file_wait(file, -1)
-            return True
-        left = self._end - time.monotonic()
-        if left <= 0:
-            return False
-        # Rounded up, so as not to come back early and spin.
-        ioctls.file_wait(file, int(min(left, _LONGEST) * 1000) + 1)
-        return True

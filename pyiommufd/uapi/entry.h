@@ -28,6 +28,11 @@ int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *othe
 int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds);
 /* A copy of what ends it; readable from then on. */
 int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *copy);
+/*
+ * An epoll instance with the file in it, which is readable while the file is. Unlike a duplicate it does not keep the
+ * file open: the kernel destroys no queue whose file is.
+ */
+int pyiommufd_file_watch(struct pyiommufd_file *file, struct pyiommufd_file *watch);
 /* As poll, without waiting. */
 int pyiommufd_file_readable(struct pyiommufd_file *file);
 /* As read, or pread where the offset is not negative; and so for writing. done: bytes in memory now; or NULL. */

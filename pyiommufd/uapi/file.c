@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -202,6 +203,20 @@ int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *cop
     result = waker(file);
     if (result >= 0)
         result = file_set_fd(copy, fcntl(result, F_DUPFD_CLOEXEC, 0));
+    file_put(file);
+    return result;
+}
+
+int pyiommufd_file_watch(struct pyiommufd_file *file, struct pyiommufd_file *watch)
+{
+    struct epoll_event event = { .events = EPOLLIN };
+    int fd = file_get(file), result;
+
+    if (fd < 0)
+        return fd;
+    result = file_set_fd(watch, epoll_create1(EPOLL_CLOEXEC));
+    if (!result)
+        result = (int)result_or_errno(epoll_ctl(watch->fd, EPOLL_CTL_ADD, fd, &event));
     file_put(file);
     return result;
 }

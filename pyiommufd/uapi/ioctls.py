@@ -210,6 +210,11 @@ def file_waker(file: File, copy: File) -> None:
     _check(lib.pyiommufd_file_waker(_c(file), _c(copy)), "eventfd")
 
 
+def file_watch(file: File, watch: File) -> None:
+    """An fd that is readable while the file is, and does not keep it open as a duplicate would (epoll)."""
+    _check(lib.pyiommufd_file_watch(_c(file), _c(watch)), "epoll")
+
+
 def file_change16(file: File, offset: int, bits: int, on: bool) -> None:
     """Set or clear bits of 2 bytes, little-endian, by a pread and a pwrite that no signal handler comes between."""
     _check(lib.pyiommufd_file_change16(_c(file), offset, bits, on), "pwrite")

@@ -33,6 +33,8 @@ FLOORS = {
     "diagnose": "diagnose",
     "kernel": """
         kernel kernel.handle kernel.kernel_object
+        < kernel.waitable
+        < kernel.record_queue
         < kernel.memory
         < kernel.interrupts kernel.pagetables kernel.window
         < kernel.virtual

@@ -34,6 +34,7 @@ from pyiommufd import (
     MSIXMappable,
     PagePermission,
     PageRequest,
+    PageRequestGroup,
     PCIAtomics,
     PCICapability,
     PhysicalRange,
@@ -118,8 +119,16 @@ VALUES = [
     (RegionType(1, 2), "<RegionType type 0x1, subtype 0x2>"),
     (MSIXMappable(), "<MSIXMappable>"),
     (
-        PageRequest(None, 7, 3, PagePermission.READ | PagePermission.WRITE, 0x5000, 0, True, 1),
-        "<PageRequest of an unknown device, PASID 7: READ|WRITE at 0x5000, group 3, the last>",
+        PageRequest(None, 7, PagePermission.READ | PagePermission.WRITE, 0x5000, 0),
+        "<PageRequest of an unknown device, PASID 7: READ|WRITE at 0x5000>",
+    ),
+    (
+        PageRequestGroup((PageRequest(None, None, PagePermission.READ, 0x5000, 0),), 3, 1),
+        "<PageRequestGroup 3 of an unknown device: READ at 0x5000>",
+    ),
+    (
+        PageRequestGroup((PageRequest(None, None, PagePermission.READ, 0x5000, 0),) * 3, 3, 1),
+        "<PageRequestGroup 3 of an unknown device: READ at 0x5000, and 2 more requests>",
     ),
     (PCICapability(CapabilityID.MSIX, 0x40), "<PCICapability MSIX at 0x40>"),
     (PCICapability(0x99, 0x40), "<PCICapability 0x99 at 0x40>"),

@@ -7,13 +7,11 @@ import errno
 import operator
 import os
 import sys
-from collections.abc import AsyncIterator, Generator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pyiommufd.errors import ClosedError, IoctlError, ioctl_error
-from pyiommufd.kernel.handle import Deadline, Handle, forked_error
+from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.kernel.handle import Handle
+from pyiommufd.kernel.waitable import Waitable
 from pyiommufd.uapi import ioctls
 
 
@@ -33,7 +31,7 @@ def _number(eventfd: EventFD | int) -> int:
     return fd
 
 
-class EventFD(Handle):
+class EventFD(Handle, Waitable[int]):
     """An eventfd (eventfd(2)): a counter of signals, to wait for.
 
     A wait returns how many signals have come since the last one, and resets the count to 0: no signal is lost or
@@ -52,6 +50,7 @@ class EventFD(Handle):
     lent: bool
 
     _reader = ""
+    _awaited = "signal"
 
     def __init__(self, eventfd: EventFD | int | None = None) -> None:
         """Make an eventfd.
@@ -105,7 +104,7 @@ class EventFD(Handle):
             raise
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for a signal; other threads run meanwhile.
+        """Wait for a signal; other threads run meanwhile. ``await`` and ``async for`` wait in an asyncio event loop.
 
         Args:
             timeout: Seconds; None: for as long as it takes.
@@ -118,11 +117,14 @@ class EventFD(Handle):
             ValueError: As for `take`.
             ClosedError, ForkedError: As for `fileno`; also when it is closed meanwhile.
         """
-        deadline = Deadline(timeout)
-        while not (count := self.take()):
-            if not deadline.wait(self._file):
-                raise TimeoutError(f"no signal of {self!r} within {timeout:g} s")
-        return count
+        return self._wait(timeout)
+
+    @property
+    def _handle(self) -> Handle:
+        return self
+
+    def _take(self) -> int | None:
+        return self.take() or None
 
     def signal(self, count: int = 1) -> None:
         """Add to the counter, as the kernel does.
@@ -140,46 +142,6 @@ class EventFD(Handle):
         except IoctlError:
             self._live()
             raise
-
-    def __await__(self) -> Generator[Any, None, int]:
-        """Wait for a signal in an asyncio event loop: the count, and the errors, of `wait`."""
-        return self._wait_async().__await__()
-
-    async def _wait_async(self) -> int:
-        import asyncio
-
-        if count := self.take():
-            return count
-        loop = asyncio.get_running_loop()
-        # Duplicates: an event loop allows one reader per fd, and these stay open if the eventfd is closed meanwhile.
-        with Handle() as signals, Handle() as end, contextlib.ExitStack() as readers:
-            try:
-                signals._open_with(ioctls.file_duplicate, self._live())
-                end._open_with(partial(ioctls.file_waker, self._file))
-            except IoctlError:
-                self._live()  # raises where it was closed meanwhile
-                raise
-            readable = asyncio.Event()
-            for fd in (signals.fileno(), end.fileno()):
-                loop.add_reader(fd, readable.set)
-                readers.callback(loop.remove_reader, fd)
-            while not (count := self.take()):
-                readable.clear()
-                await readable.wait()
-            return count
-
-    def __aiter__(self) -> AsyncIterator[int]:
-        """``async for count in …``: waits over and over, until it is closed."""
-        return self
-
-    async def __anext__(self) -> int:
-        """The next count; the end when it is closed."""
-        try:
-            return await self
-        except ClosedError:
-            if self.in_child:
-                raise forked_error(f"this {type(self).__name__}", self.pid) from None
-            raise StopAsyncIteration from None
 
     def close(self) -> None:
         """Close it, and wake those who wait. Does nothing the second time."""

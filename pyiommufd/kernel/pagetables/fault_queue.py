@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import IntFlag
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
-from pyiommufd.errors import IoctlError, ioctl_error
-from pyiommufd.kernel.handle import Deadline, Handle
-from pyiommufd.kernel.kernel_object import KernelObject
-from pyiommufd.printable import OneLine
+from pyiommufd.errors import Cause, IoctlError, ioctl_error
+from pyiommufd.kernel.memory.arguments import check_bool
+from pyiommufd.kernel.record_queue import RecordQueue
+from pyiommufd.printable import OneLine, counted
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
 
 _REQUEST = struct.Struct("=6IQ2I")  # struct iommu_hwpt_pgfault
 _RESPONSE = struct.Struct("=2I")  # struct iommu_hwpt_page_response
-# Requests that one read takes. A group of them comes whole or not at all, also where it is larger than what there is
-# room for (Linux 7.3, iommufd_fault_fops_read): then the read takes nothing, and needs more.
-_BATCH = 64
-_MOST = 1 << 18
+
+_REFUSED_ITSELF = "the kernel has refused the requests itself: their device was detached or moved to another page table"
 
 
 class PagePermission(IntFlag):
@@ -38,205 +38,177 @@ class PagePermission(IntFlag):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PageRequest(OneLine):
-    """A device's request for a page (struct iommu_hwpt_pgfault). Read from a `FaultQueue`.
+    """A device's request for a page (struct iommu_hwpt_pgfault): one of a `PageRequestGroup`.
 
     Attributes:
         device: The device; None where this process has not bound it.
         pasid: The PASID of its access; None: without one.
-        group: The number of its group of requests, by the device; they are answered together.
         permissions: The kinds of access that it asks for.
         address: The address that it wants to access.
         length: Bytes that it may want from there on; 0 where it does not say.
-        last: Whether it is the last one of its group: the group can be answered now.
-        cookie: The kernel's number of the group.
     """
 
     device: Device | None
     pasid: int | None
-    group: int
     permissions: PagePermission
     address: int
     length: int
-    last: bool
-    cookie: int
 
     def _line(self) -> str:
         who = "an unknown device" if self.device is None else self.device.name
         pasid = "" if self.pasid is None else f", PASID {self.pasid}"
-        what = self.permissions.name or "nothing"
-        return f"of {who}{pasid}: {what} at {self.address:#x}, group {self.group}{', the last' if self.last else ''}"
+        return f"of {who}{pasid}: {self.permissions.name or 'nothing'} at {self.address:#x}"
 
 
-class _Batch:
-    """The requests returned by one read of the kernel's queue.
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class PageRequestGroup(OneLine):
+    """Requests of a device that are answered together, by `FaultQueue.respond`. Read from a `FaultQueue`.
 
-    The C call stores the length, and one atomic step takes a request out: a signal handler that reads as well loses no
-    request and gets none twice.
+    Two of them are never equal: the kernel uses the numbers again.
 
     Attributes:
-        memory: Room for requests.
-        length: Bytes that have been read; 0 until then.
+        requests: The requests, in the device's order; at least one.
+        number: The device's number of the group.
+        cookie: The kernel's number of the group, as long as it is not answered.
     """
 
-    __slots__ = ("_devices", "_offsets", "length", "memory")
+    requests: tuple[PageRequest, ...]
+    number: int
+    cookie: int
+    # Why it is not to be answered any more.
+    _over: list[str] = field(default_factory=list, init=False)
 
-    def __init__(self, room: int, devices: dict[int, Device]) -> None:
-        self.memory = bytearray(room * _REQUEST.size)
-        self.length = ioctls.new_cell("uint64_t")
-        self._offsets = itertools.count(0, _REQUEST.size)
-        self._devices = devices  # by the ids that they have now
+    def __iter__(self) -> Iterator[PageRequest]:
+        return iter(self.requests)
 
-    def take(self) -> PageRequest | None:
-        """The next one; None: there are no more, or none yet."""
-        if not self.length[0] or (offset := next(self._offsets)) >= self.length[0]:
-            return None
-        flags, device, pasid, group, permissions, _, address, length, cookie = _REQUEST.unpack_from(self.memory, offset)
-        return PageRequest(
-            device=self._devices.get(device),
-            pasid=pasid if flags & uapi.IOMMU_PGFAULT_FLAGS_PASID_VALID else None,
-            group=group,
-            permissions=PagePermission(permissions),
-            address=address,
-            length=length,
-            last=bool(flags & uapi.IOMMU_PGFAULT_FLAGS_LAST_PAGE),
-            cookie=cookie,
-        )
+    def _line(self) -> str:
+        more = counted(len(self.requests) - 1, "more request")
+        return f"{self.number} {self.requests[0]._line()}{f', and {more}' if len(self.requests) > 1 else ''}"
 
 
-class FaultQueue(KernelObject):
-    """A queue of page requests of devices (IOMMU_FAULT_QUEUE_ALLOC; since Linux 6.11).
+class FaultQueue(RecordQueue[PageRequestGroup]):
+    """A queue of page requests of devices (IOMMU_FAULT_QUEUE_ALLOC; since Linux 6.11), in groups of any size.
 
     Made by `IOMMUFD.alloc_fault_queue`, and given to page tables by ``Device.alloc_hwpt(…, fault_queue=)``. A device
-    that waits for a page waits until it is answered; what is not is refused by the kernel when the queue is closed.
+    that waits for pages waits until its group is answered. The kernel itself refuses what is not answered when the
+    device is detached or moved to another page table, or the queue is closed.
 
-    Thread safety: everything here may be used from any thread; a request is read by one of them.
+    Thread safety: everything here may be used from any thread, and awaited in any event loop; each group is given to
+    one of those who read. `close` wakes those who wait; they get `ClosedError`, and ``async for`` ends.
     """
 
-    __slots__ = ("_batches", "_queue")
+    __slots__ = ("_cookies", "_unanswered")
+
+    _awaited = "page request"
 
     def __init__(self, iommufd: IOMMUFD) -> None:
-        super().__init__(iommufd)
-        self._queue = _QueueFile(self)
-        # What has been read and not all handed out: the kernel has forgotten it.
-        self._batches: dict[_Batch, None] = {}
+        # A read takes whole groups, as many as there is room for (Linux 7.3, iommufd_fault_fops_read).
+        super().__init__(iommufd, _REQUEST.size, _REQUEST.size)
+        self._unanswered: dict[PageRequestGroup, None] = {}
+        self._cookies: dict[int, PageRequestGroup] = {}
 
-    def fileno(self) -> int:
-        """The queue's own fd: readable when there is a request.
+    def _decode(self, data: bytes) -> Iterator[PageRequestGroup]:
+        devices = {device.id: device for device in self._iommufd._context.devices()}
+        for cookie, records in groupby(_REQUEST.iter_unpack(data), itemgetter(8)):
+            requests = []
+            for flags, device, pasid, number, permissions, _, address, length, _ in records:  # noqa: B007 (number)
+                with_pasid = flags & uapi.IOMMU_PGFAULT_FLAGS_PASID_VALID
+                requests.append(
+                    PageRequest(
+                        device=devices.get(device),
+                        pasid=pasid if with_pasid else None,
+                        permissions=PagePermission(permissions),
+                        address=address,
+                        length=length,
+                    )
+                )
+            yield PageRequestGroup(tuple(requests), number, cookie)
 
-        Raises:
-            ClosedError, ForkedError: It is closed, or belongs to the parent process.
-        """
-        return self._queue.fileno()
-
-    def read(self, timeout: float | None = None) -> PageRequest:
-        """The next request; other threads run meanwhile.
+    def read(self, timeout: float | None = None) -> PageRequestGroup:
+        """The next group; other threads run meanwhile. ``await`` and ``async for`` do the same in an event loop.
 
         Args:
-            timeout: Seconds to wait for one; None: as long as it takes.
+            timeout: Seconds to wait for it; 0: do not wait; None: as long as it takes.
 
         Raises:
             TimeoutError: None has come.
+            IoctlError: The kernel refused.
             ClosedError, ForkedError: As for `fileno`; also when it is closed meanwhile.
         """
-        deadline = Deadline(timeout)
-        while True:
-            file = self._queue._live()
-            with self._iommufd._lock:
-                request = self._next()
-                if request is None:
-                    self._fetch(file)
-                    request = self._next()  # also what a signal handler has fetched, and left
-            if request is not None:
-                return request
-            if not deadline.wait(file):
-                raise TimeoutError(f"no page request of {self!r} within {timeout:g} s")
+        return super().read(timeout)
 
-    def _fetch(self, file: ioctls.File) -> None:
-        """Take what the kernel has: as many whole groups as there is room for, or one of any size."""
-        devices = {device.id: device for device in self._iommufd._context.devices()}
-        room = _BATCH
-        while True:
-            batch = _Batch(room, devices)
-            try:
-                self._batches[batch] = None
-                ioctls.file_readinto(file, batch.memory, batch.length)
-            except IoctlError:
-                self._queue._live()  # raises where it was closed meanwhile
-                raise
-            finally:
-                if not batch.length[0]:
-                    self._batches.pop(batch, None)
-            if batch.length[0] or room >= _MOST or not ioctls.file_readable(file):
-                return
-            room *= 8
+    def _keep(self, records: tuple[PageRequestGroup, ...]) -> None:
+        # Before they are handed out: an exception loses none of them.
+        self._unanswered.update(dict.fromkeys(records))
 
-    def _next(self) -> PageRequest | None:
-        """Hand out one of those that have been read."""
-        for batch in list(self._batches):
-            request = batch.take()
-            if request is not None:
-                return request
-            if batch.length[0]:
-                self._batches.pop(batch, None)
-        return None
+    def _next(self) -> PageRequestGroup | None:
+        group = super()._next()
+        if group is not None:
+            # The kernel uses a cookie again only once it has no group by it.
+            older = self._cookies.get(group.cookie)
+            self._cookies[group.cookie] = group
+            if older is not None:
+                self._settle(older, _REFUSED_ITSELF)
+        return group
 
-    def respond(self, request: PageRequest, *, success: bool = True) -> None:
-        """Answer a group of requests, by any one of it (struct iommu_hwpt_page_response).
+    def _settle(self, group: PageRequestGroup, why: str) -> None:
+        group._over.append(why)
+        self._unanswered.pop(group, None)
+        if self._cookies.get(group.cookie) is group:
+            del self._cookies[group.cookie]
+
+    @property
+    def unanswered(self) -> tuple[PageRequestGroup, ...]:
+        """The groups that have been read here and not answered, in the order in which they were read.
+
+        What was being served when an exception came is here still. So are groups that the kernel has refused itself;
+        an answer to one of these raises.
+        """
+        coming = {group for read in list(self._reads) for group in read.left()}
+        return tuple(group for group in tuple(self._unanswered) if not (group._over or group in coming))
+
+    def respond(self, *groups: PageRequestGroup, success: bool = True) -> None:
+        """Answer groups of requests, by one write (struct iommu_hwpt_page_response).
 
         Args:
-            request: The request.
+            groups: The groups.
             success: The pages are there now: the device tries again. Otherwise it is told that there are none.
 
         Raises:
-            IoctlError: EINVAL: it has been answered already.
-            TypeError: That is no request.
+            IoctlError: EINVAL: the kernel has refused a group itself, as `unanswered` says. Those before it in the
+                arguments are answered, those behind it not; they are ``unanswered`` still.
+            ValueError: A group has been answered, is given twice, or comes from another queue; none is answered.
+            TypeError: That is no group, or ``success`` no bool.
             ClosedError, ForkedError: As for `fileno`.
         """
-        if not isinstance(request, PageRequest):
-            raise TypeError(f"what is answered is a PageRequest, not {type(request).__name__}")
-        code = uapi.IOMMUFD_PAGE_RESP_SUCCESS if success else uapi.IOMMUFD_PAGE_RESP_INVALID
-        try:
-            ioctls.file_write(self._queue._live(), _RESPONSE.pack(request.cookie, code))
-        except IoctlError as error:
-            self._queue._live()
-            raise ioctl_error("write", error.errno or 0, f"the answer to {request}") from None
+        for group in groups:
+            if not isinstance(group, PageRequestGroup):
+                raise TypeError(f"what is answered is a PageRequestGroup, not {type(group).__name__}")
+        code = uapi.IOMMUFD_PAGE_RESP_SUCCESS if check_bool(success, "success") else uapi.IOMMUFD_PAGE_RESP_INVALID
+        self._queue._live()  # raises, in a forked child before it takes the lock
+        with self._iommufd._lock:
+            file = self._queue._live()
+            left = list(dict.fromkeys(groups))
+            if len(left) < len(groups):
+                raise ValueError("a group is answered once, and is given twice here")
+            for group in left:
+                if group._over:
+                    raise ValueError(f"{group!r} is not to be answered: {group._over[0]}")
+                if group not in self._unanswered:
+                    raise ValueError(f"{group!r} was not read from this {type(self).__name__} {self.id}")
+            while left:
+                answers = b"".join(_RESPONSE.pack(group.cookie, code) for group in left)
+                try:
+                    taken = ioctls.file_write(file, answers) // _RESPONSE.size
+                except IoctlError as error:
+                    self._queue._live()
+                    raise self._refused(left[0], error.errno or 0, len(groups) - len(left), len(groups)) from None
+                for group in left[:taken]:
+                    self._settle(group, "it has been answered")
+                del left[:taken]
 
-    def close(self) -> None:
-        """Close the queue's fd, and destroy it (IOMMU_DESTROY). Does nothing the second time.
-
-        Those who wait for a request get `ClosedError`. In a forked child the child's copy of the fd is closed, and
-        nothing else.
-
-        Raises:
-            InUseError: A page table uses it; nothing has been closed.
-            BusyError: Something that this process does not know of uses it.
-        """
-        if self._iommufd.in_child:
-            self._queue.close()
-            return
-        super().close()
-
-    def _destroy(self) -> None:
-        # The kernel destroys no queue whose fd is open.
-        self._queue.close()
-        super()._destroy()
-
-    def _release(self) -> None:
-        self._queue.close()
-        super()._release()
-
-
-class _QueueFile(Handle):
-    """The fd of a fault queue."""
-
-    __slots__ = ("_owner",)
-
-    def __init__(self, owner: FaultQueue) -> None:
-        super().__init__()
-        self._owner = owner
-
-    def _what(self) -> str:
-        return f"FaultQueue {self._owner.id}"
-
-    def __repr__(self) -> str:
-        return repr(self._owner)
+    def _refused(self, group: PageRequestGroup, code: int, done: int, count: int) -> IoctlError:
+        """The error for an answer that the kernel did not take."""
+        self._settle(group, _REFUSED_ITSELF)
+        which = f", number {done + 1} of {count}: {done} answered, {count - done - 1} not" if count > 1 else ""
+        return ioctl_error("write", code, f"the answer to {group!r}{which}", (Cause(_REFUSED_ITSELF),))

@@ -34,6 +34,7 @@ from pyiommufd import (
     Monitor,
     PagePermission,
     PageRequest,
+    PageRequestGroup,
     plan_claim,
 )
 from pyiommufd.kernel.memory.mapping import DMAMappings
@@ -206,7 +207,7 @@ INERT: dict[type, frozenset[str]] = {
     ),
     IOAS: KERNEL_OBJECT | {"mappings", "hwpts", "ioas"},
     HWPT: KERNEL_OBJECT | {"ioas", "host", "flags", "fault_queue"},
-    FaultQueue: KERNEL_OBJECT,
+    FaultQueue: KERNEL_OBJECT | {"unanswered"},
     DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "revoked"}),
     DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "revoked"}),
     Window: frozenset({"closed", "offset", "length"}),
@@ -278,7 +279,9 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
         FaultQueue: {
             "fileno": scene.queue.fileno,
             "read": lambda: scene.queue.read(0),
-            "respond": lambda: scene.queue.respond(PageRequest(None, None, 0, PagePermission(0), 0, 0, True, 0)),
+            "respond": lambda: scene.queue.respond(
+                PageRequestGroup((PageRequest(None, None, PagePermission(0), 0, 0),), 0, 0)
+            ),
         },
         DMAMapping: {},
         DMAMappings: {},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import threading
 import warnings
@@ -18,8 +17,8 @@ from pyiommufd import (
     FaultQueue,
     ForkedError,
     InUseError,
-    IoctlError,
     PagePermission,
+    PageRequest,
     UnsupportedError,
     uapi,
 )
@@ -47,22 +46,24 @@ def test_a_request_arrives_and_is_answered_once(faulting: MockDevice, queue: Fau
     with pytest.raises(TimeoutError, match="no page request"):
         queue.read(0)
     faulting.page_fault(0x7000, group=3, permissions=PagePermission.WRITE)
-    request = queue.read(120)
-    assert (request.device, request.pasid, request.group, request.last) == (faulting, None, 3, True)
-    assert (request.address, request.permissions) == (0x7000, PagePermission.WRITE)
-    queue.respond(request)
-    with pytest.raises(IoctlError) as caught:
-        queue.respond(request, success=False)
-    assert caught.value.errno == errno.EINVAL
+    group = queue.read(120)
+    assert (group.number, group.requests) == (3, (PageRequest(faulting, None, PagePermission.WRITE, 0x7000, 0),))
+    assert list(queue.unanswered) == [group]
+    queue.respond(group)
+    assert list(queue.unanswered) == []
+    with pytest.raises(ValueError, match="it has been answered"):
+        queue.respond(group, success=False)
 
 
 def test_requests_come_in_their_order(faulting: MockDevice, queue: FaultQueue) -> None:
-    for group in range(100):
-        faulting.page_fault(group << 12, group=group)
-    requests = [queue.read(120) for _ in range(100)]
-    assert [(one.group, one.address) for one in requests] == [(group, group << 12) for group in range(100)]
-    for number, request in enumerate(requests):
-        queue.respond(request, success=bool(number % 2))
+    for number in range(100):
+        faulting.page_fault(number << 12, group=number)
+    groups = [queue.read(120) for _ in range(100)]
+    addresses = [(group.number, request.address) for group in groups for request in group]
+    assert addresses == [(number, number << 12) for number in range(100)]
+    for number, group in enumerate(groups[:50]):
+        queue.respond(group, success=bool(number % 2))
+    queue.respond(*groups[50:])
     with pytest.raises(TimeoutError):
         queue.read(0)
 
@@ -70,10 +71,10 @@ def test_requests_come_in_their_order(faulting: MockDevice, queue: FaultQueue) -
 def test_who_waits_is_woken(faulting: MockDevice, queue: FaultQueue) -> None:
     timer = threading.Timer(0.2, faulting.page_fault, [0x5000])
     timer.start()
-    request = queue.read(120)
+    (request,) = group = queue.read(120)
     timer.join()
     assert request.address == 0x5000
-    queue.respond(request)
+    queue.respond(group)
 
 
 def test_close_wakes_who_waits(mock: MockIOMMUFD, queue: FaultQueue) -> None:
@@ -88,13 +89,13 @@ def test_a_page_table_keeps_its_queue(mock: MockIOMMUFD, faulting: MockDevice, q
     with pytest.raises(InUseError, match="HWPT"):
         queue.close()
     faulting.page_fault(0x9000)
-    request = queue.read(120)  # not answered: the kernel does it
+    group = queue.read(120)  # not answered: the kernel does it
     faulting.detach()
     hwpt.close()
     queue.close()
     queue.close()
     assert queue not in mock.objects
-    for call in (queue.fileno, queue.read, lambda: queue.respond(request)):
+    for call in (queue.fileno, queue.read, lambda: queue.respond(group)):
         with pytest.raises(ClosedError):
             call()
 
