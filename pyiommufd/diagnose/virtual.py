@@ -70,6 +70,7 @@ def invalidation_error(
             f"{name} names a device or asks for what this vIOMMU does not have",
             "its fields are those of the command",
             "give the virtual id of a VDevice as stream id; hw_info() says what the SMMU can do",
+            "give the virtual id of a vDEVICE as stream id; pyiommufd caps DEVICE says what the SMMU can do",
         )
         causes = tuple(faults) or (unseen,)
     target += f", entry {done} of {count}" if done < count else ""

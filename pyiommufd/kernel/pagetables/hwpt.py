@@ -23,6 +23,7 @@ from pyiommufd.uapi import ioctls
 if TYPE_CHECKING:
     from pyiommufd.host.discovery.devices import HostDevice
     from pyiommufd.kernel.device.attachable import Attachable
+    from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.iommufd import IOMMUFD
     from pyiommufd.kernel.memory.ioas import IOAS
 
@@ -73,7 +74,7 @@ class HWPT(KernelObject):
         self,
         data: TypedData,
         *,
-        device: Attachable | None = None,
+        device: Device | None = None,
         pasid: bool = False,
         fault_queue: FaultQueue | None = None,
     ) -> NestedHWPT:

@@ -18,7 +18,7 @@ from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
     from pyiommufd.host.discovery.devices import HostDevice
-    from pyiommufd.kernel.device.attachable import Attachable
+    from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.memory.ioas import IOAS
     from pyiommufd.kernel.pagetables.hwpt import HWPT
     from pyiommufd.kernel.virtual.viommu import VIOMMU
@@ -99,7 +99,7 @@ def alloc_nested(
     parent: HWPT,
     viommu: VIOMMU | None,
     data: TypedData,
-    device: Attachable | None,
+    device: Device | None,
     *,
     pasid: bool = False,
     fault_queue: FaultQueue | None = None,
@@ -130,7 +130,7 @@ def alloc_nested(
         return nested
 
 
-def device_of(made: HWPT | VIOMMU, device: Attachable | None) -> Attachable:
+def device_of(made: HWPT | VIOMMU, device: Device | None) -> Device:
     """The device that is given, or the one that a page table or vIOMMU was made for; checked. The lock is held."""
     context = made.iommufd._context
     if device is None:

@@ -11,7 +11,7 @@ from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
-    from pyiommufd.kernel.device.attachable import Attachable
+    from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.virtual.viommu import VIOMMU
 
 
@@ -28,7 +28,7 @@ class VDevice(KernelObject):
 
     __slots__ = ("device", "viommu", "virtual_id")
 
-    def __init__(self, viommu: VIOMMU, device: Attachable, virtual_id: int) -> None:
+    def __init__(self, viommu: VIOMMU, device: Device, virtual_id: int) -> None:
         super().__init__(viommu.iommufd)
         self.viommu = viommu
         self.device = device
@@ -56,7 +56,7 @@ class VDevice(KernelObject):
         return f"<VDevice {self.id}, {self.device.name} as {self.virtual_id:#x} in {self.viommu!r}{state}>"
 
 
-def alloc_vdevice(viommu: VIOMMU, device: Attachable, virtual_id: int) -> VDevice:
+def alloc_vdevice(viommu: VIOMMU, device: Device, virtual_id: int) -> VDevice:
     """Allocate a virtual device; see `VIOMMU.alloc_vdevice`. The iommufd's lock is held."""
     made = VDevice(viommu, device, virtual_id)
     uses = {"viommu_id": viommu._c, "dev_id": device._c}

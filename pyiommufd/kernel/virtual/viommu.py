@@ -105,7 +105,7 @@ class VIOMMU(KernelObject):
         self,
         data: TypedData,
         *,
-        device: Attachable | None = None,
+        device: Device | None = None,
         pasid: bool = False,
         fault_queue: FaultQueue | None = None,
     ) -> NestedHWPT:
@@ -130,7 +130,7 @@ class VIOMMU(KernelObject):
         """
         return alloc_nested(self.parent, self, data, device, pasid=pasid, fault_queue=fault_queue)
 
-    def alloc_vdevice(self, device: Attachable, virtual_id: int) -> VDevice:
+    def alloc_vdevice(self, device: Device, virtual_id: int) -> VDevice:
         """Say what the VM calls a device (IOMMU_VDEVICE_ALLOC; since Linux 6.13).
 
         Args:
@@ -276,14 +276,15 @@ class _Registers:
         return repr(self.viommu)
 
 
-def alloc_viommu(device: Device | Attachable, parent: HWPT, viommu_type: int, data: bytes) -> VIOMMU:
-    """Allocate a vIOMMU; see `Attachable.alloc_viommu`. The iommufd's lock is held."""
+def alloc_viommu(device: Attachable, parent: HWPT, viommu_type: int, data: bytes) -> VIOMMU:
+    """Allocate a vIOMMU; see `Device.alloc_viommu`. The iommufd's lock is held."""
     viommu_type = number(viommu_type, 32, "viommu_type")
     memory = bytearray(memoryview(data))
     if viommu_type == VIOMMUType.TEGRA241_CMDQV and not memory:
         memory = bytearray(_CMDQV.size)
     parent._live()
-    device_of(parent, device)
+    if parent.iommufd._context is not device.iommufd._context:
+        raise ValueError(f"{parent!r} belongs to another IOMMUFD than {device.name}")
     viommu = VIOMMU(parent.iommufd, parent, device.host, viommu_type)
     uses = {"dev_id": device._c, "hwpt_id": parent._c}
     try:
