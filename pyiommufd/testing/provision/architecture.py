@@ -47,3 +47,11 @@ X86_64 = Architecture(
 AARCH64 = Architecture(
     "aarch64", "arm64", "arm64", "aarch64-linux-gnu", "Image", "qemu-system-aarch64", "qemu-system-arm", "ttyAMA0"
 )
+
+ARCHITECTURES = {architecture.name: architecture for architecture in (X86_64, AARCH64)}
+"""By name."""
+
+
+def own_architecture() -> Architecture:
+    """This machine's; x86-64 for one that guests are not known to have."""
+    return ARCHITECTURES.get(platform.machine(), X86_64)

@@ -1,7 +1,8 @@
 """Builds a guest kernel from the distribution's own source package, once, into the cache.
 
-The source is the newest ``linux-source`` on offer; it is unpacked, configured by ``guest.config``, built in a folder
-beside the final one, and takes its place whole. Several builds at once are safe: the later ones wait.
+The source is the newest ``linux-source`` on offer; it is unpacked, configured by `kernel_config.fragment`, built in a
+folder beside the final one, and takes its place whole. Several builds at once are safe: the later ones wait. One for
+another architecture is the same source, made by Debian's cross compiler.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
 from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision import kernel_config
 from pyiommufd.testing.provision.apt import Archive, Package
+from pyiommufd.testing.provision.architecture import X86_64, Architecture
 from pyiommufd.testing.provision.kernels import (
     OLDEST,
     CachedKernel,
@@ -48,14 +50,15 @@ _HEADERS = {"gelf.h": "libelf-dev", "openssl/ssl.h": "libssl-dev", "stdio.h": "l
 _KEPT_SOURCE = (
     "include/uapi", "drivers/iommu/iommufd/iommufd_test.h", "tools/testing/selftests/iommu",
     "tools/testing/selftests/vfio", "tools/testing/selftests/lib.mk", "tools/testing/selftests/kselftest.h",
-    "tools/testing/selftests/kselftest_harness.h", "tools/include", "tools/arch/x86/include", "tools/scripts",
-    "tools/build", "scripts/subarch.include",
+    "tools/testing/selftests/kselftest_harness.h", "tools/include", "tools/scripts", "tools/build",
+    "scripts/subarch.include",
 )  # fmt: skip
 
 
-def missing_packages() -> list[str]:
+def missing_packages(architecture: Architecture = X86_64) -> list[str]:
     """The Debian packages that a build needs and that are not installed."""
     missing = {package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
+    missing |= missing_compiler(architecture)
     for header, package in _HEADERS.items():
         if "gcc" in missing:
             found = any(Path("/usr/include").glob(f"**/{header}"))
@@ -66,6 +69,13 @@ def missing_packages() -> list[str]:
         if not found:
             missing.add(package)
     return sorted(missing)
+
+
+def missing_compiler(architecture: Architecture) -> set[str]:
+    """The Debian package of the cross compiler, where one is needed and not installed."""
+    if not architecture.cross_compile or shutil.which(f"{architecture.cross_compile}gcc"):
+        return set()
+    return {f"gcc-{architecture.triplet.replace('_', '-')}"}
 
 
 def choose(packages: Sequence[Package], version: str | None) -> Package:
@@ -103,69 +113,80 @@ def _matches(package: Package, version: str) -> bool:
     )
 
 
-def entry_name(package: Package, fragment: str) -> str:
-    """The name of the cache entry for a source and a configuration.
+def entry_name(package: Package, fragment: str, architecture: Architecture = X86_64) -> str:
+    """The name of the cache entry for a source, a configuration and an architecture.
 
-    The compiler is no part of it: another one makes the same kernel, and a build takes minutes.
+    The compiler is no part of it: another one makes the same kernel, and a build takes minutes. Nor is x86-64, which
+    kernels were for before they were for others.
     """
-    key = hashlib.sha256("\0".join((package.name, package.version, fragment)).encode()).hexdigest()
-    return f"{package.name.removeprefix('linux-source-')}-{key[:12]}"
+    version = package.name.removeprefix("linux-source-")
+    names = [] if architecture is X86_64 else [architecture.name]
+    key = hashlib.sha256("\0".join((package.name, package.version, fragment, *names)).encode()).hexdigest()
+    return "-".join((version, *names, key[:12]))
 
 
 def build_kernel(
-    version: str | None = None, *, cache: Path | None = None, archive: Archive | None = None, jobs: int | None = None,
-    progress: Progress | None = None,
+    version: str | None = None, *, architecture: Architecture = X86_64, cache: Path | None = None,
+    archive: Archive | None = None, jobs: int | None = None, progress: Progress | None = None,
 ) -> CachedKernel:  # fmt: skip
     """The newest kernel on offer, or that of a version: from the cache, or built.
 
     Args:
         version: Such as ``6.12``; None: the newest.
+        architecture: The guest's.
         cache: The `cache_folder`.
         archive: Where source packages come from; None: this machine's distribution.
         jobs: Compilers at a time; None: one a CPU.
         progress: What is told how far it is.
 
     Raises:
-        GuestMissingError: This machine lacks tools to build with.
+        GuestMissingError: This machine lacks tools to build with, such as the cross compiler for another architecture.
         KernelBuildError: The source could not be had, or its build failed.
     """
     cache = cache_folder() if cache is None else cache
     progress = Progress(sys.stderr, "pyiommufd guest: ") if progress is None else progress
     archive = Archive(cache / "apt") if archive is None else archive
-    fragment = kernel_config.FRAGMENT.read_text()
+    fragment = kernel_config.fragment(architecture)
     try:
         with locked(cache / "apt.lock", progress, "the package lists"):
             archive.configure()
             archive.update()
             package = choose(archive.packages(_NAME), version)
     except KernelBuildError as error:
-        for kernel in cached_kernels(cache):
+        for kernel in cached_kernels(cache, architecture):
             if version is None or release_order(kernel.release)[:2] == release_order(version)[:2]:
                 progress.step(f"{error}\nusing {kernel.release}, built earlier")
                 return kernel
         raise
-    name = entry_name(package, fragment)
+    name = entry_name(package, fragment, architecture)
     folder = cache / "kernels" / name
     if ready := CachedKernel.load(folder):
         return ready
     with locked(cache / "kernels" / f".{name}.lock", progress, f"kernel {name}"):
         if ready := CachedKernel.load(folder):
             return ready
-        if missing := missing_packages():
+        if missing := missing_packages(architecture):
+            whose = "a kernel" if architecture.native else f"a kernel for {architecture.name}"
             raise GuestMissingError(
-                f"building a kernel needs what is not installed: apt-get install {' '.join(missing)}"
+                f"building {whose} needs what is not installed: apt-get install {' '.join(missing)}"
             )
-        builder = _Builder(cache, package, fragment, jobs or os.cpu_count() or 1, progress)
+        builder = _Builder(cache, package, fragment, architecture, jobs or os.cpu_count() or 1, progress)
         return builder.build(folder, archive)
 
 
 class _Builder:
     """One build, in a folder beside the final one."""
 
-    def __init__(self, cache: Path, package: Package, fragment: str, jobs: int, progress: Progress) -> None:
+    def __init__(
+        self, cache: Path, package: Package, fragment: str, architecture: Architecture, jobs: int, progress: Progress
+    ) -> None:
         self._cache = cache
         self._package = package
         self._fragment = fragment
+        self._architecture = architecture
+        # A native build is told nothing, as ever.
+        prefix = architecture.cross_compile
+        self._cross = [f"ARCH={architecture.linux}", f"CROSS_COMPILE={prefix}"] if prefix else []
         self._jobs = jobs
         self._progress = progress
         self._log = cache / "build.log"
@@ -190,15 +211,16 @@ class _Builder:
             unpack_source(deb, tree)
             unmet = self._configure(tree)
             self._compile(tree)
-            release = self._output(tree, "make", "-s", "kernelrelease").strip()
+            release = self._output(tree, "make", "-s", *self._cross, "kernelrelease").strip()
             self._collect(tree, entry)
             CachedKernel.write_manifest(
                 entry,
+                self._architecture,
                 release=release,
                 package=self._package.name,
                 package_version=self._package.version,
                 source=deb.name,
-                compiler=self._output(tree, "gcc", "--version").partition("\n")[0],
+                compiler=self._output(tree, f"{self._architecture.cross_compile}gcc", "--version").partition("\n")[0],
                 unmet=unmet,
             )
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
@@ -211,7 +233,7 @@ class _Builder:
         if kernel is None:
             raise KernelBuildError(f"the kernel just built into {folder} is not there whole: is the disk failing?")
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
-        self._progress.step(f"built {release} in {minutes}:{seconds:02}: {folder / 'bzImage'}")
+        self._progress.step(f"built {release} in {minutes}:{seconds:02}: {kernel.image}")
         return kernel
 
     def _check_space(self) -> None:
@@ -229,7 +251,7 @@ class _Builder:
         self._make(tree, "KCONFIG_ALLCONFIG=guest.config", "allnoconfig")
         config = tree / ".config"
         unmet = kernel_config.unmet(self._fragment, config.read_text())
-        fatal = [option for option in unmet if option.partition("=")[0] in kernel_config.ESSENTIAL]
+        fatal = [option for option in unmet if option.partition("=")[0] in kernel_config.essential(self._architecture)]
         if fatal:
             raise KernelBuildError(
                 f"{self._package.name} {self._package.version} cannot be configured for a guest; "
@@ -241,7 +263,7 @@ class _Builder:
 
     def _compile(self, tree: Path) -> None:
         self._progress.step(f"compiling with {self._jobs} jobs; the log is {self._log}")
-        self._make(tree, f"-j{self._jobs}", "bzImage", "modules", count=True)
+        self._make(tree, f"-j{self._jobs}", self._architecture.image, "modules", count=True)
 
     def _make(self, tree: Path, *arguments: str, count: bool = False) -> None:
         """Run make, its output to the log.
@@ -251,7 +273,7 @@ class _Builder:
         """
         make = shutil.which("make") or "make"
         # A build is not to go on when this process is gone, however it went.
-        command = launch_command([make, *arguments])
+        command = launch_command([make, *self._cross, *arguments])
         compiled = 0
         with (
             self._log.open("a") as log,
@@ -293,13 +315,14 @@ class _Builder:
     def _collect(self, tree: Path, entry: Path) -> None:
         """Take out of the tree what is kept; the rest is 2 GB."""
         self._progress.step("collecting headers and modules")
-        shutil.copy2(tree / "arch/x86/boot/bzImage", entry / "bzImage")
+        boot = tree / "arch" / self._architecture.linux / "boot"
+        shutil.copy2(boot / self._architecture.image, entry / self._architecture.image)
         shutil.copy2(tree / ".config", entry / "config")
         (entry / "modules").mkdir()
         for module in tree.rglob("*.ko"):
             shutil.copy2(module, entry / "modules" / module.name)
         self._make(tree, f"-j{self._jobs}", "headers_install", f"INSTALL_HDR_PATH={entry / 'headers'}")
-        for name in _KEPT_SOURCE:
+        for name in (*_KEPT_SOURCE, f"tools/arch/{self._architecture.linux}/include"):
             _keep(tree, entry / "source", name)
         for name in _missing_targets(entry / "source"):
             _keep(tree, entry / "source", name)

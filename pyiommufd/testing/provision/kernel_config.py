@@ -5,21 +5,37 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FRAGMENT = Path(__file__).with_name("guest.config")
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture
 
-ESSENTIAL = frozenset(
-    f"CONFIG_{name}"
-    for name in (
-        # The guest does not get as far as a command, or its death cannot be seen, without these.
-        "64BIT", "PRINTK", "SERIAL_8250_CONSOLE", "BLK_DEV_INITRD", "BINFMT_ELF", "BINFMT_SCRIPT", "EPOLL", "FUTEX",
-        "PROC_FS", "SYSFS", "TMPFS", "DEVTMPFS", "OVERLAY_FS", "NET_9P_VIRTIO", "9P_FS", "VIRTIO_PCI",
-        "VIRTIO_CONSOLE", "UNIX", "MULTIUSER", "MODULES",
-        # Nor is there anything to test.
-        "PCI", "PCI_MSI", "PCIEPORTBUS", "IRQ_REMAP", "INTEL_IOMMU", "IOMMUFD", "VFIO", "VFIO_PCI",
-        "VFIO_DEVICE_CDEV",
-    )
+_FRAGMENT = Path(__file__).with_name("guest.config")
+_ON_TOP = {AARCH64: Path(__file__).with_name("guest-arm64.config")}
+
+_ESSENTIAL = (
+    # The guest does not get as far as a command, or its death cannot be seen, without these.
+    "64BIT", "PRINTK", "BLK_DEV_INITRD", "BINFMT_ELF", "BINFMT_SCRIPT", "EPOLL", "FUTEX", "PROC_FS", "SYSFS", "TMPFS",
+    "DEVTMPFS", "OVERLAY_FS", "NET_9P_VIRTIO", "9P_FS", "VIRTIO_PCI", "VIRTIO_CONSOLE", "UNIX", "MULTIUSER", "MODULES",
+    # Nor is there anything to test.
+    "PCI", "PCI_MSI", "PCIEPORTBUS", "IOMMUFD", "VFIO", "VFIO_PCI", "VFIO_DEVICE_CDEV",
 )  # fmt: skip
-"""The options that a kernel for the guest cannot be without."""
+_ESSENTIAL_OF = {
+    X86_64: ("SERIAL_8250_CONSOLE", "IRQ_REMAP", "INTEL_IOMMU"),
+    AARCH64: ("SERIAL_AMBA_PL011_CONSOLE", "EFI_STUB", "ACPI_TABLE_UPGRADE", "ARM_GIC_V3_ITS", "ARM_SMMU_V3"),
+}
+
+
+def fragment(architecture: Architecture) -> str:
+    """The options of a guest's kernel, in the form of a kernel configuration.
+
+    Those for x86-64 are the file as it is, comments and all: kernels in caches are known by it.
+    """
+    text = _FRAGMENT.read_text()
+    on_top = _ON_TOP.get(architecture)
+    return text if on_top is None else merge(text, on_top.read_text())
+
+
+def essential(architecture: Architecture) -> frozenset[str]:
+    """The options that a kernel for the guest cannot be without."""
+    return frozenset(f"CONFIG_{name}" for name in (*_ESSENTIAL, *_ESSENTIAL_OF[architecture]))
 
 
 def parse(text: str) -> dict[str, str]:

@@ -15,6 +15,13 @@ from typing import Any
 from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision import distribution_kernel
+from pyiommufd.testing.provision.architecture import (
+    AARCH64,
+    ARCHITECTURES,
+    X86_64,
+    Architecture,
+    own_architecture,
+)
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -31,7 +38,7 @@ class Kernel:
     """A kernel to boot.
 
     Attributes:
-        image: The bzImage.
+        image: The image: a bzImage or an Image.
         boot_modules: Modules that the guest needs to find its files, in loading order.
         modules: Modules that lie ready in the guest, in ``filesystem.MODULES``.
     """
@@ -46,10 +53,11 @@ class CachedKernel:
     """A kernel built earlier, in a folder of its own.
 
     Attributes:
-        folder: The folder: ``bzImage``, ``config``, ``modules/``, ``headers/`` (as ``make headers_install``
+        folder: The folder: the `image`, ``config``, ``modules/``, ``headers/`` (as ``make headers_install``
             leaves them), ``source/`` (what tests read of the source) and ``build.log``.
-        manifest: What it is: ``release``, ``package``, ``package_version``, ``source`` (the package's file, below
-            the cache's ``sources/``), ``compiler``, ``unmet`` (options that this version does not have).
+        manifest: What it is: ``architecture`` (x86-64 where it is not said), ``release``, ``package``,
+            ``package_version``, ``source`` (the package's file, below the cache's ``sources/``), ``compiler``,
+            ``unmet`` (options that this version does not have).
     """
 
     folder: Path
@@ -60,19 +68,30 @@ class CachedKernel:
         """The kernel in the folder, or None where there is none that is whole."""
         try:
             manifest = json.loads((folder / _MANIFEST).read_text())
-            digest = hashlib.sha256((folder / "bzImage").read_bytes()).hexdigest()
-        except (OSError, ValueError):
+            if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+                return None
+            kernel = cls(folder, manifest)
+            digest = hashlib.sha256(kernel.image.read_bytes()).hexdigest()
+        except (OSError, ValueError, KeyError):
             return None
-        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-            return None
-        return cls(folder, manifest) if manifest.get("sha256") == digest else None
+        return kernel if manifest.get("sha256") == digest else None
 
     @staticmethod
-    def write_manifest(folder: Path, **facts: Any) -> None:
+    def write_manifest(folder: Path, architecture: Architecture = X86_64, **facts: Any) -> None:
         """Describe the kernel in the folder; the last step of making one."""
-        digest = hashlib.sha256((folder / "bzImage").read_bytes()).hexdigest()
-        manifest = {"format": _FORMAT, "sha256": digest, **facts}
+        digest = hashlib.sha256((folder / architecture.image).read_bytes()).hexdigest()
+        manifest = {"format": _FORMAT, "sha256": digest, "architecture": architecture.name, **facts}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+    @property
+    def architecture(self) -> Architecture:
+        """Whose processor it is for."""
+        return ARCHITECTURES[self.manifest.get("architecture", X86_64.name)]
+
+    @property
+    def image(self) -> Path:
+        """What boots."""
+        return self.folder / self.architecture.image
 
     @property
     def release(self) -> str:
@@ -81,18 +100,18 @@ class CachedKernel:
 
     def kernel(self) -> Kernel:
         """What to boot."""
-        return Kernel(self.folder / "bzImage", modules=tuple(sorted((self.folder / "modules").glob("*.ko"))))
+        return Kernel(self.image, modules=tuple(sorted((self.folder / "modules").glob("*.ko"))))
 
 
 def cached_releases(cache: Path) -> list[str]:
-    """The releases of the kernels built earlier, by what is on record of them alone."""
-    found = []
+    """The releases of the kernels built earlier for any architecture, by what is on record of them alone."""
+    found: dict[str, None] = {}
     for manifest in sorted((cache / "kernels").glob(f"[!.]*/{_MANIFEST}")):
         try:
-            found.append(str(json.loads(manifest.read_text())["release"]))
+            found[str(json.loads(manifest.read_text())["release"])] = None
         except (OSError, ValueError, LookupError, TypeError):
             continue
-    return found
+    return list(found)
 
 
 def is_version(release: str, version: str) -> bool:
@@ -113,16 +132,19 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pyiommufd"
 
 
-def cached_kernels(cache: Path, *, damaged: list[Path] | None = None) -> list[CachedKernel]:
-    """The kernels built earlier, the newest first.
+def cached_kernels(
+    cache: Path, architecture: Architecture = X86_64, *, damaged: list[Path] | None = None
+) -> list[CachedKernel]:
+    """The kernels built earlier for an architecture, the newest first.
 
     Args:
         cache: The `cache_folder`.
+        architecture: The guest's.
         damaged: Gets the folders of those that are not as they were built.
     """
     found: list[tuple[tuple[int, ...], float, CachedKernel]] = []
     for folder in sorted((cache / "kernels").glob("[!.]*")):
-        if folder.is_dir():
+        if folder.is_dir() and _named_for(folder) is architecture:
             if kernel := CachedKernel.load(folder):
                 found.append((release_order(kernel.release), (folder / _MANIFEST).stat().st_mtime, kernel))
             elif damaged is not None:
@@ -130,14 +152,21 @@ def cached_kernels(cache: Path, *, damaged: list[Path] | None = None) -> list[Ca
     return [kernel for *_, kernel in sorted(found, key=lambda item: item[:2], reverse=True)]
 
 
+def _named_for(folder: Path) -> Architecture:
+    """Whose processor the kernel in a folder of the cache is for, which the name says; no other is read, at 20 MB."""
+    return next((one for one in ARCHITECTURES.values() if f"-{one.name}-" in folder.name), X86_64)
+
+
 def find_kernel(
-    option: str | None = None, environment: Mapping[str, str] | None = None, *, root: Path = Path("/")
-) -> Kernel:
+    option: str | None = None, environment: Mapping[str, str] | None = None, *, architecture: Architecture = X86_64,
+    root: Path = Path("/"),
+) -> Kernel:  # fmt: skip
     """The kernel to boot: the one named, ``PYIOMMUFD_KERNEL``, the newest built earlier, or this machine's own.
 
     Args:
         option: The path of a kernel image, or the version of one built earlier, such as ``6.12``.
         environment: In place of this process's own.
+        architecture: The guest's. This machine's own kernel serves a guest of its own architecture alone.
         root: Where this machine's own kernels are looked for.
 
     Raises:
@@ -146,48 +175,58 @@ def find_kernel(
     environment = os.environ if environment is None else environment
     for origin, name in ((option_name("kernel"), option), ("PYIOMMUFD_KERNEL", environment.get("PYIOMMUFD_KERNEL"))):
         if name:
-            return _named(origin, name, cache_folder(environment))
+            return _named(origin, name, cache_folder(environment), architecture)
     damaged: list[Path] = []
-    cached = cached_kernels(cache_folder(environment), damaged=damaged)
+    cached = cached_kernels(cache_folder(environment), architecture, damaged=damaged)
     for folder in damaged:
-        sys.stderr.write(f"the kernel in {folder} is damaged; pyiommufd guest --build-kernel makes it anew\n")
+        sys.stderr.write(f"the kernel in {folder} is damaged; {_build_command(architecture)} makes it anew\n")
     if cached:
         return cached[0].kernel()
-    own = distribution_kernel.find(os.uname().release, root)
-    if own is not None:
-        return Kernel(own, boot_modules=distribution_kernel.boot_modules(os.uname().release, root))
+    if architecture is own_architecture():
+        own = distribution_kernel.find(os.uname().release, root)
+        if own is not None:
+            return Kernel(own, boot_modules=distribution_kernel.boot_modules(os.uname().release, root))
+        missing = "no kernel for the guest, and this machine's own has no IOMMUFD and VFIO_DEVICE_CDEV"
+    else:
+        missing = f"no kernel for {architecture.name} has been built here"
     raise GuestMissingError(
-        "no kernel for the guest, and this machine's own has no IOMMUFD and VFIO_DEVICE_CDEV: "
-        f"pyiommufd guest --build-kernel makes one, {option_name('kernel')} or PYIOMMUFD_KERNEL name one"
+        f"{missing}: {_build_command(architecture)} makes one, {option_name('kernel')} or PYIOMMUFD_KERNEL name one"
     )
 
 
-def _named(origin: str, name: str, cache: Path) -> Kernel:
+def _named(origin: str, name: str, cache: Path, architecture: Architecture) -> Kernel:
     image = Path(name).absolute()
     if VERSION.fullmatch(name) and not image.is_file():
-        built = next((one for one in cached_kernels(cache) if is_version(one.release, name)), None)
+        built = next((one for one in cached_kernels(cache, architecture) if is_version(one.release, name)), None)
         if built is not None:
             return built.kernel()
-        raise GuestMissingError(f"{origin}: no kernel {name} has been built here: {_how_to_get(name, cache)}")
+        whose = f"kernel {name}" if architecture is X86_64 else f"kernel {name} for {architecture.name}"
+        how = _how_to_get(name, cache, architecture)
+        raise GuestMissingError(f"{origin}: no {whose} has been built here: {how}")
     if image.is_dir():
         raise GuestMissingError(f"{origin}: {image} is a folder, not a kernel image")
     if not image.is_file():
         raise GuestMissingError(f"{origin}: there is no kernel image {image}")
-    if image.name == "bzImage" and (image.parent / _MANIFEST).is_file():
+    if image.name == architecture.image and (image.parent / _MANIFEST).is_file():
         cached = CachedKernel.load(image.parent)
         if cached is None:
             raise GuestMissingError(f"{origin}: the kernel in {image.parent} is damaged: build it anew")
         return cached.kernel()
-    _check_image(origin, image)
+    _check_image(origin, image, architecture)
     if distribution := distribution_kernel.release_of(image):
         return Kernel(image, boot_modules=distribution_kernel.boot_modules(*distribution))
     return Kernel(image)
 
 
-def _how_to_get(version: str, cache: Path) -> str:
+def _build_command(architecture: Architecture, version: str = "") -> str:
+    words = ["pyiommufd guest", "--iommu smmuv3" if architecture is AARCH64 else "", "--build-kernel", version]
+    return " ".join(filter(None, words))
+
+
+def _how_to_get(version: str, cache: Path, architecture: Architecture) -> str:
     if release_order(version) >= OLDEST:
-        return f"pyiommufd guest --build-kernel {version} makes one, where the distribution offers its source"
-    built = ", ".join(kernel.release for kernel in cached_kernels(cache)) or "none"
+        return f"{_build_command(architecture, version)} makes one, where the distribution offers its source"
+    built = ", ".join(kernel.release for kernel in cached_kernels(cache, architecture)) or "none"
     return f"{too_old(version)}; built are: {built}"
 
 
@@ -196,13 +235,17 @@ def too_old(version: str) -> str:
     return f"the guest needs {'.'.join(map(str, OLDEST))} or later, not {version}"
 
 
-def _check_image(origin: str, image: Path) -> None:
+def _check_image(origin: str, image: Path, architecture: Architecture) -> None:
     """Refuse what QEMU takes for a kernel of the last century: it would say that it is too old to load a RAM disk."""
     try:
         with image.open("rb") as file:
             head = file.read(0x206)
     except OSError as error:
         raise GuestMissingError(f"{origin}: {image}: {error.strerror}") from None
+    if architecture is AARCH64:
+        # Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image".
+        if head[0x38:0x3C] != b"ARM\x64":
+            raise GuestMissingError(f"{origin}: {image} is no kernel image for arm64, an Image")
     # Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header"; QEMU boots some ELF files (PVH) as well.
-    if head[0x202:] != b"HdrS" and not head.startswith(b"\x7fELF"):
+    elif head[0x202:] != b"HdrS" and not head.startswith(b"\x7fELF"):
         raise GuestMissingError(f"{origin}: {image} is no kernel image for x86, a bzImage or vmlinuz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -17,6 +18,7 @@ import pytest
 from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
 from pyiommufd.testing.provision import kernel_build
 from pyiommufd.testing.provision.apt import Archive, Package
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64
 from pyiommufd.testing.provision.kernel_build import (
     build_kernel,
     choose,
@@ -25,8 +27,8 @@ from pyiommufd.testing.provision.kernel_build import (
     missing_packages,
     unpack_source,
 )
-from pyiommufd.testing.provision.kernel_config import ESSENTIAL, FRAGMENT, merge
-from pyiommufd.testing.provision.kernels import CachedKernel
+from pyiommufd.testing.provision.kernel_config import essential, fragment, merge
+from pyiommufd.testing.provision.kernels import CachedKernel, cached_kernels
 from pyiommufd.testing.provision.locked import locked
 from pyiommufd.testing.provision.progress import Progress
 from tests.patience import patience, until
@@ -48,6 +50,8 @@ bzImage:
 \t@sleep @SLEEP@
 \t@FAIL@
 \tmkdir -p arch/x86/boot; echo kernel > arch/x86/boot/bzImage
+Image:
+	mkdir -p arch/$(ARCH)/boot; echo $(CROSS_COMPILE) > arch/$(ARCH)/boot/Image
 modules:
 \tmkdir -p drivers/vfio; echo module > drivers/vfio/mdev.ko
 kernelrelease:
@@ -128,6 +132,57 @@ def test_entry_depends_on_source_and_configuration() -> None:
     assert entry_name(package, "a") in names
 
 
+def test_entries_of_earlier_versions_are_still_found() -> None:
+    assert entry_name(Package("linux-source-7.3", "7.3.4-1"), "a") == "7.3-b377c8e05711"
+
+
+def test_entry_is_of_an_architecture() -> None:
+    assert re.fullmatch(r"7\.3-aarch64-[0-9a-f]{12}", entry_name(Package("linux-source-7.3", "7.3.4-1"), "a", AARCH64))
+
+
+@pytest.mark.skipif(AARCH64.native, reason="not a foreign architecture here")
+def test_build_for_another_architecture(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_archive: MakeArchive,
+    make_source: Callable[..., dict[str, Path]],
+) -> None:
+    archive = make_archive({("linux-source-7.3", "7.3.9-1"): make_source("7.3")})
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "aarch64-linux-gnu-gcc").symlink_to(str(shutil.which("gcc")))
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    kernel = build_kernel(architecture=AARCH64, cache=cache, archive=archive, progress=Quiet())
+    assert kernel.image == kernel.folder / "Image"
+    assert kernel.image.read_text() == "aarch64-linux-gnu-\n"
+    assert "CONFIG_ARM_SMMU_V3=y" in (kernel.folder / "config").read_text()
+    assert build_kernel(architecture=AARCH64, cache=cache, archive=archive, progress=Quiet()) == kernel
+    x86 = build_kernel(cache=cache, archive=archive, progress=Quiet())
+    assert (cached_kernels(cache), cached_kernels(cache, AARCH64)) == ([x86], [kernel])
+
+
+@pytest.mark.skipif(AARCH64.native, reason="not a foreign architecture here")
+def test_missing_cross_compiler_is_named(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_archive: MakeArchive,
+    make_source: Callable[..., dict[str, Path]],
+) -> None:
+    archive = make_archive({("linux-source-7.3", "7.3.9-1"): make_source("7.3")})
+    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    tools = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    place = cache.parent / "bin"
+    place.mkdir()
+    for path in reversed(tools):
+        if not path.name.startswith("aarch64-"):
+            (place / path.name).unlink(missing_ok=True)
+            (place / path.name).symlink_to(path)
+    monkeypatch.setenv("PATH", str(place))
+    with pytest.raises(GuestMissingError, match=r"kernel for aarch64 needs .*: apt-get install gcc-aarch64-linux-gnu$"):
+        build_kernel(architecture=AARCH64, cache=cache, archive=archive, progress=Quiet())
+
+
 def test_whole_build(
     cache: Path, tmp_path: Path, make_archive: MakeArchive, make_source: Callable[..., dict[str, Path]]
 ) -> None:
@@ -178,7 +233,7 @@ def test_option_that_is_essential(
     archive = make_archive({("linux-source-7.3", "7.3.9-1"): make_source("7.3", drop="CONFIG_VFIO_DEVICE_CDEV=")})
     with pytest.raises(KernelBuildError, match="it does not take CONFIG_VFIO_DEVICE_CDEV=y"):
         build_kernel(cache=cache, archive=archive, progress=Quiet())
-    assert "CONFIG_VFIO_DEVICE_CDEV" in ESSENTIAL
+    assert "CONFIG_VFIO_DEVICE_CDEV" in essential(X86_64)
 
 
 def test_several_at_once_build_once(
@@ -206,7 +261,7 @@ def test_leftovers_of_a_killed_build_are_no_hindrance(
     cache: Path, make_archive: MakeArchive, make_source: Callable[..., dict[str, Path]]
 ) -> None:
     archive = make_archive({("linux-source-7.3", "7.3.9-1"): make_source("7.3")})
-    name = entry_name(Package("linux-source-7.3", "7.3.9-1"), FRAGMENT.read_text())
+    name = entry_name(Package("linux-source-7.3", "7.3.9-1"), fragment(X86_64))
     stale = cache / f"kernels/.{name}.building/tree/arch"
     stale.mkdir(parents=True)
     (stale / "half.o").touch()
@@ -330,5 +385,5 @@ def test_lock_is_released_by_death(tmp_path: Path) -> None:
 
 
 def test_fragment_survives_merging() -> None:
-    merged = merge("", FRAGMENT.read_text())
-    assert all(f"{name}=y\n" in merged for name in ESSENTIAL)
+    merged = merge("", fragment(X86_64))
+    assert all(f"{name}=y\n" in merged for name in essential(X86_64))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing.errors import GuestMissingError
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture
 from pyiommufd.testing.provision.kernels import (
     CachedKernel,
     Kernel,
@@ -17,12 +18,12 @@ from pyiommufd.testing.provision.kernels import (
 )
 
 
-def cached(cache: Path, name: str, release: str) -> Path:
+def cached(cache: Path, name: str, release: str, architecture: Architecture = X86_64) -> Path:
     folder = cache / "kernels" / name
     (folder / "modules").mkdir(parents=True)
-    (folder / "bzImage").write_bytes(release.encode())
+    (folder / architecture.image).write_bytes(release.encode())
     (folder / "modules/mdev.ko").touch()
-    CachedKernel.write_manifest(folder, release=release)
+    CachedKernel.write_manifest(folder, architecture, release=release)
     return folder
 
 
@@ -135,6 +136,47 @@ def test_named_file_that_is_no_kernel(environment: dict[str, str], tmp_path: Pat
     elf = tmp_path / "vmlinux"
     elf.write_bytes(b"\x7fELF")
     assert find_kernel(str(elf), environment) == Kernel(elf)
+
+
+def test_each_architecture_has_its_own(cache: Path, environment: dict[str, str]) -> None:
+    x86, arm = cached(cache, "7.3-a", "7.3.4"), cached(cache, "7.3-aarch64-b", "7.3.4", AARCH64)
+    for version in (None, "7.3"):
+        assert find_kernel(version, environment).image == x86 / "bzImage"
+        assert find_kernel(version, environment, architecture=AARCH64).image == arm / "Image"
+    with pytest.raises(GuestMissingError, match=r"/Image is no kernel image for x86"):
+        find_kernel(str(arm / "Image"), environment)
+    with pytest.raises(GuestMissingError, match=r"/bzImage is no kernel image for arm64, an Image"):
+        find_kernel(str(x86 / "bzImage"), environment, architecture=AARCH64)
+    (arm / "Image").unlink()
+    missing = r"no kernel 7\.3 for aarch64 .*: pyiommufd guest --iommu smmuv3 --build-kernel 7\.3 makes one"
+    with pytest.raises(GuestMissingError, match=missing):
+        find_kernel("7.3", environment, architecture=AARCH64)
+
+
+def test_damage_is_told_to_who_wants_that_architecture(
+    cache: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached(cache, "7.3-a", "7.3.4")
+    (cached(cache, "7.3-aarch64-b", "7.3.4", AARCH64) / "Image").write_bytes(b"")
+    find_kernel(environment=environment)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(GuestMissingError):
+        find_kernel(environment=environment, architecture=AARCH64)
+    assert "aarch64-b is damaged; pyiommufd guest --iommu smmuv3 --build-kernel" in capsys.readouterr().err
+
+
+def test_kernel_of_an_older_record_is_for_x86(cache: Path) -> None:
+    folder = cached(cache, "7.3-a", "7.3.4")
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"architecture": "x86_64",', ""))
+    (kernel,) = cached_kernels(cache)
+    assert (kernel.architecture, kernel.image) == (X86_64, folder / "bzImage")
+
+
+def test_named_kernel_for_arm64(environment: dict[str, str], tmp_path: Path) -> None:
+    image = tmp_path / "own"
+    image.write_bytes(bytes(0x38) + b"ARM\x64" + bytes(0x100))
+    assert find_kernel(str(image), environment, architecture=AARCH64) == Kernel(image)
 
 
 def test_no_kernel_says_how_to_get_one(environment: dict[str, str], tmp_path: Path) -> None:
