@@ -22,23 +22,22 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pyiommufd.testing.provision.apt import Archive
+from pyiommufd.testing.provision.architecture import AARCH64
+from pyiommufd.testing.provision.foreign_root import ForeignRoot, fetch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-CROSS_COMPILER = "aarch64-linux-gnu-gcc"
-SYSROOT_PACKAGES = ("python3", "libpython3-dev", "libudev1")
-"""What an aarch64 interpreter needs to run the command, and what the extension is compiled against."""
+CROSS_COMPILER = f"{AARCH64.triplet}-gcc"
 
 _FREE_THREADED = ("python3.14t", "python3.15t", "python3.16t")
 
 
-def make_release(folder: Path, sysroot: Path | None) -> list[Path]:
+def make_release(folder: Path, sysroot: ForeignRoot | None) -> list[Path]:
     """Make and check all of it.
 
     Args:
         folder: Where to; it has nothing else in it.
-        sysroot: A `make_sysroot`; None: no wheel for aarch64.
+        sysroot: The aarch64 packages of Python; None: no wheel for aarch64.
     """
     if folder.exists() and any(folder.iterdir()):
         raise SystemExit(f"{folder} is not empty: a release has nothing in it but what is made for it")
@@ -93,35 +92,9 @@ def can_cross() -> bool:
     return platform.machine() == "x86_64" and all(map(shutil.which, (CROSS_COMPILER, "apt-get", "dpkg-deb")))
 
 
-class _Arm64(Archive):
-    def configure(self) -> None:
-        super().configure()
-        with (self._folder / "apt.conf").open("a") as file:
-            file.write('#clear APT::Architectures;\nAPT::Architecture "arm64"; APT::Architectures "arm64";\n')
-
-    def unpack(self, folder: Path) -> None:
-        """Unpack what the packages need, down to the C library, without installing it."""
-        options = ("--yes", "--download-only", "--no-install-recommends")
-        done = self._run("apt-get", "install", *options, *SYSROOT_PACKAGES)
-        if done.returncode != 0:
-            raise SystemExit(f"the aarch64 packages of Python could not be fetched:\n{done.stderr}{self._complaints}")
-        for package in sorted((self._folder / "cache/archives").glob("*.deb")):
-            subprocess.run(["dpkg-deb", "--extract", package, folder], check=True)
-
-
-def make_sysroot(folder: Path) -> Path:
-    """The root of an aarch64 Debian or Ubuntu of this machine's release, with Python, fetched by apt."""
-    archive = _Arm64(folder / "apt")
-    archive.configure()
-    archive.update()
-    archive.unpack(folder / "root")
-    return folder / "root"
-
-
-def _cross(sysroot: Path) -> dict[str, str]:
-    (headers,) = (sysroot / "usr/include").glob("python3.*")
-    compiler = f"{CROSS_COMPILER} --sysroot={sysroot}"
-    return {"CC": compiler, "LDSHARED": f"{compiler} -shared", "CFLAGS": f"-O2 -I{headers}"}
+def _cross(sysroot: ForeignRoot) -> dict[str, str]:
+    compiler = f"{CROSS_COMPILER} --sysroot={sysroot.root}"
+    return {"CC": compiler, "LDSHARED": f"{compiler} -shared", "CFLAGS": f"-O2 -I{sysroot.headers}"}
 
 
 def _run(*command: str, environment: Mapping[str, str] | None = None, of: str = sys.executable) -> None:
@@ -138,8 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.release", description=__doc__, formatter_class=raw)
     parser.add_argument("folder", metavar="FOLDER", nargs="?", default="dist", help="an empty or a new one [dist]")
     folder = Path(parser.parse_args().folder).absolute()
-    with tempfile.TemporaryDirectory() as place:
-        made = make_release(folder, make_sysroot(Path(place)) if can_cross() else None)
+    made = make_release(folder, fetch(AARCH64) if can_cross() else None)
     print(*made, sep="\n")
     if not any("aarch64" in path.name for path in made):
         print(f"no wheel for aarch64: that takes an x86-64 Debian or Ubuntu with {CROSS_COMPILER}")

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from pyiommufd.testing.provision.architecture import AARCH64
+from pyiommufd.testing.provision.foreign_root import ForeignRoot, fetch
 from pyiommufd.version import __version__
 from tests.boot.packages import make_environment
-from tests.release import can_cross, make_release, make_sysroot
+from tests.release import can_cross, make_release
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_IN_SDIST = (".ci/", ".gitignore", ".readthedocs.yaml", "debian/")
@@ -29,7 +31,7 @@ class Release:
     """What was made, and the aarch64 system that its wheel for that is tried on."""
 
     folder: Path
-    sysroot: Path | None
+    sysroot: ForeignRoot | None
 
     def find(self, pattern: str) -> Path:
         (path,) = (path for path in self.folder.iterdir() if re.fullmatch(pattern, path.name))
@@ -40,7 +42,7 @@ class Release:
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """What PYIOMMUFD_DIST has, about to be uploaded; else it is made."""
     place = tmp_path_factory.mktemp("release")
-    sysroot = make_sysroot(place) if can_cross() else None
+    sysroot = fetch(AARCH64) if can_cross() else None
     if made := os.environ.get("PYIOMMUFD_DIST"):
         return Release(Path(made).absolute(), sysroot)
     make_release(place / "dist", sysroot)
@@ -78,8 +80,7 @@ def test_wheel_has_what_is_used(release: Release) -> None:
         for path in (ROOT / "pyiommufd").rglob("*")
         if path.suffix not in (".pyc", ".so", "")
     }
-    sources = {name for name in tree if name.endswith((".c", ".h"))}
-    assert package == tree - sources | {"pyiommufd/_uapi.abi3.so"}
+    assert package == tree | {"pyiommufd/_uapi.abi3.so"}
     assert {"pyiommufd/py.typed", "pyiommufd/_uapi.pyi", "pyiommufd/uapi/__init__.pyi"} <= package
     urls = dict(url.split(", ") for url in metadata.get_all("Project-URL", []))
     assert urls.keys() == {"Documentation", "Source", "Changelog", "Issues"}
@@ -116,9 +117,8 @@ def test_on_aarch64(release: Release, tmp_path: Path) -> None:
     if release.sysroot is None or shutil.which("qemu-aarch64") is None:
         pytest.skip("this machine lacks what builds for aarch64, or qemu-user")
     wheel = release.find(WHEEL + r"aarch64\.whl")
-    (interpreter,) = release.sysroot.glob("usr/bin/python3.*[0-9]")
     platforms = [f"--platform={tag}_aarch64" for tag in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")]
-    options = [*platforms, f"--python-version={interpreter.name.removeprefix('python')}", "--only-binary=:all:"]
+    options = [*platforms, f"--python-version={release.sysroot.manifest['python']}", "--only-binary=:all:"]
     packages = tmp_path / "packages"
     install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), *options, f"{wheel}[cli]"]
     subprocess.run(install, check=True, capture_output=True)
@@ -127,6 +127,7 @@ def test_on_aarch64(release: Release, tmp_path: Path) -> None:
         " pyiommufd.uapi.IOMMU_IOAS_MAP_WRITEABLE, flush=True); sys.argv[1:] = ['--version'];"
         " runpy.run_module('pyiommufd', run_name='__main__')"
     )
-    command = ["qemu-aarch64", "-L", str(release.sysroot), "-E", f"PYTHONPATH={packages}", str(interpreter), "-c", code]
+    command = ["qemu-aarch64", "-L", str(release.sysroot.root), "-E", f"PYTHONPATH={packages}"]
+    command += [str(release.sysroot.python), "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == f"aarch64 <DMABuffer 0x1000 bytes> 2\npyiommufd, version {__version__}\n"

@@ -11,12 +11,14 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyiommufd.testing.errors import GuestMissingError, KernelBuildError
+from pyiommufd.testing.errors import GuestError, GuestMissingError, KernelBuildError
 from pyiommufd.testing.option_names import option_name
+from pyiommufd.testing.provision.architecture import Architecture, own_architecture
+from pyiommufd.testing.provision.progress import Progress
 
 STABLE_BACKPORTS = "stable-backports"
 """Debian's name for the backports of whatever release is stable by now: it saves a list of releases here."""
@@ -127,10 +129,15 @@ class Archive:
         folder: Where lists and caches are kept.
         etc: This machine's apt configuration.
         release: The content of this machine's ``os-release``, as fields.
+        architecture: Whose packages; None: this machine's.
     """
 
-    def __init__(self, folder: Path, *, etc: Path = Path("/etc/apt"), release: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, etc: Path = Path("/etc/apt"), release: Mapping[str, str] | None = None,
+        architecture: Architecture | None = None,
+    ) -> None:  # fmt: skip
         self._folder = folder
+        self._architecture = own_architecture() if architecture is None else architecture
         self._etc = etc
         self._release = os_release() if release is None else release
         self._complaints = ""
@@ -166,13 +173,13 @@ class Archive:
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         (self._folder / "status").touch()
         self.wanted = "\n".join(self._stanzas())
-        own = self._folder
+        own, packages_of = self._folder, self._architecture.debian
         lines = [
             f'Dir::Etc::main "/dev/null"; Dir::Etc::parts "{own}/empty"; Dir::Etc::preferencesparts "{own}/empty";',
             f'Dir::Etc::sourcelist "{own}/private.sources"; Dir::Etc::sourceparts "{own}/empty";',
             f'Dir::State::lists "{own}/lists"; Dir::State::status "{own}/status"; Dir::Cache "{own}/cache";',
             # Only the package lists; as the user we are, whose folders apt's own user may not enter.
-            'Acquire::Languages "none"; APT::Architectures "amd64"; APT::Architecture "amd64";',
+            f'Acquire::Languages "none"; APT::Architectures "{packages_of}"; APT::Architecture "{packages_of}";',
             'APT::Sandbox::User "root"; Acquire::GzipIndexes "true";',
         ]
         dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False).stdout
@@ -276,6 +283,57 @@ class Archive:
         finally:
             shutil.rmtree(with_place, ignore_errors=True)
         return folder / name
+
+    def needed(self, names: Sequence[str]) -> list[str]:
+        """The file names of the packages, and of all that they need, down to the C library.
+
+        Raises:
+            GuestError: The archive cannot be reached, or they cannot be had from it.
+        """
+        result = self._install("--print-uris", *names)
+        files = re.findall(r"^'\S+' (\S+\.deb) \d+", result.stdout, re.MULTILINE)
+        if result.returncode != 0 or not files:
+            # The lists may be out of date, or never have come.
+            (self._folder / "updated").unlink(missing_ok=True)
+            raise GuestError("; ".join(filter(None, (self._complaints, _complaint(result)))))
+        return files
+
+    def unpack(self, names: Sequence[str], files: Sequence[str], root: Path, progress: Progress) -> None:
+        """Fetch the packages, which apt checks against the signed lists, and unpack them, installing nothing.
+
+        Args:
+            names: The packages.
+            files: What is `needed` for them.
+            root: The folder that they are unpacked into; it is made.
+            progress: What is told how far it is.
+
+        Raises:
+            GuestError: Not all of them came, or one is no package.
+        """
+        result = self._install("--download-only", *names)
+        fetched = [self._folder / "cache/archives" / file for file in files]
+        if result.returncode != 0 or not all(file.is_file() for file in fetched):
+            (self._folder / "updated").unlink(missing_ok=True)
+            raise GuestError(_complaint(result))
+        root.mkdir(parents=True)
+        for number, package in enumerate(fetched, start=1):
+            progress.update(f"{number} packages unpacked")
+            result = subprocess.run(["dpkg-deb", "-x", package, root], capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                raise GuestError(f"dpkg-deb -x {package.name}: {result.stderr.strip()}")
+        self._run("apt-get", "clean")
+
+    def _install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._run("apt-get", "install", "-q", "-y", "--no-install-recommends", *arguments)
+
+
+def _complaint(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stderr.strip() or f"apt-get: status {result.returncode}, and no packages"
+
+
+def missing_programs() -> list[str]:
+    """What is not here of the programs that fetch and unpack packages."""
+    return [name for name in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(name) is None]
 
 
 def newer(version: str, other: str) -> bool:

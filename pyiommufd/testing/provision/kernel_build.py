@@ -8,7 +8,6 @@ another architecture is the same source, made by Debian's cross compiler.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision import kernel_config
 from pyiommufd.testing.provision.apt import Archive, Package
 from pyiommufd.testing.provision.architecture import X86_64, Architecture
+from pyiommufd.testing.provision.entry import entry_name
 from pyiommufd.testing.provision.kernels import (
     OLDEST,
     CachedKernel,
@@ -113,16 +113,13 @@ def _matches(package: Package, version: str) -> bool:
     )
 
 
-def entry_name(package: Package, fragment: str, architecture: Architecture = X86_64) -> str:
+def kernel_name(package: Package, fragment: str, architecture: Architecture = X86_64) -> str:
     """The name of the cache entry for a source, a configuration and an architecture.
 
-    The compiler is no part of it: another one makes the same kernel, and a build takes minutes. Nor is x86-64, which
-    kernels were for before they were for others.
+    The compiler is no part of it: another one makes the same kernel, and a build takes minutes.
     """
     version = package.name.removeprefix("linux-source-")
-    names = [] if architecture is X86_64 else [architecture.name]
-    key = hashlib.sha256("\0".join((package.name, package.version, fragment, *names)).encode()).hexdigest()
-    return "-".join((version, *names, key[:12]))
+    return entry_name(version, architecture, package.name, package.version, fragment)
 
 
 def build_kernel(
@@ -158,7 +155,7 @@ def build_kernel(
                 progress.step(f"{error}\nusing {kernel.release}, built earlier")
                 return kernel
         raise
-    name = entry_name(package, fragment, architecture)
+    name = kernel_name(package, fragment, architecture)
     folder = cache / "kernels" / name
     if ready := CachedKernel.load(folder):
         return ready

@@ -22,6 +22,7 @@ from pyiommufd.testing.provision.architecture import (
     Architecture,
     own_architecture,
 )
+from pyiommufd.testing.provision.entry import named_for
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -144,17 +145,12 @@ def cached_kernels(
     """
     found: list[tuple[tuple[int, ...], float, CachedKernel]] = []
     for folder in sorted((cache / "kernels").glob("[!.]*")):
-        if folder.is_dir() and _named_for(folder) is architecture:
+        if folder.is_dir() and named_for(folder) is architecture:
             if kernel := CachedKernel.load(folder):
                 found.append((release_order(kernel.release), (folder / _MANIFEST).stat().st_mtime, kernel))
             elif damaged is not None:
                 damaged.append(folder)
     return [kernel for *_, kernel in sorted(found, key=lambda item: item[:2], reverse=True)]
-
-
-def _named_for(folder: Path) -> Architecture:
-    """Whose processor the kernel in a folder of the cache is for, which the name says; no other is read, at 20 MB."""
-    return next((one for one in ARCHITECTURES.values() if f"-{one.name}-" in folder.name), X86_64)
 
 
 def find_kernel(

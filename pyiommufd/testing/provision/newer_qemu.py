@@ -7,20 +7,19 @@ with folders of its own and an empty list of installed packages, says what QEMU 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pyiommufd.testing.errors import GuestError, GuestMissingError
 from pyiommufd.testing.option_names import option_name
-from pyiommufd.testing.provision.apt import Archive, os_release, read_sources
+from pyiommufd.testing.provision.apt import Archive, missing_programs, os_release, read_sources
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture, own_architecture
+from pyiommufd.testing.provision.entry import FORMAT, Entry, entry_name
 from pyiommufd.testing.provision.kernels import cache_folder, release_order
 from pyiommufd.testing.provision.locked import locked
 from pyiommufd.testing.provision.progress import Progress
@@ -28,28 +27,34 @@ from pyiommufd.testing.provision.progress import Progress
 SUITES: Mapping[str, tuple[str, ...]] = {"debian": ("sid", "testing", "stable"), "ubuntu": ("devel", "rolling")}
 """Where a newer QEMU is looked for, by distribution, the newest first: those that move break now and then."""
 
-_PACKAGES = ("qemu-system-x86", "qemu-system-data", "seabios", "ipxe-qemu")
-_MANIFEST = "manifest.json"
-_FORMAT = 1
-_PROGRAM = "qemu-system-x86_64"
-# Documentation is no small part of the packages, and nothing here reads it.
-_UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/lib/systemd")
+_DATA_PACKAGES = ("qemu-system-data", "seabios", "ipxe-qemu")
+_FIRMWARE_PACKAGES = {X86_64: (), AARCH64: ("qemu-efi-aarch64",)}
+_FIRMWARE = Path("usr/share/qemu-efi-aarch64/QEMU_EFI.fd")
+# Documentation is no small part of the packages, and nothing here reads it; nor UEFI in the form of flash memories.
+_UNUSED = (
+    "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/lib/systemd", "usr/share/AAVMF",
+)  # fmt: skip
 _DATA = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
-_LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
+_LIBRARIES = ("usr/lib/{triplet}", "lib/{triplet}", "usr/lib/{triplet}/pulseaudio")
+
+# What proves that one starts and finds its firmware.
+_TRIALS: Mapping[Architecture, tuple[str, ...]] = {
+    X86_64: ("-machine", "q35", "-accel", "tcg", "-device", "edu", "-S"),
+    AARCH64: ("-machine", "virt,gic-version=3,iommu=smmuv3", "-cpu", "max", "-accel", "tcg", "-device", "edu", "-S"),
+}
 
 _WRAPPER = """\
 #!/bin/sh
 # Runs the QEMU unpacked beside this file with the loader, libraries and firmware that belong to it.
 root=$(dirname "$(readlink -f "$0")")/root
 # Its modules are looked for where QEMU was to be installed, and those of another version are of no use.
-QEMU_MODULE_DIR=$root/usr/lib/x86_64-linux-gnu/qemu
+QEMU_MODULE_DIR=$root/usr/lib/{triplet}/qemu
 export QEMU_MODULE_DIR
-exec "$root/{loader}" --library-path "{libraries}" "$root/usr/bin/qemu-system-x86_64" {data} "$@"
+exec "$root/{loader}" --library-path "{libraries}" "$root/usr/bin/{program}" {data} "$@"
 """
 
 
-@dataclass(frozen=True, slots=True)
-class FetchedQEMU:
+class FetchedQEMU(Entry):
     """A QEMU fetched earlier, in a folder of its own.
 
     Attributes:
@@ -57,24 +62,13 @@ class FetchedQEMU:
         manifest: What it is: ``version``, ``suite`` and ``packages`` (the files it was unpacked from).
     """
 
-    folder: Path
-    manifest: Mapping[str, Any] = field(hash=False)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self | None:
-        """The QEMU in the folder, or None where there is none that is whole."""
-        try:
-            manifest = json.loads((folder / _MANIFEST).read_text())
-            if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-                return None
-            return cls(folder, manifest) if manifest.get("sha256") == _digest(folder) else None
-        except (OSError, ValueError):
-            return None
+    __slots__ = ()
 
     @property
     def program(self) -> Path:
         """What to run."""
-        return self.folder / _PROGRAM
+        (program,) = self.folder.glob("qemu-system-*")
+        return program
 
     @property
     def version(self) -> str:
@@ -82,19 +76,35 @@ class FetchedQEMU:
         return str(self.manifest["version"])
 
 
-def fetched_qemus(cache: Path) -> list[FetchedQEMU]:
+def find_firmware(program: Path) -> Path:
+    """The UEFI that an aarch64 machine of a QEMU is to start with: that fetched with it, else this machine's.
+
+    Args:
+        program: The QEMU.
+
+    Raises:
+        GuestMissingError: There is none.
+    """
+    for root in (program.resolve().parent / "root", Path("/")):
+        if (root / _FIRMWARE).is_file():
+            return root / _FIRMWARE
+    raise GuestMissingError("the guest needs UEFI for aarch64: apt-get install qemu-efi-aarch64")
+
+
+def fetched_qemus(cache: Path, architecture: Architecture = X86_64) -> list[FetchedQEMU]:
     """The whole ones among the QEMUs fetched earlier, the newest first.
 
     Args:
         cache: The `cache_folder`.
+        architecture: That of the machines that they emulate.
     """
-    loaded = (FetchedQEMU.load(folder) for folder in sorted((cache / "qemu").glob("[!.]*")) if folder.is_dir())
-    return sorted((qemu for qemu in loaded if qemu), key=lambda qemu: release_order(qemu.version), reverse=True)
+    loaded = FetchedQEMU.load_all(cache / "qemu", architecture)
+    return sorted(loaded, key=lambda qemu: release_order(qemu.version), reverse=True)
 
 
 def fetch(
-    *, cache: Path | None = None, suites: Sequence[str] | None = None, etc: Path = Path("/etc/apt"),
-    release: Mapping[str, str] | None = None, progress: Progress | None = None,
+    *, architecture: Architecture = X86_64, cache: Path | None = None, suites: Sequence[str] | None = None,
+    etc: Path = Path("/etc/apt"), release: Mapping[str, str] | None = None, progress: Progress | None = None,
 ) -> FetchedQEMU:  # fmt: skip
     """The newest QEMU that this machine's distribution offers: from the cache, or fetched.
 
@@ -102,6 +112,7 @@ def fetch(
     archive, what was fetched earlier is used.
 
     Args:
+        architecture: That of the machine that it is to emulate; for aarch64 its firmware comes with it.
         cache: The `cache_folder`.
         suites: Where to look, the first that has a working QEMU counts; None: `SUITES` of this distribution.
         etc: This machine's apt configuration.
@@ -114,7 +125,7 @@ def fetch(
     cache = cache_folder() if cache is None else cache
     progress = Progress(sys.stderr, "pyiommufd: ") if progress is None else progress
     release = os_release() if release is None else release
-    if missing := [name for name in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(name) is None]:
+    if missing := missing_programs():
         raise GuestMissingError(
             f"a newer QEMU comes from Debian's or Ubuntu's archive, by {', '.join(missing)}, which is not here: "
             f"name one with {option_name('qemu')} or PYIOMMUFD_QEMU"
@@ -125,10 +136,10 @@ def fetch(
     with locked(cache / "qemu" / ".lock", progress, "a newer QEMU"):
         for suite in suites:
             try:
-                return _Fetch(cache, suite, etc, release, progress).run()
+                return _Fetch(cache, architecture, suite, etc, release, progress).run()
             except (GuestError, OSError) as error:
                 refusals.append(f"{suite}: {error}")
-        if earlier := fetched_qemus(cache):
+        if earlier := fetched_qemus(cache, architecture):
             progress.step("\n".join([*refusals, f"using QEMU {earlier[0].version}, fetched earlier"]))
             return earlier[0]
     raise GuestMissingError(
@@ -154,116 +165,69 @@ class _Suite(Archive):
                 return [source.stanza([self._suite])]
         raise GuestMissingError(f"no archive of {self._codename_here or 'this distribution'} in {self._etc}")
 
-    def needed(self, names: Sequence[str]) -> list[str]:
-        """The file names of the packages, and of all that they need.
-
-        Raises:
-            GuestError: The suite cannot be reached, or they cannot be had from it.
-        """
-        result = self._install("--print-uris", *names)
-        files = re.findall(r"^'\S+' (\S+\.deb) \d+", result.stdout, re.MULTILINE)
-        if result.returncode != 0 or not files:
-            # The lists may be out of date, or never have come.
-            (self._folder / "updated").unlink(missing_ok=True)
-            raise GuestError("; ".join(filter(None, (self._complaints, _complaint(result)))))
-        return files
-
-    def fetch_all(self, names: Sequence[str], files: Sequence[str]) -> list[Path]:
-        """Fetch the packages; apt checks them against the signed lists.
-
-        Raises:
-            GuestError: Not all of them came.
-        """
-        result = self._install("--download-only", *names)
-        fetched = [self._folder / "cache/archives" / file for file in files]
-        if result.returncode != 0 or not all(file.is_file() for file in fetched):
-            (self._folder / "updated").unlink(missing_ok=True)
-            raise GuestError(_complaint(result))
-        return fetched
-
-    def clean(self) -> None:
-        """Drop the fetched packages."""
-        self._run("apt-get", "clean")
-
-    def _install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self._run("apt-get", "install", "-q", "-y", "--no-install-recommends", *arguments)
-
-
-def _complaint(result: subprocess.CompletedProcess[str]) -> str:
-    return result.stderr.strip() or f"apt-get: status {result.returncode}, and no packages"
-
 
 class _Fetch:
     """One suite's QEMU, unpacked in a folder beside the final one."""
 
-    def __init__(self, cache: Path, suite: str, etc: Path, release: Mapping[str, str], progress: Progress) -> None:
+    def __init__(
+        self, cache: Path, architecture: Architecture, suite: str, etc: Path, release: Mapping[str, str],
+        progress: Progress,
+    ) -> None:  # fmt: skip
         self._folder = cache / "qemu"
+        self._architecture = architecture
         self._suite = suite
         self._archive = _Suite(cache / f"apt-{suite}", suite, etc, release)
         self._progress = progress
+        self._triplet = own_architecture().triplet
+        self._libraries = [name.format(triplet=self._triplet) for name in _LIBRARIES]
 
     def run(self) -> FetchedQEMU:
         self._archive.configure()
         self._archive.update()
-        files = self._archive.needed(_PACKAGES)
-        package = next(file for file in files if file.startswith(f"{_PACKAGES[0]}_"))
-        found = re.search(r"(?:%3a|_)(\d+(?:\.\d+)+)", package)
-        version = found[1] if found else "0"
+        program = self._architecture.qemu
+        firmware = _FIRMWARE_PACKAGES[self._architecture]
+        names = (self._architecture.qemu_package, *firmware, *_DATA_PACKAGES)
+        files = self._archive.needed(names)
         # Not the libraries' versions: in a suite that moves, some library is new every day.
-        key = hashlib.sha256(f"{_FORMAT}\0{_WRAPPER}\0{self._suite}\0{package}".encode()).hexdigest()
-        folder = self._folder / f"{version}-{key[:12]}"
+        made_of = [next(file for file in files if file.startswith(f"{name}_")) for name in names[: 1 + len(firmware)]]
+        found = re.search(r"(?:%3a|_)(\d+(?:\.\d+)+)", made_of[0])
+        version = found[1] if found else "0"
+        wrapper = _WRAPPER.replace("{program}", program).replace("{triplet}", self._triplet)
+        folder = self._folder / entry_name(version, self._architecture, str(FORMAT), wrapper, self._suite, *made_of)
         if ready := FetchedQEMU.load(folder):
             return ready
         self._progress.step(f"fetching QEMU {version} and what it needs from {self._suite}: {len(files)} packages")
-        work = folder.with_name(f".{folder.name}.unpacking")
-        shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed: this one holds the lock
-        try:
-            self._unpack(self._archive.fetch_all(_PACKAGES, files), work / "root")
-            self._wrap(work)
-            said = _try(work / _PROGRAM)
-            facts = {"version": version, "suite": self._suite, "packages": files, "said": said}
-            manifest = {"format": _FORMAT, "sha256": _digest(work), **facts}
-            (work / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-            work.rename(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        self._archive.clean()
-        fetched = FetchedQEMU.load(folder)
-        if fetched is None:
-            raise GuestError(f"what was just unpacked into {folder} is not there whole: is the disk failing?")
-        self._progress.step(f"{said}: {fetched.program}")
+        facts: dict[str, Any] = {"version": version, "suite": self._suite, "packages": files}
+        with FetchedQEMU.made(folder, facts) as work:
+            self._archive.unpack(names, files, work / "root", self._progress)
+            for name in _UNUSED:
+                shutil.rmtree(work / "root" / name, ignore_errors=True)
+            self._wrap(work, wrapper)
+            facts["said"] = _try(work / program, _TRIALS[self._architecture])
+            if firmware and not (work / "root" / _FIRMWARE).is_file():
+                raise GuestError(f"{firmware[0]} brings no {_FIRMWARE}")
+        fetched = FetchedQEMU(folder, facts)
+        self._progress.step(f"{facts['said']}: {fetched.program}")
         return fetched
 
-    def _unpack(self, packages: Sequence[Path], root: Path) -> None:
-        root.mkdir(parents=True)
-        for number, package in enumerate(packages, start=1):
-            self._progress.update(f"{number} packages unpacked")
-            result = subprocess.run(
-                ["dpkg-deb", "-x", str(package), str(root)], capture_output=True, text=True, check=False
-            )
-            if result.returncode != 0:
-                raise GuestError(f"dpkg-deb -x {package.name}: {result.stderr.strip()}")
-        for name in _UNUSED:
-            shutil.rmtree(root / name, ignore_errors=True)
-
-    def _wrap(self, work: Path) -> None:
-        root = work / "root"
-        loaders = [f"{folder}/ld-linux-x86-64.so.2" for folder in (*_LIBRARIES, "usr/lib64", "lib64")]
+    def _wrap(self, work: Path, wrapper: str) -> None:
+        root, program = work / "root", self._architecture.qemu
+        folders = (*self._libraries, "usr/lib64", "lib64", "usr/lib", "lib")
+        loaders = [path for folder in folders for path in (root / folder).glob("ld-linux-*.so.*")]
         # A link that leads out of the folder would be this machine's loader.
-        here = [name for name in loaders if (root / name).is_file() and (root / name).resolve().is_relative_to(root)]
+        here = [path for path in loaders if path.is_file() and path.resolve().is_relative_to(root)]
         if not here:
             raise GuestError("the packages bring no loader of programs")
-        text = _WRAPPER.format(
-            loader=here[0],
-            libraries=":".join(f"$root/{name}" for name in _LIBRARIES),
+        text = wrapper.format(
+            loader=here[0].relative_to(root),
+            libraries=":".join(f"$root/{name}" for name in self._libraries),
             data=" ".join(f'-L "$root/{name}"' for name in _DATA),
         )
-        (work / _PROGRAM).write_text(text)
-        (work / _PROGRAM).chmod(0o755)
+        (work / program).write_text(text)
+        (work / program).chmod(0o755)
         # Where a library is missing the loader takes this machine's, which may do today and not tomorrow.
-        paths = ":".join(str(root / name) for name in _LIBRARIES)
-        command = [str(root / here[0]), "--library-path", paths, "--list", str(root / "usr/bin" / _PROGRAM)]
+        paths = ":".join(str(root / name) for name in self._libraries)
+        command = [str(here[0]), "--library-path", paths, "--list", str(root / "usr/bin" / program)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         found = re.findall(r"^\s+(\S+) => (.*?)(?: \(0x|$)", result.stdout, re.MULTILINE)
         foreign = [name for name, path in found if not Path(path).is_relative_to(root)]
@@ -271,11 +235,9 @@ class _Fetch:
             raise GuestError(f"the packages bring no {', '.join(foreign) or result.stderr.strip()}")
 
 
-def _try(program: Path) -> str:
+def _try(program: Path, trial: Sequence[str]) -> str:
     """What it says of itself, once it has proved that it starts and finds its firmware."""
-    for arguments in (["--version"], ["-machine", "q35", "-accel", "tcg", "-device", "edu", "-S"]):
-        if arguments[0] != "--version":
-            arguments += ["-display", "none", "-monitor", "stdio", "-nodefaults"]
+    for arguments in (["--version"], [*trial, "-display", "none", "-monitor", "stdio", "-nodefaults"]):
         result = subprocess.run(
             [str(program), *arguments], input="quit\n", capture_output=True, text=True, timeout=120, check=False
         )
@@ -284,21 +246,3 @@ def _try(program: Path) -> str:
         if arguments[0] == "--version":
             said = result.stdout.partition("\n")[0]
     return said
-
-
-def _digest(folder: Path) -> str:
-    """A digest of every name and all content below a folder, its manifest aside."""
-    digest = hashlib.sha256()
-    for name, content in _content(folder):
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _content(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            yield name, str(path.readlink()).encode()
-        elif path.is_file() and name != _MANIFEST:
-            yield name, path.read_bytes()

@@ -23,7 +23,7 @@ from pyiommufd.testing.provision.kernel_build import (
     build_kernel,
     choose,
     complete_source,
-    entry_name,
+    kernel_name,
     missing_packages,
     unpack_source,
 )
@@ -126,18 +126,18 @@ def test_choice() -> None:
 
 def test_entry_depends_on_source_and_configuration() -> None:
     package = Package("linux-source-7.3", "7.3.4-1")
-    names = {entry_name(package, "a"), entry_name(package, "b"), entry_name(Package(package.name, "7.3.5-1"), "a")}
+    names = {kernel_name(package, "a"), kernel_name(package, "b"), kernel_name(Package(package.name, "7.3.5-1"), "a")}
     assert len(names) == 3
     assert all(name.startswith("7.3-") for name in names)
-    assert entry_name(package, "a") in names
+    assert kernel_name(package, "a") in names
 
 
 def test_entries_of_earlier_versions_are_still_found() -> None:
-    assert entry_name(Package("linux-source-7.3", "7.3.4-1"), "a") == "7.3-b377c8e05711"
+    assert kernel_name(Package("linux-source-7.3", "7.3.4-1"), "a") == "7.3-b377c8e05711"
 
 
 def test_entry_is_of_an_architecture() -> None:
-    assert re.fullmatch(r"7\.3-aarch64-[0-9a-f]{12}", entry_name(Package("linux-source-7.3", "7.3.4-1"), "a", AARCH64))
+    assert re.fullmatch(r"7\.3-aarch64-[0-9a-f]{12}", kernel_name(Package("linux-source-7.3", "7.3.4-1"), "a", AARCH64))
 
 
 @pytest.mark.skipif(AARCH64.native, reason="not a foreign architecture here")
@@ -261,7 +261,7 @@ def test_leftovers_of_a_killed_build_are_no_hindrance(
     cache: Path, make_archive: MakeArchive, make_source: Callable[..., dict[str, Path]]
 ) -> None:
     archive = make_archive({("linux-source-7.3", "7.3.9-1"): make_source("7.3")})
-    name = entry_name(Package("linux-source-7.3", "7.3.9-1"), fragment(X86_64))
+    name = kernel_name(Package("linux-source-7.3", "7.3.9-1"), fragment(X86_64))
     stale = cache / f"kernels/.{name}.building/tree/arch"
     stale.mkdir(parents=True)
     (stale / "half.o").touch()
