@@ -1,6 +1,7 @@
 """Builds `pyiommufd._uapi`, the cffi extension (API mode, one abi3 module for CPython 3.11 and newer).
 
-setup.py takes `builder` from here. Nothing of pyiommufd is imported: it may not exist yet.
+setup.py takes `builder` from here. What is compiled says pyiommufd/uapi/cffi_source.py, read as a file: nothing of
+pyiommufd is imported, it may not exist yet.
 
 `python build_cffi.py --stub` writes the typed stubs of the extension and of `pyiommufd.uapi` from the same
 declarations; run it after a change to a header in pyiommufd/uapi.
@@ -10,23 +11,25 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import importlib.util
 import keyword
 import re
-import sysconfig
 from pathlib import Path
-
-from cffi import FFI
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent
 UAPI = "pyiommufd/uapi"
-HEADERS = ("iommufd.h", "vfio.h", "entry.h", "window.h")
-SOURCES = ("file.c", "object.c", "mapping.c", "device.c", "window.c")
+
+if TYPE_CHECKING:
+    from pyiommufd.uapi import cffi_source
+else:
+    _spec = importlib.util.spec_from_file_location("cffi_source", ROOT / UAPI / "cffi_source.py")
+    cffi_source = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(cffi_source)
 
 STUB = f"{UAPI}/__init__.pyi"
 EXTENSION_STUB = "pyiommufd/_uapi.pyi"
 
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
-_DEFINE = re.compile(r"#[ \t]*define[ \t]+(\w+)(\(?)(.*)")
 _CONSTANT = re.compile(r"#define (\w+) \.\.\.")
 _ENUM = re.compile(r"\benum\b\s*\w*\s*\{([^}]*)\}")
 _PROTOTYPE = re.compile(r"^([A-Za-z_][\w \t*]*?)(\w+)\(([^()]*)\);", re.MULTILINE)
@@ -54,64 +57,9 @@ class _Lib:
 """
 
 
-def cdef_of(text: str) -> str:
-    """Turns a header into what `FFI.cdef` reads.
-
-    Comments and directives go; `#define NAME expression` becomes `#define NAME ...`, whose value the C
-    compiler supplies, and a define without an expression (an include guard) goes too.
-
-    Args:
-        text: A header of pyiommufd/uapi.
-
-    Returns:
-        Its declarations in cffi's subset of C.
-
-    Raises:
-        ValueError: The header has what cffi cannot take: a macro with arguments or a continued line.
-    """
-    lines = []
-    for line in _COMMENT.sub(" ", text).splitlines():
-        if not line.lstrip().startswith("#"):
-            lines.append(line)
-            continue
-        if line.endswith("\\"):
-            raise ValueError(f"{line!r} continues on the next line: write the directive on one line")
-        define = _DEFINE.match(line.lstrip())
-        if define is None:
-            continue
-        name, parenthesis, expression = define.groups()
-        if parenthesis:
-            raise ValueError(f"the macro {name} takes arguments: cffi has no such thing, write a function")
-        if expression.strip():
-            lines.append(f"#define {name} ...")
-    return "\n".join(line for line in lines if line.strip()) + "\n"
-
-
-def declarations() -> str:
-    """Returns the declarations of all headers, in cffi's subset of C."""
-    return "".join(cdef_of((ROOT / UAPI / header).read_text()) for header in HEADERS)
-
-
-def make_builder() -> FFI:
-    """Returns the cffi builder of `pyiommufd._uapi`."""
-    ffi = FFI()
-    ffi.cdef(declarations())
-    # cffi turns the limited API off itself where there is none (free-threaded builds); the version here is
-    # the oldest CPython that one built extension serves.
-    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-    ffi.set_source(
-        "pyiommufd._uapi",
-        "".join(f'#include "{name}"\n' for name in HEADERS + SOURCES),
-        depends=["build_cffi.py", *(f"{UAPI}/{name}" for name in HEADERS + SOURCES)],
-        include_dirs=[UAPI],
-        define_macros=[] if free_threaded else [("Py_LIMITED_API", "0x030b0000")],
-    )
-    return ffi
-
-
 def constant_names() -> list[str]:
     """Returns the name of every constant that the headers declare, in their order."""
-    text = declarations()
+    text = cffi_source.declarations()
     found = [(match.start(), match[1]) for match in _CONSTANT.finditer(text)]
     for enum in _ENUM.finditer(text):
         enumerators = (part.partition("=")[0].strip() for part in enum[1].split(","))
@@ -154,7 +102,7 @@ def _method(result: str, name: str, parameters: str) -> str:
 
 def stubs() -> dict[Path, str]:
     """Returns the text of each typed stub under the path of its file."""
-    functions = "".join(_method(*match.groups()) for match in _PROTOTYPE.finditer(declarations()))
+    functions = "".join(_method(*match.groups()) for match in _PROTOTYPE.finditer(cffi_source.declarations()))
     variables = "".join(f"{name}: Final[int]\n" for name in constant_names())
     library = f"{_FFI_STUB}{functions}\nffi: Final[_FFI]\nlib: Final[_Lib]\n"
     return {
@@ -172,7 +120,7 @@ def main() -> None:
         path.write_text(text)
 
 
-builder = make_builder()
+builder = cffi_source.make_builder(include=UAPI, depends=["build_cffi.py"])
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,7 @@
  * The ABI of /dev/iommu as of Linux 7.3, declared by this project itself, so that it builds where the system's
  * kernel headers are older than the kernel it will run on.
  *
- * Two readers: the C compiler, and cffi (build_cffi.py drops the directives and turns each `#define NAME expression`
+ * Two readers: the C compiler, and cffi (cffi_source.py drops the directives and turns each `#define NAME expression`
  * into "ask the compiler"). Keep to what both understand: fixed-width types, no attributes, no function-like macros,
  * one line a #define. The fields that the kernel aligns to 8 bytes lie on multiples of 8 anyway, so that a plain
  * uint64_t gives its layout on 32-bit x86 too.

@@ -13,6 +13,7 @@ import pytest
 
 import pyiommufd._uapi
 from pyiommufd._uapi import ffi, lib
+from pyiommufd.uapi.cffi_source import cdef_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STUBS = ("pyiommufd/_uapi.pyi", "pyiommufd/uapi/__init__.pyi")
@@ -56,7 +57,8 @@ def test_extension_is_newer_than_its_sources() -> None:
     built = Path(str(pyiommufd._uapi.__file__))
     if ROOT not in built.parents:
         pytest.skip("the installed extension is not this folder's")
-    sources = [*(ROOT / "pyiommufd/uapi").glob("*.[ch]"), ROOT / "build_cffi.py"]
+    folder = ROOT / "pyiommufd/uapi"
+    sources = [*folder.glob("*.[ch]"), folder / "cffi_source.py", ROOT / "build_cffi.py"]
     newer = [source.name for source in sources if source.stat().st_mtime > built.stat().st_mtime]
     assert not newer, f"{', '.join(newer)} changed since the build: run `pip install -e .`"
 
@@ -81,19 +83,19 @@ def test_builder_is_importable_without_the_package() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_defines_become_questions_to_the_compiler(build_cffi: ModuleType) -> None:
+def test_defines_become_questions_to_the_compiler() -> None:
     guard = "#ifndef G /* a guard */\n#define G\n#include <x.h>\n"
     header = guard + "#define A (1U << 31) /* two\n lines */\nint f(void);\n#endif\n"
-    assert build_cffi.cdef_of(header) == "#define A ...\nint f(void);\n"
+    assert cdef_of(header) == "#define A ...\nint f(void);\n"
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [("#define F(x) (x)\n", "macro F takes arguments"), ("#define A \\\n 1\n", "continues on the next line")],
 )
-def test_what_cffi_cannot_take_is_refused(build_cffi: ModuleType, header: str, message: str) -> None:
+def test_what_cffi_cannot_take_is_refused(header: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_cffi.cdef_of(header)
+        cdef_of(header)
 
 
 @pytest.mark.parametrize("header", ["iommufd", "vfio"])
