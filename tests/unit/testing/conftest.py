@@ -26,12 +26,10 @@ def make_etc(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def make_archive(
-    tmp_path: Path, make_etc: Callable[[str], Path]
-) -> Callable[[Mapping[tuple[str, str], Mapping[str, Path]]], Archive]:
+def make_archive(tmp_path: Path, make_etc: Callable[[str], Path]) -> Callable[..., Archive]:
     """Makes an archive of packages: by name and version, the files in each by their path."""
 
-    def make(packages: Mapping[tuple[str, str], Mapping[str, Path]]) -> Archive:
+    def make(packages: Mapping[tuple[str, str], Mapping[str, Path]], architecture: str = "amd64") -> Archive:
         pool = tmp_path / "pool"
         pool.mkdir()
         stanzas = []
@@ -51,13 +49,14 @@ def make_archive(
             shutil.rmtree(tree)
             digest = hashlib.sha256(deb.read_bytes()).hexdigest()
             stanzas.append(f"{control}Filename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n")
-        index = tmp_path / "dists/bookworm/main/binary-amd64/Packages"
+        listed = f"main/binary-{architecture}/Packages"
+        index = tmp_path / "dists/bookworm" / listed
         index.parent.mkdir(parents=True)
         index.write_text("\n".join(stanzas))
         (tmp_path / "dists/bookworm/Release").write_text(
-            "Suite: bookworm\nCodename: bookworm\nComponents: main\nArchitectures: amd64 all\n"
+            f"Suite: bookworm\nCodename: bookworm\nComponents: main\nArchitectures: {architecture} all\n"
             "Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n"
-            f" {hashlib.sha256(index.read_bytes()).hexdigest()} {index.stat().st_size} main/binary-amd64/Packages\n"
+            f" {hashlib.sha256(index.read_bytes()).hexdigest()} {index.stat().st_size} {listed}\n"
         )
         etc = make_etc(f"Types: deb\nURIs: file:{tmp_path}\nSuites: bookworm\nComponents: main\nTrusted: yes\n")
         return Archive(tmp_path / "apt", etc=etc, release={"ID": "ubuntu", "VERSION_CODENAME": "bookworm"})

@@ -16,28 +16,36 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing.errors import GuestMissingError
-from pyiommufd.testing.provision.newer_qemu import FetchedQEMU, fetch, fetched_qemus
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture, own_architecture
+from pyiommufd.testing.provision.newer_qemu import FetchedQEMU, fetch, fetched_qemus, find_firmware
 from pyiommufd.testing.provision.progress import Progress
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("apt-get", "dpkg-deb"))), reason="this machine has no apt and dpkg-deb"
 )
-LIBRARIES = "usr/lib/x86_64-linux-gnu"
+LIBRARIES = f"usr/lib/{own_architecture().triplet}"
+PROGRAMS = {"qemu-system-x86": "qemu-system-x86_64", "qemu-system-arm": "qemu-system-aarch64"}
 
 
-def build(archive: Path, suite: str, version: str, program: str, *, libraries: bool = True) -> None:
+def build(
+    archive: Path, suite: str, version: str, program: str, *, libraries: bool = True, firmware: bool = True
+) -> None:
     """Put the packages into a suite of the archive."""
     index = ""
     pool = archive / "pool" / suite
     pool.mkdir(parents=True, exist_ok=True)
-    for name in ("qemu-system-x86", "qemu-system-data", "seabios", "ipxe-qemu", "libc6"):
+    for name in (*PROGRAMS, "qemu-efi-aarch64", "qemu-system-data", "seabios", "ipxe-qemu", "libc6"):
         tree = archive / "tree" / suite / name
         shutil.rmtree(tree, ignore_errors=True)
         (tree / "usr/share/doc").mkdir(parents=True)
         (tree / "usr/share/doc/copyright").write_text("none")
-        if name == "qemu-system-x86":
+        if name in PROGRAMS:
             (tree / "usr/bin").mkdir()
-            shutil.copy(program, tree / "usr/bin/qemu-system-x86_64")
+            shutil.copy(program, tree / "usr/bin" / PROGRAMS[name])
+        if name == "qemu-efi-aarch64" and firmware:
+            for file in ("qemu-efi-aarch64/QEMU_EFI.fd", "AAVMF/AAVMF_CODE.fd"):
+                (tree / "usr/share" / file).parent.mkdir()
+                (tree / "usr/share" / file).write_text("UEFI")
         if name == "libc6":
             (tree / LIBRARIES).mkdir(parents=True)
             listed = subprocess.run(["ldd", "/bin/true"], capture_output=True, text=True, check=True).stdout
@@ -47,7 +55,7 @@ def build(archive: Path, suite: str, version: str, program: str, *, libraries: b
         control = (
             f"Package: {name}\nVersion: 1:{version}+ds-1\nArchitecture: amd64\nMaintainer: nobody\nDescription: x\n"
         )
-        control += "Depends: libc6\n" if name == "qemu-system-x86" else ""
+        control += "Depends: libc6\n" if name in PROGRAMS else ""
         (tree / "DEBIAN").mkdir()
         (tree / "DEBIAN/control").write_text(control)
         deb = pool / f"{name}.deb"
@@ -72,8 +80,9 @@ class Archive:
         self.etc.mkdir()
         (self.etc / "sources.list").write_text(f"deb [trusted=yes] copy:{self.root} here main\n")
 
-    def fetch(self, *suites: str) -> FetchedQEMU:
+    def fetch(self, *suites: str, architecture: Architecture = X86_64) -> FetchedQEMU:
         return fetch(
+            architecture=architecture,
             cache=self.cache,
             suites=suites,
             etc=self.etc,
@@ -101,6 +110,34 @@ def test_the_program_runs_with_its_own_loader_and_is_fetched_once(archive: Archi
     assert len(archive.said.getvalue()) == said
     assert [each.folder for each in fetched_qemus(archive.cache)] == [qemu.folder]
     assert not list(qemu.folder.parent.glob(".*unpacking"))
+
+
+@pytest.mark.skipif(not X86_64.native, reason="the libraries are another architecture's here")
+def test_one_of_an_earlier_version_is_still_found(archive: Archive) -> None:
+    build(archive.root, "new", "99.1.2", "/bin/true")
+    assert archive.fetch("new").folder.name == "99.1.2-84c279206bca"
+
+
+def test_that_for_aarch64_brings_its_firmware(archive: Archive) -> None:
+    build(archive.root, "new", "99.1", "/bin/true")
+    other, qemu = archive.fetch("new"), archive.fetch("new", architecture=AARCH64)
+    assert (qemu.program.name, qemu.folder.name[:13]) == ("qemu-system-aarch64", "99.1-aarch64-")
+    assert find_firmware(qemu.program) == qemu.folder / "root/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
+    assert not (qemu.folder / "root/usr/share/AAVMF").exists()
+    assert archive.fetch("new", architecture=AARCH64) == qemu
+    assert (fetched_qemus(archive.cache), fetched_qemus(archive.cache, AARCH64)) == ([other], [qemu])
+
+
+def test_packages_without_firmware_are_refused(archive: Archive) -> None:
+    build(archive.root, "new", "99.1", "/bin/true", firmware=False)
+    with pytest.raises(GuestMissingError, match=r"new: qemu-efi-aarch64 brings no usr/share/qemu-efi-aarch64/QEMU_EFI"):
+        archive.fetch("new", architecture=AARCH64)
+
+
+@pytest.mark.skipif(Path("/usr/share/qemu-efi-aarch64").exists(), reason="this machine has UEFI for aarch64")
+def test_missing_firmware_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GuestMissingError, match="apt-get install qemu-efi-aarch64"):
+        find_firmware(tmp_path / "qemu-system-aarch64")
 
 
 def test_a_damaged_one_is_made_again(archive: Archive) -> None:
