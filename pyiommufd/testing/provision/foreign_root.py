@@ -19,13 +19,15 @@ from pyiommufd.testing.errors import GuestError, GuestMissingError
 from pyiommufd.testing.provision.apt import Archive, missing_programs, os_release
 from pyiommufd.testing.provision.architecture import Architecture
 from pyiommufd.testing.provision.entry import FORMAT, Entry, entry_name
-from pyiommufd.testing.provision.kernels import cache_folder
+from pyiommufd.testing.provision.kernels import build_command, cache_folder
 from pyiommufd.testing.provision.locked import locked
 from pyiommufd.testing.provision.progress import Progress
 
 PACKAGES = (
     # What runs pyiommufd, and what its extension is compiled against.
     "python3", "python3-cffi-backend", "libudev1", "libpython3-dev", "libc6-dev",
+    # What says to Python where a library is.
+    "libc-bin",
     # The initial file system's one program.
     "busybox-static",
     # What tests and people expect of a system, and have devices in use with.
@@ -70,21 +72,24 @@ class ForeignRoot(Entry):
 
 
 def find_root(
-    architecture: Architecture, *, cache: Path | None = None, progress: Progress | None = None
+    architecture: Architecture, *, cache: Path | None = None, release: Mapping[str, str] | None = None
 ) -> ForeignRoot:
-    """The root made last of the packages of this machine's release, or a new one where there is none.
+    """The root made last of the packages of this machine's release.
 
     Args:
         architecture: The guest's.
         cache: The `cache_folder`.
-        progress: What is told how far it is.
+        release: The content of this machine's ``os-release``, as fields.
 
     Raises:
-        GuestMissingError: There is none, and it cannot be made here.
+        GuestMissingError: There is none.
     """
     cache = cache_folder() if cache is None else cache
-    made = _made(cache, architecture, os_release())
-    return made[-1] if made else fetch(architecture, cache=cache, progress=progress)
+    if made := _made(cache, architecture, os_release() if release is None else release):
+        return made[-1]
+    raise GuestMissingError(
+        f"there is no root for an {architecture.name} guest here: {build_command(architecture)} fetches its packages"
+    )
 
 
 def _made(cache: Path, architecture: Architecture, release: Mapping[str, str]) -> list[ForeignRoot]:

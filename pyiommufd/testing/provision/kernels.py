@@ -175,7 +175,7 @@ def find_kernel(
     damaged: list[Path] = []
     cached = cached_kernels(cache_folder(environment), architecture, damaged=damaged)
     for folder in damaged:
-        sys.stderr.write(f"the kernel in {folder} is damaged; {_build_command(architecture)} makes it anew\n")
+        sys.stderr.write(f"the kernel in {folder} is damaged; {build_command(architecture)} makes it anew\n")
     if cached:
         return cached[0].kernel()
     if architecture is own_architecture():
@@ -186,7 +186,7 @@ def find_kernel(
     else:
         missing = f"no kernel for {architecture.name} has been built here"
     raise GuestMissingError(
-        f"{missing}: {_build_command(architecture)} makes one, {option_name('kernel')} or PYIOMMUFD_KERNEL name one"
+        f"{missing}: {build_command(architecture)} makes one, {option_name('kernel')} or PYIOMMUFD_KERNEL name one"
     )
 
 
@@ -214,14 +214,15 @@ def _named(origin: str, name: str, cache: Path, architecture: Architecture) -> K
     return Kernel(image)
 
 
-def _build_command(architecture: Architecture, version: str = "") -> str:
+def build_command(architecture: Architecture, version: str = "") -> str:
+    """The command that builds a kernel, and sees to what else a guest of that architecture takes."""
     words = ["pyiommufd guest", "--iommu smmuv3" if architecture is AARCH64 else "", "--build-kernel", version]
     return " ".join(filter(None, words))
 
 
 def _how_to_get(version: str, cache: Path, architecture: Architecture) -> str:
     if release_order(version) >= OLDEST:
-        return f"{_build_command(architecture, version)} makes one, where the distribution offers its source"
+        return f"{build_command(architecture, version)} makes one, where the distribution offers its source"
     built = ", ".join(kernel.release for kernel in cached_kernels(cache, architecture)) or "none"
     return f"{too_old(version)}; built are: {built}"
 

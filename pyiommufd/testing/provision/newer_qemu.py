@@ -20,7 +20,7 @@ from pyiommufd.testing.option_names import option_name
 from pyiommufd.testing.provision.apt import Archive, missing_programs, os_release, read_sources
 from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture, own_architecture
 from pyiommufd.testing.provision.entry import FORMAT, Entry, entry_name
-from pyiommufd.testing.provision.kernels import cache_folder, release_order
+from pyiommufd.testing.provision.kernels import build_command, cache_folder, release_order
 from pyiommufd.testing.provision.locked import locked
 from pyiommufd.testing.provision.progress import Progress
 
@@ -76,11 +76,14 @@ class FetchedQEMU(Entry):
         return str(self.manifest["version"])
 
 
-def find_firmware(program: Path) -> Path:
-    """The UEFI that an aarch64 machine of a QEMU is to start with: that fetched with it, else this machine's.
+def find_firmware(program: Path, *, cache: Path | None = None) -> Path:
+    """The UEFI that an aarch64 machine of a QEMU is to start with.
+
+    That is the one fetched with it, else this machine's, else one fetched with another.
 
     Args:
         program: The QEMU.
+        cache: The `cache_folder`.
 
     Raises:
         GuestMissingError: There is none.
@@ -88,7 +91,12 @@ def find_firmware(program: Path) -> Path:
     for root in (program.resolve().parent / "root", Path("/")):
         if (root / _FIRMWARE).is_file():
             return root / _FIRMWARE
-    raise GuestMissingError("the guest needs UEFI for aarch64: apt-get install qemu-efi-aarch64")
+    if fetched := fetched_qemus(cache_folder() if cache is None else cache, AARCH64):
+        return fetched[0].folder / "root" / _FIRMWARE
+    raise GuestMissingError(
+        f"the guest needs UEFI for aarch64: apt-get install {' '.join(_FIRMWARE_PACKAGES[AARCH64])}, or "
+        f"{build_command(AARCH64)} fetches it"
+    )
 
 
 def fetched_qemus(cache: Path, architecture: Architecture = X86_64) -> list[FetchedQEMU]:

@@ -14,7 +14,7 @@ import pytest
 from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.provision import foreign_root
 from pyiommufd.testing.provision.apt import Archive
-from pyiommufd.testing.provision.architecture import AARCH64, X86_64
+from pyiommufd.testing.provision.architecture import AARCH64
 from pyiommufd.testing.provision.foreign_root import PACKAGES, ForeignRoot, fetch, find_root, merge_usr
 from pyiommufd.testing.provision.progress import Progress
 
@@ -108,18 +108,15 @@ def test_a_newer_package_and_damage_make_another(machine: Machine) -> None:
     assert machine.fetch().busybox.read_text() == "x = 7\n"
 
 
-def test_the_newest_that_was_made_is_found_without_the_archive(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(foreign_root, "os_release", lambda: RELEASE)
+def test_the_newest_that_was_made_is_found_without_the_archive(machine: Machine) -> None:
     first = machine.fetch()
     machine.offer(busybox="2")
     second = machine.fetch()
     shutil.rmtree(machine.folder / "pool")
     shutil.rmtree(machine.folder / "etc")
-    assert find_root(AARCH64, cache=machine.cache) == second
+    assert find_root(AARCH64, cache=machine.cache, release=RELEASE) == second
     second.busybox.write_text("damaged")
-    assert find_root(AARCH64, cache=machine.cache) == first
+    assert find_root(AARCH64, cache=machine.cache, release=RELEASE) == first
     assert machine.fetch() == first
     assert "using the root made earlier" in machine.said.getvalue()
 
@@ -127,13 +124,14 @@ def test_the_newest_that_was_made_is_found_without_the_archive(
 def test_of_another_release_or_with_other_packages_it_is_not_taken(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine.fetch()
-    made = foreign_root._made
-    assert len(made(machine.cache, AARCH64, RELEASE)) == 1
-    assert made(machine.cache, AARCH64, RELEASE | {"VERSION_CODENAME": "trixie"}) == []
-    assert made(machine.cache, X86_64, RELEASE) == []
+    made = machine.fetch()
+    assert find_root(AARCH64, cache=machine.cache, release=RELEASE) == made
+    missing = r"no root for an aarch64 guest here: pyiommufd guest --iommu smmuv3 --build-kernel fetches"
+    with pytest.raises(GuestMissingError, match=missing):
+        find_root(AARCH64, cache=machine.cache, release=RELEASE | {"VERSION_CODENAME": "trixie"})
     monkeypatch.setattr(foreign_root, "PACKAGES", (*PACKAGES, "more"))
-    assert made(machine.cache, AARCH64, RELEASE) == []
+    with pytest.raises(GuestMissingError, match=missing):
+        find_root(AARCH64, cache=machine.cache, release=RELEASE)
 
 
 def test_an_archive_without_them_is_told(machine: Machine) -> None:

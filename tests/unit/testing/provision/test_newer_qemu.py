@@ -118,11 +118,14 @@ def test_one_of_an_earlier_version_is_still_found(archive: Archive) -> None:
     assert archive.fetch("new").folder.name == "99.1.2-84c279206bca"
 
 
-def test_that_for_aarch64_brings_its_firmware(archive: Archive) -> None:
+def test_that_for_aarch64_brings_its_firmware(archive: Archive, tmp_path: Path) -> None:
     build(archive.root, "new", "99.1", "/bin/true")
     other, qemu = archive.fetch("new"), archive.fetch("new", architecture=AARCH64)
     assert (qemu.program.name, qemu.folder.name[:13]) == ("qemu-system-aarch64", "99.1-aarch64-")
-    assert find_firmware(qemu.program) == qemu.folder / "root/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
+    firmware = qemu.folder / "root/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
+    assert find_firmware(qemu.program, cache=tmp_path) == firmware
+    if not Path("/usr/share/qemu-efi-aarch64").exists():
+        assert find_firmware(Path("/usr/bin/qemu-system-aarch64"), cache=archive.cache) == firmware
     assert not (qemu.folder / "root/usr/share/AAVMF").exists()
     assert archive.fetch("new", architecture=AARCH64) == qemu
     assert (fetched_qemus(archive.cache), fetched_qemus(archive.cache, AARCH64)) == ([other], [qemu])
@@ -136,8 +139,8 @@ def test_packages_without_firmware_are_refused(archive: Archive) -> None:
 
 @pytest.mark.skipif(Path("/usr/share/qemu-efi-aarch64").exists(), reason="this machine has UEFI for aarch64")
 def test_missing_firmware_is_named(tmp_path: Path) -> None:
-    with pytest.raises(GuestMissingError, match="apt-get install qemu-efi-aarch64"):
-        find_firmware(tmp_path / "qemu-system-aarch64")
+    with pytest.raises(GuestMissingError, match=r"apt-get install qemu-efi-aarch64, or pyiommufd guest .* fetches it"):
+        find_firmware(tmp_path / "qemu-system-aarch64", cache=tmp_path)
 
 
 def test_a_damaged_one_is_made_again(archive: Archive) -> None:
