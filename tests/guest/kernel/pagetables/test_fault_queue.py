@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import threading
 import warnings
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from pyiommufd import (
+    HWPT,
     IOMMUFD,
     ClosedError,
     Device,
     FaultQueue,
     ForkedError,
     InUseError,
+    IoctlError,
     PagePermission,
     PageRequest,
     UnsupportedError,
@@ -42,13 +45,15 @@ def faulting(mock: MockIOMMUFD, queue: FaultQueue) -> MockDevice:
     return device
 
 
-def test_a_request_arrives_and_is_answered_once(faulting: MockDevice, queue: FaultQueue) -> None:
+def test_a_request_arrives_and_is_answered_once(mock: MockIOMMUFD, faulting: MockDevice, queue: FaultQueue) -> None:
     with pytest.raises(TimeoutError, match="no page request"):
         queue.read(0)
     faulting.page_fault(0x7000, group=3, permissions=PagePermission.WRITE)
     group = queue.read(120)
     assert (group.number, group.requests) == (3, (PageRequest(faulting, None, PagePermission.WRITE, 0x7000, 0),))
     assert list(queue.unanswered) == [group]
+    with pytest.raises(ValueError, match="not read from this FaultQueue"):
+        mock.alloc_fault_queue().respond(group)
     queue.respond(group)
     assert list(queue.unanswered) == []
     with pytest.raises(ValueError, match="it has been answered"):
@@ -66,6 +71,60 @@ def test_requests_come_in_their_order(faulting: MockDevice, queue: FaultQueue) -
     queue.respond(*groups[50:])
     with pytest.raises(TimeoutError):
         queue.read(0)
+
+
+def test_a_detached_device_is_refused_by_the_kernel(faulting: MockDevice, queue: FaultQueue) -> None:
+    """Which then has other groups by the same cookies: an answer to the older one would be one to the newer."""
+    hwpt = faulting.page_table
+    assert hwpt is not None
+    faulting.page_fault(0x1000, group=1)
+    older = queue.read(0)
+    faulting.detach()
+    faulting.attach(hwpt)
+    assert list(queue.unanswered) == [older]
+    faulting.page_fault(0x2000, group=2)
+    newer = queue.read(0)
+    assert newer.cookie == older.cookie
+    assert list(queue.unanswered) == [newer]
+    with pytest.raises(ValueError, match="the kernel has refused the requests itself"):
+        queue.respond(older)
+    queue.respond(newer)
+
+
+def test_answers_are_taken_in_order_up_to_one_that_is_refused(
+    mock: MockIOMMUFD, faulting: MockDevice, queue: FaultQueue
+) -> None:
+    hwpt = faulting.page_table
+    assert isinstance(hwpt, HWPT)
+    other = mock.mock_device(hwpt.ioas)
+    other.replace(other.alloc_hwpt(hwpt.ioas, fault_queue=queue))
+    for number, device in enumerate((faulting, other, faulting, faulting)):
+        device.page_fault(0, group=number)
+    groups = [queue.read(0) for _ in range(4)]
+    assert [group.requests[0].device for group in groups] == [faulting, other, faulting, faulting]
+    other.detach()
+    with pytest.raises(IoctlError, match="number 2 of 4: 1 answered, 2 not") as caught:
+        queue.respond(*groups, success=False)
+    assert (caught.value.request, caught.value.errno) == ("write", errno.EINVAL)
+    assert "was detached or moved" in str(caught.value)
+    assert list(queue.unanswered) == groups[2:]
+    queue.respond(*groups[2:])
+    assert list(queue.unanswered) == []
+
+
+def test_what_a_handler_did_not_answer_is_not_lost(faulting: MockDevice, queue: FaultQueue) -> None:
+    """The program's own code raises between read and answer, and another part of it goes on."""
+    faulting.page_fault(0x3000)
+
+    def serve() -> None:
+        queue.read(0)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        serve()
+    (group,) = queue.unanswered
+    assert group.requests[0].address == 0x3000
+    queue.respond(group, success=False)
 
 
 def test_who_waits_is_woken(faulting: MockDevice, queue: FaultQueue) -> None:
