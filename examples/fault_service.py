@@ -1,10 +1,10 @@
 """A page-fault service: each page is mapped when a device asks for it, and not before.
 
-    pyiommufd guest -- python examples/fault_service.py [COUNT]
+    pyiommufd guest -- python examples/fault_service.py
 
-The device is one of the kernel's mock IOMMU, which `pyiommufd guest` has. It asks for COUNT pages (by default 10000),
-one after the other, without waiting for the answers, and at last for one that there is not. `serve` is the same for a
-real device, which takes PRI; the mock's part is in `ask`.
+The device is one of the kernel's mock IOMMU, which `pyiommufd guest` has. It asks for COUNT pages, one after the other,
+without waiting for the answers, and at last for one that there is not. `serve` is the same for a real device, which
+takes PRI; the mock's part is in `ask`.
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ async def main(count: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("count", metavar="COUNT", type=int, nargs="?", default=10000, help="pages")
+    parser.add_argument("count", metavar="COUNT", type=int, nargs="?", default=10000, help="pages, by default 10000")
+    if (pages := parser.parse_args().count) < 1:
+        parser.error(f"{pages} is not a number of pages")
     try:
-        asyncio.run(main(parser.parse_args().count))
+        asyncio.run(main(pages))
     except IOMMUFDError as error:
         sys.exit(str(error))

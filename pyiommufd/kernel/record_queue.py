@@ -91,7 +91,7 @@ class RecordQueue(KernelObject, Waitable[T]):
             Whether there was one.
         """
         for step in range(_LARGEST):
-            read = _Read[T](self._room + step * self._step)
+            read: _Read[T] = _Read(self._room + step * self._step)
             try:
                 self._reads[read] = None
                 ioctls.file_readinto(file, read.memory, read.length)

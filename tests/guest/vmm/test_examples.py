@@ -65,3 +65,10 @@ def test_device_that_the_host_uses(program: str) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"{used.name}: it holds the filesystem mounted on " in done.stderr
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(10000, marks=pytest.mark.long)])
+def test_page_fault_service(count: int) -> None:
+    done = run("examples/fault_service.py", str(count))
+    assert done.stdout.splitlines()[:1] == [f"{count} page faults served in order, and 1 refused"], done.stderr
+    assert done.returncode == 0
