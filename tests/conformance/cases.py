@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import pytest
@@ -44,16 +43,3 @@ def twin(case: str, route: Route) -> Callable[[_Test], _Test]:
         return marked
 
     return mark
-
-
-LATER = {
-    "iommufd_ioas.*.alloc_hwpt_nested": "nested page tables and fault queues: a later issue",
-    "iommufd_device_pasid.*.pasid_attach": "nested page tables and fault queues: a later issue",
-    "iommufd_viommu.*": "virtual IOMMUs: a later issue",
-}
-"""Cases that have no twin yet, and why; they count as missing, and fail nothing."""
-
-
-def later(case: str) -> str:
-    """Why a case has no twin yet; empty where it has to have one."""
-    return next((reason for pattern, reason in LATER.items() if fnmatchcase(case, pattern)), "")
