@@ -15,7 +15,7 @@ from cffi import FFI
 
 FOLDER = Path(__file__).resolve().parent
 HEADERS = ("iommufd.h", "vfio.h", "entry.h", "window.h")
-SOURCES = ("file.c", "object.c", "mapping.c", "device.c", "window.c")
+SOURCES = ("injection.c", "file.c", "object.c", "mapping.c", "device.c", "window.c")
 
 LIMITED_API = ("Py_LIMITED_API", "0x030b0000")
 """The C macro, and the oldest CPython that one built extension serves."""

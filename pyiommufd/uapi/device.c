@@ -15,7 +15,7 @@ int pyiommufd_bind(struct pyiommufd_file *cdev, struct pyiommufd_object *device,
         return fd;
     result = command.iommufd = file_get(device->file);
     if (result >= 0) {
-        result = (int)result_or_errno(ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &command));
+        result = issue(fd, VFIO_DEVICE_BIND_IOMMUFD, &command);
         file_put(device->file);
     }
     if (!result) {

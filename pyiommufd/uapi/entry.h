@@ -8,6 +8,14 @@
 
 int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument);
 
+/*
+ * For tests alone: have the number-th allocation fail, from 1 on, that the kernel makes for this thread's calls below and
+ * in window.h: opens, ioctls, reads, writes, mmaps; see injection.c. EALREADY: one is to fail already.
+ */
+int pyiommufd_injection_begin(uint32_t number);
+/* Not any more. How many allocations were left to it; 0: it has failed. In a forked child: close the parent's file. */
+int64_t pyiommufd_injection_end(void);
+
 /* An fd and its owner. Every call of a file without an fd fails with EBADF. */
 struct pyiommufd_file {
     int fd;             /* -1: none */

@@ -1,4 +1,4 @@
-/* Files: C code behind entry.h. Included first after the declarations by the source that build_cffi.py makes. */
+/* Files: C code behind entry.h. */
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,12 +28,6 @@ static void back_off(unsigned int *tries)
         sched_yield();
     else
         nanosleep(&pause, NULL);
-}
-
-/* The result of a system call; the negative errno if it failed, as entry.h says. */
-static int64_t result_or_errno(int64_t result)
-{
-    return result < 0 ? -errno : result;
 }
 
 /*
@@ -68,7 +62,9 @@ static int file_set_fd(struct pyiommufd_file *file, int fd)
 
 int pyiommufd_file_open(struct pyiommufd_file *file, const char *path, int flags)
 {
-    return file_set_fd(file, open(path, flags | O_CLOEXEC));
+    int fd = (int)COUNTED(result_or_errno(open(path, flags | O_CLOEXEC)));
+
+    return fd < 0 ? fd : file_set_fd(file, fd);
 }
 
 int pyiommufd_file_eventfd(struct pyiommufd_file *file)
@@ -240,7 +236,7 @@ int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t 
 
     if (fd < 0)
         return fd;
-    result = result_or_errno(offset < 0 ? read(fd, memory, length) : pread(fd, memory, length, offset));
+    result = COUNTED(result_or_errno(offset < 0 ? read(fd, memory, length) : pread(fd, memory, length, offset)));
     if (done)
         *done = result < 0 ? 0 : (uint64_t)result;
     file_put(file);
@@ -254,7 +250,7 @@ int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, ui
 
     if (fd < 0)
         return fd;
-    result = result_or_errno(offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset));
+    result = COUNTED(result_or_errno(offset < 0 ? write(fd, memory, length) : pwrite(fd, memory, length, offset)));
     file_put(file);
     return result;
 }
@@ -263,19 +259,19 @@ int pyiommufd_file_change16(struct pyiommufd_file *file, int64_t offset, uint16_
 {
     int fd = file_get(file);
     unsigned char bytes[2];
-    ssize_t done;
+    int64_t done;
     int result = 0;
 
     if (fd < 0)
         return fd;
-    done = pread(fd, bytes, 2, offset);
+    done = COUNTED(result_or_errno(pread(fd, bytes, 2, offset)));
     if (done == 2) {
         bytes[0] = (unsigned char)(on ? bytes[0] | bits : bytes[0] & ~bits);
         bytes[1] = (unsigned char)(on ? bytes[1] | bits >> 8 : bytes[1] & ~(bits >> 8));
-        done = pwrite(fd, bytes, 2, offset);
+        done = COUNTED(result_or_errno(pwrite(fd, bytes, 2, offset)));
     }
     if (done != 2)
-        result = done < 0 ? -errno : -EIO;
+        result = done < 0 ? (int)done : -EIO;
     file_put(file);
     return result;
 }
@@ -286,12 +282,12 @@ int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *ar
 
     if (fd < 0)
         return fd;
-    result = (int)result_or_errno(ioctl(fd, request, argument));
+    result = issue(fd, request, argument);
     file_put(file);
     return result;
 }
 
 int pyiommufd_raw_ioctl(int fd, unsigned long request, void *argument)
 {
-    return (int)result_or_errno(ioctl(fd, request, argument));
+    return issue(fd, request, argument);
 }

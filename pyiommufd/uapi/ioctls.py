@@ -245,6 +245,22 @@ def _c(record: Any) -> Any:
     return ffi.new("struct pyiommufd_file *", (record, -1, -1, -1, 0)) if isinstance(record, int) else record
 
 
+# Failures on demand, for tests
+
+
+def injection_begin(number: int) -> None:
+    """Have the number-th allocation fail, from 1 on, that the kernel makes for this thread's calls of the library.
+
+    For `pyiommufd.testing.mock.fail_nth` alone. ENOENT: a kernel without fail-nth; EALREADY: one is to fail already.
+    """
+    _check(lib.pyiommufd_injection_begin(number), "open", "/proc/thread-self/fail-nth")
+
+
+def injection_end() -> int:
+    """Let nothing fail any more. How many allocations were left to the one that was to fail; 0: it has failed."""
+    return _check(lib.pyiommufd_injection_end(), "write", "/proc/thread-self/fail-nth")
+
+
 # Objects
 
 

@@ -45,13 +45,14 @@ static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
         .length = length,
         .iova = iova,
     };
+    int result;
 
     if (((uintptr_t)user_va | length | iova) & in_page || !length)
         return 1;
-    if (ioctl(fd, IOMMU_IOAS_MAP, &command))
-        return -errno;
-    mapped(piece, ioas, length, command.iova);
-    return 0;
+    result = issue(fd, IOMMU_IOAS_MAP, &command);
+    if (!result)
+        mapped(piece, ioas, length, command.iova);
+    return result;
 }
 
 int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags,
@@ -82,7 +83,7 @@ int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piec
 
     if (fd < 0)
         return fd;
-    result = (int)result_or_errno(ioctl(fd, IOMMU_IOAS_MAP_FILE, &command));
+    result = issue(fd, IOMMU_IOAS_MAP_FILE, &command);
     if (!result)
         mapped(piece, ioas, length, command.iova);
     object_put(ioas);
@@ -101,11 +102,11 @@ static int copy_range(int fd, uint32_t dst_ioas_id, uint32_t flags, uint32_t src
         .dst_iova = *dst_iova,
         .src_iova = src_iova,
     };
+    int result = issue(fd, IOMMU_IOAS_COPY, &command);
 
-    if (ioctl(fd, IOMMU_IOAS_COPY, &command))
-        return -errno;
-    *dst_iova = command.dst_iova;
-    return 0;
+    if (!result)
+        *dst_iova = command.dst_iova;
+    return result;
 }
 
 /* Lock the source, which the caller sets back to LIVE, and use the target. Returns the fd or a negative errno. */
@@ -180,9 +181,8 @@ static int unmap(int fd, const struct pyiommufd_object *ioas, uint64_t iova, uin
         .iova = iova,
         .length = *length,
     };
-    int result;
+    int result = issue(fd, IOMMU_IOAS_UNMAP, &command);
 
-    result = (int)result_or_errno(ioctl(fd, IOMMU_IOAS_UNMAP, &command));
     if (!result)
         *length = command.length;
     return result;
@@ -329,11 +329,11 @@ int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint
 static int try_page_table(int fd, uint32_t device_id, uint32_t ioas_id)
 {
     struct iommu_hwpt_alloc command = { .size = sizeof(command), .dev_id = device_id, .pt_id = ioas_id };
+    int result = issue(fd, IOMMU_HWPT_ALLOC, &command);
 
-    if (ioctl(fd, IOMMU_HWPT_ALLOC, &command))
-        return -errno;
-    destroy(fd, command.out_hwpt_id);
-    return 0;
+    if (!result)
+        destroy(fd, command.out_hwpt_id);
+    return result;
 }
 
 int pyiommufd_try_page_table(struct pyiommufd_object *device, struct pyiommufd_object *ioas, uint64_t iova,

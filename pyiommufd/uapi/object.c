@@ -78,7 +78,7 @@ int pyiommufd_make(struct pyiommufd_object *object, unsigned long request, void 
         memcpy((char *)command + uses[held].at, &uses[held].object->id, sizeof(object->id));
     }
     if (result >= 0)
-        result = (int)result_or_errno(ioctl(fd, request, command));
+        result = issue(fd, request, command);
     while (held)
         object_put(uses[--held].object);
     if (result >= 0) {
@@ -100,7 +100,7 @@ int pyiommufd_object_ioctl(struct pyiommufd_object *object, unsigned long reques
     if (fd < 0)
         return fd;
     memcpy((char *)command + id_at, &object->id, sizeof(object->id));
-    result = (int)result_or_errno(ioctl(fd, request, command));
+    result = issue(fd, request, command);
     object_put(object);
     return result;
 }
@@ -109,7 +109,7 @@ static int destroy(int fd, uint32_t id)
 {
     struct iommu_destroy command = { .size = sizeof(command), .id = id };
 
-    return (int)result_or_errno(ioctl(fd, IOMMU_DESTROY, &command));
+    return issue(fd, IOMMU_DESTROY, &command);
 }
 
 int pyiommufd_destroy(struct pyiommufd_object *object)
@@ -136,6 +136,7 @@ void pyiommufd_abandon(struct pyiommufd_object *object)
 static int64_t ioas_alloc(int fd)
 {
     struct iommu_ioas_alloc command = { .size = sizeof(command) };
+    int result = issue(fd, IOMMU_IOAS_ALLOC, &command);
 
-    return ioctl(fd, IOMMU_IOAS_ALLOC, &command) ? -errno : (int64_t)command.out_ioas_id;
+    return result ? result : (int64_t)command.out_ioas_id;
 }

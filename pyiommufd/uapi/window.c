@@ -146,7 +146,7 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
                          int readable, int writeable)
 {
     const int protection = (readable ? PROT_READ : 0) | (writeable ? PROT_WRITE : 0);
-    void *base;
+    int64_t base;
     int fd, result = 0;
 
     if (!advance(window, NEW, MAPPING))
@@ -155,9 +155,9 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
     if (fd < 0) {
         result = fd;
     } else {
-        base = mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset);
-        if (base == MAP_FAILED)
-            result = -errno;
+        base = COUNTED(result_or_errno((intptr_t)mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)offset)));
+        if (base < 0)
+            result = (int)base;
         file_put(file);
     }
     if (result) {
@@ -165,8 +165,8 @@ int pyiommufd_window_map(struct pyiommufd_window *window, struct pyiommufd_file 
         return result;
     }
     /* A forked child that inherited the mapping would keep the device bound after its owner has closed it. */
-    madvise(base, length, MADV_DONTFORK);
-    window->base = base;
+    window->base = (unsigned char *)(intptr_t)base;
+    madvise(window->base, length, MADV_DONTFORK);
     window->length = length;
     window->protection = protection;
     atomic_store(&window->state, MAPPED);

@@ -3,8 +3,9 @@
 As of Linux 7.3 (drivers/iommu/iommufd/iommufd_test.h); the same since 6.7 as far as an older kernel has the operation,
 and EOPNOTSUPP where it has not. The kernel changes this ABI as its own tests need.
 
-Packed here with `struct` and issued by `fcntl.ioctl`: the compiled extension, which is shipped to everyone, is to have
-nothing of an ABI that no ordinary kernel offers; and cffi without a compiler would parse C at each import.
+Packed here with `struct`: the compiled extension, which is shipped to everyone, is to have nothing of an ABI that no
+ordinary kernel offers; and cffi without a compiler would parse C at each import. Issued by `raw.ioctl`: what they
+allocate counts for `fail_nth`.
 
 Ids and addresses are plain integers; `MockIOMMUFD` and its objects are the high-level interface. Every function
 raises `pyiommufd.errors.IoctlError` where the kernel refuses: `UnsupportedError` (ENOTTY) where it has no such command.
@@ -12,11 +13,11 @@ raises `pyiommufd.errors.IoctlError` where the kernel refuses: `UnsupportedError
 
 from __future__ import annotations
 
-import fcntl
 import struct
 from enum import IntEnum, IntFlag
 
-from pyiommufd.errors import ioctl_error
+from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.uapi import raw
 
 REQUEST = 0x3BA0
 """The request: ``_IO(';', 0xa0)``."""
@@ -126,8 +127,8 @@ def _run(fd: int, operation: Operation, object_id: int, layout: str = "", *value
     _HEADER.pack_into(command, 0, _SIZE, operation, object_id, 0)
     payload.pack_into(command, _HEADER.size, *values)
     try:
-        result = fcntl.ioctl(fd, REQUEST, command)
-    except OSError as error:
+        result = raw.ioctl(fd, REQUEST, command)
+    except IoctlError as error:
         raise ioctl_error(f"IOMMU_TEST_CMD {operation.name}", error.errno or 0, f"id {object_id}") from None
     return result, payload.unpack_from(command, _HEADER.size)
 

@@ -1,7 +1,8 @@
-"""Failures on demand: the n-th allocation that the kernel makes for this thread fails.
+"""Failures on demand: the n-th allocation that the kernel makes for the library's calls in this thread fails.
 
-It takes a kernel with CONFIG_FAULT_INJECTION and CONFIG_FAILSLAB, and root. The counter is the thread's own, in
-``/proc/thread-self/fail-nth``; what may fail is set for the whole machine, under debugfs, and put back afterwards.
+It takes a kernel with CONFIG_FAULT_INJECTION and CONFIG_FAILSLAB, and root. The counter is the thread's own,
+``/proc/thread-self/fail-nth``; C sets it before each call and reads it after it (pyiommufd/uapi/injection.c). What may
+fail is set for the whole machine, under debugfs, and put back afterwards.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyiommufd.errors import IOMMUFDError
+from pyiommufd.errors import IoctlError, IOMMUFDError
+from pyiommufd.uapi import ioctls
 
 _DEBUGFS = Path("/sys/kernel/debug")
-_COUNTER = "/proc/thread-self/fail-nth"
 
 # By default only allocations that may not sleep fail, which are few.
 _SETTINGS = {"failslab/ignore-gfp-wait": "N", "fail_page_alloc/ignore-gfp-wait": "N"}
@@ -31,11 +32,14 @@ class FailNth:
     Attributes:
         number: Which allocation was to fail.
         injected: Whether it did, known after the block; if not, the block made fewer allocations than that.
+        points: How many allocations the block made up to then, known after the block: of a number that it does not come
+            to, all that can fail.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.injected = False
+        self.points = 0
 
     def __repr__(self) -> str:
         return f"<FailNth {self.number}{' injected' if self.injected else ''}>"
@@ -43,10 +47,15 @@ class FailNth:
 
 @contextlib.contextmanager
 def fail_nth(number: int, *, verbose: bool = False) -> Iterator[FailNth]:
-    """Have one allocation fail, counted from the start of the block, of all that the kernel makes for this thread.
+    """Have one allocation fail, counted from the start of the block, of all that the kernel makes for the library.
 
-    Python's own system calls count, too: keep the block to the calls that are tested, and make objects and files
-    before. What fails is mostly ENOMEM, and may be a `MemoryError`.
+    What counts are the allocations within this thread's opens, ioctls, reads, writes and mmaps that the library issues,
+    one after the other; not those for Python's own system calls, nor for those of other threads. What fails is mostly
+    ENOMEM.
+
+        with fail_nth(1_000_000) as counted:
+            iommufd.alloc_ioas()
+        print(counted.points)
 
     Args:
         number: Which one, from 1 on.
@@ -54,43 +63,32 @@ def fail_nth(number: int, *, verbose: bool = False) -> Iterator[FailNth]:
 
     Raises:
         InjectionMissingError: The kernel was built without it, debugfs is not mounted, or the caller is not root.
-        ValueError: The number is not positive.
+        ValueError: The number is not positive or does not fit 32 bits, or the block is in another one of this thread.
     """
-    if number < 1:
-        raise ValueError(f"allocations are counted from 1, not {number}")
+    if not 1 <= number < 1 << 32:
+        raise ValueError(f"allocations are counted from 1 up to 32 bits, not {number}")
     with _settings(verbose):
+        failure, outer = FailNth(number), False
         try:
-            counter = os.open(_COUNTER, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise InjectionMissingError(f"{error}; it takes CONFIG_FAULT_INJECTION and root") from None
-        failure = FailNth(number)
-        text, off = str(number).encode(), b"0"
-        try:
-            os.pwrite(counter, text, 0)
             try:
-                yield failure
-            finally:
-                failure.injected = _stop(counter, off)
+                ioctls.injection_begin(number)
+            except IoctlError as error:
+                if outer := error.errno == errno.EALREADY:
+                    raise ValueError("this thread is in a block of fail_nth already") from None
+                raise InjectionMissingError(f"{error}; it takes CONFIG_FAULT_INJECTION and root") from None
+            yield failure
         finally:
-            os.close(counter)
+            if not outer:
+                left = ioctls.injection_end()
+                failure.injected, failure.points = left == 0, number - left
 
 
-def _stop(counter: int, off: bytes) -> bool:
-    """Stop counting. Returns whether the failure had happened by then."""
-    try:
-        left = os.pread(counter, 16, 0)
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-        left = b"1"  # this very read has failed, by injection, so that the block's calls had not
-    try:
-        os.pwrite(counter, off, 0)
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-        os.pwrite(counter, off, 0)
-        left = b"1"
-    return int(left) == 0
+def _after_fork_in_child() -> None:
+    # Its counter is the parent's.
+    ioctls.injection_end()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def fail_each(*, limit: int = 1000, verbose: bool = False) -> Iterator[contextlib.AbstractContextManager[FailNth]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pyiommufd import IOAS, Device, DMABuffer, DMAMapping
+from pyiommufd import IOAS, IOMMUFD, Device, DMABuffer, DMAMapping, IoctlError
 from pyiommufd.testing.checks.dma_faults import LOG_PATTERN, DMAFaults
 from pyiommufd.testing.checks.dmesg import ERROR, Dmesg, KernelLog, UnexpectedKernelMessageError
 from pyiommufd.testing.drivers.edu import EduDriver
@@ -18,17 +16,13 @@ from pyiommufd.testing.mock import fail_nth
 pytest_plugins = ["pytester"]
 
 INNER = """
-    import os
     import pytest
-    from pyiommufd import DMABuffer
+    from pyiommufd import IOMMUFD, DMABuffer, IoctlError
     from pyiommufd.testing.mock import fail_nth
 
     def trace():
-        with fail_nth(1, verbose=True) as failure:
-            try:
-                os.close(os.eventfd(0))
-            except (OSError, MemoryError):
-                pass
+        with fail_nth(1, verbose=True) as failure, pytest.raises(IoctlError):
+            IOMMUFD()
         assert failure.injected
 """
 
@@ -51,8 +45,8 @@ def say(text: str) -> None:
 
 def stack_trace() -> None:
     """Have the kernel log one: a failure that was asked for, of whatever allocation comes first."""
-    with fail_nth(1, verbose=True) as failure, contextlib.suppress(OSError, MemoryError):
-        os.close(os.eventfd(0))
+    with fail_nth(1, verbose=True) as failure, pytest.raises(IoctlError):
+        IOMMUFD()
     assert failure.injected
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from pathlib import Path
@@ -23,16 +22,7 @@ from pyiommufd import (
     Verdict,
 )
 from pyiommufd.testing.checks.leaks import LeakCheck
-from pyiommufd.testing.mock import (
-    InjectionMissingError,
-    MockDevice,
-    MockIOMMUFD,
-    commands,
-    fail_each,
-    fail_nth,
-)
-from pyiommufd.uapi import ioctls
-from tests.by_id import destroy
+from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
 
 pytest_plugins = ["pytester"]
 
@@ -299,101 +289,3 @@ def test_fixture_gives_a_device_on_the_fixtures_address_space(pytester: pytest.P
 def test_error_names_the_operation_and_the_object(iommufd: MockIOMMUFD) -> None:
     with pytest.raises(NotFoundError, match="IOMMU_TEST_CMD MOCK_DOMAIN on id 4711"):
         commands.mock_domain(iommufd.fileno(), 4711)
-
-
-# Fault injection and memory limit
-
-
-def map_once(iommufd: MockIOMMUFD, ioas: IOAS, buffer: DMABuffer) -> int:
-    """Map memory with every step failing once; the number of rounds.
-
-    Some failures the kernel gets around, by smaller pieces or another way: either all is mapped, or nothing.
-    """
-    rounds = failed = 0
-    for attempt in fail_each():
-        rounds += 1
-        # The call alone, by the module of the ioctls: what Python allocates for objects shall not be counted.
-        view, piece = ioctls.from_buffer(ioctls.CHAR_ARRAY, buffer, True), ioctls.new(ioctls.A_PIECE)
-        with attempt as failure:
-            refused = ioctls.ioas_map(ioas._c, piece, 7, view, len(buffer), IOVA)
-        failed += bool(refused)
-        assert piece.state == (0 if refused else ioctls.LIVE)
-        if not refused:
-            assert piece.iova == IOVA
-            assert iommufd.pinned(buffer, 1)
-            assert ioas.unmap_all() == len(buffer)
-        assert iommufd.pinned(buffer, 0)
-        assert ioas.unmap_all() == 0
-    assert not failure.injected
-    assert failed > 3
-    return rounds
-
-
-def test_every_failure_of_a_map_leaves_nothing(iommufd: MockIOMMUFD, ioas: IOAS, device: MockDevice) -> None:
-    buffer = DMABuffer(64 * PAGE)
-    buffer[:] = bytes(len(buffer))
-    with LeakCheck(iommufd):
-        assert map_once(iommufd, ioas, buffer) > 3
-
-
-def test_memory_limit_makes_more_batches(iommufd: MockIOMMUFD, ioas: IOAS, device: MockDevice) -> None:
-    buffer = DMABuffer(64 * PAGE)
-    buffer[:] = bytes(len(buffer))
-    many = map_once(iommufd, ioas, buffer)
-    with iommufd.memory_limit(commands.SMALLEST_MEMORY_LIMIT):
-        assert map_once(iommufd, ioas, buffer) > many + 32
-    assert map_once(iommufd, ioas, buffer) <= many
-    with pytest.raises(IoctlError), iommufd.memory_limit(commands.SMALLEST_MEMORY_LIMIT - 1):
-        pass
-
-
-def test_failures_of_a_device_leave_nothing(iommufd: MockIOMMUFD, ioas: IOAS) -> None:
-    """Bind and attach, which make many objects, fail as a whole."""
-    rounds = 0
-    with LeakCheck(iommufd):
-        for attempt in fail_each():
-            rounds += 1
-            made: tuple[int, int, int] | None = None
-            with attempt, contextlib.suppress(OSError, MemoryError):
-                made = commands.mock_domain(iommufd.fileno(), ioas.id)
-            if made is not None:
-                destroy(iommufd, made[0])
-            assert names() == []
-    assert rounds > 20
-
-
-def test_failure_that_is_not_reached(iommufd: MockIOMMUFD) -> None:
-    with fail_nth(100000) as failure:
-        os.getppid()
-    assert not failure.injected
-    for _ in range(20):  # and none is left for later
-        os.close(os.eventfd(0))
-
-
-def test_settings_are_put_back() -> None:
-    files = [Path("/sys/kernel/debug/failslab/ignore-gfp-wait"), *Path("/sys/kernel/debug").glob("fail*/verbose")]
-    before = [file.read_text() for file in files]
-    assert len(before) > 1
-    with fail_nth(1000, verbose=True):
-        assert [file.read_text() for file in files] != before
-    assert [file.read_text() for file in files] == before
-
-
-def few_rounds() -> None:
-    for attempt in fail_each(limit=2):
-        with attempt, contextlib.suppress(OSError, MemoryError):
-            for _ in range(3):
-                os.close(os.eventfd(0))
-
-
-def test_wrong_uses_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="counted from 1"), fail_nth(0):
-        pass
-    with pytest.raises(ValueError, match="enter it"):
-        for _ in fail_each():
-            pass
-    with pytest.raises(AssertionError, match="after 2 rounds"):
-        few_rounds()
-    monkeypatch.setattr("pyiommufd.testing.mock.failures._DEBUGFS", Path("/nowhere"))
-    with pytest.raises(InjectionMissingError, match="CONFIG_FAILSLAB"), fail_nth(1):
-        pass
