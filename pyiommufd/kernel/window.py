@@ -35,10 +35,10 @@ class Mappable(Protocol):
         """Where in the file it begins, in bytes."""
 
     @property
-    def file_owner(self) -> Handle:
+    def _file_owner(self) -> Handle:
         """The owner of the file's fd."""
 
-    def why_silent(self) -> str:
+    def _why_silent(self) -> str:
         """Why an access was not answered, and the way out."""
 
 
@@ -75,7 +75,7 @@ class Window(Closing):
 
     def _map(self, *, readable: bool, writeable: bool) -> None:
         start = self._region.file_offset + self.offset
-        file = self._region.file_owner._live()
+        file = self._region._file_owner._live()
         try:
             window_map(self._handle, file, start, self.length, readable=readable, writeable=writeable)
         except IoctlError as error:
@@ -271,14 +271,14 @@ class Window(Closing):
         if code == errno.EFAULT:
             where = f"{length - done} bytes at {self.offset + offset + done:#x} of {self._region!r}"
             after = f", after {done} bytes" if done else ""
-            text = f"the device did not answer an access to {where}{after}: {self._region.why_silent()}"
+            text = f"the device did not answer an access to {where}{after}: {self._region._why_silent()}"
             fault = RegionFaultError(errno.EIO, text)
             fault.done = done
             return fault
         return self._out_of_range(offset, length)
 
     def _closed_error(self) -> ClosedError:
-        owner = self._region.file_owner
+        owner = self._region._file_owner
         if owner.in_child:
             return forked_error(f"this {self!r}", owner.pid)
         return ClosedError(f"this {self!r} is closed")

@@ -129,11 +129,11 @@ class Region(RegionBytes):
         return window
 
     @property
-    def file_owner(self) -> Device:
+    def _file_owner(self) -> Device:
         """See `Mappable`."""
         return self.device
 
-    def why_silent(self) -> str:
+    def _why_silent(self) -> str:
         """See `Mappable`. To ask does not wake the device."""
         if runtime_status(self.device.host).startswith("suspend"):
             return "it sleeps; low_power.exit() wakes it"

@@ -55,6 +55,19 @@ class VEventQueue(RecordQueue[VEvent]):
     def _owner(self) -> VIOMMU:
         return self.viommu
 
+    def read(self, timeout: float | None = None) -> VEvent:
+        """The next event; other threads run meanwhile. ``await`` and ``async for`` do the same in an event loop.
+
+        Args:
+            timeout: Seconds to wait for it; 0: do not wait; None: as long as it takes.
+
+        Raises:
+            TimeoutError: None has come.
+            IoctlError: The kernel refused.
+            ClosedError, ForkedError: As for `fileno`; also when it is closed meanwhile.
+        """
+        return super().read(timeout)
+
     def _decode(self, data: bytes) -> Iterable[VEvent]:
         return decode_events(self.type, data, self._expected)
 

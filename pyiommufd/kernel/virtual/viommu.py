@@ -261,14 +261,14 @@ class VIOMMU(KernelObject):
 class _Registers:
     """What a window of a vIOMMU is on: see `Mappable`."""
 
-    __slots__ = ("file_offset", "file_owner", "viommu")
+    __slots__ = ("_file_owner", "file_offset", "viommu")
 
     def __init__(self, viommu: VIOMMU, offset: int) -> None:
         self.viommu = viommu
         self.file_offset = offset
-        self.file_owner = viommu.iommufd
+        self._file_owner = viommu.iommufd
 
-    def why_silent(self) -> str:
+    def _why_silent(self) -> str:
         """See `Mappable`."""
         return "the IOMMU has taken the registers away"
 

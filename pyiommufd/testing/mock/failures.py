@@ -51,7 +51,7 @@ def fail_nth(number: int, *, verbose: bool = False) -> Iterator[FailNth]:
 
     What counts are the allocations within this thread's opens, ioctls, reads, writes and mmaps that the library issues,
     one after the other; not those for Python's own system calls, nor for those of other threads. What fails is mostly
-    ENOMEM.
+    ENOMEM::
 
         with fail_nth(1_000_000) as counted:
             iommufd.alloc_ioas()

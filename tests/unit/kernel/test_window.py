@@ -36,9 +36,9 @@ class File:
         os.ftruncate(self.fd, size)
         self.file_offset = 0
         self.size = size
-        self.file_owner = SimpleNamespace(_live=lambda: self.fd, in_child=False, pid=0)
+        self._file_owner = SimpleNamespace(_live=lambda: self.fd, in_child=False, pid=0)
 
-    def why_silent(self) -> str:
+    def _why_silent(self) -> str:
         return "the file ends before it"
 
     def map(self, *, readable: bool = True, writeable: bool = True) -> Window:
