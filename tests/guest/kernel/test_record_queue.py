@@ -1,4 +1,4 @@
-"""Waiting for queues: by threads, tasks and loops of the caller's own. The queue is one of page requests of a mock."""
+"""Waiting for queues: by threads, tasks and loops of the caller's own, the same for each kind of queue."""
 
 from __future__ import annotations
 
@@ -7,224 +7,256 @@ import contextlib
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
-from pyiommufd import ClosedError, FaultQueue, ForkedError, PageRequestGroup
-from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
-from tests.guest.threads import run_all
+from pyiommufd import ClosedError, ForkedError
+from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
+from tests.guest.kernel.virtual.conftest import stage1
+from tests.guest.threads import ends_of_waiters, run_all
 from tests.patience import patience, until
 
 
-@pytest.fixture
-def queue(mock: MockIOMMUFD) -> FaultQueue:
-    return mock.alloc_fault_queue()
+class Faults:
+    """Page requests of a mock device, numbered from 0 on, and their queue."""
+
+    def __init__(self, mock: MockIOMMUFD) -> None:
+        ioas = mock.alloc_ioas()
+        self.queue: Any = mock.alloc_fault_queue()
+        self.device = mock.mock_device(ioas)
+        self.table = self.device.alloc_hwpt(ioas, fault_queue=self.queue)
+        self.device.replace(self.table)
+        self.count = 0
+
+    def come(self) -> None:
+        """Have one come."""
+        self.device.page_fault(self.count << 12)
+        self.count += 1
+
+    def number(self, record: Any) -> int:
+        """Which one it is."""
+        self.queue.respond(record)
+        return int(record.requests[0].address) >> 12
+
+    def close(self) -> None:
+        """Close the queue, once what uses it is gone."""
+        if not self.table.closed:
+            self.device.detach()
+            self.table.close()
+        self.queue.close()
 
 
-@pytest.fixture
-def faulting(mock: MockIOMMUFD, queue: FaultQueue) -> MockDevice:
-    """A device whose page requests come in the queue."""
-    ioas = mock.alloc_ioas()
-    device = mock.mock_device(ioas)
-    device.replace(device.alloc_hwpt(ioas, fault_queue=queue))
-    return device
+class Events:
+    """Events of a mock device behind a vIOMMU, numbered from 0 on, and their queue."""
+
+    def __init__(self, mock: MockIOMMUFD) -> None:
+        ioas = mock.alloc_ioas()
+        self.device: MockDevice = mock.mock_device(ioas)
+        viommu = self.device.alloc_viommu(self.device.alloc_hwpt(ioas, nest_parent=True), commands.VIOMMU_TYPE)
+        viommu.alloc_vdevice(self.device, 0x99)
+        self.device.replace(viommu.alloc_nested(stage1()))
+        self.queue: Any = viommu.alloc_event_queue(commands.VEVENTQ_TYPE, 1000)
+
+    def come(self) -> None:
+        self.device.virtual_event()
+
+    def number(self, record: Any) -> int:
+        return int(record.sequence)
+
+    def close(self) -> None:
+        self.queue.close()
 
 
-def let_go(faulting: MockDevice) -> None:
-    """What uses the queue is gone, so that it can be closed."""
-    hwpt = faulting.page_table
-    faulting.detach()
-    assert hwpt is not None
-    hwpt.close()
+Scene: TypeAlias = Faults | Events
 
 
-async def wait(queue: FaultQueue) -> PageRequestGroup:
-    return await queue
+@pytest.fixture(params=[Faults, Events])
+def scene(request: pytest.FixtureRequest, mock: MockIOMMUFD) -> Scene:
+    made: Scene = request.param(mock)
+    return made
 
 
-def readable(queue: FaultQueue) -> bool:
-    return bool(select.select([queue], [], [], 0)[0])
+async def wait(scene: Scene) -> int:
+    return scene.number(await scene.queue)
 
 
-def test_the_fd_is_readable_as_long_as_there_is_more(faulting: MockDevice, queue: FaultQueue) -> None:
-    """A read takes what it returns: else those who wait by the fd would not know of the rest."""
-    assert not readable(queue)
+def readable(scene: Scene) -> bool:
+    return bool(select.select([scene.queue], [], [], 0)[0])
+
+
+def test_the_fd_is_readable_as_long_as_there_is_more(scene: Scene) -> None:
+    """A read takes what it returns and no more: else those who wait by the fd would not know of the rest."""
+    assert not readable(scene)
+    for _ in range(3):
+        scene.come()
     for number in range(3):
-        faulting.page_fault(0, group=number)
-    for number in range(3):
-        assert readable(queue)
-        assert queue.read(0).number == number
-    assert not readable(queue)
-    queue.respond(*queue.unanswered)
+        assert readable(scene)
+        assert scene.number(scene.queue.read(0)) == number
+    assert not readable(scene)
+    with pytest.raises(TimeoutError, match="within 0 s"):
+        scene.queue.read(0)
 
 
-def test_await(faulting: MockDevice, queue: FaultQueue) -> None:
+def test_await(scene: Scene) -> None:
     async def main() -> list[int]:
-        faulting.page_fault(0, group=1)
-        numbers = [(await queue).number]
-        waiting = asyncio.create_task(wait(queue))
+        scene.come()
+        numbers = [await wait(scene)]
+        waiting = asyncio.create_task(wait(scene))
         await asyncio.sleep(0)
         assert not waiting.done()
-        faulting.page_fault(0, group=2)
-        numbers.append((await waiting).number)
-        return numbers
+        scene.come()
+        return [*numbers, await waiting]
 
-    assert asyncio.run(main()) == [1, 2]
+    assert asyncio.run(main()) == [0, 1]
 
 
-def test_async_for_ends_with_the_queue(faulting: MockDevice, queue: FaultQueue) -> None:
+def test_async_for_ends_with_the_queue(scene: Scene) -> None:
     async def main() -> list[int]:
         numbers = []
-        faulting.page_fault(0, group=1)
-        async for group in queue:
-            numbers.append(group.number)
-            if len(numbers) < 3:
-                asyncio.get_running_loop().call_soon(lambda: faulting.page_fault(0, group=len(numbers) + 1))
-            else:
-                let_go(faulting)
-                asyncio.get_running_loop().call_soon(queue.close)
+        scene.come()
+        async for record in scene.queue:
+            numbers.append(scene.number(record))
+            asyncio.get_running_loop().call_soon(scene.come if len(numbers) < 3 else scene.close)
         return numbers
 
-    assert asyncio.run(main()) == [1, 2, 3]
-    assert queue.closed
+    assert asyncio.run(main()) == [0, 1, 2]
+    assert scene.queue.closed
 
 
-def test_what_comes_is_given_once(faulting: MockDevice, queue: FaultQueue) -> None:
-    """To three threads, and three tasks of two loops each, that answer it."""
+def test_what_comes_is_given_once(scene: Scene) -> None:
+    """To three threads, and three tasks of two loops each."""
     count, got = 300, list[int]()
-
-    def serve(group: PageRequestGroup) -> None:
-        got.append(group.requests[0].address)
-        queue.respond(group)
 
     def thread() -> None:
         with contextlib.suppress(ClosedError):
             while True:
-                serve(queue.read(patience()))
+                got.append(scene.number(scene.queue.read(patience())))
 
     async def task() -> None:
-        async for group in queue:
-            serve(group)
+        async for record in scene.queue:
+            got.append(scene.number(record))
             await asyncio.sleep(0)
 
     async def tasks() -> None:
         await asyncio.gather(task(), task(), task())
 
     def produce() -> None:
-        for number in range(count):
-            faulting.page_fault(number << 12)
+        for _ in range(count):
+            scene.come()
         until(lambda: len(got) == count, lambda: len(got))
-        let_go(faulting)
-        queue.close()
+        scene.close()
 
     run_all([thread] * 3 + [lambda: asyncio.run(tasks())] * 2 + [produce])
-    assert sorted(got) == [number << 12 for number in range(count)]
-    assert queue.unanswered == ()
+    assert sorted(got) == list(range(count))
 
 
-def test_several_tasks_each_get_one(faulting: MockDevice, queue: FaultQueue) -> None:
+def test_several_tasks_each_get_one(scene: Scene) -> None:
     async def main() -> list[int]:
-        tasks = [asyncio.create_task(wait(queue)) for _ in range(3)]
+        tasks = [asyncio.create_task(wait(scene)) for _ in range(3)]
         await asyncio.sleep(0)
-        for number in range(3):
-            faulting.page_fault(0, group=number)
-        return [group.number for group in await asyncio.gather(*tasks)]
+        for _ in range(3):
+            scene.come()
+        return await asyncio.gather(*tasks)
 
     assert sorted(asyncio.run(main())) == [0, 1, 2]
 
 
-def test_a_cancelled_task_takes_nothing(faulting: MockDevice, queue: FaultQueue) -> None:
+def test_a_cancelled_task_takes_nothing(scene: Scene) -> None:
     """Neither before something comes, nor when it has come and the task has not run since."""
 
-    async def main() -> None:
+    async def main(number: int) -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(queue, 0.02)
-        waiting = asyncio.create_task(wait(queue))
+            await asyncio.wait_for(scene.queue, 0.02)
+        waiting = asyncio.create_task(wait(scene))
         await asyncio.sleep(0)
-        faulting.page_fault(0, group=1)
+        scene.come()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        after = asyncio.create_task(wait(queue))
-        assert (await after).number == 1
+        assert await wait(scene) == number
 
-    asyncio.run(main())
+    asyncio.run(main(0))
     before = set(Path("/proc/self/fd").iterdir())
-    asyncio.run(main())
+    asyncio.run(main(1))
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_close_by_a_thread_wakes_tasks_and_destroys(mock: MockIOMMUFD, queue: FaultQueue) -> None:
+def test_close_by_a_thread_wakes_tasks_and_destroys(mock: MockIOMMUFD, scene: Scene) -> None:
     """While the loop does something else: what the tasks have of the queue does not keep the kernel from it."""
 
     async def main() -> list[object]:
-        tasks = [asyncio.create_task(wait(queue)) for _ in range(3)]
+        tasks = [asyncio.create_task(wait(scene)) for _ in range(3)]
         await asyncio.sleep(0)
-        closing = threading.Thread(target=queue.close)
+        closing = threading.Thread(target=scene.close)
         closing.start()
         closing.join(patience())
-        assert queue.closed
-        assert mock.objects == ()
+        assert scene.queue.closed
+        assert scene.queue not in mock.objects
         return list(await asyncio.gather(*tasks, return_exceptions=True))
 
     assert [type(end) for end in asyncio.run(main())] == [ClosedError] * 3
 
 
-def test_close_by_a_signal_handler_that_interrupts_the_wait(mock: MockIOMMUFD, queue: FaultQueue) -> None:
-    before = signal.signal(signal.SIGALRM, lambda number, frame: queue.close())
+def test_close_wakes_threads(mock: MockIOMMUFD, scene: Scene) -> None:
+    ends = ends_of_waiters(scene.queue.read, lambda: scene.queue._queue._file.users == 3, scene.close)
+    assert ends == [ClosedError] * 3
+    assert scene.queue not in mock.objects
+
+
+@contextlib.contextmanager
+def alarm(handler: Callable[[], object]) -> Iterator[None]:
+    """Soon, a signal that interrupts what is in the block."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: handler())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(ClosedError):
-            queue.read(patience())
+        yield
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert mock.objects == ()
 
 
-def test_an_exception_of_a_signal_handler_ends_the_wait_alone(faulting: MockDevice, queue: FaultQueue) -> None:
-    def handler(number: int, frame: object) -> None:
-        faulting.page_fault(0, group=7)
+def test_close_by_a_signal_handler_that_interrupts_the_wait(mock: MockIOMMUFD, scene: Scene) -> None:
+    with alarm(scene.close), pytest.raises(ClosedError):
+        scene.queue.read(patience())
+    assert scene.queue not in mock.objects
+
+
+def test_an_exception_of_a_signal_handler_ends_the_wait_alone(scene: Scene) -> None:
+    def handler() -> None:
+        scene.come()
         raise InterruptedError
 
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(InterruptedError):
-            queue.read(patience())
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert queue.read(0).number == 7
+    with alarm(handler), pytest.raises(InterruptedError):
+        scene.queue.read(patience())
+    assert scene.number(scene.queue.read(0)) == 0
 
 
-def test_a_forked_child_cannot_wait(
-    mock: MockIOMMUFD, queue: FaultQueue, in_child: Callable[[Callable[[], Any]], Any]
-) -> None:
+def test_a_forked_child_cannot_wait(scene: Scene, in_child: Callable[[Callable[[], Any]], Any]) -> None:
     async def each() -> None:
-        async for _ in queue:
+        async for _ in scene.queue:
             pass
 
     def child() -> int:
         uses: list[Callable[[], object]] = [
-            lambda: queue.read(0),
-            queue.fileno,
-            lambda: asyncio.run(wait(queue)),
+            lambda: scene.queue.read(0),
+            scene.queue.fileno,
+            lambda: asyncio.run(wait(scene)),
             lambda: asyncio.run(each()),
         ]
         refused = 0
         for use in uses:
-            try:
+            with contextlib.suppress(ForkedError):
                 use()
-            except ForkedError:
-                refused += 1
-        queue.close()
+                continue
+            refused += 1
+        scene.queue.close()
         with contextlib.suppress(ForkedError):
             asyncio.run(each())
             return -1
         return refused
 
     assert in_child(child) == 4
-    with pytest.raises(TimeoutError):
-        queue.read(0)
+    scene.come()
+    assert scene.number(scene.queue.read(0)) == 0

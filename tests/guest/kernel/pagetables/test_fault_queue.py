@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +25,6 @@ from pyiommufd import (
     uapi,
 )
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
-from tests.guest.threads import ends_of_waiters
 
 
 @pytest.fixture
@@ -125,20 +123,6 @@ def test_what_a_handler_did_not_answer_is_not_lost(faulting: MockDevice, queue: 
     (group,) = queue.unanswered
     assert group.requests[0].address == 0x3000
     queue.respond(group, success=False)
-
-
-def test_who_waits_is_woken(faulting: MockDevice, queue: FaultQueue) -> None:
-    timer = threading.Timer(0.2, faulting.page_fault, [0x5000])
-    timer.start()
-    (request,) = group = queue.read(120)
-    timer.join()
-    assert request.address == 0x5000
-    queue.respond(group)
-
-
-def test_close_wakes_who_waits(mock: MockIOMMUFD, queue: FaultQueue) -> None:
-    assert ends_of_waiters(queue.read, lambda: queue._queue._file.users == 3, queue.close) == [ClosedError] * 3
-    assert mock.objects == ()
 
 
 def test_a_page_table_keeps_its_queue(mock: MockIOMMUFD, faulting: MockDevice, queue: FaultQueue) -> None:
