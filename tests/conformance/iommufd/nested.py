@@ -62,12 +62,14 @@ class Cache:
         entry: Makes what is given for an entry, by its number and flags.
         holds: Whether an entry has a value.
         default: The value of an entry that was not invalidated.
+        too_long: The errno where what is given for an entry has a byte more, which is not 0.
     """
 
     table: NestedHWPT | VIOMMU
     entry: Callable[..., RawData]
     holds: Callable[[int, int], bool]
     default: int
+    too_long: int
 
     def check(self, *invalidated: int) -> None:
         """These entries have been invalidated, and no others."""
@@ -102,7 +104,7 @@ class Cache:
         assert self.request(bytearray(good.data), entry_num=0) == (0, 0)
         self.table.invalidate([])
         self.refuse(errno.EINVAL, [RawData(good.type + 1, good.data)])
-        self.refuse(errno.EINVAL, [RawData(good.type, good.data + b"\0")])
+        self.refuse(self.too_long, [RawData(good.type, good.data + b"\1")])
         self.refuse(errno.EINVAL, [RawData(good.type, good.data[:1])])
         self.refuse(errno.EOPNOTSUPP, [self.entry(0, flags=WRONG_FLAGS)])
         assert self.request(None) == (errno.EINVAL, 0)

@@ -113,7 +113,7 @@ def cache_of(nested: NestedHWPT) -> Cache:
     """The I/O TLB of a nested page table."""
     iommufd = nested.iommufd
     assert isinstance(iommufd, MockIOMMUFD)
-    return Cache(nested, iotlb_entry, partial(iommufd.iotlb_holds, nested.id), commands.IOTLB_DEFAULT)
+    return Cache(nested, iotlb_entry, partial(iommufd.iotlb_holds, nested.id), commands.IOTLB_DEFAULT, errno.EINVAL)
 
 
 def check_invalidation(parent: HWPT, first: NestedHWPT, second: NestedHWPT) -> None:
