@@ -45,7 +45,7 @@ FLOORS = {
     "vmm": "vmm",
     "testing": """
         testing.errors testing.inside testing.option_names
-        < testing.checks testing.drivers testing.mock testing.provision
+        < testing.checks testing.drivers testing.mock testing.provision testing.smmuv3
         < testing.guest
         < testing testing.edu testing.machine testing.plugin
     """,
