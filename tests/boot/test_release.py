@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyiommufd.testing.provision.architecture import AARCH64
+from pyiommufd.testing.provision.foreign_extension import find_extension
 from pyiommufd.testing.provision.foreign_root import ForeignRoot, fetch
 from pyiommufd.version import __version__
 from tests.boot.packages import make_environment
@@ -131,3 +132,23 @@ def test_on_aarch64(release: Release, tmp_path: Path) -> None:
     command += [str(release.sysroot.python), "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == f"aarch64 <DMABuffer 0x1000 bytes> 2\npyiommufd, version {__version__}\n"
+
+
+def test_wheel_compiles_the_extension_for_aarch64(release: Release, tmp_path: Path) -> None:
+    """As a guest of that architecture takes it, without a source tree: the wheel's and the same of the sources here."""
+    if release.sysroot is None:
+        pytest.skip("this machine lacks what builds for aarch64")
+    python = make_environment(tmp_path / "venv", str(release.find(WHEEL + r"x86_64\.whl")))
+    code = (
+        "import sys; from pathlib import Path; from pyiommufd.testing.provision.architecture import AARCH64;"
+        "from pyiommufd.testing.provision.foreign_extension import find_extension;"
+        "from pyiommufd.testing.provision.foreign_root import ForeignRoot;"
+        "root = ForeignRoot.load(Path(sys.argv[1])); print(find_extension(AARCH64, root, cache=Path(sys.argv[2])))"
+    )
+    made = Path(
+        isolated(python, "-c", code, str(release.sysroot.folder), str(tmp_path / "cache"), folder=tmp_path).strip()
+    )
+    # The linker's build identification differs; it is of the path that was compiled.
+    assert len(made.read_bytes()) == len(find_extension(AARCH64, release.sysroot).read_bytes())
+    machine = 183  # EM_AARCH64
+    assert made.read_bytes()[18:20] == machine.to_bytes(2, "little")
