@@ -93,9 +93,9 @@ def find_root(
 
 
 def _made(cache: Path, architecture: Architecture, release: Mapping[str, str]) -> list[ForeignRoot]:
-    wanted = (_release_name(release), list(PACKAGES))
+    wanted = (_release_name(release), sorted(PACKAGES))
     roots = ForeignRoot.load_all(cache / "roots", architecture)
-    return [root for root in roots if (root.manifest["release"], root.manifest["asked"]) == wanted]
+    return [root for root in roots if (root.manifest["release"], sorted(root.manifest["asked"])) == wanted]
 
 
 def _release_name(release: Mapping[str, str]) -> str:
