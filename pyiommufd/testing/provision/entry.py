@@ -47,11 +47,12 @@ class Entry:
             return None
 
     @classmethod
-    def load_all(cls, folder: Path, architecture: Architecture) -> list[Self]:
-        """The whole ones below a folder for an architecture, the newest last."""
-        folders = [path for path in folder.glob("[!.]*") if path.is_dir() and named_for(path) is architecture]
-        loaded = [entry for path in folders if (entry := cls.load(path))]
-        return sorted(loaded, key=lambda entry: (entry.folder / _MANIFEST).stat().st_mtime)
+    def newest(cls, folder: Path, architecture: Architecture) -> Iterator[Self]:
+        """The whole ones below a folder for an architecture, the one made last first; each is read as it is wanted."""
+        manifests = [path for path in folder.glob(f"[!.]*/{_MANIFEST}") if named_for(path.parent) is architecture]
+        for manifest in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
+            if entry := cls.load(manifest.parent):
+                yield entry
 
     @classmethod
     @contextlib.contextmanager

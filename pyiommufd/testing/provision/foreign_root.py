@@ -86,16 +86,18 @@ def find_root(
     """
     cache = cache_folder() if cache is None else cache
     if made := _made(cache, architecture, os_release() if release is None else release):
-        return made[-1]
+        return made
     raise GuestMissingError(
         f"there is no root for an {architecture.name} guest here: {build_command(architecture)} fetches its packages"
     )
 
 
-def _made(cache: Path, architecture: Architecture, release: Mapping[str, str]) -> list[ForeignRoot]:
+def _made(cache: Path, architecture: Architecture, release: Mapping[str, str]) -> ForeignRoot | None:
     wanted = (_release_name(release), sorted(PACKAGES))
-    roots = ForeignRoot.load_all(cache / "roots", architecture)
-    return [root for root in roots if (root.manifest["release"], sorted(root.manifest["asked"])) == wanted]
+    for root in ForeignRoot.newest(cache / "roots", architecture):
+        if (root.manifest["release"], sorted(root.manifest["asked"])) == wanted:
+            return root
+    return None
 
 
 def _release_name(release: Mapping[str, str]) -> str:
@@ -135,8 +137,8 @@ def fetch(
             return _fetch(archive, cache, architecture, release, progress)
         except (GuestError, OSError) as error:
             if made := _made(cache, architecture, release):
-                progress.step(f"{error}\nusing the root made earlier, {made[-1].folder}")
-                return made[-1]
+                progress.step(f"{error}\nusing the root made earlier, {made.folder}")
+                return made
             raise GuestMissingError(f"there is no root for an {architecture.name} guest: {error}") from error
 
 

@@ -106,8 +106,9 @@ def fetched_qemus(cache: Path, architecture: Architecture = X86_64) -> list[Fetc
         cache: The `cache_folder`.
         architecture: That of the machines that they emulate.
     """
-    loaded = FetchedQEMU.load_all(cache / "qemu", architecture)
-    return sorted(loaded, key=lambda qemu: release_order(qemu.version), reverse=True)
+    return sorted(
+        FetchedQEMU.newest(cache / "qemu", architecture), key=lambda qemu: release_order(qemu.version), reverse=True
+    )
 
 
 def fetch(

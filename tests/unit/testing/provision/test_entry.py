@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def test_damaged_is_not_there_until_it_is_made_again(tmp_path: Path, damage: Cal
     folder = make(tmp_path / "x-1")
     damage(folder)
     assert Entry.load(folder) is None
-    assert Entry.load_all(tmp_path, X86_64) == []
+    assert list(Entry.newest(tmp_path, X86_64)) == []
     make(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["x-1"]
 
@@ -60,7 +61,7 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_not_in_it(tmp_path: Path) -> None:
     left = tmp_path / ".x-1.unpacking/half"
     left.mkdir(parents=True)
-    assert Entry.load_all(tmp_path, X86_64) == []
+    assert list(Entry.newest(tmp_path, X86_64)) == []
     assert not (make(tmp_path / "x-1") / "half").exists()
 
 
@@ -73,7 +74,7 @@ def test_names(architecture: Architecture, middle: str, tmp_path: Path) -> None:
 
 
 def test_those_of_an_architecture_in_the_order_of_their_making(tmp_path: Path) -> None:
-    for name in ("z-1", "a-2", "m-aarch64-3"):
-        make(tmp_path / name)
-    assert [entry.folder.name for entry in Entry.load_all(tmp_path, X86_64)] == ["z-1", "a-2"]
-    assert [entry.folder.name for entry in Entry.load_all(tmp_path, AARCH64)] == ["m-aarch64-3"]
+    for time, name in enumerate(("z-1", "a-2", "m-aarch64-3")):
+        os.utime(make(tmp_path / name) / "manifest.json", (time, time))
+    assert [entry.folder.name for entry in Entry.newest(tmp_path, X86_64)] == ["a-2", "z-1"]
+    assert [entry.folder.name for entry in Entry.newest(tmp_path, AARCH64)] == ["m-aarch64-3"]
