@@ -293,35 +293,50 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
 
 /*
  * No request asks what is mapped, but a copy is refused for a hole in its source. The copy is to an address space
- * without devices, where it pins and accounts nothing.
+ * without devices, where it pins and accounts nothing. EAGAIN: what is mapped has changed meanwhile.
  */
-int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length, uint64_t *hole)
+static int first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length, uint64_t *hole)
 {
-    int fd = object_get(ioas), result;
-    int64_t scratch;
+    int64_t scratch = ioas_alloc(fd);
+    int result;
 
-    if (fd < 0)
-        return fd;
-    scratch = ioas_alloc(fd);
-    result = scratch < 0 ? (int)scratch : copy_in_place(fd, scratch, ioas->id, iova, length);
-    /* EOVERFLOW: the range is too long for a copy, and for a mapping. */
-    if (result == -ENOENT || result == -EOVERFLOW) {
+    if (scratch < 0)
+        return (int)scratch;
+    result = copy_in_place(fd, scratch, ioas_id, iova, length);
+    /* EOVERFLOW: the range is too long for a copy, and for a mapping. Any other refusal is not for a hole. */
+    while (length > 1 && (result == -ENOENT || result == -EOVERFLOW)) {
         /* Up to iova all is mapped, and copied; within the length from there on something is not. */
-        while (length > 1) {
-            uint64_t half = length / 2;
+        const uint64_t half = length / 2;
 
-            if (copy_in_place(fd, scratch, ioas->id, iova, half)) {
-                length = half;
-            } else {
-                iova += half;
-                length -= half;
-            }
+        result = copy_in_place(fd, scratch, ioas_id, iova, half);
+        if (result) {
+            length = half;
+        } else {
+            iova += half;
+            length -= half;
+            /* The rest has not been tried by itself: its last byte is. */
+            result = length > 1 ? -ENOENT : copy_in_place(fd, scratch, ioas_id, iova, 1);
+            if (!result)
+                result = -EAGAIN;
         }
+    }
+    if (result == -ENOENT) {
         *hole = iova;
         result = 1;
     }
-    if (scratch >= 0)
-        destroy(fd, scratch);
+    destroy(fd, scratch);
+    return result;
+}
+
+int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length, uint64_t *hole)
+{
+    int fd = object_get(ioas), result;
+
+    if (fd < 0)
+        return fd;
+    do
+        result = first_hole(fd, ioas->id, iova, length, hole);
+    while (result == -EAGAIN);
     object_put(ioas);
     return result;
 }

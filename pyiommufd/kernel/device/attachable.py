@@ -282,7 +282,8 @@ class Attachable(Handle):
             return Verdict.UNKNOWN, ("this kernel or device cannot check whether the mappings fit",)
         if code:
             unfit = ", ".join(map(str, unfit_mappings(self, page_table, code)))
-            return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: mapped {unfit}",)
+            why = f"mapped {unfit}" if unfit else "each mapping alone does not"
+            return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: {why}",)
         return Verdict.ACCEPTED, ("a trial page table can hold the mappings",)
 
     def _check(self, page_table: PageTable, pasid: int | None) -> int | None:

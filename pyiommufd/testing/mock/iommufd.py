@@ -48,6 +48,8 @@ class MockIOMMUFD(IOMMUFD):
         Raises:
             UnsupportedError: The kernel was built without CONFIG_IOMMUFD_TEST.
             IoctlError: The kernel refused, as what is mapped is out of the mock IOMMU's reach (16 MiB to 2 GiB), say.
+            IOMMUFDError: It made one that no IOMMU covers, as when it is out of memory (`fail_nth`); or another process
+                makes mock devices, too.
             ValueError: The page table belongs to another iommufd.
         """
         page_table._live()  # closed, or of the parent process
@@ -69,6 +71,9 @@ class MockIOMMUFD(IOMMUFD):
                 if len(made) != 1:
                     raise IOMMUFDError(f"another process makes mock devices, too: {sorted(made)} are new")
                 host = from_sys_path((_DEVICES / made.pop()).resolve())
+                if host.without_iommu:
+                    # As the kernel's device core takes no notice of that, iommufd has bound what no IOMMU covers.
+                    raise IOMMUFDError(f"the kernel failed to put {host.name} behind the mock IOMMU")
                 return MockDevice(self, host, page_table, stdev_id, device_id, hwpt_id)
             except BaseException:
                 raw.ioctl(fd, uapi.IOMMU_DESTROY, raw.struct("iommu_destroy", id=stdev_id))
