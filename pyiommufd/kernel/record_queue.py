@@ -97,7 +97,7 @@ class RecordQueue(KernelObject, Waitable[T]):
                 ioctls.file_readinto(file, read.memory, read.length)
             except IoctlError as error:
                 self._queue._live()  # raises where it was closed meanwhile
-                # Linux 7.3 says EINVAL where the first record is larger than the room, others that nothing was read.
+                # Where the first record is larger than the room Linux 7.3 says EINVAL, and older ones read nothing.
                 if error.errno != errno.EINVAL or not self._step:
                     raise
             finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,15 @@ def test_requests_come_in_their_order(faulting: MockDevice, queue: FaultQueue) -
     queue.respond(*groups[50:])
     with pytest.raises(TimeoutError):
         queue.read(0)
+
+
+def test_a_group_that_there_is_no_room_for_stays(faulting: MockDevice, queue: FaultQueue) -> None:
+    """So reads begin with the smallest room, and take one group each (Linux 7.3, iommufd_fault_fops_read)."""
+    assert os.read(queue.fileno(), 0) == b""
+    faulting.page_fault(0x1000, group=1)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.read(queue.fileno(), 0)
+    assert queue.read(0).number == 1
 
 
 def test_a_detached_device_is_refused_by_the_kernel(faulting: MockDevice, queue: FaultQueue) -> None:

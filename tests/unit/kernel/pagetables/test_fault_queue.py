@@ -26,7 +26,7 @@ class Queue(FaultQueue):
 
     Args:
         groups: How many requests each group has that waits in it.
-        says: Whether a read that has too little room for a group says so, as it does since Linux 6.17.
+        says: Whether a read that has too little room for a group is EINVAL, as in Linux 7.3; else it reads nothing.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *groups: int, says: bool = True) -> None:
