@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -25,7 +26,7 @@ from pyiommufd import (
     UnsupportedError,
     uapi,
 )
-from pyiommufd.testing.mock import MockDevice, MockIOMMUFD
+from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, fail_each
 
 
 @pytest.fixture
@@ -70,6 +71,39 @@ def test_requests_come_in_their_order(faulting: MockDevice, queue: FaultQueue) -
     queue.respond(*groups[50:])
     with pytest.raises(TimeoutError):
         queue.read(0)
+
+
+def test_requests_of_a_pasid(mock: MockIOMMUFD, queue: FaultQueue) -> None:
+    ioas = mock.alloc_ioas()
+    device = mock.mock_device(ioas, pasid=True)
+    plain = device.alloc_hwpt(ioas, pasid=True)
+    device.replace(plain)
+    hwpt = device.alloc_hwpt(ioas, pasid=True, fault_queue=queue)
+    device.attach(hwpt, pasid=5)
+    device.page_fault(0x1000)  # its own table has no queue
+    device.page_fault(0x2000, pasid=5, permissions=PagePermission.READ | PagePermission.PRIVILEGED)
+    (request,) = queue.read(0)
+    assert (request.device, request.pasid, request.address) == (device, 5, 0x2000)
+    assert request.permissions == PagePermission.READ | PagePermission.PRIVILEGED
+    queue.respond(*queue.unanswered)
+    device.detach(5)
+
+
+def test_every_failure_of_a_read_or_answer_leaves_the_group(faulting: MockDevice, queue: FaultQueue) -> None:
+    """To the next read, or as one that is unanswered. Most of them the kernel gets around."""
+    for number, attempt in enumerate(fail_each()):
+        faulting.page_fault(number << 12, group=number)
+        numbers: list[int] = []
+        with attempt as failure, contextlib.suppress(IoctlError):
+            queue.respond(group := queue.read(0))
+            numbers.append(group.number)
+        with contextlib.suppress(TimeoutError):
+            queue.read(0)
+        numbers += [group.number for group in queue.unanswered]
+        queue.respond(*queue.unanswered)
+        assert numbers == [number]
+    assert number > 0
+    assert not failure.injected
 
 
 def test_a_group_that_there_is_no_room_for_stays(faulting: MockDevice, queue: FaultQueue) -> None:
