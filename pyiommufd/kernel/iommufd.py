@@ -37,6 +37,7 @@ from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.kernel.objects import Context
 from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
+from pyiommufd.kernel.virtual.hw_queue import HWQueue
 from pyiommufd.kernel.virtual.viommu import VIOMMU
 from pyiommufd.uapi import ioctls
 
@@ -412,8 +413,18 @@ class IOMMUFD(Handle):
             if hasattr(self, "_registry"):
                 for ioas in self._ioases():
                     stack.callback(ioas._table.clear if self.in_child else ioas._release)
-                for device in self.devices if not self.in_child else ():
-                    stack.callback(device.__del__)
+                if not self.in_child:
+                    # The kernel unmaps no memory that one of them is in. The latest goes first.
+                    for made in list(self._registry):
+                        if isinstance(made, HWQueue):
+                            stack.callback(_destroy_if_possible, made)
+                    for device in self.devices:
+                        stack.callback(device.__del__)
+
+
+def _destroy_if_possible(made: KernelObject) -> None:
+    with contextlib.suppress(IoctlError):
+        ioctls.destroy(made._c)
 
 
 def _check_iommufd(number: str, name: str) -> None:

@@ -6,13 +6,12 @@ import mmap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
 from pyiommufd.errors import CloseError, IoctlError
 from pyiommufd.kernel.device.device import Device
 from pyiommufd.kernel.pagetables.attachment import Attachment, ChangeKind, DMAChange
 from pyiommufd.testing.mock import commands
 from pyiommufd.testing.mock.check import holds
-from pyiommufd.uapi import ioctls, raw
+from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.ioctls import CHAR_ARRAY, from_buffer
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class MockDevice(Device):
         stdev_id: The id of the test object that stands for the device; `id` is that of the bound device.
     """
 
-    __slots__ = ("_hwpt_ids", "_mock", "stdev_id")
+    __slots__ = ("_hwpt_ids", "_mock", "_stdev", "stdev_id")
 
     def __init__(
         self, iommufd: MockIOMMUFD, host: HostDevice, page_table: PageTable, stdev_id: int, device_id: int, hwpt_id: int
@@ -44,6 +43,9 @@ class MockDevice(Device):
         ioctls.file_duplicate(self._file, iommufd._live())
         self._mock = iommufd
         self.stdev_id = stdev_id
+        # The C code keeps whether it has been destroyed: also where a signal handler raises right after that.
+        self._stdev = ioctls.new_object(iommufd._file)
+        self._stdev.id, self._stdev.state = stdev_id, ioctls.LIVE
         self._hwpt_ids: dict[int | None, int] = {None: hwpt_id}
         self._c.id, self._c.state = device_id, ioctls.LIVE
         iommufd._remember(self)
@@ -206,8 +208,7 @@ class MockDevice(Device):
                     # Its PASIDs are not detached with it, and would keep what it was attached to.
                     for pasid in [pasid for pasid in self._hwpt_ids if pasid is not None]:
                         self.detach(pasid)
-                    command = raw.struct("iommu_destroy", id=self.stdev_id)
-                    raw.ioctl(self._iommufd._live().fd, uapi.IOMMU_DESTROY, command)
+                    ioctls.destroy(self._stdev)
                 except IoctlError as error:
                     errors.append(error)
         super().close()

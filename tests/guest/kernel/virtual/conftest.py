@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
 import pytest
 
-from pyiommufd import HWPT, IOAS, VIOMMU, RawData
+from pyiommufd import HWPT, IOAS, VIOMMU
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
-
-
-def stage1(iotlb: int = commands.IOTLB_DEFAULT) -> RawData:
-    """A stage-1 page table of the mock IOMMU (struct iommu_hwpt_selftest): all its I/O TLB entries hold a value."""
-    return RawData(commands.HWPT_DATA_TYPE, struct.pack("=I", iotlb))
 
 
 @pytest.fixture

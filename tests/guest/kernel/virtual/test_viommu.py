@@ -36,7 +36,7 @@ from pyiommufd import (
 )
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
 from tests.by_id import destroy
-from tests.guest.kernel.virtual.conftest import stage1
+from tests.mock_data import stage1
 
 VIRTUAL_ID = 0x77
 IOVA = commands.APERTURE_START + 0x10000
