@@ -64,7 +64,7 @@ def alloc_hw_queue(viommu: VIOMMU, queue_type: int, index: int, iova: int, lengt
     """Allocate a hardware queue; see `VIOMMU.alloc_hw_queue`."""
     queue_type, index = number(queue_type, 32, "queue_type"), number(index, 32, "index")
     iova, length = check_range(iova, length)
-    if not length or iova + length > 1 << 64:
+    if iova + length > 1 << 64:
         raise ValueError(f"{length:#x} bytes at {iova:#x} are no memory for a queue")
     memory = IOVARange(iova, iova + length - 1)
     queue = HWQueue(viommu, queue_type, index, memory)

@@ -292,7 +292,7 @@ def test_hw_queue(virtual: Virtual, buffer: memoryview) -> None:
         viommu.alloc_hw_queue(uapi.IOMMU_HW_QUEUE_TYPE_DEFAULT, 0, iova, PAGE)
     assert caught.value.errno == errno.EOPNOTSUPP
     for code, where, length in ((errno.EINVAL, iova, 0), (errno.EOVERFLOW, (1 << 64) - 1, PAGE)):
-        with pytest.raises(ValueError, match="no memory for a queue"):
+        with pytest.raises(ValueError, match=r"not a range|no memory for a queue"):
             alloc(0, where, length)
         fields = {"viommu_id": viommu.id, "type": commands.HW_QUEUE_TYPE, "nesting_parent_iova": where}
         with refused(code):
