@@ -20,6 +20,7 @@ from pyiommufd import (
     HWPT,
     IOAS,
     IOMMUFD,
+    VIOMMU,
     Claim,
     ClosedError,
     CloseError,
@@ -29,18 +30,26 @@ from pyiommufd import (
     DMABuffer,
     DMAMapping,
     FaultQueue,
+    ForkedError,
     HostDevice,
+    HWQueue,
     InUseError,
     Monitor,
+    NestedHWPT,
     PagePermission,
     PageRequest,
     PageRequestGroup,
+    VDevice,
+    VEventQueue,
     plan_claim,
 )
 from pyiommufd.kernel.memory.mapping import DMAMappings
 from pyiommufd.kernel.window import Window
 from pyiommufd.testing.checks.leaks import LeakCheck
+from pyiommufd.testing.mock import MockIOMMUFD, commands
 from tests.guest.dma import IOVA
+from tests.guest.mock_scene import MockScene
+from tests.mock_data import cache_entry, iotlb_entry, stage1
 from tests.sweeps import sample
 
 PAGE = 4096
@@ -208,6 +217,11 @@ INERT: dict[type, frozenset[str]] = {
     IOAS: KERNEL_OBJECT | {"mappings", "hwpts", "ioas"},
     HWPT: KERNEL_OBJECT | {"ioas", "host", "flags", "fault_queue"},
     FaultQueue: KERNEL_OBJECT | {"unanswered"},
+    NestedHWPT: KERNEL_OBJECT | {"ioas", "parent", "viommu", "host", "data", "flags", "fault_queue"},
+    VIOMMU: KERNEL_OBJECT | {"type", "parent", "host", "data", "decoded"},
+    VDevice: KERNEL_OBJECT | {"viommu", "device", "virtual_id"},
+    VEventQueue: KERNEL_OBJECT | {"viommu", "type", "depth"},
+    HWQueue: KERNEL_OBJECT | {"viommu", "type", "index", "memory"},
     DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "revoked"}),
     DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "revoked"}),
     Window: frozenset({"closed", "offset", "length"}),
@@ -215,6 +229,7 @@ INERT: dict[type, frozenset[str]] = {
     Claim: frozenset({"devices", "kept", "plan", "released"}),
     Monitor: frozenset({"closed"}),
 }
+VIRTUAL = (NestedHWPT, VIOMMU, VDevice, VEventQueue, HWQueue)
 CLOSING: dict[type, str] = {DMAMapping: "unmap", DMAMappings: "unmap", Claim: "release"}
 
 
@@ -242,6 +257,7 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
             "preview_attach": lambda: device.preview_attach(other),
             "hw_info": device.hw_info,
             "alloc_hwpt": lambda: device.alloc_hwpt(other),
+            "alloc_viommu": lambda: device.alloc_viommu(hwpt, commands.VIOMMU_TYPE),
             "region": lambda: device.region(0),
             "regions": lambda: device.regions,
             "config": lambda: device.config,
@@ -275,6 +291,7 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
         HWPT: {
             "set_dirty_tracking": lambda: hwpt.set_dirty_tracking(True),
             "dirty_bitmap": lambda: hwpt.dirty_bitmap(IOVA, PAGE),
+            "alloc_nested": lambda: hwpt.alloc_nested(stage1()),
         },
         FaultQueue: {
             "fileno": scene.queue.fileno,
@@ -298,24 +315,123 @@ def uses(scene: Scene, other: IOAS) -> dict[type, dict[str, Callable[[], object]
     }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kind", list(INERT), ids=lambda kind: kind.__name__)
-def test_the_table_of_uses_is_complete(
-    claimed: Claim, claimed_alone: Claim, first: HostDevice, peer: HostDevice, alone: HostDevice, kind: type
-) -> None:
-    """A public name that is added to a class has to be said here to be inert, or used after close."""
+def virtual_uses(scene: MockScene) -> dict[type, dict[str, Callable[[], object]]]:
+    """The same of what only the mock IOMMU has here."""
+    nested, viommu, events = scene.nested, scene.viommu, scene.events
+    entry = cache_entry(0, scene.vdevice.virtual_id)
+    first, second = scene.first.memory, scene.second
+    return {
+        HWPT: {"alloc_nested": lambda: scene.parent.alloc_nested(stage1())},
+        FaultQueue: {"respond": lambda: scene.faults.respond(scene.request)},
+        NestedHWPT: {
+            "invalidate": lambda: nested.invalidate([iotlb_entry(0)]),
+            "invalidate nothing": lambda: nested.invalidate([]),
+        },
+        VIOMMU: {
+            "alloc_nested": lambda: viommu.alloc_nested(stage1()),
+            "alloc_vdevice": lambda: viommu.alloc_vdevice(scene.peer, 1),
+            "alloc_event_queue": lambda: viommu.alloc_event_queue(commands.VEVENTQ_TYPE),
+            "alloc_hw_queue": lambda: viommu.alloc_hw_queue(
+                commands.HW_QUEUE_TYPE, second.index, first.start, first.last - first.start + 1
+            ),
+            "invalidate": lambda: viommu.invalidate([entry]),
+            "invalidate nothing": lambda: viommu.invalidate([]),
+            "map": lambda: viommu.map(*scene.registers),
+        },
+        VDevice: {},
+        VEventQueue: {"fileno": events.fileno, "read": lambda: events.read(0)},
+        HWQueue: {},
+    }
+
+
+def check_complete(kind: type, calls: dict[str, Callable[[], object]]) -> None:
     public = {name for name, _ in inspect.getmembers_static(kind) if not name.startswith("_")}
-    scene = Scene(first, peer, alone, None)
-    try:
-        used = {name.rstrip("=") for name in uses(scene, scene.ioas)[kind]}
-        setters = {name.rstrip("=") for name in uses(scene, scene.ioas)[kind] if name.endswith("=")}
-    finally:
-        scene.close_all()
+    used = {name.rstrip("=").partition(" ")[0] for name in calls}
+    setters = {name.rstrip("=") for name in calls if name.endswith("=")}
     assert public - used - INERT[kind] - {CLOSING.get(kind, "close")} == set()
     settable = {
         name for name, value in inspect.getmembers_static(kind, lambda v: isinstance(v, property)) if value.fset
     }
     assert settable == setters
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", VIRTUAL, ids=lambda kind: kind.__name__)
+def test_the_table_of_virtual_uses_is_complete(kind: type) -> None:
+    with MockIOMMUFD() as iommufd:
+        check_complete(kind, virtual_uses(MockScene(iommufd))[kind])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [kind for kind in INERT if kind not in VIRTUAL], ids=lambda kind: kind.__name__)
+def test_the_table_of_uses_is_complete(
+    claimed: Claim, claimed_alone: Claim, first: HostDevice, peer: HostDevice, alone: HostDevice, kind: type
+) -> None:
+    """A public name that is added to a class has to be said here to be inert, or used after close."""
+    scene = Scene(first, peer, alone, None)
+    try:
+        check_complete(kind, uses(scene, scene.ioas)[kind])
+    finally:
+        scene.close_all()
+
+
+def check_refused(calls: dict[str, Callable[[], object]], error: type[Exception], words: str) -> None:
+    """Each of these calls raises this."""
+    for name, call in calls.items():
+        with pytest.raises(error, match=words):
+            pytest.fail(f"{name} gave {call()!r}")
+
+
+def test_virtual_objects_are_not_used_after_close(no_leaks_here: None) -> None:
+    """Closed with their iommufd, or by themselves."""
+    iommufd = MockIOMMUFD()
+    scene = MockScene(iommufd)
+    calls = virtual_uses(scene)
+    iommufd.close()
+    for kind, named in calls.items():
+        check_refused({f"{kind.__name__}.{name}": call for name, call in named.items()}, ClosedError, "closed")
+    for name in ("nested", "viommu", "virtual", "vdevice", "events", "first", "second", "window", "faults"):
+        getattr(scene, name).close()
+        if name != "window":
+            assert "closed" in repr(getattr(scene, name))
+    scene.buffer.close()
+
+    for name in ("parent", "nested", "viommu", "vdevice", "events", "first", "second", "faults"):
+        with MockIOMMUFD() as iommufd:
+            scene = MockScene(iommufd)
+            for other in ("device", "second", "nested") if name in ("first", "faults") else ("device",):
+                scene.close(other)
+            scene.close(name)
+            kind = type(getattr(scene, name))
+            named = virtual_uses(scene)[kind]
+            check_refused({f"{kind.__name__}.{use}": call for use, call in named.items()}, ClosedError, "closed")
+
+
+def test_nothing_is_used_in_a_forked_child(
+    claimed: Claim,
+    claimed_alone: Claim,
+    no_leaks_here: None,
+    first: HostDevice,
+    peer: HostDevice,
+    alone: HostDevice,
+    in_child: Callable[[Callable[[], Any]], Any],
+) -> None:
+    scene = Scene(first, peer, alone, None)
+    try:
+        calls = uses(scene, scene.ioas)
+        del calls[Monitor]  # it is of no kernel object
+        with MockIOMMUFD() as iommufd:
+            virtual = virtual_uses(MockScene(iommufd))
+
+            def child() -> None:
+                for table in (calls, virtual):
+                    for kind, named in table.items():
+                        each = {f"{kind.__name__}.{name}": call for name, call in named.items()}
+                        check_refused(each, ForkedError, "forked child")
+
+            in_child(child)
+    finally:
+        scene.close_all()
 
 
 def test_use_after_close_is_refused_whatever_was_used(
