@@ -15,8 +15,8 @@ import pytest
 
 from pyiommufd import ClosedError, ForkedError
 from pyiommufd.testing.mock import MockDevice, MockIOMMUFD, commands
-from tests.guest.kernel.virtual.conftest import stage1
 from tests.guest.threads import ends_of_waiters, run_all
+from tests.mock_data import stage1
 from tests.patience import patience, until
 
 

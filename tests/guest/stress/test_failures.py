@@ -289,7 +289,7 @@ def page_faults(stage: Stage) -> Generator[None, None, None]:
         device.page_fault(START, group=3, permissions=PagePermission.WRITE)
         with contextlib.suppress(TimeoutError):  # the kernel answers for itself what it has no memory for
             request = queue.read(0)
-    assert (request.device, request.address, request.group) == (device, START, 3)
+    assert (request.number, [(one.device, one.address) for one in request.requests]) == (3, [(device, START)])
     queue.respond(request)
     device.replace(ioas)
     hwpt.close()
