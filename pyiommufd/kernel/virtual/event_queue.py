@@ -10,7 +10,7 @@ from pyiommufd.errors import IoctlError, ioctl_error
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.pagetables.nested_data import number
 from pyiommufd.kernel.record_queue import RecordQueue
-from pyiommufd.kernel.virtual.events import HEADER, VEvent, decode_events, event_size, next_sequence
+from pyiommufd.kernel.virtual.events import HEADER, VEvent, decode_events, event_size, is_earlier, next_sequence
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class VEventQueue(RecordQueue[VEvent]):
         return decode_events(self.type, data, self._expected)
 
     def _keep(self, records: tuple[VEvent, ...]) -> None:
-        if records:
+        # Only onwards: a signal handler may have read the next ones before this one is handed out.
+        if records and not is_earlier(records[-1].sequence, self._expected):
             self._expected = next_sequence(records[-1].sequence)
 
     def __repr__(self) -> str:

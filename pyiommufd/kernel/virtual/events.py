@@ -181,6 +181,11 @@ def next_sequence(sequence: int) -> int:
     return sequence + 1 & _LAST
 
 
+def is_earlier(sequence: int, other: int) -> bool:
+    """Whether a sequence number comes before another one, of which it is less than half of all away."""
+    return (sequence - other & _LAST) > _LAST // 2
+
+
 def _decode(event_type: int, sequence: int, data: bytes) -> VEvent:
     if len(data) == _SIZES.get(event_type) and event_type == VEventType.ARM_SMMUV3:
         first, second, third, fourth = struct.unpack("<4Q", data)

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from pyiommufd import LostEvents, RawEvent, SMMUv3Event, SMMUv3EventType, Tegra241Errors, VEvent, VEventType
-from pyiommufd.kernel.virtual.events import decode_events, event_size, next_sequence
+from pyiommufd.kernel.virtual.events import decode_events, event_size, is_earlier, next_sequence
 
 
 def decoded(event_type: int, sequence: int, data: bytes, *, expected: int = 0, flags: int = 0) -> list[VEvent]:
@@ -56,5 +56,8 @@ def test_the_kernels_own_sign_of_loss() -> None:
 
 
 def test_the_numbers_wrap() -> None:
+    assert [is_earlier(one, other) for one, other in ((1, 2), (2, 1), (1, 1), (0x7FFF_FFFF, 0), (0, 0x7FFF_FFFF))] == [
+        True, False, False, True, False,
+    ]  # fmt: skip
     assert next_sequence(0x7FFF_FFFF) == 0
     assert decoded(9, 1, b"abcd", expected=0x7FFF_FFFF) == [LostEvents(0, 2), RawEvent(1, 9, b"abcd")]
