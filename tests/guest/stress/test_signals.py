@@ -23,7 +23,9 @@ from pyiommufd import (
 )
 from pyiommufd.kernel.memory.mapping import DMAMappings
 from pyiommufd.testing.checks.leaks import LeakCheck
+from pyiommufd.testing.mock import MockIOMMUFD
 from tests.guest.dma import IOVA
+from tests.guest.mock_scene import MockScene
 from tests.sweeps import sample
 
 PAGE = mmap.PAGESIZE
@@ -160,3 +162,42 @@ def test_interrupted_rounds_leave_nothing(
         buffer.resize(PAGE)  # which would raise where it were still mapped
     assert interrupted > len(chosen) // 6
     iommufd.bind(first).close()
+
+
+# Of what was read of sysfs when a handler raised.
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["iommufd", "ioas", "viommu", "device"])
+def test_interrupted_closes_can_be_repeated(uncollected: None, name: str) -> None:
+    """With every kind of object alive: what was cut short is closed by the next call, and nothing is left."""
+    check = LeakCheck()
+
+    def prepare() -> MockScene:
+        scene = MockScene(MockIOMMUFD())
+        if name in ("ioas", "viommu"):
+            scene.device.close()
+            scene.peer.close()
+        return scene
+
+    def close(scene: MockScene) -> None:
+        scene.iommufd.close() if name == "iommufd" else scene.attempt(name)
+
+    interrupted = 0
+    scene = prepare()
+    start = time.monotonic()
+    close(scene)
+    took = time.monotonic() - start
+    scene.iommufd.close()
+    for number in sample(f"stress.signals[close {name}]", range(60), 10):
+        scene = prepare()
+        try:
+            with timer(took * (number + 1) / 60):
+                close(scene)
+        except Interrupt:
+            interrupted += 1
+        close(scene)
+        scene.iommufd.close()
+        assert scene.really_open() <= {"buffer"}
+        scene.buffer.close()
+        assert check.leaks() == [], f"after {number}"
+    assert interrupted

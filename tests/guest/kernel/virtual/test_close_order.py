@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pyiommufd import BusyError, CloseError, DMABuffer, ForkedError
+from pyiommufd import BusyError, ClosedError, CloseError, DMABuffer, ForkedError, InUseError
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.testing.mock import MockIOMMUFD
 from tests.guest.mock_scene import PASID, MockScene
+from tests.guest.threads import run_all
 from tests.sweeps import amount, sample, seed
 
 DEVICES = Path("/sys/bus/iommufd_mock/devices")
@@ -99,6 +102,24 @@ def test_the_rest_in_one_go() -> None:
         if not scene.buffer.closed:
             check_unpinned(scene.buffer)
         scene.buffer.close()
+
+
+@pytest.mark.long
+def test_closed_by_many_threads() -> None:
+    """Each in an order of its own, over and over: whatever comes first, in the end everything is closed, once."""
+    start = seed("virtual.close_threads")
+    for number in range(start, start + amount("virtual.close_threads", 300, 4)):
+        with MockIOMMUFD() as iommufd, LeakCheck(iommufd):
+            scene = MockScene(iommufd)
+
+            def work(order: list[str], scene: MockScene = scene) -> None:
+                while scene.really_open():
+                    for name in order:
+                        with contextlib.suppress(InUseError, BusyError, BufferError, ClosedError):
+                            scene.attempt(name)
+
+            run_all([partial(work, shuffled(number + at)) for at in range(3)])
+            assert iommufd.objects == ()
 
 
 # Fds of queues that others have
