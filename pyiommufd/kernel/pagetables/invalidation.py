@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 from pyiommufd import uapi
 from pyiommufd.diagnose.smmuv3 import command_name
@@ -31,7 +31,6 @@ class VTdInvalidation(OneLine):
         leaf: Whether only last-level entries have changed.
     """
 
-    type: ClassVar[int] = uapi.IOMMU_HWPT_INVALIDATE_DATA_VTD_S1
     address: int = 0
     pages: int | None = None
     leaf: bool = False
@@ -44,6 +43,11 @@ class VTdInvalidation(OneLine):
         if self.pages is not None and not number(self.pages, 64, "pages"):
             raise ValueError("pages is at least 1; None stands for everything")
         check_bool(self.leaf, "leaf")
+
+    @property
+    def type(self) -> int:
+        """IOMMU_HWPT_INVALIDATE_DATA_VTD_S1."""
+        return uapi.IOMMU_HWPT_INVALIDATE_DATA_VTD_S1
 
     def __bytes__(self) -> bytes:
         flags = uapi.IOMMU_VTD_INV_FLAGS_LEAF if self.leaf else 0
@@ -61,11 +65,15 @@ class SMMUv3Command(OneLine):
         words: The two words of the command.
     """
 
-    type: ClassVar[int] = uapi.IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3
     words: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", words(self.words, 2, "a command"))
+
+    @property
+    def type(self) -> int:
+        """IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3."""
+        return uapi.IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3
 
     def __bytes__(self) -> bytes:
         return struct.pack("<2Q", *self.words)

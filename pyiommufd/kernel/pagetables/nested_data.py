@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from pyiommufd import uapi
 from pyiommufd.kernel.memory.arguments import check_bool, whole
@@ -81,11 +81,15 @@ class SMMUv3Stage1(OneLine):
         ste: The first two words of the entry.
     """
 
-    type: ClassVar[int] = uapi.IOMMU_HWPT_DATA_ARM_SMMUV3
     ste: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ste", words(self.ste, 2, "ste"))
+
+    @property
+    def type(self) -> int:
+        """IOMMU_HWPT_DATA_ARM_SMMUV3."""
+        return uapi.IOMMU_HWPT_DATA_ARM_SMMUV3
 
     def __bytes__(self) -> bytes:
         return struct.pack("<2Q", *self.ste)
@@ -103,7 +107,6 @@ class VTdStage1(OneLine):
         write_protect: Whether privileged requests may not write to what is read-only, either (WPE).
     """
 
-    type: ClassVar[int] = uapi.IOMMU_HWPT_DATA_VTD_S1
     address: int
     address_width: int = 48
     supervisor: bool = False
@@ -115,6 +118,11 @@ class VTdStage1(OneLine):
         number(self.address_width, 32, "address_width")
         for name in ("supervisor", "access_flags", "write_protect"):
             check_bool(getattr(self, name), name)
+
+    @property
+    def type(self) -> int:
+        """IOMMU_HWPT_DATA_VTD_S1."""
+        return uapi.IOMMU_HWPT_DATA_VTD_S1
 
     def __bytes__(self) -> bytes:
         flags = uapi.IOMMU_VTD_S1_SRE if self.supervisor else 0
@@ -132,11 +140,15 @@ class AMDGuest(OneLine):
             the GCR3 table.
     """
 
-    type: ClassVar[int] = uapi.IOMMU_HWPT_DATA_AMD_GUEST
     dte: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dte", words(self.dte, 4, "dte"))
+
+    @property
+    def type(self) -> int:
+        """IOMMU_HWPT_DATA_AMD_GUEST."""
+        return uapi.IOMMU_HWPT_DATA_AMD_GUEST
 
     def __bytes__(self) -> bytes:
         return struct.pack("=4Q", *self.dte)
