@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyiommufd.errors import CloseError, IoctlError
@@ -204,13 +205,15 @@ class MockDevice(Device):
         if not self.in_child:
             with self._iommufd._lock:
                 errors += self._close_virtual()
-                try:
-                    # Its PASIDs are not detached with it, and would keep what it was attached to.
-                    for pasid in [pasid for pasid in self._hwpt_ids if pasid is not None]:
-                        self.detach(pasid)
-                    ioctls.destroy(self._stdev)
-                except IoctlError as error:
-                    errors.append(error)
+                # Its PASIDs are not detached with it, and would keep what it was attached to.
+                pasids = [pasid for pasid in self._hwpt_ids if pasid is not None]
+                steps: list[Callable[[], object]] = [partial(self.detach, pasid) for pasid in pasids]
+                steps.append(partial(ioctls.destroy, self._stdev))
+                for step in steps:
+                    try:
+                        step()
+                    except IoctlError as error:
+                        errors.append(error)
         super().close()
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
