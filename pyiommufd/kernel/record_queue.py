@@ -131,7 +131,8 @@ class RecordQueue(KernelObject, Waitable[T]):
 
         Raises:
             InUseError: Something uses it, as a page table does; nothing has been closed.
-            BusyError: Something that this process does not know of uses it.
+            BusyError: Something that this process does not know of uses it, as a copy of the fd does, in a forked
+                child, say. Its own fd is closed all the same, and it can be closed once that is gone.
         """
         if self._iommufd.in_child:
             self._queue.close()
