@@ -8,6 +8,7 @@ from pathlib import Path
 from pyiommufd.testing.provision import foreign_root, newer_qemu
 from pyiommufd.testing.provision.architecture import Architecture
 from pyiommufd.testing.provision.foreign_extension import find_extension
+from pyiommufd.testing.provision.foreign_packages import fetch_packages
 from pyiommufd.testing.provision.kernel_build import build_kernel
 from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder
 from pyiommufd.testing.provision.progress import Progress
@@ -19,7 +20,8 @@ def provide(
 ) -> CachedKernel:  # fmt: skip
     """See to it that the cache has what a guest takes.
 
-    That is a kernel; where the architecture is not this machine's, a root and this package's extension for it.
+    That is a kernel; where the architecture is not this machine's, a root, this package's extension for it, and what of
+    other packages is compiled.
 
     Args:
         architecture: The guest's.
@@ -42,6 +44,7 @@ def provide(
     if not architecture.native:
         root = foreign_root.fetch(architecture, cache=cache, progress=progress)
         find_extension(architecture, root, cache=cache, progress=progress)
+        fetch_packages(architecture, root, cache, progress)
     if qemu:
         newer_qemu.fetch(architecture=architecture, cache=cache, progress=progress)
     return build_kernel(version, architecture=architecture, cache=cache, progress=progress)
