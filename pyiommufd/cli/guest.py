@@ -19,8 +19,10 @@ from pyiommufd.cli.status import FAILED, MISSING
 from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
 from pyiommufd.testing.guest.folders import RESULTS, make_folder
 from pyiommufd.testing.guest.guest import Guest
-from pyiommufd.testing.guest.machine import IOMMU_KINDS, RawDevice
+from pyiommufd.testing.guest.machine import IOMMU_KINDS, RawDevice, architecture_of, default_iommu
+from pyiommufd.testing.guest.qemu import find_qemu
 from pyiommufd.testing.option_names import speak_of
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture
 from pyiommufd.testing.provision.kernels import VERSION
 
 COULD_NOT_START = 125
@@ -33,9 +35,10 @@ NEWEST = "newest"
 @click.option(
     "--iommu",
     type=Choice(IOMMU_KINDS),
-    default="intel",
+    default=default_iommu(),
     show_default=True,
-    help="The virtual IOMMU. With amd and virtio binds take --append iommufd.allow_unsafe_interrupts=1.",
+    help="The virtual IOMMU. With amd and virtio binds take --append iommufd.allow_unsafe_interrupts=1. With Arm's the "
+    "guest is an aarch64 machine; smmuv3-nested has virtual IOMMUs and nested translation besides.",
 )
 @click.option(
     "--kernel",
@@ -91,7 +94,8 @@ NEWEST = "newest"
     flag_value=NEWEST,
     metavar="[VERSION]",
     help="First build a kernel from the distribution's source, unless that was done before: the newest on offer, or "
-    "VERSION, such as 6.12. Without COMMAND: print its path.",
+    "VERSION, such as 6.12. It is for the machine of --iommu; one of another architecture gets all else that it takes, "
+    "too. Without COMMAND: print its path.",
 )
 @click.argument(
     "command", nargs=-1, metavar="[-- COMMAND [ARGS]...]", type=click.UNPROCESSED, shell_complete=candidates.files
@@ -143,7 +147,7 @@ def guest(
             raise click.UsageError("--kernel and --build-kernel exclude each other", ctx)
         if build != NEWEST and not VERSION.fullmatch(build):
             raise click.UsageError(f"--build-kernel: {build} is not a version; put -- before COMMAND", ctx)
-        kernel = str(_build(build, alone=not command and not shell))
+        kernel = str(_build(build, architecture_of(iommu), qemu, alone=not command and not shell))
     if not command and not shell:
         echo(kernel)
         return
@@ -171,18 +175,31 @@ def guest(
             os.close(lock)
 
 
-def _build(version: str, *, alone: bool) -> Path:
+def _build(version: str, architecture: Architecture, qemu: str | None, *, alone: bool) -> Path:
     """Build the kernel, and exit where that fails."""
     # apt and the build's parts are imported by those who build only: every other guest starts sooner.
-    from pyiommufd.testing.provision.kernel_build import build_kernel
+    from pyiommufd.testing.provision.parts import provide
 
     try:
-        return build_kernel(None if version == NEWEST else version).folder / "bzImage"
+        return provide(architecture, None if version == NEWEST else version, qemu=_lacks_qemu(architecture, qemu)).image
     except (GuestError, OSError) as error:
         status = MISSING if isinstance(error, GuestMissingError) else FAILED
         sys.exit(_failed(error, status=status if alone else COULD_NOT_START))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _lacks_qemu(architecture: Architecture, qemu: str | None) -> bool:
+    """Whether a QEMU is to be fetched: few distributions have one that does for aarch64."""
+    from pyiommufd.testing.provision.newer_qemu import find_firmware
+
+    try:
+        found = find_qemu(qemu, architecture=architecture)
+        if architecture is AARCH64:
+            find_firmware(Path(found.path))
+    except GuestMissingError:
+        return architecture is not X86_64
+    return False
 
 
 def _run(machine: Guest, command: tuple[str, ...], deadline: float | None) -> int:

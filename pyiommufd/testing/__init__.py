@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         GuestDevice,
         Igb,
         Ivshmem,
+        MultiFunction,
         Nvme,
         RawDevice,
         RootPort,
@@ -27,7 +28,8 @@ else:
             "errors": "GuestError GuestMissingError GuestTimeoutError KernelBuildError",
             "guest.guest": "Guest",
             "guest.machine": """
-                E1000e Edu GuestDevice Igb Ivshmem Nvme RawDevice RootPort SharedGroup VirtioDisk VirtioRng Xhci
+                E1000e Edu GuestDevice Igb Ivshmem MultiFunction Nvme RawDevice RootPort SharedGroup VirtioDisk
+                VirtioRng Xhci
             """,
             "machine": "",
         },
@@ -44,6 +46,7 @@ __all__ = [
     "Igb",
     "Ivshmem",
     "KernelBuildError",
+    "MultiFunction",
     "Nvme",
     "RawDevice",
     "RootPort",

@@ -5,30 +5,37 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from pyiommufd.testing.errors import GuestError, GuestTimeoutError
+from pyiommufd.testing.errors import GuestError, GuestMissingError, GuestTimeoutError
+from pyiommufd.testing.guest import iort
 from pyiommufd.testing.guest.arguments import check_arguments
 from pyiommufd.testing.guest.channel import Sink
 from pyiommufd.testing.guest.filesystem import GuestFiles, guest_environment
 from pyiommufd.testing.guest.folders import WORK, make_folder
+from pyiommufd.testing.guest.foreign import ForeignSystem, find_system
 from pyiommufd.testing.guest.hotplug import hot_plug, unplug
 from pyiommufd.testing.guest.initramfs import build_initramfs
 from pyiommufd.testing.guest.machine import (
     GuestDevice,
+    architecture_of,
     default_devices,
+    default_iommu,
     device_arguments,
     escape,
     iommu_arguments,
     iommu_device,
     iommu_kernel_arguments,
+    machine_arguments,
 )
 from pyiommufd.testing.guest.process import ANSWER_TIME, GuestProcess, console_tail
 from pyiommufd.testing.guest.qemu import BASE_ARGUMENTS, QEMU, choose_accelerator, find_qemu, iommu_error
@@ -36,6 +43,8 @@ from pyiommufd.testing.guest.register_trace import EVENTS as TRACE_EVENTS
 from pyiommufd.testing.guest.register_trace import RegisterAccess, parse_ranges, parse_trace
 from pyiommufd.testing.guest.standard_input import StandardInput, terminal_size
 from pyiommufd.testing.inside.agent import PORT_NAME
+from pyiommufd.testing.option_names import option_name
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture
 from pyiommufd.testing.provision.kernels import Kernel, cache_folder, find_kernel
 
 if TYPE_CHECKING:
@@ -52,6 +61,27 @@ _OWN_SLOTS = (0x1E, 0x1D, 0x1C)
 
 _BOOTS = 3
 
+_X86_KERNEL_ARGUMENTS = (
+    # On a busy host the emulated timer may miss the kernel's test of it, which would be a panic.
+    "no_timer_check",
+    # The guest's /init starts the others. The watchdog of clocks (kernel/time/clocksource.c, 7.3) waits for another CPU
+    # with interrupts off, for a time that does not pass while the clock is jiffies, as in early boot: where that CPU is
+    # in stop_machine() and waits for this one, both wait for good.
+    "maxcpus=1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a guest is made of: found on this machine before it boots."""
+
+    architecture: Architecture
+    qemu: QEMU
+    kernel: Kernel
+    accelerator: str
+    firmware: Path | None
+    system: ForeignSystem | None
+
 
 class Guest:
     """A guest that runs commands in this Python environment. A context manager.
@@ -60,7 +90,7 @@ class Guest:
     process even if that is killed.
 
     Args:
-        iommu: One of `machine.IOMMU_KINDS`.
+        iommu: One of `machine.IOMMU_KINDS`, which also says the guest's architecture; None: `machine.default_iommu`.
         devices: The PCI devices under test, in slot order, each one of the classes such as `Edu` or a string as
             QEMU's ``-device`` takes it; None: `machine.default_devices`.
         kernel: The kernel image to boot, or the version of one built earlier, such as ``6.12``; see `find_kernel` for
@@ -89,7 +119,7 @@ class Guest:
     def __init__(
         self,
         *,
-        iommu: str = "intel",
+        iommu: str | None = None,
         devices: Iterable[GuestDevice | str] | None = None,
         kernel: str | os.PathLike[str] | None = None,
         qemu: str | os.PathLike[str] | None = None,
@@ -108,7 +138,7 @@ class Guest:
         given = check_arguments(
             "Guest",
             {
-                "iommu": iommu,
+                "iommu": default_iommu() if iommu is None else iommu,
                 "devices": devices,
                 "kernel": kernel,
                 "qemu": qemu,
@@ -127,7 +157,8 @@ class Guest:
         )
         self.folder = Path.cwd() if folder is None else Path(given["folder"]).absolute()
         self._iommu: str = given["iommu"]
-        self._devices: tuple[GuestDevice, ...] = default_devices(iommu) if devices is None else given["devices"]
+        own = default_devices(self._iommu)
+        self._devices: tuple[GuestDevice, ...] = own if devices is None else given["devices"]
         self._kernel_option: str | None = given["kernel"]
         self._image: Path | None = None
         self._qemu_option: str | None = given["qemu"]
@@ -147,30 +178,98 @@ class Guest:
     def start(self) -> None:
         """Boot the guest and wait until it takes commands; one whose clock runs too fast is booted again.
 
+        With ``smmuv3-nested`` a machine is booted twice the first time that there is such a one.
+
         Raises:
-            GuestMissingError: QEMU, a kernel or busybox is missing.
+            GuestMissingError: QEMU, a kernel or busybox is missing, or what a guest of another architecture takes.
             GuestError: The guest did not come up.
         """
         if self._state is not None:
             raise GuestError("the guest runs already")
+        parts = self._find()
+        if self._iommu == "smmuv3-nested":
+            self._start_nested(parts)
+        else:
+            self._boot_in_time(parts)
+
+    def _find(self) -> _Parts:
+        """What the guest is made of, on this machine."""
+        architecture = architecture_of(self._iommu)
+        if architecture is X86_64 and not X86_64.native:
+            raise GuestMissingError(
+                f"{option_name('iommu')}: {self._iommu} takes a machine of {X86_64.name}, not of {platform.machine()}: "
+                "choose smmuv3 or smmuv3-nested"
+            )
+        qemu = find_qemu(self._qemu_option, architecture=architecture)
+        kernel = find_kernel(self._kernel_option, architecture=architecture)
+        self._image = kernel.image
+        accelerator = self._accelerator or choose_accelerator(
+            qemu, kernel.image, cache_folder(), architecture=architecture
+        )
+        firmware = None
+        if architecture is AARCH64:
+            from pyiommufd.testing.provision.newer_qemu import find_firmware  # slow to import, and for such guests only
+
+            firmware = find_firmware(Path(qemu.path))
+        system = None if architecture.native else find_system(architecture)
+        return _Parts(architecture, qemu, kernel, accelerator, firmware, system)
+
+    def _start_nested(self, parts: _Parts) -> None:
+        """Boot with the machine's IORT edited, after a boot to read it where the cache has none that works."""
+        cache, key = iort.TableCache(cache_folder()), self._table_key(parts)
+        if (table := cache.get(key)) is not None:
+            with contextlib.suppress(GuestError):
+                self._boot_with(parts, table)
+                return
+            cache.drop(key)
+        self._boot_in_time(parts)
+        try:
+            table = iort.offer_nesting(self.get(iort.PLACE))
+        except (OSError, ValueError) as error:
+            raise GuestError(f"nested translation takes an IORT to edit: {error}", console=self.console) from None
+        finally:
+            self.close()
+        self._boot_with(parts, table)
+        cache.put(key, table)
+
+    def _table_key(self, parts: _Parts) -> str:
+        assert parts.firmware is not None  # noqa: S101 - machines with an IORT have one
+        machine = machine_arguments(parts.architecture, parts.accelerator)
+        devices = device_arguments(self._devices)
+        return iort.table_key(
+            f"{parts.qemu.path} {parts.qemu.version}", parts.firmware, machine, devices, self._qemu_arguments
+        )
+
+    def _boot_with(self, parts: _Parts, table: bytes) -> None:
+        """Boot with this IORT.
+
+        Raises:
+            GuestError: The guest did not come up with it, or its kernel does not use it.
+        """
+        self._boot_in_time(parts, table)
+        if self.get(iort.PLACE) != table:
+            self.close()
+            raise GuestError(
+                "the guest's kernel does not use the edited IORT: it takes CONFIG_ACPI_TABLE_UPGRADE",
+                console=console_tail(self._console),
+            )
+
+    def _boot_in_time(self, parts: _Parts, table: bytes | None = None) -> None:
         for _ in range(_BOOTS):
-            self._boot()
+            self._boot(parts, table)
             if self._accelerator is not None or not self._running.clock_runs_ahead():
                 return
             self.close()
         raise GuestError(f"the guest's clock ran too fast in each of {_BOOTS} boots: is this machine overloaded?")
 
-    def _boot(self) -> None:
-        qemu = find_qemu(self._qemu_option)
-        kernel = find_kernel(self._kernel_option)
-        self._image = kernel.image
-        files = GuestFiles.plan(folder=self.folder, results=self._results, extra=self._read_only)
-        accelerator = self._accelerator or choose_accelerator(qemu, kernel.image, cache_folder())
+    def _boot(self, parts: _Parts, table: bytes | None) -> None:
+        kernel = parts.kernel
+        files = GuestFiles.plan(folder=self.folder, results=self._results, extra=self._read_only, system=parts.system)
         work, lock = make_folder(WORK)
         try:
-            (work / "initramfs").write_bytes(build_initramfs(files, list(kernel.boot_modules), list(kernel.modules)))
-            arguments = self._arguments(qemu, kernel, files, accelerator, work)
-            self._state = GuestProcess(work, lock, arguments, self._ports)
+            initramfs = build_initramfs(files, list(kernel.boot_modules), list(kernel.modules), table)
+            (work / "initramfs").write_bytes(initramfs)
+            self._state = GuestProcess(work, lock, self._arguments(parts, files, work), self._ports)
             self._state.wait_ready(self._boot_timeout)
             # QEMU has read it; should this process be killed, less of it stays behind.
             (work / "initramfs").unlink()
@@ -181,13 +280,14 @@ class Guest:
             self.close()
             raise
 
-    def _arguments(self, qemu: QEMU, kernel: Kernel, files: GuestFiles, accelerator: str, work: Path) -> list[str]:
+    def _arguments(self, parts: _Parts, files: GuestFiles, work: Path) -> list[str]:
         device = iommu_device(self._iommu)
         try:
-            iommu = iommu_arguments(self._iommu, qemu.device_properties(device) if device else frozenset())
+            iommu = iommu_arguments(self._iommu, parts.qemu.device_properties(device) if device else frozenset())
         except LookupError as error:
-            raise iommu_error(qemu, str(error)) from None
-        result = [qemu.path, *BASE_ARGUMENTS, "-accel", accelerator, "-cpu", "max"]
+            raise iommu_error(parts.qemu, str(error)) from None
+        result = [parts.qemu.path, *BASE_ARGUMENTS, "-accel", parts.accelerator]
+        result += machine_arguments(parts.architecture, parts.accelerator, parts.firmware)
         result += ["-m", str(self._memory), "-smp", str(self._cpus)]
         result += iommu
         places = (f"bus=pcie.0,addr={slot:#x}.{function}" for slot in _OWN_SLOTS for function in range(8))
@@ -205,30 +305,25 @@ class Guest:
             ]
         result += device_arguments(self._devices)
         result += ["-chardev", f"file,id=console,path={escape(str(work / 'console'))}", "-serial", "chardev:console"]
-        result += ["-kernel", str(kernel.image), "-initrd", str(work / "initramfs")]
-        result += ["-append", " ".join(self._kernel_command_line(accelerator))]
+        result += ["-kernel", str(parts.kernel.image), "-initrd", str(work / "initramfs")]
+        result += ["-append", " ".join(self._kernel_command_line(parts))]
         if self._trace:
             result += [argument for event in TRACE_EVENTS for argument in ("-trace", event)]
             result += ["-D", str(work / "trace")]
         return [*result, *self._qemu_arguments]
 
-    def _kernel_command_line(self, accelerator: str) -> list[str]:
+    def _kernel_command_line(self, parts: _Parts) -> list[str]:
         return [
-            "console=ttyS0",
+            f"console={parts.architecture.console}",
             "loglevel=5",
             # A panic, or an oops, ends the guest at once: -no-reboot makes QEMU exit.
             "panic=-1",
             "oops=panic",
             "random.trust_cpu=on",
-            # On a busy host the emulated timer may miss the kernel's test of it, which would be a panic.
-            "no_timer_check",
-            # The guest's /init starts the others. The watchdog of clocks (kernel/time/clocksource.c, 7.3) waits for
-            # another CPU with interrupts off, for a time that does not pass while the clock is jiffies, as in early
-            # boot: where that CPU is in stop_machine() and waits for this one, both wait for good.
-            "maxcpus=1",
+            *(_X86_KERNEL_ARGUMENTS if parts.architecture is X86_64 else ()),
             # QEMU before 8.0 finds code that it has translated by its virtual address: with random ones it translates
             # Python and its libraries anew for each process, which doubles the time that Python takes to start.
-            *(["norandmaps"] if accelerator.startswith("tcg") else []),
+            *(["norandmaps"] if parts.accelerator.startswith("tcg") else []),
             *iommu_kernel_arguments(self._iommu),
             *self._kernel_arguments,
         ]

@@ -18,10 +18,13 @@ from pathlib import Path
 
 from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.guest.filesystem import MODULES, SPARE_FOLDER, GuestFiles
+from pyiommufd.testing.guest.foreign import ForeignSystem
+from pyiommufd.testing.guest.iort import IN_INITRAMFS
 from pyiommufd.testing.inside import agent
 from pyiommufd.testing.provision.distribution_kernel import module_content, module_name
 
 _TRAILER = "TRAILER!!!"
+_COMPILED = "/.guest/agent.pyc"
 
 # What the host may not have, being a container, and a guest has use for.
 _SPARE_PROGRAMS = ("insmod", "rmmod", "lsmod", "dmesg", "ip", "ifconfig", "mount", "umount", "poweroff")
@@ -81,16 +84,21 @@ def _pad(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % 4)
 
 
-def find_busybox() -> Path:
-    """This machine's static busybox.
+def find_busybox(root: Path | None = None) -> Path:
+    """The static busybox of this machine, or of the root of another architecture.
 
     Raises:
         GuestMissingError: There is none.
     """
+    if root is not None:
+        program = root / "usr/bin/busybox"
+        if program.is_file() and is_static(program):
+            return program
+        raise GuestMissingError(f"there is no static busybox in {root}")
     for name in ("busybox", "busybox-static"):
-        program = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/bin:/usr/bin:/sbin:/usr/sbin")
-        if program and is_static(Path(program)):
-            return Path(program)
+        found = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/bin:/usr/bin:/sbin:/usr/sbin")
+        if found and is_static(Path(found)):
+            return Path(found)
     raise GuestMissingError("the guest needs a static busybox: apt-get install busybox-static")
 
 
@@ -107,13 +115,16 @@ def is_static(program: Path) -> bool:
     return all(struct.unpack_from("<I", table, size * number)[0] != interpreter for number in range(count))
 
 
-def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[Path]) -> bytes:
+def build_initramfs(
+    files: GuestFiles, modules: list[Path], extra_modules: list[Path], iort: bytes | None = None
+) -> bytes:
     """The initial file system of a guest.
 
     Args:
         files: What the guest sees.
         modules: Kernel modules that the guest needs to get going, in loading order.
         extra_modules: Kernel modules that lie ready in `MODULES`.
+        iort: The ACPI table that the kernel is to use in place of the firmware's.
 
     Raises:
         GuestMissingError: This machine has no static busybox.
@@ -121,8 +132,10 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
     archive = Archive()
     archive.character_device("/dev/console", 5, 1)
     archive.character_device("/dev/null", 1, 3)
-    archive.file("/.guest/busybox", find_busybox().read_bytes(), 0o755)
-    archive.file("/.guest/agent.pyc", _compiled_agent())
+    system = files.system
+    archive.file("/.guest/busybox", find_busybox(system.folder if system else None).read_bytes(), 0o755)
+    compiled = _agent(system) == _COMPILED
+    archive.file(_agent(system), _compiled_agent() if compiled else Path(agent.__file__).read_bytes())
     for name in _SPARE_PROGRAMS:
         archive.link(f"{SPARE_FOLDER}/{name}", "../busybox")
     for folder in ("/proc", "/sys", "/run", "/var/log", "/var/cache", "/mnt", "/home", MODULES):
@@ -141,6 +154,17 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
         archive.link("/etc/mtab", "/proc/self/mounts")
     for path, target in files.links.items():
         archive.link(path, target)
+    for path, file in files.files.items():
+        archive.file(path, file)
+    for number, export in enumerate(files.exports):
+        for path, item in export.layer.items():
+            place = Path(_layer(number), path)
+            if item is None:
+                archive.folder(place)
+            elif isinstance(item, str):
+                archive.link(place, item)
+            else:
+                archive.file(place, item)
     names = []
     for number, module in enumerate(modules):
         names.append(f"/.guest/modules/{number:03}-{module_name(module.name)}.ko")
@@ -148,7 +172,24 @@ def build_initramfs(files: GuestFiles, modules: list[Path], extra_modules: list[
     for module in extra_modules:
         archive.file(f"{MODULES}/{module.name}", module.read_bytes())
     archive.file("/init", init_script(files, names).encode(errors="surrogateescape"), 0o755)
+    return (b"" if iort is None else _table_archive(iort)) + archive.build()
+
+
+def _table_archive(iort: bytes) -> bytes:
+    archive = Archive()
+    archive.file(f"/{IN_INITRAMFS}", iort)
     return archive.build()
+
+
+def _layer(number: int) -> str:
+    """Where the files are that lie on top of an export, by its number."""
+    return f"/.guest/layers/{number}"
+
+
+def _agent(system: ForeignSystem | None) -> str:
+    """The agent's file: compiled where the guest's Python is of this one's version, as its source where it is not."""
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return _COMPILED if system is None or system.python_version == own else "/.guest/agent.py"
 
 
 def _compiled_agent() -> bytes:
@@ -194,6 +235,7 @@ def init_script(files: GuestFiles, modules: list[str]) -> str:
         "$b hostname pyiommufd-guest",
         "$b ifconfig lo 127.0.0.1 up",
     ]
+    made = files.system is None or Path("/etc/ld.so.cache") in files.etc
     for number, export in enumerate(files.exports):
         # Nobody else changes the read-only ones while the guest runs, so it may cache all it likes. Of the results
         # the host is to see every byte even when the guest dies, so they are written through.
@@ -203,8 +245,17 @@ def init_script(files: GuestFiles, modules: list[str]) -> str:
             f"$b mount -t 9p -o trans=virtio,version=9p2000.L,access=any,msize={_9P_SIZE},{options} "
             f"fs{number} {quote(str(export.target))} || die {quote(f'cannot mount {export.target}')}",
         ]
+        # "." as the lower folder, here and below: the path itself would need overlayfs's own escapes.
+        if export.layer:
+            lines += [
+                f"cd {quote(str(export.target))} && $b mount -t overlay -o lowerdir={_layer(number)}:. overlay "
+                f"{quote(str(export.target))} || die {quote(f'cannot complete {export.target}')}",
+                "cd /",
+            ]
+        if export.target == Path("/usr") and not made:
+            # A root that nobody installed has no list of libraries, by which Python finds those that it is to load.
+            lines += ["/usr/sbin/ldconfig -iX &"]
     if files.overlay is not None:
-        # "." as the lower folder: the path itself would need overlayfs's own escapes.
         lines += [
             "$b mount -t tmpfs tmpfs /.guest/overlay && $b mkdir /.guest/overlay/upper /.guest/overlay/work",
             f"cd {quote(str(files.overlay))} && $b mount -t overlay "
@@ -212,9 +263,10 @@ def init_script(files: GuestFiles, modules: list[str]) -> str:
             f"{quote(str(files.overlay))} || die 'cannot make the working folder writable'",
             "cd /",
         ]
-    python = quote(str(Path(sys.executable).resolve()))
+    python = Path(sys.executable).resolve() if files.system is None else files.system.python
     lines += [
-        f"exec {python} -I -S /.guest/agent.pyc",
+        *([] if made else ["wait"]),
+        f"exec {quote(str(python))} -I -S {_agent(files.system)}",
         "die 'cannot run Python'",
     ]
     return "\n".join(lines) + "\n"

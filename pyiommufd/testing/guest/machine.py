@@ -1,6 +1,7 @@
 """The guest's hardware: its IOMMU and its devices, and the QEMU arguments that make them.
 
-A device is a small frozen description; `device_arguments` gives each its place. The machine is always q35.
+A device is a small frozen description; `device_arguments` gives each its place. The machine is a q35 for the IOMMUs of
+x86-64, a ``virt`` for Arm's.
 """
 
 from __future__ import annotations
@@ -8,10 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-IOMMU_KINDS = ("intel", "intel-first-stage", "amd", "virtio", "none")
-"""The virtual IOMMUs that a guest can have."""
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture
+
+IOMMU_KINDS = ("intel", "intel-first-stage", "amd", "virtio", "none", "smmuv3", "smmuv3-nested")
+"""The virtual IOMMUs that a guest can have, or none. With Arm's SMMUv3 it is an aarch64 machine, else an x86-64 one.
+
+``smmuv3-nested`` is that machine with one bit of its ACPI tables set, on which Linux's driver offers virtual IOMMUs and
+nested translation (see `iort`).
+"""
 
 
 def escape(value: str) -> str:
@@ -290,11 +298,44 @@ class SharedGroup:
         return result
 
 
+@dataclass(frozen=True, slots=True, init=False)
+class MultiFunction:
+    """Devices that share one IOMMU group as the functions of one slot, behind a root port.
+
+    Unlike those behind a bridge each speaks by an id of its own, as Arm's IOMMU needs. As the first port of a machine
+    its devices are 01:00.0, 01:00.1, …
+
+    Attributes:
+        devices: The devices, in order of their functions; at most 8.
+    """
+
+    devices: tuple[GuestDevice, ...]
+
+    def __init__(self, *devices: GuestDevice) -> None:
+        for device in devices:
+            check_device(device)
+        if len(devices) > 8:
+            raise ValueError(f"a slot has 8 functions, not {len(devices)}")
+        object.__setattr__(self, "devices", devices)
+
+    def arguments(self, topology: Topology, place: str = "") -> list[str]:
+        """See `GuestDevice.arguments`."""
+        number = topology.next_number()
+        result = ["-device", f"pcie-root-port,id=rp{number},chassis={number}{place}"]
+        for function, device in enumerate(self.devices):
+            shared = ",multifunction=on" if function == 0 else ""
+            result += device.arguments(topology, f",bus=rp{number},addr=0x0.{function}{shared}")
+        return result
+
+
 DEFAULT_DEVICES: tuple[GuestDevice, ...] = (Edu(), SharedGroup(Edu(), Edu(), VirtioRng()))
 """One edu alone in its group; two more share one with a virtio-rng that a host driver uses."""
 
 WIDE_DEVICES: tuple[GuestDevice, ...] = (Edu(dma_mask=2**64 - 1), SharedGroup(Edu(), Edu(), VirtioRng()))
 """The same; the DMA of the first edu reaches all physical addresses, which it takes without an IOMMU."""
+
+ARM_DEVICES: tuple[GuestDevice, ...] = (Edu(), MultiFunction(Edu(), Edu(), VirtioRng()))
+"""As `DEFAULT_DEVICES`, for an IOMMU that takes only one of the devices behind a bridge."""
 
 FLAT_DEVICES: tuple[GuestDevice, ...] = (Edu(), Edu())
 """Two edu devices on the root bus."""
@@ -311,8 +352,21 @@ def check_iommu(kind: object) -> str:
     return str(kind)
 
 
+def architecture_of(iommu: str) -> Architecture:
+    """The architecture of the machines that have that kind of IOMMU."""
+    return AARCH64 if iommu.startswith("smmuv3") else X86_64
+
+
+def default_iommu() -> str:
+    """The kind of IOMMU of a guest where none was chosen: of this machine's own architecture."""
+    return "smmuv3" if AARCH64.native else "intel"
+
+
 def default_devices(iommu: str) -> tuple[GuestDevice, ...]:
     """The devices of a guest whose devices were not chosen, for a kind of IOMMU."""
+    if architecture_of(iommu) is AARCH64:
+        # Of the devices behind a PCIe-to-PCI bridge only the first gets a group (Linux 7.3, arm_smmu_insert_master).
+        return ARM_DEVICES
     # With a PCIe-to-PCI bridge behind a virtio IOMMU no device of the machine gets a group (Linux 7.3, QEMU 11).
     return {"virtio": FLAT_DEVICES, "none": WIDE_DEVICES}.get(iommu, DEFAULT_DEVICES)
 
@@ -321,6 +375,24 @@ def device_arguments(devices: Iterable[GuestDevice]) -> list[str]:
     """The QEMU arguments of the devices, in the order given."""
     topology = Topology()
     return [argument for device in devices for argument in device.arguments(topology)]
+
+
+def machine_arguments(architecture: Architecture, accelerator: str, firmware: Path | None = None) -> list[str]:
+    """The QEMU arguments of the machine itself: its board, its processor's kind and its firmware.
+
+    Args:
+        architecture: The machine's.
+        accelerator: QEMU's ``-accel`` argument.
+        firmware: The UEFI of an aarch64 machine, without which Linux sees no ACPI tables there.
+    """
+    if architecture is X86_64:
+        # Without the SATA controller of its own the kernel does not wait for six links that come up empty.
+        return ["-machine", "q35,kernel-irqchip=split,sata=off", "-cpu", "max"]
+    # Its GICv2 has no ITS: the kernel then takes interrupts for not isolated and refuses every bind. Emulated, the
+    # newest processor takes twice as long as this one for what it has more.
+    cpu = "cortex-a72" if accelerator.startswith("tcg") else "max"
+    board = ["-machine", "virt,gic-version=3,iommu=smmuv3,acpi=on", "-cpu", cpu]
+    return board if firmware is None else [*board, "-bios", str(firmware)]
 
 
 def iommu_arguments(kind: str, properties: Collection[str]) -> list[str]:
@@ -337,8 +409,8 @@ def iommu_arguments(kind: str, properties: Collection[str]) -> list[str]:
         LookupError: This QEMU's device lacks what the kind needs.
     """
     match kind:
-        case "none":
-            return []
+        case "none" | "smmuv3" | "smmuv3-nested":
+            return []  # Arm's is of the board
         case "intel":
             # 39 bits, the default, is less than the CPU's own address width.
             return ["-device", "intel-iommu,intremap=on,device-iotlb=on,aw-bits=48"]

@@ -12,12 +12,16 @@ from functools import cache
 from pathlib import Path
 
 from pyiommufd.testing.errors import GuestError, GuestMissingError
+from pyiommufd.testing.guest.machine import machine_arguments
 from pyiommufd.testing.option_names import option_name
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture
+from pyiommufd.testing.provision.kernels import build_command, cache_folder
 
-OLDEST = (7, 2)
-"""The oldest QEMU whose IOMMUs and devices are known to do."""
+OLDEST = {X86_64: (7, 2), AARCH64: (10, 0)}
+"""The oldest QEMU whose IOMMUs and devices are known to do, by the machine's architecture."""
 
-_PROGRAMS = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
+# Red Hat's names of the QEMU for the machine's own architecture.
+_PROGRAMS = ("/usr/libexec/qemu-kvm", "qemu-kvm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +50,21 @@ class QEMU:
         return _device_properties(self.path, device)
 
 
-def find_qemu(option: str | None = None, environment: Mapping[str, str] | None = None) -> QEMU:
+def find_qemu(
+    option: str | None = None, environment: Mapping[str, str] | None = None, *, architecture: Architecture = X86_64
+) -> QEMU:
     """The QEMU to use: the one named, else ``PYIOMMUFD_QEMU``, else this machine's.
+
+    ``PYIOMMUFD_QEMU`` is passed over where it names one of another architecture. For aarch64 one fetched earlier (see
+    `newer_qemu`) serves where this machine's is missing or too old.
 
     Args:
         option: A path, or the name of a program on the PATH.
         environment: In place of this process's own.
+        architecture: The guest's.
 
     Raises:
-        GuestMissingError: There is none, or it is too old.
+        GuestMissingError: There is none, it is too old, or the one named is of another architecture.
     """
     environment = os.environ if environment is None else environment
     for origin, program in ((option_name("qemu"), option), ("PYIOMMUFD_QEMU", environment.get("PYIOMMUFD_QEMU"))):
@@ -62,14 +72,53 @@ def find_qemu(option: str | None = None, environment: Mapping[str, str] | None =
             path = shutil.which(program, path=environment.get("PATH"))
             if path is None:
                 raise GuestMissingError(f"{origin}: {program} is not a program that can be run")
-            return _checked(path, f"{origin}: ")
-    for program in _PROGRAMS:
+            qemu = _checked(path, architecture, f"{origin}: ")
+            if not _is_of_another(qemu.path, architecture):
+                return qemu
+            if program is option:
+                raise GuestMissingError(
+                    f"{origin}: {path} has no machines of {architecture.name}: name {architecture.qemu}"
+                )
+    for program in (architecture.qemu, *(_PROGRAMS if architecture.native else ())):
         if path := shutil.which(program, path=environment.get("PATH")):
-            return _checked(path)
-    raise GuestMissingError("the guest needs QEMU: apt-get install qemu-system-x86")
+            try:
+                return _checked(path, architecture)
+            except GuestMissingError as error:
+                if (fetched := _fetched(architecture, environment)) is None:
+                    raise GuestMissingError(f"{error}{_or_fetch(architecture)}") from None
+                return fetched
+    if fetched := _fetched(architecture, environment):
+        return fetched
+    raise GuestMissingError(
+        f"the guest needs QEMU: apt-get install {architecture.qemu_package}{_or_fetch(architecture)}"
+    )
 
 
-def _checked(path: str, origin: str = "") -> QEMU:
+def _fetched(architecture: Architecture, environment: Mapping[str, str]) -> QEMU | None:
+    """That for aarch64 in the cache: few systems have one that is new enough."""
+    if architecture is X86_64:
+        return None
+    from pyiommufd.testing.provision.newer_qemu import fetched_qemus  # slow to import, and for such guests only
+
+    fetched = fetched_qemus(cache_folder(environment), architecture)
+    return _checked(str(fetched[0].program), architecture) if fetched else None
+
+
+def _or_fetch(architecture: Architecture) -> str:
+    if architecture is X86_64:
+        return ""
+    return f" ({'.'.join(map(str, OLDEST[architecture]))} or newer), or {build_command(architecture)} fetches one"
+
+
+def _is_of_another(path: str, architecture: Architecture) -> bool:
+    """Whether a QEMU has no machines of this architecture, but of another."""
+    command = [path, "-machine", "help"]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    boards = {line.partition(" ")[0] for line in result.stdout.splitlines()}
+    return "none" in boards and {X86_64: "q35", AARCH64: "virt"}[architecture] not in boards
+
+
+def _checked(path: str, architecture: Architecture, origin: str = "") -> QEMU:
     path = str(Path(path).absolute())
     try:
         result = subprocess.run(
@@ -85,8 +134,8 @@ def _checked(path: str, origin: str = "") -> QEMU:
             f"{said[0] if said else f'nothing, with status {result.returncode}'}"
         )
     version = int(match[1]), int(match[2])
-    if version < OLDEST:
-        found, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST))
+    if version < OLDEST[architecture]:
+        found, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST[architecture]))
         raise GuestMissingError(
             f"{path} is QEMU {found}, and the guest needs {wanted} or newer: "
             f"name one with {option_name('qemu')} or PYIOMMUFD_QEMU"
@@ -111,7 +160,7 @@ def kvm_openable() -> bool:
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-def choose_accelerator(qemu: QEMU, kernel: Path, cache_folder: Path) -> str:
+def choose_accelerator(qemu: QEMU, kernel: Path, cache_folder: Path, *, architecture: Architecture = X86_64) -> str:
     """``kvm`` where a guest really runs by it, else emulation.
 
     ``/dev/kvm`` alone proves nothing: nested virtualisation may accept a machine and then fail to run it. So a
@@ -121,8 +170,11 @@ def choose_accelerator(qemu: QEMU, kernel: Path, cache_folder: Path) -> str:
         qemu: The QEMU that will run the guest.
         kernel: The kernel to probe with.
         cache_folder: Where the outcome is kept.
+        architecture: The guest's; another than this machine's is always emulated.
     """
-    if not cpu_virtualises(Path("/proc/cpuinfo").read_text()) or not kvm_openable():
+    if not architecture.native or not kvm_openable():
+        return qemu.emulation
+    if architecture is X86_64 and not cpu_virtualises(Path("/proc/cpuinfo").read_text()):
         return qemu.emulation
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     marker = cache_folder / "kvm-probe"
@@ -133,7 +185,7 @@ def choose_accelerator(qemu: QEMU, kernel: Path, cache_folder: Path) -> str:
         known = ""
     if known.startswith(key):
         return "kvm" if known.split()[-1] == "works" else qemu.emulation
-    works = probe_boots(qemu, kernel, "kvm")
+    works = probe_boots(qemu, kernel, "kvm", architecture=architecture)
     cache_folder.mkdir(parents=True, exist_ok=True)
     temporary = marker.with_name(f"{marker.name}.{os.getpid()}")
     temporary.write_text(key + ("works" if works else "fails"))
@@ -141,7 +193,9 @@ def choose_accelerator(qemu: QEMU, kernel: Path, cache_folder: Path) -> str:
     return "kvm" if works else qemu.emulation
 
 
-def probe_boots(qemu: QEMU, kernel: Path, accelerator: str, timeout: float = 30) -> bool:
+def probe_boots(
+    qemu: QEMU, kernel: Path, accelerator: str, timeout: float = 30, *, architecture: Architecture = X86_64
+) -> bool:
     """Boot a guest without an operating system on top; whether its kernel gets as far as wanting one.
 
     Args:
@@ -149,9 +203,11 @@ def probe_boots(qemu: QEMU, kernel: Path, accelerator: str, timeout: float = 30)
         kernel: The kernel image to boot.
         accelerator: QEMU's ``-accel`` argument.
         timeout: Seconds to wait.
+        architecture: The guest's.
     """
-    command = [qemu.path, "-accel", accelerator, "-cpu", "max", *BASE_ARGUMENTS, "-m", "256"]
-    command += ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1", "-serial", "stdio"]
+    command = [qemu.path, "-accel", accelerator, *machine_arguments(architecture, accelerator), *BASE_ARGUMENTS]
+    command += ["-m", "256", "-kernel", str(kernel), "-append", f"console={architecture.console} panic=-1"]
+    command += ["-serial", "stdio"]
     try:
         result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -162,8 +218,6 @@ def probe_boots(qemu: QEMU, kernel: Path, accelerator: str, timeout: float = 30)
 
 BASE_ARGUMENTS = (
     "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-monitor", "none", "-vga", "none",
-    # Without the SATA controller of its own the kernel does not wait for six links that come up empty.
-    "-machine", "q35,kernel-irqchip=split,sata=off",
 )  # fmt: skip
 """What every guest machine has: nothing that was not asked for, and a reboot ends it."""
 

@@ -17,7 +17,8 @@ import pytest
 
 from pyiommufd.testing.plugin.marker import MARKER, wishes
 
-IOMMUS = ("intel", "intel-first-stage", "amd", "virtio", "none")
+# As in `machine`, which is not imported for them.
+IOMMUS = ("intel", "intel-first-stage", "amd", "virtio", "none", "smmuv3", "smmuv3-nested")
 
 # What is wrong with a test's marker.
 _WRONG = pytest.StashKey[str]()
@@ -43,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--guest-iommu",
         choices=IOMMUS,
         metavar="KIND",
-        help=f"the guest's IOMMU where a test does not choose it: {', '.join(IOMMUS)} [intel]",
+        help=f"the guest's IOMMU where a test does not choose it: {', '.join(IOMMUS)} [intel; smmuv3 on aarch64]",
     )
     group.addoption(
         "--guest-kernel",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from pyiommufd.printable import counted
 from pyiommufd.testing.guest.arguments import check_arguments
 from pyiommufd.testing.guest.guest import CONFIGURATION_VARIABLE, Guest
-from pyiommufd.testing.guest.machine import GuestDevice, device_arguments
+from pyiommufd.testing.guest.machine import GuestDevice, default_iommu, device_arguments
 from pyiommufd.testing.provision.kernels import VERSION, is_version
 
 
@@ -31,7 +31,7 @@ class GuestConfiguration:
         qemu_arguments: More for QEMU's command line.
     """
 
-    iommu: str = "intel"
+    iommu: str = field(default_factory=default_iommu)
     kernel: str | None = None
     qemu: str | None = None
     devices: tuple[GuestDevice, ...] | None = None
@@ -49,7 +49,7 @@ class GuestConfiguration:
         Raises:
             TypeError, ValueError: There is no such attribute, or it cannot have that value.
         """
-        known = [field.name for field in fields(self)]
+        known = [one.name for one in fields(self)]
         for name in wishes:
             if name not in known:
                 raise ValueError(f"guest({name}=…): there is only {', '.join(known)}")

@@ -21,6 +21,7 @@ import pytest
 from pyiommufd.printable import counted
 from pyiommufd.testing.errors import GuestError
 from pyiommufd.testing.guest.guest import Guest, console_tail
+from pyiommufd.testing.guest.machine import default_iommu
 from pyiommufd.testing.inside import wire
 from pyiommufd.testing.option_names import speak_of
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
@@ -49,7 +50,7 @@ class _GuestTests:
         self.config = config
         option = config.getoption
         self.default = GuestConfiguration(
-            iommu=option("guest_iommu") or "intel", kernel=option("guest_kernel"), qemu=option("guest_qemu")
+            iommu=option("guest_iommu") or default_iommu(), kernel=option("guest_kernel"), qemu=option("guest_qemu")
         )
         self.timeout: float = option("guest_timeout") or 600.0
         self.shell: bool = option("guest_shell")

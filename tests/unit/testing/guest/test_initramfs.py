@@ -14,6 +14,9 @@ import pytest
 from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.guest.filesystem import GuestFiles
 from pyiommufd.testing.guest.initramfs import Archive, build_initramfs, find_busybox, init_script, is_static
+from pyiommufd.testing.guest.iort import IN_INITRAMFS
+from pyiommufd.testing.inside import agent
+from tests.unit.testing.guest.foreign_system import make_system
 
 
 def extract(archive: bytes, folder: Path) -> None:
@@ -82,6 +85,44 @@ def test_whole_file_system(tmp_path: Path) -> None:
     assert (root / "etc/passwd").read_bytes() == Path("/etc/passwd").read_bytes()
     check = subprocess.run([str(find_busybox()), "sh", "-n", str(root / "init")], capture_output=True, check=False)
     assert check.returncode == 0, check.stderr
+
+
+def test_a_guest_of_another_architecture(tmp_path: Path) -> None:
+    """Its table comes first, then its own busybox and what lies on top of the folders."""
+    system = make_system(tmp_path / "system")
+    shutil.copy(find_busybox(), system.folder / "usr/bin/busybox")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    files = GuestFiles.plan(folder=folder, results=None, system=system)
+    initramfs = build_initramfs(files, [], [], b"table")
+    table = Archive()
+    table.file(f"/{IN_INITRAMFS}", b"table")
+    assert initramfs.startswith(table.build())
+    if os.geteuid() != 0:
+        pytest.skip("unpacking device nodes takes root")
+    root = tmp_path / "unpacked"
+    root.mkdir()
+    extract(initramfs.removeprefix(table.build()), root)
+    assert [path.read_bytes() for path in root.glob("**/_uapi.abi3.so")] == [b"extension"]
+    script = (root / "init").read_text()
+    number = next(number for number, export in enumerate(files.exports) if export.layer)
+    assert f"lowerdir=/.guest/layers/{number}:." in script
+    assert f"exec {system.python} -I -S /.guest/agent.pyc" in script
+    check = subprocess.run([str(find_busybox()), "sh", "-n", str(root / "init")], capture_output=True, check=False)
+    assert check.returncode == 0, check.stderr
+
+
+def test_an_agent_for_another_python_goes_as_its_source(tmp_path: Path) -> None:
+    system = make_system(tmp_path / "system", "python3.99")
+    shutil.copy(find_busybox(), system.folder / "usr/bin/busybox")
+    files = GuestFiles.plan(folder=tmp_path, results=None, system=system)
+    assert "exec /usr/bin/python3.99 -I -S /.guest/agent.py\n" in init_script(files, [])
+    assert Path(agent.__file__).read_bytes() in build_initramfs(files, [], [])
+
+
+def test_a_root_without_busybox(tmp_path: Path) -> None:
+    with pytest.raises(GuestMissingError, match="no static busybox in"):
+        find_busybox(make_system(tmp_path).folder)
 
 
 def test_script_survives_odd_names(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pyiommufd.testing import (
@@ -9,6 +11,7 @@ from pyiommufd.testing import (
     Edu,
     Igb,
     Ivshmem,
+    MultiFunction,
     Nvme,
     RawDevice,
     RootPort,
@@ -20,12 +23,17 @@ from pyiommufd.testing import (
 from pyiommufd.testing.guest.machine import (
     DEFAULT_DEVICES,
     IOMMU_KINDS,
+    architecture_of,
     default_devices,
+    default_iommu,
     device_arguments,
     escape,
     iommu_arguments,
     iommu_device,
+    machine_arguments,
 )
+from pyiommufd.testing.plugin import IOMMUS
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, own_architecture
 
 
 def test_default_topology() -> None:
@@ -105,10 +113,36 @@ def test_what_a_qemu_lacks_is_named() -> None:
     assert iommu_arguments("amd", {"dma-remap"}) == ["-device", "amd-iommu,dma-remap=on,intremap=on,xtsup=on"]
 
 
+def test_functions_of_one_slot() -> None:
+    assert device_arguments([Edu(), MultiFunction(Edu(), RawDevice("edu"), VirtioRng())]) == [
+        "-device", "edu",
+        "-device", "pcie-root-port,id=rp1,chassis=1",
+        "-device", "edu,bus=rp1,addr=0x0.0,multifunction=on",
+        "-device", "edu,bus=rp1,addr=0x0.1",
+        "-device", "virtio-rng-pci,iommu_platform=on,disable-legacy=on,bus=rp1,addr=0x0.2",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="a slot has 8 functions, not 9"):
+        MultiFunction(*[Edu()] * 9)
+    with pytest.raises(TypeError, match="Edu is a class"):
+        MultiFunction(Edu)  # type: ignore[arg-type]
+
+
+def test_the_machine_of_each_architecture() -> None:
+    assert [architecture_of(kind) for kind in ("none", "virtio", "smmuv3-nested")] == [X86_64, X86_64, AARCH64]
+    assert architecture_of(default_iommu()) == own_architecture()
+    assert machine_arguments(X86_64, "kvm") == ["-machine", "q35,kernel-irqchip=split,sata=off", "-cpu", "max"]
+    board = ["-machine", "virt,gic-version=3,iommu=smmuv3,acpi=on", "-cpu"]
+    assert machine_arguments(AARCH64, "kvm") == [*board, "max"]
+    emulated = machine_arguments(AARCH64, "tcg,thread=multi", Path("/firmware"))
+    assert emulated == [*board, "cortex-a72", "-bios", "/firmware"]
+
+
 def test_every_kind_is_known() -> None:
+    assert IOMMUS == IOMMU_KINDS
     for kind in IOMMU_KINDS:
         arguments = iommu_arguments(kind, {"dma-remap", "fsts", "scalable-mode"})
-        assert (arguments == []) == (kind == "none")
+        # Arm's is of the board.
+        assert (arguments == []) == (kind in ("none", "smmuv3", "smmuv3-nested"))
         assert default_devices(kind)
         assert iommu_device(kind) in (None, "intel-iommu", "amd-iommu")
     with pytest.raises(ValueError, match="choose one of intel"):

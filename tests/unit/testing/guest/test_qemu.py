@@ -9,6 +9,7 @@ import pytest
 
 from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.guest.qemu import QEMU, choose_accelerator, cpu_virtualises, find_qemu, kvm_openable, probe_boots
+from pyiommufd.testing.provision.architecture import AARCH64, ARCHITECTURES
 
 PROGRAM = shutil.which("qemu-system-x86_64")
 needs_qemu = pytest.mark.skipif(PROGRAM is None, reason="no qemu-system-x86_64 here")
@@ -33,6 +34,48 @@ def test_option_goes_before_variable(tmp_path: Path) -> None:
     assert find_qemu(option, environment).version == (9, 1)
     assert find_qemu("option", environment).path == option
     assert find_qemu(None, environment).version == (10, 2)
+
+
+def test_a_qemu_of_another_architecture(tmp_path: Path) -> None:
+    """One that is named is refused; the variable's, which is for every guest, is passed over."""
+
+    def emulator(name: str, board: str) -> str:
+        path = tmp_path / name
+        path.write_text(f"""#!/bin/sh
+case $1 in -machine) echo "Supported machines are:"; echo "none  empty"; echo "{board}  a board";;
+*) echo "QEMU emulator version 10.1.0";; esac
+""")
+        path.chmod(0o755)
+        return str(path)
+
+    x86, arm = emulator("x86", "q35"), emulator("arm", "virt")
+    with pytest.raises(GuestMissingError, match="no machines of aarch64: name qemu-system-aarch64"):
+        find_qemu(x86, architecture=AARCH64)
+    with pytest.raises(GuestMissingError, match="no machines of x86_64: name qemu-system-x86_64"):
+        find_qemu(arm)
+    assert find_qemu(arm, architecture=AARCH64).path == arm
+    emulator("qemu-system-aarch64", "virt")
+    environment = {"PATH": str(tmp_path), "PYIOMMUFD_QEMU": x86}
+    assert find_qemu(None, environment, architecture=AARCH64).path == str(tmp_path / "qemu-system-aarch64")
+    assert find_qemu(None, environment).path == x86
+
+
+def test_a_guest_of_aarch64_takes_a_newer_qemu(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    way = "pyiommufd guest --iommu smmuv3 --build-kernel fetches one"
+    with pytest.raises(GuestMissingError, match=f"apt-get install qemu-system-arm .10.0 or newer., or {way}"):
+        find_qemu(environment=environment, architecture=AARCH64)
+    program(tmp_path / "qemu-system-aarch64", "9.2.1")
+    with pytest.raises(GuestMissingError, match=f"is QEMU 9.2, and the guest needs 10.0 or newer: .* {way}"):
+        find_qemu(environment=environment, architecture=AARCH64)
+    program(tmp_path / "qemu-system-aarch64", "10.0.2")
+    assert find_qemu(environment=environment, architecture=AARCH64).version == (10, 0)
+
+
+def test_what_is_not_this_machines_is_emulated(tmp_path: Path) -> None:
+    other = next(one for one in ARCHITECTURES.values() if not one.native)
+    chosen = choose_accelerator(QEMU("/nowhere", (10, 0)), tmp_path, tmp_path, architecture=other)
+    assert chosen == "tcg,thread=multi"
 
 
 def test_too_old_a_qemu(tmp_path: Path) -> None:
