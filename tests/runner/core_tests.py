@@ -91,7 +91,9 @@ WITH_SHARED_GROUP = (
         "what_an_action_changes_is_the_group",
     )
 )
-"""Several devices behind a PCIe-to-PCI bridge, with which no device gets a group from a virtio IOMMU."""
+"""Several devices in one group: behind a PCIe-to-PCI bridge, with which no device gets a group from a virtio IOMMU, or,
+with Arm's, as functions of one slot.
+"""
 
 WITH_BRIDGED_DMA = _of("claims", "a_released_claim_leaves_the_host_driver_at_work") | _of(
     "shared_group",
@@ -122,6 +124,8 @@ REQUIRED = {
     "amd": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITH_BRIDGED_DMA,
     "virtio": EVERYWHERE | WITH_IOMMU,
     "none": EVERYWHERE | WITHOUT_IOMMU,
+    "smmuv3": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITH_BRIDGED_DMA,
+    "smmuv3-nested": EVERYWHERE | WITH_IOMMU | WITH_SHARED_GROUP | WITH_BRIDGED_DMA,
 }
 """What must run, by the kind of IOMMU as `pyiommufd guest --iommu` takes it."""
 

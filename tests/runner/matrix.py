@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pyiommufd.testing.guest.machine import IOMMU_KINDS, iommu_arguments, iommu_device
+from pyiommufd.testing.guest.machine import IOMMU_KINDS, architecture_of, iommu_arguments, iommu_device
 from pyiommufd.testing.guest.qemu import QEMU, find_qemu
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.provision.architecture import AARCH64, X86_64, Architecture
 from pyiommufd.testing.provision.kernel_build import build_kernel
 from pyiommufd.testing.provision.kernels import CachedKernel, release_order
 from pyiommufd.testing.provision.newer_qemu import fetch
+from pyiommufd.testing.provision.parts import provide
 from tests.runner.core_tests import shortfalls
 from tests.runner.runs import AT_A_TIME, Job, Run, run_job, title
 from tests.sweeps import sample, sampling
@@ -56,7 +58,7 @@ class Combination:
         """The core tests on this machine: what has to run and does not is a failure."""
         machine = GuestConfiguration(
             iommu=self.iommu,
-            kernel=str(self.kernel.folder / "bzImage"),
+            kernel=str(self.kernel.image),
             qemu=self.qemu.path,
             kernel_arguments=("iommufd.allow_unsafe_interrupts=1",) if self.iommu in UNSAFE_INTERRUPTS else (),
         )
@@ -70,10 +72,13 @@ class Combination:
         )
 
 
-def combinations(kernels: Iterable[CachedKernel], qemus: Iterable[QEMU]) -> list[Combination]:
-    """Every combination, in the order of the table."""
+def combinations(
+    kernels: Iterable[CachedKernel], qemus: Iterable[QEMU], architecture: Architecture = X86_64
+) -> list[Combination]:
+    """Every combination with a kind of IOMMU of that architecture, in the order of the table."""
+    kinds = [kind for kind in IOMMU_KINDS if architecture_of(kind) is architecture]
     qemus = list(qemus)
-    return [Combination(kernel, qemu, iommu) for kernel in kernels for qemu in qemus for iommu in IOMMU_KINDS]
+    return [Combination(kernel, qemu, iommu) for kernel in kernels for qemu in qemus for iommu in kinds]
 
 
 def sampled(every: Sequence[Combination]) -> list[Combination]:
@@ -106,12 +111,26 @@ def newer_qemu() -> QEMU:
     return find_qemu(str(fetch().program))
 
 
+def arm_combinations(jobs: int | None = None) -> list[Combination]:
+    """Those with Arm's IOMMU: the newest kernel and one QEMU, made where they are not in the cache.
+
+    Args:
+        jobs: Compilers at a time; None: one a CPU.
+
+    Raises:
+        GuestError: They are not available.
+    """
+    kernel = provide(AARCH64, qemu=True, jobs=jobs)
+    return combinations([kernel], [find_qemu(architecture=AARCH64)], AARCH64)
+
+
 def main() -> int:
     """Run the matrix alone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="only combinations whose line has this text")
     only = parser.parse_args().only
     every = combinations([build_kernel(), build_kernel(OLDER_KERNEL)], [system_qemu(), newer_qemu()])
+    every += arm_combinations()
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         runs = list(pool.map(run_combination, [each for each in every if only in str(each)]))
     title("matrix")

@@ -9,10 +9,12 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pyiommufd.testing.guest.machine import IOMMU_KINDS
+from pyiommufd.testing.guest.machine import IOMMU_KINDS, architecture_of
 from pyiommufd.testing.guest.qemu import QEMU
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
+from pyiommufd.testing.provision.architecture import AARCH64
 from pyiommufd.testing.provision.kernel_build import build_kernel
 from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels
 from tests.conformance.run import run_program
@@ -119,7 +121,8 @@ def chosen(paths: Sequence[str], options: Sequence[str]) -> list[Work]:
 class Everything:
     """All tests there are.
 
-    The older kernel and the newer QEMU are made beside the first tests where they are not in the cache.
+    The older kernel, the newer QEMU and the parts of guests with Arm's IOMMU are made beside the first tests where they
+    are not in the cache.
 
     Args:
         pool: What makes them.
@@ -133,6 +136,8 @@ class Everything:
         self._whole = whole
         self._older: Future[CachedKernel] = pool.submit(matrix.older_kernel)
         self._newer: Future[QEMU] = pool.submit(matrix.newer_qemu)
+        # By one compiler, as tests run beside it.
+        self._arm: Future[list[matrix.Combination]] = pool.submit(matrix.arm_combinations, jobs=1)
 
     def works(self) -> Iterator[Work]:
         """All of it: what needs neither the older kernel nor the newer QEMU comes first, roughly the longest first."""
@@ -157,8 +162,7 @@ class Everything:
         yield from (self._after(work) for work in self._jobs("boot", [*late], None))
         yield Work("kernels and QEMUs", self._made)
         yield from (Work(f"conformance, {each.name}", partial(self._conformance, each.name)) for each in PROGRAMS)
-        for number, kind in enumerate(IOMMU_KINDS):
-            yield Work(f"matrix, {kind}", partial(self._matrix, number))
+        yield from (Work(f"matrix, {kind}", partial(self._matrix, kind)) for kind in IOMMU_KINDS)
         yield Work("ABI", self._abi)
 
     def _job(self, name: str, tests: tuple[str, ...], machine: GuestConfiguration | None = None) -> Work:
@@ -177,20 +181,25 @@ class Everything:
         return Work(work.name, do)
 
     def _wait(self) -> None:
-        for made in (self._older, self._newer):
+        for made in (self._older, self._newer, self._arm):
             made.exception()
 
     def _made(self) -> list[Run]:
-        failures = [str(error) for made in (self._older, self._newer) if (error := made.exception()) is not None]
+        every: tuple[Future[Any], ...] = (self._older, self._newer, self._arm)
+        failures = [str(error) for made in every if (error := made.exception()) is not None]
         return [Run("kernels and QEMUs", passed=int(not failures), failures=failures)]
 
     def _conformance(self, name: str) -> list[Run]:
         self._wait()
         return run_program(next(each for each in PROGRAMS if each.name == name), self._options)
 
-    def _matrix(self, number: int) -> list[Run]:
-        kernels, qemus = [build_kernel(), self._older.result()], [matrix.system_qemu(), self._newer.result()]
-        every = [one for one in matrix.combinations(kernels, qemus) if one.iommu == IOMMU_KINDS[number]]
+    def _matrix(self, kind: str) -> list[Run]:
+        if architecture_of(kind) is AARCH64:
+            combinations = self._arm.result()
+        else:
+            kernels, qemus = [build_kernel(), self._older.result()], [matrix.system_qemu(), self._newer.result()]
+            combinations = matrix.combinations(kernels, qemus)
+        every = [one for one in combinations if one.iommu == kind]
         taken = matrix.sampled(every)
         runs = [matrix.run_combination(one) for one in taken]
         runs[0].sweeps.append(Sweep(f"matrix, {every[0].iommu}", len(every), len(taken)))

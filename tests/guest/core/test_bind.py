@@ -44,14 +44,17 @@ def test_a_device_that_nobody_claimed_is_refused_with_the_way_out(lone: HostDevi
 def test_interrupts_that_are_not_isolated_are_named_and_the_fix_works(
     kind: str, lone_claim: Claim, lone: HostDevice, iommufd: IOMMUFD
 ) -> None:
-    """VT-d isolates them and virtio does not; with AMD's, Linux 6.12 takes them for isolated and 7.3 does not.
+    """VT-d and Arm's ITS isolate them, virtio does not; AMD's do for Linux 6.12 and do not for 7.3.
 
     Where they may not be, the machine was booted with the exception.
     """
     before = UNSAFE_INTERRUPTS.read_text()
     UNSAFE_INTERRUPTS.write_text("0")
     try:
-        if kind.startswith("intel") or (kind == "amd" and release_order(os.uname().release)[:2] <= (6, 12)):
+        isolating = (
+            ("intel", "smmuv3", "amd") if release_order(os.uname().release)[:2] <= (6, 12) else ("intel", "smmuv3")
+        )
+        if kind.startswith(isolating):
             iommufd.bind(lone).close()
             return
         with pytest.raises(AccessDeniedError) as caught:

@@ -8,7 +8,14 @@ import pytest
 
 from pyiommufd import DeviceNotFoundError, HostDevice, find_device, list_devices, list_groups
 
-IOMMUS = {"intel": "dmar", "intel-first-stage": "dmar", "amd": "ivhd", "virtio": "0000:"}
+IOMMUS = {
+    "intel": "dmar",
+    "intel-first-stage": "dmar",
+    "amd": "ivhd",
+    "virtio": "0000:",
+    "smmuv3": "smmu3.",
+    "smmuv3-nested": "smmu3.",
+}
 
 
 def test_every_pci_device_is_listed(all_edus: tuple[HostDevice, ...]) -> None:
