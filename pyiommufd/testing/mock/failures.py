@@ -50,8 +50,10 @@ def fail_nth(number: int, *, verbose: bool = False) -> Iterator[FailNth]:
     """Have one allocation fail, counted from the start of the block, of all that the kernel makes for the library.
 
     What counts are the allocations within this thread's opens, ioctls, reads, writes and mmaps that the library issues,
-    one after the other; not those for Python's own system calls, nor for those of other threads. What fails is mostly
-    ENOMEM::
+    one after the other; not those for Python's own system calls, nor for those of other threads. A kernel with
+    CONFIG_IOMMUFD_TEST has more such points, which count as well. What an allocation fails with is mostly ENOMEM, and
+    nothing at all where the kernel gets around it; iommufd's own points with ENOENT (an object is not found), EINVAL or
+    EFAULT (memory cannot be pinned)::
 
         with fail_nth(1_000_000) as counted:
             iommufd.alloc_ioas()
