@@ -57,12 +57,17 @@ class Waitable(Generic[T]):
         return taken
 
     def __await__(self) -> Generator[Any, None, T]:
-        """Wait in an asyncio event loop. Raises as the call that blocks does, but has no limit of its own."""
+        """Wait in an asyncio event loop. Raises as the call that blocks does, but has no limit of its own.
+
+        Other tasks have their turn first, also where something is there already.
+        """
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> T:
         import asyncio
 
+        # The other tasks' turn, also where there is always more: a VM can make events as fast as they are read.
+        await asyncio.sleep(0)
         if (taken := self._take()) is not None:
             return taken
         loop = asyncio.get_running_loop()

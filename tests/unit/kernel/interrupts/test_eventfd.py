@@ -208,6 +208,22 @@ def test_async_for(event: EventFD) -> None:
     assert asyncio.run(main()) == [1, 2, 3]
 
 
+def test_other_tasks_have_their_turn_where_there_is_always_more(event: EventFD) -> None:
+    async def main() -> int:
+        other = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(other.set_result, None)
+        event.signal()
+        turns = 0
+        async for _ in event:
+            turns += 1
+            if other.done() or turns == 100:
+                return turns
+            event.signal()
+        return 0
+
+    assert asyncio.run(main()) < 100
+
+
 def test_unclosed_one_warns() -> None:
     event = EventFD()
     with pytest.warns(ResourceWarning, match="EventFD"):
