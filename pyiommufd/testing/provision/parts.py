@@ -16,7 +16,7 @@ from pyiommufd.testing.provision.progress import Progress
 
 def provide(
     architecture: Architecture, version: str | None = None, *, qemu: bool = False, cache: Path | None = None,
-    progress: Progress | None = None,
+    jobs: int | None = None, progress: Progress | None = None,
 ) -> CachedKernel:  # fmt: skip
     """See to it that the cache has what a guest takes.
 
@@ -28,6 +28,7 @@ def provide(
         version: The kernel's, such as ``6.12``; None: the newest on offer.
         qemu: Fetch a QEMU as well, with its firmware: for a machine whose own is missing or too old.
         cache: The `cache_folder`.
+        jobs: Compilers of the kernel at a time; None: one a CPU.
         progress: What is told how far it is.
 
     Raises:
@@ -47,4 +48,4 @@ def provide(
         fetch_packages(architecture, root, cache, progress)
     if qemu:
         newer_qemu.fetch(architecture=architecture, cache=cache, progress=progress)
-    return build_kernel(version, architecture=architecture, cache=cache, progress=progress)
+    return build_kernel(version, architecture=architecture, cache=cache, jobs=jobs, progress=progress)
