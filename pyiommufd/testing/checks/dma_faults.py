@@ -24,7 +24,8 @@ RATE_INTERVAL = 5.0
 
 LOG_PATTERN = (
     r"DMAR: (?:DRHD: handling fault status reg|\[DMA (?:Read|Write))|IO_PAGE_FAULT"
-    r"|(?:domain|page|unknown) fault from EP|(?:dmar_fault|amd_iommu\w*): \d+ callbacks suppressed"
+    r"|(?:domain|page|unknown) fault from EP|arm-smmu-v3 \S+: (?:event|\t0x|(?:un)?priv )"
+    r"|(?:dmar_fault|amd_iommu\w*|arm_smmu_evtq_thread): \d+ callbacks suppressed"
 )
 """Every line that a DMA fault leaves in the log, for `Dmesg.expect`."""
 
@@ -44,6 +45,12 @@ _AMD = re.compile(
 _VIRTIO = re.compile(
     r"(?P<reason>domain|page|unknown) fault from EP (?P<endpoint>\d+)(?: at (?P<address>0x[0-9a-f]+))?"
     r"(?: \[(?P<access>[RWX]*)\])?"
+)
+# Arm's SMMUv3; what the access was is in another line, and older kernels have no such lines at all. Where a stream has
+# no device, its id is taken for the requester id, as it is on QEMU's machines.
+_ARM = re.compile(
+    r"arm-smmu-v3 \S+: event: (?P<reason>\w+) client: (?:(?P<client>[0-9a-f]{4}:[0-9a-f:.]+)|.*?) "
+    r"sid: (?P<sid>0x[0-9a-f]+|0) ssid: (?P<pasid>0x[0-9a-f]+|0)(?: iova: (?P<address>0x[0-9a-f]+|0))?"
 )
 _AMD_WRITE = 0x20
 _NO_PASID = 0xFFFFFFFF
@@ -87,7 +94,7 @@ class DMAFault:
 
 
 def parse_fault(line: LogLine) -> DMAFault | None:
-    """The DMA fault that a line of the log tells of, by VT-d, AMD-Vi or virtio-iommu; None: of none."""
+    """The DMA fault that a line of the log tells of, by VT-d, AMD-Vi, virtio-iommu or SMMUv3; None: of none."""
     if line.facility != 0:
         return None
     text, pasid = line.text, None
@@ -98,9 +105,11 @@ def parse_fault(line: LogLine) -> DMAFault | None:
     elif match := _AMD.search(text):
         requester = match["requester"] or match["known"] or ""
         access = "Write" if int(match["flags"], 16) & _AMD_WRITE else "Read"
+    elif match := _ARM.search(text):
+        requester, access = match["client"] or _address(int(match["sid"], 16)), ""
+        pasid = int(match["pasid"], 16) or None
     elif match := _VIRTIO.search(text):
-        endpoint = int(match["endpoint"])
-        requester = f"{endpoint >> 16:04x}:{endpoint >> 8 & 0xFF:02x}:{endpoint >> 3 & 0x1F:02x}.{endpoint & 7}"
+        requester = _address(int(match["endpoint"]))
         access = {"R": "Read", "W": "Write"}.get(match["access"] or "", "")
     else:
         return None
@@ -115,6 +124,11 @@ def parse_fault(line: LogLine) -> DMAFault | None:
         reason=match["reason"],
         line=line,
     )
+
+
+def _address(number: int) -> str:
+    """The PCI address of a requester id, with the segment above it."""
+    return f"{number >> 16:04x}:{number >> 8 & 0xFF:02x}:{number >> 3 & 0x1F:02x}.{number & 7}"
 
 
 class DMAFaults(Closing):

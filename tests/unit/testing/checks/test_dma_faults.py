@@ -22,6 +22,8 @@ OLDEST_PASID = "DMAR: [DMA Read] Request device [02:00.0] PASID 5 fault addr 100
 AMD = "vfio-pci 0000:00:03.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000c address=0x200000 flags=0x0020]"
 AMD_ALIAS = "AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:02:00.0 domain=0x000c address=0x300000 flags=0x0000]"
 VIRTIO = "virtio_iommu virtio0: page fault from EP 264 at 0x200000 [W]"
+ARM = "arm-smmu-v3 x.0.auto: event: F_TRANSLATION client: 0000:00:01.0 sid: 0x8 ssid: 0x0 iova: 0x200000 ipa: 0x0"
+ARM_PASID = "arm-smmu-v3 x.0.auto: event: C_BAD_CD client: (unassigned sid) sid: 0x109 ssid: 0x1f"
 VIRTIO_BARE = "virtio_iommu virtio0: domain fault from EP 8"
 
 
@@ -37,6 +39,8 @@ VIRTIO_BARE = "virtio_iommu virtio0: domain fault from EP 8"
         (AMD_ALIAS, "0000:02:00.0", 0x300000, Access.READ, None),
         (VIRTIO, "0000:01:01.0", 0x200000, Access.WRITE, None),
         (VIRTIO_BARE, "0000:00:01.0", None, None, None),
+        (ARM, "0000:00:01.0", 0x200000, None, None),
+        (ARM_PASID, "0000:01:01.1", None, None, 0x1F),
     ],
 )
 def test_fault(text: str, requester: str, address: int | None, access: Access | None, pasid: int | None) -> None:
@@ -54,6 +58,8 @@ def test_fault(text: str, requester: str, address: int | None, access: Access | 
         "DMAR: DRHD: handling fault status reg 2",
         "DMAR: [INTR-REMAP] Request device [0000:02:00.0] fault index 0x1 [fault reason 0x22] Present field",
         "vfio-pci 0000:02:01.0: resetting",
+        "arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:",
+        'arm-smmu-v3 arm-smmu-v3.0.auto: unpriv data read s1 "Input address caused fault" stag: 0x0',
     ],
 )
 def test_no_fault(text: str) -> None:
