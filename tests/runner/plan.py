@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyiommufd.testing.errors import GuestMissingError
 from pyiommufd.testing.guest.machine import IOMMU_KINDS, architecture_of
 from pyiommufd.testing.guest.qemu import QEMU
 from pyiommufd.testing.plugin.configuration import GuestConfiguration
 from pyiommufd.testing.provision.architecture import AARCH64
 from pyiommufd.testing.provision.kernel_build import build_kernel
 from pyiommufd.testing.provision.kernels import CachedKernel, cache_folder, cached_kernels
+from pyiommufd.testing.provision.parts import provide
 from tests.conformance.run import run_program
 from tests.conformance.upstream import PROGRAMS
 from tests.runner import matrix
@@ -25,6 +27,7 @@ from tests.runner.runs import ROOT, Job, Run, Sweep, check, run_job
 
 DEFAULT = GuestConfiguration()
 CLAIMS = GuestConfiguration(devices=CLAIMS_DEVICES)
+SMMUV3 = GuestConfiguration(iommu="smmuv3-nested")
 
 QUICK = ("-m", "not long")
 """What `tests/run` leaves out is marked: it takes more than a few seconds in an emulated guest."""
@@ -67,6 +70,20 @@ def _run(job: Job) -> list[Run]:
     return [run_job(job)]
 
 
+def _run_on_arm(job: Job) -> list[Run]:
+    """Run a job in a guest of that architecture, of parts that are made where they are not in the cache.
+
+    A machine that they cannot be made on, such as one of another distribution, skips it; `Everything` does not.
+    """
+    try:
+        provide(AARCH64, qemu=True, jobs=1)
+    except GuestMissingError as error:
+        run = Run(job.name)
+        run.skipped[str(error)] += 1
+        return [run]
+    return [run_job(job)]
+
+
 def checks() -> list[Work]:
     """The checkers."""
     return [Work(name, partial(_check, name, command)) for name, command in _CHECKS]
@@ -94,7 +111,8 @@ def quick(options: Sequence[str]) -> list[Work]:
     ]
     if cached_kernels(cache_folder()):
         jobs.append(Job("ABI", ("tests/abi",), options=tuple(options)))
-    return [*_works(*jobs[:2]), *checks(), *_works(*jobs[2:])]
+    smmuv3 = Job("guest, smmuv3", ("tests/guest/smmuv3",), SMMUV3, given)
+    return [*_works(*jobs[:2]), *checks(), *_works(*jobs[2:]), Work(smmuv3.name, partial(_run_on_arm, smmuv3))]
 
 
 def chosen(paths: Sequence[str], options: Sequence[str]) -> list[Work]:
@@ -104,18 +122,20 @@ def chosen(paths: Sequence[str], options: Sequence[str]) -> list[Work]:
         paths: Below tests/.
         options: More for pytest.
     """
-    machines: dict[str, list[str]] = {"claims": [], "guest": [], "here": []}
+    machines: dict[str, list[str]] = {"claims": [], "smmuv3": [], "guest": [], "here": []}
     for path in paths:
-        claims = path.startswith("tests/guest/claims")
+        own = next((name for name in ("claims", "smmuv3") if path.startswith(f"tests/guest/{name}")), None)
         guest = path.startswith(("tests/guest", "tests/conformance"))
-        machines["claims" if claims else "guest" if guest else "here"].append(path)
+        machines[own or ("guest" if guest else "here")].append(path)
     given = tuple(options)
     jobs = [
         Job("tests here", tuple(machines["here"]), options=given),
         Job("guest tests", tuple(machines["guest"]), DEFAULT, given),
         Job("guest tests, claims", tuple(machines["claims"]), CLAIMS, given),
     ]
-    return _works(*(job for job in jobs if job.tests))
+    works = _works(*(job for job in jobs if job.tests))
+    smmuv3 = Job("guest tests, smmuv3", tuple(machines["smmuv3"]), SMMUV3, given)
+    return [*works, Work(smmuv3.name, partial(_run_on_arm, smmuv3))] if smmuv3.tests else works
 
 
 class Everything:
@@ -160,6 +180,8 @@ class Everything:
         yield self._job("unit", ("tests/unit",))
         # These wait for what is being made.
         yield from (self._after(work) for work in self._jobs("boot", [*late], None))
+        smmuv3 = Job("smmuv3", ("tests/guest/smmuv3",), SMMUV3, self._options)
+        yield Work(smmuv3.name, partial(self._on_arm, smmuv3))
         yield Work("kernels and QEMUs", self._made)
         yield from (Work(f"conformance, {each.name}", partial(self._conformance, each.name)) for each in PROGRAMS)
         yield from (Work(f"matrix, {kind}", partial(self._matrix, kind)) for kind in IOMMU_KINDS)
@@ -188,6 +210,10 @@ class Everything:
         every: tuple[Future[Any], ...] = (self._older, self._newer, self._arm)
         failures = [str(error) for made in every if (error := made.exception()) is not None]
         return [Run("kernels and QEMUs", passed=int(not failures), failures=failures)]
+
+    def _on_arm(self, job: Job) -> list[Run]:
+        self._arm.result()
+        return [run_job(job)]
 
     def _conformance(self, name: str) -> list[Run]:
         self._wait()

@@ -71,12 +71,13 @@ def test_what_cannot_be_done_is_a_failure_and_the_others_go_on() -> None:
 
 
 def test_chosen_paths_go_to_their_machines() -> None:
-    paths = ["tests/unit/host", "tests/guest/claims/test_kill.py", "tests/guest/kernel"]
+    paths = ["tests/unit/host", "tests/guest/claims/test_kill.py", "tests/guest/kernel", "tests/guest/smmuv3"]
     found = {job.machine: (job.tests, job.options) for job in jobs(plan.chosen(paths, ["-x"]))}
     assert found == {
         None: (("tests/unit/host",), ("-x",)),
         plan.CLAIMS: (("tests/guest/claims/test_kill.py",), ("-x",)),
         plan.DEFAULT: (("tests/guest/kernel",), ("-x",)),
+        plan.SMMUV3: (("tests/guest/smmuv3",), ("-x",)),
     }
 
 
