@@ -71,6 +71,7 @@ WITH_IOMMU = (
         "hw_info_says_whose_iommu_it_is",
         "pasids_of_devices_without_them_are_refused",
         "page_tables_that_the_iommu_lacks_are_named",
+        "virtual_iommus_that_the_iommu_lacks_are_named",
         "an_explicit_page_table_moves_data",
         "a_bar_is_mapped_and_revoked_or_no_dma_buf",
         "low_power",
