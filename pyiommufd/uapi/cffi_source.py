@@ -17,6 +17,11 @@ FOLDER = Path(__file__).resolve().parent
 HEADERS = ("iommufd.h", "vfio.h", "entry.h", "window.h")
 SOURCES = ("injection.c", "file.c", "object.c", "mapping.c", "device.c", "window.c")
 
+NAME = "pyiommufd._uapi"
+"""The extension."""
+PREAMBLE = "".join(f'#include "{name}"\n' for name in HEADERS + SOURCES)
+"""The C that it consists of, besides what cffi generates."""
+
 LIMITED_API = ("Py_LIMITED_API", "0x030b0000")
 """The C macro, and the oldest CPython that one built extension serves."""
 
@@ -74,8 +79,8 @@ def make_builder(include: str = str(FOLDER), depends: Sequence[str] = ()) -> FFI
     # cffi turns the limited API off itself where there is none (free-threaded builds).
     free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     ffi.set_source(
-        "pyiommufd._uapi",
-        "".join(f'#include "{name}"\n' for name in HEADERS + SOURCES),
+        NAME,
+        PREAMBLE,
         depends=[*depends, f"{include}/{Path(__file__).name}", *(f"{include}/{name}" for name in HEADERS + SOURCES)],
         include_dirs=[include],
         define_macros=[] if free_threaded else [LIMITED_API],

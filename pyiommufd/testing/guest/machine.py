@@ -18,7 +18,7 @@ IOMMU_KINDS = ("intel", "intel-first-stage", "amd", "virtio", "none", "smmuv3", 
 """The virtual IOMMUs that a guest can have, or none. With Arm's SMMUv3 it is an aarch64 machine, else an x86-64 one.
 
 ``smmuv3-nested`` is that machine with one bit of its ACPI tables set, on which Linux's driver offers virtual IOMMUs and
-nested translation (see `iort`).
+nested translation: see ``guest/iort.py``.
 """
 
 

@@ -55,8 +55,8 @@ def find_qemu(
 ) -> QEMU:
     """The QEMU to use: the one named, else ``PYIOMMUFD_QEMU``, else this machine's.
 
-    ``PYIOMMUFD_QEMU`` is passed over where it names one of another architecture. For aarch64 one fetched earlier (see
-    `newer_qemu`) serves where this machine's is missing or too old.
+    ``PYIOMMUFD_QEMU`` is passed over where it names one of another architecture. For aarch64 one fetched earlier
+    serves where this machine's is missing or too old.
 
     Args:
         option: A path, or the name of a program on the PATH.

@@ -6,8 +6,6 @@ whichever CPython the guest's root has.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import subprocess
 import sys
 import tempfile
@@ -74,6 +72,8 @@ def _generate(place: Path) -> tuple[Path, Path, list[str]]:
     """The C source, in a folder; the folder of what it includes; and all that tells it from another's."""
     try:
         # Only here: it brings a parser of C, which nothing else takes, and which Debian's package does not depend on.
+        from cffi.recompiler import make_c_source
+
         from pyiommufd.uapi import cffi_source
     except ImportError as error:
         raise GuestMissingError(
@@ -81,8 +81,8 @@ def _generate(place: Path) -> tuple[Path, Path, list[str]]:
             "apt-get install python3-cffi, or pip install cffi"
         ) from error
     folder, source = cffi_source.FOLDER, place / "_uapi.c"
-    with contextlib.redirect_stdout(io.StringIO()):  # cffi says that it generates it
-        cffi_source.make_builder().emit_c_code(str(source))
+    # What emit_c_code() does, but it prints as well, and standard output is not this function's to redirect.
+    make_c_source(cffi_source.make_builder(), cffi_source.NAME, cffi_source.PREAMBLE, str(source))
     included = [(folder / name).read_text() for name in cffi_source.HEADERS + cffi_source.SOURCES]
     source.write_text("#define {} {}\n".format(*cffi_source.LIMITED_API) + source.read_text())
     return source, folder, [str(FORMAT), *_FLAGS, source.read_text(), *included]
