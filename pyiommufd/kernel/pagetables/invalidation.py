@@ -12,7 +12,7 @@ from pyiommufd import uapi
 from pyiommufd.diagnose.smmuv3 import command_name
 from pyiommufd.diagnose.virtual import invalidation_error
 from pyiommufd.kernel.memory.arguments import U64_MAX, check_bool
-from pyiommufd.kernel.pagetables.nested_data import TypedData, check_data, number, words
+from pyiommufd.kernel.pagetables.nested_data import TypedData, number, packed, words
 from pyiommufd.printable import OneLine
 from pyiommufd.uapi import ioctls
 
@@ -191,14 +191,14 @@ def invalidate(table: KernelObject, entries: Iterable[TypedData]) -> None:
 
 def _pack(entries: Sequence[TypedData]) -> tuple[int, int, bytes]:
     """The type, the length of each in bytes, and the bytes of all."""
-    packed = [bytes(check_data(entry, "an entry")) for entry in entries]
-    kinds = {(entry.type, len(data)) for entry, data in zip(entries, packed, strict=True)}
+    pairs = [packed(entry, "an entry") for entry in entries]
+    kinds = {(kind, len(data)) for kind, data in pairs}
     if len(kinds) != 1:
         listed = ", ".join(f"type {kind:#x} of {length} bytes" for kind, length in sorted(kinds))
         raise ValueError(f"the entries of one request are of one type and length; these are {listed}")
-    if len(packed) > _MOST:
-        raise ValueError(f"{len(packed)} entries are too many for one request, which takes {_MOST}")
+    if len(pairs) > _MOST:
+        raise ValueError(f"{len(pairs)} entries are too many for one request, which takes {_MOST}")
     [(data_type, length)] = kinds
     if not length:
         raise ValueError("an entry has at least one byte")
-    return data_type, length, b"".join(packed)
+    return data_type, length, b"".join(data for _, data in pairs)

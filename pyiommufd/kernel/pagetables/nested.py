@@ -13,7 +13,7 @@ from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
 from pyiommufd.kernel.pagetables.invalidation import invalidate
-from pyiommufd.kernel.pagetables.nested_data import SMMUv3Stage1, TypedData, check_data
+from pyiommufd.kernel.pagetables.nested_data import SMMUv3Stage1, TypedData, packed
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def alloc_nested(
 ) -> NestedHWPT:
     """Allocate a nested page table; see `HWPT.alloc_nested` and `VIOMMU.alloc_nested`."""
     place = parent if viommu is None else viommu
-    check_data(data, "a stage-1 page table")
+    data_type, content = packed(data, "a stage-1 page table")
     if fault_queue is not None and not isinstance(fault_queue, FaultQueue):
         raise TypeError(f"page requests go to a FaultQueue, not to {type(fault_queue).__name__}")
     flags = uapi.IOMMU_HWPT_ALLOC_PASID if check_bool(pasid, "pasid") else 0
     flags |= 0 if fault_queue is None else uapi.IOMMU_HWPT_FAULT_ID_VALID
     with place.iommufd._lock:
         place._live()
-        device = device_of(place, device)
+        device = check_device(place, _maker(place) if device is None else device, "IOMMU_HWPT_ALLOC")
         uses = {"dev_id": device._c, "pt_id": place._c}
         if fault_queue is not None:
             fault_queue._live()
@@ -121,7 +121,7 @@ def alloc_nested(
             uses["fault_id"] = fault_queue._c
         nested = NestedHWPT(parent, viommu, device.host, data, flags, fault_queue)
         try:
-            nested._create(partial(ioctls.hwpt_alloc, uses=uses, flags=flags, data_type=data.type, data=bytes(data)))
+            nested._create(partial(ioctls.hwpt_alloc, uses=uses, flags=flags, data_type=data_type, data=content))
         except IoctlError as error:
             place._live()  # these raise where one of the two was closed meanwhile
             device._live()
@@ -130,20 +130,23 @@ def alloc_nested(
         return nested
 
 
-def device_of(made: HWPT | VIOMMU, device: Device | None) -> Device:
-    """The device that is given, or the one that a page table or vIOMMU was made for; checked. The lock is held."""
-    context = made.iommufd._context
+def _maker(made: HWPT | VIOMMU) -> Device:
+    """The device that a page table or vIOMMU was made for. The lock is held."""
+    device = next((one for one in made.iommufd._context.devices() if one.host == made.host), None)
     if device is None:
-        device = next((one for one in context.devices() if one.host == made.host), None)
-        if device is None:
-            name = made.host.name
-            raise DeviceNotFoundError(f"{name}, for which {made!r} was made, is not bound any more: give a device")
+        name = made.host.name
+        raise DeviceNotFoundError(f"{name}, for which {made!r} was made, is not bound any more: give a device")
+    return device
+
+
+def check_device(made: HWPT | VIOMMU, device: Device, request: str) -> Device:
+    """Require a device that a request about another object of its iommufd can name. The lock is held."""
     if not hasattr(device, "page_tables"):
-        raise TypeError(f"a page table is made for a Device, not for {type(device).__name__}")
+        raise TypeError(f"what is made of {made!r} is for a Device, not for {type(device).__name__}")
     device._live()
-    if device.iommufd._context is not context:
+    if device.iommufd._context is not made.iommufd._context:
         raise ValueError(f"{device.name} is bound to another IOMMUFD than that of {made!r}")
-    device._check_id("IOMMU_HWPT_ALLOC")
+    device._check_id(request)
     return device
 
 

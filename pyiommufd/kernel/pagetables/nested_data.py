@@ -63,11 +63,11 @@ def words(given: Sequence[int], count: int, name: str) -> tuple[int, ...]:
     return found
 
 
-def check_data(data: TypedData, what: str) -> TypedData:
-    """Require typed data: bytes alone do not say what they are."""
+def packed(data: TypedData, what: str) -> tuple[int, bytes]:
+    """The type and the bytes of typed data; raises ValueError or TypeError for what is none, as bytes alone are."""
     if not hasattr(data, "type") or not hasattr(type(data), "__bytes__"):
         raise TypeError(f"{what} is typed data, such as RawData(type, data), not {type(data).__name__}")
-    return data
+    return number(data.type, 32, f"the type of {what}"), bytes(data)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

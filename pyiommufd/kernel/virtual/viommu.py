@@ -17,7 +17,7 @@ from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.kernel.pagetables.invalidation import invalidate
-from pyiommufd.kernel.pagetables.nested import NestedHWPT, alloc_nested, device_of
+from pyiommufd.kernel.pagetables.nested import NestedHWPT, alloc_nested, check_device
 from pyiommufd.kernel.pagetables.nested_data import TypedData, number
 from pyiommufd.kernel.virtual.event_queue import VEventQueue, alloc_event_queue
 from pyiommufd.kernel.virtual.hw_queue import HWQueue, alloc_hw_queue
@@ -145,7 +145,8 @@ class VIOMMU(KernelObject):
         """
         with self._iommufd._lock:
             self._live()
-            return alloc_vdevice(self, device_of(self, device), number(virtual_id, 64, "virtual_id"))
+            check_device(self, device, "IOMMU_VDEVICE_ALLOC")
+            return alloc_vdevice(self, device, number(virtual_id, 64, "virtual_id"))
 
     def alloc_event_queue(self, event_type: int, depth: int = 64) -> VEventQueue:
         """Make a queue for what the IOMMU reports of the VM's devices (IOMMU_VEVENTQ_ALLOC; since Linux 6.15).

@@ -52,6 +52,16 @@ def events(viommu: VIOMMU, depth: int = 4) -> VEventQueue:
     return viommu.alloc_event_queue(commands.VEVENTQ_TYPE, depth)
 
 
+class Own:
+    """Typed data of a user's own making, of any type."""
+
+    def __init__(self, number: Any) -> None:
+        self.type = number
+
+    def __bytes__(self) -> bytes:
+        return bytes(4)
+
+
 # Page tables
 
 
@@ -100,6 +110,9 @@ def test_an_invalidation_says_what_was_done(iommufd: MockIOMMUFD, parent: HWPT) 
         nested.invalidate([wrong[0], SMMUv3Command.tlbi_all()])
     with pytest.raises(TypeError, match="not bytes"):
         nested.invalidate([b"abc"])  # type: ignore[list-item]
+    for number, error in ((-1, ValueError), (1 << 32, ValueError), (None, TypeError)):
+        with pytest.raises(error, match="the type of an entry is"):
+            nested.invalidate([Own(number)])
     nested.close()
     for entries in (wrong[:1], []):
         with pytest.raises(ClosedError):
@@ -115,6 +128,8 @@ def test_refused_page_tables(device: MockDevice, ioas: IOAS, nest_parent: bool) 
     assert caught.value.causes
     with pytest.raises(TypeError, match="typed data"):
         hwpt.alloc_nested(bytes(4))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the type of a stage-1 page table is a number of 32 bits"):
+        hwpt.alloc_nested(Own(1 << 32))
 
 
 # vIOMMUs
@@ -179,8 +194,9 @@ def test_a_virtual_device_takes_a_place(device: MockDevice, viommu: VIOMMU, iomm
     viommu.alloc_vdevice(other, VIRTUAL_ID)
     with pytest.raises(ValueError, match="64 bits"):
         viommu.alloc_vdevice(device, -1)
-    with pytest.raises(TypeError, match="not for str"):
-        viommu.alloc_vdevice("0000:01:00.0", 1)  # type: ignore[arg-type]
+    for wrong, name in (("0000:01:00.0", "str"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"not for {name}"):
+            viommu.alloc_vdevice(wrong, 1)  # type: ignore[arg-type]
 
 
 def test_a_virtual_device_goes_with_its_device(device: MockDevice, viommu: VIOMMU, iommufd: MockIOMMUFD) -> None:
