@@ -80,6 +80,20 @@ EMULATE = Row(
     ),
 )
 
+NO_PARENT = Row(
+    "the parent is not a page table made to be nested in",
+    Fix("allocate it by alloc_hwpt(ioas, nest_parent=True)", "allocate the parent as a nesting parent"),
+)
+NESTED_IN_VIOMMU = Row(
+    "page tables of an SMMUv3 are nested in a vIOMMU",
+    Fix("make it by VIOMMU.alloc_nested()", "give the id of the vIOMMU as pt_id"),
+)
+OTHER_IOMMU = Row("the device is behind another IOMMU than the vIOMMU", "make a vIOMMU by this device")
+WRONG_ENTRY = Row(
+    "the type, the length or a field of an entry is not what this IOMMU takes, or it names no virtual device",
+    fixes.HW_INFO,
+)
+
 EXISTS = Row("the device, or that virtual id, has a virtual device already", "close that one first")
 
 _USED = Row("other objects use it: a device is attached, or a page table was made from it", "close these first")
@@ -116,13 +130,14 @@ OBJECTS: Rows = {
     (_VFIO_IOAS, errno.ENODEV): (Row("no address space is set for VFIO's old interface", "set one first"),),
     (_HWPT, errno.EINVAL): (
         WRONG_DATA,
-        Row("the parent is not a page table made to be nested in", "allocate the parent as a nesting parent"),
+        NO_PARENT,
         Row("the parent is neither an address space nor a page table", "give an IOAS or HWPT"),
     ),
     (_HWPT, errno.EOPNOTSUPP): (
         Row("this IOMMU has no page tables of that kind: nested, tracking, for PASIDs",
             Fix("hw_info() says which it has", "pyiommufd caps DEVICE says which it has"),
             _plain_tables_only),
+        NESTED_IN_VIOMMU,
     ),
     (_HWPT, errno.EADDRINUSE): (_MAPPED,),
     (_HWPT, errno.EFAULT): (_MAPPED,),
@@ -142,7 +157,7 @@ OBJECTS: Rows = {
     (_BITMAP, errno.EOPNOTSUPP): (Row("the page table was not made to track", "allocate it with dirty tracking"),),
     (_INVALIDATE, errno.EINVAL): (
         Row("the page table is not a nested one", "invalidate the nested one"),
-        Row("the type or length of an entry is not what this IOMMU takes", fixes.HW_INFO),
+        WRONG_ENTRY,
     ),
     (_INVALIDATE, errno.EOPNOTSUPP): (Row("an entry asks for what this IOMMU does not do", "leave that entry out"),),
     (_INFO, errno.EOPNOTSUPP): (
@@ -160,16 +175,21 @@ OBJECTS: Rows = {
     ),
     (_VIOMMU, errno.EOPNOTSUPP): (NO_SMMU_CACHES, EMULATE),
     (_VIOMMU, errno.EINVAL): (
-        Row("the page table is no nesting parent, or of another IOMMU", "allocate the parent as a nesting parent"),
+        Row("the page table is no nesting parent, or of another IOMMU", NO_PARENT.fix),
+        Row("the data are not what this IOMMU's driver takes", "give data of the layout of that type, or none"),
     ),
-    (_VDEVICE, errno.EINVAL): (
-        Row("the device is behind another IOMMU than the vIOMMU", "make a vIOMMU by this device"),
-    ),
+    (_VDEVICE, errno.EINVAL): (OTHER_IOMMU,),
     (_VDEVICE, errno.EEXIST): (EXISTS,),
     (_EVENTS, errno.EEXIST): (Row("the vIOMMU has an event queue of that type already", "use or close that one"),),
+    (_EVENTS, errno.EINVAL): (Row("the depth is 0, or above 1 << 19", "give one from 1 to 1 << 19"),),
     (_EVENTS, errno.EOPNOTSUPP): (Row("the vIOMMU has no events of that type", "give the type of the vIOMMU"),),
     (_QUEUE, errno.EFAULT): (
         Row("the guest's memory for the queue is not contiguous in the host", "back the guest by huge pages"),
+    ),
+    (_QUEUE, errno.EINVAL): (
+        Row("the vIOMMU has no queue of that number", "give a lower one"),
+        Row("the length of the queue's memory, or where it begins, does not suit the IOMMU",
+            "give as much memory as its queues take, aligned as they are"),
     ),
     (_QUEUE, errno.EOPNOTSUPP): (Row("the vIOMMU has no hardware queues of that type", "do without"),),
     (_QUEUE, errno.ENOENT): (

@@ -6,7 +6,16 @@ import errno
 from collections.abc import Sequence
 
 from pyiommufd import uapi
-from pyiommufd.diagnose.objects import EMULATE, EXISTS, NO_SMMU_CACHES
+from pyiommufd.diagnose.objects import (
+    EMULATE,
+    EXISTS,
+    NESTED_IN_VIOMMU,
+    NO_PARENT,
+    NO_SMMU_CACHES,
+    OTHER_IOMMU,
+    WRONG_DATA,
+    WRONG_ENTRY,
+)
 from pyiommufd.diagnose.smmuv3 import command_faults, command_name, ste_faults
 from pyiommufd.errors import Cause, InvalidationError, IoctlError, ioctl_error
 
@@ -34,7 +43,9 @@ def viommu_alloc_error(code: int, device: str, parent: str, type_: int, hw_type:
     return ioctl_error(_ALLOC, code, f"{device}, {parent}", causes)
 
 
-def nested_alloc_error(code: int, device: str, parent: str, ste: Sequence[int] | None) -> IoctlError:
+def nested_alloc_error(
+    code: int, device: str, parent: str, ste: Sequence[int] | None, *, in_viommu: bool
+) -> IoctlError:
     """The exception for a nested page table that was not made.
 
     Args:
@@ -42,8 +53,13 @@ def nested_alloc_error(code: int, device: str, parent: str, ste: Sequence[int] |
         device: For whose IOMMU it was to be.
         parent: What it was to be nested in, in words.
         ste: The words of the stream table entry, where the data is one.
+        in_viommu: Whether the parent is a vIOMMU, and not a page table.
     """
     causes: tuple[Cause, ...] = ()
+    if code == errno.EINVAL:
+        causes = (WRONG_DATA.general, (OTHER_IOMMU if in_viommu else NO_PARENT).general)
+    if code == errno.EOPNOTSUPP and ste is not None and not in_viommu:
+        causes = (NESTED_IN_VIOMMU.general,)
     if code == errno.EIO and ste is not None:
         faults = ste_faults(ste)
         causes = tuple(Cause(f"the stream table entry is refused: {one}", "", "correct that field") for one in faults)
@@ -73,7 +89,9 @@ def invalidation_error(
             "give the virtual id of a vDEVICE as stream id; pyiommufd caps DEVICE says what the SMMU can do",
         )
         causes = tuple(faults) or (unseen,)
-    target += f", entry {done} of {count}" if done < count else ""
+    if code == errno.EINVAL:
+        causes = (WRONG_ENTRY.general,)
+    target += f", entry {done + 1} of {count}" if done < count else ""
     return InvalidationError(_INVALIDATE, code, target, causes or ioctl_error(_INVALIDATE, code).causes, done=done)
 
 

@@ -126,7 +126,8 @@ def alloc_nested(
             place._live()  # these raise where one of the two was closed meanwhile
             device._live()
             ste = data.ste if isinstance(data, SMMUv3Stage1) else None
-            raise nested_alloc_error(error.errno or 0, device.name, repr(place), ste) from None
+            code, in_viommu = error.errno or 0, viommu is not None
+            raise nested_alloc_error(code, device.name, repr(place), ste, in_viommu=in_viommu) from None
         return nested
 
 

@@ -30,6 +30,7 @@ from pyiommufd import (
     RawData,
     RawEvent,
     SMMUv3Command,
+    SMMUv3Stage1,
     UnsupportedError,
     VEvent,
     VEventQueue,
@@ -101,8 +102,9 @@ def test_nested_in_a_parent_alone(iommufd: MockIOMMUFD, device: MockDevice, pare
 def test_an_invalidation_says_what_was_done(iommufd: MockIOMMUFD, parent: HWPT) -> None:
     nested = parent.alloc_nested(stage1())
     wrong = [RawData(commands.HWPT_INVALIDATE_TYPE, struct.pack("=2I", 0, number)) for number in (1, 99, 2)]
-    with pytest.raises(InvalidationError, match="entry 1 of 3") as caught:
+    with pytest.raises(InvalidationError, match="entry 2 of 3") as caught:
         nested.invalidate(wrong)
+    assert [cause.summary.split(",")[0] for cause in caught.value.causes] == ["the type"]
     assert (caught.value.done, caught.value.errno) == (1, errno.EINVAL)
     assert iommufd.iotlb_holds(nested.id, 1, 0)
     assert not iommufd.iotlb_holds(nested.id, 2, 0)
@@ -126,6 +128,14 @@ def test_refused_page_tables(device: MockDevice, ioas: IOAS, nest_parent: bool) 
         hwpt.alloc_nested(RawData(commands.HWPT_DATA_TYPE + nest_parent, bytes(4)))
     assert caught.value.errno == (errno.EOPNOTSUPP if nest_parent else errno.EINVAL)
     assert caught.value.causes
+    assert ("nest_parent=True" in str(caught.value)) is not nest_parent
+    if nest_parent:
+        with pytest.raises(UnsupportedError, match=r"make it by VIOMMU.alloc_nested\(\)"):
+            hwpt.alloc_nested(SMMUv3Stage1((0, 0)))
+        with pytest.raises(IoctlError, match="another IOMMU than the vIOMMU") as caught:
+            device.alloc_viommu(hwpt, commands.VIOMMU_TYPE).alloc_nested(RawData(commands.HWPT_DATA_TYPE, b""))
+        assert caught.value.errno == errno.EINVAL
+        assert "nest_parent" not in str(caught.value)
     with pytest.raises(TypeError, match="typed data"):
         hwpt.alloc_nested(bytes(4))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the type of a stage-1 page table is a number of 32 bits"):
@@ -140,6 +150,8 @@ def test_refused_viommus(device: MockDevice, parent: HWPT, ioas: IOAS) -> None:
         device.alloc_viommu(parent, 1)
     with pytest.raises(IoctlError, match="nesting parent"):
         device.alloc_viommu(device.alloc_hwpt(ioas), commands.VIOMMU_TYPE)
+    with pytest.raises(IoctlError, match="the data are not what"):
+        device.alloc_viommu(parent, commands.VIOMMU_TYPE, b"short")
     with pytest.raises(TypeError, match="not on IOAS"):
         device.alloc_viommu(ioas, commands.VIOMMU_TYPE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="32 bits"):
@@ -328,7 +340,7 @@ def test_hardware_queues_are_made_in_order_and_closed_in_the_other(viommu: VIOMM
         ]
         with pytest.raises(AlreadyMappedError):
             viommu.alloc_hw_queue(commands.HW_QUEUE_TYPE, 0, IOVA, mmap.PAGESIZE)
-        with pytest.raises(IoctlError) as caught:
+        with pytest.raises(IoctlError, match="no queue of that number") as caught:
             viommu.alloc_hw_queue(commands.HW_QUEUE_TYPE, commands.HW_QUEUE_MAX, IOVA, mmap.PAGESIZE)
         assert caught.value.errno == errno.EINVAL
         with pytest.raises(BusyError):
