@@ -98,6 +98,7 @@ EXISTS = Row("the device, or that virtual id, has a virtual device already", "cl
 
 _USED = Row("other objects use it: a device is attached, or a page table was made from it", "close these first")
 _OPEN_QUEUE = Row("the fd of a fault or event queue is still open", "close that fd first")
+LATER_HW_QUEUE = Row("the hardware queue of the next number is there", "close the one of the highest number first")
 
 
 def _not_covered(subject: Subject) -> tuple[Cause, ...]:
@@ -110,7 +111,7 @@ def _not_covered(subject: Subject) -> tuple[Cause, ...]:
 _DO_WITHOUT = "do without: its DMA is not translated"
 
 OBJECTS: Rows = {
-    (_DESTROY, errno.EBUSY): (_USED, _OPEN_QUEUE),
+    (_DESTROY, errno.EBUSY): (_USED, _OPEN_QUEUE, LATER_HW_QUEUE),
     (_OPTION, errno.EPERM): (
         Row("accounting by process takes CAP_SYS_RESOURCE in the initial user namespace", "set it as root"),
     ),
@@ -218,5 +219,5 @@ def destroy_error(code: int, target: str, *, queue: bool) -> IoctlError:
         target: The object, in words.
         queue: Whether it is one that has an fd of its own.
     """
-    causes = (_USED.general,) if code == errno.EBUSY and not queue else ()
-    return ioctl_error(_DESTROY, code, target, causes)
+    busy = (_USED.general, _OPEN_QUEUE.general) if queue else (_USED.general,)
+    return ioctl_error(_DESTROY, code, target, busy if code == errno.EBUSY else ())

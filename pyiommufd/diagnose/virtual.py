@@ -9,6 +9,7 @@ from pyiommufd import uapi
 from pyiommufd.diagnose.objects import (
     EMULATE,
     EXISTS,
+    LATER_HW_QUEUE,
     NESTED_IN_VIOMMU,
     NO_PARENT,
     NO_SMMU_CACHES,
@@ -106,3 +107,30 @@ def vdevice_alloc_error(code: int, device: str, viommu: str, others: Sequence[st
     """
     causes = tuple(EXISTS.cause(other) for other in others) if code == errno.EEXIST else ()
     return ioctl_error(_VDEVICE, code, f"{device}, {viommu}", causes)
+
+
+def hw_queue_destroy_error(code: int, queue: str) -> IoctlError:
+    """The exception for a hardware queue that was not destroyed.
+
+    Args:
+        code: The errno.
+        queue: Which, in words.
+    """
+    return ioctl_error("IOMMU_DESTROY", code, queue, (LATER_HW_QUEUE.general,) if code == errno.EBUSY else ())
+
+
+def registers_map_error(code: int, viommu: str, offset: int, length: int) -> IoctlError:
+    """The exception for registers that were not mapped.
+
+    Args:
+        code: The errno.
+        viommu: Of which vIOMMU, in words.
+        offset: Where they were to be, in bytes.
+        length: How many bytes.
+    """
+    nothing = Cause(
+        "its driver has given no registers of that offset and length", "", "give both as its data have them"
+    )
+    return ioctl_error(
+        "mmap", code, f"{length:#x} bytes at {offset:#x} of {viommu}", (nothing,) if code == errno.ENXIO else ()
+    )

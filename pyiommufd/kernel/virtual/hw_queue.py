@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
-from pyiommufd.errors import IoctlError, ioctl_error
+from pyiommufd.diagnose.virtual import hw_queue_destroy_error
+from pyiommufd.errors import BusyError, IoctlError, ioctl_error
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import check_range
 from pyiommufd.kernel.memory.iova import IOVARange
@@ -55,6 +56,12 @@ class HWQueue(KernelObject):
     @property
     def _owner(self) -> VIOMMU:
         return self.viommu
+
+    def _destroy(self) -> None:
+        try:
+            super()._destroy()
+        except BusyError as error:
+            raise hw_queue_destroy_error(error.errno or 0, repr(self)) from None
 
     def __repr__(self) -> str:
         return f"<HWQueue {self.id}, number {self.index} of {self.viommu!r}{' closed' if self.closed else ''}>"

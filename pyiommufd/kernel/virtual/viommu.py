@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
-from pyiommufd.diagnose.virtual import viommu_alloc_error
+from pyiommufd.diagnose.virtual import registers_map_error, viommu_alloc_error
 from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import whole
@@ -214,7 +214,7 @@ class VIOMMU(KernelObject):
 
         Raises:
             ValueError, TypeError: These are not on page boundaries, or no numbers.
-            IoctlError: ENXIO: there is nothing of that offset and length.
+            IoctlError: The kernel refused: ENXIO: there is nothing of that offset and length.
             ClosedError, ForkedError: It is closed, or belongs to the parent process.
         """
         offset, length = whole(offset, "offset"), whole(length, "length")
@@ -229,8 +229,10 @@ class VIOMMU(KernelObject):
             self._windows[window] = None
             try:
                 window._map(readable=True, writeable=True)
-            except BaseException:
+            except BaseException as error:
                 window.close()
+                if isinstance(error, IoctlError):
+                    raise registers_map_error(error.errno or 0, repr(self), offset, length) from None
                 raise
         return window
 

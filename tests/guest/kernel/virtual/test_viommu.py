@@ -170,9 +170,10 @@ def test_registers_are_mapped(device: MockDevice, parent: HWPT, in_child: Callab
     window.write64(8, 0x1122334455667788)
     assert window.read32(8) == 0x55667788
     for wrong_offset, wrong_length in ((offset, mmap.PAGESIZE), (offset + mmap.PAGESIZE, mmap.PAGESIZE)):
-        with pytest.raises(IoctlError) as caught:
+        with pytest.raises(IoctlError, match=f"{wrong_length:#x} bytes at {wrong_offset:#x} of <VIOMMU") as caught:
             viommu.map(wrong_offset, wrong_length)
         assert caught.value.errno == errno.ENXIO
+        assert caught.value.causes
     with pytest.raises(ValueError, match="not pages"):
         viommu.map(offset, 100)
 
@@ -343,7 +344,7 @@ def test_hardware_queues_are_made_in_order_and_closed_in_the_other(viommu: VIOMM
         with pytest.raises(IoctlError, match="no queue of that number") as caught:
             viommu.alloc_hw_queue(commands.HW_QUEUE_TYPE, commands.HW_QUEUE_MAX, IOVA, mmap.PAGESIZE)
         assert caught.value.errno == errno.EINVAL
-        with pytest.raises(BusyError):
+        with pytest.raises(BusyError, match=r"\n  the hardware queue of the next number is there; .*$"):
             queues[0].close()
         with pytest.raises(BusyError):
             mapping.unmap()
