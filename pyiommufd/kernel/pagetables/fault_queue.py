@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -209,6 +210,9 @@ class FaultQueue(RecordQueue[PageRequestGroup]):
 
     def _refused(self, group: PageRequestGroup, code: int, done: int, count: int) -> IoctlError:
         """The error for an answer that the kernel did not take."""
-        self._settle(group, _REFUSED_ITSELF)
+        causes: tuple[Cause, ...] = ()
+        if code == errno.EINVAL:  # there is no group of that cookie any more
+            self._settle(group, _REFUSED_ITSELF)
+            causes = (Cause(_REFUSED_ITSELF),)
         which = f", number {done + 1} of {count}: {done} answered, {count - done - 1} not" if count > 1 else ""
-        return ioctl_error("write", code, f"the answer to {group!r}{which}", (Cause(_REFUSED_ITSELF),))
+        return ioctl_error("write", code, f"the answer to {group!r}{which}", causes)

@@ -428,7 +428,7 @@ def closes(stage: Stage) -> Generator[None, None, None]:
 def device_file(stage: Stage, host: HostDevice) -> Generator[None, None, None]:
     """A device of the machine: attached, its registers and interrupts in use.
 
-    Not its bind, which enables it: where an allocation fails there, ACPI frees twice, and the kernel ends (Linux 7.3,
+    Not its bind, which enables it: where an allocation failed there, a later close ended in a panic (Linux 7.3,
     acpi_pci_irq_disable).
     """
     iommufd = stage.open()
