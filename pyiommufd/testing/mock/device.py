@@ -100,7 +100,7 @@ class MockDevice(Device):
                 return DMAChange(ChangeKind.NOOP, ())
             change = self._change(ChangeKind.DETACH)
             commands.pasid_detach(self._iommufd._live().fd, self.stdev_id, pasid or 0)
-            del self._hwpt_ids[pasid]
+            self._hwpt_ids.pop(pasid, None)  # a signal handler may have closed it
             self._state.attachment(pasid).cell(self)[0] = 0
             return change
 
