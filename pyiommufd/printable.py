@@ -61,11 +61,13 @@ class OneLine:
 
 
 def brief(value: object) -> str:
-    """A value as part of a line: numbers in hex, flags by their names, of bytes how many there are."""
+    """A value as part of a line: numbers in hex, bools and flags by their names, of bytes how many there are."""
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, tuple):
         return listed([brief(each) for each in value], most=6)
+    if isinstance(value, bool):
+        return str(value)
     if isinstance(value, Enum) and value.name is not None:
         return value.name
     return f"{value:#x}" if isinstance(value, int) else str(value)

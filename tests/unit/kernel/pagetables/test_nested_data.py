@@ -33,6 +33,7 @@ def test_a_stream_table_entry_is_two_words() -> None:
 def test_a_first_stage_of_vtd(data: VTdStage1, flags: int) -> None:
     assert len(bytes(data)) == size("iommu_hwpt_vtd_s1")
     assert struct.unpack("=2Q2I", bytes(data)) == (flags, 0x5000, data.address_width, 0)
+    assert f", supervisor {data.supervisor}, " in repr(data)
 
 
 def test_a_device_table_entry_is_four_words() -> None:
