@@ -21,6 +21,12 @@ NO_VDEVICE = Row(
 )
 
 
+NOT_FOR_PASIDS = Row(
+    "where a device has attachments with PASIDs, all of its page tables are to be made for them, also that without one",
+    Fix("make each by alloc_hwpt(ioas, pasid=True)", "make each by IOMMU_HWPT_ALLOC with the flag for PASIDs"),
+)
+
+
 def attach_error(
     code: int,
     device: HostDevice,
@@ -52,6 +58,16 @@ def attach_error(
     return ioctl_error(REQUEST, code, device.name, _other_causes(code, device, wanted, mappings, nested))
 
 
+def pasids_error(device: str, which: str) -> IoctlError:
+    """The exception for an attach with PASIDs, or beside some, where a page table is not made for them.
+
+    Args:
+        device: The device.
+        which: The page table that is not, in words.
+    """
+    return ioctl_error(REQUEST, errno.EINVAL, device, (NOT_FOR_PASIDS.cause(which),))
+
+
 def _other_causes(
     code: int, device: HostDevice, wanted: str, mappings: Sequence[str], nested: str
 ) -> tuple[Cause, ...]:
@@ -61,7 +77,7 @@ def _other_causes(
     if nested and code == errno.EINVAL:
         return (
             Cause(
-                f"{wanted} is of another IOMMU than {device.name}, or was made without pasid=True",
+                f"{wanted} is of another IOMMU than {device.name}",
                 nested,
                 "nest it in a parent, or in a vIOMMU, of this device's IOMMU",
             ),
@@ -163,6 +179,7 @@ ATTACH: Rows = {
             Fix("choose a PASID below 2 ** hw_info().pasid_width; allocate the page table for PASIDs",
                 "choose a PASID of no more bits than pyiommufd caps DEVICE says; allocate the page table for PASIDs"),
             _pasids),
+        NOT_FOR_PASIDS,
         Row("the id is that of neither an address space nor a page table", "attach to an IOAS or HWPT"),
     ),
     (REQUEST, errno.EADDRINUSE): (

@@ -7,7 +7,7 @@ import operator
 from typing import TYPE_CHECKING
 
 from pyiommufd import uapi
-from pyiommufd.diagnose.attach import REQUEST, attach_error
+from pyiommufd.diagnose.attach import REQUEST, attach_error, pasids_error
 from pyiommufd.diagnose.objects import mediated_info_causes
 from pyiommufd.errors import (
     AlreadyAttachedError,
@@ -192,6 +192,8 @@ class Attachable(Handle):
 
     def _attach_refused(self, code: int, page_table: PageTable, pasid: int | None) -> IoctlError:
         peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
+        if code == errno.EINVAL and not peers and (why := self._not_for_pasids(page_table, pasid)):
+            return pasids_error(self.name, why)
         if isinstance(page_table, NestedHWPT):
             return attach_error(code, self._device, repr(page_table), peers, nested=f"it is in {page_table._owner!r}")
         unfit: list[IOVARange] = []
@@ -267,9 +269,9 @@ class Attachable(Handle):
             return Verdict.REFUSED, tuple(hits)
         if kind is ChangeKind.JOIN:
             return Verdict.ACCEPTED, ("the group is there already",)
+        if why := self._not_for_pasids(page_table, pasid):
+            return Verdict.REFUSED, (why,)
         if not isinstance(page_table, IOAS):
-            if pasid is not None and not page_table.flags & uapi.IOMMU_HWPT_ALLOC_PASID:
-                return Verdict.REFUSED, ("the page table was made without pasid=True",)
             if isinstance(page_table, NestedHWPT):
                 return Verdict.UNKNOWN, ("the page table is the VM's: only an attach can tell",)
             if page_table.host == self._device:
@@ -285,6 +287,17 @@ class Attachable(Handle):
             why = f"mapped {unfit}" if unfit else "each mapping alone does not"
             return Verdict.REFUSED, (f"a page table for it fails with {errno.errorcode[code]}: {why}",)
         return Verdict.ACCEPTED, ("a trial page table can hold the mappings",)
+
+    def _not_for_pasids(self, page_table: PageTable, pasid: int | None) -> str:
+        """Which page table would have to be one for PASIDs, in words; empty: none.
+
+        All of a device that has attachments with PASIDs are (Linux 7.3, iommufd_hwpt_pasid_compat).
+        """
+        if self._device.without_iommu:
+            return ""  # the kernel looks at no PASID
+        tables = self.page_tables | {pasid: page_table}
+        wrong = [one for one in (tables[pasid], tables.get(None)) if one is not None and not _for_pasids(one)]
+        return f"{wrong[0]!r} was made without pasid=True" if wrong and tables.keys() - {None} else ""
 
     def _check(self, page_table: PageTable, pasid: int | None) -> int | None:
         self._live()
@@ -474,6 +487,10 @@ class Attachable(Handle):
                 raise TypeError(f"a vIOMMU is made on an HWPT, not on {type(parent).__name__}")
             self._check_id("IOMMU_VIOMMU_ALLOC")
             return alloc_viommu(self, parent, viommu_type, data)
+
+
+def _for_pasids(page_table: PageTable) -> bool:
+    return not isinstance(page_table, IOAS) and bool(page_table.flags & uapi.IOMMU_HWPT_ALLOC_PASID)
 
 
 def _checked_pasid(pasid: int | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import re
 import struct
 
 import pytest
@@ -219,6 +220,28 @@ def test_pasids_take_page_tables_that_allow_it(mock_ioas: IOAS, mock_device: Moc
     mock_device.detach(pasid=7)
     assert mock_device.on(None, pasid=7)
     other.close()
+
+
+def test_attached_with_pasids_everything_is_made_for_them(mock_ioas: IOAS, mock_device: MockDevice) -> None:
+    ioas, device = mock_ioas, mock_device
+    plain, for_pasids = device.alloc_hwpt(ioas), device.alloc_hwpt(ioas, pasid=True)
+    for page_table, in_the_way in ((ioas, ioas), (plain, plain), (for_pasids, ioas)):
+        preview = device.preview_attach(page_table, pasid=5)
+        assert (preview.verdict, preview.reasons) == (Verdict.REFUSED, (f"{in_the_way!r} was made without pasid=True",))
+        with pytest.raises(IoctlError, match=re.escape(f"({in_the_way!r} was made without")) as caught:
+            device.attach(page_table, pasid=5)
+        assert caught.value.errno == errno.EINVAL
+    device.replace(for_pasids)
+    assert device.preview_attach(for_pasids, pasid=5).verdict is Verdict.ACCEPTED
+    device.attach(for_pasids, pasid=5)
+    for page_table in (ioas, plain):
+        assert device.preview_attach(page_table).verdict is Verdict.REFUSED
+        with pytest.raises(IoctlError, match="was made without pasid=True"):
+            device.replace(page_table)
+    assert device.on(device.hwpt_id())
+    device.detach(pasid=5)
+    assert device.preview_attach(plain).verdict is Verdict.ACCEPTED
+    device.replace(plain)
 
 
 def test_pasids_of_a_device_that_has_none(mock: MockIOMMUFD, mock_ioas: IOAS, device: Device, ioas: IOAS) -> None:
