@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Generator
 from functools import partial
@@ -16,6 +17,19 @@ T = TypeVar("T")
 """What is waited for."""
 
 _LONGEST = 86400.0  # seconds that one poll may take: its own limit is an int of milliseconds
+
+
+def _seconds(timeout: float) -> float:
+    """A limit of a wait; raises TypeError or ValueError for what is no number of seconds."""
+    if not (hasattr(timeout, "__float__") or hasattr(timeout, "__index__")):
+        raise TypeError(f"timeout is a number of seconds or None, not {type(timeout).__name__}")
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise ValueError(f"timeout is a number of seconds or None, not {timeout!r:.60}")
+    return seconds
 
 
 class Waitable(Generic[T]):
@@ -46,7 +60,7 @@ class Waitable(Generic[T]):
             TimeoutError: Nothing has come.
             ClosedError, ForkedError: It is closed, also meanwhile, or belongs to the parent process.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else time.monotonic() + _seconds(timeout)
         while (taken := self._take()) is None:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:

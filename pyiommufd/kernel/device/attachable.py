@@ -35,6 +35,7 @@ from pyiommufd.kernel.pagetables.hw_info import HWInfo, hw_info
 from pyiommufd.kernel.pagetables.hwpt import HWPT, HWPTOptions, alloc_hwpt
 from pyiommufd.kernel.pagetables.nested import NestedHWPT
 from pyiommufd.kernel.pagetables.trial import try_page_table, unfit_mappings
+from pyiommufd.kernel.virtual.vdevice import VDevice
 from pyiommufd.kernel.virtual.viommu import VIOMMU, alloc_viommu
 from pyiommufd.uapi import ioctls
 
@@ -195,7 +196,9 @@ class Attachable(Handle):
         if code == errno.EINVAL and not peers and (why := self._not_for_pasids(page_table, pasid)):
             return pasids_error(self.name, why)
         if isinstance(page_table, NestedHWPT):
-            return attach_error(code, self._device, repr(page_table), peers, nested=f"it is in {page_table._owner!r}")
+            known = any(isinstance(one, VDevice) and one.device is self for one in self._iommufd._context.objects())
+            where = "" if known and code == errno.ENOENT else f"it is in {page_table._owner!r}"
+            return attach_error(code, self._device, repr(page_table), peers, nested=where)
         unfit: list[IOVARange] = []
         reserved: list[str] = []
         if not peers:
@@ -477,7 +480,8 @@ class Attachable(Handle):
 
         Raises:
             UnsupportedError: The kernel or the IOMMU has no vIOMMUs of that type; `causes` says what is missing.
-            IoctlError: The kernel refused: EINVAL: the parent is no nesting parent, or of another IOMMU.
+            IoctlError: The kernel refused: EINVAL: the parent is no nesting parent, or of another IOMMU, or the data
+                are not what its driver takes.
             TypeError, ValueError: That is no page table of this iommufd, no type or no data.
             ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
         """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from pyiommufd import uapi
 from pyiommufd.diagnose.smmuv3 import command_name
 from pyiommufd.diagnose.virtual import invalidation_error
+from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.arguments import U64_MAX, check_bool
 from pyiommufd.kernel.pagetables.nested_data import TypedData, number, packed, words
 from pyiommufd.printable import OneLine
@@ -150,7 +151,7 @@ class SMMUv3Command(OneLine):
         Args:
             stream_id: The device's virtual id.
             address: Of the first page, on a boundary of 4 KiB.
-            size: Pages of 4 KiB, as a power of two; 52: everything.
+            size: Pages of 4 KiB, as a power of two, up to 52, which is everything.
             substream_id: The PASID; None: without one.
         """
         if number(address, 64, "address") % 4096:
@@ -172,7 +173,7 @@ def _range(pages: int) -> tuple[int, int]:
 
 def invalidate(table: KernelObject, entries: Iterable[TypedData]) -> None:
     """Invalidate translations of a nested page table or of a vIOMMU; see `NestedHWPT.invalidate`."""
-    entries = list(entries)
+    entries = list(iterate(entries, "what is invalidated is a list of entries, such as [SMMUv3Command.tlbi_all()]"))
     if not entries:
         table._live()
         return

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class VDevice(KernelObject):
     """A device of a VM. Made by `VIOMMU.alloc_vdevice`, and closed with the vIOMMU or the device.
 
+    It can be closed while its device is attached to a nested page table: events may go on with the number.
+
     Thread safety: everything here may be used from any thread.
 
     Attributes:

@@ -112,6 +112,8 @@ def test_an_invalidation_says_what_was_done(iommufd: MockIOMMUFD, parent: HWPT) 
         nested.invalidate([wrong[0], SMMUv3Command.tlbi_all()])
     with pytest.raises(TypeError, match="not bytes"):
         nested.invalidate([b"abc"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"a list of entries, such as .*, not RawData"):
+        nested.invalidate(wrong[0])  # type: ignore[arg-type]
     for number, error in ((-1, ValueError), (1 << 32, ValueError), (None, TypeError)):
         with pytest.raises(error, match="the type of an entry is"):
             nested.invalidate([Own(number)])
@@ -258,6 +260,9 @@ def test_events_of_an_unknown_type_come_as_bytes(device: MockDevice, viommu: VIO
     device.replace(viommu.alloc_nested(stage1()))
     with pytest.raises(TimeoutError, match="no event"):
         queue.read(timeout=0)
+    for wrong, error in (("1", TypeError), (float("nan"), ValueError), (10**400, ValueError), ([], TypeError)):
+        with pytest.raises(error, match="timeout is a number of seconds"):
+            queue.read(timeout=wrong)  # type: ignore[arg-type]
     for _ in range(2):
         device.virtual_event()
     assert [queue.read(timeout=0) for _ in range(2)] == [
