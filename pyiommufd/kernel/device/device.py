@@ -470,23 +470,27 @@ class Device(Attachable):
         errors: list[BaseException] = []
         with self._iommufd._lock:  # a second caller waits until it is unbound
             if self.closed:
-                self._close_children()  # also what a signal handler made, or its exception left open
-                return
-            try:
-                errors += self._close_children()
-                errors += self._close_virtual()
-                ioctls.abandon(self._c)
-                if self._left_to_a_child:
-                    self._mark_fd_shared()  # the kernel unbinds it when that child has closed it, too
-                self._close_fd()
-            except OSError as error:
-                errors.append(error)
-            finally:
-                if self._file.fd < 0:  # not where a signal handler raised before
-                    errors += self._close_children()  # what one has made meanwhile
-                    self._iommufd._forget(self)
+                errors += self._close_children()  # what a signal handler made, or its exception left open
+            else:
+                self._unbind(errors)
         if errors:
             raise CloseError(f"{self.name} was closed with errors:", tuple(errors))
+
+    def _unbind(self, errors: list[BaseException]) -> None:
+        """Close it, adding to the errors. The iommufd's lock is held."""
+        try:
+            errors += self._close_children()
+            errors += self._close_virtual()
+            ioctls.abandon(self._c)
+            if self._left_to_a_child:
+                self._mark_fd_shared()  # the kernel unbinds it when that child has closed it, too
+            self._close_fd()
+        except OSError as error:
+            errors.append(error)
+        finally:
+            if self._file.fd < 0:  # not where a signal handler raised before
+                errors += self._close_children()  # what one has made meanwhile
+                self._iommufd._forget(self)
 
     def _mark_forked(self) -> None:
         super()._mark_forked()
