@@ -90,7 +90,7 @@ def test_a_refused_command_names_entry_and_field(
 ) -> None:
     good = SMMUv3Command.tlbi_asid(ASID)
     for before in (0, 1, 3):
-        with pytest.raises(InvalidationError, match=f"entry {before} of {before + 2}") as caught:
+        with pytest.raises(InvalidationError, match=f"entry {before + 1} of {before + 2}") as caught:
             viommu.invalidate([*[good] * before, command, good])
         assert (caught.value.errno, caught.value.done) == (errno.EIO, before)
         assert cause in str(caught.value.causes[0])
@@ -121,7 +121,7 @@ def test_what_is_said_to_be_done_is_done(bench: Bench, stage1: NestedHWPT) -> No
     for page, count in enumerate((1, 62, 64), start=1):
         assert bench.lands() == page
         bench.lead(page + 1)
-        with pytest.raises(InvalidationError, match=f"entry {count} of {count + 2}") as caught:
+        with pytest.raises(InvalidationError, match=f"entry {count + 1} of {count + 2}") as caught:
             bench.invalidate(*[good] * count, wrong, good)
         assert caught.value.done == count
         assert bench.lands() == page + 1
