@@ -1,0 +1,61 @@
+"""The table of what the library costs: `python -m tests.benchmarks`, by way of tests/benchmark.
+
+Each part is a module of this folder with a function ``figures()``. A ratio is of two figures of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.benchmarks.figure import Figure
+
+PARTS = ("mappings",)
+
+
+def line(figure: Figure, before: float | None) -> str:
+    """A line of the table."""
+    goal = "" if figure.goal is None else f"<= {figure.goal:g}"
+    verdict = "" if figure.goal is None else "yes" if figure.met else "no"
+    then = "" if before is None else f"{before:10.2f}"
+    return f"{figure.name:72} {figure.ratio:10.2f} {figure.unit:16} {goal:>9} {verdict:4}{then}".rstrip()
+
+
+def earlier(file: Path | None) -> dict[str, float]:
+    """The figures of an earlier run, by name."""
+    return {} if file is None else {one["name"]: one["ratio"] for one in json.loads(file.read_text())}
+
+
+def measured(parts: Iterable[str], before: dict[str, float]) -> list[Figure]:
+    """Measure, and print each line as soon as it is known."""
+    found = []
+    for part in parts:
+        for figure in importlib.import_module(f"tests.benchmarks.{part}").figures():
+            print(line(figure, before.get(figure.name)), flush=True)
+            found.append(figure)
+    return found
+
+
+def main() -> int:
+    """Measure and print; 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(prog="tests/benchmark", description="What the library costs, beside C and others.")
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, []], help=f"{', '.join(PARTS)}; or all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there: name, ratio, goal, unit")
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="show those of an earlier run (--json) beside them"
+    )
+    options = parser.parse_args()
+    print(f"{'':72} {'figure':>10} {'':16} {'goal':>9} {'met':4}{'before' if options.against else '':>10}".rstrip())
+    figures = measured(options.parts or PARTS, earlier(options.against))
+    if options.json:
+        options.json.write_text(json.dumps([dataclasses.asdict(one) for one in figures], indent=1) + "\n")
+    return int(not all(one.met for one in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
