@@ -47,18 +47,6 @@ class _Lib:
     def pyiommufd_object_ioctl(self, object_: Any, request: int, command: Any, id_at: int, /) -> int: ...
     def pyiommufd_destroy(self, object_: Any, /) -> int: ...
     def pyiommufd_abandon(self, object_: Any, /) -> None: ...
-    def pyiommufd_ioas_map(self, ioas: Any, piece: Any, flags: int, user_va: Any, length: int, iova: int, /) -> int: ...
-    def pyiommufd_ioas_map_file(
-        self,
-        ioas: Any,
-        piece: Any,
-        flags: int,
-        file: int,
-        start: int,
-        length: int,
-        iova: int,
-        /,
-    ) -> int: ...
     def pyiommufd_ioas_copy(
         self,
         ioas: Any,
@@ -82,7 +70,6 @@ class _Lib:
         done: Any,
         /,
     ) -> int: ...
-    def pyiommufd_ioas_unmap(self, piece: Any, /) -> int: ...
     def pyiommufd_ioas_unmap_many(self, pieces: Any, count: int, /) -> int: ...
     def pyiommufd_ioas_unmap_range(
         self,

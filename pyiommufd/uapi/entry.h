@@ -78,7 +78,7 @@ int pyiommufd_destroy(struct pyiommufd_object *object);
 /* As destroy, but that the kernel keeps it: later calls fail with EBADF. */
 void pyiommufd_abandon(struct pyiommufd_object *object);
 
-/* One mapping of the kernel's. */
+/* One mapping of the kernel's. Single ones are mapped and unmapped by mapping_type.c. */
 struct pyiommufd_piece {
     uint64_t offset; /* in the memory or the range that it is of */
     uint64_t length;
@@ -86,11 +86,6 @@ struct pyiommufd_piece {
     uint64_t state; /* as that of an object */
     struct pyiommufd_object *ioas; /* where, once it has been mapped */
 };
-/* Of a map, also of many, the result is 1 where address, length or iova is not on page boundaries, or the length 0. */
-int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags,
-                       const void *user_va, uint64_t length, uint64_t iova);
-int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags, int file,
-                            uint64_t start, uint64_t length, uint64_t iova);
 /*
  * By one request; the pieces, with offset and length, are those that the source has there. EAGAIN: something was mapped
  * or unmapped there since it had that many changes.
@@ -99,14 +94,13 @@ int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *p
                         struct pyiommufd_object *source, uint64_t src_iova, uint64_t length, uint64_t dst_iova,
                         unsigned int changes);
 /*
- * Many pieces of one memory by one call, with offset, length and iova; an iova of all ones lets the kernel choose.
- * done: how many were mapped before one failed.
+ * Many pieces of one memory by one call, with offset, length and iova; an iova of all ones lets the kernel choose. The
+ * result is 1 where address, length or iova is not on page boundaries, or the length 0. done: how many were mapped
+ * before one failed.
  */
 int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
                             uint32_t flags, const void *memory, uint64_t *done);
-/* Nothing, and 0, where it is not mapped. */
-int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece);
-/* Each of them, until one fails. */
+/* Each of them, until one fails; nothing where one is not mapped. */
 int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count);
 /*
  * All within a range, by one request; the pieces are all that it may touch. EAGAIN: something was mapped or unmapped

@@ -1,8 +1,8 @@
 """The ioctls of iommufd: a typed interface to the compiled extension; `device_ioctls` has those of devices.
 
 Above them there is no request number, and cdata only as what is typed here, such as `File`, `Object`, `Piece` and
-`Cell`. Every function raises `pyiommufd.errors.IoctlError`, bare of causes, when the kernel refuses; but for `ioas_map`
-and its relatives, the hot path, which return what the C code does: the negative errno. (What cffi keeps as ffi.errno is
+`Cell`. Every function raises `pyiommufd.errors.IoctlError`, bare of causes, when the kernel refuses; but for those that
+map and unmap many pieces, which return what the C code does: the negative errno. (What cffi keeps as ffi.errno is
 the thread's, and the calls of a signal handler write it over.) All of them release the GIL while the kernel works and
 may be called from any thread.
 
@@ -21,6 +21,7 @@ from typing import Any, NewType, Protocol, TypeAlias, cast
 from pyiommufd import uapi
 from pyiommufd._uapi import ffi, lib
 from pyiommufd.errors import ioctl_error
+from pyiommufd.uapi import mapping
 
 
 class File(Protocol):
@@ -90,19 +91,6 @@ class View(Protocol):
         """Its length in bytes."""
 
 
-A_PIECE: object = ffi.typeof("struct pyiommufd_piece *")
-"""What `new` makes a piece of, made once."""
-
-# Bound here once, with types that say what Python passes: a wrapper would be a call more on the hot path.
-new = cast("Callable[[object], Piece]", ffi.new)
-"""(A_PIECE) -> a piece that is not mapped."""
-ioas_map = cast("Callable[[Object, Piece, int, View, int, int], int]", lib.pyiommufd_ioas_map)
-"""IOMMU_IOAS_MAP: (ioas, piece, flags, user_va, length, iova) -> 0, the negative errno, or `NOT_ON_PAGES`."""
-ioas_map_file = cast("Callable[[Object, Piece, int, int, int, int, int], int]", lib.pyiommufd_ioas_map_file)
-"""IOMMU_IOAS_MAP_FILE: (ioas, piece, flags, file, start, length, iova) -> 0, or the negative errno."""
-ioas_unmap = cast("Callable[[Piece], int]", lib.pyiommufd_ioas_unmap)
-"""IOMMU_IOAS_UNMAP: (piece) -> 0, also where it is not mapped, or the negative errno."""
-
 NOT_ON_PAGES = 1
 """Address, length or iova of a map is not on page boundaries, or the length is 0: no ioctl was issued."""
 
@@ -118,8 +106,8 @@ Raises:
 """
 
 
-def address(held: View) -> int:
-    """The address of the memory that a `View` holds."""
+def address(held: View | Object) -> int:
+    """The address of the memory that a `View` holds, or of an object."""
     return int(ffi.cast("uintptr_t", held))
 
 
@@ -335,23 +323,25 @@ def piece_at(pieces: Pieces, index: int) -> Piece:
     return cast("Piece", cast("Any", pieces) + index)
 
 
-def was_mapped(piece: Piece) -> bool:
-    """Whether it has been mapped, if for a moment."""
-    return bool(cast("Any", piece).ioas)
+def piece_of(made: mapping.Mapping) -> Piece:
+    """That of a mapping which its `mapping.Mapper` made. It is there as long as the mapping is."""
+    return cast("Piece", ffi.cast("struct pyiommufd_piece *", made._address))
 
 
-def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: View) -> tuple[int, int]:
-    """IOMMU_IOAS_MAP for each of some pieces, by one call: the result of `ioas_map`, and how many were mapped before.
+def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: int) -> tuple[int, int]:
+    """IOMMU_IOAS_MAP for each of some pieces of what is at an address, by one call.
+
+    Returns 0, the negative errno, or `NOT_ON_PAGES`, and how many were mapped before.
 
     `ANYWHERE` as an iova lets the kernel choose, and is overwritten by what it chose.
     """
     done = new_cell("uint64_t")
-    result = lib.pyiommufd_ioas_map_many(ioas, piece_at(pieces, start), count, flags, memory, done)
+    result = lib.pyiommufd_ioas_map_many(ioas, piece_at(pieces, start), count, flags, ffi.cast("void *", memory), done)
     return int(result), done[0]
 
 
 def ioas_unmap_many(pieces: Pieces, start: int, count: int) -> int:
-    """IOMMU_IOAS_UNMAP for each of some pieces, by one call, until one fails: as `ioas_unmap`."""
+    """IOMMU_IOAS_UNMAP for each of some pieces that is mapped, by one call, until one fails; 0 or negative errno."""
     return int(lib.pyiommufd_ioas_unmap_many(piece_at(pieces, start), count))
 
 

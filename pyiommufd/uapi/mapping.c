@@ -55,8 +55,9 @@ static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
     return result;
 }
 
-int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags,
-                       const void *user_va, uint64_t length, uint64_t iova)
+/* 1: address, length or iova is not on page boundaries, or the length is 0. */
+static int ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags, const void *user_va,
+                    uint64_t length, uint64_t iova)
 {
     int fd = object_get(ioas), result;
 
@@ -67,8 +68,8 @@ int pyiommufd_ioas_map(struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
     return result;
 }
 
-int pyiommufd_ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags, int file,
-                            uint64_t start, uint64_t length, uint64_t iova)
+static int ioas_map_file(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece, uint32_t flags, int file,
+                         uint64_t start, uint64_t length, uint64_t iova)
 {
     struct iommu_ioas_map_file command = {
         .size = sizeof(command),
@@ -188,7 +189,8 @@ static int unmap(int fd, const struct pyiommufd_object *ioas, uint64_t iova, uin
     return result;
 }
 
-int pyiommufd_ioas_unmap(struct pyiommufd_piece *piece)
+/* Nothing, and 0, where it is not mapped. */
+static int ioas_unmap(struct pyiommufd_piece *piece)
 {
     uint64_t length = piece->length;
     int fd, result;
@@ -217,7 +219,7 @@ int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count)
     int result = 0;
 
     for (uint64_t at = 0; !result && at < count; at++)
-        result = pyiommufd_ioas_unmap(&pieces[at]);
+        result = ioas_unmap(&pieces[at]);
     return result;
 }
 

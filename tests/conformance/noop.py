@@ -40,16 +40,6 @@ def _mapped(pieces: Any, count: int, iova: int | None) -> None:
             pieces[at].iova = iova + pieces[at].offset
 
 
-def _map(ioas: Any, piece: Any, flags: int, user_va: Any, length: int, iova: int) -> int:
-    piece.length = length
-    _mapped(piece, 1, iova)
-    return 0
-
-
-def _map_file(ioas: Any, piece: Any, flags: int, file: int, start: int, length: int, iova: int) -> int:
-    return _map(ioas, piece, flags, None, length, iova)
-
-
 def _copy(
     ioas: Any, pieces: Any, count: int, flags: int, source: Any, src_iova: int, length: int, iova: int, changes: int
 ) -> int:
@@ -104,9 +94,6 @@ _NOOPS = {
     "make": _made,
     "destroy": _gone,
     "abandon": _gone,
-    "ioas_map": _map,
-    "ioas_unmap": _gone,
-    "ioas_map_file": _map_file,
     "ioas_copy": _copy,
     "ioas_map_many": _map_many,
     "ioas_unmap_many": _unmap_many,
@@ -154,6 +141,46 @@ class Library:
         return dir(self._real)
 
 
+def _without_mapping(library: Library) -> None:
+    """Have the part of the extension that is written by hand map and unmap nothing while the library is off."""
+    from pyiommufd._uapi import ffi
+    from pyiommufd.uapi import mapping
+
+    def recorded(made: Any, memory: object, length: int, iova: int | None) -> Any:
+        piece = ffi.cast("struct pyiommufd_piece *", made._address)
+        piece.length = length
+        _mapped(piece, 1, iova)
+        made._ioas._table[made] = memory
+        return made
+
+    class Mapper(mapping.Mapper):
+        def __init__(self, *given: Any) -> None:
+            self._made = given[-1]
+
+        def map(self, buffer: Any, iova: int | None, flags: int) -> Any:
+            if not library.off:
+                return super().map(buffer, iova, flags)
+            held = buffer if isinstance(buffer, mapping.Held) else mapping.Held(buffer, False)
+            return recorded(self._made(self), held, len(held), iova)
+
+        def map_file(self, memory: object, file: int, start: int, length: int, iova: int | None, flags: int) -> Any:
+            if not library.off:
+                return super().map_file(memory, file, start, length, iova, flags)
+            return recorded(self._made(self), memory, length, iova)
+
+    class Mapping(mapping.Mapping):
+        __slots__ = ()
+
+        def _unmap(self: Any) -> int:
+            if not library.off:
+                return int(super()._unmap())
+            _gone(ffi.cast("struct pyiommufd_piece *", self._address))
+            self._ioas._table.pop(self, None)
+            return 0
+
+    mapping.Mapper, mapping.Mapping = Mapper, Mapping  # type: ignore[misc]
+
+
 def install() -> Library:
     """Take the place of the extension, before anything has imported it."""
     if _MODULE in sys.modules:
@@ -171,6 +198,7 @@ def install() -> Library:
     library = Library(real.lib)
     vars(module).update(ffi=real.ffi, lib=library, __file__=str(Path(real.__file__ or "")))
     sys.modules[_MODULE] = module
+    _without_mapping(library)
     return library
 
 

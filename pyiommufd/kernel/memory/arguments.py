@@ -10,7 +10,7 @@ from typing import Protocol, SupportsIndex
 from pyiommufd import uapi
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.iova import IOVARange
-from pyiommufd.uapi.ioctls import CHAR_ARRAY, View, from_buffer
+from pyiommufd.uapi.mapping import Held
 
 U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 READ_ONLY = "this memory is read-only: map it with writeable=False"
@@ -36,10 +36,10 @@ def access_flags(readable: bool, writeable: bool) -> int:
     return flags
 
 
-def hold(buffer: object, writeable: bool) -> View:
+def hold(buffer: object, writeable: bool) -> Held:
     """Hold a buffer's memory, so that its owner can neither free nor resize it."""
     try:
-        return from_buffer(CHAR_ARRAY, buffer, bool(writeable))
+        return Held(buffer, writeable)
     except (BufferError, TypeError) as error:
         raise unshared(error, buffer) from None
 

@@ -34,11 +34,10 @@ from pyiommufd.kernel.memory.mapping_requests import (
     map_file,
     map_pieces,
     piece_numbers,
-    release_unmapped,
 )
 from pyiommufd.kernel.memory.mapping_table import MappingTable
 from pyiommufd.uapi import ioctls
-from pyiommufd.uapi.ioctls import A_PIECE, CHAR_ARRAY, from_buffer, ioas_map, new
+from pyiommufd.uapi.mapping import Mapper
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.iommufd import IOMMUFD
@@ -60,9 +59,6 @@ class PhysicalRange(NamedTuple):
         return f"<PhysicalRange {self.address:#x}..{self.address + self.length - 1:#x}>"
 
 
-_new = object.__new__
-_FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
-
 # Memory that could not be unmapped, of address spaces that are closed: devices may reach it until the process ends.
 _kept_for_good: list[MappingTable] = []
 
@@ -76,11 +72,12 @@ class IOAS(KernelObject):
     Thread safety: all of it may be used from any thread, at the same time too.
     """
 
-    __slots__ = ("_allowed", "_kept", "_table")
+    __slots__ = ("_allowed", "_kept", "_mapper", "_table")
 
     def __init__(self, iommufd: IOMMUFD) -> None:
         super().__init__(iommufd)
         self._table = MappingTable()
+        self._mapper = Mapper(ioctls.address(self._c), self._c, self, self._table, DMAMapping)
         self._allowed: tuple[IOVARange, ...] = ()  # by the last `allow_iovas` here
         self._kept = False  # whether the kernel still has it after the close here
 
@@ -203,43 +200,18 @@ class IOAS(KernelObject):
             ClosedError, ForkedError: The address space is closed, or belongs to the parent process.
         """
         # The hot path: nothing here that could be done once, or only where something is wrong.
-        if readable and writeable:
-            flags, writeable = BOTH, True
-        else:
-            flags, writeable = access_flags(readable, writeable), bool(writeable)
+        flags = BOTH if readable and writeable else access_flags(readable, writeable)
+        if below is not None:
+            return map_below(self, buffer, iova, below, flags)
+        if iova is not None and type(iova) is not int:
+            iova = whole(iova, "iova")  # C would not take those of NumPy
         try:
-            held = from_buffer(CHAR_ARRAY, buffer, writeable)
+            result = self._mapper.map(buffer, iova, flags)
         except (BufferError, TypeError) as error:
             raise unshared(error, buffer) from None
-        if below is not None:
-            if iova is not None:
-                raise ValueError("iova and below exclude each other")
-            return map_below(self, held, whole(below, "below"), flags)
-        mapping = _new(DMAMapping)
-        mapping._ioas = self
-        mapping._piece = piece = new(A_PIECE)
-        try:
-            # On record before it is mapped: an exception from a signal in between must not free the memory.
-            self._table[mapping] = held
-            if iova is None:
-                if not (result := ioas_map(self._c, piece, flags, held, len(held), 0)):
-                    return mapping
-            else:
-                if type(iova) is not int:
-                    iova = whole(iova, "iova")  # C would take what has a fraction
-                if not (result := ioas_map(self._c, piece, flags | _FIXED, held, len(held), iova)):
-                    return mapping
-        except BaseException as error:
-            mapping.unmap()
-            release_unmapped(self, mapping, held)
-            if isinstance(error, OverflowError):
-                raise ValueError(f"iova {iova} does not fit 64 bits without a sign") from None
-            raise
-        self._table.pop(mapping, None)  # unless it was closed meanwhile
-        try:
-            raise buffer_map_error(self, -result, held, len(held), iova)
-        finally:
-            release_unmapped(self, mapping, held)
+        if isinstance(result, DMAMapping):
+            return result
+        raise buffer_map_error(self, result, iova)
 
     def map_many(
         self,
@@ -269,7 +241,7 @@ class IOAS(KernelObject):
         try:
             numbers = piece_numbers(pieces, len(held))
         except BaseException:
-            ioctls.release(held)
+            held.release()
             raise
         try:
             return map_pieces(self, held, numbers, flags)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Self
 from pyiommufd.errors import IOMMUFDError
 from pyiommufd.printable import counted
 from pyiommufd.uapi import ioctls
-from pyiommufd.uapi.ioctls import PIECE, Piece, ioas_unmap
+from pyiommufd.uapi.ioctls import PIECE, Piece
+from pyiommufd.uapi.mapping import Mapper, Mapping
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS
@@ -24,10 +25,9 @@ PIECES_A_CALL = 1024
 class BaseMapping(ABC):
     """What the kinds of mappings have in common: the interface that `MappingTable` uses, and unmapping by ``with``."""
 
-    __slots__ = ("__weakref__", "_ioas")
+    __slots__ = ()
 
-    def __init__(self, ioas: IOAS) -> None:
-        self._ioas = ioas
+    _ioas: IOAS
 
     @abstractmethod
     def unmap(self) -> None:
@@ -44,10 +44,6 @@ class BaseMapping(ABC):
     @abstractmethod
     def _gone(self) -> bool:
         """Whether it is not mapped, nor going to be."""
-
-    @abstractmethod
-    def _was_mapped(self) -> bool:
-        """Whether it has been mapped at any time."""
 
     @property
     def revoked(self) -> bool:
@@ -79,7 +75,7 @@ class BaseMapping(ABC):
         self.unmap()
 
 
-class DMAMapping(BaseMapping):
+class DMAMapping(Mapping, BaseMapping):
     """A mapping: memory that the devices of an address space reach. Made by `IOAS.map`, `map_file` and `copy_from`.
 
     A context manager that unmaps. Dropping it does not unmap: a device may be writing there. As long as it is
@@ -88,22 +84,7 @@ class DMAMapping(BaseMapping):
     Thread safety: `unmap` may be called from any thread; whoever calls it second waits until it is unmapped.
     """
 
-    __slots__ = ("_piece",)
-
-    # IOAS.map, the hot path, does this by itself.
-    def __init__(self, ioas: IOAS) -> None:
-        super().__init__(ioas)
-        self._piece = ioctls.new(ioctls.A_PIECE)
-
-    @property
-    def iova(self) -> int:
-        """Where devices see the memory: their address of its first byte."""
-        return self._piece.iova
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-        return self._piece.length
+    __slots__ = ("__weakref__",)
 
     def unmap(self) -> None:
         """Take the memory away from the devices (IOMMU_IOAS_UNMAP). Does nothing the second time.
@@ -114,33 +95,24 @@ class DMAMapping(BaseMapping):
             IoctlError: The kernel refused; it is still mapped.
             ForkedError: This is a forked child.
         """
-        try:
-            if not (result := ioas_unmap(self._piece)):
-                self._ioas._table.pop(self, None)
-                return
-        except BaseException:
-            self._ioas._table.forget_unmapped((self,))  # a signal handler raised: the buffer is free all the same
-            raise
-        self._ioas._not_unmapped(self, -result)
+        if result := self._unmap():
+            self._ioas._not_unmapped(self, -result)
 
     @property
     def mapped(self) -> bool:
         """Whether it is still mapped."""
-        return self._piece.state != 0 and self in self._ioas._table
+        return self._state != 0 and self in self._ioas._table
 
     def _mapped_pieces(self) -> list[Piece]:
-        return [self._piece] if self._piece.state else []
+        return [ioctls.piece_of(self)] if self._state else []
 
     def _gone(self) -> bool:
-        return not self._piece.state
-
-    def _was_mapped(self) -> bool:
-        return ioctls.was_mapped(self._piece)
+        return not self._state
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
         if self.mapped:
-            yield self._piece.iova, self._piece.length
+            yield self.iova, self.length
 
     def __repr__(self) -> str:
         state = "" if self.mapped else ", unmapped"
@@ -170,10 +142,7 @@ class _Pieces:
 
 
 class _InPieces(BaseMapping):
-    """What `DMAMappings` and `CopiedMapping` have in common.
-
-    It has no slots: `CopiedMapping` is a `DMAMapping`, too, and two bases with slots cannot be combined.
-    """
+    """What `DMAMappings` and `CopiedMapping` have in common."""
 
     __slots__ = ()
 
@@ -232,10 +201,10 @@ class DMAMappings(_InPieces):
     Thread safety: `unmap` may be called from any thread; whoever calls it second waits until all is unmapped.
     """
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("__weakref__", "_ioas", "_pieces")
 
     def __init__(self, ioas: IOAS, numbers: array[int]) -> None:
-        super().__init__(ioas)
+        self._ioas = ioas
         self._pieces = _Pieces(numbers)
 
     @property
@@ -265,8 +234,7 @@ class CopiedMapping(_InPieces, DMAMapping):
 
     __slots__ = ("_pieces",)
 
-    def __init__(self, ioas: IOAS, numbers: array[int]) -> None:
-        BaseMapping.__init__(self, ioas)  # without the single piece of a DMAMapping
+    def __init__(self, mapper: Mapper, numbers: array[int]) -> None:  # noqa: ARG002 - of the base's __new__
         self._pieces = _Pieces(numbers)
 
     @property

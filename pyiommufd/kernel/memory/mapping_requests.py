@@ -8,10 +8,8 @@ import fcntl
 import itertools
 import mmap
 import operator
-from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +18,13 @@ from pyiommufd.diagnose.mapping import map_error, map_file_error
 from pyiommufd.diagnose.mapping_rows import HOLE
 from pyiommufd.errors import IoctlError, IOMMUFDError, ioctl_error
 from pyiommufd.iterables import iterate
-from pyiommufd.kernel.memory.arguments import U64_MAX, misaligned, whole
+from pyiommufd.kernel.memory.arguments import U64_MAX, hold, misaligned, whole
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
-from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, BaseMapping, CopiedMapping, DMAMapping, DMAMappings
+from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
 from pyiommufd.kernel.memory.mapping_table import OF_DMA_BUF, OF_FILE
 from pyiommufd.uapi import ioctls
-from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE, View, ioas_map, ioas_map_file
+from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE
+from pyiommufd.uapi.mapping import Held, pack_pieces
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS
@@ -33,107 +32,58 @@ if TYPE_CHECKING:
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 
-@dataclass(eq=False)
-class _MapRequest(ABC):
-    """A request that maps one piece of memory.
-
-    Attributes:
-        mapping: What it makes.
-        held: What keeps the memory alive.
-        length: Bytes.
-        flags: Of the ioctl, without IOMMU_IOAS_MAP_FIXED_IOVA.
-    """
-
-    mapping: DMAMapping
-    held: object
-    length: int
-    flags: int
-
-    @abstractmethod
-    def issue(self, flags: int, iova: int) -> int:
-        """Issue the request. Returns 0, a negative errno, or NOT_ON_PAGES."""
-
-    @abstractmethod
-    def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
-        """The exception for a result of `map_at`, or for want of room below an address."""
-
-    def map_at(self, iova: int | None) -> int:
-        """Map at this address; None: the kernel chooses. Returns 0, the errno, or -NOT_ON_PAGES.
-
-        Recorded before the request; if an exception is raised, nothing stays mapped.
-        """
-        mapping, table = self.mapping, self.mapping._ioas._table
-        flags, place = (self.flags, 0) if iova is None else (self.flags | _FIXED, iova)
-        try:
-            table[mapping] = self.held
-            if not (result := self.issue(flags, place)):
-                return 0
-        except BaseException:
-            mapping.unmap()  # a signal handler raised, maybe after the kernel had mapped it
-            raise
-        table.pop(mapping, None)  # unless the address space was closed meanwhile
-        return -result
-
-    def map_below(self, below: int) -> None:
-        """Map at the lowest free address such that the last byte is below ``below``."""
-        if below <= 0:
-            raise ValueError(f"below has to be positive, not {below}")
-        ioas = self.mapping._ioas
-        reachable, alignment = ioas._call(ioctls.ioas_iova_ranges)
-        # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
-        ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
-        alignment = max(alignment, mmap.PAGESIZE)
-        taken = ioas._table.places()
-        while True:
-            iova = first_fit(ranges, taken, self.length, below, alignment)
-            if iova is None:
-                raise self.error(errno.ENOSPC, None, below)
-            if not (code := self.map_at(iova)):
-                return
-            if code != errno.EEXIST:
-                raise self.error(code, iova, below)
-            # Another thread was quicker, or a process that shares this iommufd has something there.
-            taken.append((iova, alignment))
-
-
-class _MapBuffer(_MapRequest):
-    """IOMMU_IOAS_MAP."""
-
-    held: View
-
-    def issue(self, flags: int, iova: int) -> int:
-        return ioas_map(self.mapping._ioas._c, self.mapping._piece, flags, self.held, self.length, iova)
-
-    def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
-        return buffer_map_error(self.mapping._ioas, code, self.held, self.length, iova, below=below)
-
-
-@dataclass(eq=False)
-class _MapFile(_MapRequest):
-    """IOMMU_IOAS_MAP_FILE."""
-
-    file: int
-    start: int
-
-    def issue(self, flags: int, iova: int) -> int:
-        ioas, piece = self.mapping._ioas, self.mapping._piece
-        return ioas_map_file(ioas._c, piece, flags, self.file, self.start, self.length, iova)
-
-    def error(self, code: int, iova: int | None, below: int | None = None) -> Exception:
-        error = refusal_error(self.mapping._ioas, code, "IOMMU_IOAS_MAP_FILE", self.length, iova, below)
-        return map_file_error(error, self.file, self.start, self.length, iova)
-
-
-def map_below(ioas: IOAS, held: View, below: int, flags: int) -> DMAMapping:
+def map_below(ioas: IOAS, buffer: object, iova: int | None, below: int, flags: int) -> DMAMapping:
     """Map a buffer at the lowest free address such that the last byte is below ``below``."""
-    mapping = DMAMapping(ioas)
+    held = hold(buffer, bool(flags & uapi.IOMMU_IOAS_MAP_WRITEABLE))
+    length, address = len(held), held.address
     try:
-        _MapBuffer(mapping, held, len(held), flags).map_below(below)
-        return mapping
+        return _map_lowest(
+            ioas,
+            length,
+            _limit(iova, below),
+            lambda at: ioas._mapper.map(held, at, flags),
+            lambda code, at: buffer_map_error(ioas, (code, address, length), at, below),
+        )
     except BaseException:
-        mapping.unmap()
-        release_unmapped(ioas, mapping, held)
+        # As `release_unmapped`; if a signal handler has raised, it may be mapped.
+        if not any(memory is held for memory in list(ioas._table.values())):
+            held.release()
         raise
+
+
+def _limit(iova: int | None, below: int) -> int:
+    if iova is not None:
+        raise ValueError("iova and below exclude each other")
+    below = whole(below, "below")
+    if below <= 0:
+        raise ValueError(f"below has to be positive, not {below}")
+    return below
+
+
+def _map_lowest(
+    ioas: IOAS,
+    length: int,
+    below: int,
+    map_at: Callable[[int], DMAMapping | tuple[int, int, int]],
+    error: Callable[[int, int | None], Exception],
+) -> DMAMapping:
+    """Map at the lowest free address. error: of the negative errno and the address; without one: there is no room."""
+    reachable, alignment = ioas._call(ioctls.ioas_iova_ranges)
+    # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
+    ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
+    alignment = max(alignment, mmap.PAGESIZE)
+    taken = ioas._table.places()
+    while True:
+        iova = first_fit(ranges, taken, length, below, alignment)
+        if iova is None:
+            raise error(-errno.ENOSPC, None)
+        result = map_at(iova)
+        if isinstance(result, DMAMapping):
+            return result
+        if result[0] != -errno.EEXIST:
+            raise error(result[0], iova)
+        # Another thread was quicker, or a process that shares this iommufd has something there.
+        taken.append((iova, alignment))
 
 
 def map_file(
@@ -151,14 +101,21 @@ def map_file(
     for name, number in (("start", start), ("length", length), ("iova", iova or 0)):
         if number % mmap.PAGESIZE:
             raise ValueError(f"the {name} {number:#x} is not on a page boundary of {mmap.PAGESIZE} bytes")
-    request = _MapFile(DMAMapping(ioas), _kind(file), length, flags, file, start)
+    memory = _kind(file)
+
+    def map_at(at: int | None) -> DMAMapping | tuple[int, int, int]:
+        return ioas._mapper.map_file(memory, file, start, length, at, flags)
+
+    def error(code: int, at: int | None) -> Exception:
+        refusal = refusal_error(ioas, -code, "IOMMU_IOAS_MAP_FILE", length, at, below)
+        return map_file_error(refusal, file, start, length, at)
+
     if below is not None:
-        if iova is not None:
-            raise ValueError("iova and below exclude each other")
-        request.map_below(whole(below, "below"))
-    elif code := request.map_at(iova):
-        raise request.error(code, iova)
-    return request.mapping
+        return _map_lowest(ioas, length, _limit(iova, below), map_at, error)
+    result = map_at(iova)
+    if isinstance(result, DMAMapping):
+        return result
+    raise error(result[0], iova)
 
 
 def _kind(file: int) -> str:
@@ -193,7 +150,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
     parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
     if sum(end - at for at, end in parts) < length:
         parts = [(iova, iova + length)]
-    mapping = CopiedMapping(ioas, array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)]))
+    mapping = CopiedMapping(ioas._mapper, array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)]))
     try:
         ioas._table[mapping] = held
         ioctls.ioas_copy(
@@ -225,7 +182,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
         raise refusal_error(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
 
 
-def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMappings:
+def map_pieces(ioas: IOAS, held: Held, numbers: array[int], flags: int) -> DMAMappings:
     """Map pieces of a memory (for each offset, length, iova or `ANYWHERE`, and two times 0), all or none."""
     mappings = DMAMappings(ioas, numbers)
     pieces, count = mappings._pieces.c, len(numbers) // PIECE
@@ -233,11 +190,12 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
         ioas._table[mappings] = held
         for start in range(0, count, PIECES_A_CALL):
             part = min(PIECES_A_CALL, count - start)
-            result, done = ioctls.ioas_map_many(ioas._c, pieces, start, part, flags, held)
+            result, done = ioctls.ioas_map_many(ioas._c, pieces, start, part, flags, held.address)
             if result:
                 at = PIECE * (start + done)
                 offset, length, iova = numbers[at : at + 3]
-                raise buffer_map_error(ioas, -result, held, length, None if iova == ANYWHERE else iova, offset)
+                refused = result, held.address + offset, length
+                raise buffer_map_error(ioas, refused, None if iova == ANYWHERE else iova)
         mappings._made()
     except BaseException:
         mappings._made()
@@ -250,43 +208,51 @@ def map_pieces(ioas: IOAS, held: View, numbers: array[int], flags: int) -> DMAMa
 
 def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> array[int]:
     """What `IOAS.map_many` was given for a memory of that size in bytes, as `map_pieces` takes it."""
-    numbers = array("Q")
-    for piece in iterate(pieces, "pieces are (offset, length, iova), one after the other"):
-        try:
-            values: Iterator[Any] = iterate(piece, "three ints")
-            offset, length, iova = values
-            # Not those of NumPy, which overflow.
-            offset, length = operator.index(offset), operator.index(length)
-            iova = None if iova is None else operator.index(iova)
-        except (TypeError, ValueError):
-            raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
-        if not 0 <= offset <= size or not 0 < length <= size - offset:
-            raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
-        if iova is not None and not 0 <= iova < U64_MAX:
-            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
-        numbers.extend((offset, length, ANYWHERE if iova is None else iova, 0, 0))
-    if not numbers:
+    given: list[object] = list(iterate(pieces, "pieces are (offset, length, iova), one after the other"))
+    if not given:
         raise ValueError("there is no piece to map")
+    numbers = array("Q", bytes(8 * PIECE * len(given)))
+    at = 0
+    while (at := pack_pieces(numbers, given, at, size)) < len(given):
+        numbers[PIECE * at : PIECE * at + 3] = array("Q", _piece_numbers(given[at], size))
+        at += 1
     return numbers
 
 
-def release_unmapped(ioas: IOAS, mapping: BaseMapping, held: View) -> None:
+def _piece_numbers(piece: Any, size: int) -> tuple[int, int, int]:
+    """One of them, of any kind of numbers, or wrong."""
+    try:
+        offset, length, iova = iterate(piece, "three ints")
+        # Not those of NumPy, which overflow.
+        offset, length = operator.index(offset), operator.index(length)
+        iova = None if iova is None else operator.index(iova)
+    except (TypeError, ValueError):
+        raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
+    if not 0 <= offset <= size or not 0 < length <= size - offset:
+        raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
+    if iova is not None and not 0 <= iova < U64_MAX:
+        raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+    return offset, length, ANYWHERE if iova is None else iova
+
+
+def release_unmapped(ioas: IOAS, mapping: DMAMappings, held: Held) -> None:
     """Release a buffer that was never mapped, which the exception's traceback would keep held.
 
     Left to the garbage collector, it may be in a cycle with a memoryview, where CPython 3.11 crashes (gh-77894). If it
     was mapped for a moment, another thread may have copied it; that mapping holds the same view.
     """
     if mapping not in ioas._table and not mapping._was_mapped():
-        ioctls.release(held)
+        held.release()
 
 
 def buffer_map_error(
-    ioas: IOAS, code: int, held: View, length: int, iova: int | None, offset: int = 0, below: int | None = None
+    ioas: IOAS, refused: tuple[int, int, int], iova: int | None, below: int | None = None
 ) -> Exception:
-    """The exception for a map that failed, by the negative of its result."""
-    if code == -NOT_ON_PAGES:
-        return misaligned(ioctls.address(held) + offset, length, iova)
-    return refusal_error(ioas, code, "IOMMU_IOAS_MAP", length, iova, below)
+    """The exception for a refused map. refused: the negative errno or `NOT_ON_PAGES`, the address and the length."""
+    result, address, length = refused
+    if result == NOT_ON_PAGES:
+        return misaligned(address, length, iova)
+    return refusal_error(ioas, -result, "IOMMU_IOAS_MAP", length, iova, below)
 
 
 def refusal_error(
