@@ -122,6 +122,7 @@ static PyGetSetDef held_getset[] = {
     { NULL, NULL, NULL, NULL, NULL },
 };
 static const char held_doc[] =
+    "Held(buffer, writeable, /)\n--\n\n"
     "Memory held through the buffer protocol: its owner can neither resize nor free it. Its length is in bytes.\n\n"
     "Raises TypeError where it is no buffer; BufferError or ValueError where it is read-only and is to be writeable,\n"
     "not in one piece, or closed.";
@@ -233,8 +234,11 @@ static PyGetSetDef mapping_getset[] = {
     { NULL, NULL, NULL, NULL, NULL },
 };
 /* No tp_clear: what a mapping refers to is in a cycle with the table that the mapper clears. */
+static const char mapping_doc[] =
+    "Mapping(mapper, /, *more)\n--\n\n"
+    "A mapping of the kernel's (struct pyiommufd_piece); a subclass adds what users see.";
 static PyType_Slot mapping_slots[] = {
-    { Py_tp_doc, (void *)"A mapping of the kernel's (struct pyiommufd_piece); a subclass adds what users see." },
+    { Py_tp_doc, (void *)mapping_doc },
     { Py_tp_new, mapping_new },           { Py_tp_dealloc, mapping_dealloc }, { Py_tp_traverse, mapping_traverse },
     { Py_tp_methods, mapping_methods },   { Py_tp_members, mapping_members }, { Py_tp_getset, mapping_getset },
     { 0, NULL },
@@ -412,7 +416,9 @@ static PyMethodDef mapper_methods[] = {
     { NULL, NULL, 0, NULL },
 };
 static const char mapper_doc[] =
-    "Maps into one address space: (address of its struct pyiommufd_object, owner of that, IOAS, table, class).";
+    "Mapper(address, owner, ioas, table, made, /)\n--\n\n"
+    "Maps into one address space: the address of its struct pyiommufd_object, the owner of that, the IOAS, the dict that\n"
+    "has each mapping with what holds its memory, and the class of mappings.";
 static PyType_Slot mapper_slots[] = {
     { Py_tp_doc, (void *)mapper_doc },
     { Py_tp_new, mapper_new },         { Py_tp_dealloc, mapper_dealloc }, { Py_tp_traverse, mapper_traverse },
