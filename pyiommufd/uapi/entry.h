@@ -100,8 +100,10 @@ int pyiommufd_ioas_copy(struct pyiommufd_object *ioas, struct pyiommufd_piece *p
  */
 int pyiommufd_ioas_map_many(struct pyiommufd_object *ioas, struct pyiommufd_piece *pieces, uint64_t count,
                             uint32_t flags, const void *memory, uint64_t *done);
-/* Each of them, until one fails; nothing where one is not mapped. */
+/* Each of them that is mapped, of one address space, until one fails. */
 int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count);
+/* Whether one of them is mapped. */
+int pyiommufd_any_mapped(const struct pyiommufd_piece *pieces, uint64_t count);
 /*
  * All within a range, by one request; the pieces are all that it may touch. EAGAIN: something was mapped or unmapped
  * since the address space had that many changes.

@@ -3,7 +3,7 @@
  *
  * It is here for tests (pyiommufd.testing.mock.fail_nth): what a program does between two calls of the library allocates
  * memory in the kernel as well, and only around the call itself none of that is counted. Nothing else calls
- * pyiommufd_injection_begin, and a thread that has not pays for one comparison.
+ * pyiommufd_injection_begin, and a process that has not pays for one comparison.
  */
 
 #include <errno.h>
@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+
+static unsigned int injecting; /* threads where something is to fail: a thread's own record is dearer to look at */
 
 static __thread struct {
     int counter;       /* an fd of this thread's fail-nth file; -1: nothing is to fail */
@@ -68,7 +70,9 @@ static int64_t stop_counting(int64_t result)
 
 /* A call whose allocations count, with the negative errno as its result if it fails. Evaluated once. */
 #define COUNTED(call) \
-    (__builtin_expect(injection.counter < 0, 1) ? (call) : (start_counting(), stop_counting(call)))
+    (__builtin_expect(!__atomic_load_n(&injecting, __ATOMIC_RELAXED), 1) || injection.counter < 0 \
+         ? (call)                                                                                 \
+         : (start_counting(), stop_counting(call)))
 
 /* Every ioctl of the library. */
 static int issue(int fd, unsigned long request, void *argument)
@@ -87,6 +91,7 @@ int pyiommufd_injection_begin(uint32_t number)
     injection.counter = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
     if (injection.counter < 0)
         return -errno;
+    __atomic_fetch_add(&injecting, 1, __ATOMIC_RELAXED);
     result = set_counter(0);
     if (result < 0)
         pyiommufd_injection_end();
@@ -96,8 +101,10 @@ int pyiommufd_injection_begin(uint32_t number)
 /* Nothing is written here: in a forked child the file is the parent's. */
 int64_t pyiommufd_injection_end(void)
 {
-    if (injection.counter >= 0)
+    if (injection.counter >= 0) {
         close(injection.counter);
+        __atomic_fetch_sub(&injecting, 1, __ATOMIC_RELAXED);
+    }
     injection.counter = -1;
     return injection.error ? injection.error : (int64_t)injection.left;
 }

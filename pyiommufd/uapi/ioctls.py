@@ -314,7 +314,7 @@ PIECE = 5
 
 
 def pieces_of(numbers: array[int]) -> Pieces:
-    """Pieces in the memory of an array: `PIECE` numbers for each. The array cannot be resized meanwhile."""
+    """Pieces in the memory of an array: `PIECE` numbers of 64 bits for each. It cannot be resized meanwhile."""
     return cast("Pieces", ffi.from_buffer("struct pyiommufd_piece[]", numbers, require_writable=True))
 
 
@@ -326,6 +326,11 @@ def piece_at(pieces: Pieces, index: int) -> Piece:
 def piece_of(made: mapping.Mapping) -> Piece:
     """That of a mapping which its `mapping.Mapper` made. It is there as long as the mapping is."""
     return cast("Piece", ffi.cast("struct pyiommufd_piece *", made._address))
+
+
+def any_mapped(pieces: Pieces, count: int) -> bool:
+    """Whether one of so many is mapped."""
+    return bool(lib.pyiommufd_any_mapped(pieces, count))
 
 
 def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: int) -> tuple[int, int]:

@@ -36,7 +36,7 @@ static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
      * The kernel accepts a piece of a page as long as no device is attached, and fails the later attach for
      * it. Refused here, where the address is known without an object for it.
      */
-    const uint64_t in_page = (uint64_t)sysconf(_SC_PAGESIZE) - 1;
+    static uint64_t in_page;
     struct iommu_ioas_map command = {
         .size = sizeof(command),
         .flags = flags,
@@ -47,6 +47,8 @@ static int map(int fd, struct pyiommufd_object *ioas, struct pyiommufd_piece *pi
     };
     int result;
 
+    if (!in_page)
+        in_page = (uint64_t)sysconf(_SC_PAGESIZE) - 1;
     if (((uintptr_t)user_va | length | iova) & in_page || !length)
         return 1;
     result = issue(fd, IOMMU_IOAS_MAP, &command);
@@ -189,38 +191,50 @@ static int unmap(int fd, const struct pyiommufd_object *ioas, uint64_t iova, uin
     return result;
 }
 
-/* Nothing, and 0, where it is not mapped. */
-static int ioas_unmap(struct pyiommufd_piece *piece)
+/* Of a piece whose address space is in use by the caller. */
+static int unmap_piece(int fd, struct pyiommufd_piece *piece)
 {
     uint64_t length = piece->length;
-    int fd, result;
+    int result;
 
-    if (LOAD(&piece->state) == GONE)
+    if (!piece_lock(piece))
         return 0;
-    fd = object_get(piece->ioas);
-    if (fd < 0)
-        return fd;
-    result = 0;
-    if (piece_lock(piece)) {
-        result = unmap(fd, piece->ioas, piece->iova, &length);
-        /* A process that shares this iommufd has unmapped it; it is gone, as was wanted. */
-        if (result == -ENOENT)
-            result = 0;
-        STORE(&piece->state, result ? LIVE : GONE);
-        /* Counted after the state change: a call whose list of pieces is older than that gets EAGAIN. */
-        ADD(&piece->ioas->changes, 1);
-    }
-    object_put(piece->ioas);
+    result = unmap(fd, piece->ioas, piece->iova, &length);
+    /* A process that shares this iommufd has unmapped it; it is gone, as was wanted. */
+    if (result == -ENOENT)
+        result = 0;
+    STORE(&piece->state, result ? LIVE : GONE);
+    /* Counted after the state change: a call whose list of pieces is older than that gets EAGAIN. */
+    ADD(&piece->ioas->changes, 1);
     return result;
 }
 
 int pyiommufd_ioas_unmap_many(struct pyiommufd_piece *pieces, uint64_t count)
 {
-    int result = 0;
+    struct pyiommufd_object *ioas;
+    int fd, result = 0;
+    uint64_t at = 0;
 
-    for (uint64_t at = 0; !result && at < count; at++)
-        result = ioas_unmap(&pieces[at]);
+    while (at < count && LOAD(&pieces[at].state) == GONE)
+        at++;
+    if (at == count)
+        return 0;
+    ioas = pieces[at].ioas;
+    fd = object_get(ioas);
+    if (fd < 0)
+        return fd;
+    for (; !result && at < count; at++)
+        result = unmap_piece(fd, &pieces[at]);
+    object_put(ioas);
     return result;
+}
+
+int pyiommufd_any_mapped(const struct pyiommufd_piece *pieces, uint64_t count)
+{
+    for (uint64_t at = 0; at < count; at++)
+        if (LOAD(&pieces[at].state) != GONE)
+            return 1;
+    return 0;
 }
 
 static int copy_in_place(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)

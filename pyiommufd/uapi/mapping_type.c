@@ -179,7 +179,7 @@ static PyObject *mapping_unmap(PyObject *self, PyObject *unused)
 
     (void)unused;
     Py_BEGIN_ALLOW_THREADS
-    result = ioas_unmap(&mapping->piece);
+    result = pyiommufd_ioas_unmap_many(&mapping->piece, 1);
     Py_END_ALLOW_THREADS
     if (!result && forget(mapping))
         return NULL;
@@ -274,6 +274,19 @@ static PyObject *mapper_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     return (PyObject *)mapper;
 }
 
+/* A plain int that is not negative and fits 63 bits; 0 where it is another thing. */
+static int plain_number(PyObject *number, uint64_t *value)
+{
+    /* PyLong_AsUnsignedLongLong takes several times as long; what only that takes is left to the caller. */
+    Py_ssize_t result = PyLong_CheckExact(number) ? PyLong_AsSsize_t(number) : -1;
+
+    *value = (uint64_t)result;
+    if (result >= 0)
+        return 1;
+    PyErr_Clear();
+    return 0;
+}
+
 /* Whether the arguments begin with that many; the last two of them are the iova, or None, and the flags. */
 static int place(PyObject *const *arguments, Py_ssize_t given, Py_ssize_t wanted, uint64_t *iova, uint32_t *flags)
 {
@@ -283,7 +296,7 @@ static int place(PyObject *const *arguments, Py_ssize_t given, Py_ssize_t wanted
         PyErr_Format(PyExc_TypeError, "takes %zd arguments (%zd given)", wanted, given);
         return 0;
     }
-    *flags = (uint32_t)PyLong_AsUnsignedLong(arguments[wanted - 1]);
+    *flags = (uint32_t)PyLong_AsSsize_t(arguments[wanted - 1]);
     if (*flags == UINT32_MAX && PyErr_Occurred())
         return 0;
     where = arguments[wanted - 2];
@@ -291,6 +304,8 @@ static int place(PyObject *const *arguments, Py_ssize_t given, Py_ssize_t wanted
     if (where == Py_None)
         return 1;
     *flags |= IOMMU_IOAS_MAP_FIXED_IOVA;
+    if (plain_number(where, iova))
+        return 1;
     *iova = PyLong_AsUnsignedLongLong(where);
     if (*iova != UINT64_MAX || !PyErr_Occurred())
         return 1;
@@ -431,17 +446,6 @@ static PyType_Spec mapper_spec = {
 
 /* Pieces */
 
-static int plain_number(PyObject *number, uint64_t *value)
-{
-    if (!PyLong_CheckExact(number))
-        return 0;
-    *value = PyLong_AsUnsignedLongLong(number);
-    if (*value != UINT64_MAX || !PyErr_Occurred())
-        return 1;
-    PyErr_Clear();
-    return 0;
-}
-
 /* A piece of the caller's, (offset, length, iova or None), within memory of a size; 0 where it is another or wrong. */
 static int plain_piece(PyObject *given, uint64_t size, struct pyiommufd_piece *piece)
 {
@@ -455,7 +459,7 @@ static int plain_piece(PyObject *given, uint64_t size, struct pyiommufd_piece *p
     iova = PyTuple_GetItem(given, 2);
     if (iova == Py_None)
         piece->iova = UINT64_MAX;
-    else if (!plain_number(iova, &piece->iova) || piece->iova == UINT64_MAX)
+    else if (!plain_number(iova, &piece->iova))
         return 0;
     return piece->offset <= size && piece->length && piece->length <= size - piece->offset;
 }
@@ -463,31 +467,30 @@ static int plain_piece(PyObject *given, uint64_t size, struct pyiommufd_piece *p
 static PyObject *pack_pieces(PyObject *module, PyObject *arguments)
 {
     unsigned long long size;
-    Py_ssize_t at, count;
-    PyObject *pieces;
+    Py_ssize_t count, at = 0;
     Py_buffer memory;
+    PyObject *pieces;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "w*OnK:pack_pieces", &memory, &pieces, &at, &size))
+    if (!PyArg_ParseTuple(arguments, "w*O!K:pack_pieces", &memory, &PyList_Type, &pieces, &size))
         return NULL;
-    count = PyList_Size(pieces);
-    if (count >= 0 && (size_t)count > (size_t)memory.len / sizeof(struct pyiommufd_piece)) {
-        PyErr_SetString(PyExc_ValueError, "more pieces than memory");
-        count = -1;
-    }
-    for (; at < count; at++)
-        if (!plain_piece(PyList_GetItem(pieces, at), size, (struct pyiommufd_piece *)memory.buf + at))
-            break;
+    count = memory.len / (Py_ssize_t)sizeof(struct pyiommufd_piece);
+#ifdef Py_GIL_DISABLED
+    count = -1; /* another thread could change the list between two of these calls */
+#endif
+    if (count == PyList_Size(pieces))
+        while (at < count && plain_piece(PyList_GetItem(pieces, at), size, (struct pyiommufd_piece *)memory.buf + at))
+            at++;
     PyBuffer_Release(&memory);
-    return count < 0 ? NULL : PyLong_FromSsize_t(at);
+    return PyBool_FromLong(at == count);
 }
 
 /* The module */
 
 static PyMethodDef mapping_functions[] = {
     { "pack_pieces", pack_pieces, METH_VARARGS,
-      "(memory, pieces, at, size): write pieces (offset, length, iova or None) from that one on to the memory, as struct\n"
-      "pyiommufd_piece. The index of the first that is not a tuple of plain ints, or not within the size; or how many." },
+      "(memory, list, size): write pieces (offset, length, iova or None) to memory that is all zeros, as struct\n"
+      "pyiommufd_piece. False where one of them is not a tuple of plain ints, or not within the size." },
     { NULL, NULL, 0, NULL },
 };
 static struct PyModuleDef mapping_module = {

@@ -1,6 +1,6 @@
 """What mappings cost, as ratios to the same loop in C, by the guest's instruction clock.
 
-`figures` starts the guest; run as a program, there, this measures: mappings LOOP-PROGRAM ROUNDS.
+`figures` starts the guest; run as a program, there, this measures: mappings LOOP-PROGRAM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pyiommufd import IOAS, IOMMUFD, DMABuffer, plan_claim, uapi
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.measuring import in_guest
 
-DEVICE = "0000:00:01.0"
 _MAP = struct.Struct("=IIIIQQQ")
 _UNMAP = struct.Struct("=IIQQ")
 _ACCESS = uapi.IOMMU_IOAS_MAP_READABLE | uapi.IOMMU_IOAS_MAP_WRITEABLE
@@ -91,10 +90,10 @@ def by_ctypes(ioas: IOAS, rounds: int) -> int:
     return time.monotonic_ns() - start
 
 
-def by_c(ioas: IOAS, rounds: int) -> int:
+def by_c(ioas: IOAS, rounds: int, pieces: int = 1) -> int:
     """The loop in C, on the same address space."""
     fd = ioas.iommufd.fileno()
-    command = [sys.argv[1], str(fd), str(ioas.id), str(rounds)]
+    command = [sys.argv[1], str(fd), str(ioas.id), str(rounds), str(pieces)]
     return int(subprocess.run(command, pass_fds=[fd], check=True, capture_output=True).stdout)
 
 
@@ -106,36 +105,68 @@ WAYS: dict[str, Callable[[IOAS, int], int]] = {
 }
 
 
+def many(ioas: IOAS, rounds: int) -> int:
+    """`map_many`, each time of pieces that the caller makes anew, and the unmap of them."""
+    buffer = DMABuffer(PIECES * 4096)
+    start = time.monotonic_ns()
+    for _ in range(rounds):
+        mappings = ioas.map_many(buffer, [(at, 4096, IOVA + at) for at in range(0, PIECES * 4096, 4096)])
+        mappings.unmap()
+    return time.monotonic_ns() - start
+
+
+def many_given(ioas: IOAS, rounds: int) -> int:
+    """`map_many` of pieces that are there, and the unmap of them."""
+    buffer = DMABuffer(PIECES * 4096)
+    pieces = [(at, 4096, IOVA + at) for at in range(0, PIECES * 4096, 4096)]
+    start = time.monotonic_ns()
+    for _ in range(rounds):
+        ioas.map_many(buffer, pieces).unmap()
+    return time.monotonic_ns() - start
+
+
+DEVICE = "0000:00:01.0"
 GOALS = {"no device": 3.4, "VT-d attached": 1.65}
 ROUNDS = 2000
+PIECES = 1000
+IOVA = 0x1000_0000
 
 
-def measure(ioas: IOAS, rounds: int) -> dict[str, float]:
-    """Nanoseconds a pair, for each way; one short run before, that nothing is measured for the first time."""
+def measure(ioas: IOAS) -> dict[str, float]:
+    """Ratios to C of each way; one short run before, that nothing is measured for the first time."""
     gc.disable()
     for way in WAYS.values():
         way(ioas, 20)
-    return {name: way(ioas, rounds) / rounds for name, way in WAYS.items()}
+    took = {name: way(ioas, ROUNDS) for name, way in WAYS.items()}
+    for pieces in (many, many_given):
+        pieces(ioas, 1)
+    by_loop = by_c(ioas, 10, PIECES)
+    return {name: took[name] / took["C"] for name in took if name != "C"} | {
+        "pieces": many_given(ioas, 10) / by_loop,
+        "pieces, listed each time": many(ioas, 10) / by_loop,
+    }
 
 
 def figures() -> Iterator[Figure]:
-    """One map and one unmap of a page, by each way."""
-    for space, ways in in_guest("mappings", str(ROUNDS), sources=["loop.c"]).items():
-        for name, nanoseconds in ways.items():
-            if name != "C":
+    """One map and one unmap of a page, by each way; and of many pages by one call."""
+    for space, ratios in in_guest("mappings", sources=["loop.c"]).items():
+        for name, ratio in ratios.items():
+            if name.startswith("pieces"):
+                goal = 1.05 if name == "pieces" else None
+                yield Figure(f"map_many, unmap of {PIECES} {name}, {space}", ratio, goal, "x C")
+            else:
                 goal = GOALS[space] if name == "pyiommufd" else None
-                yield Figure(f"map, unmap of 4 KiB, {space}: {name}", nanoseconds / ways["C"], goal, "x C")
+                yield Figure(f"map, unmap of 4 KiB, {space}: {name}", ratio, goal, "x C")
 
 
 def main() -> None:
     """Measure without and with a device attached."""
-    rounds = int(sys.argv[2])
     with plan_claim(DEVICE).apply(), IOMMUFD() as iommufd:
         device = iommufd.bind(DEVICE)
         ioas = iommufd.alloc_ioas()
-        result = {"no device": measure(ioas, rounds)}
+        result = {"no device": measure(ioas)}
         device.attach(ioas)
-        result["VT-d attached"] = measure(ioas, rounds)
+        result["VT-d attached"] = measure(ioas)
     print(json.dumps(result))
 
 

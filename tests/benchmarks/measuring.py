@@ -22,8 +22,8 @@ def in_guest(module: str, *arguments: str, counted: bool = True, sources: Sequen
     Args:
         module: Its name without the package.
         arguments: Passed to it, after the paths of the compiled programs.
-        counted: The guest has one CPU, and a clock that counts instructions (QEMU's -icount, two of them a
-            nanosecond): its figures do not depend on what else this machine is doing.
+        counted: The guest has one CPU, and a clock that counts instructions (QEMU's -icount, two
+            nanoseconds for each): its figures do not depend on what else this machine is doing.
         sources: C files of this folder, compiled for it.
         options: Of the `Guest`.
     """

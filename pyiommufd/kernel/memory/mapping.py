@@ -133,6 +133,13 @@ class _Pieces:
         self.c = ioctls.pieces_of(numbers)
         self.making = True  # more of them may be mapped, whatever has become of those that are
 
+    def any_mapped(self) -> bool:
+        """Whether one of them is mapped."""
+        return ioctls.any_mapped(self.c, len(self))
+
+    def __len__(self) -> int:
+        return len(self.numbers) // PIECE
+
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where those are that are mapped: iova and length in bytes."""
         numbers = self.numbers
@@ -160,7 +167,7 @@ class _InPieces(BaseMapping):
             IoctlError: The kernel refused; the pieces from that one on are still mapped, and are what is left here.
             ForkedError: This is a forked child.
         """
-        ioas, count = self._ioas, len(self._pieces.numbers) // PIECE
+        ioas, count = self._ioas, len(self._pieces)
         if self._gone() and self not in ioas._table:
             return
         try:
@@ -175,7 +182,7 @@ class _InPieces(BaseMapping):
     @property
     def mapped(self) -> bool:
         """Whether any of it is still mapped."""
-        return any(self._pieces.numbers[3::PIECE]) and self in self._ioas._table
+        return self._pieces.any_mapped() and self in self._ioas._table
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
@@ -187,7 +194,7 @@ class _InPieces(BaseMapping):
         return [ioctls.piece_at(self._pieces.c, at) for at, state in enumerate(states) if state]
 
     def _gone(self) -> bool:
-        return not self._pieces.making and not any(self._pieces.numbers[3::PIECE])
+        return not self._pieces.making and not self._pieces.any_mapped()
 
     def _was_mapped(self) -> bool:
         return any(self._pieces.numbers[4::PIECE])

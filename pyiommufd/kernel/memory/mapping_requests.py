@@ -9,7 +9,7 @@ import itertools
 import mmap
 import operator
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +185,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
 def map_pieces(ioas: IOAS, held: Held, numbers: array[int], flags: int) -> DMAMappings:
     """Map pieces of a memory (for each offset, length, iova or `ANYWHERE`, and two times 0), all or none."""
     mappings = DMAMappings(ioas, numbers)
-    pieces, count = mappings._pieces.c, len(numbers) // PIECE
+    pieces, count = mappings._pieces.c, len(mappings._pieces)
     try:
         ioas._table[mappings] = held
         for start in range(0, count, PIECES_A_CALL):
@@ -208,31 +208,28 @@ def map_pieces(ioas: IOAS, held: Held, numbers: array[int], flags: int) -> DMAMa
 
 def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> array[int]:
     """What `IOAS.map_many` was given for a memory of that size in bytes, as `map_pieces` takes it."""
-    given: list[object] = list(iterate(pieces, "pieces are (offset, length, iova), one after the other"))
-    if not given:
+    if type(pieces) is list and pieces:
+        numbers = array("Q", (0,)) * (PIECE * len(pieces))
+        if pack_pieces(numbers, pieces, size):
+            return numbers
+    numbers = array("Q")
+    for piece in iterate(pieces, "pieces are (offset, length, iova), one after the other"):
+        try:
+            values: Iterator[Any] = iterate(piece, "three ints")
+            offset, length, iova = values
+            # Not those of NumPy, which overflow.
+            offset, length = operator.index(offset), operator.index(length)
+            iova = None if iova is None else operator.index(iova)
+        except (TypeError, ValueError):
+            raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
+        if not 0 <= offset <= size or not 0 < length <= size - offset:
+            raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
+        if iova is not None and not 0 <= iova < U64_MAX:
+            raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+        numbers.extend((offset, length, ANYWHERE if iova is None else iova, 0, 0))
+    if not numbers:
         raise ValueError("there is no piece to map")
-    numbers = array("Q", bytes(8 * PIECE * len(given)))
-    at = 0
-    while (at := pack_pieces(numbers, given, at, size)) < len(given):
-        numbers[PIECE * at : PIECE * at + 3] = array("Q", _piece_numbers(given[at], size))
-        at += 1
     return numbers
-
-
-def _piece_numbers(piece: Any, size: int) -> tuple[int, int, int]:
-    """One of them, of any kind of numbers, or wrong."""
-    try:
-        offset, length, iova = iterate(piece, "three ints")
-        # Not those of NumPy, which overflow.
-        offset, length = operator.index(offset), operator.index(length)
-        iova = None if iova is None else operator.index(iova)
-    except (TypeError, ValueError):
-        raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
-    if not 0 <= offset <= size or not 0 < length <= size - offset:
-        raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
-    if iova is not None and not 0 <= iova < U64_MAX:
-        raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
-    return offset, length, ANYWHERE if iova is None else iova
 
 
 def release_unmapped(ioas: IOAS, mapping: DMAMappings, held: Held) -> None:
