@@ -9,6 +9,7 @@
  * Python runs no signal handler within a call here: what it does is done whole, or not at all.
  */
 
+#include <limits.h>
 #include <stddef.h>
 #include <structmember.h>
 
@@ -372,11 +373,14 @@ static PyObject *mapper_map_file(PyObject *self, PyObject *const *arguments, Py_
     struct mapping *mapping;
     uint32_t flags;
     uint64_t iova;
-    int file, result;
+    long file;
+    int result;
 
     if (!place(arguments, given, 6, &iova, &flags))
         return NULL;
-    file = (int)PyLong_AsLong(arguments[1]);
+    file = PyLong_AsLong(arguments[1]);
+    if (file > INT_MAX || file < INT_MIN)
+        PyErr_SetString(PyExc_OverflowError, "this is no file descriptor");
     start = PyLong_AsUnsignedLongLong(arguments[2]);
     length = PyLong_AsUnsignedLongLong(arguments[3]);
     if (PyErr_Occurred())
@@ -387,7 +391,7 @@ static PyObject *mapper_map_file(PyObject *self, PyObject *const *arguments, Py_
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    result = ioas_map_file(mapper->object, &mapping->piece, flags, file, start, length, iova);
+    result = ioas_map_file(mapper->object, &mapping->piece, flags, (int)file, start, length, iova);
     Py_END_ALLOW_THREADS
     return outcome(mapping, result, NULL, length);
 }
