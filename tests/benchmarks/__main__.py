@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import importlib
 import json
+import os
+import platform
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.benchmarks.figure import Figure
+from tests.benchmarks.measuring import ROOT, in_guest
 
 PARTS = ("mappings",)
+PAGE = ROOT / "docs/performance.md"
 
 
 def line(figure: Figure, before: float | None) -> str:
@@ -41,6 +47,30 @@ def measured(parts: Iterable[str], before: dict[str, float]) -> list[Figure]:
     return found
 
 
+def setting() -> str:
+    """When and on what it was measured."""
+    emulator = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    cpus = [
+        row.partition(":")[2].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in row
+    ]
+    kernel = in_guest("kernel")
+    return (
+        f"Measured on {datetime.date.today()}: Linux {kernel} in {emulator.splitlines()[0]}; CPython "
+        f"{platform.python_version()}; {os.cpu_count()} CPUs, {cpus[0] if cpus else 'an unknown CPU'}, without KVM."
+    )
+
+
+def write_page(figures: Iterable[Figure]) -> None:
+    """Write the table of docs/performance.md."""
+    rows = ["| | figure | | goal |", "|---|---:|---|---|"]
+    for one in figures:
+        goal = "" if one.goal is None else f"≤ {one.goal:g}{'' if one.met else ': **missed**'}"
+        rows.append(f"| {one.name} | {one.ratio:.2f} | {one.unit} | {goal} |")
+    before, begin, rest = PAGE.read_text().partition("<!-- the table: written by tests/benchmark --docs -->\n")
+    end = "<!-- the table: end -->\n"
+    PAGE.write_text("\n".join([before + begin + setting(), "", *rows, end + rest.partition(end)[2]]))
+
+
 def main() -> int:
     """Measure and print; 1 if a goal was missed."""
     parser = argparse.ArgumentParser(prog="tests/benchmark", description="What the library costs, beside C and others.")
@@ -49,11 +79,14 @@ def main() -> int:
     parser.add_argument(
         "--against", type=Path, metavar="FILE", help="show those of an earlier run (--json) beside them"
     )
+    parser.add_argument("--docs", action="store_true", help="write the table of docs/performance.md")
     options = parser.parse_args()
     print(f"{'':72} {'figure':>10} {'':16} {'goal':>9} {'met':4}{'before' if options.against else '':>10}".rstrip())
     figures = measured(options.parts or PARTS, earlier(options.against))
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(one) for one in figures], indent=1) + "\n")
+    if options.docs:
+        write_page(figures)
     return int(not all(one.met for one in figures))
 
 
