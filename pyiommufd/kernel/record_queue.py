@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic
 
 from pyiommufd.errors import IoctlError, ioctl_error
-from pyiommufd.kernel.handle import Handle
 from pyiommufd.kernel.kernel_object import KernelObject
-from pyiommufd.kernel.waitable import T, Waitable
+from pyiommufd.kernel.waitable import T, Waitable, Watched
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
@@ -33,22 +33,23 @@ class RecordQueue(KernelObject, Waitable[T]):
     one of those who read. `close` wakes those who wait; they get `ClosedError`.
     """
 
-    __slots__ = ("_queue", "_reads", "_room", "_step")
+    __slots__ = ("_queue", "_reads", "_room", "_step", "_watches")
 
     def __init__(self, iommufd: IOMMUFD, room: int, step: int = 0) -> None:
         """room: bytes of the smallest record; step: by how many others are larger, 0: none is."""
         super().__init__(iommufd)
         self._queue = _QueueFile(self)
+        self._watches = self._queue._watches
         self._room, self._step = room, step
         # What has been read and not been handed out: the kernel has forgotten it.
         self._reads: dict[_Read[T], None] = {}
 
+    @abstractmethod
     def _decode(self, data: bytes) -> Iterable[T]:
         """The records of what one read took: one; more if another process took a larger one at the same time.
 
         It may be asked for twice, where a signal handler reads as well; one of the answers is dropped.
         """
-        raise NotImplementedError
 
     def fileno(self) -> int:
         """The queue's own fd: readable while there is something to read.
@@ -72,7 +73,7 @@ class RecordQueue(KernelObject, Waitable[T]):
         return self._wait(timeout)
 
     @property
-    def _handle(self) -> Handle:
+    def _handle(self) -> Watched:
         return self._queue
 
     def _take(self) -> T | None:
@@ -175,7 +176,7 @@ class _Read(Generic[T]):
         return tuple(self._decoded[0]) if self._decoded else ()
 
 
-class _QueueFile(Handle):
+class _QueueFile(Watched):
     """The fd of a queue."""
 
     __slots__ = ("_owner",)

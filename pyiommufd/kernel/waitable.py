@@ -5,18 +5,34 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Generator
-from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from abc import abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pyiommufd.errors import ClosedError, IoctlError
 from pyiommufd.kernel.handle import Handle, forked_error
 from pyiommufd.uapi import ioctls
 
+if TYPE_CHECKING:
+    import asyncio
+
 T = TypeVar("T")
 """What is waited for."""
 
 _LONGEST = 86400.0  # seconds that one poll may take: its own limit is an int of milliseconds
+
+
+def _first_running_loop() -> asyncio.AbstractEventLoop:
+    global _running_loop
+    import asyncio
+
+    _running_loop = asyncio.get_running_loop
+    return _running_loop()
+
+
+# asyncio.get_running_loop, which is imported by the first wait in a loop.
+_running_loop: Callable[[], asyncio.AbstractEventLoop] = _first_running_loop
 
 
 def _seconds(timeout: float) -> float:
@@ -32,6 +48,116 @@ def _seconds(timeout: float) -> float:
     return seconds
 
 
+class Watch:
+    """What one event loop has of a file: an fd that is readable while the file is, and the tasks that wait for it.
+
+    The fd stays the loop's reader between two waits, since to add and remove one takes longer than all the rest of a
+    wait. It is removed where the file is readable and nobody waits: else the loop would never sleep.
+
+    It wakes the one who has waited longest, and then rests until something new comes; while there are others it does
+    not rest, and wakes the next. So nobody sleeps who has not seen the file empty, whatever becomes of the one who was
+    woken.
+
+    Thread safety: it is used by the thread of its loop alone; `close` by any, once the loop is closed.
+
+    Attributes:
+        loop: The event loop.
+        waiters: Of those who wait; the first is the next to be woken.
+        idle: Nobody has waited since it was readable last: whoever waits calls `attend`.
+        turn: Whether the loop has run other tasks since something was last taken without a wait.
+    """
+
+    __slots__ = ("_end", "_epoll", "_fd", "_file", "_reading", "idle", "loop", "turn", "waiters")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, file: ioctls.File) -> None:
+        self.loop = loop
+        self.waiters: deque[asyncio.Future[None]] = deque()
+        self.idle = self.turn = True
+        self._reading = False
+        self._file = file
+        # Not handles: what a loop that was closed has left is closed with the last reference, and is no mistake.
+        self._epoll, self._end = ioctls.new_file(), ioctls.new_file()
+        ioctls.file_watch(file, self._epoll, self._end)
+        self._fd = self._epoll.fd
+
+    def attend(self) -> None:
+        """Somebody waits."""
+        if not self._reading:
+            self.loop.add_reader(self._fd, self._readable)
+            self._reading = True
+        self.idle = False
+
+    def forget(self, waiter: asyncio.Future[None]) -> None:
+        """It waits no more."""
+        with contextlib.suppress(ValueError):
+            self.waiters.remove(waiter)
+
+    def _readable(self) -> None:
+        waiters = self.waiters
+        while waiters:
+            waiter = waiters[0]
+            if not waiter.done():
+                waiter.set_result(None)
+                waiters.popleft()
+                if not waiters:
+                    ioctls.file_rest(self._fd)
+                return
+            waiters.popleft()  # it was cancelled
+        if self.idle or self._file.fd < 0:
+            self._leave()
+        else:
+            self.idle = True
+            ioctls.file_rest(self._fd)
+
+    def _leave(self) -> None:
+        self.idle, self._reading = True, False
+        self.loop.remove_reader(self._fd)
+        if self._file.fd < 0:
+            self.close()
+
+    def close(self) -> None:
+        """Close its fds."""
+        ioctls.file_close(self._epoll)
+        ioctls.file_close(self._end)
+
+
+class Watched(Handle):
+    """An owner of an fd that is waited for."""
+
+    __slots__ = ("_watches",)
+
+    def __init__(self, fd: int = -1) -> None:
+        self._watches: dict[asyncio.AbstractEventLoop, Watch] = {}
+        super().__init__(fd)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> Watch:
+        """Have a loop watch it, which does not do so yet."""
+        self._drop_watches()
+        try:
+            watch = Watch(loop, self._live())
+        except IoctlError:
+            self._live()  # raises where it was closed meanwhile
+            raise
+        self._watches[loop] = watch
+        if self._file.fd < 0:  # closed meanwhile, maybe before the watch was there to be dropped
+            self._watches.pop(loop, None)
+            watch.close()
+            self._live()
+        return watch
+
+    def _drop_watches(self) -> None:
+        """Close what is left of loops that were closed; in a forked child, of all."""
+        for loop in list(self._watches):
+            if (self.in_child or loop.is_closed()) and (watch := self._watches.pop(loop, None)):
+                watch.close()
+
+    def _close_fd(self) -> None:
+        super()._close_fd()
+        self._drop_watches()
+        # Those of the other loops are readable now: they wake who waits there, and close themselves.
+        self._watches.clear()
+
+
 class Waitable(Generic[T]):
     """Base of what is waited for by its fd. Whatever comes is given to one of those who wait, once.
 
@@ -44,14 +170,20 @@ class Waitable(Generic[T]):
     _awaited: ClassVar[str]
     """What is waited for, in the message of a TimeoutError."""
 
-    @property
-    def _handle(self) -> Handle:
-        """The owner of the fd."""
-        raise NotImplementedError
+    _watches: dict[asyncio.AbstractEventLoop, Watch]
+    """Those of the owner of the fd."""
 
+    @property
+    @abstractmethod
+    def _handle(self) -> Watched:
+        """The owner of the fd."""
+
+    @abstractmethod
     def _take(self) -> T | None:
-        """What has come, without waiting; None: nothing. Raises where it is closed, or the parent process's."""
-        raise NotImplementedError
+        """What has come, without waiting; what is false, such as None: nothing.
+
+        Raises where it is closed, or the parent process's.
+        """
 
     def _wait(self, timeout: float | None) -> T:
         """Wait, for that many seconds or, with None, for as long as it takes; other threads run meanwhile.
@@ -61,7 +193,7 @@ class Waitable(Generic[T]):
             ClosedError, ForkedError: It is closed, also meanwhile, or belongs to the parent process.
         """
         end = None if timeout is None else time.monotonic() + _seconds(timeout)
-        while (taken := self._take()) is None:
+        while not (taken := self._take()):
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError(f"no {self._awaited} of {self!r} within {timeout:g} s")
@@ -73,34 +205,31 @@ class Waitable(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         """Wait in an asyncio event loop. Raises as the call that blocks does, but has no limit of its own.
 
-        Other tasks have their turn first, also where something is there already.
+        Where something is there already, other tasks have their turn first, but for the first such wait after one in
+        which they had it.
         """
-        return self._wait_async().__await__()
-
-    async def _wait_async(self) -> T:
-        import asyncio
-
+        loop = _running_loop()
+        watch = self._watches.get(loop) or self._handle._watch(loop)
         # The other tasks' turn, also where there is always more: a VM can make events as fast as they are read.
-        await asyncio.sleep(0)
-        if (taken := self._take()) is not None:
-            return taken
-        loop = asyncio.get_running_loop()
-        # Fds of this wait alone: an event loop allows one reader per fd, and these stay open if it is closed meanwhile.
-        with Handle() as watch, Handle() as end, contextlib.ExitStack() as readers:
+        if watch.turn:
+            watch.turn = False
+        else:
+            yield
+            watch.turn = True
+        join = watch.waiters.append
+        while not (taken := self._take()):
+            waiter = loop.create_future()
             try:
-                watch._open_with(partial(ioctls.file_watch, self._handle._live()))
-                end._open_with(partial(ioctls.file_waker, self._handle._live()))
-            except IoctlError:
-                self._handle._live()  # raises where it was closed meanwhile
+                join(waiter)
+                if watch.idle:
+                    watch.attend()
+                yield from waiter
+            except BaseException:
+                watch.forget(waiter)
                 raise
-            readable = asyncio.Event()
-            for fd in (watch.fileno(), end.fileno()):
-                loop.add_reader(fd, readable.set)
-                readers.callback(loop.remove_reader, fd)
-            while (taken := self._take()) is None:
-                readable.clear()
-                await readable.wait()
-            return taken
+            watch.turn = True
+            join = watch.waiters.appendleft  # in vain: it stays the first
+        return taken
 
     def __aiter__(self) -> AsyncIterator[T]:
         """``async for``: waits over and over, until it is closed."""

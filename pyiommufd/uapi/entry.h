@@ -34,18 +34,20 @@ void pyiommufd_file_forked(struct pyiommufd_file *file);
 int pyiommufd_file_same(struct pyiommufd_file *file, struct pyiommufd_file *other);
 /* As poll: until it is readable, or closed. */
 int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds);
-/* A copy of what ends it; readable from then on. */
-int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *copy);
 /*
- * An epoll instance with the file in it, which is readable while the file is. Unlike a duplicate it does not keep the
- * file open: the kernel destroys no queue whose file is.
+ * An epoll instance, readable while the file is, and from its close on. Unlike a duplicate it does not keep the file open:
+ * the kernel destroys no queue whose file is. end: a copy of what ends pyiommufd_file_wait, to be kept as long.
  */
-int pyiommufd_file_watch(struct pyiommufd_file *file, struct pyiommufd_file *watch);
+int pyiommufd_file_watch(struct pyiommufd_file *file, struct pyiommufd_file *watch, struct pyiommufd_file *end);
+/* Have its fd be readable no more until something new comes (EPOLLET), or the file is closed. */
+void pyiommufd_file_rest(int watch);
 /* As poll, without waiting. */
 int pyiommufd_file_readable(struct pyiommufd_file *file);
 /* As read, or pread where the offset is not negative; and so for writing. done: bytes in memory now; or NULL. */
 int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t length, int64_t offset, uint64_t *done);
 int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset);
+/* The count of an eventfd that does not block, set back to 0; UINT64_MAX, which none can have: it cannot be read. */
+uint64_t pyiommufd_file_take(struct pyiommufd_file *file);
 /* Set or clear bits of 2 bytes, little-endian, by a pread and a pwrite. */
 int pyiommufd_file_change16(struct pyiommufd_file *file, int64_t offset, uint16_t bits, int on);
 int pyiommufd_ioctl(struct pyiommufd_file *file, unsigned long request, void *argument);

@@ -190,31 +190,32 @@ int pyiommufd_file_wait(struct pyiommufd_file *file, int milliseconds)
     return result;
 }
 
-int pyiommufd_file_waker(struct pyiommufd_file *file, struct pyiommufd_file *copy)
+int pyiommufd_file_watch(struct pyiommufd_file *file, struct pyiommufd_file *watch, struct pyiommufd_file *end)
 {
-    int result = file_get(file);
-
-    if (result < 0)
-        return result;
-    result = waker(file);
-    if (result >= 0)
-        result = file_set_fd(copy, fcntl(result, F_DUPFD_CLOEXEC, 0));
-    file_put(file);
-    return result;
-}
-
-int pyiommufd_file_watch(struct pyiommufd_file *file, struct pyiommufd_file *watch)
-{
-    struct epoll_event event = { .events = EPOLLIN };
+    struct epoll_event event = { .events = EPOLLIN | EPOLLET };
     int fd = file_get(file), result;
 
     if (fd < 0)
         return fd;
-    result = file_set_fd(watch, epoll_create1(EPOLL_CLOEXEC));
+    result = waker(file);
+    if (result >= 0)
+        result = file_set_fd(end, fcntl(result, F_DUPFD_CLOEXEC, 0));
+    if (!result)
+        result = file_set_fd(watch, epoll_create1(EPOLL_CLOEXEC));
     if (!result)
         result = (int)result_or_errno(epoll_ctl(watch->fd, EPOLL_CTL_ADD, fd, &event));
+    event.events = EPOLLIN;
+    if (!result)
+        result = (int)result_or_errno(epoll_ctl(watch->fd, EPOLL_CTL_ADD, end->fd, &event));
     file_put(file);
     return result;
+}
+
+void pyiommufd_file_rest(int watch)
+{
+    struct epoll_event event;
+
+    epoll_wait(watch, &event, 1, 0);
 }
 
 int pyiommufd_file_readable(struct pyiommufd_file *file)
@@ -241,6 +242,21 @@ int64_t pyiommufd_file_read(struct pyiommufd_file *file, void *memory, uint64_t 
         *done = result < 0 ? 0 : (uint64_t)result;
     file_put(file);
     return result;
+}
+
+uint64_t pyiommufd_file_take(struct pyiommufd_file *file)
+{
+    int fd = file_get(file);
+    uint64_t count;
+    int64_t result;
+
+    if (fd < 0)
+        return UINT64_MAX;
+    result = COUNTED(result_or_errno(read(fd, &count, sizeof(count))));
+    file_put(file);
+    if (result == -EAGAIN)
+        return 0;
+    return result == sizeof(count) ? count : UINT64_MAX;
 }
 
 int64_t pyiommufd_file_write(struct pyiommufd_file *file, const void *memory, uint64_t length, int64_t offset)

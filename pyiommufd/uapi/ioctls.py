@@ -193,14 +193,22 @@ def file_readable(file: File) -> bool:
     return int(lib.pyiommufd_file_readable(_c(file))) > 0
 
 
-def file_waker(file: File, copy: File) -> None:
-    """A second fd of what becomes readable when the file is closed."""
-    _check(lib.pyiommufd_file_waker(_c(file), _c(copy)), "eventfd")
+def file_watch(file: File, watch: File, end: File) -> None:
+    """An fd (epoll) that is readable while a file is, and from its close on; it does not keep it open, as a copy would.
+
+    end: kept open as long as the watch, which is to tell of the close.
+    """
+    _check(lib.pyiommufd_file_watch(_c(file), _c(watch), _c(end)), "epoll")
 
 
-def file_watch(file: File, watch: File) -> None:
-    """An fd that is readable while the file is, and does not keep it open as a duplicate would (epoll)."""
-    _check(lib.pyiommufd_file_watch(_c(file), _c(watch)), "epoll")
+file_rest = lib.pyiommufd_file_rest
+"""(the fd of a watch): it is readable no more until something new comes, or the file is closed."""
+
+file_take = cast("Callable[[File], int]", lib.pyiommufd_file_take)
+"""(an eventfd that does not block) -> its count, which becomes 0; or `NO_COUNT`: it cannot be read."""
+
+NO_COUNT = (1 << 64) - 1
+"""What no eventfd counts up to."""
 
 
 def file_change16(file: File, offset: int, bits: int, on: bool) -> None:

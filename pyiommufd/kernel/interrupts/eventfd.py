@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import operator
 import os
 import sys
 from pathlib import Path
 
 from pyiommufd.errors import IoctlError, ioctl_error
-from pyiommufd.kernel.handle import Handle
-from pyiommufd.kernel.waitable import Waitable
+from pyiommufd.kernel.waitable import Waitable, Watched
 from pyiommufd.uapi import ioctls
 
 
@@ -31,7 +29,7 @@ def _number(eventfd: EventFD | int) -> int:
     return fd
 
 
-class EventFD(Handle, Waitable[int]):
+class EventFD(Watched, Waitable[int]):
     """An eventfd (eventfd(2)): a counter of signals, to wait for.
 
     A wait returns how many signals have come since the last one, and resets the count to 0: no signal is lost or
@@ -92,16 +90,16 @@ class EventFD(Handle, Waitable[int]):
                 kernel reads.
             ClosedError, ForkedError: As for `fileno`.
         """
-        reader = "the eventfd's owner" if self.lent else self._reader
-        if reader and not self.closed:
+        if (self.lent or self._reader) and not self.closed:
+            reader = "the eventfd's owner" if self.lent else self._reader
             raise ValueError(f"{self!r}: only {reader} may read its signals")
-        try:
-            return int.from_bytes(ioctls.file_read(self._live(), 8), sys.byteorder)
-        except IoctlError as error:
-            if error.errno == errno.EAGAIN:
-                return 0
-            self._live()  # raises where it was closed meanwhile
-            raise
+        count = ioctls.file_take(self._file)
+        if count != ioctls.NO_COUNT:
+            return count
+        # Raises, and says why.
+        return int.from_bytes(ioctls.file_read(self._live(), 8), sys.byteorder)
+
+    _take = take
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for a signal; other threads run meanwhile. ``await`` and ``async for`` wait in an asyncio event loop.
@@ -120,11 +118,8 @@ class EventFD(Handle, Waitable[int]):
         return self._wait(timeout)
 
     @property
-    def _handle(self) -> Handle:
+    def _handle(self) -> Watched:
         return self
-
-    def _take(self) -> int | None:
-        return self.take() or None
 
     def signal(self, count: int = 1) -> None:
         """Add to the counter, as the kernel does.
