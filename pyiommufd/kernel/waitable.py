@@ -216,19 +216,21 @@ class Waitable(Generic[T]):
         else:
             yield
             watch.turn = True
-        join = watch.waiters.append
+        waiters, in_vain = watch.waiters, False
         while not (taken := self._take()):
             waiter = loop.create_future()
             try:
-                join(waiter)
+                if in_vain:
+                    waiters.appendleft(waiter)  # it stays the first
+                else:
+                    waiters.append(waiter)
                 if watch.idle:
                     watch.attend()
                 yield from waiter
             except BaseException:
                 watch.forget(waiter)
                 raise
-            watch.turn = True
-            join = watch.waiters.appendleft  # in vain: it stays the first
+            in_vain = watch.turn = True
         return taken
 
     def __aiter__(self) -> AsyncIterator[T]:

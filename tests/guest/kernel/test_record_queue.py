@@ -200,6 +200,49 @@ def test_close_by_a_thread_wakes_tasks_and_destroys(mock: MockIOMMUFD, scene: Sc
     assert [type(end) for end in asyncio.run(main())] == [ClosedError] * 3
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_close_between_two_waits_destroys(mock: MockIOMMUFD, scene: Scene, ended: bool) -> None:
+    """What a loop keeps of the queue between two waits does not keep the kernel from it; nor what a closed one has."""
+
+    async def main() -> None:
+        waiting = asyncio.create_task(wait(scene))
+        await asyncio.sleep(0)
+        scene.come()
+        assert await waiting == 0
+        if not ended:
+            close()
+
+    def close() -> None:
+        scene.close()
+        assert scene.queue not in mock.objects
+
+    asyncio.run(main())
+    if ended:
+        close()
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if fd.exists() and "eventpoll" in str(fd.readlink())]
+
+
+def test_what_has_queued_up_is_read_in_order_with_turns_for_other_tasks(scene: Scene) -> None:
+    count, turns = 50, 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        for _ in range(count):
+            scene.come()
+        task = asyncio.create_task(other())
+        for number in range(count):
+            assert await wait(scene) == number
+        task.cancel()
+        assert count // 2 <= turns <= count  # and no wait took the loop more than one pass
+
+    asyncio.run(main())
+
+
 def test_close_wakes_threads(mock: MockIOMMUFD, scene: Scene) -> None:
     ends = ends_of_waiters(scene.queue.read, lambda: scene.queue._queue._file.users == 3, scene.close)
     assert ends == [ClosedError] * 3

@@ -144,6 +144,45 @@ def test_what_nobody_waits_for_does_not_keep_a_loop_awake(event: EventFD) -> Non
         runner.run(main())
 
 
+@pytest.mark.parametrize(("signals", "times"), [(1, 1), (2, 10)])
+def test_an_fd_is_registered_again_only_after_signals_that_nobody_waited_for(
+    event: EventFD, signals: int, times: int
+) -> None:
+    """One does not count: it comes while the one before is being dealt with."""
+
+    async def main() -> None:
+        for _ in range(10):
+            await served(event)
+            await unheeded(event, signals)
+            assert await event == signals
+
+    with counted() as (selector, runner):
+        before = selector.registered
+        runner.run(main())
+        assert selector.registered == before + times
+
+
+def test_two_tasks_share_what_comes(event: EventFD) -> None:
+    async def count(place: int) -> None:
+        async for _ in event:
+            counts[place] += 1
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(count(place)) for place in range(2)]
+        for _ in range(100):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            event.signal()
+        while sum(counts) < 100:
+            await asyncio.sleep(0)
+        event.close()
+        await asyncio.gather(*tasks)
+
+    counts = [0, 0]
+    asyncio.run(main())
+    assert min(counts) >= 40
+
+
 def test_those_who_wait_are_served_in_order(event: EventFD) -> None:
     async def main() -> None:
         tasks = await waiting(event, 5)
@@ -227,8 +266,17 @@ async def served(event: EventFD) -> None:
     assert await task == 1
 
 
+async def unheeded(event: EventFD, count: int) -> None:
+    """So many signals, with the loop's passes to see each, which nobody waits for."""
+    for _ in range(count):
+        event.signal()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("dropped", [False, True])
-def test_nothing_is_left_whether_the_loop_or_the_object_ends_first(dropped: bool) -> None:
+@pytest.mark.parametrize("signals", [0, 1, 2])
+def test_nothing_is_left_whether_the_loop_or_the_object_ends_first(signals: int, dropped: bool) -> None:
     """The object: in a loop, between two runs of one, after it; and with a close, or dropped without one."""
 
     def end() -> None:
@@ -236,15 +284,21 @@ def test_nothing_is_left_whether_the_loop_or_the_object_ends_first(dropped: bool
             with pytest.warns(ResourceWarning, match="EventFD"):
                 kept.clear()
         else:
-            kept.pop().close()
+            closed.append(kept.pop())
+            closed[-1].close()
+
+    async def outside() -> None:
+        await served(kept[0])
+        await unheeded(kept[0], signals)
 
     async def inside() -> None:
-        await served(kept[0])
+        await outside()
         end()
 
+    closed: list[EventFD] = []
     before = fds()
     kept = [EventFD()]
-    asyncio.run(served(kept[0]))
+    asyncio.run(outside())
     end()
     assert fds() == before
 
@@ -256,7 +310,7 @@ def test_nothing_is_left_whether_the_loop_or_the_object_ends_first(dropped: bool
         runner.get_loop()
         loop = fds()
         kept.append(EventFD())
-        runner.run(served(kept[0]))
+        runner.run(outside())
         end()
         runner.run(asyncio.sleep(0))
         runner.run(asyncio.sleep(0))
