@@ -64,7 +64,7 @@ class Watch:
         loop: The event loop.
         waiters: Of those who wait; the first is the next to be woken.
         idle: Nobody has waited since it was readable last: whoever waits calls `attend`.
-        turn: Whether the loop has run other tasks since something was last taken without a wait.
+        turn: Whether other tasks have had their turn since something was last taken without a wait.
     """
 
     __slots__ = ("_end", "_epoll", "_fd", "_file", "_reading", "idle", "loop", "turn", "waiters")
@@ -205,8 +205,7 @@ class Waitable(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         """Wait in an asyncio event loop. Raises as the call that blocks does, but has no limit of its own.
 
-        Where something is there already, other tasks have their turn first, but for the first such wait after one in
-        which they had it.
+        Other tasks have their turn in at least every second wait, also where something is there already.
         """
         loop = _running_loop()
         watch = self._watches.get(loop) or self._handle._watch(loop)
