@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
@@ -19,12 +19,14 @@ from pyiommufd.uapi.device_ioctls import (
     window_map,
     window_mapped,
     window_new,
-    window_read,
     window_read64,
+    window_reads,
     window_unmap,
-    window_write,
+    window_writes,
 )
 from pyiommufd.uapi.ioctls import CHAR_ARRAY, Cell, View, from_buffer, new_cell, release
+
+_F = TypeVar("_F", bound=Callable[..., object])
 
 
 class Mappable(Protocol):
@@ -40,6 +42,50 @@ class Mappable(Protocol):
 
     def _why_silent(self) -> str:
         """Why an access was not answered, and the way out."""
+
+
+def _reader(bits: int, text: str) -> Callable[[Window, int], int]:
+    """A method of a window that makes one access of that width."""
+    read_window, width = window_reads[bits], bits // 8
+
+    def read(self: Window, offset: int) -> int:
+        if type(offset) is not int:
+            offset = whole(offset, "offset")  # C would take what has a fraction
+        try:
+            value = read_window(self._handle, offset)
+        except OverflowError:
+            raise self._out_of_range(offset, width) from None
+        if value < 0:
+            raise self._failure(-value, offset, width)
+        return value
+
+    return _method(read, f"read{bits}", text)
+
+
+def _writer(bits: int, text: str) -> Callable[[Window, int, int], None]:
+    """A method of a window that makes one access of that width."""
+    write_window, width = window_writes[bits], bits // 8
+
+    def write(self: Window, offset: int, value: int) -> None:
+        if type(offset) is not int or type(value) is not int:
+            offset, value = whole(offset, "offset"), whole(value, "value")
+        try:
+            failed = write_window(self._handle, offset, value)
+        except OverflowError:
+            if not 0 <= value < 1 << bits:
+                raise ValueError(f"{value:#x} does not fit {width} bytes") from None
+            raise self._out_of_range(offset, width) from None
+        if failed:
+            raise self._failure(-failed, offset, width)
+
+    return _method(write, f"write{bits}", text)
+
+
+def _method(function: _F, name: str, text: str) -> _F:
+    function.__name__ = name
+    function.__qualname__ = f"Window.{name}"
+    function.__doc__ = text
+    return function
 
 
 class Window(Closing):
@@ -83,17 +129,10 @@ class Window(Closing):
                 raise self._closed_error() from None
             raise
 
-    def read8(self, offset: int) -> int:
-        """Read one byte. Raises as `read64` does."""
-        return self._read(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        """Read 2 bytes by one access. Raises as `read64` does."""
-        return self._read(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        """Read 4 bytes by one access. Raises as `read64` does."""
-        return self._read(offset, 4)
+    # The hot paths: one call each, of C that checks as well.
+    read8 = _reader(8, "Read one byte. Raises as `read64` does.")
+    read16 = _reader(16, "Read 2 bytes by one access. Raises as `read64` does.")
+    read32 = _reader(32, "Read 4 bytes by one access. Raises as `read64` does.")
 
     def read64(self, offset: int) -> int:
         """Read 8 bytes by one access.
@@ -116,19 +155,11 @@ class Window(Closing):
             raise self._failure(-failed, offset, 8)
         return value[0]
 
-    def write8(self, offset: int, value: int) -> None:
-        """Write one byte. Raises as `write64` does."""
-        self._write(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        """Write 2 bytes by one access. Raises as `write64` does."""
-        self._write(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        """Write 4 bytes by one access. Raises as `write64` does."""
-        self._write(offset, 4, value)
-
-    def write64(self, offset: int, value: int) -> None:
+    write8 = _writer(8, "Write one byte. Raises as `write64` does.")
+    write16 = _writer(16, "Write 2 bytes by one access. Raises as `write64` does.")
+    write32 = _writer(32, "Write 4 bytes by one access. Raises as `write64` does.")
+    write64 = _writer(
+        64,
         """Write 8 bytes by one access.
 
         Raises:
@@ -136,8 +167,8 @@ class Window(Closing):
             TypeError: The offset or the value is no int.
             RegionFaultError: The device does not answer.
             AccessDeniedError, ClosedError, ForkedError: As for `read64`.
-        """
-        self._write(offset, 8, value)
+        """,
+    )
 
     # Bulk copies
 
@@ -237,29 +268,6 @@ class Window(Closing):
     def _mark_forked(self) -> None:
         """This process is a forked child, which does not have the mapping."""
         window_forget(self._handle)
-
-    def _read(self, offset: int, width: int) -> int:
-        if type(offset) is not int:
-            offset = whole(offset, "offset")  # C would take what has a fraction
-        try:
-            value = window_read(self._handle, offset, width)
-        except OverflowError:
-            raise self._out_of_range(offset, width) from None
-        if value < 0:
-            raise self._failure(-value, offset, width)
-        return value
-
-    def _write(self, offset: int, width: int, value: int) -> None:
-        if type(offset) is not int or type(value) is not int:
-            offset, value = whole(offset, "offset"), whole(value, "value")
-        if not 0 <= value < 1 << (8 * width):
-            raise ValueError(f"{value:#x} does not fit {width} bytes")
-        try:
-            failed = window_write(self._handle, offset, width, value)
-        except OverflowError:
-            raise self._out_of_range(offset, width) from None
-        if failed:
-            raise self._failure(-failed, offset, width)
 
     def _failure(self, code: int, offset: int, length: int, done: int = 0) -> Exception:
         if code == errno.EBADF:

@@ -243,11 +243,22 @@ def gfx_dma_buf(fd: Fd, number: int, made: File) -> None:
 WindowHandle = NewType("WindowHandle", object)
 """A mapped part of a region, as the C code keeps it."""
 
-# Hot as well, and fail by returning the negative errno. (window, offset, width) -> the value, of up to 4 bytes;
-# (window, offset, a cell for the value) -> 0; (window, offset, width, value) -> 0.
-window_read = cast("Callable[[WindowHandle, int, int], int]", lib.pyiommufd_window_read)
+# Hot, and fail by returning the negative errno. By the width in bits: (window, offset) -> the value;
+# (window, offset, a cell for the value) -> 0; (window, offset, value) -> 0. OverflowError: a number does not fit.
+window_reads = cast(
+    "Mapping[int, Callable[[WindowHandle, int], int]]",
+    {8: lib.pyiommufd_window_read8, 16: lib.pyiommufd_window_read16, 32: lib.pyiommufd_window_read32},
+)
 window_read64 = cast("Callable[[WindowHandle, int, Cell], int]", lib.pyiommufd_window_read64)
-window_write = cast("Callable[[WindowHandle, int, int, int], int]", lib.pyiommufd_window_write)
+window_writes = cast(
+    "Mapping[int, Callable[[WindowHandle, int, int], int]]",
+    {
+        8: lib.pyiommufd_window_write8,
+        16: lib.pyiommufd_window_write16,
+        32: lib.pyiommufd_window_write32,
+        64: lib.pyiommufd_window_write64,
+    },
+)
 
 # (window, offset, memory, length, done) -> 0; done becomes how many bytes were moved before the device did not answer.
 window_copy_out = cast("Callable[[WindowHandle, int, View, int, Cell], int]", lib.pyiommufd_window_copy_out)

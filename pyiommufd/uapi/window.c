@@ -21,20 +21,29 @@
  */
 #define LAYERS 8
 
-static __thread sigjmp_buf guard;
-static __thread volatile sig_atomic_t guarded;
+/* The access that this thread is making: to memory from `begin` up to `end`, or to none if that is NULL. */
+static __thread struct {
+    sigjmp_buf jump;
+    unsigned char *volatile begin, *volatile end;
+    unsigned char *volatile at; /* of the fault; NULL: the processor did not say */
+} guard;
 static struct sigaction replaced[LAYERS]; /* the handler that each layer has replaced */
 static atomic_int current_layer; /* the layer that was the process's handler when an access last asked */
 static atomic_flag install_lock = ATOMIC_FLAG_INIT;
 
 static void on_sigbus(const struct sigaction *next, int number, siginfo_t *info, void *context)
 {
-    sig_atomic_t ours = guarded;
+    unsigned char *begin = guard.begin, *at = info->si_addr;
 
-    /* si_code <= 0: sent by a process, not raised by an access; nor is the report of a memory error elsewhere. */
-    guarded = 0;
-    if (ours && info->si_code > 0 && info->si_code != BUS_MCEERR_AO)
-        siglongjmp(guard, 1);
+    /*
+     * si_code <= 0: sent by a process, not raised by an access; nor is the report of a memory error elsewhere. An access
+     * of the memory on the other side of a copy is not the window's. Arm's external aborts may come without an address.
+     */
+    guard.begin = NULL;
+    if (begin && info->si_code > 0 && info->si_code != BUS_MCEERR_AO && (!at || (at >= begin && at < guard.end))) {
+        guard.at = at;
+        siglongjmp(guard.jump, 1);
+    }
     if (next->sa_flags & SA_SIGINFO) {
         next->sa_sigaction(number, info, context);
     } else if (next->sa_handler == SIG_IGN && info->si_code <= 0) {
@@ -49,7 +58,7 @@ static void on_sigbus(const struct sigaction *next, int number, siginfo_t *info,
     } else {
         next->sa_handler(number);
     }
-    guarded = ours;
+    guard.begin = begin;
 }
 
 #define LAYER(layer)                                                          \
@@ -248,134 +257,128 @@ static void leave(struct pyiommufd_window *window)
 }
 
 /*
- * Accesses of the greatest width that the address is a multiple of and the length has room for, between the window
- * and memory that is aligned like it; how many bytes were moved before the device did not answer. One for a length of
- * 1, 2, 4 or 8 at a multiple of it.
+ * Between a window and memory, in ascending order, by accesses of the window that its address is a multiple of and the
+ * length has room for: of 8 bytes, and before and after those of 4, 2 and 1. So a length of 1, 2, 4 or 8 at a multiple
+ * of it is one access. The memory may be aligned in any way.
  */
-static uint64_t move(unsigned char *address, unsigned char *memory, uint64_t length, int writing)
+#define ACCESS(type)                                              \
+    do {                                                          \
+        type value;                                               \
+                                                                  \
+        if (writing) {                                            \
+            memcpy(&value, memory, sizeof(value));                \
+            *(volatile type *)address = value;                    \
+        } else {                                                  \
+            value = *(volatile type *)address;                    \
+            memcpy(memory, &value, sizeof(value));                \
+        }                                                         \
+        address += sizeof(value);                                 \
+        memory += sizeof(value);                                  \
+        length -= sizeof(value);                                  \
+    } while (0)
+
+static inline __attribute__((always_inline)) void transfer(unsigned char *address, unsigned char *memory,
+                                                           uint64_t length, int writing)
 {
-    volatile uint64_t moved = 0;
-
-    ensure_guard();
-    if (sigsetjmp(guard, 0))
-        return moved;
-    guarded = 1;
-    if (writing)
-        BARRIER();
-    for (uint64_t at = 0, width; at < length; moved = at += width) {
-        volatile void *from = writing ? memory + at : address + at, *to = writing ? address + at : memory + at;
-
-        for (width = 8; (uintptr_t)(address + at) & (width - 1) || width > length - at;)
-            width /= 2;
-        switch (width) {
-        case 1:
-            *(volatile uint8_t *)to = *(volatile uint8_t *)from;
-            break;
-        case 2:
-            *(volatile uint16_t *)to = *(volatile uint16_t *)from;
-            break;
-        case 4:
-            *(volatile uint32_t *)to = *(volatile uint32_t *)from;
-            break;
-        case 8:
-            *(volatile uint64_t *)to = *(volatile uint64_t *)from;
-            break;
-        }
+    if ((uintptr_t)address & 1 && length >= 1)
+        ACCESS(uint8_t);
+    if ((uintptr_t)address & 2 && length >= 2)
+        ACCESS(uint16_t);
+    if ((uintptr_t)address & 4 && length >= 4)
+        ACCESS(uint32_t);
+    while (length >= 64) {
+        ACCESS(uint64_t);
+        ACCESS(uint64_t);
+        ACCESS(uint64_t);
+        ACCESS(uint64_t);
+        ACCESS(uint64_t);
+        ACCESS(uint64_t);
+        ACCESS(uint64_t);
+        ACCESS(uint64_t);
     }
-    if (!writing)
-        BARRIER();
-    guarded = 0;
-    return moved;
+    while (length >= 8)
+        ACCESS(uint64_t);
+    if (length >= 4)
+        ACCESS(uint32_t);
+    if (length >= 2)
+        ACCESS(uint16_t);
+    if (length)
+        ACCESS(uint8_t);
 }
 
-/* A value in memory, as wide as the access. */
-union register_value {
-    uint8_t of_1;
-    uint16_t of_2;
-    uint32_t of_4;
-    uint64_t of_8;
-    unsigned char bytes[8];
-};
+/* How many bytes were moved before the device did not answer: all of the length if it did. */
+static uint64_t move(const struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length, int writing)
+{
+    ensure_guard();
+    guard.end = window->base + window->length;
+    if (sigsetjmp(guard.jump, 0)) {
+        unsigned char *at = guard.at;
 
-static int one_access(struct pyiommufd_window *window, uint64_t offset, unsigned int width, union register_value *value,
-                      int writing)
+        /* A page of failed memory is reported by its start. */
+        return at > window->base + offset ? (uint64_t)(at - (window->base + offset)) : 0;
+    }
+    guard.begin = window->base;
+    if (writing) {
+        BARRIER();
+        transfer(window->base + offset, memory, length, 1);
+    } else {
+        transfer(window->base + offset, memory, length, 0);
+        BARRIER();
+    }
+    guard.begin = NULL;
+    return length;
+}
+
+/*
+ * QEMU 7.2 (TCG) leaves more bytes in the processor's register than were loaded, where a device implements wider
+ * accesses only. They go no further, as the value of a read is written to memory before it is looked at.
+ */
+static int one_access(struct pyiommufd_window *window, uint64_t offset, void *value, unsigned int width, int writing)
 {
     int result = enter(window, offset, width, writing ? PROT_WRITE : PROT_READ);
 
     if (result)
         return result;
-    if ((width != 1 && width != 2 && width != 4 && width != 8) || offset & (width - 1))
+    if (offset & (width - 1))
         result = -EINVAL;
-    else if (move(window->base + offset, value->bytes, width, writing) != width)
+    else if (move(window, offset, value, width, writing) != width)
         result = -EFAULT;
     leave(window);
     return result;
 }
 
+#define READ(bits)                                                                                       \
+    int64_t pyiommufd_window_read##bits(struct pyiommufd_window *window, uint64_t offset)                \
+    {                                                                                                    \
+        volatile uint##bits##_t value = 0;                                                               \
+        int result = one_access(window, offset, (void *)&value, bits / 8, 0);                            \
+                                                                                                         \
+        return result ? result : (int64_t)value;                                                         \
+    }
+READ(8) READ(16) READ(32)
+
 int pyiommufd_window_read64(struct pyiommufd_window *window, uint64_t offset, uint64_t *value)
 {
-    return one_access(window, offset, 8, (union register_value *)value, 0);
+    return one_access(window, offset, value, 8, 0);
 }
 
-int64_t pyiommufd_window_read(struct pyiommufd_window *window, uint64_t offset, unsigned int width)
-{
-    union register_value value = { .of_8 = 0 };
-    int result = width > 4 ? -EINVAL : one_access(window, offset, width, &value, 0);
-
-    if (result)
-        return result;
-    /*
-     * QEMU 7.2 (TCG) leaves more bytes in the processor's register than were loaded, where a device implements wider
-     * accesses only. They go no further, as the value has been in memory.
-     */
-    return width == 1 ? value.of_1 : width == 2 ? value.of_2 : value.of_4;
-}
-
-int pyiommufd_window_write(struct pyiommufd_window *window, uint64_t offset, unsigned int width, uint64_t value)
-{
-    union register_value held = { .of_8 = 0 };
-
-    switch (width) {
-    case 1:
-        held.of_1 = (uint8_t)value;
-        break;
-    case 2:
-        held.of_2 = (uint16_t)value;
-        break;
-    case 4:
-        held.of_4 = (uint32_t)value;
-        break;
-    case 8:
-        held.of_8 = value;
-        break;
+#define WRITE(bits)                                                                                      \
+    int pyiommufd_window_write##bits(struct pyiommufd_window *window, uint64_t offset, uint##bits##_t value) \
+    {                                                                                                    \
+        return one_access(window, offset, &value, bits / 8, 1);                                          \
     }
-    return one_access(window, offset, width, &held, 1);
-}
+WRITE(8) WRITE(16) WRITE(32) WRITE(64)
 
-/* Through a buffer on the stack, so that a fault under the guard is the device's and not the caller's memory's. */
-static int copy(struct pyiommufd_window *window, uint64_t offset, unsigned char *memory, uint64_t length,
-                uint64_t *done, int writing)
+static int copy(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length, uint64_t *done,
+                int writing)
 {
-    uint64_t chunk[512 + 1];
-    unsigned char *held = (unsigned char *)chunk + offset % 8;
     int result = enter(window, offset, length, writing ? PROT_WRITE : PROT_READ);
 
     if (result)
         return result;
-    for (*done = 0; !result && *done < length;) {
-        uint64_t size = length - *done < 4096 ? length - *done : 4096, moved;
-
-        if (writing)
-            memcpy(held, memory + *done, size);
-        moved = move(window->base + offset + *done, held, size, writing);
-        if (!writing)
-            memcpy(memory + *done, held, moved);
-        *done += moved;
-        if (moved < size)
-            result = -EFAULT;
-    }
+    *done = move(window, offset, memory, length, writing);
     leave(window);
-    return result;
+    return *done == length ? 0 : -EFAULT;
 }
 
 int pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length,
@@ -387,5 +390,5 @@ int pyiommufd_window_copy_out(struct pyiommufd_window *window, uint64_t offset, 
 int pyiommufd_window_copy_in(struct pyiommufd_window *window, uint64_t offset, const void *memory, uint64_t length,
                              uint64_t *done)
 {
-    return copy(window, offset, (unsigned char *)memory, length, done, 1);
+    return copy(window, offset, (void *)memory, length, done, 1);
 }

@@ -31,7 +31,8 @@ def in_guest(module: str, *arguments: str, counted: bool = True, sources: Sequen
         options |= {"cpus": 1, "accelerator": "tcg", "qemu_arguments": ["-icount", "shift=1,sleep=off"]}
     with tempfile.TemporaryDirectory() as folder:
         programs = [compiled(source, Path(folder)) for source in sources]
-        with Guest(folder=ROOT, read_only=[folder], **options) as guest:
+        options["read_only"] = [folder, *options.get("read_only", [])]
+        with Guest(folder=ROOT, **options) as guest:
             command = ["python", "-m", f"tests.benchmarks.{module}", *map(str, programs), *arguments]
             done = guest.run(command, timeout=1800)
     if done.returncode:

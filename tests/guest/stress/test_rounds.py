@@ -128,9 +128,7 @@ class Injection:
             "file_same",
             "file_wait",
             "window_new",
-            "window_read",
-            "window_read64",
-            "window_write",
+            *(f"window_{act}{bits}" for act in ("read", "write") for bits in (8, 16, 32, 64)),
             "window_free",
         }
     )

@@ -48,8 +48,8 @@ def access() -> None:
     if not device_ioctls.window_mapped(_window):
         device_ioctls.window_map(_window, _file, 0, PAGE, readable=True, writeable=True)
         os.ftruncate(_file, 0)
-    assert device_ioctls.window_read(_window, 0, 4) == -errno.EFAULT
-    assert device_ioctls.window_write(_window, 0, 4, 1) == -errno.EFAULT
+    assert device_ioctls.window_reads[32](_window, 0) == -errno.EFAULT
+    assert device_ioctls.window_writes[32](_window, 0, 1) == -errno.EFAULT
 
 
 def set_by_c() -> None:
