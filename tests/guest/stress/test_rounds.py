@@ -6,7 +6,6 @@ import errno
 import gc
 import os
 import signal
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from pyiommufd import IOMMUFD, Claim, DeviceFile, DMABuffer, HostDevice
 from pyiommufd._uapi import lib
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.testing.drivers.edu import EduDriver
-from pyiommufd.uapi import device_ioctls, ioctls
+from pyiommufd.uapi import device_ioctls, ioctls, mapping
 from tests.guest.dma import IOVA
 from tests.sweeps import amount, sample
 
@@ -124,6 +123,7 @@ class Injection:
     PASS = frozenset(
         {
             "abandon",
+            "any_mapped",
             "file_forked",
             "file_same",
             "file_wait",
@@ -142,7 +142,7 @@ class Injection:
         """The call answers ENOMEM."""
         if name == "file_close":
             call()  # the kernel closes, whatever it answers
-        return -errno.ENOMEM
+        return (-errno.ENOMEM, 0, PAGE) if name == "ioas_map" else -errno.ENOMEM
 
     def by_signal(self, name: str, call: Callable[[], object]) -> object:
         """A signal handler raises when the call has done its work, before anybody sees the result."""
@@ -155,7 +155,7 @@ class Injection:
 
         def wrapper(*arguments: Any, **keywords: Any) -> object:
             # Unmapped or closed already: the kernel is not asked. A file that is freed has been closed.
-            if (name == "ioas_unmap" and not arguments[0].state) or (name == "file_close" and arguments[0].fd < 0):
+            if (name == "ioas_unmap" and not arguments[0]._state) or (name == "file_close" and arguments[0].fd < 0):
                 return real(*arguments, **keywords)
             number = len(self.calls)
             self.calls.append(name)
@@ -197,13 +197,9 @@ def injection() -> Iterator[Injection]:
 @contextmanager
 def inject(injection: Injection) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        # The hot functions are bound by name where they are used.
-        for name in ("ioas_map", "ioas_unmap"):
-            real = getattr(ioctls, name)
-            wrapper = injection.wrap(name, real)
-            for module in [module for key, module in sys.modules.items() if key.startswith("pyiommufd.")]:
-                if getattr(module, name, None) is real:
-                    patch.setattr(module, name, wrapper)
+        # Those that are written by hand, and call C by themselves.
+        for kind, name in ((mapping.Mapper, "map"), (mapping.Mapping, "_unmap")):
+            patch.setattr(kind, name, injection.wrap(f"ioas_{name.strip('_')}", getattr(kind, name)))
         for module in (ioctls, device_ioctls):
             patch.setattr(module, "lib", _Lib(lib, injection))
         yield
