@@ -308,8 +308,10 @@ class IoctlError(IOMMUFDError, OSError):
         request: The kernel's name of the ioctl, or of the system call where it was another.
         errno: Why, as in `errno`.
         target: What the request was about, such as the name of a device.
-        causes: What may be behind it, the likeliest first; found when the error was raised.
     """
+
+    _causes: tuple[Cause, ...]
+    _general = False  # without causes of its own it has those that the request and errno have anywhere
 
     def __init__(
         self, request: str, errno: int, target: str = "", causes: tuple[Cause, ...] = (), **details: Any
@@ -317,8 +319,15 @@ class IoctlError(IOMMUFDError, OSError):
         super().__init__(errno, os.strerror(errno))
         self.request = request
         self.target = target
-        self.causes = causes
+        self._causes = causes
         self._details = details
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What may be behind it, the likeliest first: found when the error was raised, or what is so in general."""
+        if not self._causes and self._general and _explain is not None:
+            self._causes = _explain(self.request, self.errno or 0)
+        return self._causes
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.request, self.errno), self.__dict__
@@ -428,6 +437,6 @@ def explain_with(function: Callable[[str, int], tuple[Cause, ...]]) -> None:
 
 def ioctl_error(request: str, errno: int, target: str = "", causes: tuple[Cause, ...] = ()) -> IoctlError:
     """The exception for an errno, where no more special class fits."""
-    if not causes and _explain is not None:
-        causes = _explain(request, errno)
-    return _BY_ERRNO.get(errno, IoctlError)(request, errno, target, causes)
+    error = _BY_ERRNO.get(errno, IoctlError)(request, errno, target, causes)
+    error._general = True
+    return error

@@ -12,10 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.bind import bind_error
-from pyiommufd.diagnose.mapping import change_process_error
-from pyiommufd.diagnose.node import open_iommufd_causes
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import (
     BusyError,
     Cause,
@@ -72,7 +69,7 @@ class IOMMUFD(Handle):
             if error.request != "open":
                 raise
             code = error.errno or 0
-            raise ioctl_error("open", code, node, open_iommufd_causes(code, node)) from None
+            raise ioctl_error("open", code, node, diagnose.open_iommufd_causes(code, node)) from None
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -182,7 +179,7 @@ class IOMMUFD(Handle):
             except IoctlError as error:
                 file._live()  # raises where it was closed meanwhile
                 fd, given = file._live().fd, token is not None
-                raise bind_error(
+                raise diagnose.bind_error(
                     error.errno or 0, _as_it_is_now(host), fd, token=given, owners=owners(Device)
                 ) from None
             finally:
@@ -291,7 +288,7 @@ class IOMMUFD(Handle):
             ioctls.ioas_change_process(self._live())
         except IoctlError as error:
             no_file = [f"{mapping!r} of {ioas!r}" for ioas in self._ioases() for mapping in ioas._table.of_no_file()]
-            raise change_process_error(error.errno or 0, no_file) from None
+            raise diagnose.change_process_error(error.errno or 0, no_file) from None
 
     @property
     def devices(self) -> tuple[Device, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from pyiommufd import diagnose
 from pyiommufd.closing import Closing
-from pyiommufd.diagnose.objects import destroy_error
 from pyiommufd.errors import ClosedError, InUseError, IoctlError
 from pyiommufd.uapi import ioctls
 
@@ -163,7 +163,7 @@ class KernelObject(Closing):
         try:
             ioctls.destroy(self._c)
         except IoctlError as error:
-            raise destroy_error(error.errno or 0, repr(self), queue=hasattr(self, "fileno")) from None
+            raise diagnose.destroy_error(error.errno or 0, repr(self), queue=hasattr(self, "fileno")) from None
 
     def _release(self) -> None:
         """Release what belongs to it, once the kernel has destroyed it, or before the iommufd's close does."""

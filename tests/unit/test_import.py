@@ -13,7 +13,7 @@ import pytest
 
 import pyiommufd
 
-PACKAGES = ("pyiommufd", "pyiommufd.testing")
+PACKAGES = ("pyiommufd", "pyiommufd.diagnose", "pyiommufd.testing")
 """Those that import what their names stand for when a name is first used."""
 
 
@@ -51,9 +51,10 @@ def places(package: str) -> dict[str, str]:
     """The names of a package, and the module of each, by the imports that only type checkers read."""
     file = importlib.import_module(package).__file__
     assert file is not None
-    imports = [node for node in ast.walk(ast.parse(Path(file).read_text())) if isinstance(node, ast.ImportFrom)]
-    others = {"on_demand", "__version__"}
-    return {each.name: str(node.module) for node in imports for each in node.names if each.name not in others}
+    (block,) = [node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.If)]
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {each.name: str(node.module) for node in imports for each in node.names}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -90,6 +91,23 @@ def test_other_names_are_not_there() -> None:
     assert set(modules) <= set(dir(pyiommufd))
     for module in modules:
         assert python(f"import pyiommufd; print(pyiommufd.{module}.__name__)") == f"pyiommufd.{module}\n"
+
+
+def test_refusal_without_an_fd_left_to_look_for_causes_is_raised_all_the_same() -> None:
+    """The modules that look cannot be imported then."""
+    code = """
+import errno, os, resource
+from pyiommufd import IOMMUFD, IoctlError
+
+free = os.dup(0)
+os.close(free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+try:
+    IOMMUFD()
+except IoctlError as error:
+    print(errno.errorcode[error.errno], error.request, error.causes)
+"""
+    assert python(code) == "EMFILE open ()\n"
 
 
 def test_import_configures_no_logging() -> None:

@@ -6,9 +6,7 @@ import errno
 import operator
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.attach import REQUEST, attach_error, pasids_error
-from pyiommufd.diagnose.objects import mediated_info_causes
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import (
     AlreadyAttachedError,
     Cause,
@@ -43,6 +41,8 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.iommufd import IOMMUFD
     from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
     from pyiommufd.kernel.pagetables.page_table import PageTable
+
+_ATTACH = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 
 
 class Attachable(Handle):
@@ -194,17 +194,17 @@ class Attachable(Handle):
     def _attach_refused(self, code: int, page_table: PageTable, pasid: int | None) -> IoctlError:
         peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
         if code == errno.EINVAL and not peers and (why := self._not_for_pasids(page_table, pasid)):
-            return pasids_error(self.name, why)
+            return diagnose.pasids_error(self.name, why)
         if isinstance(page_table, NestedHWPT):
             known = any(isinstance(one, VDevice) and one.device is self for one in self._iommufd._context.objects())
             where = "" if known and code == errno.ENOENT else f"it is in {page_table._owner!r}"
-            return attach_error(code, self._device, repr(page_table), peers, nested=where)
+            return diagnose.attach_error(code, self._device, repr(page_table), peers, nested=where)
         unfit: list[IOVARange] = []
         reserved: list[str] = []
         if not peers:
             reserved = _reserved_hits(self._device, page_table.ioas)
             unfit = unfit_mappings(self, page_table.ioas, code)
-        return attach_error(code, self._device, repr(page_table), peers, [*reserved, *map(str, unfit)])
+        return diagnose.attach_error(code, self._device, repr(page_table), peers, [*reserved, *map(str, unfit)])
 
     def detach(self, pasid: int | None = None) -> DMAChange:
         """Leave the page table (VFIO_DEVICE_DETACH_IOMMUFD_PT). Does nothing where the device is not attached.
@@ -327,7 +327,7 @@ class Attachable(Handle):
             # The kernel would accept the attach, and do nothing.
             seen = "no IOMMU covers it" if self._device.without_iommu else "IOMMU_GET_HW_INFO says so"
             cause = Cause("this device can do no DMA with PASIDs here", seen, "attach without one")
-            raise UnsupportedError(REQUEST, errno.EOPNOTSUPP, f"{self.name}, PASID {pasid}", (cause,))
+            raise UnsupportedError(_ATTACH, errno.EOPNOTSUPP, f"{self.name}, PASID {pasid}", (cause,))
         if pasid >> self._pasid_width:
             raise ValueError(f"PASID {pasid:#x} has more than the {self._pasid_width} bits that {self.name} can use")
         return pasid
@@ -428,7 +428,7 @@ class Attachable(Handle):
         except IoctlError as error:
             self._live()  # raises where it was closed meanwhile
             code = error.errno or 0
-            causes = mediated_info_causes(self._device) if code == errno.ENOENT else ()
+            causes = diagnose.mediated_info_causes(self._device) if code == errno.ENOENT else ()
             raise ioctl_error("IOMMU_GET_HW_INFO", code, self.name, causes) from None
 
     def alloc_hwpt(

@@ -10,9 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.device_requests import no_region_error
-from pyiommufd.diagnose.reset import hot_reset_error, reset_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import Cause, CloseError, IoctlError, UnsupportedError, ioctl_error
 from pyiommufd.host.discovery.reset import reset_methods, set_reset_methods
 from pyiommufd.host.discovery.vf_token import as_token
@@ -171,7 +169,7 @@ class Device(Attachable):
         except IoctlError as error:
             if error.errno != errno.EINVAL:
                 raise
-        raise no_region_error(self.name, index, list(self.regions))
+        raise diagnose.no_region_error(self.name, index, list(self.regions))
 
     @property
     def regions(self) -> Mapping[int, Region]:
@@ -343,7 +341,7 @@ class Device(Attachable):
                 together = [one.name for one in read_hot_reset_info(fd).devices]
             except IoctlError:
                 together = []
-            raise reset_error(error.errno or 0, self._device, together) from None
+            raise diagnose.reset_error(error.errno or 0, self._device, together) from None
         self.migration._was_reset()
 
     def hot_reset_info(self) -> HotResetInfo:
@@ -357,7 +355,7 @@ class Device(Attachable):
         try:
             return read_hot_reset_info(fd)
         except IoctlError as error:
-            raise hot_reset_error(error.errno or 0, self._device, (), error.request) from None
+            raise diagnose.hot_reset_error(error.errno or 0, self._device, (), error.request) from None
 
     def hot_reset(self) -> HotResetInfo:
         """Reset everything on the device's bus or slot (VFIO_DEVICE_PCI_HOT_RESET).
@@ -377,7 +375,7 @@ class Device(Attachable):
             device_ioctls.hot_reset(self._live())
         except IoctlError as error:
             not_owned = [device.name for device in info.not_owned]
-            raise hot_reset_error(error.errno or 0, self._device, not_owned, error.request) from None
+            raise diagnose.hot_reset_error(error.errno or 0, self._device, not_owned, error.request) from None
         return info
 
     # Removal

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pyiommufd.diagnose.node import open_cdev_causes
+from pyiommufd import diagnose
 from pyiommufd.errors import IoctlError, ioctl_error
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice, as_device, from_sys_path
@@ -36,7 +36,7 @@ class DeviceFile(Handle):
     def __init__(self, target: HostDevice | str | Path) -> None:
         device = as_device(target)
         if device.vfio_cdev is None:
-            raise ioctl_error("open", errno.ENOENT, device.name, open_cdev_causes(errno.ENOENT, device))
+            raise ioctl_error("open", errno.ENOENT, device.name, diagnose.open_cdev_causes(errno.ENOENT, device))
         super().__init__()
         self._device = device
         self._fd_shared = False  # whether others have its fd, who could attach the device once bound
@@ -44,7 +44,7 @@ class DeviceFile(Handle):
             self._open_with(ioctls.file_open, device.vfio_cdev, os.O_RDWR)
         except IoctlError as error:
             code = error.errno or 0
-            raise ioctl_error("open", code, device.vfio_cdev, open_cdev_causes(code, device)) from None
+            raise ioctl_error("open", code, device.vfio_cdev, diagnose.open_cdev_causes(code, device)) from None
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:

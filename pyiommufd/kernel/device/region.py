@@ -7,7 +7,7 @@ import errno
 import mmap
 from typing import TYPE_CHECKING
 
-from pyiommufd.diagnose.device_requests import no_region
+from pyiommufd import diagnose
 from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, UnsupportedError
 from pyiommufd.host.discovery.power import runtime_status
 from pyiommufd.kernel.device.config_space import CapabilityID
@@ -99,7 +99,7 @@ class Region(RegionBytes):
         offset = whole(offset, "offset")
         length = None if length is None else whole(length, "length")
         if not self.size:
-            cause = no_region(self.device.name, self.index, list(self.device.regions))
+            cause = diagnose.no_region(self.device.name, self.index, list(self.device.regions))
             raise UnsupportedError("mmap", errno.EOPNOTSUPP, repr(self), (cause,))
         areas = self.mappable
         if not areas:
@@ -177,7 +177,7 @@ class Region(RegionBytes):
         """Why no part of the region can be a dma-buf, if that is so."""
         fix = "take a BAR of memory, of a page or more"
         if not self.size:
-            return no_region(self.device.name, self.index, list(self.device.regions))
+            return diagnose.no_region(self.device.name, self.index, list(self.device.regions))
         if self.index > RegionIndex.BAR5:
             return Cause("only a BAR can be a dma-buf", "", fix)
         # Of a memory BAR that cannot be mapped the kernel is asked: it may have another reason.

@@ -7,8 +7,7 @@ import errno
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.device_requests import bytes_error, no_region
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.uapi import device_ioctls, ioctls
@@ -71,7 +70,7 @@ class RegionBytes:
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
             if not self.size:
-                raise ValueError(str(no_region(self.device.name, self.index, list(self.device.regions))))
+                raise ValueError(str(diagnose.no_region(self.device.name, self.index, list(self.device.regions))))
             raise ValueError(f"{size:#x} bytes at {offset:#x} are not within {self!r} of {self.size:#x} bytes")
 
     def read(self, offset: int, size: int) -> bytes:
@@ -133,7 +132,7 @@ class RegionBytes:
         if error.errno == errno.EIO and self.index != RegionIndex.CONFIG:
             with contextlib.suppress(IoctlError):
                 decodes = self.device.memory_decode
-        return bytes_error(error.request, error.errno or 0, repr(self), decodes=decodes)
+        return diagnose.bytes_error(error.request, error.errno or 0, repr(self), decodes=decodes)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.index} of {self.device.name}>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from pyiommufd.diagnose.interrupts import ioeventfd_error
+from pyiommufd import diagnose
 from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.interrupts.eventfd import EventFD
 from pyiommufd.uapi import device_ioctls, ioctls
@@ -101,7 +101,7 @@ def start_ioeventfd(
                 raise  # a signal handler's, maybe from after the kernel had taken it
             # Which one it is that the kernel has already, where it is one of this process.
             known = (repr(other) for other in device.interrupts.ioeventfds if other.place == event.place)
-            raise ioeventfd_error(error.errno or 0, what, next(known, "")) from None
+            raise diagnose.ioeventfd_error(error.errno or 0, what, next(known, "")) from None
         return event
 
 

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.device_requests import no_interrupt_error
-from pyiommufd.diagnose.interrupts import set_irqs_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import Cause, ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.interrupts.eventfd import EventFD
@@ -319,7 +317,7 @@ class IRQ:
             with contextlib.suppress(IoctlError):
                 if device_ioctls.irq_info(fd, number)[1]:
                     there.append(self._interrupts[number].index)
-        raise no_interrupt_error(self.device.name, self.name, there)
+        raise diagnose.no_interrupt_error(self.device.name, self.name, there)
 
     def _check(self, count: int) -> int:
         causes: tuple[Cause, ...] = ()
@@ -479,7 +477,7 @@ class IRQ:
             others = [
                 one.name for one in list(self._interrupts._irqs.values()) if one is not self and one._states[0].vectors
             ]
-            raise set_irqs_error(error.errno or 0, self._target, self.name, others) from None
+            raise diagnose.set_irqs_error(error.errno or 0, self._target, self.name, others) from None
 
     # Close
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.hwpt import hwpt_alloc_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError, ioctl_error
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import check_bool, check_range
@@ -238,5 +237,5 @@ def alloc_hwpt(device: Attachable, ioas: IOAS, options: HWPTOptions, data_type: 
     except IoctlError as error:
         code = error.errno or 0
         unfit = list(map(str, unfit_mappings(device, ioas, code)))
-        raise hwpt_alloc_error(code, device.host, repr(ioas), options.names, unfit) from None
+        raise diagnose.hwpt_alloc_error(code, device.host, repr(ioas), options.names, unfit) from None
     return hwpt

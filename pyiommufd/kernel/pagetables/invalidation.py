@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.smmuv3 import command_name
-from pyiommufd.diagnose.virtual import invalidation_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.arguments import U64_MAX, check_bool
 from pyiommufd.kernel.pagetables.nested_data import TypedData, number, packed, words
@@ -86,7 +84,7 @@ class SMMUv3Command(OneLine):
         return self.words[0] & 0xFF
 
     def _line(self) -> str:
-        return f"{command_name(self.opcode)}, {self.words[0]:#x} {self.words[1]:#x}"
+        return f"{diagnose.command_name(self.opcode)}, {self.words[0]:#x} {self.words[1]:#x}"
 
     @classmethod
     def tlbi_all(cls) -> Self:
@@ -187,7 +185,7 @@ def invalidate(table: KernelObject, entries: Iterable[TypedData]) -> None:
             # The driver counts what it has not passed on to the SMMU yet when it refuses a command: up to 62 of them
             # (Linux 7.3, arm_vsmmu_cache_invalidate). Given again, without the refused one, they are done.
             invalidate(table, entries[:done])
-        raise invalidation_error(-result, repr(table), len(entries), done, command)
+        raise diagnose.invalidation_error(-result, repr(table), len(entries), done, command)
 
 
 def _pack(entries: Sequence[TypedData]) -> tuple[int, int, bytes]:

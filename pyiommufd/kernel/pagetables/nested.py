@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.virtual import nested_alloc_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import DeviceNotFoundError, IoctlError
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import check_bool
@@ -127,7 +126,7 @@ def alloc_nested(
             device._live()
             ste = data.ste if isinstance(data, SMMUv3Stage1) else None
             code, in_viommu = error.errno or 0, viommu is not None
-            raise nested_alloc_error(code, device.name, repr(place), ste, in_viommu=in_viommu) from None
+            raise diagnose.nested_alloc_error(code, device.name, repr(place), ste, in_viommu=in_viommu) from None
         return nested
 
 

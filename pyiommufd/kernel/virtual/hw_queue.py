@@ -6,8 +6,7 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.virtual import hw_queue_destroy_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import BusyError, IoctlError, ioctl_error
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import check_range
@@ -61,7 +60,7 @@ class HWQueue(KernelObject):
         try:
             super()._destroy()
         except BusyError as error:
-            raise hw_queue_destroy_error(error.errno or 0, repr(self)) from None
+            raise diagnose.hw_queue_destroy_error(error.errno or 0, repr(self)) from None
 
     def __repr__(self) -> str:
         return f"<HWQueue {self.id}, number {self.index} of {self.viommu!r}{' closed' if self.closed else ''}>"

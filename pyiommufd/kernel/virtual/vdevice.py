@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyiommufd.diagnose.virtual import vdevice_alloc_error
+from pyiommufd import diagnose
 from pyiommufd.errors import IoctlError, NotFoundError
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.uapi import ioctls
@@ -73,5 +73,5 @@ def alloc_vdevice(viommu: VIOMMU, device: Device, virtual_id: int) -> VDevice:
             if isinstance(one, VDevice)
             and (one.device.host == device.host or (one.viommu is viommu and one.virtual_id == virtual_id))
         ]
-        raise vdevice_alloc_error(error.errno or 0, device.name, repr(viommu), others) from None
+        raise diagnose.vdevice_alloc_error(error.errno or 0, device.name, repr(viommu), others) from None
     return made

@@ -11,8 +11,7 @@ from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.virtual import registers_map_error, viommu_alloc_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import whole
@@ -232,7 +231,7 @@ class VIOMMU(KernelObject):
             except BaseException as error:
                 window.close()
                 if isinstance(error, IoctlError):
-                    raise registers_map_error(error.errno or 0, repr(self), offset, length) from None
+                    raise diagnose.registers_map_error(error.errno or 0, repr(self), offset, length) from None
                 raise
         return window
 
@@ -295,7 +294,7 @@ def alloc_viommu(device: Attachable, parent: HWPT, viommu_type: int, data: bytes
     except IoctlError as error:
         parent._live()  # these raise where one of the two was closed meanwhile
         device._live()
-        raise viommu_alloc_error(
+        raise diagnose.viommu_alloc_error(
             error.errno or 0, device.name, repr(parent), viommu_type, _iommu_type(device)
         ) from None
     viommu.data = bytes(memory)

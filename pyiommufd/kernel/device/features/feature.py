@@ -6,8 +6,7 @@ import errno
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.device_requests import IN_LOW_POWER
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import Cause, IoctlError, UnsupportedError, ioctl_error
 from pyiommufd.kernel.memory.arguments import whole
 from pyiommufd.uapi import device_ioctls
@@ -169,7 +168,7 @@ class Feature:
         if len(data) < size:
             return (Cause(f"the struct of {self.name} has {size} bytes", f"{len(data)} were given", f"give {size}"),)
         if self.number in (DeviceFeature.LOW_POWER_ENTRY, DeviceFeature.LOW_POWER_ENTRY_WITH_WAKEUP):
-            return (IN_LOW_POWER.general,)
+            return (diagnose.IN_LOW_POWER.general,)
         return (Cause("the driver does not take such values", fix=f"see linux/vfio.h for those of {self.name}"),)
 
     def refused(self, error: IoctlError, access: FeatureAccess, causes: tuple[Cause, ...] = ()) -> IoctlError:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Literal, overload
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.device_requests import IN_LOW_POWER
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError
 from pyiommufd.host.discovery.power import power_state, runtime_status
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
@@ -118,7 +117,7 @@ class LowPower:
             self._device._live()
             if event is not None:
                 event._live()
-            causes = (IN_LOW_POWER.general,) if error.errno == errno.EINVAL else ()
+            causes = (diagnose.IN_LOW_POWER.general,) if error.errno == errno.EINVAL else ()
             raise Feature(self._device, number).refused(error, FeatureAccess.SET, causes) from None
 
     def __repr__(self) -> str:

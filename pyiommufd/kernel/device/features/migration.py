@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.migration import precopy_error, state_error
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import ClosedError, IoctlError, IOMMUFDError, MigrationPathError, UnsupportedError
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature
 from pyiommufd.kernel.device.features.migration_copy import MigrationCopy
@@ -190,7 +189,7 @@ class Migration:
                 )
             except IoctlError as error:
                 now = self.state
-                raise state_error(error.errno or 0, self._device.name, before, state, now) from None
+                raise diagnose.state_error(error.errno or 0, self._device.name, before, state, now) from None
             self._settle(state)
 
     # Data
@@ -231,7 +230,7 @@ class Migration:
             flags, initial, dirty = device_ioctls.precopy_info(stream._open(writable=False))
         except IoctlError as error:
             stream._live()
-            raise precopy_error(error.errno or 0, self._device.name) from None
+            raise diagnose.precopy_error(error.errno or 0, self._device.name) from None
         return PrecopyInfo(initial, dirty, bool(self._tells_reinit and flags & uapi.VFIO_PRECOPY_INFO_REINIT))
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from pyiommufd.diagnose.migration import data_error
+from pyiommufd import diagnose
 from pyiommufd.errors import (
     ClosedError,
     ForkedError,
@@ -157,6 +157,6 @@ class MigrationCopy:
             state = self._migration.state
             if self._stream not in self._migration._streams:
                 request = "write" if self._stream.writable else "read"
-                error = data_error(request, errno.ENODEV, self._migration._device.name)
+                error = diagnose.data_error(request, errno.ENODEV, self._migration._device.name)
                 error.state = state
                 raise error from None

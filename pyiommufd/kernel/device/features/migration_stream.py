@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import io
 
-from pyiommufd.diagnose.migration import data_error
+from pyiommufd import diagnose
 from pyiommufd.errors import IoctlError
 from pyiommufd.kernel.handle import Handle
 from pyiommufd.uapi import ioctls
@@ -93,7 +93,7 @@ class MigrationStream(Handle):
         """Raise, but for a call that a signal has interrupted, and whose handler has not."""
         self._live()  # raises where it was closed meanwhile
         if error.errno != errno.EINTR:
-            raise data_error(error.request, error.errno or 0, self._name) from None
+            raise diagnose.data_error(error.request, error.errno or 0, self._name) from None
 
     def close(self) -> None:
         """Close the data fd; the device stays in its state. Does nothing the second time."""
