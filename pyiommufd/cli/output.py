@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import sys
@@ -132,6 +131,8 @@ def style(word: object, **how: Any) -> EscapedText:
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
     """One JSON value, indented; with ``indent=None`` on one line."""
+    import json  # here, as most print a table
+
     lines = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")
     echo(*map(_escaped, lines), sep="\n")
 
@@ -140,6 +141,8 @@ def _escaped(line: str) -> EscapedText:
     # With JSON's escapes, so that a parser gets the exact text; json.dumps leaves U+2028, for one, unescaped.
     if line.isprintable():
         return EscapedText(line)
+    import json
+
     return EscapedText("".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line))
 
 

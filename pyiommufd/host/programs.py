@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 _FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
 
@@ -14,4 +13,6 @@ def system_program(name: str) -> str | None:
     The system's folders come first: sbin is not on everyone's PATH, and what a user has put on it is not to be run as
     root in the system's stead. The PATH is for systems that have their programs elsewhere.
     """
+    import shutil  # here, as few looks at a machine run a program
+
     return shutil.which(name, path=os.pathsep.join([*_FOLDERS, os.environ.get("PATH", os.defpath)]))

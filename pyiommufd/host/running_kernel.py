@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,11 @@ def _configuration(*files: Path) -> str | None:
     for path in files:
         try:
             data = path.read_bytes()
-            return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("ascii", "replace")
+            if path.suffix == ".gz":
+                import gzip  # here, as most kernels have the configuration as a plain file
+
+                data = gzip.decompress(data)
+            return data.decode("ascii", "replace")
         except (OSError, EOFError):
             continue
     return None

@@ -5,7 +5,6 @@ Nothing is kept between calls, so everything here can be used from any thread.
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -16,8 +15,6 @@ BOOT = Path("/boot")
 
 _PIECE = 1 << 18
 _PAGE = 1 << 12
-
-_log = logging.getLogger(__name__)
 
 
 def read(path: Path | str) -> str | None:
@@ -81,7 +78,9 @@ def write(path: Path, text: str) -> None:
     Raises:
         OSError: What the kernel answered, with the attribute's path.
     """
-    _log.debug("write %r to %s", text, path)
+    import logging  # here, as most only read
+
+    logging.getLogger(__name__).debug("write %r to %s", text, path)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 from pyiommufd.errors import ClaimError, DeviceNotFoundError, Fix, Refusal
 from pyiommufd.host import drivers, uses
 from pyiommufd.host.checks.bindable import bind_refusals
-from pyiommufd.host.claims.claim import Claim, carry_out
-from pyiommufd.host.claims.refusals import blocked_devices, bound_elsewhere, claimed_refusals, holder_refusals
-from pyiommufd.host.claims.restore import device_state, restore_steps
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.groups import Group, is_safe
@@ -21,6 +18,7 @@ from pyiommufd.host.uses.folders import devices_below, is_removed_with
 from pyiommufd.printable import OneLine, counted, listed
 
 if TYPE_CHECKING:
+    from pyiommufd.host.claims.claim import Claim
     from pyiommufd.host.users import User
 
 
@@ -166,6 +164,8 @@ class ClaimPlan(OneLine):
             DeviceNotFoundError: A device has gone since the plan was made.
             ValueError: ``persist`` without ``keep``.
         """
+        from pyiommufd.host.claims.claim import carry_out  # here, as a look at a list of devices makes no claim
+
         return carry_out(self, keep=keep, persist=persist, user=user, report=report)
 
     def _recomputed(self) -> ClaimPlan:
@@ -356,6 +356,8 @@ def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]
 
 
 def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]) -> Iterator[Refusal]:
+    from pyiommufd.host.claims.refusals import bound_elsewhere, claimed_refusals, holder_refusals  # as above
+
     members = _members(groups, wanted)
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed_refusals(_names(members, moves))
@@ -392,6 +394,9 @@ def _steps(moves: Sequence[Move]) -> Iterator[Step]:
 
 
 def _undo(moves: Sequence[Move]) -> Iterator[Step]:
+    from pyiommufd.host.claims.refusals import blocked_devices  # as above
+    from pyiommufd.host.claims.restore import device_state, restore_steps
+
     blocked = blocked_devices()
     for move in reversed(moves):
         if not blocked.isdisjoint(device.name for device in (move.device, *move.gone)):

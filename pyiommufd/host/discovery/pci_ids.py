@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gzip
 from pathlib import Path
 
 from pyiommufd.host.discovery.devices import HostDevice
@@ -40,7 +39,11 @@ class PciIds:
         for path in paths or FILES:
             try:
                 data = path.read_bytes()
-                return cls(gzip.decompress(data) if path.suffix == ".gz" else data)
+                if path.suffix == ".gz":
+                    import gzip  # here, as most have the plain file
+
+                    data = gzip.decompress(data)
+                return cls(data)
             except (OSError, EOFError):
                 continue
         return cls()

@@ -9,7 +9,6 @@ import os
 import re
 import stat
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +181,8 @@ def open_block(number: int | None, node: str, flags: int = 0) -> Iterator[int]:
         raise OSError(errno.ENXIO, "it has no device number")
     with contextlib.ExitStack() as stack:
         if not _is_node(node, number):
+            import tempfile  # here, as a node is hardly ever missing
+
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pyiommufd-", dir="/dev"))
             node = f"{folder}/{Path(node).name}"
             os.mknod(node, stat.S_IFBLK | 0o600, number)
