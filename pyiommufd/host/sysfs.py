@@ -28,9 +28,8 @@ def read(path: Path | str) -> str | None:
 
 def number(path: Path | str, base: int = 10) -> int | None:
     """The number of an attribute, or None where there is no such attribute, or it is no number."""
-    data = _bytes(path)
     try:
-        return None if data is None else int(data, base)
+        return int(_bytes(path) or b"", base)
     except ValueError:
         return None
 
@@ -67,7 +66,7 @@ def _bytes(path: Path | str) -> bytes | None:
 def link_name(path: Path | str) -> str | None:
     """The last part of what a symbolic link points to, or None where there is no such link."""
     try:
-        return os.path.basename(os.readlink(path))  # noqa: PTH119, PTH115 (hot in an enumeration)
+        return os.readlink(path).rpartition("/")[2]  # noqa: PTH115 (hot in an enumeration)
     except OSError:
         return None
 

@@ -139,11 +139,19 @@ def from_sys_path(path: Path) -> HostDevice:
     return _read(path.resolve(), path.name)
 
 
-def _read(path: Path, name: str) -> HostDevice:
-    """The device whose folder this is; the path has no symbolic link in it."""
+def _read(path: Path, name: str, bus: str | None = None) -> HostDevice:
+    """The device whose folder this is; the path has no symbolic link in it.
+
+    Args:
+        path: The folder.
+        name: Its last part.
+        bus: The bus on which udev has just found it; None: to be looked up.
+    """
     # Text rather than Path below: it is what an enumeration of thousands spends its time on.
     at = f"{path}/"
-    subsystem = sysfs.link_name(at + "subsystem")
+    vendor = sysfs.number(at + "vendor", 16)
+    # What has a vendor is still there.
+    subsystem = bus if bus is not None and vendor is not None else sysfs.link_name(at + "subsystem")
     if subsystem is None:
         raise DeviceNotFoundError(f"there is no device at {path}")
     group = sysfs.link_name(at + "iommu_group")
@@ -155,7 +163,7 @@ def _read(path: Path, name: str) -> HostDevice:
         name=name,
         subsystem=subsystem,
         sys_path=path,
-        vendor_id=sysfs.number(at + "vendor", 16),
+        vendor_id=vendor,
         device_id=sysfs.number(at + "device", 16),
         class_code=sysfs.number(at + "class", 16),
         driver=sysfs.link_name(at + "driver"),
@@ -249,7 +257,7 @@ def list_devices(subsystem: str | None = None) -> list[HostDevice]:
         for entry in _enumerate(bus):
             try:
                 path = Path(entry.sys_path)  # udev's paths are those of /sys/devices, without links
-                device = _read(path, path.name)
+                device = _read(path, path.name, bus)
             except DeviceNotFoundError:
                 continue  # unplugged since
             if bus == "pci" or device.group_id is not None or device.on_vfio:
