@@ -1,15 +1,11 @@
-"""How long things take to start, as medians: the import, commands, an idle session of pytest, guests.
+"""What starting costs: imports, as ratios to that of what they cannot do without, and commands from the prompt.
 
-    python tests/benchmarks/start.py --rounds 11
-    python tests/benchmarks/start.py --before ../other-checkout
-
-Each checkout is run by the Python of its own .venv. The checkouts take turns, so that what else the machine does meets
-both alike. Beside the seconds that pass, the processor time of this machine is given, which depends less on others.
+Imports are measured in the guest with an instruction clock, in processor time; commands on this machine, as medians of
+times that pass, and so are only comparable where little else runs. Run as a program, in the guest, this measures.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -17,75 +13,78 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.figure import Figure
+from tests.benchmarks.measuring import in_guest
 
-IDLE = ["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+BASE = "import _cffi_backend, enum"
+IMPORTS = {
+    "import pyiommufd": 1.3,
+    "from pyiommufd import IOMMUFD": 1.3,
+    "from pyiommufd import IOMMUFD, IOAS, DMABuffer": None,
+    "from pyiommufd import IOMMUFD, Device, find_device, plan_claim": None,
+}
+"""Imports, and what each is to be at most; None: given for comparison."""
+
 COMMANDS = {
-    "python -c pass": ["-c", "pass"],
-    "import pyiommufd": ["-c", "import pyiommufd"],
-    "from pyiommufd import IOMMUFD": ["-c", "from pyiommufd import IOMMUFD"],
-    "pyiommufd --help": ["-m", "pyiommufd.cli", "--help"],
-    "pyiommufd list": ["-m", "pyiommufd.cli", "list"],
-    "pytest without the plugin": [*IDLE, "-p", "no:pyiommufd"],
-    "pytest, idle": IDLE,
+    "pyiommufd --help": (["-m", "pyiommufd.cli", "--help"], 80),
+    "pyiommufd list": (["-m", "pyiommufd.cli", "list"], 100),
 }
-GUESTS = {
-    "pyiommufd guest -- true": ["-m", "pyiommufd.cli", "guest", "--", "true"],
-    "pytest --guest, one test": ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--guest", "test_it.py"],
-}
+"""Commands, and how many milliseconds each is to take at most."""
+
+ROUNDS = 15
 
 
-def measured(command: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds that a command takes, and of processor time, its children's included."""
-    # Compiled files are written, as anywhere: the environment of a container may forbid it.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    start = time.monotonic()
+def environment() -> dict[str, str]:
+    """That of this process; compiled files are written, as anywhere: a container may forbid it."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def run(arguments: Sequence[str]) -> tuple[float, float]:
+    """Milliseconds that pass, and of processor time, of a Python that is started."""
+    start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+        process = subprocess.Popen([sys.executable, *arguments], env=environment(), stdout=said, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - start
-        # No devices, no tests: both are what is measured here.
-        if process.returncode not in (0, 3, 5):
+        passed = time.perf_counter() - start
+        if process.returncode not in (0, 3):  # 3: this machine has no devices
             said.seek(0)
-            sys.exit(f"{command}: {process.returncode}\n{said.read().decode(errors='replace')}")
-    return seconds, usage.ru_utime + usage.ru_stime
+            sys.exit(f"{arguments}: {process.returncode}\n{said.read().decode(errors='replace')}")
+    return 1000 * passed, 1000 * (usage.ru_utime + usage.ru_stime)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11, metavar="N")
-    parser.add_argument("--guest-rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--before", type=Path, metavar="FOLDER", help="another checkout, with its .venv")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
-    checkouts = {"before": options.before.resolve()} if options.before else {}
-    checkouts["now"] = ROOT
-    found: dict[str, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
-        (folder / "pytest.ini").touch()
-        idle = folder / "idle"
-        idle.mkdir()
-        (folder / "test_it.py").write_text("def test_it(): ...\n")
-        for commands, rounds, place in ((COMMANDS, options.rounds, idle), (GUESTS, options.guest_rounds, folder)):
-            for count in range(rounds + 1):
-                for what, arguments in commands.items():
-                    for which, checkout in checkouts.items():
-                        times = measured([str(checkout / ".venv/bin/python"), *arguments], place)
-                        if count:  # the first round compiles, and fills caches
-                            found.setdefault(what, {}).setdefault(which, []).append(times[0])
-                            found[what].setdefault(f"{which}, processor", []).append(times[1])
-    columns = [f"{which}{kind}" for kind in ("", ", processor") for which in checkouts]
-    print(f"{'ms':32}", *(f"{column:>18}" for column in columns))
-    for what, by_column in found.items():
-        print(f"{what:32}", *(f"{statistics.median(by_column[column]) * 1000:18.1f}" for column in columns))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+def measure() -> dict[str, float]:
+    """The least milliseconds of processor time of each import, Python's own start included."""
+    best: dict[str, float] = {}
+    for count in range(4):
+        for code in ("pass", BASE, *IMPORTS):
+            _, busy = run(["-c", code])
+            if count:  # the first round compiles, and fills caches
+                best[code] = min(best.get(code, busy), busy)
+    return best
+
+
+def figures() -> Iterator[Figure]:
+    """Imports, then commands."""
+    took = in_guest("start")
+    for code, goal in IMPORTS.items():
+        yield Figure(code, took[code] / took[BASE], goal, "x cffi and enum")
+    found: dict[str, list[float]] = {"": [], **{name: [] for name in COMMANDS}}
+    for count in range(ROUNDS + 1):
+        for name, arguments in {
+            "": ["-c", "pass"],
+            **{name: command for name, (command, _) in COMMANDS.items()},
+        }.items():
+            passed, _ = run(arguments)
+            if count:
+                found[name].append(passed)
+    for name, (_, goal) in COMMANDS.items():
+        median = statistics.median(found[name])
+        yield Figure(f"{name}, on this machine", median, goal, "ms")
+        yield Figure(f"{name}, over Python's own start", median / statistics.median(found[""]), None, "x")
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure()))
