@@ -7,9 +7,7 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.mapping import revoked_error, unmap_error
-from pyiommufd.diagnose.objects import HUGE_PAGES_IN_USE
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError, ioctl_error
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.arguments import (
@@ -160,7 +158,7 @@ class IOAS(KernelObject):
             self._call(ioctls.option, uapi.IOMMU_OPTION_HUGE_PAGES, int(check_bool(on, "huge_pages")))
         except IoctlError as error:
             code = error.errno or 0
-            causes = (HUGE_PAGES_IN_USE.general,) if code == errno.EINVAL else ()
+            causes = (diagnose.HUGE_PAGES_IN_USE.general,) if code == errno.EINVAL else ()
             raise ioctl_error("IOMMU_OPTION", code, f"huge pages of {self!r}", causes) from None
 
     # Map
@@ -377,7 +375,7 @@ class IOAS(KernelObject):
                 self._live()  # raises where it was closed meanwhile
                 if error.errno != errno.EAGAIN:
                     cut = self._table.cut_by(iova, length)
-                    raise unmap_error(error.errno or 0, target, cut, self._iommufd.shared) from None
+                    raise diagnose.unmap_error(error.errno or 0, target, cut, self._iommufd.shared) from None
             finally:
                 self._c.wanted = 0
                 self._table.forget_unmapped(touched)
@@ -438,7 +436,7 @@ class IOAS(KernelObject):
             return code == errno.EINVAL
         if code == errno.EOPNOTSUPP and answer(0) == errno.EINVAL:
             return False
-        raise revoked_error(code, f"{self!r} at {iova:#x}")
+        raise diagnose.revoked_error(code, f"{self!r} at {iova:#x}")
 
     # Close
 

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyiommufd import uapi
-from pyiommufd.diagnose.mapping import map_error, map_file_error
-from pyiommufd.diagnose.mapping_rows import HOLE
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError, IOMMUFDError, ioctl_error
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.arguments import U64_MAX, hold, misaligned, whole
@@ -108,7 +106,7 @@ def map_file(
 
     def error(code: int, at: int | None) -> Exception:
         refusal = refusal_error(ioas, -code, "IOMMU_IOAS_MAP_FILE", length, at, below)
-        return map_file_error(refusal, file, start, length, at)
+        return diagnose.map_file_error(refusal, file, start, length, at)
 
     if below is not None:
         return _map_lowest(ioas, length, _limit(iova, below), map_at, error)
@@ -177,7 +175,7 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
             return None
         if code in (errno.ENOENT, errno.EPERM):
             target = f"{IOVARange(iova, iova + length - 1)} of {source!r}"
-            hole = HOLE.cause(f"mapped: {source._table.words(iova, length) or 'nothing of it'}")
+            hole = diagnose.HOLE.cause(f"mapped: {source._table.words(iova, length) or 'nothing of it'}")
             raise ioctl_error("IOMMU_IOAS_COPY", code, target, (hole,) if code == errno.ENOENT else ()) from None
         raise refusal_error(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
 
@@ -263,7 +261,7 @@ def refusal_error(
     there = "" if iova is None else ioas._table.words(iova, length)
     within = "" if below is None else f", of which those below {below:#x} are asked for"
     kept = ", ".join(map(str, ioas._allowed)) + within if ioas._allowed else ""
-    return map_error(code, request, repr(ioas), length, iova, ranges_in_words(ioas) + within, there, kept)
+    return diagnose.map_error(code, request, repr(ioas), length, iova, ranges_in_words(ioas) + within, there, kept)
 
 
 def ranges_in_words(ioas: IOAS) -> str:
