@@ -4,18 +4,17 @@ from pyiommufd.version import __version__ as __version__
 
 TYPE_CHECKING = False  # type checkers take this name for true; typing is slow to import
 if TYPE_CHECKING:
+    from pyiommufd.causes import Cause, DeviceLike, Refusal
     from pyiommufd.errors import (
         AccessDeniedError,
         AlreadyAttachedError,
         AlreadyMappedError,
         BusyError,
-        Cause,
         ClaimError,
         ClaimRefusedError,
         ClosedError,
         CloseError,
         CommandLineError,
-        DeviceLike,
         DeviceNotFoundError,
         ForkedError,
         GroupConflictError,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
         MigrationPathError,
         MissingLibraryError,
         NotFoundError,
-        Refusal,
         RegionFaultError,
         UnsupportedError,
         VectorsUnavailableError,
@@ -152,12 +150,13 @@ else:
         __name__,
         {
             "diagnose": "",
+            "causes": "Cause DeviceLike Refusal",
             "errors": """
-                AccessDeniedError AlreadyAttachedError AlreadyMappedError BusyError Cause ClaimError
-                ClaimRefusedError ClosedError CloseError CommandLineError DeviceLike DeviceNotFoundError ForkedError
-                GroupConflictError GroupNotViableError HandoverError InUseError InvalidationError IoctlError
-                IOMMUFDError MigrationError MigrationPathError MissingLibraryError NotFoundError Refusal
-                RegionFaultError UnsupportedError VectorsUnavailableError
+                AccessDeniedError AlreadyAttachedError AlreadyMappedError BusyError ClaimError ClaimRefusedError
+                ClosedError CloseError CommandLineError DeviceNotFoundError ForkedError GroupConflictError
+                GroupNotViableError HandoverError InUseError InvalidationError IoctlError IOMMUFDError MigrationError
+                MigrationPathError MissingLibraryError NotFoundError RegionFaultError UnsupportedError
+                VectorsUnavailableError
             """,
             "host": "",
             "host.claims.claim": "Claim",

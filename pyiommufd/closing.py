@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from types import TracebackType
-from typing import Self
+
+from pyiommufd.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
 
 
 class Closing:

@@ -10,127 +10,31 @@ from __future__ import annotations
 
 import errno as errno_module
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
-from pyiommufd.printable import Sentences, printable, shortened
+from pyiommufd.light_typing import TYPE_CHECKING, final
+from pyiommufd.printable import printable, shortened
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pyiommufd.causes import NEVER_FORCED as NEVER_FORCED
+    from pyiommufd.causes import Cause as Cause
+    from pyiommufd.causes import DeviceLike as DeviceLike
+    from pyiommufd.causes import Fix as Fix
+    from pyiommufd.causes import Refusal as Refusal
+    from pyiommufd.causes import override as override
     from pyiommufd.kernel.device.features.migration_states import MigrationState
+else:
+    _OF_CAUSES = frozenset({"NEVER_FORCED", "Cause", "DeviceLike", "Fix", "Refusal", "override"})
 
+    def __getattr__(name):
+        # Imported when there are causes: dataclasses are slow to import.
+        if name not in _OF_CAUSES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from pyiommufd import causes
 
-class DeviceLike(Protocol):
-    """The protocol of a device in an exception; `HostDevice` has it."""
-
-    @property
-    def subsystem(self) -> str:
-        """The bus of the device, such as ``pci``."""
-
-    @property
-    def name(self) -> str:
-        """The name of the device on its bus."""
-
-    @property
-    def driver(self) -> str | None:
-        """The driver that the device was on."""
-
-
-class Fix(NamedTuple):
-    """What to do about a refusal, in two forms: exceptions show the first, commands the second.
-
-    Attributes:
-        python: For a caller of the library: ``plan_claim(['0000:02:01.0']).apply()``.
-        command: For a user of the command line: ``pyiommufd claim 0000:02:01.0``; of what no command does, in the
-            kernel's terms.
-    """
-
-    python: str
-    command: str
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Cause(Sentences):
-    """One reason why the kernel may have refused, as found on this machine.
-
-    Attributes:
-        summary: What is wrong, in a sentence.
-        evidence: What was seen when the error was raised; empty where the kernel shows nothing.
-        fix: What to do about it, in Python where that is called for.
-        command: The same for a command to print; empty where it is no different.
-    """
-
-    summary: str
-    evidence: str = ""
-    fix: str = ""
-    command: str = ""
-
-    def __str__(self) -> str:
-        return self._text(self.fix)
-
-    def for_command(self) -> str:
-        """Its text as a command prints it."""
-        return self._text(self.command or self.fix)
-
-    def _text(self, fix: str) -> str:
-        text = self.summary
-        if self.evidence:
-            text += f" ({self.evidence})"
-        if fix:
-            text += f"; {fix}"
-        return text
-
-
-NEVER_FORCED = "claimed"
-"""The kind of refusals that nothing overrides: a claim has the device, and two of one device do not go together."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Refusal(Sentences):
-    """One reason not to take a device from the host.
-
-    Attributes:
-        device: The name of the device.
-        kind: What it is doing, as named to ``force``: ``mounted``, ``swap``, ``default-route``, ``held`` …
-        reason: What it is doing, in a sentence.
-        fix: What to do about it, in Python where that is called for; empty where the reason says it.
-        command: The same for a command to print; empty where it is no different.
-        needs: What has to be so before ``force`` is of any use, in words after "once"; empty: nothing.
-        leaves: What stays in the way, or comes of it, where it is forced, in a sentence; empty: nothing to tell of.
-    """
-
-    device: str
-    kind: str
-    reason: str
-    fix: str = ""
-    command: str = ""
-    needs: str = ""
-    leaves: str = ""
-
-    def __str__(self) -> str:
-        return self._text(self.fix)
-
-    def for_command(self) -> str:
-        """Its text as a command prints it."""
-        return self._text(self.command or self.fix)
-
-    def _text(self, fix: str) -> str:
-        return f"{self.device}: {self.reason}{f'; {fix}' if fix else ''} [{self.kind}]"
-
-
-def override(refusals: Iterable[Refusal]) -> Fix:
-    """How refusals can be overridden, or that they cannot."""
-    refusals = list(refusals)
-    kinds = list(dict.fromkeys(refusal.kind for refusal in refusals))
-    if NEVER_FORCED in kinds:
-        never = f"nothing overrides {NEVER_FORCED}"
-        return Fix(never, never)
-    needs = " and ".join(dict.fromkeys(refusal.needs for refusal in refusals if refusal.needs))
-    what = f"to override, once {needs}" if needs else "to override"
-    leaves = "".join(f"; {text}" for text in dict.fromkeys(refusal.leaves for refusal in refusals if refusal.leaves))
-    listed = ", ".join(f'"{kind}"' for kind in kinds)
-    options = " ".join(f"--force {kind}" for kind in kinds)
-    return Fix(f"{what}: force=[{listed}]{leaves}", f"{what}: {options}{leaves}")
+        return getattr(causes, name)
 
 
 class IOMMUFDError(Exception):
@@ -155,14 +59,12 @@ class IOMMUFDError(Exception):
 
         Those may be an `IOMMUFDError`, which is why, a `Cause` and a `Fix`: each stands in the form that is called for.
         """
-        if not any(isinstance(one, IOMMUFDError | Cause | Fix) for one in self.args):
+        if not any(isinstance(one, IOMMUFDError) or hasattr(one, "_part") for one in self.args):
             return super().__str__()
         text = ""
         for one in self.args:
-            if isinstance(one, Fix):
-                text += f"; {one.command if command else one.python}"
-            elif isinstance(one, Cause):
-                text += f"\n  {one.for_command() if command else one}"
+            if hasattr(one, "_part"):
+                text += one._part(command=command)
             elif isinstance(one, BaseException):
                 text += f": {_said(one, command=command)}"
             else:
@@ -276,6 +178,8 @@ class ClaimRefusedError(ClaimError):
         self.what = what
 
     def _text(self, *, command: bool = False) -> str:
+        from pyiommufd.causes import override  # which is there: so are refusals
+
         way = override(self.refusals)
         lines = [one.for_command() if command else str(one) for one in self.refusals]
         return "\n  ".join([f"{self.what} is refused:", *lines, way.command if command else way.python])

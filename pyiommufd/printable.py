@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import fields
 from enum import Enum
-from typing import Any
+
+from pyiommufd.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
 
 _LONGEST = 130
 
@@ -54,7 +57,7 @@ class OneLine:
         if type(self).__str__ is not object.__str__:
             return str(self)
         this: Any = self
-        return ", ".join(f"{field.name} {brief(getattr(self, field.name))}" for field in fields(this))
+        return ", ".join(f"{name} {brief(getattr(self, name))}" for name in this.__dataclass_fields__)
 
     def __repr__(self) -> str:
         return f"<{f'{type(self).__name__} {shortened(self._line())}'.rstrip()}>"
@@ -80,11 +83,11 @@ class Sentences(OneLine):
 
     def __post_init__(self) -> None:
         this: Any = self
-        for field in fields(this):
-            text = getattr(self, field.name)
+        for name in this.__dataclass_fields__:
+            text = getattr(self, name)
             if isinstance(text, str) and not text.isprintable():
                 # Newlines as well: what follows one would pass for a line of ours.
-                object.__setattr__(self, field.name, printable(text))
+                object.__setattr__(self, name, printable(text))
 
 
 def _number(code: int) -> str:

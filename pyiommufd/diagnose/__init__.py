@@ -4,10 +4,13 @@ The names below are what `pyiommufd.kernel` uses. The module of one is imported 
 refusal: to look at a machine takes more modules than all else together.
 """
 
-from pyiommufd.errors import Cause, explain_with
+from __future__ import annotations
+
+from pyiommufd.errors import explain_with
 
 TYPE_CHECKING = False  # type checkers take this name for true; typing is slow to import
 if TYPE_CHECKING:
+    from pyiommufd.causes import Cause
     from pyiommufd.diagnose.attach import attach_error, pasids_error
     from pyiommufd.diagnose.bind import bind_error
     from pyiommufd.diagnose.device_requests import (

@@ -7,11 +7,14 @@ import os
 import stat
 import warnings
 import weakref
-from collections.abc import Callable
 
 from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, ForkedError, ioctl_error
+from pyiommufd.light_typing import TYPE_CHECKING
 from pyiommufd.uapi import ioctls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Every open handle, by id, with its file, which stays usable while the handle is being garbage collected. A dict,
 # since its single operations are atomic.

@@ -6,16 +6,11 @@ import contextlib
 import errno
 import os
 import threading
-import uuid
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Self
 
 from pyiommufd import diagnose, uapi
 from pyiommufd.errors import (
     BusyError,
-    Cause,
     ClosedError,
     CloseError,
     DeviceNotFoundError,
@@ -23,20 +18,24 @@ from pyiommufd.errors import (
     IoctlError,
     ioctl_error,
 )
-from pyiommufd.host import sysfs
-from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.discovery.vf_token import as_token
-from pyiommufd.kernel.device.device import Device
-from pyiommufd.kernel.device.device_file import DeviceFile
 from pyiommufd.kernel.handle import Handle, character_device, check_unowned, owners
 from pyiommufd.kernel.kernel_object import KernelObject
-from pyiommufd.kernel.memory.arguments import check_bool
-from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.kernel.objects import Context
-from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
-from pyiommufd.kernel.virtual.hw_queue import HWQueue
-from pyiommufd.kernel.virtual.viommu import VIOMMU
+from pyiommufd.light_typing import TYPE_CHECKING
 from pyiommufd.uapi import ioctls
+
+# The classes of what an iommufd makes are imported when the first one is made: no program uses all of them.
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Self
+
+    from pyiommufd.host.discovery.devices import HostDevice
+    from pyiommufd.kernel.device.device import Device
+    from pyiommufd.kernel.device.device_file import DeviceFile
+    from pyiommufd.kernel.memory.ioas import IOAS
+    from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
 
 _STAYS = "it stays in the kernel, with nothing that this process has mapped, until the iommufd's last fd is closed"
 _LEFT = f"{_STAYS}; to have it go, detach() before the close what others have, which ends its DMA for all"
@@ -150,6 +149,12 @@ class IOMMUFD(Handle):
             ValueError, TypeError: The token is no UUID, or the target is nothing that can be bound.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
+        from pathlib import Path
+
+        from pyiommufd.host.discovery.devices import HostDevice
+        from pyiommufd.host.discovery.vf_token import as_token
+        from pyiommufd.kernel.device.device_file import DeviceFile
+
         raw = None if token is None else as_token(token).bytes
         self._live()
         if isinstance(target, DeviceFile):
@@ -165,6 +170,8 @@ class IOMMUFD(Handle):
             file.close()  # which the device has taken over where it was bound
 
     def _bind(self, file: DeviceFile, token: bytes | None) -> Device:
+        from pyiommufd.kernel.device.device import Device
+
         host = file.device
         with self._lock:
             self._live()
@@ -195,6 +202,8 @@ class IOMMUFD(Handle):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.memory.ioas import IOAS
+
         ioas = IOAS(self)
         ioas._create(ioctls.ioas_alloc)
         return ioas
@@ -207,6 +216,8 @@ class IOMMUFD(Handle):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: This iommufd is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
+
         queue = FaultQueue(self)
         queue._create(partial(ioctls.fault_queue_alloc, queue=queue._queue._file))
         return queue
@@ -226,6 +237,8 @@ class IOMMUFD(Handle):
 
     @rlimit_mode.setter
     def rlimit_mode(self, on: bool) -> None:
+        from pyiommufd.kernel.memory.arguments import check_bool
+
         try:
             ioctls.option(self._live(), uapi.IOMMU_OPTION_RLIMIT_MODE, int(check_bool(on, "rlimit_mode")))
         except IoctlError as error:
@@ -251,6 +264,8 @@ class IOMMUFD(Handle):
                 if error.errno == errno.ENODEV:
                     return None
                 raise
+            from pyiommufd.kernel.memory.ioas import IOAS
+
             known = self._context.object(ioas_id)
             if isinstance(known, IOAS):
                 return known
@@ -265,6 +280,8 @@ class IOMMUFD(Handle):
         if ioas is None:
             ioctls.vfio_ioas(self._live(), uapi.IOMMU_VFIO_IOAS_CLEAR)
             return
+        from pyiommufd.kernel.memory.ioas import IOAS
+
         if not isinstance(ioas, IOAS):
             raise TypeError(f"the container interface works on an IOAS, not on {type(ioas).__name__}")
         if ioas.iommufd._context is not self._context:
@@ -287,13 +304,16 @@ class IOMMUFD(Handle):
         try:
             ioctls.ioas_change_process(self._live())
         except IoctlError as error:
-            no_file = [f"{mapping!r} of {ioas!r}" for ioas in self._ioases() for mapping in ioas._table.of_no_file()]
+            from pyiommufd.kernel.memory.ioas import IOAS
+
+            ioases = [made for made in list(self._registry) if isinstance(made, IOAS)]
+            no_file = [f"{mapping!r} of {ioas!r}" for ioas in ioases for mapping in ioas._table.of_no_file()]
             raise diagnose.change_process_error(error.errno or 0, no_file) from None
 
     @property
     def devices(self) -> tuple[Device, ...]:
         """The devices that have been bound by this object."""
-        return tuple(made for made in list(self._registry) if isinstance(made, Device) and not made.closed)
+        return tuple(made for made in list(self._registry) if not (isinstance(made, KernelObject) or made.closed))
 
     @property
     def shared(self) -> bool:
@@ -319,9 +339,6 @@ class IOMMUFD(Handle):
         made = [made for made in list(self._registry) if isinstance(made, KernelObject)]
         return [one for one in made if not one._ended()]
 
-    def _ioases(self) -> list[IOAS]:
-        return [made for made in list(self._registry) if isinstance(made, IOAS)]
-
     def _users_of(self, made: KernelObject) -> tuple[Device | KernelObject, ...]:
         """What of this process uses an object: devices that are attached to it, objects that were made for it."""
         attached = [device for device in self._context.devices() if made in device.page_tables.values()]
@@ -332,13 +349,13 @@ class IOMMUFD(Handle):
         if self._closing:  # and this is a signal handler
             raise ClosedError(f"{self!r} is about to be closed")
         self._registry[made] = None
-        if isinstance(made, Device):
+        if not isinstance(made, KernelObject):
             made._state.members[made] = None
 
     def _forget(self, made: Device | KernelObject) -> None:
         """An object has not been made, or has been closed."""
         self._registry.pop(made, None)
-        if isinstance(made, Device):
+        if not isinstance(made, KernelObject):
             made._state.forget(made)
 
     # Close
@@ -348,7 +365,7 @@ class IOMMUFD(Handle):
         if hasattr(self, "_context"):
             self._context.lock = threading.RLock()  # another thread of the parent may have held it
             for made in list(self._registry):
-                if isinstance(made, VIOMMU):
+                if isinstance(made, KernelObject):
                     made._mark_forked()
 
     def close(self) -> None:
@@ -391,8 +408,7 @@ class IOMMUFD(Handle):
                             case [InUseError() as error]:
                                 errors[-1] = made._in_use(error.users, _STAYS)
                             case [BusyError() as error]:
-                                cause = Cause("others use it, or a device that is open elsewhere as well", "", _LEFT)
-                                errors[-1] = ioctl_error(error.request, error.errno or 0, error.target, (cause,))
+                                errors[-1] = _stays_error(error)
                         made._release()
                 attempt(self._close_fd)
             finally:
@@ -408,24 +424,28 @@ class IOMMUFD(Handle):
         with contextlib.ExitStack() as stack:
             stack.callback(super().__del__)
             if hasattr(self, "_registry"):
-                for ioas in self._ioases():
-                    stack.callback(ioas._table.clear if self.in_child else ioas._release)
+                for made in list(self._registry):  # the latest goes first
+                    if isinstance(made, KernelObject):
+                        stack.callback(made._finalize)
                 if not self.in_child:
-                    # The kernel unmaps no memory that one of them is in. The latest goes first.
-                    for made in list(self._registry):
-                        if isinstance(made, HWQueue):
-                            stack.callback(_destroy_if_possible, made)
                     for device in self.devices:
                         stack.callback(device.__del__)
 
 
-def _destroy_if_possible(made: KernelObject) -> None:
-    with contextlib.suppress(IoctlError):
-        ioctls.destroy(made._c)
+def _stays_error(error: BusyError) -> IoctlError:
+    """The exception for an object that others use, once the iommufd is closed."""
+    try:
+        from pyiommufd.causes import Cause
+    except (ImportError, OSError):
+        return error  # no fd is left, say; the close goes on
+    cause = Cause("others use it, or a device that is open elsewhere as well", "", _LEFT)
+    return ioctl_error(error.request, error.errno or 0, error.target, (cause,))
 
 
 def _check_iommufd(number: str, name: str) -> None:
     """Refuse what is not the device node of iommufd, by its number as `character_device` returns it."""
+    from pyiommufd.host import sysfs
+
     if not number or sysfs.read(sysfs.SYS / "class/misc/iommu/dev") != number:
         raise ValueError(f"{name} is not an iommufd: that is /dev/iommu")
 

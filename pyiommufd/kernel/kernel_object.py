@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
-
 from pyiommufd import diagnose
 from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, InUseError, IoctlError
+from pyiommufd.light_typing import TYPE_CHECKING
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Concatenate, ParamSpec, TypeVar
+
     from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.iommufd import IOMMUFD
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+    _P = ParamSpec("_P")
+    _T = TypeVar("_T")
 
 
 class KernelObject(Closing):
@@ -169,6 +170,12 @@ class KernelObject(Closing):
         """Release what belongs to it, once the kernel has destroyed it, or before the iommufd's close does."""
         ioctls.abandon(self._c)
         self._iommufd._forget(self)
+
+    def _mark_forked(self) -> None:
+        """This process is a forked child, which does not have what is mapped of it."""
+
+    def _finalize(self) -> None:
+        """Its iommufd, which nobody has closed, is about to be collected: let go of what holds memory."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}{' closed' if self.closed else ''}>"

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar
 
-from pyiommufd.kernel.pagetables.attachment import GroupState
+from pyiommufd.light_typing import TYPE_CHECKING
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TypeVar
+
     from pyiommufd.host.discovery.devices import HostDevice
     from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.iommufd import IOMMUFD
     from pyiommufd.kernel.kernel_object import KernelObject
+    from pyiommufd.kernel.pagetables.attachment import GroupState
+
+    _T = TypeVar("_T")
 
 _lock = threading.RLock()  # a signal handler may make one, too
 # Keyed by id: a dict can be copied while other threads change it; a WeakSet cannot.
@@ -28,9 +32,6 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-_T = TypeVar("_T")
 
 
 def _existing(references: dict[int, weakref.ref[_T]]) -> list[_T]:
@@ -81,6 +82,8 @@ class Context:
 
     def group(self, host: HostDevice) -> GroupState:
         """What is known of a device's group."""
+        from pyiommufd.kernel.pagetables.attachment import GroupState
+
         key = host.name if host.group_id is None else host.group_id
         return self._groups.setdefault(key, GroupState())
 

@@ -17,7 +17,7 @@ from tests.runner.runs import ROOT
 PACKAGE = "pyiommufd"
 
 FLOORS = {
-    "ground": "closing iterables nearest on_demand printable version < errors",
+    "ground": "iterables light_typing nearest on_demand version < closing printable < causes < errors",
     "uapi": "uapi",
     "host": """
         host host.decoding host.durable host.programs host.sysfs

@@ -455,6 +455,12 @@ class IOAS(KernelObject):
         self._kept = False  # as said before by a close that was interrupted
         super()._destroy()
 
+    def _finalize(self) -> None:
+        if self._iommufd.in_child:
+            self._table.clear()
+        else:
+            self._release()
+
     def _release(self) -> None:
         # It stays in the kernel if it is borrowed, or used by another's device: its memory is unmapped all the same.
         if self._c.state:

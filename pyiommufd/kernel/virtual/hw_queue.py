@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -61,6 +62,12 @@ class HWQueue(KernelObject):
             super()._destroy()
         except BusyError as error:
             raise diagnose.hw_queue_destroy_error(error.errno or 0, repr(self)) from None
+
+    def _finalize(self) -> None:
+        # The kernel unmaps no memory that it is in.
+        if not self._iommufd.in_child:
+            with contextlib.suppress(IoctlError):
+                ioctls.destroy(self._c)
 
     def __repr__(self) -> str:
         return f"<HWQueue {self.id}, number {self.index} of {self.viommu!r}{' closed' if self.closed else ''}>"
