@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import NewType, cast
 
 from pyiommufd import uapi
 from pyiommufd._uapi import ffi, lib
 from pyiommufd.errors import ioctl_error
+from pyiommufd.light_typing import TYPE_CHECKING, NewType, cast
 from pyiommufd.uapi.ioctls import Cell, Fd, File, View, _c, _check, address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 RawCapability = tuple[int, int, bytes]
 """A capability of an info struct: its id, its version, and the struct with its header."""

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import errno
 import os
-from array import array
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NewType, Protocol, TypeAlias, cast
 
 from pyiommufd import uapi
 from pyiommufd._uapi import ffi, lib
 from pyiommufd.errors import ioctl_error
+from pyiommufd.light_typing import TYPE_CHECKING, NewType, Protocol, cast
 from pyiommufd.uapi import mapping
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeAlias
 
 
 class File(Protocol):

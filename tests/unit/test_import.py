@@ -54,7 +54,12 @@ def places(package: str) -> dict[str, str]:
     (block,) = [node for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.If)]
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    return {each.name: str(node.module) for node in imports for each in node.names}
+    return {
+        each.name: str(node.module)
+        for node in imports
+        for each in node.names
+        if str(node.module).startswith(f"{package}.")
+    }
 
 
 @pytest.mark.parametrize("package", PACKAGES)
