@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from pyiommufd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,6 +63,8 @@ class OneLine:
 
 def brief(value: object) -> str:
     """A value as part of a line: numbers in hex, bools and flags by their names, of bytes how many there are."""
+    from enum import Enum  # here, as an import of the library makes no repr
+
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if isinstance(value, tuple):
