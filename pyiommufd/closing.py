@@ -1,4 +1,4 @@
-"""The base class of objects that are closed at the end of a `with` block."""
+"""The base class of objects that are closed at the end of a `with` block, and steps that all have to be taken."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from abc import abstractmethod
 from pyiommufd.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -27,3 +28,13 @@ class Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def call_each(calls: Iterator[Callable[[], object]]) -> None:
+    """Call each of these in turn, also when one has raised; that goes on when all have been called."""
+    for call in calls:
+        try:
+            call()
+        except BaseException:
+            call_each(calls)
+            raise

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
 from functools import partial
 
 from pyiommufd import diagnose, uapi
+from pyiommufd.closing import call_each
 from pyiommufd.errors import (
     BusyError,
     ClosedError,
@@ -417,19 +417,16 @@ class IOMMUFD(Handle):
             raise CloseError("the iommufd was closed with errors:", tuple(errors))
 
     def __del__(self) -> None:
-        # The object, its devices and address spaces are finalized in any order; callbacks run last first, each even if
-        # others raised. No device, of this or of another process that shares the iommufd, may reach memory that has
-        # been released. And the tables of mappings are cleared before the memory is released:
-        # CPython 3.11 crashes where it collects a memoryview and what holds it at once (gh-77894, fixed in 2024).
-        with contextlib.ExitStack() as stack:
-            stack.callback(super().__del__)
-            if hasattr(self, "_registry"):
-                for made in list(self._registry):  # the latest goes first
-                    if isinstance(made, KernelObject):
-                        stack.callback(made._finalize)
-                if not self.in_child:
-                    for device in self.devices:
-                        stack.callback(device.__del__)
+        # The object, its devices and address spaces are finalized in any order. No device, of this or of another
+        # process that shares the iommufd, may reach memory that has been released. And the tables of mappings are
+        # cleared before the memory is released: CPython 3.11 crashes where it collects a memoryview and what holds it
+        # at once (gh-77894, fixed in 2024).
+        last_steps = [super().__del__]
+        if hasattr(self, "_registry"):
+            devices = [] if self.in_child else [device.__del__ for device in self.devices]
+            made = [one._finalize for one in reversed(list(self._registry)) if isinstance(one, KernelObject)]
+            last_steps = [*devices, *made, *last_steps]
+        call_each(iter(last_steps))
 
 
 def _stays_error(error: BusyError) -> IoctlError:
