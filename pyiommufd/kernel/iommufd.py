@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
-from functools import partial
+from _thread import RLock  # as in pyiommufd.kernel.objects
 
 from pyiommufd import diagnose, uapi
 from pyiommufd.closing import call_each
@@ -121,7 +120,7 @@ class IOMMUFD(Handle):
         return f"{type(self).__name__} of fd {self._number}"
 
     @property
-    def _lock(self) -> threading.RLock:
+    def _lock(self) -> RLock:
         """See "Locks" in CONTRIBUTING.md."""
         return self._context.lock
 
@@ -219,7 +218,7 @@ class IOMMUFD(Handle):
         from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
 
         queue = FaultQueue(self)
-        queue._create(partial(ioctls.fault_queue_alloc, queue=queue._queue._file))
+        queue._create(lambda made: ioctls.fault_queue_alloc(made, queue=queue._queue._file))
         return queue
 
     @property
@@ -363,7 +362,7 @@ class IOMMUFD(Handle):
     def _mark_forked(self) -> None:
         super()._mark_forked()
         if hasattr(self, "_context"):
-            self._context.lock = threading.RLock()  # another thread of the parent may have held it
+            self._context.lock = RLock()  # another thread of the parent may have held it
             for made in list(self._registry):
                 if isinstance(made, KernelObject):
                     made._mark_forked()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
+from _thread import RLock  # that of threading, which takes longer to import than this package
 
 from pyiommufd.light_typing import TYPE_CHECKING
 from pyiommufd.uapi import ioctls
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-_lock = threading.RLock()  # a signal handler may make one, too
+_lock = RLock()  # a signal handler may make one, too
 # Keyed by id: a dict can be copied while other threads change it; a WeakSet cannot.
 _contexts: dict[int, weakref.ref[Context]] = {}
 
 
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
+    _lock = RLock()  # another thread of the parent may have held it
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -60,7 +60,7 @@ class Context:
         # By group id, or by the device's name where no IOMMU covers it.
         self._groups: dict[int | str, GroupState] = {}
         self._members: dict[int, weakref.ref[IOMMUFD]] = {}
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.shared = False
 
     @classmethod
