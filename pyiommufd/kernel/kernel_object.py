@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Concatenate, ParamSpec, TypeVar
 
+    from pyiommufd.kernel.device.attachable import Attachable
     from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.iommufd import IOMMUFD
 
@@ -93,6 +94,11 @@ class KernelObject(Closing):
     def _owner(self) -> KernelObject | None:
         """The object whose ``close`` closes this one as well."""
         return None
+
+    def _goes_with(self, device: Attachable) -> bool:
+        """Whether a close of this device closes it."""
+        del device
+        return False
 
     def _owned(self) -> list[KernelObject]:
         return [user for user in self.users if isinstance(user, KernelObject) and user._owner is self]

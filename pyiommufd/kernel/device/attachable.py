@@ -19,6 +19,7 @@ from pyiommufd.errors import (
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import ReservedRegion
 from pyiommufd.kernel.handle import Handle
+from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.ioas import IOAS
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.kernel.pagetables.attachment import (
@@ -29,18 +30,19 @@ from pyiommufd.kernel.pagetables.attachment import (
     DMAChange,
     Verdict,
 )
-from pyiommufd.kernel.pagetables.hw_info import HWInfo, hw_info
-from pyiommufd.kernel.pagetables.hwpt import HWPT, HWPTOptions, alloc_hwpt
-from pyiommufd.kernel.pagetables.nested import NestedHWPT
 from pyiommufd.kernel.pagetables.trial import try_page_table, unfit_mappings
-from pyiommufd.kernel.virtual.vdevice import VDevice
-from pyiommufd.kernel.virtual.viommu import VIOMMU, alloc_viommu
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from pyiommufd.kernel.iommufd import IOMMUFD
     from pyiommufd.kernel.pagetables.fault_queue import FaultQueue
+    from pyiommufd.kernel.pagetables.hw_info import HWInfo
+    from pyiommufd.kernel.pagetables.hwpt import HWPT
+    from pyiommufd.kernel.pagetables.nested import NestedHWPT
     from pyiommufd.kernel.pagetables.page_table import PageTable
+    from pyiommufd.kernel.virtual.viommu import VIOMMU
 
 _ATTACH = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
 
@@ -195,8 +197,8 @@ class Attachable(Handle):
         peers = [(peer.host, repr(peer.page_table_for(pasid))) for peer in self._conflicting_peers(page_table, pasid)]
         if code == errno.EINVAL and not peers and (why := self._not_for_pasids(page_table, pasid)):
             return diagnose.pasids_error(self.name, why)
-        if isinstance(page_table, NestedHWPT):
-            known = any(isinstance(one, VDevice) and one.device is self for one in self._iommufd._context.objects())
+        if _is_nested(page_table):
+            known = any(one._goes_with(self) for one in self._iommufd._context.objects())
             where = "" if known and code == errno.ENOENT else f"it is in {page_table._owner!r}"
             return diagnose.attach_error(code, self._device, repr(page_table), peers, nested=where)
         unfit: list[IOVARange] = []
@@ -275,7 +277,7 @@ class Attachable(Handle):
         if why := self._not_for_pasids(page_table, pasid):
             return Verdict.REFUSED, (why,)
         if not isinstance(page_table, IOAS):
-            if isinstance(page_table, NestedHWPT):
+            if _is_nested(page_table):
                 return Verdict.UNKNOWN, ("the page table is the VM's: only an attach can tell",)
             if page_table.host == self._device:
                 return Verdict.ACCEPTED, ("the page table was made for it",)
@@ -304,7 +306,7 @@ class Attachable(Handle):
 
     def _check(self, page_table: PageTable, pasid: int | None) -> int | None:
         self._live()
-        if not isinstance(page_table, IOAS | HWPT | NestedHWPT):
+        if not (isinstance(page_table, IOAS) or _is_hwpt(page_table) or _is_nested(page_table)):
             raise TypeError(
                 f"a device attaches to an IOAS, an HWPT or a NestedHWPT, not to {type(page_table).__name__}"
             )
@@ -419,6 +421,8 @@ class Attachable(Handle):
             ValueError, TypeError: The type is no number of 32 bits.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.pagetables.hw_info import hw_info
+
         self._live()
         if data_type is not None and not 0 <= operator.index(data_type) < 1 << 32:
             raise ValueError(f"a data type is a number of 32 bits, not {data_type}")
@@ -461,6 +465,8 @@ class Attachable(Handle):
             TypeError, ValueError: That is no address space of this iommufd, or no data.
             ClosedError, ForkedError: The device or the address space is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.pagetables.hwpt import HWPTOptions, alloc_hwpt
+
         with self._iommufd._lock:
             self._live()
             if not isinstance(ioas, IOAS):
@@ -485,12 +491,30 @@ class Attachable(Handle):
             TypeError, ValueError: That is no page table of this iommufd, no type or no data.
             ClosedError, ForkedError: The device or the page table is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.virtual.viommu import alloc_viommu
+
         with self._iommufd._lock:
             self._live()
-            if not isinstance(parent, HWPT):
+            if not _is_hwpt(parent):
                 raise TypeError(f"a vIOMMU is made on an HWPT, not on {type(parent).__name__}")
             self._check_id("IOMMU_VIOMMU_ALLOC")
             return alloc_viommu(self, parent, viommu_type, data)
+
+
+def _is_hwpt(page_table: object) -> TypeGuard[HWPT]:
+    if not isinstance(page_table, KernelObject) or isinstance(page_table, IOAS):
+        return False
+    from pyiommufd.kernel.pagetables.hwpt import HWPT  # which has been imported where there is one
+
+    return isinstance(page_table, HWPT)
+
+
+def _is_nested(page_table: object) -> TypeGuard[NestedHWPT]:
+    if not isinstance(page_table, KernelObject) or isinstance(page_table, IOAS):
+        return False
+    from pyiommufd.kernel.pagetables.nested import NestedHWPT  # likewise
+
+    return isinstance(page_table, NestedHWPT)
 
 
 def _for_pasids(page_table: PageTable) -> bool:

@@ -17,29 +17,29 @@ from pyiommufd.host.discovery.vf_token import as_token
 from pyiommufd.kernel.device.attachable import Attachable
 from pyiommufd.kernel.device.config_space import Command, ConfigSpace
 from pyiommufd.kernel.device.device_file import device_of_fd
-from pyiommufd.kernel.device.device_info import DeviceFlag, DeviceInfo, ZPCIBase, read_device_info
-from pyiommufd.kernel.device.features.dma_buf import DMABuf
 from pyiommufd.kernel.device.features.dma_logging import DMALogging
 from pyiommufd.kernel.device.features.feature import DeviceFeature, Feature, FeatureAccess
 from pyiommufd.kernel.device.features.low_power import LowPower
 from pyiommufd.kernel.device.features.migration import Migration
-from pyiommufd.kernel.device.graphics import Graphics, PlaneBuffer
-from pyiommufd.kernel.device.hot_reset import HotResetInfo, read_hot_reset_info
-from pyiommufd.kernel.device.region import Region, read_regions
-from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
 from pyiommufd.kernel.interrupts.interrupts import Interrupts
 from pyiommufd.kernel.memory.arguments import check_bool
 from pyiommufd.kernel.objects import Context
 from pyiommufd.kernel.pagetables.attachment import ChangeKind
-from pyiommufd.kernel.virtual.vdevice import VDevice
-from pyiommufd.kernel.window import Window
 from pyiommufd.uapi import device_ioctls, ioctls
 from pyiommufd.uapi.ioctls import Fd
 
+# What few programs use of a device is imported where it is used.
 if TYPE_CHECKING:
     from pyiommufd.host.discovery.devices import HostDevice
+    from pyiommufd.kernel.device.device_info import DeviceInfo
+    from pyiommufd.kernel.device.features.dma_buf import DMABuf
+    from pyiommufd.kernel.device.graphics import Graphics, PlaneBuffer
+    from pyiommufd.kernel.device.hot_reset import HotResetInfo
+    from pyiommufd.kernel.device.region import Region
+    from pyiommufd.kernel.device.removal import RemovalWaiter, RemovalWatch
     from pyiommufd.kernel.iommufd import IOMMUFD
     from pyiommufd.kernel.kernel_object import KernelObject
+    from pyiommufd.kernel.window import Window
 
 
 class Device(Attachable):
@@ -152,7 +152,13 @@ class Device(Attachable):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.device.device_info import read_device_info
+
         return read_device_info(self._live())
+
+    def _is_pci(self) -> bool:
+        """Whether the kernel has it as a PCI device; as for `info`."""
+        return bool(device_ioctls.device_info(self._live())[0] & uapi.VFIO_DEVICE_FLAGS_PCI)
 
     # Regions
 
@@ -164,6 +170,8 @@ class Device(Attachable):
             ValueError, TypeError: That is no number of a region.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.device.region import Region
+
         try:
             return Region(self, index)
         except IoctlError as error:
@@ -180,6 +188,8 @@ class Device(Attachable):
         Raises:
             IoctlError, ClosedError, ForkedError: As for `region`.
         """
+        from pyiommufd.kernel.device.region import read_regions
+
         return read_regions(self)
 
     @property
@@ -190,7 +200,7 @@ class Device(Attachable):
             UnsupportedError: It is not a PCI device.
             IoctlError, ClosedError, ForkedError: As for `region`.
         """
-        if not self.info().flags & DeviceFlag.PCI:
+        if not self._is_pci():
             raise UnsupportedError(
                 "VFIO_DEVICE_GET_REGION_INFO", errno.EOPNOTSUPP, f"{self.name}, which is not a PCI device"
             )
@@ -213,7 +223,7 @@ class Device(Attachable):
     @bus_master.setter
     def bus_master(self, on: bool) -> None:
         check_bool(on, "bus_master")
-        if self.info().flags & DeviceFlag.PCI:
+        if self._is_pci():
             self.config.set_command(Command.MASTER, on)
             return
         op = uapi.VFIO_DEVICE_FEATURE_SET_MASTER if on else uapi.VFIO_DEVICE_FEATURE_CLEAR_MASTER
@@ -239,6 +249,8 @@ class Device(Attachable):
     @property
     def graphics(self) -> Graphics:
         """Its display, where it has one whose planes its driver shows, as mediated GPUs do."""
+        from pyiommufd.kernel.device.graphics import Graphics
+
         return Graphics(self)
 
     def feature(self, number: int) -> Feature:
@@ -260,6 +272,8 @@ class Device(Attachable):
             IoctlError: The kernel refused.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.device.device_info import ZPCIBase
+
         lengths = [one.ccdf_err_length for one in self.info().capabilities if isinstance(one, ZPCIBase)]
         try:
             return device_ioctls.zpci_error(self._live(), max(lengths, default=0))
@@ -338,8 +352,10 @@ class Device(Attachable):
             device_ioctls.reset(fd)
         except IoctlError as error:
             try:
+                from pyiommufd.kernel.device.hot_reset import read_hot_reset_info
+
                 together = [one.name for one in read_hot_reset_info(fd).devices]
-            except IoctlError:
+            except (OSError, ImportError):
                 together = []
             raise diagnose.reset_error(error.errno or 0, self._device, together) from None
         self.migration._was_reset()
@@ -351,6 +367,8 @@ class Device(Attachable):
             IoctlError: ENODEV: neither its bus nor its slot can be reset.
             ClosedError, ForkedError: The device is closed, or belongs to the parent process.
         """
+        from pyiommufd.kernel.device.hot_reset import read_hot_reset_info
+
         fd = self._live()
         try:
             return read_hot_reset_info(fd)
@@ -400,6 +418,8 @@ class Device(Attachable):
         """
         if callback is not None and not callable(callback):
             raise TypeError(f"{callback!r} cannot be called")
+        from pyiommufd.kernel.device.removal import RemovalWaiter
+
         with self.interrupts._lock:
             self._live()
             if self._removal is None or self._removal.is_idle:
@@ -442,7 +462,7 @@ class Device(Attachable):
         """Close what a VM knows it by, which would go with the bind, and its id be lost; returns the errors."""
         errors: list[BaseException] = []
         for made in self._iommufd._context.objects():
-            if isinstance(made, VDevice) and made.device is self:
+            if made._goes_with(self):
                 try:
                     made.close()
                 except OSError as error:
@@ -514,6 +534,8 @@ def _id_told_by_kernel(fd: int, host: HostDevice) -> int | None:
         ValueError: It is not bound.
         IoctlError: The kernel refused for another reason.
     """
+    from pyiommufd.kernel.device.hot_reset import read_hot_reset_info
+
     try:
         device_ioctls.device_info(fd)
     except IoctlError as error:

@@ -7,12 +7,11 @@ import errno
 import mmap
 from typing import TYPE_CHECKING
 
-from pyiommufd import diagnose
+from pyiommufd import diagnose, uapi
 from pyiommufd.errors import Cause, IoctlError, IOMMUFDError, UnsupportedError
 from pyiommufd.host.discovery.power import runtime_status
 from pyiommufd.kernel.device.config_space import CapabilityID
 from pyiommufd.kernel.device.device_info import (
-    DeviceFlag,
     MmapArea,
     MSIXMappable,
     RegionCapability,
@@ -238,6 +237,6 @@ def read_regions(device: Device) -> dict[int, Region]:
                 raise
             continue
         if region.size:
-            named = info.flags & DeviceFlag.PCI and index <= RegionIndex.VGA
+            named = info.flags & uapi.VFIO_DEVICE_FLAGS_PCI and index <= RegionIndex.VGA
             found[RegionIndex(index) if named else index] = region
     return found

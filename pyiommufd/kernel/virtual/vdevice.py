@@ -11,6 +11,7 @@ from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
+    from pyiommufd.kernel.device.attachable import Attachable
     from pyiommufd.kernel.device.device import Device
     from pyiommufd.kernel.virtual.viommu import VIOMMU
 
@@ -35,6 +36,9 @@ class VDevice(KernelObject):
         self.viommu = viommu
         self.device = device
         self.virtual_id = virtual_id
+
+    def _goes_with(self, device: Attachable) -> bool:
+        return self.device is device
 
     @property
     def uses(self) -> tuple[KernelObject, ...]:
