@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import FunctionType
 
@@ -39,12 +40,114 @@ def test_import_loads_no_more_than_it_needs() -> None:
     assert modules.isdisjoint({"typing", "dataclasses", "collections", "re"})
 
 
+def ours(modules: Iterable[str]) -> set[str]:
+    """The package's own modules among these, without those of the compiled extension and of packages alone."""
+    found = {name.removeprefix("pyiommufd.") for name in modules if name.startswith("pyiommufd.")}
+    return {name for name in found if not name.startswith("_")} - {"kernel", "kernel.memory", "uapi", "version"}
+
+
+DISCOVERY = {"aliases", "devices", "groups", "kernel_names", "lookup", "power", "reset", "sriov", "vf_token"}
+"""What of `pyiommufd.host.discovery` a device takes."""
+
+SLOW = {
+    "typing",
+    "dataclasses",
+    "inspect",
+    "enum",
+    "re",
+    "pathlib",
+    "logging",
+    "threading",
+    "collections",
+    "subprocess",
+}
+"""Modules of Python's own each of which takes as long to import as some ten of ours."""
+
+
+def test_iommufd_loads_no_more_than_it_needs() -> None:
+    """What it makes, and what explains a refusal, comes when it is used."""
+    modules = loaded("from pyiommufd import IOMMUFD")
+    assert ours(modules) == {
+        "closing",
+        "diagnose",
+        "errors",
+        "kernel.handle",
+        "kernel.iommufd",
+        "kernel.kernel_object",
+        "kernel.objects",
+        "light_typing",
+        "on_demand",
+        "printable",
+        "uapi.ioctls",
+        "uapi.mapping",
+    }
+    assert modules.isdisjoint(SLOW)
+
+
 def test_names_load_no_more_than_they_need() -> None:
     of_all = {name.partition(".")[0] for name in loaded("from pyiommufd import *")}
     assert of_all.isdisjoint({"click", "pytest", "pyudev", "numpy", "asyncio", "pycparser", "hypothesis"})
     discovery = loaded("from pyiommufd import list_devices")
     assert {name for name in discovery if name.startswith("pyiommufd.kernel")} == set()
-    assert "_cffi_backend" not in discovery
+    assert discovery.isdisjoint({"_cffi_backend", "logging", "subprocess", "socket", "json"})
+    memory = loaded("from pyiommufd import IOAS, DMABuffer")
+    assert {name.partition(".")[0] for name in ours(memory)}.isdisjoint({"host", "causes"})
+    assert memory.isdisjoint({"logging", "subprocess", "threading", "json"})
+    device = ours(loaded("from pyiommufd import Device, DeviceFile"))
+    assert {name.partition(".")[0] for name in device} >= {"kernel", "host"}
+    assert {name for name in device if name.startswith(("host.", "diagnose."))} <= {
+        "host.discovery",
+        "host.sysfs",
+        *(f"host.discovery.{name}" for name in DISCOVERY),
+    }
+    rooms = {"virtual", "pagetables.hwpt", "pagetables.nested", "device.device_info", "device.graphics", "window"}
+    assert device.isdisjoint({f"kernel.{room}" for room in rooms})
+
+
+def by_command(*arguments: str) -> set[str]:
+    """The modules that are there after a command, without those that every Python has."""
+    return loaded(f"""
+import os, sys
+from pyiommufd.cli.__main__ import main
+
+sys.argv = ["pyiommufd", *{arguments}]
+stdout = os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+try:
+    main()
+except SystemExit:
+    sys.stdout.flush()
+os.dup2(stdout, 1)
+""")
+
+
+def test_commands_load_no_more_than_they_need() -> None:
+    help_text = by_command("--help")
+    assert ours(help_text) == {
+        "causes",
+        "cli",
+        "cli.__main__",
+        "cli.completion",
+        "cli.group",
+        "cli.output",
+        "cli.status",
+        "errors",
+        "host",
+        "host.namespaces",
+        "host.sysfs",
+        "light_typing",
+        "nearest",
+        "on_demand",
+        "printable",
+    }
+    assert help_text.isdisjoint({"json", "subprocess", "socket", "pyudev", "ctypes", "asyncio"})
+    listing = by_command("list")
+    assert {name.partition(".")[0] for name in ours(listing)}.isdisjoint(
+        {"kernel", "uapi", "diagnose", "testing", "vmm"}
+    )
+    of_claims = {name for name in ours(listing) if name.startswith("host.claims.")}
+    assert of_claims <= {"host.claims.plan", "host.claims.steps"}
+    assert listing.isdisjoint({"_cffi_backend", "json", "gzip", "tomllib", "asyncio"})
 
 
 def places(package: str) -> dict[str, str]:
