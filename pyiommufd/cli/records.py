@@ -5,19 +5,23 @@ Ids are hexadecimal digits as lspci prints them, addresses begin with 0x, sizes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyiommufd.errors import Cause, Refusal
-from pyiommufd.host.checks.finding import Finding
-from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Step
-from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.discovery.groups import Group
-from pyiommufd.host.discovery.kernel_names import KernelNames
+from pyiommufd.host.claims.steps import FILE_ACTIONS, Action
 from pyiommufd.host.discovery.pci_ids import pci_ids
-from pyiommufd.host.holders import Holder
 from pyiommufd.host.overview.standing import Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pyiommufd.errors import Cause, Refusal
+    from pyiommufd.host.checks.finding import Finding
+    from pyiommufd.host.claims.steps import Step
+    from pyiommufd.host.discovery.devices import HostDevice
+    from pyiommufd.host.discovery.groups import Group
+    from pyiommufd.host.discovery.kernel_names import KernelNames
+    from pyiommufd.host.holders import Holder
 
 Record = dict[str, Any]
 

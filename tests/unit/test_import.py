@@ -146,7 +146,7 @@ def test_commands_load_no_more_than_they_need() -> None:
         {"kernel", "uapi", "diagnose", "testing", "vmm"}
     )
     of_claims = {name for name in ours(listing) if name.startswith("host.claims.")}
-    assert of_claims <= {"host.claims.plan", "host.claims.steps"}
+    assert of_claims <= {"host.claims.members", "host.claims.steps"}
     assert listing.isdisjoint({"_cffi_backend", "json", "gzip", "tomllib", "asyncio"})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from pyiommufd.errors import ClaimError, DeviceNotFoundError, Fix, Refusal
 from pyiommufd.host import drivers, uses
 from pyiommufd.host.checks.bindable import bind_refusals
+from pyiommufd.host.claims.members import is_left_as_is, parents_among
+from pyiommufd.host.claims.refusals import blocked_devices, bound_elsewhere, claimed_refusals, holder_refusals
+from pyiommufd.host.claims.restore import device_state, restore_steps
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
-from pyiommufd.host.discovery.groups import Group, is_safe
+from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.discovery.vfs import vfs_of
-from pyiommufd.host.uses.folders import devices_below, is_removed_with
+from pyiommufd.host.uses.folders import devices_below
 from pyiommufd.printable import OneLine, counted, listed
 
 if TYPE_CHECKING:
@@ -164,7 +167,7 @@ class ClaimPlan(OneLine):
             DeviceNotFoundError: A device has gone since the plan was made.
             ValueError: ``persist`` without ``keep``.
         """
-        from pyiommufd.host.claims.claim import carry_out  # here, as a look at a list of devices makes no claim
+        from pyiommufd.host.claims.claim import carry_out  # here, as most plans are only shown
 
         return carry_out(self, keep=keep, persist=persist, user=user, report=report)
 
@@ -330,34 +333,7 @@ def _gone(members: Collection[HostDevice], wanted: Collection[HostDevice]) -> se
     return {*parents, *functions}
 
 
-def parents_among(members: Iterable[HostDevice], wanted: Collection[HostDevice] = ()) -> dict[HostDevice, HostDevice]:
-    """Of devices that are claimed together, those that go away with another of these, each with the uppermost such.
-
-    Args:
-        members: The devices, such as a whole group.
-        wanted: Those that the claim names; see `is_left_as_is`.
-    """
-    by_path = {str(device.sys_path): device for device in members}
-    # Nearly all members are as far from the top as the others, and none is below another.
-    heads = {path: device for path, device in by_path.items() if device.driver is not None and not device.is_bridge}
-    depth = min((path.count("/") for path in heads), default=0)
-    found = {}
-    for path, device in by_path.items() if heads else ():
-        for above in _above(path, heads) if path.count("/") > depth else ():
-            if is_removed_with(device, above) and not is_left_as_is(above, above in wanted):
-                found[device] = above
-    return found
-
-
-def _above(path: str, by_path: Mapping[str, HostDevice]) -> Iterator[HostDevice]:
-    while path := path.rpartition("/")[0]:
-        if path in by_path:
-            yield by_path[path]
-
-
 def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]) -> Iterator[Refusal]:
-    from pyiommufd.host.claims.refusals import bound_elsewhere, claimed_refusals, holder_refusals  # as above
-
     members = _members(groups, wanted)
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed_refusals(_names(members, moves))
@@ -394,9 +370,6 @@ def _steps(moves: Sequence[Move]) -> Iterator[Step]:
 
 
 def _undo(moves: Sequence[Move]) -> Iterator[Step]:
-    from pyiommufd.host.claims.refusals import blocked_devices  # as above
-    from pyiommufd.host.claims.restore import device_state, restore_steps
-
     blocked = blocked_devices()
     for move in reversed(moves):
         if not blocked.isdisjoint(device.name for device in (move.device, *move.gone)):
@@ -409,16 +382,3 @@ def _undo(moves: Sequence[Move]) -> Iterator[Step]:
         yield from restore_steps(
             before, replace(before, driver=move.driver, driver_override=override, numvfs=count, vfs=[])
         )
-
-
-def is_left_as_is(device: HostDevice, wanted: bool) -> bool:
-    """Whether a claim leaves this member of a group as it is."""
-    if device.on_vfio:
-        return True
-    if device.is_bridge:
-        return is_safe(device) and not wanted
-    if device.is_host_bridge and device.driver is None:
-        return not wanted  # no reset of its neighbours touches it
-    # pci-stub is where somebody has put it on purpose; a driverless device goes along, since a hot reset
-    # wants every device of its set on a vfio driver.
-    return device.driver == "pci-stub" and not wanted

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pyiommufd.host import uses
 from pyiommufd.host.checks import bindable
-from pyiommufd.host.claims.plan import parents_among
+from pyiommufd.host.claims.members import parents_among
 from pyiommufd.host.discovery.devices import HostDevice
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyiommufd.host.checks.lacks import untranslated
-from pyiommufd.host.claims.plan import is_left_as_is, parents_among
+from pyiommufd.host.claims.members import is_left_as_is, parents_among
 from pyiommufd.host.discovery.devices import HostDevice, list_devices
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
 from pyiommufd.host.holders import Holder, group_node, holders
