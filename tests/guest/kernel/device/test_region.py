@@ -10,8 +10,6 @@ from pyiommufd import (
     ClosedError,
     ConfigSpace,
     Device,
-    DeviceFlag,
-    DeviceInfo,
     IoctlError,
     MmapArea,
     RegionIndex,
@@ -19,6 +17,7 @@ from pyiommufd import (
     uapi,
 )
 from pyiommufd.kernel.device.region_bytes import RegionFlag
+from pyiommufd.uapi import device_ioctls
 
 CONFIG, VGA = 7, 8
 LIVENESS = 0x04
@@ -106,7 +105,7 @@ def test_region_of_what_is_no_pci_device(device: Device, monkeypatch: pytest.Mon
     def no_config_space(self: object, device: Device, index: int) -> None:
         raise AssertionError(f"{device} has no region {index}")
 
-    monkeypatch.setattr(Device, "info", lambda _: DeviceInfo(DeviceFlag.PLATFORM, 1, 0, ()))
+    monkeypatch.setattr(device_ioctls, "device_info", lambda _: (uapi.VFIO_DEVICE_FLAGS_PLATFORM, 1, 0, []))
     monkeypatch.setattr(ConfigSpace, "__init__", no_config_space)
     assert device.region(0).mappable == (MmapArea(0, 1 << 20),)
 
