@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         no_region,
         no_region_error,
     )
+    from pyiommufd.diagnose.explain import general_causes
     from pyiommufd.diagnose.hwpt import hwpt_alloc_error
     from pyiommufd.diagnose.interrupts import ioeventfd_error, set_irqs_error
     from pyiommufd.diagnose.mapping import change_process_error, map_error, map_file_error, revoked_error, unmap_error
@@ -49,6 +50,7 @@ else:
             "attach": "attach_error pasids_error",
             "bind": "bind_error",
             "device_requests": "IN_LOW_POWER bytes_error no_interrupt_error no_region no_region_error",
+            "explain": "general_causes",
             "hwpt": "hwpt_alloc_error",
             "interrupts": "ioeventfd_error set_irqs_error",
             "mapping": "change_process_error map_error map_file_error revoked_error unmap_error",
@@ -67,10 +69,13 @@ else:
 
     def __getattr__(name):
         refusal = sys.exc_info()[1]
+        if name not in __all__:
+            return _look_up(name)
         try:
             return _look_up(name)
         except (ImportError, OSError, AttributeError):
-            # Nothing can be imported: no fd is left, say, which may be why the kernel refused. That it did is said.
+            # It cannot be imported: no fd is left, say, which may be why the kernel refused; or a signal handler has
+            # interrupted its import. That the kernel refused is said all the same.
             if isinstance(refusal, IoctlError):
                 raise refusal from None
             raise
@@ -98,6 +103,7 @@ __all__ = [
     "command_name",
     "data_error",
     "destroy_error",
+    "general_causes",
     "hot_reset_error",
     "hw_queue_destroy_error",
     "hwpt_alloc_error",

@@ -23,7 +23,6 @@ from pyiommufd.kernel.objects import Context
 from pyiommufd.light_typing import TYPE_CHECKING
 from pyiommufd.uapi import ioctls
 
-# The classes of what an iommufd makes are imported when the first one is made: no program uses all of them.
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Callable
@@ -84,6 +83,7 @@ class IOMMUFD(Handle):
                 ``fileno`` returns it: give a copy, ``os.dup(fd)``.
             IoctlError: It is not open.
         """
+        _import_what_it_makes()
         fd, number = character_device(fd)
         _check_iommufd(number, f"fd {fd}")
         check_unowned(fd)
@@ -96,6 +96,7 @@ class IOMMUFD(Handle):
 
     def _open(self, file: ioctls.File, node: str) -> None:
         ioctls.file_open(file, node, os.O_RDWR)
+        _import_what_it_makes()
         self._number = file.fd
         _check_iommufd(character_device(file.fd)[1], node)
         self._context = Context.for_iommufd(self, file.fd)
@@ -426,6 +427,16 @@ class IOMMUFD(Handle):
             made = [one._finalize for one in reversed(list(self._registry)) if isinstance(one, KernelObject)]
             last_steps = [*devices, *made, *last_steps]
         call_each(iter(last_steps))
+
+
+def _import_what_it_makes() -> None:
+    """Import the classes of what nearly every iommufd makes, before the process may have given up reading files.
+
+    Not with this module: who only names `IOMMUFD`, as a command does, waits for none of them. Those of what few make
+    are imported when the first is made.
+    """
+    from pyiommufd.kernel.device.device import Device  # noqa: F401
+    from pyiommufd.kernel.memory.ioas import IOAS  # noqa: F401
 
 
 def _stays_error(error: BusyError) -> IoctlError:

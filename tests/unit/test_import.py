@@ -191,6 +191,25 @@ for name in {names}:
     assert python(code) == ""
 
 
+def test_each_cause_can_be_the_first_that_is_looked_for() -> None:
+    """In the handler of the refusal, which is raised as it was where its causes cannot be imported."""
+    code = """
+import os
+from pyiommufd import IoctlError, diagnose
+
+for name in diagnose.__all__:
+    if (child := os.fork()) == 0:
+        try:
+            raise IoctlError("open", 1)
+        except IoctlError:
+            getattr(diagnose, name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+    assert python(code) == ""
+
+
 def test_other_names_are_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'pyiommufd' has no attribute 'IOMMUFDs'"):
         pyiommufd.IOMMUFDs  # type: ignore[attr-defined]  # noqa: B018

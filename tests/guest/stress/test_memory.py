@@ -29,6 +29,7 @@ PAGE = mmap.PAGESIZE
 
 LIMITED = """
 import errno, os, resource, sys
+from pyiommufd.diagnose import *
 from pyiommufd import DMABuffer, DeviceFile, IoctlError, IOMMUFD
 iommufd, node, limit = IOMMUFD.from_fd(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 # Here rather than by whoever starts it: the interpreter itself may be in a folder of root's.
