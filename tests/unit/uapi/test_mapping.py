@@ -74,7 +74,7 @@ def test_held_is_at_the_address_of_the_memory() -> None:
         (memoryview(b"bytes").toreadonly(), True, BufferError),
         (memoryview(bytearray(16))[::2], True, BufferError),
     ],
-    ids=repr,
+    ids=["text", "int", "None", "bytes", "read-only", "with steps"],
 )
 def test_what_cannot_be_held(memory: object, writeable: bool, error: type[Exception], space: Space) -> None:
     with pytest.raises(error):
