@@ -10,11 +10,8 @@ from pathlib import Path
 
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.namespaces import namespace
-from pyiommufd.host.uses.processes import descriptors, process_words
+from pyiommufd.host.uses.processes import DELETED, Processes, look_at_processes, process_words
 from pyiommufd.printable import OneLine, listed, printable
-
-_DELETED = " (deleted)"  # what the kernel adds to the name of a node that has been removed
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -48,6 +45,11 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
     Complete for root only: other users' processes are not visible to a user. Processes of other PID
     namespaces are seen from the initial one.
     """
+    return holders_among(look_at_processes(mappings=True), devices) if devices else ()
+
+
+def holders_among(seen: Processes, devices: Iterable[HostDevice]) -> tuple[Holder, ...]:
+    """The same, of processes that have been looked at already, with their mappings."""
     nodes: dict[int, str] = {}
     gone: set[str] = set()
     for device in devices:
@@ -60,12 +62,24 @@ def holders(*devices: HostDevice) -> tuple[Holder, ...]:
                 nodes[number] = path
             elif path == device.vfio_cdev:
                 gone.add(path)
-    wanted = _Wanted(nodes, gone, {str(device.sys_path) for device in devices})
-    found = []
-    for process in sysfs.PROC.iterdir():
-        if devices and process.name.isdigit():
-            found += _held_by(process, wanted)
+    opened = [(one, node) for number, node in nodes.items() for one in seen.nodes.get((stat.S_IFCHR, number), ())]
+    # A device that is being removed has no node any more, in sysfs or in /dev, while a process that holds it blocks the
+    # removal: such holders are found by the device's folder, which fdinfo shows, or by the path that its node had.
+    folders = {str(device.sys_path) for device in devices}
+    for one in seen.vfio:
+        path = one.path.removesuffix(DELETED)
+        if one.number not in nodes and (one.device in folders if one.device else path in gone):
+            opened.append((one, path))
+    # With an fd as well: closing that one alone frees nothing.
+    mapped = {(pid, node) for node in {*nodes.values(), *gone} for pid in _mapping(seen, node)}
+    mapped |= {(one.pid, node) for one, node in opened if one.pid in _mapping(seen, node)}
+    found = [Holder(one.pid, seen.commands[one.pid], node, f"fd {one.fd}") for one, node in opened]
+    found += [Holder(pid, seen.commands[pid], node, "mapping") for pid, node in mapped]
     return tuple(sorted(found, key=lambda holder: (holder.pid, holder.node, holder.how)))
+
+
+def _mapping(processes: Processes, node: str) -> set[int]:
+    return processes.by_path.get(node, set()) | processes.by_path.get(node + DELETED, set())
 
 
 def in_words(found: Iterable[Holder]) -> list[str]:
@@ -81,19 +95,6 @@ def group_node(device: HostDevice) -> str:
     return f"/dev/vfio/{'noiommu-' if device.without_iommu else ''}{device.group_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What to look for.
-
-    A device that is being removed has no node any more, in sysfs or in /dev, while a process that holds it blocks the
-    removal: such holders are found by the device's folder, which fdinfo shows, or by the path that its node had.
-    """
-
-    nodes: dict[int, str]
-    gone: set[str]
-    sys_paths: set[str]
-
-
 def _device_number(path: Path) -> int | None:
     # By sysfs where it says so, since a container may lack the node.
     if path.parent.name == "devices":
@@ -104,37 +105,3 @@ def _device_number(path: Path) -> int | None:
         return None
     major, minor = text.split(":")
     return os.makedev(int(major), int(minor))
-
-
-def _held_by(process: Path, wanted: _Wanted) -> list[Holder]:
-    command = sysfs.read(process / "comm") or "?"
-    held = []
-    names = {*wanted.nodes.values(), *wanted.gone}
-    foreign = namespace(process.name, "mnt") != namespace("self", "mnt")
-    for fd, target, status in descriptors(process.name, foreign=foreign):
-        node = _node_of(process, fd, target, status, wanted) if status and stat.S_ISCHR(status.st_mode) else None
-        if node is not None:
-            held.append(Holder(int(process.name), command, node, f"fd {fd}"))
-            names.add(node)
-    try:
-        # With an fd as well: closing that one alone frees nothing.
-        text = os.fsdecode((process / "maps").read_bytes())
-        for node in sorted({node for node in names if f" {node}\n" in text or f" {node}{_DELETED}\n" in text}):
-            held.append(Holder(int(process.name), command, node, "mapping"))
-    except OSError:
-        pass  # ended since, or not ours to see
-    return held
-
-
-def _node_of(process: Path, fd: str, link: str, status: os.stat_result, wanted: _Wanted) -> str | None:
-    if status.st_rdev in wanted.nodes:
-        return wanted.nodes[status.st_rdev]
-    if not link.startswith("/dev/vfio/devices/"):
-        return None
-    path = link.removesuffix(_DELETED)
-    # Newer kernels say which device it is (Linux 7.3, drivers/vfio/vfio_main.c, vfio_device_show_fdinfo).
-    for line in sysfs.lines(process / "fdinfo" / fd):
-        key, _, value = line.partition(":")
-        if key == "vfio-device-syspath":
-            return path if value.strip() in wanted.sys_paths else None
-    return path if path in wanted.gone else None

@@ -27,6 +27,7 @@ from pyiommufd.host.claims.transaction import exclusive_access
 from pyiommufd.host.discovery.devices import HostDevice, as_device, from_sys_path
 from pyiommufd.host.holders import holders
 from pyiommufd.host.rows import Row, Rows
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 from pyiommufd.host.worker import StuckError, Worker
 from pyiommufd.nearest import did_you_mean
 from pyiommufd.printable import OneLine, printable
@@ -226,7 +227,8 @@ def mdev_refusals(device: HostDevice | str | Path, *, force: Collection[str] = (
     """
     kinds = uses.forced(force)
     device = _mediated(device)
-    found = [*uses.refusals(device), *holder_refusals([device])]
+    snapshot = MachineSnapshot(thorough=True)
+    found = [*uses.refusals_by(snapshot, [device]), *holder_refusals([device], snapshot.processes)]
     return (*claimed_refusals([device.name]), *(refusal for refusal in found if refusal.kind not in kinds))
 
 

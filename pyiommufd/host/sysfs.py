@@ -22,14 +22,14 @@ def read(path: Path | str) -> str | None:
 
     Bytes that are no UTF-8 come as `os.fsdecode` has them: a name compares equal to that of a file.
     """
-    data = _bytes(path)
+    data = content(path)
     return None if data is None else os.fsdecode(data.strip())
 
 
 def number(path: Path | str, base: int = 10) -> int | None:
     """The number of an attribute, or None where there is no such attribute, or it is no number."""
     try:
-        return int(_bytes(path) or b"", base)
+        return int(content(path) or b"", base)
     except ValueError:
         return None
 
@@ -40,11 +40,12 @@ def lines(path: Path | str) -> list[str]:
     They end in newlines alone, as the kernel writes them: `str.splitlines` ends them at further characters, which a
     path may contain (U+2028, carriage return …).
     """
-    found = os.fsdecode(_bytes(path) or b"").split("\n")
+    found = os.fsdecode(content(path) or b"").split("\n")
     return found if found[-1] else found[:-1]
 
 
-def _bytes(path: Path | str) -> bytes | None:
+def content(path: Path | str) -> bytes | None:
+    """The bytes of an attribute or of a file of /proc as they are, or None where there is no such file."""
     # Bare system calls: a look at a large machine is made of tens of thousands of these.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

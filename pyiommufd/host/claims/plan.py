@@ -18,6 +18,7 @@ from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.discovery.vfs import vfs_of
 from pyiommufd.host.uses.folders import devices_below
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 from pyiommufd.printable import OneLine, counted, listed
 
 if TYPE_CHECKING:
@@ -238,12 +239,27 @@ def plan_claim(
         TypeError: The name of the driver is not a string, or what was named is no device.
         ValueError: No device was named, or a kind that cannot be forced.
     """
+    return plan_by(MachineSnapshot(thorough=True), devices, driver=driver, force=force)
+
+
+def plan_by(
+    snapshot: MachineSnapshot,
+    devices: Iterable[HostDevice | str | Path] | HostDevice | str | Path,
+    *,
+    driver: str | None = None,
+    force: Collection[str] = (),
+) -> ClaimPlan:
+    """The same, by a thorough look at the machine that others go by as well.
+
+    Raises:
+        ClaimError, DeviceNotFoundError, TypeError, ValueError: As for `plan_claim`.
+    """
     kinds = uses.forced(force)
     wanted = as_devices(devices)
     if not wanted:
         raise ValueError("no device to claim was named")
     groups, moves, stays = _moves(wanted, driver)
-    refusals = tuple(_refusals(wanted, groups, moves))
+    refusals = tuple(_refusals(snapshot, wanted, groups, moves))
     return ClaimPlan(
         devices=wanted,
         groups=groups,
@@ -333,17 +349,20 @@ def _gone(members: Collection[HostDevice], wanted: Collection[HostDevice]) -> se
     return {*parents, *functions}
 
 
-def _refusals(wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]) -> Iterator[Refusal]:
+def _refusals(
+    snapshot: MachineSnapshot, wanted: Iterable[HostDevice], groups: Collection[Group], moves: Sequence[Move]
+) -> Iterator[Refusal]:
     members = _members(groups, wanted)
     # Two records of one device could not both be restored: nothing forces this.
     yield from claimed_refusals(_names(members, moves))
     # The uses of what is below a device are among its own; virtual functions are beside it.
     moved = [device for move in moves for device in (move.device, *move.vfs)]
-    yield from uses.refusals(*moved)
+    yield from uses.refusals_by(snapshot, moved)
     yield from bind_refusals(wanted)
     # A process that holds one member owns the group: the group can then be neither bound nor partly released.
-    yield from holder_refusals(dict.fromkeys([*moved, *(device for device in members if device.on_vfio)]))
-    yield from bound_elsewhere(members)
+    held = dict.fromkeys([*moved, *(device for device in members if device.on_vfio)])
+    yield from holder_refusals(held, snapshot.processes)
+    yield from bound_elsewhere(members, snapshot.processes)
 
 
 def _members(groups: Iterable[Group], wanted: Iterable[HostDevice]) -> list[HostDevice]:

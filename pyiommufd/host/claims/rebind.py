@@ -12,10 +12,11 @@ from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.claims.refusals import blocked_devices, bound_elsewhere, claimed_refusals
 from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive_access
-from pyiommufd.host.claims.vfs import vfs_refusals, vfs_steps
+from pyiommufd.host.claims.vfs import vfs_refusals_by, vfs_steps
 from pyiommufd.host.discovery.devices import HostDevice, as_devices
 from pyiommufd.host.discovery.vfs import vfs_of
-from pyiommufd.host.holders import holders
+from pyiommufd.host.holders import holders_among
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 from pyiommufd.printable import OneLine, counted, listed
 
 
@@ -147,12 +148,14 @@ def _refusals(device: HostDevice, force: frozenset[str]) -> Iterator[Refusal]:
     members = {device, *(() if group is None else group.devices)}
     # With a member on a host driver, a claim of the group would be of no use any more: nothing forces this.
     yield from claimed_refusals({member.name for member in members})
-    yield from (refusal for refusal in uses.refusals(device) if refusal.kind not in force)
+    snapshot = MachineSnapshot(thorough=True)
+    yield from (refusal for refusal in uses.refusals_by(snapshot, [device]) if refusal.kind not in force)
     if device.driver is not None:
-        yield from vfs_refusals(device, 0, force=force)
+        yield from vfs_refusals_by(snapshot, device, 0, force=force)
     if "held" not in force:
         # The kernel lets no host driver into a group that somebody has bound. A bridge's does no DMA of its own.
-        for holder in holders(*([device] if device.is_bridge else members)):
+        concerned = [device] if device.is_bridge else list(members)
+        for holder in holders_among(snapshot.processes, concerned):
             whose = "" if holder.node == device.vfio_cdev else "its IOMMU group is in use: "
             yield Refusal(device.name, "held", f"{whose}{holder}")
-        yield from bound_elsewhere([device] if device.is_bridge else members)
+        yield from bound_elsewhere(concerned, snapshot.processes)

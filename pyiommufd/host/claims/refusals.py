@@ -9,8 +9,9 @@ from pyiommufd.host import sysfs
 from pyiommufd.host.claims import journal
 from pyiommufd.host.claims.record import ClaimRecord
 from pyiommufd.host.discovery.devices import HostDevice
-from pyiommufd.host.holders import holders
+from pyiommufd.host.holders import holders_among
 from pyiommufd.host.namespaces import sees_all_processes
+from pyiommufd.host.uses.processes import Processes
 
 
 def blocked_devices() -> set[str]:
@@ -28,20 +29,20 @@ def claimed_refusals(names: Collection[str], *, but: Callable[[ClaimRecord], boo
             yield Refusal(name, NEVER_FORCED, reason, *(journal.way_to_release(record) or ()))
 
 
-def holder_refusals(devices: Collection[HostDevice]) -> Iterator[Refusal]:
+def holder_refusals(devices: Collection[HostDevice], processes: Processes) -> Iterator[Refusal]:
     """The devices that a process has open, or whose group's node it has."""
-    # Scanning all processes is slow: one scan for all devices, and one per device only if that finds a holder.
-    for device in devices if holders(*devices) else ():
-        yield from (Refusal(device.name, "held", str(holder)) for holder in holders(device))
+    for device in devices:
+        yield from (Refusal(device.name, "held", str(holder)) for holder in holders_among(processes, [device]))
 
 
-def bound_elsewhere(devices: Iterable[HostDevice]) -> Iterator[Refusal]:
+def bound_elsewhere(devices: Iterable[HostDevice], processes: Processes) -> Iterator[Refusal]:
     """Devices bound by a process that is not visible from here; its claim may be recorded in another namespace."""
     if sees_all_processes():
         return
     for device in devices:
         # vfio-pci enables a device when it is bound and no longer (Linux 7.3, drivers/vfio/pci/vfio_pci_core.c,
         # vfio_pci_core_enable).
-        if device.on_vfio and sysfs.read(device.sys_path / "enable") not in (None, "0") and not holders(device):
+        is_bound = device.on_vfio and sysfs.read(device.sys_path / "enable") not in (None, "0")
+        if is_bound and not holders_among(processes, [device]):
             reason = "it is bound by a process that is not visible here: look from the host"
             yield Refusal(device.name, "held", reason)

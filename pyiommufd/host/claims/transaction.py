@@ -21,8 +21,9 @@ from pyiommufd.host.claims.step_rows import step_causes
 from pyiommufd.host.claims.steps import FILE_ACTIONS, Action, Report, Step
 from pyiommufd.host.discovery.devices import HostDevice, find_group, from_sys_path
 from pyiommufd.host.discovery.sriov import virtual_functions
-from pyiommufd.host.holders import holders, in_words
+from pyiommufd.host.holders import holders_among, in_words
 from pyiommufd.host.persistent import boot_unit, claim_file
+from pyiommufd.host.uses.processes import look_at_processes
 from pyiommufd.host.worker import StuckError, Worker
 
 IOMMU_NODE = Path("/dev/iommu")
@@ -510,13 +511,16 @@ def _held_groups(states: Iterable[DeviceState]) -> dict[str, list[str]]:
                 device = from_sys_path(path)
                 found += [device] if device.group_id is None else find_group(device.group_id).devices
         concerned[state.name] = [device for device in found if device.on_vfio]
-    # Scanning all processes is slow: one scan for all devices, and one per device only if that finds a holder.
     everything = {device: None for found in concerned.values() for device in found}
-    seen, unseen = holders(*everything), list(bound_elsewhere(everything))
-    if not seen and not unseen:
+    if not everything:
         return {}
+    processes = look_at_processes(mappings=True)
+    unseen = list(bound_elsewhere(everything, processes))
     return {
-        name: [*in_words(holders(*found)), *(str(one.reason) for one in unseen if one.device in map(str, found))]
+        name: [
+            *in_words(holders_among(processes, found)),
+            *(str(one.reason) for one in unseen if one.device in map(str, found)),
+        ]
         for name, found in concerned.items()
         if found
     }

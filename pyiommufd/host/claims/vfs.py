@@ -15,6 +15,7 @@ from pyiommufd.host.claims.steps import Action, Report, Step, device_step
 from pyiommufd.host.claims.transaction import Transaction, exclusive_access
 from pyiommufd.host.discovery.devices import HostDevice, as_device
 from pyiommufd.host.discovery.vfs import VFs, vfs_of
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 
 def vfs_steps(device: HostDevice | str | Path, count: int) -> tuple[Step, ...]:
@@ -51,10 +52,23 @@ def vfs_refusals(device: HostDevice | str | Path, count: int, *, force: Collecti
         DeviceNotFoundError: There is no such device.
         ValueError, TypeError: The count is negative, or no int; or ``force`` names a kind that cannot be forced.
     """
+    return vfs_refusals_by(MachineSnapshot(thorough=True), device, count, force=force)
+
+
+def vfs_refusals_by(
+    snapshot: MachineSnapshot, device: HostDevice | str | Path, count: int, *, force: Collection[str] = ()
+) -> tuple[Refusal, ...]:
+    """The same, by a look at the machine that others go by as well.
+
+    Raises:
+        ClaimError, DeviceNotFoundError, ValueError, TypeError: As for `vfs_refusals`.
+    """
     kinds = uses.forced(force)
     device = as_device(device)
     functions = vfs_of(device).devices if vfs_steps(device, count) else ()
-    found = [*uses.refusals(*functions), *holder_refusals(functions)]
+    found = list(uses.refusals_by(snapshot, functions))
+    if functions:
+        found += holder_refusals(functions, snapshot.processes)
     return (
         *claimed_refusals([device.name] if functions else (), but=journal.is_own),
         *claimed_refusals([one.name for one in functions]),

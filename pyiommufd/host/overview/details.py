@@ -7,14 +7,15 @@ from pathlib import Path
 
 from pyiommufd.errors import ClaimError, Refusal
 from pyiommufd.host import drivers, sysfs, uses
-from pyiommufd.host.claims.plan import ClaimPlan, plan_claim
+from pyiommufd.host.claims.plan import ClaimPlan, plan_by
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import Group
 from pyiommufd.host.discovery.kernel_names import KernelNames, kernel_names
 from pyiommufd.host.discovery.vfs import VFs, vfs_of
-from pyiommufd.host.holders import Holder, holders
+from pyiommufd.host.holders import Holder, holders_among
 from pyiommufd.host.mdev import MdevType, mdev_type
 from pyiommufd.host.overview.standing import Standing, standings
+from pyiommufd.host.uses.snapshot import MachineSnapshot
 from pyiommufd.printable import OneLine
 
 
@@ -98,8 +99,9 @@ def device_details(device: HostDevice) -> DeviceDetails:
     device = device.refreshed()
     path, group = device.sys_path, device.group
     plan, no_plan = None, ""
+    snapshot = MachineSnapshot(thorough=True)
     try:
-        plan = plan_claim(device)
+        plan = plan_by(snapshot, device)
     except ClaimError as error:
         no_plan = str(error)
     members = group.devices if group is not None else (device,)
@@ -122,8 +124,8 @@ def device_details(device: HostDevice) -> DeviceDetails:
         physical_function=device.physical_function,
         mdev_type=mdev_type(device),
         regions=_regions(path),
-        holders=holders(*members),
-        uses=uses.refusals(device),
+        holders=holders_among(snapshot.processes, members),
+        uses=uses.refusals_by(snapshot, [device]),
         plan=plan,
         no_plan=no_plan,
     )

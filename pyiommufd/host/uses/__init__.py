@@ -97,7 +97,15 @@ def refusals(*devices: HostDevice) -> tuple[Refusal, ...]:
     Raises:
         OSError: The kernel does not say what its network is doing.
     """
-    snapshot = MachineSnapshot(thorough=True)
+    return refusals_by(MachineSnapshot(thorough=True), devices)
+
+
+def refusals_by(snapshot: MachineSnapshot, devices: Iterable[HostDevice]) -> tuple[Refusal, ...]:
+    """The same, by a look at the machine that others go by as well.
+
+    Raises:
+        OSError: As for `refusals`.
+    """
     return tuple(refusal for device in devices for refusal in _refusals(device, snapshot))
 
 
@@ -141,7 +149,7 @@ def _suspects(devices: list[HostDevice], snapshot: MachineSnapshot) -> set[HostD
     On a large machine most functions have nothing that could be in use.
     """
     by_path = {str(device.sys_path): device for device in devices}
-    paths = [file.sys_path for file in snapshot.open_files]
+    paths = list(snapshot.open_files)
     for kind in _USED_BY:
         folder = sysfs.SYS / "class" / kind
         try:

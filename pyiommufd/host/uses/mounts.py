@@ -60,17 +60,17 @@ class Mount:
         return self.point == "/" and not self.owner
 
 
-def mount_table(namespaces: Iterable[tuple[int, str]]) -> list[Mount]:
+def mount_table(namespaces: Iterable[tuple[str, str]]) -> list[Mount]:
     """The mounts that init, this process, and one process of each other mount namespace see.
 
     Args:
-        namespaces: The number and the command of one process of each of these.
+        namespaces: One process of each of these: its folder below /proc, and in words.
     """
     found = dict.fromkeys(mounts_of("self", "") + mounts_of("1", ""))
     numbers = {mount.number for mount in found}
-    for pid, command in namespaces:
+    for process, whose in namespaces:
         # What a container has from the host is known by the host's own mounts already.
-        others = [mount for mount in mounts_of(str(pid), f"pid {pid} ({command})") if mount.number not in numbers]
+        others = [mount for mount in mounts_of(process, whose) if mount.number not in numbers]
         found.update(dict.fromkeys(others))
     return list(found)
 

@@ -172,8 +172,9 @@ def _sockets(device: HostDevice, snapshot: MachineSnapshot, found: dict[int, Int
         for what, bound in (("a packet socket", sockets.packet), ("an AF_XDP socket", sockets.xdp)):
             inodes = bound.get(index) if interface.link is not None else None
             if inodes:
-                holders = sorted({holder for inode in inodes if (holder := snapshot.socket_holders.get(inode))})
-                by = f", of {join_words(holders)}" if holders else ""
+                processes = snapshot.processes
+                pids = {processes.sockets[inode] for inode in inodes if inode in processes.sockets}
+                by = f", of {join_words(sorted(map(processes.words, pids)))}" if pids else ""
                 yield Refusal(device.name, "held", f"{what} is bound to {interface}{by}")
     up = _up(found)
     if sockets.unlisted and up:

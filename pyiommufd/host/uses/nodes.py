@@ -11,7 +11,7 @@ from pyiommufd.errors import Refusal
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.uses.folders import is_below, join_words, node_name
-from pyiommufd.host.uses.processes import char_path, console_names
+from pyiommufd.host.uses.processes import char_path, console_names, is_registers
 from pyiommufd.host.uses.snapshot import MachineSnapshot
 
 PARENTLESS = {"ccp": ("misc/sev", "misc/sfs"), "hfi1": ("hfi1_user/hfi1_*",)}
@@ -29,13 +29,12 @@ def node_refusals(device: HostDevice, snapshot: MachineSnapshot, above: Iterable
     holders: dict[str, list[str]] = {}
     tops = tuple(f"{folder}/" for folder in above)
     own = _unlisted_nodes(device)
-    for file in snapshot.open_files:
-        path = file.sys_path
+    for path, users in snapshot.open_files.items():
         if path in own:
-            holders.setdefault(own[path], []).append(file.holder)
+            holders.setdefault(own[path], []).extend(users)
         elif is_node_of(device, path) or f"{path}/".startswith(tops):
-            name = node_name(path) if file.is_node else path
-            holders.setdefault(name, []).append(file.holder)
+            name = path if is_registers(path) else node_name(path)
+            holders.setdefault(name, []).extend(users)
     for name, processes in sorted(holders.items()):
         yield Refusal(device.name, "held", f"{name} is held open by {join_words(processes)}")
     yield from _paravirtual_console(device, snapshot)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pyiommufd.host import sysfs
 from pyiommufd.host.limits import CAP_SYS_PTRACE, has_capability
@@ -20,88 +21,145 @@ _UDEV = frozenset({"systemd-udevd", "(udev-worker)", "udevd"})
 _REGISTERS = re.compile(r"/sys/devices/.*/resource[0-9]+(_wc)?")
 _MAPPED = re.compile(rb" (/dev/(?!shm/|zero)[^\n]*|/sys/devices/[^\n]*/resource[0-9]+(?:_wc)?)\n")
 
+DELETED = " (deleted)"
+"""What the kernel adds to the path of a file that has been removed."""
 
-@dataclass(frozen=True, slots=True, order=True)
-class OpenFile:
-    """A device node that is held open, or a device's registers in sysfs.
+_VFIO_NODES = "/dev/vfio/devices/"
+
+
+class Descriptor(NamedTuple):
+    """A node of a device that a process has open.
 
     Attributes:
-        sys_path: The folder in sysfs of what the node is of, without links; it may not be there. Or the file.
-        holder: By whom: a process, or the kernel's console.
+        pid: The process.
+        fd: The number by which it has it.
+        path: Of which node, as the process knows it; with `DELETED` where it is no longer there.
+        number: The number of the device.
+        device: Of a node of vfio, the folder in sysfs of its device, which newer kernels say (Linux 7.3,
+            drivers/vfio/vfio_main.c, vfio_device_show_fdinfo); else empty.
     """
 
-    sys_path: str
-    holder: str
-
-    @property
-    def is_node(self) -> bool:
-        """Whether it is a node."""
-        return _REGISTERS.fullmatch(self.sys_path) is None
+    pid: int
+    fd: str
+    path: str
+    number: int
+    device: str = ""
 
 
 @dataclass(slots=True)
 class Processes:
-    """The machine's processes.
+    """The machine's processes, each as it was when it was looked at.
 
     Attributes:
-        files: The nodes and registers of devices that they hold open.
-        namespaces: The number and the command of a process in each mount namespace that is neither init's nor this
-            process's.
-        networks: The same for network namespaces that are not this process's.
+        commands: The commands of those that let themselves be looked at, by their numbers.
+        nodes: Who has nodes of devices open, by the type of the node (``stat.S_IFCHR`` or ``S_IFBLK``) and the number
+            of the device.
+        vfio: Of these, those by a path of vfio's nodes.
+        by_path: Who has a node of a device mapped, or the registers of one in sysfs mapped or open, by the path.
         sockets: Who holds a socket, by its inode.
+        namespaces: A process in each mount namespace that is neither init's nor this process's: its folder below
+            /proc, and in words.
+        networks: The same for network namespaces that are not this process's.
         unseen: Whose files and mounts this process may not look at, and from where that could be done, for a sentence
             each. Empty: all was seen.
     """
 
-    files: list[OpenFile] = field(default_factory=list)
-    namespaces: list[tuple[int, str]] = field(default_factory=list)
-    networks: list[tuple[int, str]] = field(default_factory=list)
-    sockets: dict[int, str] = field(default_factory=dict)
+    commands: dict[int, str] = field(default_factory=dict)
+    nodes: dict[tuple[int, int], list[Descriptor]] = field(default_factory=dict)
+    vfio: list[Descriptor] = field(default_factory=list)
+    by_path: dict[str, set[int]] = field(default_factory=dict)
+    sockets: dict[int, int] = field(default_factory=dict)
+    namespaces: list[tuple[str, str]] = field(default_factory=list)
+    networks: list[tuple[str, str]] = field(default_factory=list)
     unseen: list[tuple[str, str]] = field(default_factory=list)
+
+    def words(self, pid: int) -> str:
+        """One of these processes in words; see `process_words`."""
+        return process_words(pid, self.commands[pid])
 
 
 def look_at_processes(*, mappings: bool) -> Processes:
-    """Look at all processes. Complete for root only, in the initial user namespace and with the initial one's /proc.
+    """Look at all processes, at each once.
+
+    Complete for root only, in the initial user namespace and with the initial one's /proc.
 
     Args:
         mappings: Find what is mapped into memory as well, and has no open descriptor. That takes longer.
     """
-    found = Processes(files=_consoles())
+    found = Processes()
     ours = namespace("self", "mnt")
     seen = {ours, namespace("1", "mnt"), None}
     networks = {namespace("self", "net"), None}
     try:
-        pids = [name for name in os.listdir(sysfs.PROC) if name.isdigit()]  # noqa: PTH208 (hot)
+        pids = sorted(int(name) for name in os.listdir(sysfs.PROC) if name.isdigit())  # noqa: PTH208 (hot)
     except OSError:
         pids = []
     hidden = False
-    for pid in sorted(pids, key=int):
-        command = sysfs.read(sysfs.PROC / pid / "comm") or "?"
+    remote = RemoteMounts()
+    for pid in pids:
+        process, mounts = str(pid), None
         try:
-            mounts = os.readlink(f"{sysfs.PROC}/{pid}/ns/mnt")  # noqa: PTH115
+            mounts = os.readlink(f"{sysfs.PROC}/{process}/ns/mnt")  # noqa: PTH115 (hot)
         except PermissionError:
             # So are its open files and its mappings, though those may be listed (proc(5), ptrace(2)).
             hidden = True
             continue
         except OSError:
-            mounts = None  # ended since
+            process, mounts = _living_thread(process)
+        found.commands[pid] = sysfs.read(f"{sysfs.PROC}/{pid}/comm") or "?"
         if mounts not in seen:
             seen.add(mounts)
-            found.namespaces.append((int(pid), command))
-        network = namespace(pid, "net")
+            found.namespaces.append((process, found.words(pid)))
+        network = namespace(process, "net")
         if network not in networks:
             networks.add(network)
-            found.networks.append((int(pid), command))
-        if command in _UDEV:
-            continue
-        held, sockets = _held(pid, foreign=mounts != ours)
-        who = process_words(int(pid), command)
-        found.sockets.update(dict.fromkeys(sockets, who))
+            found.networks.append((process, found.words(pid)))
+        _add_descriptors(found, pid, process, descriptors(process, mounts, foreign=mounts != ours, remote=remote))
         if mappings:
-            held |= _mappings(pid)
-        found.files += [OpenFile(path, who) for path in sorted(held)]
+            _add_mappings(found, pid, process)
     found.unseen = list(_unseen(some_hidden=hidden))
     return found
+
+
+def _living_thread(process: str) -> tuple[str, str | None]:
+    """A thread of a process, as a folder below /proc, and its mount namespace, where the process itself shows none.
+
+    Its first thread may have ended, and others go on, with its files. Where all have, it is the process, and None.
+    """
+    try:
+        threads = os.listdir(f"{sysfs.PROC}/{process}/task")  # noqa: PTH208 (names alone)
+    except OSError:
+        threads = []
+    for thread in threads:
+        if mounts := namespace(f"{process}/task/{thread}", "mnt"):
+            return f"{process}/task/{thread}", mounts
+    return process, None
+
+
+def open_files(processes: Processes) -> dict[str, list[str]]:
+    """Who has nodes of devices, or their registers in sysfs, open or mapped: processes, and the kernel's consoles.
+
+    Returns:
+        Those in words, by the folder in sysfs of what the node is of, without links; it may not be there. Or by the
+        path of the registers (`is_registers`).
+    """
+    users: dict[str, set[int]] = {}
+    for (kind, number), holding in processes.nodes.items():
+        path = _sys_path("block" if kind == stat.S_IFBLK else "char", number)
+        users.setdefault(path, set()).update(one.pid for one in holding)
+    for name, pids in processes.by_path.items():
+        for path in {name} if is_registers(name) else _named(name):
+            users.setdefault(path, set()).update(pids)
+    found = _consoles()
+    for path, pids in users.items():
+        if words := [processes.words(pid) for pid in sorted(pids) if processes.commands[pid] not in _UDEV]:
+            found.setdefault(path, []).extend(words)
+    return found
+
+
+def is_registers(path: str) -> bool:
+    """Whether a path is that of a device's registers in sysfs."""
+    return _REGISTERS.fullmatch(path) is not None
 
 
 def process_words(pid: int, command: str) -> str:
@@ -127,13 +185,34 @@ def _unseen(*, some_hidden: bool) -> Iterator[tuple[str, str]]:
         yield "processes that this one may not look at", "from the host"
 
 
-def _remote_mounts(pid: str) -> frozenset[str]:
-    """The numbers of the mounts that a process sees whose server may not answer, by their types."""
-    found = set()
-    for line in sysfs.lines(sysfs.PROC / pid / "mountinfo"):
-        if is_remote(line.partition(" - ")[2].partition(" ")[0]):
-            found.add(line.partition(" ")[0])
-    return frozenset(found)
+class RemoteMounts:
+    """The mounts whose server may not answer, by their types; each mount table is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], frozenset[str]] = {}
+
+    def seen_by(self, process: str, mounts: str | None) -> frozenset[str]:
+        """The numbers of those that a process sees. Others in its namespace with the same root see the same.
+
+        Args:
+            process: Its folder below /proc.
+            mounts: Its mount namespace.
+        """
+        try:
+            place = (mounts or "", os.readlink(f"{sysfs.PROC}/{process}/root"))  # noqa: PTH115 (hot)
+        except OSError:
+            return self._read(process)
+        if place not in self._known:
+            self._known[place] = self._read(process)
+        return self._known[place]
+
+    @staticmethod
+    def _read(process: str) -> frozenset[str]:
+        found = set()
+        for line in sysfs.lines(f"{sysfs.PROC}/{process}/mountinfo"):
+            if is_remote(line.partition(" - ")[2].partition(" ")[0]):
+                found.add(line.partition(" ")[0])
+        return frozenset(found)
 
 
 def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:
@@ -143,65 +222,79 @@ def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:
     return number is not None and number[1] in mounts
 
 
-def descriptors(pid: str, *, foreign: bool) -> Iterator[tuple[str, str, os.stat_result | None]]:
+def descriptors(
+    process: str, mounts: str | None, *, foreign: bool, remote: RemoteMounts
+) -> Iterator[tuple[str, str, os.stat_result | None]]:
     """What a process has open: the number, what it is of, and its status where it may be a device's node.
 
     A stat of any other file may wait for a server that does not answer.
 
     Args:
-        pid: The process.
-        foreign: Whether it is in another mount namespace than this one. Of a container's node the path is that within
-            the filesystem which the container has on /dev.
+        process: Its folder below /proc.
+        mounts: Its mount namespace.
+        foreign: Whether that is another one than this process's. Of a container's node the path is that within the
+            filesystem which the container has on /dev.
+        remote: What is known already of servers that may not answer.
     """
-    folder = f"{sysfs.PROC}/{pid}/fd"
-    remote: frozenset[str] | None = None
     try:
-        names = os.listdir(folder)  # noqa: PTH208 (hot)
+        top = os.open(f"{sysfs.PROC}/{process}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return  # ended since
-    for name in names:
-        try:
-            target = os.readlink(f"{folder}/{name}")  # noqa: PTH115
-            is_asked = target.startswith("/dev/")
-            if not is_asked and target.startswith("/") and (foreign or "/dev/" in target) and target[:5] != "/sys/":
-                remote = _remote_mounts(pid) if remote is None else remote
-                is_asked = not _is_on(pid, name, remote)
-            yield name, target, os.stat(f"{folder}/{name}") if is_asked else None  # noqa: PTH116
-        except OSError:
-            continue  # closed since
-
-
-def _held(pid: str, *, foreign: bool) -> tuple[set[str], list[int]]:
-    """The paths in sysfs of what a process has open, and the inodes of its sockets."""
-    found: set[str] = set()
-    sockets: list[int] = []
-    for _, target, status in descriptors(pid, foreign=foreign):
-        if target.startswith("socket:["):
-            sockets.append(int(target[8:-1]))
-        elif _REGISTERS.fullmatch(target):
-            found.add(target)
-        elif status is not None:
-            found |= _node(status)
-    return found, sockets
-
-
-def _mappings(pid: str) -> set[str]:
-    """The paths in sysfs of what a process has mapped."""
     try:
-        text = (sysfs.PROC / pid / "maps").read_bytes()
+        for fd in os.listdir(top):  # noqa: PTH208 (of a descriptor)
+            try:
+                target = os.readlink(fd, dir_fd=top)
+                is_asked = target.startswith("/dev/")
+                if not is_asked and target.startswith("/") and (foreign or "/dev/" in target) and target[:5] != "/sys/":
+                    is_asked = not _is_on(process, fd, remote.seen_by(process, mounts))
+                yield fd, target, os.stat(fd, dir_fd=top) if is_asked else None
+            except OSError:
+                continue  # closed since
     except OSError:
-        return set()
-    found = set()
-    for name in map(os.fsdecode, set(_MAPPED.findall(text))):
-        try:
-            found |= {name} if name.startswith("/sys/") else _node(os.stat(name))  # noqa: PTH116
-        except OSError:
-            continue  # unplugged, or another namespace's
-    return found
+        return  # ended since
+    finally:
+        os.close(top)
 
 
-def _node(status: os.stat_result) -> set[str]:
-    """The path in sysfs of a device, by its node; none where it is no node."""
+def _add_descriptors(
+    found: Processes, pid: int, process: str, opened: Iterable[tuple[str, str, os.stat_result | None]]
+) -> None:
+    for fd, target, status in opened:
+        if status is not None:
+            kind = stat.S_IFMT(status.st_mode)
+            if kind not in (stat.S_IFCHR, stat.S_IFBLK):
+                continue
+            descriptor = Descriptor(pid, fd, target, status.st_rdev)
+            if target.startswith(_VFIO_NODES):
+                descriptor = descriptor._replace(device=_vfio_device(f"{sysfs.PROC}/{process}/fdinfo/{fd}"))
+                found.vfio.append(descriptor)
+            found.nodes.setdefault((kind, status.st_rdev), []).append(descriptor)
+        elif target.startswith("socket:["):
+            found.sockets[int(target[8:-1])] = pid
+        elif is_registers(target):
+            found.by_path.setdefault(target, set()).add(pid)
+
+
+def _vfio_device(fdinfo: str) -> str:
+    for line in sysfs.lines(fdinfo):
+        key, _, value = line.partition(":")
+        if key == "vfio-device-syspath":
+            return value.strip()
+    return ""
+
+
+def _add_mappings(found: Processes, pid: int, process: str) -> None:
+    text = sysfs.content(f"{sysfs.PROC}/{process}/maps") or b""  # none: ended since
+    for name in _MAPPED.findall(text):
+        found.by_path.setdefault(os.fsdecode(name), set()).add(pid)
+
+
+def _named(name: str) -> set[str]:
+    """The path in sysfs of a device, by the name of its node; none where it has none."""
+    try:
+        status = os.stat(name)  # noqa: PTH116
+    except OSError:
+        return set()  # unplugged, or another namespace's
     if stat.S_ISBLK(status.st_mode):
         return {_sys_path("block", status.st_rdev)}
     return {_sys_path("char", status.st_rdev)} if stat.S_ISCHR(status.st_mode) else set()
@@ -212,19 +305,19 @@ def _sys_path(kind: str, number: int) -> str:
 
 
 def char_path(major: int, minor: int) -> str:
-    """The `OpenFile.sys_path` of a character device of that number."""
+    """Where `open_files` has a character device of that number."""
     return _sys_path("char", os.makedev(major, minor))
 
 
-def _consoles() -> list[OpenFile]:
+def _consoles() -> dict[str, list[str]]:
     """What the kernel's own messages go to: no process holds it, and it is in use."""
-    found = []
+    found: dict[str, list[str]] = {}
     for line in sysfs.lines(sysfs.PROC / "consoles"):
         # Name, flags, number (Linux 7.3, fs/proc/consoles.c); some have no number.
         match = re.search(r"\s(\d+):(\d+)$", line)
         if match:
             path = _sys_path("char", os.makedev(int(match[1]), int(match[2])))
-            found.append(OpenFile(path, f"the kernel's console {line.split()[0]}"))
+            found.setdefault(path, []).append(f"the kernel's console {line.split()[0]}")
     return found
 
 

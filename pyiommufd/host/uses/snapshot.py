@@ -15,7 +15,7 @@ from pyiommufd.host.uses.foreign_links import ForeignLinks, foreign_links
 from pyiommufd.host.uses.mounts import Mount, loop_devices, mount_table, swap_areas
 from pyiommufd.host.uses.netconsole import Netconsole, netconsole
 from pyiommufd.host.uses.packet_sockets import PacketSockets, packet_sockets
-from pyiommufd.host.uses.processes import OpenFile, Processes, look_at_processes
+from pyiommufd.host.uses.processes import Processes, look_at_processes, open_files
 
 
 class MachineSnapshot:
@@ -40,23 +40,24 @@ class MachineSnapshot:
         return self._folders[device]
 
     @cached_property
-    def _processes(self) -> Processes:
+    def processes(self) -> Processes:
+        """All processes, each looked at once."""
         return look_at_processes(mappings=self.thorough)
 
-    @property
-    def open_files(self) -> list[OpenFile]:
-        """The nodes and registers of devices that are held open."""
-        return self._processes.files
+    @cached_property
+    def open_files(self) -> dict[str, list[str]]:
+        """See `processes.open_files`."""
+        return open_files(self.processes)
 
     @property
     def unseen(self) -> list[tuple[str, str]]:
         """See `Processes.unseen`."""
-        return self._processes.unseen
+        return self.processes.unseen
 
     @cached_property
     def foreign_links(self) -> ForeignLinks:
         """The interfaces in other network namespaces that stand above one of this one."""
-        places = [(f"{sysfs.PROC}/{pid}/ns/net", f"pid {pid} ({command})") for pid, command in self._processes.networks]
+        places = [(f"{sysfs.PROC}/{process}/ns/net", whose) for process, whose in self.processes.networks]
         # One without a process has a name (ip-netns(8)), in this mount namespace or in init's.
         names = [mount.point for mount in self.mounts if mount.kind == "nsfs"]
         tops = ("", f"{sysfs.PROC}/1/root")
@@ -66,7 +67,7 @@ class MachineSnapshot:
     @cached_property
     def mounts(self) -> list[Mount]:
         """What is mounted, in all mount namespaces."""
-        return mount_table(self._processes.namespaces)
+        return mount_table(self.processes.namespaces)
 
     @cached_property
     def loops(self) -> list[tuple[Path, int]]:
@@ -103,11 +104,6 @@ class MachineSnapshot:
     def packet_sockets(self) -> PacketSockets:
         """The sockets that are bound to a network interface."""
         return packet_sockets()
-
-    @property
-    def socket_holders(self) -> dict[int, str]:
-        """See `Processes.sockets`."""
-        return self._processes.sockets
 
     @cached_property
     def netconsole(self) -> Netconsole:

@@ -257,8 +257,7 @@ def hidden_refusals(device: HostDevice, snapshot: MachineSnapshot, found: dict[s
     used = {block.name for holding in _filesystems(numbers, snapshot).values() for _, on in holding for block in on}
     used |= {numbers[number].name for _, number in snapshot.swaps if number in numbers}
     used |= {block.name for block in _unlisted_btrfs(found, snapshot)}
-    opened = {file.sys_path for file in snapshot.open_files}
-    used |= {name for name, block in found.items() if str(block.folder) in opened}
+    used |= {name for name, block in found.items() if str(block.folder) in snapshot.open_files}
     # A layer in use makes everything below it used; what else is built on that is not thereby used.
     used |= {name for block in found.values() if block.name in used or not block.is_own for name in block.below}
     for block in found.values():

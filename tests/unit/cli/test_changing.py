@@ -106,11 +106,11 @@ def test_name_that_a_claim_may_have_taken_away(machine: FakeSysfs, command: str,
 
 @pytest.fixture
 def mounted(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusals(*devices: Any) -> tuple[Refusal, ...]:
+    def refusals(snapshot: object, devices: Any) -> tuple[Refusal, ...]:
         used = [device.name for device in devices if device.name == "0000:01:00.0"]
         return tuple(Refusal(name, "mounted", "it holds /home") for name in used)
 
-    monkeypatch.setattr(uses, "refusals", refusals)
+    monkeypatch.setattr(uses, "refusals_by", refusals)
 
 
 @pytest.mark.usefixtures("mounted")

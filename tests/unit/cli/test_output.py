@@ -41,14 +41,14 @@ def machine(fake: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
         (fake.root / f"devices/pci0000:00/{device}/driver_override").write_bytes(os.fsencode(f"{LINE}\n"))
     held = (Holder(7, CONTROL_TEXT, "/dev/vfio/devices/vfio0", "fd 3"),)
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: held)
-    monkeypatch.setattr("pyiommufd.host.overview.details.holders", lambda *devices: held)
-    monkeypatch.setattr("pyiommufd.host.claims.refusals.holders", lambda *devices: held)
+    monkeypatch.setattr("pyiommufd.host.overview.details.holders_among", lambda processes, devices: held)
+    monkeypatch.setattr("pyiommufd.host.claims.refusals.holders_among", lambda processes, devices: held)
     monkeypatch.setattr("pyiommufd.host.rows.holders", lambda *devices: held)
     monkeypatch.setattr(topology_module, "holders", lambda *devices: held)
     monkeypatch.setattr(
         uses,
-        "refusals",
-        lambda *devices: tuple(
+        "refusals_by",
+        lambda snapshot, devices: tuple(
             Refusal(one.name, "mounted", f"it holds the filesystem on {CONTROL_TEXT}") for one in devices
         ),
     )

@@ -318,7 +318,7 @@ ELSEWHERE = {"watch", "caps", "plan", "vfs", "claims"}
 def test_keys_are_those_documented(machine: FakeSysfs, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     held = Holder(4711, "qemu", "/dev/vfio/devices/vfio0", "fd 20")
     monkeypatch.setattr("pyiommufd.cli.holders.find_holders", lambda *devices: (held,))
-    monkeypatch.setattr("pyiommufd.host.overview.details.holders", lambda *devices: (held,))
+    monkeypatch.setattr("pyiommufd.host.overview.details.holders_among", lambda processes, devices: (held,))
     monkeypatch.setattr("pyiommufd.host.overview.topology.holders", lambda *devices: (held,))
     told = documented(command)
     assert all(told.values())

@@ -8,7 +8,7 @@ import pytest
 
 from pyiommufd import list_devices
 from pyiommufd.host import uses
-from pyiommufd.host.uses.processes import descriptors, look_at_processes
+from pyiommufd.host.uses.processes import RemoteMounts, descriptors, is_registers, look_at_processes, open_files
 from tests.unit.host.uses.host import Host
 
 NULL = "1:3"  # the number of /dev/null, a node that every machine has
@@ -41,9 +41,10 @@ def test_registers_in_sysfs(host: Host) -> None:
     host.process(70, "driver", holds=path)
     host.process(71, "other", maps=f"{path}_wc")
     host.process(72, "lspci", holds="/sys/devices/pci0000:00/0000:00:01.0/config")
-    found = {(file.sys_path, file.holder, file.is_node) for file in look_at_processes(mappings=True).files}
-    assert found == {(path, "pid 70 (driver)", False), (f"{path}_wc", "pid 71 (other)", False)}
-    assert [file.holder for file in look_at_processes(mappings=False).files] == ["pid 70 (driver)"]
+    found = open_files(look_at_processes(mappings=True))
+    assert found == {path: ["pid 70 (driver)"], f"{path}_wc": ["pid 71 (other)"]}
+    assert all(map(is_registers, found))
+    assert open_files(look_at_processes(mappings=False)) == {path: ["pid 70 (driver)"]}
 
 
 def test_node_that_a_container_knows_by_another_path(host: Host, tmp_path: Path) -> None:
@@ -162,5 +163,6 @@ def test_file_of_a_server_is_not_asked(host: Host, tmp_path: Path) -> None:
         lines = (process / "mountinfo").read_text().splitlines()
         (process / "mountinfo").write_text(f"30 {lines[0].partition(' ')[2]}\n31 1 0:31 / /srv rw - {kind} x rw\n")
         for foreign in (True, False):
-            asked = {fd for fd, _, status in descriptors("70", foreign=foreign) if status is not None}
+            opened = descriptors("70", "mnt:[1]", foreign=foreign, remote=RemoteMounts())
+            asked = {fd for fd, _, status in opened if status is not None}
             assert asked == {"4"} | ({"5"} if foreign else set()) | ({"3"} if kind == "ext4" else set())

@@ -77,5 +77,6 @@ def test_holders(host: Host, net: Path) -> None:
     host.process(70, "lldpd", holds="socket:[4711]")
     host.process(9, "dhclient", holds="socket:[4713]")
     host.process(71, "other", holds="socket:[47111]")
-    sockets = look_at_processes(mappings=False).sockets
-    assert sockets == {4711: "pid 70 (lldpd)", 4713: "pid 9 (dhclient)", 47111: "pid 71 (other)"}
+    found = look_at_processes(mappings=False)
+    assert found.sockets == {4711: 70, 4713: 9, 47111: 71}
+    assert found.words(9) == "pid 9 (dhclient)"
