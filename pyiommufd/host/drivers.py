@@ -6,7 +6,8 @@ import errno
 import fnmatch
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pyiommufd.errors import ClaimError
 from pyiommufd.host import sysfs
@@ -164,17 +165,28 @@ def _module_aliases(prefix: str) -> list[tuple[str, str]]:
     """Patterns of aliases and their modules, in the order of the files."""
     folder, found = sysfs.MODULES / os.uname().release, []
     for name in ("modules.alias", "modules.builtin.alias"):
-        for line in sysfs.lines(folder / name):
+        for line in _entries(folder / name, "\n", f"alias {prefix}"):
             words = line.split()
             if len(words) == 3 and words[0] == "alias" and words[1].startswith(prefix):
                 found.append((words[1], words[2]))
     # depmod has those of what is built in for libkmod alone, as modules.builtin.alias.bin. The kernel's own file has
     # "module.alias=pattern", each with a zero byte after it (Linux 7.3, scripts/mod/modpost.c, alias->builtin_modname).
-    for text in (sysfs.read(folder / "modules.builtin.modinfo") or "").split("\0"):
+    for text in _entries(folder / "modules.builtin.modinfo", "\0", f".alias={prefix}"):
         module, _, pattern = text.partition(".alias=")
         if pattern.startswith(prefix):
             found.append((pattern, module))
     return found
+
+
+def _entries(file: Path, end: str, text: str) -> Iterator[str]:
+    """The entries of a file that have this text in them: a few of the tens of thousands in a distribution's."""
+    data, wanted, stop = sysfs.content(file) or b"", os.fsencode(text), os.fsencode(end)
+    at = data.find(wanted)
+    while at >= 0:
+        last = data.find(stop, at)
+        last = len(data) if last < 0 else last
+        yield os.fsdecode(data[data.rfind(stop, 0, at) + 1 : last])
+        at = data.find(wanted, last)
 
 
 def _driver_of_module(bus: str, module: str) -> str:

@@ -97,12 +97,13 @@ def measure() -> dict[str, tuple[float, int | None]]:
 
 
 def _complete(sys_folder: Path) -> None:
-    """The groups, which umockdev's description cannot have, and drivers that are there."""
+    """What umockdev's description does not have: groups, modules' aliases, and a driver that is there."""
     for link in (sys_folder / "bus/pci/devices").iterdir():
         path = link.resolve()
         group = sys_folder / "kernel/iommu_groups" / (path / "iommu_group").readlink().name
         (group / "devices").mkdir(parents=True, exist_ok=True)
         (group / "devices" / path.name).symlink_to(path)
+        (path / "modalias").write_text("pci:v00008086d000010EDsv00008086sd00000000bc02sc00i00\n")
         (group / "type").write_text("DMA\n")
         (group / "reserved_regions").write_text("0x00000000fee00000 0x00000000feefffff msi\n")
     (sys_folder / "bus/pci/drivers/vfio-pci").mkdir(parents=True, exist_ok=True)

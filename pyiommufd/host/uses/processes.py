@@ -236,6 +236,7 @@ def descriptors(
             filesystem which the container has on /dev.
         remote: What is known already of servers that may not answer.
     """
+    servers: frozenset[str] | None = None
     try:
         top = os.open(f"{sysfs.PROC}/{process}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -246,7 +247,8 @@ def descriptors(
                 target = os.readlink(fd, dir_fd=top)
                 is_asked = target.startswith("/dev/")
                 if not is_asked and target.startswith("/") and (foreign or "/dev/" in target) and target[:5] != "/sys/":
-                    is_asked = not _is_on(process, fd, remote.seen_by(process, mounts))
+                    servers = remote.seen_by(process, mounts) if servers is None else servers
+                    is_asked = not _is_on(process, fd, servers)
                 yield fd, target, os.stat(fd, dir_fd=top) if is_asked else None
             except OSError:
                 continue  # closed since
