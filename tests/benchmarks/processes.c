@@ -26,11 +26,12 @@ static void failed(const char *what)
 
 static void open_files(void)
 {
-	int fds[2];
+	int fds[2], null = open("/dev/null", O_RDWR);
 
 	for (int fd = 0; fd < 3; fd++)
-		if (dup2(open("/dev/null", O_RDWR | O_CLOEXEC), fd) < 0)
+		if (dup2(null, fd) < 0)
 			failed("/dev/null");
+	close(null);
 	if (pipe(fds) || socketpair(AF_UNIX, SOCK_STREAM, 0, fds) || eventfd(0, 0) < 0 ||
 	    socket(AF_INET, SOCK_DGRAM, 0) < 0)
 		failed("open");

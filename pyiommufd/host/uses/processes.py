@@ -273,7 +273,7 @@ def _add_descriptors(
             found.nodes.setdefault((kind, status.st_rdev), []).append(descriptor)
         elif target.startswith("socket:["):
             found.sockets[int(target[8:-1])] = pid
-        elif is_registers(target):
+        elif target.startswith("/sys/") and is_registers(target):
             found.by_path.setdefault(target, set()).add(pid)
 
 
