@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pyiommufd import list_devices
+from pyiommufd import list_devices, plan_claim
 from pyiommufd.cli.group import cli
 from pyiommufd.host import sysfs
 from pyiommufd.host.discovery import devices
@@ -70,3 +70,16 @@ def test_names_of_interfaces_cost_little(fake: FakeSysfs, reads: list[str]) -> N
     names = kernel_names(devices)
     assert sum(len(one.interfaces) for one in names.values()) == interfaces
     assert len(reads) <= 2 * interfaces
+
+
+def test_plan_reads_its_group_alone(fake: FakeSysfs, reads: list[str]) -> None:
+    (fake.root / "bus/pci/drivers/vfio-pci").mkdir()
+    costs = []
+    for numbers in (range(4, 8), range(8, 64)):
+        make(fake, numbers)
+        reads.clear()
+        plan = plan_claim("0000:00:00.5")
+        assert len(plan.groups[0].devices) == 4
+        assert not [path for path in reads if "/0000:" in path and "/0000:00:00." not in path]
+        costs.append(len(reads))
+    assert costs[0] == costs[1]
