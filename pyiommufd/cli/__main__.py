@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 MISSING = 3
@@ -10,6 +11,7 @@ MISSING = 3
 
 def main() -> None:
     """Run the command line; never returns."""
+    gc.disable()  # until the command has been imported: what imports make stays
     try:
         import click  # noqa: F401
     except ModuleNotFoundError as error:
@@ -20,6 +22,7 @@ def main() -> None:
     from pyiommufd.cli.group import cli
     from pyiommufd.cli.output import streams
 
+    gc.freeze()  # nor is it looked at when Python ends
     with streams():
         cli(prog_name="pyiommufd")
 

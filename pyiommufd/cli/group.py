@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -59,6 +60,9 @@ class LazyGroup(click.Group):
             return super().get_command(ctx, cmd_name)
         command = getattr(importlib.import_module(f"pyiommufd.cli.{cmd_name}"), COMMANDS[cmd_name][0])
         assert isinstance(command, click.Command)  # noqa: S101 - COMMANDS is ours
+        if not gc.isenabled():  # as main has left it
+            gc.freeze()
+            gc.enable()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
