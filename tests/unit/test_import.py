@@ -150,6 +150,19 @@ def test_commands_load_no_more_than_they_need() -> None:
     assert listing.isdisjoint({"_cffi_backend", "json", "gzip", "tomllib", "asyncio"})
 
 
+def test_garbage_is_collected_while_a_command_runs() -> None:
+    """Not while it is imported."""
+    code = """
+import atexit, gc, sys
+from pyiommufd.cli.__main__ import main
+
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 1000))
+sys.argv = ["pyiommufd", "list", "--help"]
+main()
+"""
+    assert python(code).splitlines()[-1] == "True True"
+
+
 def places(package: str) -> dict[str, str]:
     """The names of a package, and the module of each, by the imports that only type checkers read."""
     file = importlib.import_module(package).__file__
