@@ -224,7 +224,7 @@ def _is_on(process: str, fd: str, mounts: frozenset[str]) -> bool:
 
 def descriptors(
     process: str, mounts: str | None, *, foreign: bool, remote: RemoteMounts
-) -> Iterator[tuple[str, str, os.stat_result | None]]:
+) -> list[tuple[str, str, os.stat_result | None]]:
     """What a process has open: the number, what it is of, and its status where it may be a device's node.
 
     A stat of any other file may wait for a server that does not answer.
@@ -236,11 +236,12 @@ def descriptors(
             filesystem which the container has on /dev.
         remote: What is known already of servers that may not answer.
     """
+    found: list[tuple[str, str, os.stat_result | None]] = []
     servers: frozenset[str] | None = None
     try:
         top = os.open(f"{sysfs.PROC}/{process}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return  # ended since
+        return found  # ended since
     try:
         for fd in os.listdir(top):  # noqa: PTH208 (of a descriptor)
             try:
@@ -249,13 +250,14 @@ def descriptors(
                 if not is_asked and target.startswith("/") and (foreign or "/dev/" in target) and target[:5] != "/sys/":
                     servers = remote.seen_by(process, mounts) if servers is None else servers
                     is_asked = not _is_on(process, fd, servers)
-                yield fd, target, os.stat(fd, dir_fd=top) if is_asked else None
+                found.append((fd, target, os.stat(fd, dir_fd=top) if is_asked else None))
             except OSError:
                 continue  # closed since
     except OSError:
-        return  # ended since
+        pass  # ended since
     finally:
         os.close(top)
+    return found
 
 
 def _add_descriptors(
