@@ -92,9 +92,9 @@ def look_at_processes(*, mappings: bool) -> Processes:
     networks = {namespace("self", "net"), None}
     try:
         pids = sorted(int(name) for name in os.listdir(sysfs.PROC) if name.isdigit())  # noqa: PTH208 (hot)
+        hidden = False
     except OSError:
-        pids = []
-    hidden = False
+        pids, hidden = [], True
     remote = RemoteMounts()
     for pid in pids:
         process, mounts = str(pid), None
@@ -114,7 +114,11 @@ def look_at_processes(*, mappings: bool) -> Processes:
         if network not in networks:
             networks.add(network)
             found.networks.append((process, found.words(pid)))
-        _add_descriptors(found, pid, process, descriptors(process, mounts, foreign=mounts != ours, remote=remote))
+        try:
+            opened = descriptors(process, mounts, foreign=mounts != ours, remote=remote)
+        except OSError:
+            hidden, opened = True, []
+        _add_descriptors(found, pid, process, opened)
         if mappings:
             _add_mappings(found, pid, process)
     found.unseen = list(_unseen(some_hidden=hidden))
@@ -235,12 +239,15 @@ def descriptors(
         foreign: Whether that is another one than this process's. Of a container's node the path is that within the
             filesystem which the container has on /dev.
         remote: What is known already of servers that may not answer.
+
+    Raises:
+        OSError: They cannot be listed, and not since the process has ended: as this one has too many files open, say.
     """
     found: list[tuple[str, str, os.stat_result | None]] = []
     servers: frozenset[str] | None = None
     try:
         top = os.open(f"{sysfs.PROC}/{process}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return found  # ended since
     try:
         for fd in os.listdir(top):  # noqa: PTH208 (of a descriptor)
@@ -253,7 +260,7 @@ def descriptors(
                 found.append((fd, target, os.stat(fd, dir_fd=top) if is_asked else None))
             except OSError:
                 continue  # closed since
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         pass  # ended since
     finally:
         os.close(top)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -58,6 +60,29 @@ def test_process_that_ends_meanwhile_is_no_error(host: Host, monkeypatch: pytest
     found = look_at_processes(mappings=True)
     assert [one.pid for one in found.nodes[NULL]] == [71]
     assert not found.unseen
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_files_that_cannot_be_listed_are_unseen(host: Host, free: int) -> None:
+    """As this process may open no more, or just the folder and not the list of it, which takes another."""
+    host.process(70, "holder", holds="/dev/null")
+    assert not look_at_processes(mappings=True).unseen
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fds = [os.dup(0)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fds[0] + 30, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                fds.append(os.dup(0))
+        for _ in range(free):
+            os.close(fds.pop())
+        found = look_at_processes(mappings=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in fds:
+            os.close(fd)
+    assert found.unseen or [one.pid for one in found.nodes[NULL]] == [70]
+    assert bool(found.unseen) == (free < 2)
 
 
 def test_plan_looks_once_at_each_process(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
