@@ -117,6 +117,13 @@ int pyiommufd_ioas_unmap_range(struct pyiommufd_object *ioas, uint64_t iova, uin
 int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_piece *piece);
 /* Whether something in a range is not mapped, by whatever process: 1, and the first such address; or 0. */
 int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint64_t length, uint64_t *hole);
+/* Bytes of a range that these are mapped in; without those that the kernel is working on. */
+uint64_t pyiommufd_mapped_within(const struct pyiommufd_piece *pieces, uint64_t count, uint64_t iova, uint64_t length);
+/*
+ * Runs of set bits from `from` on, in so many words of 64: the first and the last bit of each. The result is how many,
+ * `room` at most.
+ */
+uint64_t pyiommufd_runs(const uint64_t *words, uint64_t count, uint64_t from, uint64_t *runs, uint64_t room);
 /*
  * Whether the device can have a page table of what an address space maps; with a length, of that range alone, copied to
  * an iova. The page table, and the copy, are destroyed again. The iommufd's lock is held.

@@ -344,6 +344,11 @@ def any_mapped(pieces: Pieces, count: int) -> bool:
     return bool(lib.pyiommufd_any_mapped(pieces, count))
 
 
+def mapped_within(pieces: Pieces, count: int, iova: int, length: int) -> int:
+    """Bytes of a range that so many pieces are mapped in."""
+    return int(lib.pyiommufd_mapped_within(pieces, count, iova, length))
+
+
 def ioas_map_many(ioas: Object, pieces: Pieces, start: int, count: int, flags: int, memory: int) -> tuple[int, int]:
     """IOMMU_IOAS_MAP for each of some pieces of what is at an address, by one call.
 
@@ -529,6 +534,14 @@ def hwpt_get_dirty_bitmap(hwpt: Object, flags: int, iova: int, length: int, page
     given = {"flags": flags, "iova": iova, "length": length, "page_size": page_size, "data": address(held)}
     command = ffi.new("struct iommu_hwpt_get_dirty_bitmap *", given)
     _check(_object_ioctl(hwpt, "IOMMU_HWPT_GET_DIRTY_BITMAP", command, "hwpt_id"), "IOMMU_HWPT_GET_DIRTY_BITMAP")
+
+
+def runs(bitmap: bytearray, at: int = 0, most: int = 1024) -> list[int]:
+    """Runs of set bits in whole words of 64, from a bit on: the first and the last bit of each, one after the other."""
+    found = ffi.new("uint64_t[]", 2 * most)
+    words = ffi.from_buffer("uint64_t[]", bitmap)
+    count = lib.pyiommufd_runs(words, len(words), at, found, most)
+    return cast("list[int]", ffi.unpack(found, 2 * count)) if count else []
 
 
 def get_hw_info(device: Object, data_type: int | None) -> tuple[int, int, int, bytes]:

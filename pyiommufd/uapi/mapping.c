@@ -237,6 +237,21 @@ int pyiommufd_any_mapped(const struct pyiommufd_piece *pieces, uint64_t count)
     return 0;
 }
 
+uint64_t pyiommufd_mapped_within(const struct pyiommufd_piece *pieces, uint64_t count, uint64_t iova, uint64_t length)
+{
+    const uint64_t last = iova + length - 1;
+    uint64_t bytes = 0;
+
+    for (uint64_t at = 0; at < count; at++) {
+        const struct pyiommufd_piece *piece = &pieces[at];
+        const uint64_t end = piece->iova + piece->length - 1;
+
+        if (LOAD(&piece->state) == LIVE && piece->iova <= last && end >= iova)
+            bytes += (end < last ? end : last) - (piece->iova > iova ? piece->iova : iova) + 1;
+    }
+    return bytes;
+}
+
 static int copy_in_place(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)
 {
     uint64_t dst_iova = iova;
@@ -308,8 +323,45 @@ int pyiommufd_ioas_unmap_left(struct pyiommufd_object *ioas, struct pyiommufd_pi
 }
 
 /*
- * No request asks what is mapped, but a copy is refused for a hole in its source. The copy is to an address space
- * without devices, where it pins and accounts nothing. EAGAIN: what is mapped has changed meanwhile.
+ * No request asks what is mapped, but a copy looks at its source first: it is refused with ENOENT for a hole there. Only
+ * then does it look at where it is to go; at the end of the addresses it is refused again, whatever is mapped.
+ */
+static int refused_copy(int fd, uint32_t dst_ioas_id, uint32_t src_ioas_id, uint64_t iova, uint64_t length)
+{
+    /* Not aligned, unless to bytes or pairs of them; and with three bytes or more past the end in any case. */
+    uint64_t dst_iova = UINT64_MAX - 1;
+
+    return copy_range(fd, dst_ioas_id, IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE, src_ioas_id, iova, length,
+                      &dst_iova);
+}
+
+/* 1: all of a range is mapped. 0: it may not be. Of the pieces of the range nothing is copied but the list of them. */
+static int no_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length)
+{
+    static int source_first; /* -1: this kernel looks in another order, so that its refusal says nothing */
+    int known = LOAD(&source_first), result;
+
+    /* A length or an address that no copy has, or that does not fit, is refused before the source is looked at. */
+    if (length < 3 || length == UINT64_MAX || iova == UINT64_MAX || length - 1 > UINT64_MAX - iova)
+        return 0;
+    if (!known) {
+        const int64_t empty = ioas_alloc(fd);
+
+        if (empty < 0)
+            return 0;
+        known = refused_copy(fd, ioas_id, empty, iova, length) == -ENOENT ? 1 : -1;
+        destroy(fd, empty);
+        STORE(&source_first, known);
+    }
+    if (known < 0)
+        return 0;
+    result = refused_copy(fd, ioas_id, ioas_id, iova, length);
+    return result == -EINVAL || result == -EOVERFLOW;
+}
+
+/*
+ * Where the hole is: copies of ever smaller parts, to an address space without devices, where they pin and account
+ * nothing. EAGAIN: what is mapped has changed meanwhile.
  */
 static int first_hole(int fd, uint32_t ioas_id, uint64_t iova, uint64_t length, uint64_t *hole)
 {
@@ -350,6 +402,10 @@ int pyiommufd_ioas_first_hole(struct pyiommufd_object *ioas, uint64_t iova, uint
 
     if (fd < 0)
         return fd;
+    if (no_hole(fd, ioas->id, iova, length)) {
+        object_put(ioas);
+        return 0;
+    }
     do
         result = first_hole(fd, ioas->id, iova, length, hole);
     while (result == -EAGAIN);

@@ -12,4 +12,5 @@ _loader = ExtensionFileLoader("pyiommufd._mapping", str(_library))
 _module = _loader.create_module(ModuleSpec(_loader.name, _loader, origin=_loader.path))
 _loader.exec_module(_module)
 
-Held, Mapper, Mapping, pack_pieces = _module.Held, _module.Mapper, _module.Mapping, _module.pack_pieces
+Held, Mapper, Mapping = _module.Held, _module.Mapper, _module.Mapping
+mapped_within, pack_pieces = _module.mapped_within, _module.pack_pieces

@@ -1,7 +1,7 @@
 from array import array
 from typing import Self, TypeAlias, final
 
-from pyiommufd.kernel.memory.mapping import DMAMapping
+from pyiommufd.kernel.memory.mapping import BaseMapping, DMAMapping
 
 # Why nothing was mapped: the negative errno or `ioctls.NOT_ON_PAGES`, the memory's address, and its bytes.
 _Refusal: TypeAlias = tuple[int, int, int]
@@ -34,3 +34,4 @@ class Mapper:
     ) -> DMAMapping | _Refusal: ...
 
 def pack_pieces(memory: array[int], pieces: object, size: int, /) -> bool: ...
+def mapped_within(mappings: tuple[object, ...], iova: int, length: int, /) -> tuple[int, list[BaseMapping]]: ...

@@ -489,12 +489,42 @@ static PyObject *pack_pieces(PyObject *module, PyObject *arguments)
     return PyBool_FromLong(at == count);
 }
 
+/* The bytes of a range that mappings are in, and a list of those that are none of one piece. */
+static PyObject *mapped_within(PyObject *module, PyObject *arguments)
+{
+    unsigned long long iova, length, bytes = 0;
+    PyObject *mappings, *others, *result = NULL;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "O!KK:mapped_within", &PyTuple_Type, &mappings, &iova, &length))
+        return NULL;
+    others = PyList_New(0);
+    if (!others)
+        return NULL;
+    for (Py_ssize_t at = 0; at < PyTuple_Size(mappings); at++) {
+        PyObject *one = PyTuple_GetItem(mappings, at);
+        const struct pyiommufd_piece *piece = &((struct mapping *)one)->piece;
+
+        if (PyObject_TypeCheck(one, mapping_type) && piece->ioas)
+            bytes += pyiommufd_mapped_within(piece, 1, iova, length);
+        else if (PyList_Append(others, one))
+            goto out;
+    }
+    result = Py_BuildValue("KO", bytes, others);
+out:
+    Py_DECREF(others);
+    return result;
+}
+
 /* The module */
 
 static PyMethodDef mapping_functions[] = {
     { "pack_pieces", pack_pieces, METH_VARARGS,
       "(memory, list, size): write pieces (offset, length, iova or None) to memory that is all zeros, as struct\n"
       "pyiommufd_piece. False where one of them is not a tuple of plain ints, or not within the size." },
+    { "mapped_within", mapped_within, METH_VARARGS,
+      "(mappings, iova, length): how many bytes of a range the mappings of a tuple are in, and a list of those that were\n"
+      "not looked at: what has many pieces, or is not mapped yet." },
     { NULL, NULL, 0, NULL },
 };
 static struct PyModuleDef mapping_module = {

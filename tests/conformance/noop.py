@@ -110,7 +110,7 @@ _NOOPS = {
     "gfx_dma_buf": lambda cdev, number, made: 0,
 }
 # What issues no ioctl.
-_HARMLESS = ("file_", "window_", "injection_", "any_mapped")
+_HARMLESS = ("file_", "window_", "injection_", "any_mapped", "mapped_within", "runs")
 # IOMMU_TEST_CMD. Written down again: what has it has the extension.
 _TEST_COMMAND = 0x3BA0
 

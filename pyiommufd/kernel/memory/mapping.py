@@ -41,6 +41,11 @@ class BaseMapping(ABC):
     def _mapped_pieces(self) -> list[Piece]:
         """Those of its pieces that are mapped."""
 
+    def _mapped_within(self, iova: int, length: int) -> int:
+        """How many bytes of a range it is in."""
+        end = iova + length
+        return sum(max(0, min(end, start + size) - max(iova, start)) for start, size in self.ranges())
+
     @abstractmethod
     def _gone(self) -> bool:
         """Whether it is not mapped, nor going to be."""
@@ -195,6 +200,9 @@ class _InPieces(BaseMapping):
 
     def _gone(self) -> bool:
         return not self._pieces.making and not self._pieces.any_mapped()
+
+    def _mapped_within(self, iova: int, length: int) -> int:
+        return ioctls.mapped_within(self._pieces.c, len(self._pieces), iova, length)
 
     def _was_mapped(self) -> bool:
         return any(self._pieces.numbers[4::PIECE])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.mapping import mapped_within
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.mapping import BaseMapping
@@ -35,6 +36,11 @@ class MappingTable(dict["BaseMapping", object]):
     def places(self) -> list[tuple[int, int]]:
         """Where something is mapped: iova and length in bytes, by address."""
         return sorted(place for mapping in list(self) for place in mapping.ranges())
+
+    def covers(self, iova: int, length: int) -> bool:
+        """Whether all of a range is mapped. No two mappings overlap, so their bytes there say it."""
+        found, others = mapped_within(tuple(self), iova, length)
+        return found + sum(other._mapped_within(iova, length) for other in others) == length
 
     def overlapping(self, iova: int, length: int) -> list[tuple[int, int]]:
         """The places that a range touches."""

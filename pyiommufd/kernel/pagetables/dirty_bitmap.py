@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.printable import counted
-
-_RUN = re.compile(rb"[^\0]+")
-_BYTE_BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))
+from pyiommufd.uapi import ioctls
 
 
 class DirtyBitmap:
@@ -55,25 +52,12 @@ class DirtyBitmap:
 
     def ranges(self) -> Iterator[IOVARange]:
         """What was written to, by address: contiguous pages as one range."""
-        start = end = -1
-        for page in self._written():
-            if page != end:
-                if start >= 0:
-                    yield self._range(start, end)
-                start = page
-            end = page + 1
-        if start >= 0:
-            yield self._range(start, end)
-
-    def _written(self) -> Iterator[int]:
-        """The numbers of the pages that were written to."""
-        for run in _RUN.finditer(self._memory):
-            for at, byte in enumerate(run[0], run.start()):
-                for bit in _BYTE_BITS[byte]:
-                    yield 8 * at + bit
-
-    def _range(self, start: int, end: int) -> IOVARange:
-        return IOVARange(self.iova + start * self.page_size, self.iova + end * self.page_size - 1)
+        start, size, at = self.iova, self.page_size, 0
+        while runs := ioctls.runs(self._memory, at):
+            pairs = iter(runs)
+            for first, last in zip(pairs, pairs, strict=True):
+                yield IOVARange(start + first * size, start + (last + 1) * size - 1)
+            at = runs[-1] + 1
 
     def __contains__(self, iova: int) -> bool:
         """Whether the page of an address was written to."""
@@ -82,7 +66,7 @@ class DirtyBitmap:
 
     def __bool__(self) -> bool:
         """Whether any page was written to."""
-        return any(self._memory)
+        return bool(ioctls.runs(self._memory, most=1))
 
     def __repr__(self) -> str:
         where = IOVARange(self.iova, self.iova + self.length - 1)

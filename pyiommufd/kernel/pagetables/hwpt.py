@@ -42,7 +42,7 @@ class HWPT(KernelObject):
         fault_queue: Where page requests of its devices arrive; None: nowhere.
     """
 
-    __slots__ = ("_mapped", "fault_queue", "flags", "host", "ioas")
+    __slots__ = ("fault_queue", "flags", "host", "ioas")
 
     def __init__(
         self,
@@ -57,8 +57,6 @@ class HWPT(KernelObject):
         self.ioas = ioas
         self.host = host
         self.flags = flags
-        # The range last found to be mapped completely, and the address space's change count at that time.
-        self._mapped = IOVARange(0, 0), -1
 
     @property
     def uses(self) -> tuple[KernelObject, ...]:
@@ -165,12 +163,11 @@ class HWPT(KernelObject):
         return memory
 
     def _refuse_hole(self, iova: int, length: int) -> None:
-        where, changes = IOVARange(iova, iova + length - 1), self.ioas._c.changes
-        # The check takes longer than reading the bits if there are many mappings, so its last result is kept. It holds
-        # while `changes` is the same, unless others share the iommufd, who may unmap.
-        found, as_of = self._mapped
-        if as_of == changes and found.start <= iova and where.last <= found.last and not self._iommufd.shared:
+        # The kernel takes longer to say it than to read the bits if there are many mappings. What is on record here
+        # says it, too, unless others share the iommufd, who may unmap.
+        if not self._iommufd.shared and self.ioas._table.covers(iova, length):
             return
+        where = IOVARange(iova, iova + length - 1)
         try:
             hole = self.ioas._call(ioctls.ioas_first_hole, iova, length)
         except IoctlError as error:
@@ -180,7 +177,6 @@ class HWPT(KernelObject):
                 f"{where} of {self.ioas!r} is not mapped completely: nothing is mapped at {hole:#x}, and the kernel "
                 "would report all pages from there on as clean; ask for each mapping by itself (DMAMapping.ranges)"
             )
-        self._mapped = where, changes
 
     def _failed(self, error: IoctlError, request: str, where: str = "") -> IoctlError:
         return ioctl_error(request, error.errno or 0, f"{self!r}{where}")
