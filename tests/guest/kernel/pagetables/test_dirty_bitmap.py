@@ -163,6 +163,61 @@ def test_a_hole_is_refused_and_nothing_is_cleared(
     assert int.from_bytes(memory, "little") == (1 << hole) - 1
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_hole_at_every_place(
+    mock: MockIOMMUFD, mock_ioas: IOAS, mock_device: MockDevice, tracking: HWPT, *, shared: bool
+) -> None:
+    view = memoryview(DMABuffer(8 * PAGE))
+    pieces = [view[page * PAGE : (page + 1) * PAGE] for page in range(8)]
+    mappings = [mock_ioas.map(piece, iova=IOVA + page * PAGE) for page, piece in enumerate(pieces)]
+    if shared:
+        mock.fileno()
+    assert mock.shared is shared
+    for hole in range(8):
+        mappings[hole].unmap()
+        for first, count in ((0, 8), (hole, 1), (hole, 8 - hole), (0, hole + 1)):
+            with pytest.raises(ValueError, match=f"nothing is mapped at {IOVA + hole * PAGE:#x},"):
+                tracking.dirty_bitmap(IOVA + first * PAGE, count * PAGE)
+        mappings[hole] = mock_ioas.map(pieces[hole], iova=IOVA + hole * PAGE)
+        mock_device.set_dirty(IOVA, [hole, 7], count=8)
+        with LeakCheck(mock):  # the question maps nothing
+            dirty = tracking.dirty_bitmap(IOVA, 8 * PAGE)
+        assert {page for page in range(8) if IOVA + page * PAGE in dirty} == {hole, 7}
+        assert [place for one in mock_ioas.mappings for place in one.ranges()] == [
+            (IOVA + page * PAGE, PAGE) for page in range(8)
+        ]
+
+
+def test_what_another_process_unmaps_of_many_is_missed(
+    mock: MockIOMMUFD, mock_ioas: IOAS, tracking: HWPT, in_child: Callable[[Callable[[], Any]], Any]
+) -> None:
+    mock_ioas.map_many(DMABuffer(6 * PAGE), [(at * PAGE, PAGE, IOVA + at * PAGE) for at in range(6)])
+    assert not tracking.dirty_bitmap(IOVA, 6 * PAGE)
+    fd, number = mock.fileno(), mock_ioas.id
+    assert in_child(lambda: by_id.unmap(fd, number, IOVA + 3 * PAGE, PAGE)) == PAGE
+    with pytest.raises(ValueError, match=f"nothing is mapped at {IOVA + 3 * PAGE:#x},"):
+        tracking.dirty_bitmap(IOVA, 6 * PAGE)
+
+
+def test_what_is_on_record_is_not_asked_for(
+    mock: MockIOMMUFD, mock_ioas: IOAS, tracking: HWPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces, a copy, and single mappings; cut at both ends."""
+    asked = []
+    monkeypatch.setattr(ioctls, "ioas_first_hole", lambda *of: asked.append(of[1:]))
+    source = mock.alloc_ioas()
+    source.map(DMABuffer(3 * PAGE), iova=IOVA)
+    mock_ioas.map_many(DMABuffer(2 * PAGE), [(0, PAGE, IOVA + PAGE), (PAGE, PAGE, IOVA)])
+    mock_ioas.copy_from(source, IOVA + PAGE, 2 * PAGE, dst_iova=IOVA + 2 * PAGE)
+    mock_ioas.map(DMABuffer(4 * PAGE), iova=IOVA + 4 * PAGE)
+    for first in range(8):
+        for count in range(1, 9 - first):
+            assert not tracking.dirty_bitmap(IOVA + first * PAGE, count * PAGE)
+    assert asked == []
+    tracking.dirty_bitmap(IOVA, 9 * PAGE)
+    assert asked == [(IOVA, 9 * PAGE)]
+
+
 def _many(ioas: IOAS, memory: DMABuffer) -> None:
     ioas.map_many(memory, [((2 - at) * 4 * PAGE, 4 * PAGE, IOVA + at * 4 * PAGE) for at in (2, 0, 1)])
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyiommufd.kernel.pagetables.dirty_bitmap import DirtyBitmap
+from pyiommufd.uapi import ioctls
 
 START = 1 << 30
 
@@ -34,6 +36,36 @@ def test_says_what_was_written(written: set[int], page_size: int) -> None:
     assert pages == sorted(written)
     # Never two that touch.
     assert all(before.last + 1 < after.start for before, after in itertools.pairwise(ranges))
+
+
+def runs_of(memory: bytearray, at: int) -> list[int]:
+    """The first and the last bit of each run from a bit on, bit by bit."""
+    found: list[int] = []
+    for bit in range(at, 8 * len(memory)):
+        if memory[bit // 8] >> bit % 8 & 1:
+            if found and found[-1] == bit - 1:
+                found[-1] = bit
+            else:
+                found += [bit, bit]
+    return found
+
+
+WORDS = st.sampled_from([0, 1, 1 << 63, (1 << 64) - 1, (1 << 63) - 1, (1 << 64) - 2]) | st.integers(0, (1 << 64) - 1)
+
+
+@given(st.lists(WORDS, max_size=9), st.integers(0, 600), st.integers(1, 5))
+def test_runs_are_those_that_are_found_bit_by_bit(words: list[int], at: int, most: int) -> None:
+    memory = bytearray(struct.pack(f"={len(words)}Q", *words))
+    assert ioctls.runs(memory, at, most) == runs_of(memory, at)[: 2 * most]
+    assert ioctls.runs(memory, at) == runs_of(memory, at)
+
+
+def test_more_ranges_than_are_looked_for_at_once() -> None:
+    written = {page for page in range(10_000) if page % 3}
+    ranges = list(bitmap_of(written, 10_000, 4096).ranges())
+    assert [((one.start - START) // 4096, one.last + 1 - one.start) for one in ranges] == [
+        (page, 8192) for page in range(1, 9_999, 3)
+    ]
 
 
 def test_what_is_outside_is_not_in_it() -> None:
