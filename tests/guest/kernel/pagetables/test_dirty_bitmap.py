@@ -316,3 +316,23 @@ def test_ranges_too_long_to_be_mapped(
     mock_ioas.map(DMABuffer(PAGE), iova=IOVA)
     with pytest.raises(ValueError, match=f"nothing is mapped at {hole:#x},"):
         tracking.dirty_bitmap(iova, length, page_size=page_size)
+
+
+# What the kernel is asked, without a device or a page table
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, PAGE, 4 * PAGE, 5 * PAGE + 1, (1 << 64) - 1])
+def test_the_question_for_holes_maps_nothing_wherever_they_are(ioas: IOAS, length: int) -> None:
+    """Without a device an iova may be on any byte, where a copy could go to any."""
+    last = (1 << 64) - 4 * PAGE
+    with LeakCheck(ioas.iommufd):
+        assert ioctls.ioas_first_hole(ioas._c, 0, length) == 0
+    mapping = ioas.map(DMABuffer(4 * PAGE), iova=last)
+    ioas.map(DMABuffer(4 * PAGE), iova=0)
+    with LeakCheck(ioas.iommufd):
+        found = ioctls.ioas_first_hole(ioas._c, 0, length)
+        assert found == (None if length <= 4 * PAGE else 4 * PAGE)
+        assert ioctls.ioas_first_hole(ioas._c, last, min(length, 4 * PAGE)) is None
+        assert ioctls.ioas_first_hole(ioas._c, last - PAGE, PAGE + min(length, PAGE)) == last - PAGE
+    mapping.unmap()
+    assert ioas.unmap_all() == 4 * PAGE
