@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import mmap
 import operator
 from collections.abc import Iterable
@@ -26,6 +27,14 @@ def check_bool(value: object, name: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, not {value!r:.60}")
     return value
+
+
+def check_progress(progress: object) -> None:
+    """Require what is called after each piece of something long."""
+    if not callable(progress):
+        raise TypeError(f"{progress!r} cannot be called")
+    if inspect.iscoroutinefunction(progress):
+        raise TypeError(f"{progress!r} is a coroutine function: progress is an ordinary one, which is not awaited")
 
 
 def access_flags(readable: bool, writeable: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pyiommufd import diagnose, uapi
@@ -31,6 +31,7 @@ from pyiommufd.kernel.memory.mapping_requests import (
     map_below,
     map_file,
     map_pieces,
+    map_with_progress,
     piece_numbers,
 )
 from pyiommufd.kernel.memory.mapping_table import MappingTable
@@ -171,6 +172,7 @@ class IOAS(KernelObject):
         below: int | None = None,
         readable: bool = True,
         writeable: bool = True,
+        progress: Callable[[int, int], object] | None = None,
     ) -> DMAMapping:
         """Let the devices of this address space reach memory (IOMMU_IOAS_MAP).
 
@@ -186,12 +188,17 @@ class IOAS(KernelObject):
                 keeps, if anything. Not together with ``iova``.
             readable: Whether devices may read it.
             writeable: Whether devices may write to it. Read-only memory takes False.
+            progress: Map large memory in pieces of a GiB at most, and call this after each with the bytes that are
+                mapped and those in all. A signal, such as Ctrl-C, is handled between two pieces. An exception from
+                either cancels the map: nothing stays mapped. The pieces are one mapping with adjoining addresses, of
+                which `unmap` of a range can unmap each. Without ``iova`` it begins anew where another process
+                or thread has mapped something in its way.
 
         Raises:
             AlreadyMappedError: Some of the addresses are mapped already.
             IoctlError: The kernel refused: addresses that are reserved or out of reach, no memory, a limit on it, no
                 room (ENOSPC).
-            TypeError: It is no buffer, or iova or below is no int.
+            TypeError: It is no buffer, iova or below is no int, or progress is no ordinary function.
             ValueError: Address, length or iova is not on page boundaries, the iova is negative or does not fit 64
                 bits, below is not positive or given with an iova, the length is 0, the memory is closed, read-only or
                 not in one piece (a memoryview with steps), or neither access is allowed.
@@ -199,6 +206,8 @@ class IOAS(KernelObject):
         """
         # The hot path: nothing here that could be done once, or only where something is wrong.
         flags = BOTH if readable and writeable else access_flags(readable, writeable)
+        if progress is not None:
+            return map_with_progress(self, buffer, iova, below, flags, progress)
         if below is not None:
             return map_below(self, buffer, iova, below, flags)
         if iova is not None and type(iova) is not int:

@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pyiommufd.errors import IOMMUFDError
+from pyiommufd.kernel.memory.page_sizes import page_sizes
 from pyiommufd.printable import counted
 from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.ioctls import PIECE, Piece
-from pyiommufd.uapi.mapping import Mapper, Mapping
+from pyiommufd.uapi.mapping import Held, Mapper, Mapping
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS
@@ -114,6 +115,25 @@ class DMAMapping(Mapping, BaseMapping):
     def _gone(self) -> bool:
         return not self._state
 
+    @property
+    def page_sizes(self) -> dict[int, int]:
+        """How many bytes of its memory are in pages of which size, in this process: size to bytes, largest first.
+
+        Small pages take longer to pin and fill the IOMMU's TLB sooner: ``DMABuffer(size, huge_page_size=2 << 20)``.
+
+        The kernel is asked each time (PAGEMAP_SCAN; since Linux 6.7), and looks at each page, which of a GiB in small
+        ones takes milliseconds. Huge are those of hugetlbfs and transparent ones. Memory that is not there yet, as
+        before the first attach, is in none. Empty where it is not known: for what is mapped by its file, for a copy,
+        and once it is unmapped. What the IOMMU makes of the pages is not shown: it combines contiguous ones
+        (`IOAS.huge_pages`).
+
+        Raises:
+            UnsupportedError: The kernel is older.
+            IoctlError: The kernel refused.
+        """
+        held = self._ioas._table.get(self)
+        return page_sizes(held.address, len(held)) if isinstance(held, Held) else {}
+
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where it is: iova and length in bytes of each piece that is mapped."""
         if self.mapped:
@@ -154,7 +174,7 @@ class _Pieces:
 
 
 class _InPieces(BaseMapping):
-    """What `DMAMappings` and `CopiedMapping` have in common."""
+    """What `DMAMappings` and `MappingInPieces` have in common."""
 
     __slots__ = ()
 
@@ -244,8 +264,11 @@ class DMAMappings(_InPieces):
         return f"<DMAMappings of {counted(len(self), 'piece')}, {self.length:#x} bytes{state}>"
 
 
-class CopiedMapping(_InPieces, DMAMapping):
-    """A copy made by `IOAS.copy_from`. The kernel has one mapping per source mapping; `IOAS.unmap` can unmap each."""
+class MappingInPieces(_InPieces, DMAMapping):
+    """A mapping of several pieces to the kernel, of which `IOAS.unmap` can unmap each.
+
+    By `IOAS.copy_from`: one for each mapping that it was copied from. By `IOAS.map` with ``progress``: in a row.
+    """
 
     __slots__ = ("_pieces",)
 

@@ -9,16 +9,16 @@ import itertools
 import mmap
 import operator
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError, IOMMUFDError, ioctl_error
 from pyiommufd.iterables import iterate
-from pyiommufd.kernel.memory.arguments import U64_MAX, hold, misaligned, whole
+from pyiommufd.kernel.memory.arguments import U64_MAX, check_progress, hold, misaligned, whole
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
-from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, CopiedMapping, DMAMapping, DMAMappings
+from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, DMAMapping, DMAMappings, MappingInPieces
 from pyiommufd.kernel.memory.mapping_table import OF_DMA_BUF, OF_FILE
 from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS
 
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
+
+PROGRESS_BYTES = 1 << 30
+"""Bytes of a piece of a map with progress: the largest huge page there is, which takes the kernel a second at most."""
 
 
 def map_below(ioas: IOAS, buffer: object, iova: int | None, below: int, flags: int) -> DMAMapping:
@@ -66,11 +69,7 @@ def _map_lowest(
     error: Callable[[int, int | None], Exception],
 ) -> DMAMapping:
     """Map at the lowest free address. error: of the negative errno and the address; without one: there is no room."""
-    reachable, alignment = ioas._call(ioctls.ioas_iova_ranges)
-    # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
-    ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
-    alignment = max(alignment, mmap.PAGESIZE)
-    taken = ioas._table.places()
+    ranges, alignment, taken = _room(ioas)
     while True:
         iova = first_fit(ranges, taken, length, below, alignment)
         if iova is None:
@@ -82,6 +81,83 @@ def _map_lowest(
             raise error(result[0], iova)
         # Another thread was quicker, or a process that shares this iommufd has something there.
         taken.append((iova, alignment))
+
+
+def _room(ioas: IOAS) -> tuple[Sequence[IOVARange], int, list[tuple[int, int]]]:
+    """Where mappings can be, what their addresses are multiples of, and where this process has some."""
+    reachable, alignment = ioas._call(ioctls.ioas_iova_ranges)
+    # What is allowed is reachable: the kernel refuses to allow anything else, and an attach that would change it.
+    ranges = ioas._allowed or [IOVARange(*one) for one in reachable]
+    return ranges, max(alignment, mmap.PAGESIZE), ioas._table.places()
+
+
+def map_with_progress(
+    ioas: IOAS, buffer: object, iova: int | None, below: int | None, flags: int, progress: Callable[[int, int], object]
+) -> DMAMapping:
+    """Map a buffer by pieces of `PROGRESS_BYTES`, in a row, all or none."""
+    check_progress(progress)
+    ioas._live()
+    limit = U64_MAX if below is None else _limit(iova, below)
+    if iova is not None and not 0 <= (iova := whole(iova, "iova")) <= U64_MAX:
+        raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
+    held = hold(buffer, bool(flags & uapi.IOMMU_IOAS_MAP_WRITEABLE))
+    try:
+        length, address = len(held), held.address
+        if not length or (address | length | (iova or 0)) % mmap.PAGESIZE:
+            raise misaligned(address, length, iova)
+        ranges, alignment, taken = _room(ioas)
+        # As the kernel does where it chooses: huge pages are huge in the IOMMU's page table only then.
+        huge = max(alignment, min(address & -address, PROGRESS_BYTES))
+        for tries in itertools.count():
+            at = iova
+            if at is None:
+                at = first_fit(ranges, taken, length, limit, huge) or first_fit(ranges, taken, length, limit, alignment)
+            if at is None:
+                raise buffer_map_error(ioas, (-errno.ENOSPC, address, length), None, below)
+            if at + length - 1 > U64_MAX:
+                raise buffer_map_error(ioas, (-errno.EOVERFLOW, address, length), at)
+            result = _map_in_a_row(ioas, held, at, flags, progress)
+            if isinstance(result, DMAMapping):
+                return result
+            at += result[1] - address
+            if iova is not None or result[0] != -errno.EEXIST:
+                raise buffer_map_error(ioas, result, at, below)
+            # As in `_map_lowest`; but after a few times well beyond, as each time much may have been mapped.
+            taken.append((at, alignment << tries))
+        raise AssertionError("not reached")
+    finally:
+        del held  # a traceback does not keep it
+
+
+def _map_in_a_row(
+    ioas: IOAS, held: Held, iova: int, flags: int, progress: Callable[[int, int], object]
+) -> DMAMapping | tuple[int, int, int]:
+    """What `Mapper.map` gives: the mapping; or the negative errno, and address and length of what was refused."""
+    length, address = len(held), held.address
+    # At multiples of it in memory, so that no huge page is cut.
+    ends = [*range(PROGRESS_BYTES - address % PROGRESS_BYTES, length, PROGRESS_BYTES), length]
+    places = zip([0, *ends], ends, strict=False)
+    mapping = MappingInPieces(
+        ioas._mapper, array("Q", [n for at, end in places for n in (at, end - at, iova + at, 0, 0)])
+    )
+    try:
+        ioas._table[mapping] = held
+        for piece, end in enumerate(ends):
+            result, _ = ioctls.ioas_map_many(ioas._c, mapping._pieces.c, piece, 1, flags, address)
+            if result:
+                mapping._made()
+                mapping.unmap()
+                offset, size = mapping._pieces.numbers[PIECE * piece : PIECE * piece + 2]
+                return result, address + offset, size
+            progress(end, length)
+        mapping._made()
+    except BaseException:
+        mapping._made()
+        mapping.unmap()
+        release_unmapped(ioas, mapping, held)
+        del held  # also where it was mapped in part, and is not released
+        raise
+    return mapping
 
 
 def map_file(
@@ -148,7 +224,9 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
     parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
     if sum(end - at for at, end in parts) < length:
         parts = [(iova, iova + length)]
-    mapping = CopiedMapping(ioas._mapper, array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)]))
+    mapping = MappingInPieces(
+        ioas._mapper, array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)])
+    )
     try:
         ioas._table[mapping] = held
         ioctls.ioas_copy(
@@ -230,7 +308,7 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
     return numbers
 
 
-def release_unmapped(ioas: IOAS, mapping: DMAMappings, held: Held) -> None:
+def release_unmapped(ioas: IOAS, mapping: DMAMappings | MappingInPieces, held: Held) -> None:
     """Release a buffer that was never mapped, which the exception's traceback would keep held.
 
     Left to the garbage collector, it may be in a cycle with a memoryview, where CPython 3.11 crashes (gh-77894). If it

@@ -158,6 +158,10 @@ OPERATIONS: dict[str, tuple[Step, Step, bool]] = {
     "map": (lambda s: s.attached(), lambda s: s.ioas.map(s.buffer), False),
     "map(iova=)": (lambda s: s, lambda s: s.ioas.map(s.buffer, iova=IOVA), False),
     "map(below=)": (lambda s: s.attached(), lambda s: s.ioas.map(s.buffer, below=1 << 32), False),
+    "map(progress=)": (lambda s: s.attached(), lambda s: s.ioas.map(s.buffer, progress=lambda *_: None), False),
+    "map(progress=) refused": (
+        lambda s: s.attached().keep(s.ioas.map(s.memory, iova=IOVA + 6 * PAGE)),
+        lambda s: s.ioas.map(s.buffer, iova=IOVA, progress=lambda *_: None), False),
     "map refused": (lambda s: s.mapped(), lambda s: s.ioas.map(s.buffer, iova=IOVA), False),
     "map_many": (lambda s: s.attached(), lambda s: s.many(), False),
     "map_file": (lambda s: s, lambda s: s.ioas.map_file(s.buffer, PAGE), False),
@@ -290,6 +294,7 @@ def test_a_handler_before_any_opcode(
     handler, raises = MODES[mode]
     monkeypatch.setattr(mapping, "PIECES_A_CALL", 2)
     monkeypatch.setattr(mapping_requests, "PIECES_A_CALL", 2)
+    monkeypatch.setattr(mapping_requests, "PROGRESS_BYTES", 4 * PAGE)
     leaks = LeakCheck()
 
     def once(stop: int | None) -> int:
@@ -326,6 +331,7 @@ REFUSED: dict[str, tuple[Callable[[IOMMUFD, IOAS, DMABuffer], object], int | typ
     "map": (lambda _, ioas, memory: ioas.map(memory, iova=IOVA), errno.EEXIST),
     "map of no pages": (lambda _, ioas, memory: ioas.map(memory, iova=IOVA + 1), ValueError),
     "map_many": (lambda _, ioas, memory: ioas.map_many(memory, [(0, PAGE, 0), (0, PAGE, IOVA)]), errno.EEXIST),
+    "map(progress=)": (lambda _, ioas, memory: ioas.map(memory, iova=IOVA, progress=lambda *_: None), errno.EEXIST),
     "map_file": (lambda _, ioas, memory: ioas.map_file(memory.fileno(), PAGE, iova=IOVA), errno.EEXIST),
     "copy_from": (lambda _, ioas, memory: ioas.copy_from(ioas, 8 * IOVA, PAGE), errno.ENOENT),
     "unmap": (lambda _, ioas, memory: ioas.unmap(8 * IOVA, PAGE), errno.ENOENT),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import inspect
 import io
 import struct
 import threading
@@ -24,7 +23,7 @@ from pyiommufd.kernel.device.features.migration_states import (
     shortest_path,
 )
 from pyiommufd.kernel.device.features.migration_stream import CHUNK, MigrationStream
-from pyiommufd.kernel.memory.arguments import check_bool
+from pyiommufd.kernel.memory.arguments import check_bool, check_progress
 from pyiommufd.printable import OneLine
 from pyiommufd.uapi import device_ioctls
 
@@ -437,10 +436,8 @@ def _check(file: object, method: str, progress: object) -> None:
         raise TypeError(f"{file!r} is a text file: open it in binary mode")
     if isinstance(file, io.IOBase) and not (file.readable() if method == "read" else file.writable()):
         raise ValueError(f"{file!r} is not open to {method}")
-    if progress is not None and not callable(progress):
-        raise TypeError(f"{progress!r} cannot be called")
-    if inspect.iscoroutinefunction(progress):
-        raise TypeError(f"{progress!r} is a coroutine function: progress is an ordinary one, which is not awaited")
+    if progress is not None:
+        check_progress(progress)
 
 
 def _write(file: SupportsWrite, data: bytes) -> None:
