@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import mmap
 import operator
 from collections.abc import Iterable
@@ -31,6 +30,8 @@ def check_bool(value: object, name: str) -> bool:
 
 def check_progress(progress: object) -> None:
     """Require what is called after each piece of something long."""
+    import inspect  # slow to import, and for what is long alone
+
     if not callable(progress):
         raise TypeError(f"{progress!r} cannot be called")
     if inspect.iscoroutinefunction(progress):
