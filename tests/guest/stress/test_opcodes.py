@@ -159,9 +159,8 @@ OPERATIONS: dict[str, tuple[Step, Step, bool]] = {
     "map(iova=)": (lambda s: s, lambda s: s.ioas.map(s.buffer, iova=IOVA), False),
     "map(below=)": (lambda s: s.attached(), lambda s: s.ioas.map(s.buffer, below=1 << 32), False),
     "map(progress=)": (lambda s: s.attached(), lambda s: s.ioas.map(s.buffer, progress=lambda *_: None), False),
-    "map(progress=) refused": (
-        lambda s: s.attached().keep(s.ioas.map(s.memory, iova=IOVA + 6 * PAGE)),
-        lambda s: s.ioas.map(s.buffer, iova=IOVA, progress=lambda *_: None), False),
+    "map(progress=) cancelled": (  # by the last call
+        lambda s: s.attached(), lambda s: s.ioas.map(s.buffer, progress=lambda done, of: 1 // (of - done)), False),
     "map refused": (lambda s: s.mapped(), lambda s: s.ioas.map(s.buffer, iova=IOVA), False),
     "map_many": (lambda s: s.attached(), lambda s: s.many(), False),
     "map_file": (lambda s: s, lambda s: s.ioas.map_file(s.buffer, PAGE), False),
