@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.benchmarks.figure import Figure
 from tests.benchmarks.measuring import ROOT, in_guest
 
-PARTS = ("mappings", "large", "memory", "registers", "waiting", "start", "devices", "claims")
+PARTS = ("mappings", "large", "memory", "registers", "dirty", "waiting", "start", "devices", "claims")
 PAGE = ROOT / "docs/performance.md"
 
 
