@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, Self
 
 from pyiommufd.closing import Closing
 from pyiommufd.errors import ClosedError, IoctlError, RegionFaultError, ioctl_error
@@ -19,14 +19,10 @@ from pyiommufd.uapi.device_ioctls import (
     window_map,
     window_mapped,
     window_new,
-    window_read64,
-    window_reads,
     window_unmap,
-    window_writes,
 )
-from pyiommufd.uapi.ioctls import CHAR_ARRAY, Cell, View, from_buffer, new_cell, release
-
-_F = TypeVar("_F", bound=Callable[..., object])
+from pyiommufd.uapi.fast import Registers
+from pyiommufd.uapi.ioctls import CHAR_ARRAY, Cell, View, address, from_buffer, new_cell, release
 
 
 class Mappable(Protocol):
@@ -44,51 +40,7 @@ class Mappable(Protocol):
         """Why an access was not answered, and the way out."""
 
 
-def _reader(bits: int, text: str) -> Callable[[Window, int], int]:
-    """A method of a window that makes one access of that width."""
-    read_window, width = window_reads[bits], bits // 8
-
-    def read(self: Window, offset: int) -> int:
-        if type(offset) is not int:
-            offset = whole(offset, "offset")  # C would take what has a fraction
-        try:
-            value = read_window(self._handle, offset)
-        except OverflowError:
-            raise self._out_of_range(offset, width) from None
-        if value < 0:
-            raise self._failure(-value, offset, width)
-        return value
-
-    return _method(read, f"read{bits}", text)
-
-
-def _writer(bits: int, text: str) -> Callable[[Window, int, int], None]:
-    """A method of a window that makes one access of that width."""
-    write_window, width = window_writes[bits], bits // 8
-
-    def write(self: Window, offset: int, value: int) -> None:
-        if type(offset) is not int or type(value) is not int:
-            offset, value = whole(offset, "offset"), whole(value, "value")
-        try:
-            failed = write_window(self._handle, offset, value)
-        except OverflowError:
-            if not 0 <= value < 1 << bits:
-                raise ValueError(f"{value:#x} does not fit {width} bytes") from None
-            raise self._out_of_range(offset, width) from None
-        if failed:
-            raise self._failure(-failed, offset, width)
-
-    return _method(write, f"write{bits}", text)
-
-
-def _method(function: _F, name: str, text: str) -> _F:
-    function.__name__ = name
-    function.__qualname__ = f"Window.{name}"
-    function.__doc__ = text
-    return function
-
-
-class Window(Closing):
+class Window(Registers, Closing):
     """A mapped part of a region. Made by `Region.map`, or of a vIOMMU's registers by `VIOMMU.map`.
 
     Each `read32` and the like is one bus access of exactly the width named. Offsets are in bytes from the window's
@@ -111,11 +63,15 @@ class Window(Closing):
         length: Bytes.
     """
 
-    __slots__ = ("__weakref__", "_handle", "_region", "length", "offset")
+    __slots__ = ("__weakref__", "_region", "length", "offset")
+
+    def __new__(cls, region: Mappable, offset: int, length: int) -> Self:  # noqa: ARG004 - of __init__
+        """Make one that nothing is mapped in yet; see the class."""
+        handle = window_new()
+        return super().__new__(cls, address(handle), handle)
 
     def __init__(self, region: Mappable, offset: int, length: int) -> None:
         self._region = region
-        self._handle: WindowHandle = window_new()
         self.offset = offset
         self.length = length
 
@@ -128,47 +84,6 @@ class Window(Closing):
             if error.errno == errno.ECANCELED:  # a signal handler has closed the device
                 raise self._closed_error() from None
             raise
-
-    # The hot paths: one call each, of C that checks as well.
-    read8 = _reader(8, "Read one byte. Raises as `read64` does.")
-    read16 = _reader(16, "Read 2 bytes by one access. Raises as `read64` does.")
-    read32 = _reader(32, "Read 4 bytes by one access. Raises as `read64` does.")
-
-    def read64(self, offset: int) -> int:
-        """Read 8 bytes by one access.
-
-        Raises:
-            ValueError: The offset is not a multiple of the width, or the access reaches out of the window.
-            TypeError: The offset is no int.
-            RegionFaultError: The device does not answer.
-            AccessDeniedError: The region cannot be read, or not be written to.
-            ClosedError, ForkedError: The window is closed, or belongs to the parent process.
-        """
-        if type(offset) is not int:
-            offset = whole(offset, "offset")
-        value = new_cell("uint64_t")
-        try:
-            failed = window_read64(self._handle, offset, value)
-        except OverflowError:
-            raise self._out_of_range(offset, 8) from None
-        if failed:
-            raise self._failure(-failed, offset, 8)
-        return value[0]
-
-    write8 = _writer(8, "Write one byte. Raises as `write64` does.")
-    write16 = _writer(16, "Write 2 bytes by one access. Raises as `write64` does.")
-    write32 = _writer(32, "Write 4 bytes by one access. Raises as `write64` does.")
-    write64 = _writer(
-        64,
-        """Write 8 bytes by one access.
-
-        Raises:
-            ValueError: As for `read64`, or the value is negative or does not fit the width.
-            TypeError: The offset or the value is no int.
-            RegionFaultError: The device does not answer.
-            AccessDeniedError, ClosedError, ForkedError: As for `read64`.
-        """,
-    )
 
     # Bulk copies
 
@@ -268,6 +183,28 @@ class Window(Closing):
     def _mark_forked(self) -> None:
         """This process is a forked child, which does not have the mapping."""
         window_forget(self._handle)
+
+    # Accesses by what is no plain int, or does not fit one: called by those of `Registers`.
+
+    def _read_at(self, offset: int, bits: int) -> int:
+        at = self._fitting(offset, bits // 8)
+        return int(getattr(self, f"read{bits}")(at))
+
+    def _write_at(self, offset: int, value: int, bits: int) -> None:
+        at, number = self._fitting(offset, bits // 8), whole(value, "value")
+        if not 0 <= number < 1 << bits:
+            raise ValueError(f"{number:#x} does not fit {bits // 8} bytes")
+        getattr(self, f"write{bits}")(at, number)
+
+    def _fitting(self, offset: int, width: int) -> int:
+        """An offset as a plain int, which fits 63 bits without a sign."""
+        at = whole(offset, "offset")
+        if not 0 <= at < 1 << 63:
+            raise self._out_of_range(at, width)
+        return int(at)
+
+    def _refused(self, code: int, offset: int, width: int) -> NoReturn:
+        raise self._failure(code, offset, width)
 
     def _failure(self, code: int, offset: int, length: int, done: int = 0) -> Exception:
         if code == errno.EBADF:

@@ -15,7 +15,10 @@ from cffi import FFI
 
 FOLDER = Path(__file__).resolve().parent
 HEADERS = ("iommufd.h", "vfio.h", "entry.h", "window.h")
-SOURCES = ("injection.c", "file.c", "object.c", "mapping.c", "bitmap.c", "device.c", "window.c", "mapping_type.c")
+SOURCES = (
+    *("injection.c", "file.c", "object.c", "mapping.c", "bitmap.c", "device.c", "window.c"),
+    *("plain_int.c", "mapping_type.c", "window_type.c", "fast.c"),
+)
 
 NAME = "pyiommufd._uapi"
 """The extension."""

@@ -245,23 +245,7 @@ def gfx_dma_buf(fd: Fd, number: int, made: File) -> None:
 WindowHandle = NewType("WindowHandle", object)
 """A mapped part of a region, as the C code keeps it."""
 
-# Hot, and fail by returning the negative errno. By the width in bits: (window, offset) -> the value;
-# (window, offset, a cell for the value) -> 0; (window, offset, value) -> 0. OverflowError: a number does not fit.
-window_reads = cast(
-    "Mapping[int, Callable[[WindowHandle, int], int]]",
-    {8: lib.pyiommufd_window_read8, 16: lib.pyiommufd_window_read16, 32: lib.pyiommufd_window_read32},
-)
-window_read64 = cast("Callable[[WindowHandle, int, Cell], int]", lib.pyiommufd_window_read64)
-window_writes = cast(
-    "Mapping[int, Callable[[WindowHandle, int, int], int]]",
-    {
-        8: lib.pyiommufd_window_write8,
-        16: lib.pyiommufd_window_write16,
-        32: lib.pyiommufd_window_write32,
-        64: lib.pyiommufd_window_write64,
-    },
-)
-
+# Hot, and fail by returning the negative errno; single accesses are those of `fast.Registers`.
 # (window, offset, memory, length, done) -> 0; done becomes how many bytes were moved before the device did not answer.
 window_copy_out = cast("Callable[[WindowHandle, int, View, int, Cell], int]", lib.pyiommufd_window_copy_out)
 window_copy_in = cast("Callable[[WindowHandle, int, View, int, Cell], int]", lib.pyiommufd_window_copy_in)

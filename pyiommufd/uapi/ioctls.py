@@ -19,7 +19,7 @@ from pyiommufd import uapi
 from pyiommufd._uapi import ffi, lib
 from pyiommufd.errors import ioctl_error
 from pyiommufd.light_typing import TYPE_CHECKING, NewType, Protocol, cast
-from pyiommufd.uapi import mapping
+from pyiommufd.uapi import fast
 
 if TYPE_CHECKING:
     from array import array
@@ -109,8 +109,8 @@ Raises:
 """
 
 
-def address(held: View | Object) -> int:
-    """The address of the memory that a `View` holds, or of an object."""
+def address(held: object) -> int:
+    """The address of the memory that a `View` holds, or of what C has made: an `Object`, a window."""
     return int(ffi.cast("uintptr_t", held))
 
 
@@ -334,8 +334,8 @@ def piece_at(pieces: Pieces, index: int) -> Piece:
     return cast("Piece", cast("Any", pieces) + index)
 
 
-def piece_of(made: mapping.Mapping) -> Piece:
-    """That of a mapping which its `mapping.Mapper` made. It is there as long as the mapping is."""
+def piece_of(made: fast.Mapping) -> Piece:
+    """That of a mapping which its `fast.Mapper` made. It is there as long as the mapping is."""
     return cast("Piece", ffi.cast("struct pyiommufd_piece *", made._address))
 
 

@@ -1,17 +1,4 @@
-/*
- * The extension module pyiommufd._mapping: map and unmap, with the Python objects that they make, by one call each.
- * Included last by the source that build_cffi.py makes, so it shares the extension's file and C functions: its calls
- * count as the others' do, and wait for them.
- *
- * It is written by hand where all other calls go by cffi, since a map by cffi takes four objects and as many calls, which
- * cost four times what the ioctl does. Nothing else belongs here. It keeps to CPython's limited API.
- *
- * Python runs no signal handler within a call here: what it does is done whole, or not at all.
- */
-
-#include <limits.h>
-#include <stddef.h>
-#include <structmember.h>
+/* Map and unmap, with the Python objects that they make, by one call each: types of fast.c. */
 
 /* Memory held through the buffer protocol: its owner can neither resize nor free it. */
 struct held {
@@ -134,7 +121,7 @@ static PyType_Slot held_slots[] = {
     { Py_tp_getset, held_getset },     { 0, NULL },
 };
 static PyType_Spec held_spec = {
-    "pyiommufd._mapping.Held", sizeof(struct held), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, held_slots,
+    "pyiommufd._fast.Held", sizeof(struct held), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, held_slots,
 };
 
 /* Mapping */
@@ -245,7 +232,7 @@ static PyType_Slot mapping_slots[] = {
     { 0, NULL },
 };
 static PyType_Spec mapping_spec = {
-    "pyiommufd._mapping.Mapping", sizeof(struct mapping), 0,
+    "pyiommufd._fast.Mapping", sizeof(struct mapping), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, mapping_slots,
 };
 
@@ -273,19 +260,6 @@ static PyObject *mapper_new(PyTypeObject *type, PyObject *arguments, PyObject *k
         mapper->made = (PyTypeObject *)Py_NewRef(made);
     }
     return (PyObject *)mapper;
-}
-
-/* A plain int that is not negative and fits 63 bits; 0 where it is another thing. */
-static int plain_number(PyObject *number, uint64_t *value)
-{
-    /* PyLong_AsUnsignedLongLong takes several times as long; what only that takes is left to the caller. */
-    Py_ssize_t result = PyLong_CheckExact(number) ? PyLong_AsSsize_t(number) : -1;
-
-    *value = (uint64_t)result;
-    if (result >= 0)
-        return 1;
-    PyErr_Clear();
-    return 0;
 }
 
 /* Whether the arguments begin with that many; the last two of them are the iova, or None, and the flags. */
@@ -444,7 +418,7 @@ static PyType_Slot mapper_slots[] = {
     { Py_tp_methods, mapper_methods }, { 0, NULL },
 };
 static PyType_Spec mapper_spec = {
-    "pyiommufd._mapping.Mapper", sizeof(struct mapper), 0,
+    "pyiommufd._fast.Mapper", sizeof(struct mapper), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, mapper_slots,
 };
 
@@ -514,52 +488,4 @@ static PyObject *mapped_within(PyObject *module, PyObject *arguments)
 out:
     Py_DECREF(others);
     return result;
-}
-
-/* The module */
-
-static PyMethodDef mapping_functions[] = {
-    { "pack_pieces", pack_pieces, METH_VARARGS,
-      "(memory, list, size): write pieces (offset, length, iova or None) to memory that is all zeros, as struct\n"
-      "pyiommufd_piece. False where one of them is not a tuple of plain ints, or not within the size." },
-    { "mapped_within", mapped_within, METH_VARARGS,
-      "(mappings, iova, length): how many bytes of a range the mappings of a tuple are in, and a list of those that were\n"
-      "not looked at: what has many pieces, or is not mapped yet." },
-    { NULL, NULL, 0, NULL },
-};
-static struct PyModuleDef mapping_module = {
-    .m_base = PyModuleDef_HEAD_INIT,
-    .m_name = "pyiommufd._mapping",
-    .m_size = -1,
-    .m_methods = mapping_functions,
-};
-
-static PyTypeObject *add_type(PyObject *module, const char *name, PyType_Spec *spec)
-{
-    PyObject *type = PyType_FromSpec(spec);
-
-    if (!type || PyModule_AddObjectRef(module, name, type)) {
-        Py_XDECREF(type);
-        return NULL;
-    }
-    return (PyTypeObject *)type;
-}
-
-PyMODINIT_FUNC PyInit__mapping(void)
-{
-    PyObject *module = PyModule_Create(&mapping_module);
-
-    if (!module)
-        return NULL;
-    held_type = add_type(module, "Held", &held_spec);
-    mapping_type = add_type(module, "Mapping", &mapping_spec);
-    mapper_type = add_type(module, "Mapper", &mapper_spec);
-    if (!held_type || !mapping_type || !mapper_type) {
-        Py_DECREF(module);
-        return NULL;
-    }
-#ifdef Py_GIL_DISABLED
-    PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
-#endif
-    return module;
 }

@@ -330,6 +330,8 @@ static uint64_t move(const struct pyiommufd_window *window, uint64_t offset, voi
 }
 
 /*
+ * One access, at an offset that is a multiple of its bytes, for window_type.c.
+ *
  * QEMU 7.2 (TCG) leaves more bytes in the processor's register than were loaded, where a device implements wider
  * accesses only. They go no further, as the value of a read is written to memory before it is looked at.
  */
@@ -346,28 +348,6 @@ static int one_access(struct pyiommufd_window *window, uint64_t offset, void *va
     leave(window);
     return result;
 }
-
-#define READ(bits)                                                                                       \
-    int64_t pyiommufd_window_read##bits(struct pyiommufd_window *window, uint64_t offset)                \
-    {                                                                                                    \
-        volatile uint##bits##_t value = 0;                                                               \
-        int result = one_access(window, offset, (void *)&value, bits / 8, 0);                            \
-                                                                                                         \
-        return result ? result : (int64_t)value;                                                         \
-    }
-READ(8) READ(16) READ(32)
-
-int pyiommufd_window_read64(struct pyiommufd_window *window, uint64_t offset, uint64_t *value)
-{
-    return one_access(window, offset, value, 8, 0);
-}
-
-#define WRITE(bits)                                                                                      \
-    int pyiommufd_window_write##bits(struct pyiommufd_window *window, uint64_t offset, uint##bits##_t value) \
-    {                                                                                                    \
-        return one_access(window, offset, &value, bits / 8, 1);                                          \
-    }
-WRITE(8) WRITE(16) WRITE(32) WRITE(64)
 
 static int copy(struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length, uint64_t *done,
                 int writing)

@@ -16,19 +16,6 @@ int pyiommufd_window_mapped(struct pyiommufd_window *window);
 void pyiommufd_window_free(struct pyiommufd_window *window);
 
 /*
- * One access, at an offset that is a multiple of its bytes. Of up to 32 bits the result is the value; of 64 it would leave
- * no room for the reason of a failure.
- */
-int64_t pyiommufd_window_read8(struct pyiommufd_window *window, uint64_t offset);
-int64_t pyiommufd_window_read16(struct pyiommufd_window *window, uint64_t offset);
-int64_t pyiommufd_window_read32(struct pyiommufd_window *window, uint64_t offset);
-int pyiommufd_window_read64(struct pyiommufd_window *window, uint64_t offset, uint64_t *value);
-int pyiommufd_window_write8(struct pyiommufd_window *window, uint64_t offset, uint8_t value);
-int pyiommufd_window_write16(struct pyiommufd_window *window, uint64_t offset, uint16_t value);
-int pyiommufd_window_write32(struct pyiommufd_window *window, uint64_t offset, uint32_t value);
-int pyiommufd_window_write64(struct pyiommufd_window *window, uint64_t offset, uint64_t value);
-
-/*
  * Many: of 8 bytes where the offset is a multiple of 8, of 4, 2 and 1 before and after. done: how many bytes were moved
  * before the device did not answer (EFAULT).
  */

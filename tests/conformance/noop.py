@@ -144,7 +144,7 @@ class Library:
 def _without_mapping(library: Library) -> None:
     """Have the part of the extension that is written by hand map and unmap nothing while the library is off."""
     from pyiommufd._uapi import ffi
-    from pyiommufd.uapi import mapping
+    from pyiommufd.uapi import fast
 
     def recorded(made: Any, memory: object, length: int, iova: int | None) -> Any:
         piece = ffi.cast("struct pyiommufd_piece *", made._address)
@@ -153,14 +153,14 @@ def _without_mapping(library: Library) -> None:
         made._ioas._table[made] = memory
         return made
 
-    class Mapper(mapping.Mapper):
+    class Mapper(fast.Mapper):
         def __init__(self, *given: Any) -> None:
             self._made = given[-1]
 
         def map(self, buffer: Any, iova: int | None, flags: int) -> Any:
             if not library.off:
                 return super().map(buffer, iova, flags)
-            held = buffer if isinstance(buffer, mapping.Held) else mapping.Held(buffer, False)
+            held = buffer if isinstance(buffer, fast.Held) else fast.Held(buffer, False)
             return recorded(self._made(self), held, len(held), iova)
 
         def map_file(self, memory: object, file: int, start: int, length: int, iova: int | None, flags: int) -> Any:
@@ -168,7 +168,7 @@ def _without_mapping(library: Library) -> None:
                 return super().map_file(memory, file, start, length, iova, flags)
             return recorded(self._made(self), memory, length, iova)
 
-    class Mapping(mapping.Mapping):
+    class Mapping(fast.Mapping):
         __slots__ = ()
 
         def _unmap(self: Any) -> int:
@@ -178,7 +178,7 @@ def _without_mapping(library: Library) -> None:
             self._ioas._table.pop(self, None)
             return 0
 
-    mapping.Mapper, mapping.Mapping = Mapper, Mapping  # type: ignore[misc]
+    fast.Mapper, fast.Mapping = Mapper, Mapping  # type: ignore[misc]
 
 
 def install() -> Library:

@@ -79,7 +79,7 @@ def test_iommufd_loads_no_more_than_it_needs() -> None:
         "on_demand",
         "printable",
         "uapi.ioctls",
-        "uapi.mapping",
+        "uapi.fast",
     }
     assert modules.isdisjoint(SLOW)
 

@@ -10,7 +10,7 @@ from typing import Protocol, SupportsIndex
 from pyiommufd import uapi
 from pyiommufd.iterables import iterate
 from pyiommufd.kernel.memory.iova import IOVARange
-from pyiommufd.uapi.mapping import Held
+from pyiommufd.uapi.fast import Held
 
 U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 READ_ONLY = "this memory is read-only: map it with writeable=False"

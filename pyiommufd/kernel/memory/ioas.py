@@ -36,7 +36,7 @@ from pyiommufd.kernel.memory.mapping_requests import (
 )
 from pyiommufd.kernel.memory.mapping_table import MappingTable
 from pyiommufd.uapi import ioctls
-from pyiommufd.uapi.mapping import Mapper
+from pyiommufd.uapi.fast import Mapper
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.iommufd import IOMMUFD

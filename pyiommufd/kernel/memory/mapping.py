@@ -13,8 +13,8 @@ from pyiommufd.errors import IOMMUFDError
 from pyiommufd.kernel.memory.page_sizes import page_sizes
 from pyiommufd.printable import counted
 from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.fast import Held, Mapper, Mapping
 from pyiommufd.uapi.ioctls import PIECE, Piece
-from pyiommufd.uapi.mapping import Held, Mapper, Mapping
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS

@@ -21,8 +21,8 @@ from pyiommufd.kernel.memory.iova import IOVARange, first_fit
 from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, DMAMapping, DMAMappings, MappingInPieces
 from pyiommufd.kernel.memory.mapping_table import OF_DMA_BUF, OF_FILE
 from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.fast import Held, pack_pieces
 from pyiommufd.uapi.ioctls import ANYWHERE, NOT_ON_PAGES, PIECE
-from pyiommufd.uapi.mapping import Held, pack_pieces
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.ioas import IOAS

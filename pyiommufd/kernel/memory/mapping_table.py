@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.uapi import ioctls
-from pyiommufd.uapi.mapping import mapped_within
+from pyiommufd.uapi.fast import mapped_within
 
 if TYPE_CHECKING:
     from pyiommufd.kernel.memory.mapping import BaseMapping

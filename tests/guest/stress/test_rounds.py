@@ -19,7 +19,7 @@ from pyiommufd import IOMMUFD, Claim, DeviceFile, DMABuffer, HostDevice
 from pyiommufd._uapi import lib
 from pyiommufd.testing.checks.leaks import LeakCheck
 from pyiommufd.testing.drivers.edu import EduDriver
-from pyiommufd.uapi import device_ioctls, ioctls, mapping
+from pyiommufd.uapi import device_ioctls, fast, ioctls
 from tests.guest.dma import IOVA
 from tests.sweeps import amount, sample
 
@@ -128,7 +128,6 @@ class Injection:
             "file_same",
             "file_wait",
             "window_new",
-            *(f"window_{act}{bits}" for act in ("read", "write") for bits in (8, 16, 32, 64)),
             "window_free",
         }
     )
@@ -198,7 +197,7 @@ def injection() -> Iterator[Injection]:
 def inject(injection: Injection) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Those that are written by hand, and call C by themselves.
-        for kind, name in ((mapping.Mapper, "map"), (mapping.Mapping, "_unmap")):
+        for kind, name in ((fast.Mapper, "map"), (fast.Mapping, "_unmap")):
             patch.setattr(kind, name, injection.wrap(f"ioas_{name.strip('_')}", getattr(kind, name)))
         for module in (ioctls, device_ioctls):
             patch.setattr(module, "lib", _Lib(lib, injection))

@@ -22,7 +22,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-from pyiommufd.uapi import device_ioctls
+from pyiommufd.uapi import device_ioctls, ioctls
+from pyiommufd.uapi.fast import Registers
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None)
@@ -43,13 +44,24 @@ _file = _truncated()
 _window = device_ioctls.window_new()
 
 
+class Accesses(Registers):
+    """Those of the window; what is refused is returned."""
+
+    def _refused(self, code: int, offset: int, width: int) -> int:
+        return -code
+
+
+_accesses = Accesses(ioctls.address(_window), _window)
+
+
 def access() -> None:
     """Map the window where it is not, and have an access fault."""
     if not device_ioctls.window_mapped(_window):
         device_ioctls.window_map(_window, _file, 0, PAGE, readable=True, writeable=True)
         os.ftruncate(_file, 0)
-    assert device_ioctls.window_reads[32](_window, 0) == -errno.EFAULT
-    assert device_ioctls.window_writes[32](_window, 0, 1) == -errno.EFAULT
+    assert _accesses.read32(0) == -errno.EFAULT
+    result: object = _accesses.write32(0, 1)  # type: ignore[func-returns-value]
+    assert result == -errno.EFAULT
 
 
 def set_by_c() -> None:

@@ -16,8 +16,8 @@ import pytest
 from pyiommufd import DMABuffer, DMAMapping
 from pyiommufd.kernel.memory.mapping_requests import piece_numbers
 from pyiommufd.uapi import ioctls
+from pyiommufd.uapi.fast import Held, Mapper, Mapping, pack_pieces
 from pyiommufd.uapi.ioctls import ANYWHERE, PIECE
-from pyiommufd.uapi.mapping import Held, Mapper, Mapping, pack_pieces
 
 PAGE = mmap.PAGESIZE
 READ, WRITE = 4, 2
