@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _FIXED: int = uapi.IOMMU_IOAS_MAP_FIXED_IOVA
 
 PROGRESS_BYTES = 1 << 30
-"""Bytes of a piece of a map with progress: the largest huge page there is, which takes the kernel a second at most."""
+"""Bytes of a piece of a map with progress: the largest huge page, so that none is cut; a second or so to fault in."""
 
 
 def map_below(ioas: IOAS, buffer: object, iova: int | None, below: int, flags: int) -> DMAMapping:
