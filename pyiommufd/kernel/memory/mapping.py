@@ -214,6 +214,11 @@ class _InPieces(BaseMapping):
         if self in self._ioas._table:
             yield from self._pieces.ranges()
 
+    def _places(self) -> list[tuple[int, int]]:
+        """Iova and length in bytes of each piece that is mapped; of all where none is, any more or yet."""
+        numbers = self._pieces.numbers
+        return list(self._pieces.ranges()) or list(zip(numbers[2::PIECE], numbers[1::PIECE], strict=True))
+
     def _mapped_pieces(self) -> list[Piece]:
         states = self._pieces.numbers[3::PIECE]
         return [ioctls.piece_at(self._pieces.c, at) for at, state in enumerate(states) if state]
@@ -252,10 +257,6 @@ class DMAMappings(_InPieces):
         """Bytes of all pieces together."""
         return sum(length for _, length in self._places())
 
-    def _places(self) -> list[tuple[int, int]]:
-        numbers = self._pieces.numbers
-        return list(self._pieces.ranges()) or list(zip(numbers[2::PIECE], numbers[1::PIECE], strict=True))
-
     def __len__(self) -> int:
         return len(self._places())
 
@@ -277,10 +278,10 @@ class MappingInPieces(_InPieces, DMAMapping):
 
     @property
     def iova(self) -> int:
-        """Where devices see the memory: their address of its first byte."""
-        return self._pieces.numbers[2]
+        """Where devices see the memory, or what of it is mapped: their address of its first byte."""
+        return self._places()[0][0]
 
     @property
     def length(self) -> int:
-        """Bytes."""
-        return sum(self._pieces.numbers[1::PIECE])
+        """Bytes that are mapped; once unmapped, those that were."""
+        return sum(length for _, length in self._places())

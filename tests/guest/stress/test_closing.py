@@ -222,7 +222,7 @@ INERT: dict[type, frozenset[str]] = {
     VDevice: KERNEL_OBJECT | {"viommu", "device", "virtual_id"},
     VEventQueue: KERNEL_OBJECT | {"viommu", "type", "depth"},
     HWQueue: KERNEL_OBJECT | {"viommu", "type", "index", "memory"},
-    DMAMapping: frozenset({"iova", "length", "mapped", "ranges", "revoked"}),
+    DMAMapping: frozenset({"iova", "length", "mapped", "page_sizes", "ranges", "revoked"}),
     DMAMappings: frozenset({"iovas", "length", "mapped", "ranges", "revoked"}),
     Window: frozenset({"closed", "offset", "length"}),
     DeviceFile: frozenset({"closed", "pid", "in_child", "name", "device", "from_fd"}),
