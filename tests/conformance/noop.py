@@ -141,44 +141,46 @@ class Library:
         return dir(self._real)
 
 
-def _without_mapping(library: Library) -> None:
-    """Have the part of the extension that is written by hand map and unmap nothing while the library is off."""
+def _switch_methods(library: Library) -> None:
+    """Have what is written by hand map and unmap nothing while the library is off: `pyiommufd.uapi.fast`."""
+    from pyiommufd import DMAMapping
     from pyiommufd._uapi import ffi
     from pyiommufd.uapi import fast
 
-    def recorded(made: Any, memory: object, length: int, iova: int | None) -> Any:
+    real_map, real_map_file, real_unmap = fast.Mapper.map, fast.Mapper.map_file, fast.Mapping._unmap
+
+    def recorded(mapper: Any, memory: object, length: int, iova: int | None) -> Any:
+        made: Any = DMAMapping(mapper)
         piece = ffi.cast("struct pyiommufd_piece *", made._address)
         piece.length = length
         _mapped(piece, 1, iova)
         made._ioas._table[made] = memory
         return made
 
-    class Mapper(fast.Mapper):
-        def __init__(self, *given: Any) -> None:
-            self._made = given[-1]
+    def map_nothing(mapper: Any, buffer: Any, iova: int | None, flags: int) -> Any:
+        if not library.off:
+            return real_map(mapper, buffer, iova, flags)
+        held = buffer if isinstance(buffer, fast.Held) else fast.Held(buffer, False)
+        return recorded(mapper, held, len(held), iova)
 
-        def map(self, buffer: Any, iova: int | None, flags: int) -> Any:
-            if not library.off:
-                return super().map(buffer, iova, flags)
-            held = buffer if isinstance(buffer, fast.Held) else fast.Held(buffer, False)
-            return recorded(self._made(self), held, len(held), iova)
+    def map_no_file(mapper: Any, memory: object, file: int, start: int, length: int, iova: Any, flags: int) -> Any:
+        if not library.off:
+            return real_map_file(mapper, memory, file, start, length, iova, flags)
+        return recorded(mapper, memory, length, iova)
 
-        def map_file(self, memory: object, file: int, start: int, length: int, iova: int | None, flags: int) -> Any:
-            if not library.off:
-                return super().map_file(memory, file, start, length, iova, flags)
-            return recorded(self._made(self), memory, length, iova)
+    def unmap_nothing(mapping: Any) -> int:
+        if not library.off:
+            return real_unmap(mapping)
+        _gone(ffi.cast("struct pyiommufd_piece *", mapping._address))
+        mapping._ioas._table.pop(mapping, None)
+        return 0
 
-    class Mapping(fast.Mapping):
-        __slots__ = ()
-
-        def _unmap(self: Any) -> int:
-            if not library.off:
-                return int(super()._unmap())
-            _gone(ffi.cast("struct pyiommufd_piece *", self._address))
-            self._ioas._table.pop(self, None)
-            return 0
-
-    fast.Mapper, fast.Mapping = Mapper, Mapping  # type: ignore[misc]
+    for kind, name, method in (
+        (fast.Mapper, "map", map_nothing),
+        (fast.Mapper, "map_file", map_no_file),
+        (fast.Mapping, "_unmap", unmap_nothing),
+    ):
+        setattr(kind, name, method)
 
 
 def install() -> Library:
@@ -198,7 +200,6 @@ def install() -> Library:
     library = Library(real.lib)
     vars(module).update(ffi=real.ffi, lib=library, __file__=str(Path(real.__file__ or "")))
     sys.modules[_MODULE] = module
-    _without_mapping(library)
     return library
 
 
@@ -220,6 +221,9 @@ class Switch:
             return (yield)
         finally:
             self._library.off = False
+
+    def pytest_sessionstart(self) -> None:
+        _switch_methods(self._library)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Generator[None, Any, Any]:
