@@ -191,8 +191,8 @@ class IOAS(KernelObject):
             progress: Map large memory in pieces of a GiB at most, and call this after each with the bytes that are
                 mapped and those in all. A signal, such as Ctrl-C, is handled between two pieces. An exception from
                 either cancels the map: nothing stays mapped. The pieces are one mapping with adjoining addresses, of
-                which `unmap` of a range can unmap each. Without ``iova`` it begins anew where another process
-                or thread has mapped something in its way.
+                which `unmap` of a range can unmap each. Without ``iova`` it begins anew, with 0 bytes, where another
+                process or thread has mapped something in its way.
 
         Raises:
             AlreadyMappedError: Some of the addresses are mapped already.

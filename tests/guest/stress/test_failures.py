@@ -36,6 +36,7 @@ from pyiommufd import (
     RawEvent,
     VEventQueue,
 )
+from pyiommufd.kernel.memory import mapping_requests
 from pyiommufd.testing.checks.leaks import LeakCheck, next_id
 from pyiommufd.testing.mock import FailNth, MockAccess, MockDevice, MockIOMMUFD, commands, fail_each, fail_nth
 from tests.mock_data import stage1
@@ -258,6 +259,17 @@ def many_pieces(stage: Stage) -> Generator[None, None, None]:
     copy.unmap()
 
 
+def with_progress(stage: Stage) -> Generator[None, None, None]:
+    """A mapping of several pieces, of which one fails, or the look at what is free before them."""
+    iommufd = stage.open()
+    ioas = iommufd.alloc_ioas()
+    iommufd.mock_device(ioas)
+    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapping_requests, "PROGRESS_BYTES", 16 * PAGE)
+        ioas.map(stage.memory, progress=lambda *_: None).unmap()
+
+
 def cut(stage: Stage) -> Generator[None, None, None]:
     """An unmap that has to find out what it has left mapped, since its range cuts a mapping in two."""
     iommufd = stage.open()
@@ -461,6 +473,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     access_pin_domain,
     device,
     many_pieces,
+    with_progress,
     cut,
     preview,
     dirty_pages,
