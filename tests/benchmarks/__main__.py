@@ -72,15 +72,20 @@ def write_page(figures: Iterable[Figure]) -> None:
 
 
 def main() -> int:
-    """Measure and print; 1 if a goal was missed."""
-    parser = argparse.ArgumentParser(prog="tests/benchmark", description="What the library costs, beside C and others.")
+    """Measure and print. The exit status: 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(
+        prog="tests/benchmark",
+        description="What the library costs, beside C and others. Exit status 1: a goal was missed.",
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, []], help=f"{', '.join(PARTS)}; or all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there: name, ratio, goal, unit")
     parser.add_argument(
         "--against", type=Path, metavar="FILE", help="show those of an earlier run (--json) beside them"
     )
-    parser.add_argument("--docs", action="store_true", help="write the table of docs/performance.md")
+    parser.add_argument("--docs", action="store_true", help="write the table of docs/performance.md, of all parts")
     options = parser.parse_args()
+    if options.docs and options.parts:
+        parser.error("--docs writes the whole table, so it takes all parts: leave PART out")
     print(f"{'':72} {'figure':>10} {'':16} {'goal':>9} {'met':4}{'before' if options.against else '':>10}".rstrip())
     figures = measured(options.parts or PARTS, earlier(options.against))
     if options.json:

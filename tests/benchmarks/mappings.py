@@ -143,7 +143,7 @@ def measure(ioas: IOAS) -> dict[str, float]:
     by_loop = by_c(ioas, 10, PIECES)
     return {name: took[name] / took["C"] for name in took if name != "C"} | {
         "pieces": many_given(ioas, 10) / by_loop,
-        "pieces, listed each time": many(ioas, 10) / by_loop,
+        "pieces, which are listed anew each time": many(ioas, 10) / by_loop,
     }
 
 

@@ -17,7 +17,7 @@ PAGE, IOVA = 4096, 0x10_0000
 
 def figures() -> Iterator[Figure]:
     """By how much the process grows for each of many mappings, of one buffer; the caller's list of them was there."""
-    yield Figure(f"memory of {MAPPINGS} live mappings, of each", in_guest("memory", counted=False), 300, "bytes")
+    yield Figure(f"memory of each of {MAPPINGS} live mappings", in_guest("memory", counted=False), 300, "bytes")
 
 
 def resident() -> int:

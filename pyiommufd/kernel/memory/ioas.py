@@ -178,6 +178,9 @@ class IOAS(KernelObject):
 
         The memory is pinned: at once if a device is attached, else by the first attach.
 
+        A signal handler runs once the kernel is done. If it raises, the mapping stays, and is in `mappings`; with
+        ``progress`` it is undone.
+
         Args:
             buffer: A `DMABuffer`, or another object with the buffer protocol whose address and length in bytes are
                 multiples of the page size: rounding would show the device its neighbours in memory.
@@ -188,17 +191,19 @@ class IOAS(KernelObject):
                 keeps, if anything. Not together with ``iova``.
             readable: Whether devices may read it.
             writeable: Whether devices may write to it. Read-only memory takes False.
-            progress: Map large memory in pieces of a GiB at most, and call this after each with the bytes that are
-                mapped and those in all. A signal, such as Ctrl-C, is handled between two pieces. An exception from
-                either cancels the map: nothing stays mapped. The pieces are one mapping with adjoining addresses, of
-                which `unmap` of a range can unmap each. Without ``iova`` it begins anew, with 0 bytes, where another
-                process or thread has mapped something in its way.
+            progress: Map large memory in pieces of at most 1 GiB, cut where its own address is a multiple of 1 GiB, and
+                call this after each piece with the bytes that are mapped and those in all. Signal handlers run between
+                two pieces, that of Ctrl-C among them. An exception from the callback, also in its last call, or from a
+                handler cancels the map: nothing stays mapped. The pieces are one mapping with adjoining addresses;
+                `DMAMapping.ranges` lists them. Where another process or thread has mapped something in the way, all
+                is unmapped and, without ``iova``, mapped elsewhere: the bytes then begin anew.
 
         Raises:
             AlreadyMappedError: Some of the addresses are mapped already.
             IoctlError: The kernel refused: addresses that are reserved or out of reach, no memory, a limit on it, no
                 room (ENOSPC).
-            TypeError: It is no buffer, iova or below is no int, or progress is no ordinary function.
+            TypeError: It is no buffer, iova or below is no int, or progress cannot be called, or is a
+                coroutine function.
             ValueError: Address, length or iova is not on page boundaries, the iova is negative or does not fit 64
                 bits, below is not positive or given with an iova, the length is 0, the memory is closed, read-only or
                 not in one piece (a memoryview with steps), or neither access is allowed.
@@ -239,7 +244,7 @@ class IOAS(KernelObject):
 
         Raises:
             AlreadyMappedError, IoctlError, ClosedError, ForkedError: As for `map`; nothing stays mapped.
-            TypeError: As for `map`, or a piece is not three ints.
+            TypeError: As for `map`, or a piece is not two ints and an int or None.
             ValueError: As for `map`, or a piece is not within the buffer, or there is none.
         """
         self._live()

@@ -117,15 +117,16 @@ class DMAMapping(Mapping, BaseMapping):
 
     @property
     def page_sizes(self) -> dict[int, int]:
-        """How many bytes of its memory are in pages of which size, in this process: size to bytes, largest first.
+        """Bytes of the whole buffer by the size of the pages behind it in this process, the largest first.
 
-        Small pages take longer to pin and fill the IOMMU's TLB sooner: ``DMABuffer(size, huge_page_size=2 << 20)``.
+        Such as ``{2097152: 1 << 30}``. Small pages take longer to pin and fill the IOMMU's TLB sooner:
+        ``DMABuffer(size, huge_page_size=2 << 20)``.
 
         The kernel is asked each time (PAGEMAP_SCAN; since Linux 6.7), and looks at each page, which of a GiB in small
-        ones takes milliseconds. Huge are those of hugetlbfs and transparent ones. Memory that is not there yet, as
-        before the first attach, is in none. Empty where it is not known: for what is mapped by its file, for a copy,
-        and once it is unmapped. What the IOMMU makes of the pages is not shown: it combines contiguous ones
-        (`IOAS.huge_pages`).
+        ones takes tens of milliseconds. Huge are those of hugetlbfs and transparent ones. Pages that have not been
+        faulted in yet, as before the first attach, are not counted. Empty where it is not known: for what is mapped
+        by its file, for a copy, and once it is unmapped. What the IOMMU makes of the pages is not shown: it combines
+        contiguous ones (`IOAS.huge_pages`).
 
         Raises:
             UnsupportedError: The kernel is older.

@@ -297,7 +297,7 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
             offset, length = operator.index(offset), operator.index(length)
             iova = None if iova is None else operator.index(iova)
         except (TypeError, ValueError):
-            raise TypeError(f"a piece is (offset, length, iova), three ints, not {piece!r:.60}") from None
+            raise TypeError(f"a piece is (offset, length, iova or None) of ints, not {piece!r:.60}") from None
         if not 0 <= offset <= size or not 0 < length <= size - offset:
             raise ValueError(f"{length:#x} bytes at {offset:#x} are not within the buffer's {size:#x}")
         if iova is not None and not 0 <= iova < U64_MAX:

@@ -11,8 +11,10 @@ import pytest
 from pyiommufd import IOMMUFD, Claim, CloseError, Device, DeviceFile, HostDevice, IoctlError
 
 
-def evidence(device: Device) -> str:
-    return f"this process (pid {os.getpid()}) holds {device.host.refreshed().vfio_cdev} by fd {device.fileno()}"
+def evidence(device: Device, *others: int) -> str:
+    """That this process has the device open, by its fd and these."""
+    fds = ", ".join(f"fd {fd}" for fd in sorted((device.fileno(), *others)))
+    return f"this process (pid {os.getpid()}) holds {device.host.refreshed().vfio_cdev} by {fds}"
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same iommufd", "another"])
@@ -32,15 +34,18 @@ def test_device_that_is_bound_already(claimed: Claim, iommufd: IOMMUFD, first: H
         asked.bind(first).close()
 
 
-def test_each_fd_of_one_device_is_named_in_one_cause(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:
+def test_each_fd_of_one_device_is_named_in_one_cause(
+    request: pytest.FixtureRequest, claimed: Claim, iommufd: IOMMUFD, first: HostDevice
+) -> None:
     """Of an object, of a copy that none has, and a mapping; a release says so once for the group."""
     device = iommufd.bind(first)
     copy = os.dup(device.fileno())
+    request.addfinalizer(lambda: os.close(copy))
     with device.region(0).map(), Device.from_fd(os.dup(copy), iommufd) as twin:
         with pytest.raises(IoctlError) as caught:
             iommufd.bind(first)
         (cause,) = caught.value.causes
-        assert cause.evidence == f"{evidence(device)}, fd {copy}, fd {twin.fileno()} and 1 more"
+        assert cause.evidence == f"{evidence(device, copy, twin.fileno())} and 1 more"
         assert cause.fix == f"use {device!r}, or close() all 2 Devices of it first"
         with pytest.raises(CloseError) as left:
             claimed.release()
@@ -50,7 +55,6 @@ def test_each_fd_of_one_device_is_named_in_one_cause(claimed: Claim, iommufd: IO
     with pytest.raises(IoctlError) as caught:
         iommufd.bind(first)
     assert caught.value.causes[0].fix == f"take fd {copy} over by Device.from_fd(), or close it first"
-    os.close(copy)
 
 
 def test_file_that_is_open_and_not_bound_is_not_blamed(claimed: Claim, iommufd: IOMMUFD, first: HostDevice) -> None:

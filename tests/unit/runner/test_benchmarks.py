@@ -76,6 +76,17 @@ def test_the_page_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "## How it is done" in after
 
 
+@pytest.mark.usefixtures("parts")
+def test_the_page_takes_all_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "PAGE", tmp_path / "performance.md")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "made_up", "--docs")
+    assert "leave PART out" in capsys.readouterr().err
+    assert not command.PAGE.exists()
+
+
 def test_an_unknown_part(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, "wall-clock")

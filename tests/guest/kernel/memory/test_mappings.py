@@ -92,7 +92,7 @@ def test_wrong_pieces(ioas: IOAS, buffer: DMABuffer, pieces: list[tuple[int, int
 def test_what_is_no_piece_is_named(ioas: IOAS, buffer: DMABuffer) -> None:
     wrongs: list[Any] = [[5], "ab", [(0, PAGE)], [(0, PAGE, None, 1)], [(0.0, PAGE, None)], [(0, PAGE, 0.0)], [None]]
     for pieces in wrongs:
-        with pytest.raises(TypeError, match=r"a piece is \(offset, length, iova\), three ints, not "):
+        with pytest.raises(TypeError, match=r"a piece is \(offset, length, iova or None\) of ints, not "):
             ioas.map_many(buffer, pieces)
     buffer.close()
 
