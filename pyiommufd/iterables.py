@@ -1,11 +1,13 @@
-"""Iteration over arguments that hold several things."""
+"""Iteration over arguments that hold several things, and over what others change meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 _T = TypeVar("_T")
+_K = TypeVar("_K")
 
 
 def iterate(argument: Iterable[_T], expected: str) -> Iterator[_T]:
@@ -34,3 +36,14 @@ def _is_iterable(memory: memoryview) -> bool:
         return memory.ndim == 1
     except ValueError:  # it is released
         return False
+
+
+def pairs(table: Mapping[_K, _T]) -> list[tuple[_K, _T]]:
+    """The keys and values of a dict as they are at one moment, though finalizers may change it.
+
+    ``list(table.items())`` makes tuples, and so may run the garbage collector, before CPython 3.12, and with it
+    finalizers, which may change the dict and let other threads do so; it then raises RuntimeError.
+    """
+    while True:
+        with contextlib.suppress(RuntimeError):
+            return list(table.items())

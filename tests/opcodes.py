@@ -17,15 +17,20 @@ class Interruption(BaseException):
 
 @functools.cache
 def _never(code: CodeType) -> frozenset[int]:
-    """The opcodes of a function before which no handler runs: those in which a ``with`` begins and ends.
+    """The opcodes of a function before which no handler runs: those that begin or end a ``with``, or assign None.
 
-    An exception there would leave a lock held for ever. CPython handles signals after a call, and none precedes these.
+    An exception there would leave a lock held for ever, or what a ``finally`` is about to drop. CPython handles signals
+    at the end of a call, as if the call had raised what a handler raises, and no call that matters precedes these.
     """
     found: set[int] = set()
     instructions = list(dis.get_instructions(code))
     for number, each in enumerate(instructions):
         if each.opname == "BEFORE_WITH":
             found.add(instructions[number + 1].offset)
+        if each.opname in ("STORE_FAST", "STORE_DEREF") and number:
+            value = instructions[number - 1]
+            if value.opname == "LOAD_CONST" and value.argval is None:
+                found.update((value.offset, each.offset))
         calls = [one for one in instructions[number : number + 5] if one.opname != "PRECALL"][:4]
         if [one.opname for one in calls] == ["LOAD_CONST"] * 3 + ["CALL"] and all(
             one.argval is None for one in calls[:3]

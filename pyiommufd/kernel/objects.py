@@ -37,7 +37,10 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def _existing(references: dict[int, weakref.ref[_T]]) -> list[_T]:
     """The objects that still exist; dead weak references are dropped."""
     found = []
-    for key, reference in list(references.items()):
+    for key in list(references):  # not its items, which would make tuples, and so may run finalizers that change it
+        reference = references.get(key)
+        if reference is None:
+            continue
         if (one := reference()) is not None:
             found.append(one)
         elif references.get(key) is reference:

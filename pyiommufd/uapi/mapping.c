@@ -244,10 +244,15 @@ uint64_t pyiommufd_mapped_within(const struct pyiommufd_piece *pieces, uint64_t 
 
     for (uint64_t at = 0; at < count; at++) {
         const struct pyiommufd_piece *piece = &pieces[at];
-        const uint64_t end = piece->iova + piece->length - 1;
+        uint64_t start, end;
 
-        if (LOAD(&piece->state) == LIVE && piece->iova <= last && end >= iova)
-            bytes += (end < last ? end : last) - (piece->iova > iova ? piece->iova : iova) + 1;
+        /* First: another thread that maps it writes where it is, and only then that it is mapped. */
+        if (LOAD(&piece->state) != LIVE)
+            continue;
+        start = LOAD(&piece->iova);
+        end = start + LOAD(&piece->length) - 1;
+        if (start <= last && end >= iova)
+            bytes += (end < last ? end : last) - (start > iova ? start : iova) + 1;
     }
     return bytes;
 }

@@ -29,9 +29,11 @@ static PyTypeObject *held_type, *mapper_type, *mapping_type;
 
 static void held_release(struct held *held)
 {
-    PyBuffer_Release(&held->view);
-    held->view.len = 0;
-    held->view.buf = NULL;
+    Py_buffer view = held->view;
+
+    /* First, since the owner may run Python code when it is told, and that come here again. */
+    memset(&held->view, 0, sizeof(held->view));
+    PyBuffer_Release(&view);
 }
 
 static struct held *hold(PyObject *buffer, int writeable)
@@ -60,13 +62,6 @@ static PyObject *held_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     return (PyObject *)hold(buffer, writeable);
 }
 
-static PyObject *held_release_method(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    held_release((struct held *)self);
-    Py_RETURN_NONE;
-}
-
 static PyObject *held_address(PyObject *self, void *unused)
 {
     (void)unused;
@@ -80,8 +75,16 @@ static Py_ssize_t held_length(PyObject *self)
 
 static int held_traverse(PyObject *self, visitproc visit, void *arg)
 {
+    PyObject *owner = ((struct held *)self)->view.obj;
+
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(((struct held *)self)->view.obj);
+    /*
+     * Up to CPython 3.11.8 and 3.12.2 the garbage collector clears a memoryview though its memory is held, which crashes
+     * when that is let go of (gh-77894). Not told of it, the collector keeps what is in a cycle through one.
+     */
+    if (!owner || !PyMemoryView_Check(owner) || Py_Version >= 0x030c0300 ||
+        (Py_Version >= 0x030b0900 && Py_Version < 0x030c0000))
+        Py_VISIT(owner);
     return 0;
 }
 
@@ -101,10 +104,6 @@ static void held_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-static PyMethodDef held_methods[] = {
-    { "release", held_release_method, METH_NOARGS, "Let go of the memory at once." },
-    { NULL, NULL, 0, NULL },
-};
 static PyGetSetDef held_getset[] = {
     { "address", held_address, NULL, "Where the memory is.", NULL },
     { NULL, NULL, NULL, NULL, NULL },
@@ -117,8 +116,8 @@ static const char held_doc[] =
 static PyType_Slot held_slots[] = {
     { Py_tp_doc, (void *)held_doc },
     { Py_tp_new, held_new },           { Py_tp_dealloc, held_dealloc }, { Py_tp_traverse, held_traverse },
-    { Py_tp_clear, held_clear },       { Py_sq_length, held_length },   { Py_tp_methods, held_methods },
-    { Py_tp_getset, held_getset },     { 0, NULL },
+    { Py_tp_clear, held_clear },       { Py_sq_length, held_length },   { Py_tp_getset, held_getset },
+    { 0, NULL },
 };
 static PyType_Spec held_spec = {
     "pyiommufd._fast.Held", sizeof(struct held), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, held_slots,
@@ -448,6 +447,7 @@ static PyObject *pack_pieces(PyObject *module, PyObject *arguments)
     Py_ssize_t count, at = 0;
     Py_buffer memory;
     PyObject *pieces;
+    int fits;
 
     (void)module;
     if (!PyArg_ParseTuple(arguments, "w*O!K:pack_pieces", &memory, &PyList_Type, &pieces, &size))
@@ -456,11 +456,12 @@ static PyObject *pack_pieces(PyObject *module, PyObject *arguments)
 #ifdef Py_GIL_DISABLED
     count = -1; /* another thread could change the list between two of these calls */
 #endif
-    if (count == PyList_Size(pieces))
+    fits = count == PyList_Size(pieces);
+    if (fits)
         while (at < count && plain_piece(PyList_GetItem(pieces, at), size, (struct pyiommufd_piece *)memory.buf + at))
             at++;
     PyBuffer_Release(&memory);
-    return PyBool_FromLong(at == count);
+    return PyBool_FromLong(fits && at == count);
 }
 
 /* The bytes of a range that mappings are in, and a list of those that are none of one piece. */

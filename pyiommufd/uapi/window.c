@@ -21,28 +21,42 @@
  */
 #define LAYERS 8
 
-/* The access that this thread is making: to memory from `begin` up to `end`, or to none if that is NULL. */
-static __thread struct {
+/* An access to memory from `begin` up to `end`. */
+struct guard {
     sigjmp_buf jump;
     unsigned char *volatile begin, *volatile end;
     unsigned char *volatile at; /* of the fault; NULL: the processor did not say */
-} guard;
+};
+
+#ifdef __GLIBC__
+/* Otherwise glibc allocates it when a thread first asks for it, which may be in a signal handler, within malloc. */
+#define ALWAYS_THERE __attribute__((tls_model("initial-exec")))
+#else
+#define ALWAYS_THERE
+#endif
+
+/* That which this thread is making; NULL: none. */
+static __thread struct guard *volatile guard ALWAYS_THERE;
+
 static struct sigaction replaced[LAYERS]; /* the handler that each layer has replaced */
+static int used_layers; /* those from 0 on that have been installed */
 static atomic_int current_layer; /* the layer that was the process's handler when an access last asked */
 static atomic_flag install_lock = ATOMIC_FLAG_INIT;
 
 static void on_sigbus(const struct sigaction *next, int number, siginfo_t *info, void *context)
 {
-    unsigned char *begin = guard.begin, *at = info->si_addr;
+    struct guard *const access = guard;
+    unsigned char *at = info->si_addr;
 
     /*
      * si_code <= 0: sent by a process, not raised by an access; nor is the report of a memory error elsewhere. An access
      * of the memory on the other side of a copy is not the window's. Arm's external aborts may come without an address.
      */
-    guard.begin = NULL;
-    if (begin && info->si_code > 0 && info->si_code != BUS_MCEERR_AO && (!at || (at >= begin && at < guard.end))) {
-        guard.at = at;
-        siglongjmp(guard.jump, 1);
+    guard = NULL;
+    if (access && info->si_code > 0 && info->si_code != BUS_MCEERR_AO &&
+        (!at || (at >= access->begin && at < access->end))) {
+        access->at = at;
+        siglongjmp(access->jump, 1);
     }
     if (next->sa_flags & SA_SIGINFO) {
         next->sa_sigaction(number, info, context);
@@ -58,7 +72,7 @@ static void on_sigbus(const struct sigaction *next, int number, siginfo_t *info,
     } else {
         next->sa_handler(number);
     }
-    guard.begin = begin;
+    guard = access;
 }
 
 #define LAYER(layer)                                                          \
@@ -78,27 +92,36 @@ static void (*const layers[LAYERS])(int, siginfo_t *, void *) = {
  */
 static const int layer_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
 
-/* Install the layer that fits the current handler, or the current layer again if signal() dropped its flags. */
+static int is_replaced_by(int layer, const struct sigaction *handler)
+{
+    const int standard = handler->sa_handler == SIG_DFL || handler->sa_handler == SIG_IGN;
+
+    return replaced[layer].sa_sigaction == handler->sa_sigaction &&
+           (standard || replaced[layer].sa_flags == handler->sa_flags);
+}
+
+/*
+ * Install the layer that has replaced the current handler before, or one that was never installed: a handler that is put
+ * back later may forward to any other. Or the current layer again if signal() dropped its flags.
+ */
 static void set_layer(void)
 {
     struct sigaction current, ours = { .sa_flags = layer_flags };
-    int layer, last = atomic_load(&current_layer);
+    int layer;
 
     sigaction(SIGBUS, NULL, &current);
     for (layer = 0; layer < LAYERS && current.sa_sigaction != layers[layer];)
         layer++;
     if (layer == LAYERS) {
-        int standard = current.sa_handler == SIG_DFL || current.sa_handler == SIG_IGN;
-
-        /* If no handler is replaced, none forwards to a layer, so any layer will do. */
-        for (layer = 0; !standard && layer <= last && layer < LAYERS; layer++)
-            if (replaced[layer].sa_flags == current.sa_flags && replaced[layer].sa_sigaction == current.sa_sigaction)
-                break;
+        for (layer = 0; layer < used_layers && !is_replaced_by(layer, &current);)
+            layer++;
         if (layer == LAYERS) {
             /* More foreign handlers than layers: from now on they are no longer called. */
             layer = LAYERS - 1;
             current = (struct sigaction){ .sa_handler = SIG_DFL };
         }
+        if (layer == used_layers)
+            used_layers++;
         replaced[layer] = current;
     }
     ours.sa_sigaction = layers[layer];
@@ -309,15 +332,18 @@ static inline __attribute__((always_inline)) void transfer(unsigned char *addres
 /* How many bytes were moved before the device did not answer: all of the length if it did. */
 static uint64_t move(const struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length, int writing)
 {
+    struct guard here;
+
     ensure_guard();
-    guard.end = window->base + window->length;
-    if (sigsetjmp(guard.jump, 0)) {
-        unsigned char *at = guard.at;
+    here.begin = window->base;
+    here.end = window->base + window->length;
+    if (sigsetjmp(here.jump, 0)) {
+        unsigned char *at = here.at;
 
         /* A page of failed memory is reported by its start. */
         return at > window->base + offset ? (uint64_t)(at - (window->base + offset)) : 0;
     }
-    guard.begin = window->base;
+    guard = &here;
     if (writing) {
         BARRIER();
         transfer(window->base + offset, memory, length, 1);
@@ -325,7 +351,7 @@ static uint64_t move(const struct pyiommufd_window *window, uint64_t offset, voi
         transfer(window->base + offset, memory, length, 0);
         BARRIER();
     }
-    guard.begin = NULL;
+    guard = NULL;
     return length;
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from pyiommufd import plan_claim, release
 from pyiommufd.host.claims.rebind import plan_rebind
-from pyiommufd.iterables import iterate
+from pyiommufd.iterables import iterate, pairs
 from pyiommufd.vmm import Handover
 
 MANY = memoryview(bytes(8)).cast("B", shape=[4, 2])
@@ -59,3 +59,24 @@ def test_what_is_iterable() -> None:
     assert list(iterate(memoryview(b"12"), "")) == [49, 50]
     with pytest.raises(TypeError, match="numbers, not int"):
         iterate(5, "numbers")  # type: ignore[arg-type]
+
+
+class Changing(dict[int, str]):
+    """A dict that a finalizer changes while its items are listed for the first time."""
+
+    changes = 1
+
+    def items(self) -> Any:
+        for item in super().items():
+            if self.changes:
+                self.changes -= 1
+                self[2] = "new"
+            yield item
+
+
+def test_pairs_of_a_dict_that_changes_meanwhile() -> None:
+    table = Changing({1: "one"})
+    with pytest.raises(RuntimeError):
+        list(table.items())
+    table = Changing({1: "one"})
+    assert pairs(table) == [(1, "one"), (2, "new")]

@@ -18,6 +18,7 @@ from pyiommufd.errors import (
 )
 from pyiommufd.host.discovery.devices import HostDevice
 from pyiommufd.host.discovery.groups import ReservedRegion
+from pyiommufd.iterables import pairs
 from pyiommufd.kernel.handle import Handle
 from pyiommufd.kernel.kernel_object import KernelObject
 from pyiommufd.kernel.memory.ioas import IOAS
@@ -393,7 +394,7 @@ class Attachable(Handle):
         """What it is attached to, by PASID; without a PASID under None."""
         return {
             pasid: attachment.page_table
-            for pasid, attachment in list(self._state.attachments.items())
+            for pasid, attachment in pairs(self._state.attachments)
             if self in attachment.devices
         }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pyiommufd import diagnose, uapi
 from pyiommufd.errors import Cause, ClosedError, InUseError, IoctlError, UnsupportedError, VectorsUnavailableError
-from pyiommufd.iterables import iterate
+from pyiommufd.iterables import iterate, pairs
 from pyiommufd.kernel.interrupts.eventfd import EventFD
 from pyiommufd.kernel.interrupts.interrupt import Interrupt, IRQFlag, UnmaskEvent
 from pyiommufd.uapi import device_ioctls
@@ -347,7 +347,7 @@ class IRQ:
 
     def _last(self) -> tuple[int, list[_State]]:
         """The last change."""
-        return max(list(self._recorded.items()))
+        return max(pairs(self._recorded))
 
     def _record_change(self, number: int, states: list[_State]) -> bool:
         """Record a change after the one of this number, unless a signal handler has recorded one since."""
@@ -488,7 +488,7 @@ class IRQ:
         """
         made = list(made)
         with contextlib.ExitStack() as stack:  # all of them, also where one fails
-            for event in [event for event, was_on in list(self._events.items()) if was_on or event in made]:
+            for event in [event for event, was_on in pairs(self._events) if was_on or event in made]:
                 stack.callback(self._close_unused, event)
 
     def _close_unused(self, event: EventFD) -> None:

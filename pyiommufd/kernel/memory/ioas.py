@@ -19,7 +19,6 @@ from pyiommufd.kernel.memory.arguments import (
     check_bool,
     check_range,
     file_number,
-    hold,
     unshared,
     whole,
 )
@@ -32,7 +31,6 @@ from pyiommufd.kernel.memory.mapping_requests import (
     map_file,
     map_pieces,
     map_with_progress,
-    piece_numbers,
 )
 from pyiommufd.kernel.memory.mapping_table import MappingTable
 from pyiommufd.uapi import ioctls
@@ -248,17 +246,7 @@ class IOAS(KernelObject):
             ValueError: As for `map`, or a piece is not within the buffer, or there is none.
         """
         self._live()
-        flags = access_flags(readable, writeable)
-        held = hold(buffer, writeable)
-        try:
-            numbers = piece_numbers(pieces, len(held))
-        except BaseException:
-            held.release()
-            raise
-        try:
-            return map_pieces(self, held, numbers, flags)
-        finally:
-            del held  # a traceback does not keep it
+        return map_pieces(self, buffer, pieces, readable=readable, writeable=writeable)
 
     def map_file(
         self,
@@ -484,6 +472,6 @@ class IOAS(KernelObject):
             pieces = mapping._mapped_pieces() if self._kept else []
             if not [piece for piece in pieces if not ioctls.ioas_unmap_left(self._c, piece)]:
                 self._table.pop(mapping, None)
-        if self._table:
+        if any(not mapping._gone() for mapping in list(self._table)):
             _kept_for_good.append(self._table)
         super()._release()  # last: after an exception in between it must still be registered

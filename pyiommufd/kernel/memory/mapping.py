@@ -169,7 +169,9 @@ class _Pieces:
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Where those are that are mapped: iova and length in bytes."""
         numbers = self.numbers
-        for length, iova, state in zip(numbers[1::PIECE], numbers[2::PIECE], numbers[3::PIECE], strict=True):
+        # The states first: a thread that maps writes where a piece is, and only then that it is mapped.
+        states = numbers[3::PIECE]
+        for length, iova, state in zip(numbers[1::PIECE], numbers[2::PIECE], states, strict=True):
             if state:
                 yield iova, length
 
@@ -229,9 +231,6 @@ class _InPieces(BaseMapping):
 
     def _mapped_within(self, iova: int, length: int) -> int:
         return ioctls.mapped_within(self._pieces.c, len(self._pieces), iova, length)
-
-    def _was_mapped(self) -> bool:
-        return any(self._pieces.numbers[4::PIECE])
 
 
 class DMAMappings(_InPieces):

@@ -1,4 +1,9 @@
-"""The requests behind `IOAS.map`, `map_many`, `map_file` and `copy_from`, and how they are rolled back."""
+"""The requests behind `IOAS.map`, `map_many`, `map_file` and `copy_from`, and how they are rolled back.
+
+Of memory that is not mapped in the end, because of a refusal or of an exception from a signal handler, nothing may stay
+held: the caller closes the buffer next, maybe while the exception's traceback still has the frames of here. So only the
+function that calls `hold` has a variable with what that gives, and empties it in any case, before it ends.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pyiommufd import diagnose, uapi
 from pyiommufd.errors import IoctlError, IOMMUFDError, ioctl_error
 from pyiommufd.iterables import iterate
-from pyiommufd.kernel.memory.arguments import U64_MAX, check_progress, hold, misaligned, whole
+from pyiommufd.kernel.memory.arguments import U64_MAX, access_flags, check_progress, hold, misaligned, whole
 from pyiommufd.kernel.memory.iova import IOVARange, first_fit
 from pyiommufd.kernel.memory.mapping import PIECES_A_CALL, DMAMapping, DMAMappings, MappingInPieces
 from pyiommufd.kernel.memory.mapping_table import OF_DMA_BUF, OF_FILE
@@ -35,9 +40,10 @@ PROGRESS_BYTES = 1 << 30
 
 def map_below(ioas: IOAS, buffer: object, iova: int | None, below: int, flags: int) -> DMAMapping:
     """Map a buffer at the lowest free address such that the last byte is below ``below``."""
-    held = hold(buffer, bool(flags & uapi.IOMMU_IOAS_MAP_WRITEABLE))
-    length, address = len(held), held.address
+    held: Held | None = None
     try:
+        held = hold(buffer, bool(flags & uapi.IOMMU_IOAS_MAP_WRITEABLE))
+        length, address = len(held), held.address
         return _map_lowest(
             ioas,
             length,
@@ -45,11 +51,8 @@ def map_below(ioas: IOAS, buffer: object, iova: int | None, below: int, flags: i
             lambda at: ioas._mapper.map(held, at, flags),
             lambda code, at: buffer_map_error(ioas, (code, address, length), at, below),
         )
-    except BaseException:
-        # As `release_unmapped`; if a signal handler has raised, it may be mapped.
-        if not any(memory is held for memory in list(ioas._table.values())):
-            held.release()
-        raise
+    finally:
+        held = None
 
 
 def _limit(iova: int | None, below: int) -> int:
@@ -100,8 +103,10 @@ def map_with_progress(
     limit = U64_MAX if below is None else _limit(iova, below)
     if iova is not None and not 0 <= (iova := whole(iova, "iova")) <= U64_MAX:
         raise ValueError(f"iova {iova} does not fit 64 bits without a sign")
-    held = hold(buffer, bool(flags & uapi.IOMMU_IOAS_MAP_WRITEABLE))
+    held: Held | None = None
+    mapping: MappingInPieces | None = None
     try:
+        held = hold(buffer, bool(flags & uapi.IOMMU_IOAS_MAP_WRITEABLE))
         length, address = len(held), held.address
         if not length or (address | length | (iova or 0)) % mmap.PAGESIZE:
             raise misaligned(address, length, iova)
@@ -116,48 +121,49 @@ def map_with_progress(
                 raise buffer_map_error(ioas, (-errno.ENOSPC, address, length), None, below)
             if at + length - 1 > U64_MAX:
                 raise buffer_map_error(ioas, (-errno.EOVERFLOW, address, length), at)
-            result = _map_in_a_row(ioas, held, at, flags, progress)
-            if isinstance(result, DMAMapping):
-                return result
-            at += result[1] - address
-            if iova is not None or result[0] != -errno.EEXIST:
-                raise buffer_map_error(ioas, result, at, below)
+            mapping = MappingInPieces(ioas._mapper, _in_a_row(address, length, at))
+            ioas._table[mapping] = held
+            refused = _map_in_a_row(mapping, address, flags, progress)
+            mapping._made()
+            if refused is None:
+                return mapping
+            mapping.unmap()
+            at += refused[1] - address
+            if iova is not None or refused[0] != -errno.EEXIST:
+                raise buffer_map_error(ioas, refused, at, below)
             # As in `_map_lowest`; but after a few times well beyond, as each time much may have been mapped.
             taken.append((at, alignment << tries))
         raise AssertionError("not reached")
+    except BaseException:
+        if mapping is not None:
+            mapping._made()
+            mapping.unmap()
+        raise
     finally:
-        del held  # a traceback does not keep it
+        held = None
 
 
-def _map_in_a_row(
-    ioas: IOAS, held: Held, iova: int, flags: int, progress: Callable[[int, int], object]
-) -> DMAMapping | tuple[int, int, int]:
-    """What `Mapper.map` gives: the mapping; or the negative errno, and address and length of what was refused."""
-    length, address = len(held), held.address
+def _in_a_row(address: int, length: int, iova: int) -> array[int]:
+    """The pieces of a memory that begins at that address, mapped from that iova on."""
     # At multiples of it in memory, so that no huge page is cut.
     ends = [*range(PROGRESS_BYTES - address % PROGRESS_BYTES, length, PROGRESS_BYTES), length]
     places = zip([0, *ends], ends, strict=False)
-    mapping = MappingInPieces(
-        ioas._mapper, array("Q", [n for at, end in places for n in (at, end - at, iova + at, 0, 0)])
-    )
-    try:
-        ioas._table[mapping] = held
-        for piece, end in enumerate(ends):
-            result, _ = ioctls.ioas_map_many(ioas._c, mapping._pieces.c, piece, 1, flags, address)
-            if result:
-                mapping._made()
-                mapping.unmap()
-                offset, size = mapping._pieces.numbers[PIECE * piece : PIECE * piece + 2]
-                return result, address + offset, size
-            progress(end, length)
-        mapping._made()
-    except BaseException:
-        mapping._made()
-        mapping.unmap()
-        release_unmapped(ioas, mapping, held)
-        del held  # also where it was mapped in part, and is not released
-        raise
-    return mapping
+    return array("Q", [n for at, end in places for n in (at, end - at, iova + at, 0, 0)])
+
+
+def _map_in_a_row(
+    mapping: MappingInPieces, address: int, flags: int, progress: Callable[[int, int], object]
+) -> tuple[int, int, int] | None:
+    """Map the pieces of a memory at that address; where one is refused: the negative errno, its address and length."""
+    numbers = mapping._pieces.numbers
+    total = sum(numbers[1::PIECE])
+    for piece in range(len(mapping._pieces)):
+        result, _ = ioctls.ioas_map_many(mapping._ioas._c, mapping._pieces.c, piece, 1, flags, address)
+        offset, size = numbers[PIECE * piece : PIECE * piece + 2]
+        if result:
+            return result, address + offset, size
+        progress(offset + size, total)
+    return None
 
 
 def map_file(
@@ -218,8 +224,6 @@ def copy_range(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int |
 def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None, flags: int) -> DMAMapping | None:
     """None where something was mapped or unmapped in the source meanwhile, and nothing copied."""
     changes = source._c.changes
-    # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
-    held = source._table.memory_of(iova, length)
     # To the kernel it is going to be a mapping for each that it is copied from, of this process or another.
     parts = [(max(at, iova), min(at + size, iova + length)) for at, size in source._table.overlapping(iova, length)]
     if sum(end - at for at, end in parts) < length:
@@ -228,7 +232,8 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
         ioas._mapper, array("Q", [n for at, end in parts for n in (at - iova, end - at, 0, 0, 0)])
     )
     try:
-        ioas._table[mapping] = held
+        # The memory has to stay for this mapping too, whatever becomes of those that it is copied from.
+        ioas._table[mapping] = source._table.memory_of(iova, length)
         ioctls.ioas_copy(
             ioas._c,
             mapping._pieces.c,
@@ -258,28 +263,39 @@ def _copy(ioas: IOAS, source: IOAS, iova: int, length: int, dst_iova: int | None
         raise refusal_error(ioas, code, "IOMMU_IOAS_COPY", length, dst_iova) from None
 
 
-def map_pieces(ioas: IOAS, held: Held, numbers: array[int], flags: int) -> DMAMappings:
-    """Map pieces of a memory (for each offset, length, iova or `ANYWHERE`, and two times 0), all or none."""
-    mappings = DMAMappings(ioas, numbers)
-    pieces, count = mappings._pieces.c, len(mappings._pieces)
+def map_pieces(
+    ioas: IOAS, buffer: object, pieces: Iterable[tuple[int, int, int | None]], *, readable: bool, writeable: bool
+) -> DMAMappings:
+    """Map pieces of a buffer, all or none."""
+    flags = access_flags(readable, writeable)
+    held: Held | None = None
+    mappings: DMAMappings | None = None
     try:
+        held = hold(buffer, writeable)
+        mappings = DMAMappings(ioas, piece_numbers(pieces, len(held)))
         ioas._table[mappings] = held
-        for start in range(0, count, PIECES_A_CALL):
-            part = min(PIECES_A_CALL, count - start)
-            result, done = ioctls.ioas_map_many(ioas._c, pieces, start, part, flags, held.address)
-            if result:
-                at = PIECE * (start + done)
-                offset, length, iova = numbers[at : at + 3]
-                refused = result, held.address + offset, length
-                raise buffer_map_error(ioas, refused, None if iova == ANYWHERE else iova)
+        _map_pieces(mappings, held.address, flags)
         mappings._made()
+        return mappings
     except BaseException:
-        mappings._made()
-        mappings.unmap()
-        release_unmapped(ioas, mappings, held)
-        del held  # also where it was mapped in part, and is not released
+        if mappings is not None:
+            mappings._made()
+            mappings.unmap()
         raise
-    return mappings
+    finally:
+        held = None
+
+
+def _map_pieces(mappings: DMAMappings, address: int, flags: int) -> None:
+    """Map those of a memory at that address, up to the first that is refused."""
+    ioas, pieces, count = mappings._ioas, mappings._pieces, len(mappings._pieces)
+    for start in range(0, count, PIECES_A_CALL):
+        part = min(PIECES_A_CALL, count - start)
+        result, done = ioctls.ioas_map_many(ioas._c, pieces.c, start, part, flags, address)
+        if result:
+            at = PIECE * (start + done)
+            offset, length, iova = pieces.numbers[at : at + 3]
+            raise buffer_map_error(ioas, (result, address + offset, length), None if iova == ANYWHERE else iova)
 
 
 def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> array[int]:
@@ -306,16 +322,6 @@ def piece_numbers(pieces: Iterable[tuple[int, int, int | None]], size: int) -> a
     if not numbers:
         raise ValueError("there is no piece to map")
     return numbers
-
-
-def release_unmapped(ioas: IOAS, mapping: DMAMappings | MappingInPieces, held: Held) -> None:
-    """Release a buffer that was never mapped, which the exception's traceback would keep held.
-
-    Left to the garbage collector, it may be in a cycle with a memoryview, where CPython 3.11 crashes (gh-77894). If it
-    was mapped for a moment, another thread may have copied it; that mapping holds the same view.
-    """
-    if mapping not in ioas._table and not mapping._was_mapped():
-        held.release()
 
 
 def buffer_map_error(

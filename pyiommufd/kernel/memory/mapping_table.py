@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pyiommufd.iterables import pairs
 from pyiommufd.kernel.memory.iova import IOVARange
 from pyiommufd.uapi import ioctls
 from pyiommufd.uapi.fast import mapped_within
@@ -56,8 +57,8 @@ class MappingTable(dict["BaseMapping", object]):
 
     def memory_of(self, iova: int, length: int) -> tuple[object, ...]:
         """What holds the memory that is mapped within a range."""
-        found = [self.get(mapping) for mapping in self._touched(iova, length)]
-        return tuple(memory for memory in found if memory is not None)
+        # No variable has it: the traceback of a signal handler's exception would keep it held.
+        return tuple(filter(None, map(self.get, self._touched(iova, length))))
 
     def pieces(self, iova: int, length: int) -> tuple[list[BaseMapping], list[ioctls.Piece]]:
         """The mappings that a range touches, and those of their pieces that are mapped."""
@@ -76,7 +77,7 @@ class MappingTable(dict["BaseMapping", object]):
         def of_file(memory: object) -> bool:
             return memory is OF_FILE or (isinstance(memory, tuple) and all(map(of_file, memory)))
 
-        return [mapping for mapping, memory in list(self.items()) if not of_file(memory)]
+        return [mapping for mapping, memory in pairs(self) if not of_file(memory)]
 
     def of_dma_buf(self, mapping: BaseMapping) -> bool:
         """Whether it is of a dma-buf, or a copy of what is, in part."""

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pyiommufd.host.discovery.devices import HostDevice
+from pyiommufd.iterables import pairs
 from pyiommufd.uapi import ioctls
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Attachment:
     @property
     def devices(self) -> list[Attachable]:
         """The devices that are attached."""
-        return [device for device, cell in list(self.cells.items()) if cell[0] and not device.closed]
+        return [device for device, cell in pairs(self.cells) if cell[0] and not device.closed]
 
 
 @dataclass(slots=True)

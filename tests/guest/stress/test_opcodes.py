@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -323,6 +324,56 @@ def test_a_handler_before_any_opcode(
     assert every > 5
     for stop in sample(f"stress.opcodes[{name}, {mode}]", range(every), 2 if mode == "raises" else 1):
         assert once(stop) == stop or not raises
+
+
+# What maps memory, or a copy of what is mapped at IOVA.
+MAPS: dict[str, Callable[[IOAS, IOAS, DMABuffer], object]] = {
+    "map": lambda ioas, _, memory: ioas.map(memory),
+    "map(below=)": lambda ioas, _, memory: ioas.map(memory, below=1 << 32),
+    "map(progress=)": lambda ioas, _, memory: ioas.map(memory, progress=lambda *_: None),
+    "map_many": lambda ioas, _, memory: ioas.map_many(memory, [(0, PAGE, None), (PAGE, PAGE, None)]),
+    "copy_from": lambda ioas, other, _: other.copy_from(ioas, IOVA, PAGE),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_what_is_not_mapped_is_not_held(name: str) -> None:
+    """Though the exception of a signal handler still has the frames of what it has interrupted."""
+
+    class Stopped(Exception):  # noqa: N818 - no error
+        pass
+
+    def stopped() -> None:
+        raise Stopped
+
+    with IOMMUFD() as iommufd:
+        ioas, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
+
+        def once(stop: int | None) -> int:
+            memory = DMABuffer(2 * PAGE)
+            if name == "copy_from":
+                ioas.map(memory, iova=IOVA)
+            kept, count = None, 0
+            try:
+                count, _ = opcodes(lambda: MAPS[name](ioas, other, memory), FILES, stop, stopped)
+            except Stopped as error:
+                kept = error
+            for one in (*ioas.mappings, *other.mappings):
+                one.unmap()
+            try:
+                memory.close()
+            except BufferError as error:
+                trace = kept.__traceback__ if kept else None
+                frames = [f"{frame.f_code.co_name}:{line}" for frame, line in walk_tb(trace)]
+                error.add_note(f"{name}, interrupted before opcode {stop}: {' '.join(frames)}")
+                raise
+            assert (kept is None) == (stop is None)
+            return count
+
+        every = once(None)
+        assert every > 5
+        for stop in sample(f"stress.held[{name}]", range(every), 20):
+            once(stop)
 
 
 # What the kernel refuses, or the C code, and with which errno.

@@ -4,6 +4,7 @@
     sigbus_orders.py foreign          after sequences of steps a SIGBUS that is no window's
     sigbus_orders.py after STEP...    the same after these steps, in this process
     sigbus_orders.py kept             the same after an access, with faulthandler as Python was started
+    sigbus_orders.py chained LIBRARY  the same after orders in which the handlers of sigbus_chain.c are set
 
 A file that is truncated under its mapping raises SIGBUS as a BAR does whose memory decode is off.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import faulthandler
+import functools
 import itertools
 import mmap
 import os
@@ -152,6 +154,22 @@ def foreign() -> None:
         assert found == known[without], (sequence, found, known[without])
 
 
+def chained(library: str) -> None:
+    """A SIGBUS that is no window's ends the process, though handlers forward to those that they have found.
+
+    While both are set aside an access finds none; once they are back they forward to what an access has set before.
+    """
+    handlers = ctypes.CDLL(library)
+    first, second = (functools.partial(handlers.set_chained, which) for which in (0, 1))
+    STEPS.update({"first": first, "second": second, "aside": handlers.set_aside, "back": handlers.put_back})
+    for before in itertools.product(["access", "enable", "default"], repeat=2):
+        for between in ([], ["access"]):
+            steps = [*before, "access", "first", *between, "second", *between, "aside", "access", "back", "access"]
+            print(*steps, sep=", ", flush=True)
+            status, _ = outcome(tuple(steps))
+            assert os.WTERMSIG(status) == signal.SIGBUS, (steps, status)
+
+
 def main() -> None:
     """Run the mode given on the command line; see the module."""
     mode, *steps = sys.argv[1:]
@@ -164,6 +182,8 @@ def main() -> None:
         guard()
     elif mode == "foreign":
         foreign()
+    elif mode == "chained":
+        chained(*steps)
     else:
         for step in steps:
             STEPS.get(step, access)()

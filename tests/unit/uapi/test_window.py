@@ -31,6 +31,14 @@ def test_a_sigbus_from_elsewhere_ends_as_without_a_window() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_handlers_that_forward_do_not_do_so_in_a_circle(tmp_path: Path) -> None:
+    library = tmp_path / "chain.so"
+    source = Path(__file__).with_name("sigbus_chain.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    done = run("chained", str(library))
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout.splitlines()[-1:]
+
+
 @pytest.mark.parametrize(
     ("steps", "dumped"),
     [
