@@ -329,6 +329,16 @@ static inline __attribute__((always_inline)) void transfer(unsigned char *addres
         ACCESS(uint8_t);
 }
 
+/* By itself: after sigsetjmp() compilers keep less in registers. */
+static __attribute__((noinline)) void transfer_many(unsigned char *address, unsigned char *memory, uint64_t length,
+                                                    int writing)
+{
+    if (writing)
+        transfer(address, memory, length, 1);
+    else
+        transfer(address, memory, length, 0);
+}
+
 /* How many bytes were moved before the device did not answer: all of the length if it did. */
 static uint64_t move(const struct pyiommufd_window *window, uint64_t offset, void *memory, uint64_t length, int writing)
 {
@@ -344,13 +354,16 @@ static uint64_t move(const struct pyiommufd_window *window, uint64_t offset, voi
         return at > window->base + offset ? (uint64_t)(at - (window->base + offset)) : 0;
     }
     guard = &here;
-    if (writing) {
+    if (writing)
         BARRIER();
+    if (length > 8)
+        transfer_many(window->base + offset, memory, length, writing);
+    else if (writing)
         transfer(window->base + offset, memory, length, 1);
-    } else {
+    else
         transfer(window->base + offset, memory, length, 0);
+    if (!writing)
         BARRIER();
-    }
     guard = NULL;
     return length;
 }
