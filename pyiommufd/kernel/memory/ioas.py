@@ -364,7 +364,10 @@ class IOAS(KernelObject):
             ClosedError, ForkedError: As for `map`.
         """
         self._live()
-        return self._unmap(0, U64_MAX, repr(self))
+        try:
+            return self._unmap(0, U64_MAX, repr(self))
+        finally:
+            self._table.forget_left()
 
     def _unmap(self, iova: int, length: int, target: str) -> int:
         for tries in itertools.count():

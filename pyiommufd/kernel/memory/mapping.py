@@ -51,6 +51,10 @@ class BaseMapping(ABC):
     def _gone(self) -> bool:
         """Whether it is not mapped, nor going to be."""
 
+    def _left(self) -> bool:
+        """Whether it is gone, and in the table all the same. One that C unmaps it drops by the same call."""
+        return False
+
     @property
     def revoked(self) -> bool:
         """Whether it is of a dma-buf that was revoked: devices do not reach it any more, and their DMA there faults.
@@ -228,6 +232,9 @@ class _InPieces(BaseMapping):
 
     def _gone(self) -> bool:
         return not self._pieces.making and not self._pieces.any_mapped()
+
+    def _left(self) -> bool:
+        return self._gone()
 
     def _mapped_within(self, iova: int, length: int) -> int:
         return ioctls.mapped_within(self._pieces.c, len(self._pieces), iova, length)

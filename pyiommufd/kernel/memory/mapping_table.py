@@ -71,6 +71,12 @@ class MappingTable(dict["BaseMapping", object]):
             if mapping._gone():
                 self.pop(mapping, None)
 
+    def forget_left(self) -> None:
+        """Drop those that a call has unmapped and, ended by a signal handler's exception, not dropped."""
+        for mapping in list(self):
+            if mapping._left():
+                self.pop(mapping, None)
+
     def of_no_file(self) -> list[BaseMapping]:
         """Those that are not of memory by its file: of this process' memory, or of dma-bufs."""
 

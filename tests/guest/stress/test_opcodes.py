@@ -26,6 +26,8 @@ from pyiommufd import (
     Device,
     DeviceFile,
     DMABuffer,
+    DMAMapping,
+    DMAMappings,
     HostDevice,
     InUseError,
     IoctlError,
@@ -373,6 +375,34 @@ def test_what_is_not_mapped_is_not_held(name: str) -> None:
         every = once(None)
         assert every > 5
         for stop in sample(f"stress.held[{name}]", range(every), 20):
+            once(stop)
+
+
+UNMAPS: dict[str, Callable[[IOAS, DMABuffer], DMAMapping | DMAMappings]] = {
+    "map(progress=)": lambda ioas, memory: ioas.map(memory, progress=lambda *_: None),
+    "map_many": lambda ioas, memory: ioas.map_many(memory, [(0, PAGE, None), (PAGE, PAGE, None)]),
+    "copy_from": lambda ioas, _: ioas.copy_from(ioas, IOVA, PAGE),
+}
+
+
+@pytest.mark.parametrize("name", UNMAPS)
+def test_unmap_all_leaves_nothing_that_an_interrupted_unmap_has_left(name: str) -> None:
+    with IOMMUFD() as iommufd, DMABuffer(PAGE) as source:
+        ioas = iommufd.alloc_ioas()
+
+        def once(stop: int | None) -> int:
+            memory = DMABuffer(2 * PAGE)
+            ioas.map(source, iova=IOVA)
+            mapping = UNMAPS[name](ioas, memory)
+            count, where = opcodes(mapping.unmap, FILES, stop)
+            ioas.unmap_all()
+            assert not ioas._table, where
+            memory.close()
+            return count
+
+        every = once(None)
+        assert every > 5
+        for stop in sample(f"stress.left[{name}]", range(every), 20):
             once(stop)
 
 
