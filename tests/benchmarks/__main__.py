@@ -32,17 +32,17 @@ def line(figure: Figure, before: float | None) -> str:
     return f"{figure.name:72} {figure.ratio:10.2f} {figure.unit:16} {goal:>9} {verdict:4}{then}".rstrip()
 
 
-def earlier(file: Path | None) -> dict[str, float]:
-    """The figures of an earlier run, by name."""
-    return {} if file is None else {one["name"]: one["ratio"] for one in json.loads(file.read_text())}
+def earlier(file: Path | None) -> dict[tuple[str, str], float]:
+    """The figures of an earlier run, by name and unit: something may be beside two others."""
+    return {} if file is None else {(one["name"], one["unit"]): one["ratio"] for one in json.loads(file.read_text())}
 
 
-def measured(parts: Iterable[str], before: dict[str, float]) -> list[Figure]:
+def measured(parts: Iterable[str], before: dict[tuple[str, str], float]) -> list[Figure]:
     """Measure, and print each line as soon as it is known."""
     found = []
     for part in parts:
         for figure in importlib.import_module(f"tests.benchmarks.{part}").figures():
-            print(line(figure, before.get(figure.name)), flush=True)
+            print(line(figure, before.get((figure.name, figure.unit))), flush=True)
             found.append(figure)
     return found
 

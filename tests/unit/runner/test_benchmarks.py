@@ -52,7 +52,7 @@ def test_figures_are_written_and_shown_beside_later_ones(
     written = json.loads(file.read_text())
     assert written[0] == {"name": "a map", "ratio": 2.5, "goal": 3.0, "unit": "x C"}
     assert [one["name"] for one in written] == [one.name for one in FIGURES]
-    file.write_text(json.dumps([written[0] | {"ratio": 4.64}]))
+    file.write_text(json.dumps([written[0] | {"ratio": 4.64}, written[0] | {"ratio": 7.0, "unit": "ms"}]))
     capsys.readouterr()
     run(monkeypatch, "--against", file)
     head, first, second, _ = capsys.readouterr().out.splitlines()
