@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,16 +21,19 @@ def _never(code: CodeType) -> frozenset[int]:
     """The opcodes of a function before which no handler runs: those that begin or end a ``with``, or assign None.
 
     An exception there would leave a lock held for ever, or what a ``finally`` is about to drop. CPython handles signals
-    at the end of a call, as if the call had raised what a handler raises, and no call that matters precedes these.
+    at the end of a call, as if the call had raised what a handler raises; when a function begins; and when a loop does
+    again. None of that comes right before these: a None that is assigned there counts as any other opcode.
     """
     found: set[int] = set()
     instructions = list(dis.get_instructions(code))
+    begins = {one.argval for one in instructions if "BACKWARD" in one.opname}
+    begins |= {after.offset for one, after in itertools.pairwise(instructions) if one.opname == "RESUME"}
     for number, each in enumerate(instructions):
         if each.opname == "BEFORE_WITH":
             found.add(instructions[number + 1].offset)
         if each.opname in ("STORE_FAST", "STORE_DEREF") and number:
             value = instructions[number - 1]
-            if value.opname == "LOAD_CONST" and value.argval is None:
+            if value.opname == "LOAD_CONST" and value.argval is None and value.offset not in begins:
                 found.update((value.offset, each.offset))
         calls = [one for one in instructions[number : number + 5] if one.opname != "PRECALL"][:4]
         if [one.opname for one in calls] == ["LOAD_CONST"] * 3 + ["CALL"] and all(

@@ -378,6 +378,7 @@ def test_what_is_not_mapped_is_not_held(name: str) -> None:
             once(stop)
 
 
+# What makes a mapping of several pieces, of memory or of what is mapped at IOVA.
 UNMAPS: dict[str, Callable[[IOAS, DMABuffer], DMAMapping | DMAMappings]] = {
     "map(progress=)": lambda ioas, memory: ioas.map(memory, progress=lambda *_: None),
     "map_many": lambda ioas, memory: ioas.map_many(memory, [(0, PAGE, None), (PAGE, PAGE, None)]),
